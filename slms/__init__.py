@@ -1,0 +1,41 @@
+"""SLMS specialises a dense language model, proves that it did, and runs only what it needs.
+
+The way of the data: text → token blocks → base model → (calibration activations → partition →
+routed model) → logits and routes → metrics → results.
+
+    slms.data      stories (the embedded corpus), token blocks, Lightning data module
+    slms.models    base models by name, MLP anatomy, partition, routed MLP, convert, save and load
+    slms.routing   router, selection rules and gates, balancing losses
+    slms.lit       LightningModules
+    slms.metrics   pure functions and thin torchmetrics classes
+    slms.report    results files, figures, tables
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from slms.models.anatomy import list_layers
+    from slms.models.base import load_base
+    from slms.models.convert import route
+    from slms.models.io import load_model, save_model
+    from slms.routing.config import RoutingConfig
+
+__version__ = "0.1.0"
+__all__ = ["RoutingConfig", "list_layers", "load_base", "load_model", "route", "save_model"]
+
+_HOME = {
+    "load_base": "slms.models.base",
+    "list_layers": "slms.models.anatomy",
+    "route": "slms.models.convert",
+    "load_model": "slms.models.io",
+    "save_model": "slms.models.io",
+    "RoutingConfig": "slms.routing.config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that `import slms` stays quick."""
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'slms' has no attribute {name!r}")

@@ -1,0 +1,134 @@
+"""A class for every token: from the embedded corpus's own labels, or from its lexicon on other text.
+
+Families: `token_class` (what kind of token), `frequency` (fifths of the corpus's mass), `pos`, `semantic`, and for the
+embedded corpus `number` and `domain` (the story's plot). −1 marks a token whose class is unknown; the share of known
+tokens is stated as `coverage` beside every number made from them.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from slms.data.stories import LEXICON, NUMBER, PLOTS, POS, SEMANTIC
+
+VERSION = 1  # part of the cache's key: raise it when a label changes
+TOKEN_CLASSES = ("special", "space", "punctuation", "digit", "function", "content", "capitalised", "piece")
+FREQUENCY_BINS = ("top fifth", "second fifth", "middle fifth", "fourth fifth", "rarest fifth")
+FUNCTION_POS = frozenset({"det", "pron", "prep", "conj", "aux", "part", "adp", "function"})
+WORD = re.compile(r"[A-Za-z]+(?:['’][A-Za-z]+)?|\d+|[^\sA-Za-z\d]")
+
+_FUNCTION_WORDS = frozenset(
+    "a an the this that these those my your his her its our their some any no every each all both i you he she it we "
+    "they me him us them who what which where when why how to of in on at by for with from into over under near "
+    "behind and or but so if because as than then not is are was were be been am do does did has have had will would "
+    "can could shall should may might must there here up down out off".split()
+)
+
+
+class Labeller:
+    """Labels the tokens of documents under one tokenizer."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.token_class = token_classes(tokenizer)
+        self.annotated: bool | None = None
+
+    def __call__(self, document, ids: Sequence[int], spans: Sequence[tuple[int, int]]) -> dict[str, np.ndarray]:
+        """Classes of one document's tokens: family → [t] int16.
+
+        Args:
+            document: `slms.data.text.Document`; its words' labels are used where it has them.
+            ids: [t] token ids, separator included.
+            spans: [t] character span of each token; an empty span marks a separator.
+        """
+        self.annotated = document.words is not None
+        words = document.words if self.annotated else _lexicon_words(document.text)
+        starts = np.asarray([w[0] for w in words], dtype=np.int64)
+        ends = np.asarray([w[1] for w in words], dtype=np.int64)
+        word_of = _word_of_token(document.text, spans, starts, ends)
+        out = {"token_class": self.token_class[np.asarray(ids)]}
+        for family, column, names in self._word_families(words):
+            index = {name: i for i, name in enumerate(names)}
+            classes = np.asarray([index.get(value, -1) for value in column] + [-1], dtype=np.int16)
+            out[family] = classes[word_of]
+        if self.annotated:
+            domain = np.full(len(ids), PLOTS.index(document.domain), dtype=np.int16)
+            out["domain"] = np.where(word_of >= 0, domain, np.int16(-1))
+        return out
+
+    def _word_families(self, words):
+        if self.annotated:
+            yield "pos", [w.pos for w in words], POS
+            yield "semantic", [w.semantic for w in words], SEMANTIC
+            yield "number", [w.number for w in words], NUMBER
+        else:
+            yield "pos", [w[2] for w in words], POS
+            yield "semantic", [w[3] for w in words], SEMANTIC
+
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """Class names of every family that `__call__` returned."""
+        families = {"token_class": TOKEN_CLASSES, "pos": tuple(POS), "semantic": tuple(SEMANTIC)}
+        if self.annotated:
+            families |= {"number": tuple(NUMBER), "domain": tuple(PLOTS)}
+        return families
+
+
+def _lexicon_words(text: str) -> list[tuple[int, int, str | None, str | None]]:
+    unknown = (None, None)
+    return [(m.start(), m.end(), *LEXICON.get(m.group().lower(), unknown)) for m in WORD.finditer(text)]
+
+
+def _word_of_token(text: str, spans, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """[t] index of the word that holds each token's first character that is no space; −1 for none."""
+    first = np.asarray(
+        [s + (len(piece) - len(piece.lstrip())) if (piece := text[s:e]).strip() else -1 for s, e in spans],
+        dtype=np.int64,
+    )
+    if not len(starts):
+        return np.full(len(first), -1)
+    word = np.searchsorted(starts, first, side="right") - 1
+    return np.where((first >= 0) & (word >= 0) & (first < ends[word]), word, -1)
+
+
+def token_classes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """[v] index into `TOKEN_CLASSES` of each id of the vocabulary, from its text alone.
+
+    `piece` is a run of letters that does not begin a word: it lacks the leading space that others carry.
+    """
+    pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    special = set(tokenizer.all_special_ids)
+    out = np.zeros(len(tokenizer), dtype=np.int16)
+    for i, raw in enumerate(pieces):
+        if i not in special:
+            out[i] = TOKEN_CLASSES.index(_token_class(raw))
+    return out
+
+
+def _token_class(raw: str | None) -> str:
+    if raw is None or re.fullmatch(r"<0x[0-9A-F]{2}>", raw):
+        return "piece"
+    begins = raw[:1] in ("Ġ", "▁", " ")
+    word = raw.lstrip("Ġ▁ ĊčĉĠ")
+    if not word:
+        return "space"
+    if word.isdigit():
+        return "digit"
+    if not any(ch.isalpha() for ch in word):
+        return "punctuation" if all(unicodedata.category(ch)[0] in "PSN" for ch in word) else "piece"
+    if word[0].isupper():
+        return "function" if word.lower() in _FUNCTION_WORDS else "capitalised"
+    if word.lower() in _FUNCTION_WORDS:
+        return "function"
+    return "content" if begins else "piece"
+
+
+def frequency_bins(input_ids: np.ndarray) -> np.ndarray:
+    """Fifth of the text's mass that each token belongs to, from the most frequent token down; same shape."""
+    counts = np.bincount(input_ids.ravel())
+    order = np.argsort(-counts, kind="stable")
+    below = np.cumsum(counts[order]) - counts[order]
+    fifth = np.empty(len(counts), dtype=np.int16)
+    fifth[order] = np.minimum(5 * below // max(counts.sum(), 1), 4)
+    return fifth[input_ids]

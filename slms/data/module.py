@@ -1,0 +1,191 @@
+"""The Lightning data module: training blocks in a resumable order, validation blocks with documents and labels.
+
+Shapes: `b` blocks of a batch, `t` position.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerBase
+
+from slms.data.text import Blocks, BlockSpec, CorpusConfig, load_blocks
+
+
+class BlockDataset(Dataset):
+    """Batches of blocks: indexing with a list gives a dict of int64 tensors [b, t]."""
+
+    def __init__(self, blocks: Blocks):
+        self.blocks = blocks
+
+    def __len__(self) -> int:
+        return len(self.blocks.input_ids)
+
+    def __getitem__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        columns = {"input_ids": self.blocks.input_ids}
+        if self.blocks.doc_ids is not None:
+            columns["doc_ids"] = self.blocks.doc_ids
+        columns |= {f"labels_{family}": classes for family, classes in self.blocks.labels.items()}
+        return {name: torch.from_numpy(column[rows].astype(np.int64)) for name, column in columns.items()}
+
+
+@dataclass
+class BlockOrder:
+    """Which blocks each step reads: a function of (seed, position), so that a run can resume anywhere.
+
+    Position s of the run reads block `permutation(seed, s // n)[s % n]`: each pass over the n blocks has its own
+    order, whatever the length of an epoch. Global batches are dealt to ranks in turn.
+    """
+
+    n_blocks: int
+    batch_size: int
+    batches_per_epoch: int
+    seed: int
+    rank: int = 0
+    world: int = 1
+    epoch: int = 0
+    done: int = 0
+
+    def __len__(self) -> int:
+        return self.batches_per_epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        wide = self.batch_size * self.world
+        for i in range(self.done, self.batches_per_epoch):
+            start = (self.epoch * self.batches_per_epoch + i) * wide
+            yield [self._block(s) for s in range(start + self.rank, start + wide, self.world)]
+
+    def _block(self, position: int) -> int:
+        number, offset = divmod(position, self.n_blocks)
+        if getattr(self, "_pass", None) != number:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+            self._pass, self._order = number, torch.randperm(self.n_blocks, generator=generator).tolist()
+        return self._order[offset]
+
+
+class ResumableLoader(DataLoader):
+    """A loader whose state is (epoch, batches done), so that a resumed run reads on exactly where it stopped."""
+
+    def __init__(self, dataset: BlockDataset, order: BlockOrder, **kwargs):
+        super().__init__(dataset, sampler=order, batch_size=None, generator=torch.Generator(), **kwargs)
+        self.order = order
+
+    def __iter__(self):
+        done = self.order.done
+        for batch in super().__iter__():
+            done += 1
+            self._progress = (self.order.epoch, done)
+            yield batch
+        self.order.epoch, self.order.done = self.order.epoch + 1, 0
+        self._progress = (self.order.epoch, 0)
+
+    def state_dict(self) -> dict[str, int]:
+        """The position after the last batch handed out."""
+        epoch, done = getattr(self, "_progress", (self.order.epoch, self.order.done))
+        return {"epoch": epoch, "done": done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on after `state`; the end of an epoch is the start of the next one."""
+        epoch, done = state["epoch"], state["done"]
+        self.order.epoch, self.order.done = (epoch + 1, 0) if done >= len(self.order) else (epoch, done)
+
+
+class TextData(L.LightningDataModule):
+    """Token blocks of one corpus under one tokenizer.
+
+    Args:
+        corpus: which text.
+        tokenizer: set by the command line from the model's base.
+        source: where the base came from (`hub`, `embedded`, `local`); picks between the corpus's `hub` and `embedded`.
+        block_size: tokens of one block (a training example).
+        batch_size: blocks of one step on one device.
+        train_tokens: tokens to prepare for training, made before the first step and cached; null reads a finite
+            corpus whole.
+        epoch_tokens: tokens of one epoch; null makes one pass over the prepared tokens an epoch.
+        val_tokens: tokens to validate on.
+        seed: order of the blocks, and the embedded corpus's stories.
+        num_workers: loader processes; blocks are read from memory, so none is needed.
+    """
+
+    def __init__(
+        self,
+        corpus: CorpusConfig,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        source: str = "local",
+        block_size: int = 256,
+        batch_size: int = 16,
+        train_tokens: int | None = 4_000_000,
+        epoch_tokens: int | None = None,
+        val_tokens: int = 131_072,
+        seed: int = 0,
+        num_workers: int = 0,
+    ):
+        super().__init__()
+        checks = {"block_size": block_size, "batch_size": batch_size, "val_tokens": val_tokens}
+        checks |= {"train_tokens": train_tokens, "epoch_tokens": epoch_tokens}
+        for name, value in checks.items():
+            if value is not None and value < (2 if name == "block_size" else 1):
+                raise ValueError(f"data.{name} is {value}; it must be at least {2 if name == 'block_size' else 1}")
+        self.corpus, self.tokenizer, self.source = corpus, tokenizer, source
+        self.block_size, self.batch_size = block_size, batch_size
+        self.train_tokens, self.epoch_tokens, self.val_tokens = train_tokens, epoch_tokens, val_tokens
+        self.seed, self.num_workers = seed, num_workers
+        self.corpus_name = corpus.resolve(source)
+
+    def _spec(self, split: str, n_tokens: int | None) -> BlockSpec:
+        c = self.corpus
+        corpus_seed = 0 if split != "train" else self.seed  # validation text is the same for every seed
+        return BlockSpec(
+            self.corpus_name, split, c.validation, c.text_field, corpus_seed, self.block_size, n_tokens,
+            with_labels=split != "train",
+        )  # fmt: skip
+
+    def prepare_data(self) -> None:
+        """Tokenise to the cache once per machine."""
+        for split in ("train", "validation"):
+            self.blocks(split)
+
+    def blocks(self, split: str) -> Blocks:
+        """The blocks of `train`, `validation` or `test`."""
+        limit = self.tokenizer.model_max_length
+        if self.block_size > limit:
+            raise ValueError(f"data.block_size is {self.block_size}; the base's context holds at most {limit} tokens")
+        return load_blocks(
+            self._spec(split, self.train_tokens if split == "train" else self.val_tokens), self.tokenizer
+        )
+
+    def setup(self, stage: str) -> None:
+        """Load from the cache."""
+        if stage == "fit":
+            self.train_blocks = self.blocks("train")
+        self.val_blocks = self.blocks("validation")
+
+    def calibration(self, n_tokens: int) -> torch.Tensor:
+        """The first ⌈n_tokens / T⌉ training blocks: [b, t] int64."""
+        rows = min(len(self.train_blocks.input_ids), -(-n_tokens // self.block_size))
+        return torch.from_numpy(self.train_blocks.input_ids[:rows].astype(np.int64))
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Batches in the resumable order, dealt to ranks."""
+        world = self.trainer.world_size if self.trainer else 1
+        rank = self.trainer.global_rank if self.trainer else 0
+        n_blocks = len(self.train_blocks.input_ids)
+        epoch_blocks = n_blocks if self.epoch_tokens is None else max(self.epoch_tokens // self.block_size, 1)
+        batches = epoch_blocks // (self.batch_size * world)
+        if batches == 0:
+            raise ValueError(
+                f"data.batch_size is {self.batch_size} on {world} device(s); an epoch holds only {epoch_blocks} blocks"
+            )
+        order = BlockOrder(n_blocks, self.batch_size, batches, self.seed, rank, world)
+        return ResumableLoader(BlockDataset(self.train_blocks), order, num_workers=self.num_workers)
+
+    def val_dataloader(self) -> DataLoader:
+        """Validation batches in order, every block once, dealt to ranks in turn."""
+        world = self.trainer.world_size if self.trainer else 1
+        rank = self.trainer.global_rank if self.trainer else 0
+        rows = list(range(len(self.val_blocks.input_ids)))[rank::world]
+        batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        return DataLoader(BlockDataset(self.val_blocks), sampler=batches, batch_size=None, num_workers=0)

@@ -1,0 +1,295 @@
+"""Corpora by name → documents → token blocks on disk.
+
+A corpus is one string: `stories` (embedded), a file (`.txt`, `.jsonl`, `.parquet`), or a Hugging Face dataset id.
+Documents are tokenised, joined with the tokenizer's separator and cut into blocks of T tokens; training blocks hold
+ids only, validation blocks also the document and the labels of each token (`slms.data.labels`).
+
+Shapes: `b` blocks, `t` position in a block.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from slms.data import labels as lb
+from slms.data.files import cache_dir, write_npz
+from slms.data.stories import story
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED = "stories"
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+SEPARATOR = "<|endoftext|>"
+HOLD_OUT = 50  # without a validation corpus, every 50th document of a file is held out
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """Which text to read.
+
+    Args:
+        name: `stories` (embedded), a `.txt`/`.jsonl`/`.parquet` file, or a Hugging Face dataset id.
+        validation: a second corpus to validate on; by default the corpus's own validation split, and for a file
+            every 50th document, which training then leaves out.
+        hub: with `embedded`, in place of `name`: the corpus to use when the base model comes from the hub.
+        embedded: the stand-in to use when the base model is the embedded one.
+        text_field: the field holding the text in JSON lines, parquet and hub corpora.
+    """
+
+    name: str | None = None
+    validation: str | None = None
+    hub: str | None = None
+    embedded: str | None = None
+    text_field: str = "text"
+
+    def __post_init__(self):
+        if (self.name is None) == (self.hub is None):
+            raise ValueError("data.corpus needs either `name`, or `hub` (with `embedded` as its stand-in)")
+
+    def resolve(self, kind: str) -> str:
+        """The corpus's name, given where the base came from (`hub`, `embedded` or `local`)."""
+        if self.name is not None:
+            return self.name
+        chosen = self.embedded if kind == "embedded" else self.hub
+        if chosen is None:
+            raise ValueError(f"data.corpus has no `{kind}` entry, but the base model is {kind}")
+        return chosen
+
+
+class Document(NamedTuple):
+    """One text; `words` and `domain` are known for the embedded corpus only."""
+
+    text: str
+    words: list | None = None
+    domain: str | None = None
+
+
+class Blocks(NamedTuple):
+    """Token blocks.
+
+    Attributes:
+        input_ids: [b, t] token ids.
+        doc_ids: [b, t] index of the token's document, or None in training blocks.
+        labels: family → [b, t] class of each token, −1 where unknown; empty in training blocks.
+        label_names: family → class names.
+    """
+
+    input_ids: np.ndarray
+    doc_ids: np.ndarray | None
+    labels: dict[str, np.ndarray]
+    label_names: dict[str, tuple[str, ...]]
+
+
+def documents(name: str, split: str, seed: int = 0, validation: str | None = None, text_field: str = "text"):
+    """Iterate over the documents of one split (`train`, `validation` or `test`) of a corpus.
+
+    Raises:
+        ValueError: no such corpus, an unreadable line (with file:line), or a split that the corpus does not have.
+    """
+    if split != "train" and validation is not None:
+        yield from documents(validation, "all", seed, text_field=text_field)
+    elif name == EMBEDDED:
+        index = 0
+        while True:
+            made = story(seed, index, split)
+            yield Document(made.text, made.words, made.plot)
+            index += 1
+    elif (path := Path(name)).suffix in SUFFIXES or path.exists():
+        for i, text in enumerate(_file_texts(path, text_field)):
+            held_out = validation is None and i % HOLD_OUT == 0
+            if split == "all" or held_out == (split != "train"):
+                yield Document(text)
+    else:
+        for text in _hub_texts(name, "train" if split == "all" else split, text_field):
+            yield Document(text)
+
+
+def _file_texts(path: Path, text_field: str) -> Iterator[str]:
+    if not path.is_file():
+        raise ValueError(f"corpus {path}: no such file")
+    if path.suffix == ".txt":
+        yield from _txt_texts(path)
+    elif path.suffix == ".jsonl":
+        with path.open(encoding="utf-8", errors="strict") as file:
+            try:
+                for number, line in enumerate(file, 1):
+                    if line.strip():
+                        yield _field(json.loads(line), text_field, f"{path}:{number}")
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise ValueError(f"corpus {path}: not UTF-8 JSON lines: {error}") from None
+    elif path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        try:
+            for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
+                for number, row in enumerate(batch.to_pylist()):
+                    yield _field(row, text_field, f"{path} row {number}")
+        except (OSError, pq.lib.ArrowInvalid) as error:
+            raise ValueError(f"corpus {path}: not a parquet file: {error}") from None
+    else:
+        raise ValueError(f"corpus {path}: the ending must be one of {', '.join(SUFFIXES)}")
+
+
+def _txt_texts(path: Path) -> Iterator[str]:
+    """Documents between `<|endoftext|>` lines, or between blank lines where a file has no such line."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            marked = any(SEPARATOR in line for line in islice(file, 10_000))
+        with path.open(encoding="utf-8") as file:
+            lines: list[str] = []
+            for line in file:
+                ends = SEPARATOR in line if marked else not line.strip()
+                if ends:
+                    lines.append(line.split(SEPARATOR)[0] if marked else "")
+                    if text := "".join(lines).strip():
+                        yield text
+                    lines = [line.split(SEPARATOR)[-1]] if marked else []
+                else:
+                    lines.append(line)
+            if text := "".join(lines).strip():
+                yield text
+    except UnicodeDecodeError as error:
+        raise ValueError(f"corpus {path}: not UTF-8 text: {error}") from None
+
+
+def _field(row: object, field: str, where: str) -> str:
+    text = row.get(field) if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        raise ValueError(f"corpus {where}: no text in field {field!r}")
+    return text
+
+
+def _hub_texts(name: str, split: str, text_field: str) -> Iterator[str]:
+    """Stream a hub corpus: nothing is downloaded beyond what is read."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        stream = datasets.load_dataset(name, split=split, streaming=True)
+        for row in stream:
+            yield _field(row, text_field, name)
+    except ValueError as error:
+        raise ValueError(f"corpus {name!r}, split {split!r}: {error}") from None
+    except OSError as error:
+        raise ValueError(
+            f"corpus {name!r} is no file here and the hub cannot be reached: {str(error).splitlines()[0]}"
+        ) from None
+
+
+class BlockSpec(NamedTuple):
+    """What a set of blocks is made from; its digest names the cache file."""
+
+    corpus: str
+    split: str
+    validation: str | None
+    text_field: str
+    seed: int
+    block_size: int
+    n_tokens: int | None
+    with_labels: bool
+
+    def digest(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """A name for these blocks that changes with the text, the tokenizer and the labelling."""
+        source = self.validation if self.split != "train" and self.validation else self.corpus
+        path = Path(source)
+        made = [*self, _tokenizer_digest(tokenizer), lb.VERSION, _grammar_digest()]
+        if path.is_file():
+            stat = path.stat()
+            made += [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+        return hashlib.sha256(repr(made).encode()).hexdigest()[:20]
+
+
+def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    state = repr((vocabulary, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer("a b, c.").input_ids))
+    return hashlib.sha256(state.encode()).hexdigest()
+
+
+def _grammar_digest() -> str:
+    sources = sorted((Path(__file__).parent / "stories").glob("*.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+
+
+def load_blocks(spec: BlockSpec, tokenizer: PreTrainedTokenizerBase) -> Blocks:
+    """The blocks of `spec`, from the cache or made now and cached.
+
+    Raises:
+        ValueError: the corpus holds less than one block of text.
+    """
+    path = cache_dir() / "blocks" / f"{spec.digest(tokenizer)}.npz"
+    if not path.exists():
+        logger.info("tokenising %s (%s) to %s tokens", spec.corpus, spec.split, spec.n_tokens or "all")
+        write_npz(path, **_make_arrays(spec, tokenizer))
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {key: file[key] for key in file.files}
+    names = json.loads(str(arrays["label_names"]))
+    families = {family: arrays[f"labels_{family}"] for family in names}
+    return Blocks(
+        arrays["input_ids"], arrays.get("doc_ids"), families, {family: tuple(v) for family, v in names.items()}
+    )
+
+
+def _make_arrays(spec: BlockSpec, tokenizer: PreTrainedTokenizerBase) -> dict[str, np.ndarray]:
+    source = documents(spec.corpus, spec.split, spec.seed, spec.validation, spec.text_field)
+    labeller = lb.Labeller(tokenizer) if spec.with_labels else None
+    ids: list[np.ndarray] = []
+    docs: list[np.ndarray] = []
+    classes: list[dict[str, np.ndarray]] = []
+    total, n_documents = 0, 0
+    dtype = np.uint16 if len(tokenizer) < 2**16 else np.uint32
+    while spec.n_tokens is None or total < spec.n_tokens:
+        batch = list(islice(source, 256))
+        if not batch:
+            break
+        for document, encoded in zip(batch, _encode(batch, tokenizer, spec.with_labels), strict=True):
+            if spec.n_tokens is not None and total >= spec.n_tokens:
+                break
+            ids.append(np.asarray(encoded.ids, dtype=dtype))
+            total += len(encoded.ids)
+            if labeller is not None:
+                docs.append(np.full(len(encoded.ids), n_documents, dtype=np.int32))
+                classes.append(labeller(document, encoded.ids, encoded.spans))
+            n_documents += 1
+    n_blocks = min(total, spec.n_tokens or total) // spec.block_size
+    if n_blocks == 0:
+        raise ValueError(
+            f"corpus {spec.validation if spec.split != 'train' and spec.validation else spec.corpus!r}, split "
+            f"{spec.split!r}: {total} tokens of text, less than one block of data.block_size ({spec.block_size})"
+        )
+
+    def blocks(parts: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate(parts)[: n_blocks * spec.block_size].reshape(n_blocks, spec.block_size)
+
+    arrays = {"input_ids": blocks(ids)}
+    names: dict[str, tuple[str, ...]] = {}
+    if labeller is not None:
+        arrays["doc_ids"] = blocks(docs)
+        arrays |= {f"labels_{family}": blocks([c[family] for c in classes]) for family in classes[0]}
+        arrays["labels_frequency"] = lb.frequency_bins(arrays["input_ids"])
+        names = labeller.names() | {"frequency": lb.FREQUENCY_BINS}
+    return arrays | {"label_names": np.asarray(json.dumps(names))}
+
+
+class _Encoded(NamedTuple):
+    ids: list[int]
+    spans: list[tuple[int, int]] | None
+
+
+def _encode(batch: list[Document], tokenizer: PreTrainedTokenizerBase, with_spans: bool) -> Iterator[_Encoded]:
+    """Token ids of each document with its separator: what the tokenizer itself puts in front, else eos behind."""
+    out = tokenizer([d.text for d in batch], return_offsets_mapping=with_spans, return_attention_mask=False)
+    for i, ids in enumerate(out["input_ids"]):
+        spans = out["offset_mapping"][i] if with_spans else None
+        starts_with_bos = bool(ids) and ids[0] == tokenizer.bos_token_id
+        if not starts_with_bos and tokenizer.eos_token_id is not None:
+            ids = [*ids, tokenizer.eos_token_id]
+            spans = [*spans, (0, 0)] if with_spans else None
+        yield _Encoded(ids, spans)
