@@ -110,7 +110,7 @@ def _token_class(raw: str | None) -> str:
     if raw is None or re.fullmatch(r"<0x[0-9A-F]{2}>", raw):
         return "piece"
     begins = raw[:1] in ("Ġ", "▁", " ")
-    word = raw.lstrip("Ġ▁ ĊčĉĠ")
+    word = re.sub(r"^[Ġ▁Ċčĉ ]+", "", raw)
     if not word:
         return "space"
     if word.isdigit():
