@@ -1,0 +1,163 @@
+"""The routed MLP: a dense MLP's neurons in pathways, of which each token executes only those its router chooses.
+
+Shapes: b batch, t position, n tokens (b·t), d model, f neurons, p pathways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from einops import einsum
+from torch import Tensor, nn
+
+from kernels import routed_mlp
+from slms.models.partition import pathway_offsets
+from slms.routing import PathwayRouter, Routes, RoutingConfig
+
+
+class RoutedMLP(nn.Module):
+    """y = b_out + Σ_{p chosen} g_p · h_p W_out_p [+ Σ_{p not chosen} mean_out_p],  h = act(x W_inᵀ + b_in).
+
+    Gated MLPs have h = act(x W_gateᵀ + b_gate) ∘ (x W_inᵀ + b_in). All matrices are [f, d], W_out included, so that a
+    neuron is one contiguous row of each; pathway p is rows offsets[p] to offsets[p + 1]. ``permutation`` [f] holds the
+    dense model's index of every row. With every pathway chosen and gates of 1 this is the dense MLP.
+    """
+
+    permutation: Tensor
+    mean_out: Tensor | None
+
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int,
+        config: RoutingConfig,
+        *,
+        activation: str,
+        layer_index: int,
+        gated: bool = False,
+        bias_in: bool = True,
+        bias_out: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.config, self.activation, self.layer_index, self.dropout = config, activation, layer_index, dropout
+        self.offsets = pathway_offsets(d_ff, config.n_pathways)
+        self._k = config.k
+        self.W_in = nn.Parameter(torch.empty(d_ff, d_model))
+        self.W_out = nn.Parameter(torch.empty(d_ff, d_model))
+        self.W_gate = nn.Parameter(torch.empty(d_ff, d_model)) if gated else None
+        self.b_in = nn.Parameter(torch.zeros(d_ff)) if bias_in else None
+        self.b_gate = nn.Parameter(torch.zeros(d_ff)) if gated and bias_in else None
+        self.b_out = nn.Parameter(torch.zeros(d_model)) if bias_out else None
+        for weight in filter(lambda w: w is not None, (self.W_in, self.W_out, self.W_gate)):
+            nn.init.normal_(weight, std=0.02)
+        self.register_buffer("permutation", torch.arange(d_ff))
+        self.register_buffer("mean_out", torch.zeros(config.n_pathways, d_model) if config.mean_compensation else None)
+        self.router = PathwayRouter(d_model, config)
+        self.recorder: Callable[[Routes], None] | None = None
+
+    @property
+    def k(self) -> int:
+        """Pathways chosen per token by the rule ``top_k``; settable, for annealing."""
+        return self._k
+
+    @k.setter
+    def k(self, value: int) -> None:
+        low, high = self.config.n_shared + 1, self.config.n_pathways
+        if not low <= value <= high:
+            raise ValueError(f"k is {value}; it must be from {low} to `routing.n_pathways` ({high}).")
+        self._k = value
+
+    @torch.no_grad()
+    def load_dense(
+        self,
+        W_in: Tensor,
+        W_out: Tensor,
+        *,
+        permutation: Tensor,
+        W_gate: Tensor | None = None,
+        b_in: Tensor | None = None,
+        b_gate: Tensor | None = None,
+        b_out: Tensor | None = None,
+    ) -> None:
+        """Copy a dense MLP's neuron-major weights ([f, d], biases [f], b_out [d]) in the order of ``permutation``."""
+        dense = {"W_in": W_in, "W_out": W_out, "W_gate": W_gate, "b_in": b_in, "b_gate": b_gate, "b_out": b_out}
+        for name, source in dense.items():
+            target = getattr(self, name)
+            assert (target is None) == (source is None), (name, target is None, source is None)
+            if target is not None:
+                target.copy_(source if name == "b_out" else source[permutation.to(source.device)])
+        self.permutation.copy_(permutation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output [..., d], in x's dtype, of x [..., d]."""
+        flat = x.reshape(-1, x.shape[-1])
+        routes = self.router.route(flat, self._k)
+        if self.recorder is not None:
+            self.recorder(routes)
+        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+
+        def cast(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(dtype)
+
+        y = routed_mlp(
+            cast(flat),
+            cast(self.W_in),
+            cast(self.W_out),
+            routes.gates.to(dtype),
+            routes.chosen,
+            self.offsets,
+            activation=self.activation,
+            b_in=cast(self.b_in),
+            W_gate=cast(self.W_gate),
+            b_gate=cast(self.b_gate),
+            backend=self.config.backend,
+        )
+        if self.mean_out is not None:
+            y = y + einsum((~routes.chosen).to(dtype), cast(self.mean_out), "n p, p d -> n d")
+        if self.b_out is not None:
+            y = y + cast(self.b_out)
+        return F.dropout(y.to(x.dtype), self.dropout, self.training).reshape(x.shape)
+
+    def extra_repr(self) -> str:
+        f, d = self.W_in.shape
+        return (
+            f"layer={self.layer_index}, d={d}, f={f}, pathways={self.config.n_pathways}, k={self._k}, {self.activation}"
+        )
+
+
+def routed_layers(model: nn.Module) -> dict[int, RoutedMLP]:
+    """The model's routed MLPs by layer index, in order."""
+    found = {module.layer_index: module for module in model.modules() if isinstance(module, RoutedMLP)}
+    return dict(sorted(found.items()))
+
+
+def set_k(model: nn.Module, k: int) -> None:
+    """Let every routed MLP choose k pathways per token from now on."""
+    for layer in routed_layers(model).values():
+        layer.k = k
+
+
+@contextmanager
+def record_routes(model: nn.Module) -> Iterator[dict[int, Routes]]:
+    """Yield a dict that every forward fills with {layer index: Routes}, gradients attached.
+
+    Tokens are flattened, n = b·t. A later forward overwrites an earlier one, so nothing grows and an activation
+    recomputed in the backward pass is not counted twice.
+    """
+    layers, routes = routed_layers(model), {}
+    before = {index: layer.recorder for index, layer in layers.items()}
+
+    def recorder(index: int) -> Callable[[Routes], None]:
+        return lambda found: routes.__setitem__(index, found)
+
+    for index, layer in layers.items():
+        layer.recorder = recorder(index)
+    try:
+        yield routes
+    finally:
+        for index, layer in layers.items():
+            layer.recorder = before[index]

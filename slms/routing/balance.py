@@ -1,0 +1,132 @@
+"""Keeping pathways in use: the global load-balancing loss, the router z-loss and balancing by bias.
+
+Shapes: n tokens, p pathways. One :class:`GlobalBalance` per routed layer: layers are never pooled, since a sum over
+layers can look balanced while each layer has collapsed.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class BalanceConfig:
+    """Weights of the balancing terms."""
+
+    weight: float = 0.01
+    """Final weight of the global load-balancing loss."""
+    weight_start: float = 0.001
+    """Weight at the first optimizer step."""
+    weight_steps: int | None = None
+    """Optimizer steps from ``weight_start`` to ``weight``, which the last of them has; the whole run when null."""
+    momentum: float = 0.9
+    """Share of the past in the running pathway frequencies; 0 uses the current global batch alone."""
+    z_weight: float = 0.001
+    """Weight of the router z-loss (ST-MoE, arXiv:2202.08906)."""
+    bias_rate: float = 0.0
+    """Step of the selection bias per optimizer step, in units of the score; 0 is off (1e-3 in arXiv:2408.15664)."""
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "weight_start", "z_weight", "bias_rate"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`balance.{name}` is {getattr(self, name)}; it must be at least 0.")
+        if self.weight_steps is not None and self.weight_steps < 1:
+            raise ValueError(f"`balance.weight_steps` is {self.weight_steps}; it must be at least 1, or null.")
+        if not 0.0 <= self.momentum < 1.0:
+            raise ValueError(f"`balance.momentum` is {self.momentum}; it must be at least 0 and below 1.")
+
+    def weight_at(self, step: int, total_steps: int) -> float:
+        """Weight at optimizer step ``step`` (from 0) of ``total_steps``: linear, and *at* its end on the last step.
+
+        >>> [BalanceConfig(weight=0.1, weight_start=0.0).weight_at(s, 3) for s in range(4)]
+        [0.0, 0.05, 0.1, 0.1]
+        """
+        last = (self.weight_steps or total_steps) - 1
+        if step >= last:
+            return self.weight
+        return self.weight_start + (self.weight - self.weight_start) * step / last
+
+
+class GlobalBalance(nn.Module):
+    """L = P · Σ_p f_p · P̄_p over the global batch (Demons in the Detail, arXiv:2501.11873).
+
+    P̄_p is this micro-batch's mean router probability over real tokens and carries the gradient. f_p is the share of
+    *hard* choices that went to pathway p (Σ_p f_p = 1, whatever k), detached: counts are summed over ranks and over
+    the micro-batches of the optimizer step so far, then blended with the steps before it, f = (μE + (1−μ)f_now)/w with
+    E the running mean and w its accumulated weight, so that the start is not biased towards 0. L is 1 when either
+    factor is uniform and grows to P as both collapse onto one pathway.
+
+    Ranks contribute the gradient of their local mean; averaged over ranks, as DDP does, that is the gradient of the
+    global batch for equal numbers of real tokens. Call :meth:`step` once after each optimizer step. In eval mode
+    nothing is stored or communicated and f is that of the given batch.
+    """
+
+    counts: Tensor
+    average: Tensor
+    average_weight: Tensor
+
+    def __init__(self, n_pathways: int, momentum: float = 0.9, n_shared: int = 0) -> None:
+        super().__init__()
+        self.n_routed, self.n_shared, self.momentum = n_pathways - n_shared, n_shared, momentum
+        # int64 survives module.to(bfloat16)
+        self.register_buffer("counts", torch.zeros(self.n_routed, dtype=torch.int64))
+        self.register_buffer("average", torch.zeros(self.n_routed))
+        self.register_buffer("average_weight", torch.zeros(()))
+
+    def forward(self, probs: Tensor, chosen: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Loss (scalar) of probs [n, p] and chosen [n, p] bool; mask [n] is True at real tokens."""
+        probs, chosen = probs[:, self.n_shared :], chosen[:, self.n_shared :]
+        if mask is not None:
+            probs, chosen = probs * mask[:, None], chosen & mask[:, None]
+        n_real = probs.shape[0] if mask is None else mask.sum().clamp_min(1)
+        counts = chosen.detach().sum(0)
+        if self.training:
+            if dist.is_available() and dist.is_initialized():
+                dist.all_reduce(counts)
+            self.counts += counts
+            frequency = self._blend()[0]
+        else:
+            frequency = _normalised(counts)
+        return self.n_routed * (frequency.to(probs) * probs.sum(0) / n_real).sum()
+
+    def _blend(self) -> tuple[Tensor, Tensor, Tensor]:
+        average = self.momentum * self.average + (1.0 - self.momentum) * _normalised(self.counts)
+        weight = self.momentum * self.average_weight + (1.0 - self.momentum)
+        return average / weight, average, weight
+
+    @torch.no_grad()
+    def step(self) -> Tensor:
+        """End an optimizer step: fold its counts into the running mean and return its frequencies [p − n_shared]."""
+        load = _normalised(self.counts)
+        if self.counts.sum() > 0:
+            _, average, weight = self._blend()
+            self.average.copy_(average)
+            self.average_weight.copy_(weight)
+            self.counts.zero_()
+        return load
+
+
+def _normalised(counts: Tensor) -> Tensor:
+    return counts.float() / counts.sum().clamp_min(1)
+
+
+def z_loss(scores: Tensor, mask: Tensor | None = None, n_shared: int = 0) -> Tensor:
+    """Mean over real tokens of logsumexp(scores)² (ST-MoE, arXiv:2202.08906, eq. 5); scores [n, p], mask [n]."""
+    squared = scores[:, n_shared:].logsumexp(-1).square()
+    if mask is None:
+        return squared.mean()
+    return (squared * mask).sum() / mask.sum().clamp_min(1)
+
+
+@torch.no_grad()
+def bias_update(bias: Tensor, load: Tensor, rate: float) -> None:
+    """Balancing without an auxiliary loss (arXiv:2408.15664, alg. 1): b_p += rate · sign(mean load − load_p), in place.
+
+    bias [p] is a router's ``selection_bias``; load [p − n_shared] is what :meth:`GlobalBalance.step` returned, so the
+    bias of shared pathways stays 0. The result is recentred: a common offset changes no choice but would drift.
+    """
+    routed = bias[bias.shape[0] - load.shape[0] :]
+    routed += rate * torch.sign(load.mean() - load).to(bias)
+    routed -= routed.mean()

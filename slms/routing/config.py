@@ -1,0 +1,98 @@
+"""What a routed model is: the one home of every routing default, stored in a saved model's ``config.json``."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
+
+
+@dataclass(frozen=True)
+class RoutingConfig:
+    """How the MLPs of a dense model are split into pathways and how a token chooses among them."""
+
+    n_pathways: int = 16
+    """Pathways an MLP is split into; at most d_ff."""
+    k: int = 4
+    """Pathways each token executes under the rule ``top_k``, shared ones included."""
+    every_n_layers: int = 2
+    """Route layers 0, n, 2n, …; ignored when ``layers`` is given."""
+    layers: list[int] | None = None
+    """Indices of the layers to route; wins over ``every_n_layers``."""
+    partition: Literal["contiguous", "random", "kmeans", "coactivation"] = "coactivation"
+    """How neurons are grouped; ``coactivation`` needs calibration tokens."""
+    router: Literal["mlp", "linear", "static"] = "mlp"
+    """``static`` is the control: the same pathways for every token, no parameters, gates of 1."""
+    router_hidden: int = 128
+    """Width of the ``mlp`` router."""
+    router_init: Literal["norm", "random"] = "norm"
+    """``norm`` regresses each pathway's output norm on calibration tokens (D2DMoE); ``random`` is seeded."""
+    rule: Literal["top_k", "top_p", "threshold"] = "top_k"
+    """Scores → chosen pathways."""
+    top_p: float = 0.5
+    """Rule ``top_p``: share of router probability that the chosen pathways must reach."""
+    tau: float = 0.5
+    """Rule ``threshold``: keep pathways whose predicted norm is at least (1 − tau) of the token's largest."""
+    gate: Literal["unit", "softmax", "sigmoid", "graded", "blend"] = "unit"
+    """Factor on a chosen pathway's output; ``slms.routing.rules`` has the equations."""
+    n_shared: int = 0
+    """Pathways 0 … n_shared − 1 are executed for every token and counted inside ``k``."""
+    mean_compensation: bool = False
+    """Add the calibrated mean output of every pathway that was skipped."""
+    backend: str = "auto"
+    """Backend of ``kernels.routed_mlp``."""
+    seed: int = 0
+    """Seeds the partition and the router's initial weights."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if get_origin(field.type) is Literal and getattr(self, field.name) not in get_args(field.type):
+                allowed = ", ".join(get_args(field.type))
+                raise ValueError(
+                    f"`routing.{field.name}` is {getattr(self, field.name)!r}; it must be one of {allowed}."
+                )
+        for name in ("n_pathways", "k", "every_n_layers", "router_hidden"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`routing.{name}` is {getattr(self, name)}; it must be at least 1.")
+        if self.k > self.n_pathways:
+            raise ValueError(f"`routing.k` is {self.k}; it must be at most `routing.n_pathways` ({self.n_pathways}).")
+        if not 0 <= self.n_shared < self.k:
+            raise ValueError(
+                f"`routing.n_shared` is {self.n_shared}; it must be at least 0 and below `routing.k` ({self.k})."
+            )
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"`routing.top_p` is {self.top_p}; it must be above 0 and at most 1.")
+        if not 0.0 <= self.tau <= 1.0:
+            raise ValueError(f"`routing.tau` is {self.tau}; it must be between 0 and 1.")
+        if self.seed < 0:
+            raise ValueError(f"`routing.seed` is {self.seed}; it must be at least 0.")
+        layers = self.layers
+        if layers is not None and (not layers or min(layers) < 0 or len(set(layers)) != len(layers)):
+            raise ValueError(f"`routing.layers` is {layers}; it must name one or more layers, each once, from 0.")
+        if self.router == "static" and self.rule != "top_k":
+            raise ValueError(f"`routing.rule` is {self.rule}; with `routing.router` static it must be top_k.")
+
+    def routed_layers(self, n_layers: int) -> list[int]:
+        """Indices of the layers to route in a model of ``n_layers``.
+
+        >>> RoutingConfig(every_n_layers=2).routed_layers(5)
+        [0, 2, 4]
+        """
+        if self.layers is None:
+            return list(range(0, n_layers, self.every_n_layers))
+        if max(self.layers) >= n_layers:
+            raise ValueError(f"`routing.layers` is {self.layers}; the model has layers 0 to {n_layers - 1}.")
+        return sorted(self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, every field."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "RoutingConfig":
+        """Inverse of :meth:`to_dict`; absent fields take their default, unknown ones raise ``ValueError``."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(
+                f"`routing.{unknown[0]}` is not a routing option; the options are {', '.join(sorted(known))}."
+            )
+        return cls(**values)

@@ -1,0 +1,97 @@
+"""The router: an MLP's input → one score per pathway.
+
+Shapes: n tokens, d model, h router_hidden, p pathways.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slms.routing.config import RoutingConfig
+from slms.routing.rules import Routes, select
+
+
+class PathwayRouter(nn.Module):
+    """Scores [n, p] of a layer's pathways, and the routes they lead to.
+
+    ``mlp``      s = W₂ relu(W₁x + b₁) + b₂
+    ``linear``   s = W₂x + b₂
+    ``static``   s = static_mask: the same pathways for every token (the control), gates of 1
+
+    A norm-regressed router (D2DMoE, arXiv:2310.04361) predicts (‖pathway output‖ − norm_shift)/norm_scale, with one
+    shift and one scale per layer: the order of the norms is kept and the scores have unit variance, whatever the
+    layer's scale, as softmax and sigmoid expect. Scores are computed in fp32 under any autocast or parameter dtype
+    (ST-MoE, arXiv:2202.08906). Gate ``graded`` adds a second, zero-initialised head to score and gate; ``blend`` a
+    scalar λ.
+    """
+
+    static_mask: Tensor
+    selection_bias: Tensor
+    norm_shift: Tensor
+    norm_scale: Tensor
+
+    def __init__(self, d_model: int, config: RoutingConfig) -> None:
+        super().__init__()
+        self.config, self.kind, self.n_pathways = config, config.router, config.n_pathways
+        self.gate = "unit" if config.router == "static" else config.gate
+        width = config.router_hidden if self.kind == "mlp" else d_model
+        self.hidden = nn.Linear(d_model, width) if self.kind == "mlp" else None
+        self.out = nn.Linear(width, self.n_pathways) if self.kind != "static" else None
+        self.grade = nn.Linear(width, self.n_pathways) if self.gate == "graded" else None
+        if self.grade is not None:
+            nn.init.zeros_(self.grade.weight)
+            nn.init.zeros_(self.grade.bias)
+        self.blend = nn.Parameter(torch.zeros(())) if self.gate == "blend" else None
+        if self.kind == "static":
+            self.register_buffer("static_mask", torch.arange(self.n_pathways) < config.k)
+        self.register_buffer("selection_bias", torch.zeros(self.n_pathways))
+        self.register_buffer("norm_shift", torch.zeros(()))
+        self.register_buffer("norm_scale", torch.ones(()))
+
+    @torch.no_grad()
+    def set_norm_scale(self, norms: Tensor) -> Tensor:
+        """Store shift and scale of pathway norms [n, p]; returns the standardised norms to regress scores on."""
+        self.norm_shift.copy_(norms.mean())
+        self.norm_scale.copy_(norms.std().clamp_min(1e-6))
+        return (norms - self.norm_shift) / self.norm_scale
+
+    def _scores_and_grade(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.out is None:
+            return self.static_mask.float().expand(x.shape[0], -1), None
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            features = x.float()
+            if self.hidden is not None:
+                features = _linear(features, self.hidden).relu()
+            scores = _linear(features, self.out)
+            if self.grade is None:
+                return scores, None
+            grade = _linear(features, self.grade)
+            return scores + grade, grade
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores [n, p], fp32, of inputs x [n, d]."""
+        return self._scores_and_grade(x)[0]
+
+    def route(self, x: Tensor, k: int | None = None) -> Routes:
+        """Routes of inputs x [n, d]; k overrides the configuration's (annealing)."""
+        cfg = self.config
+        scores, grade = self._scores_and_grade(x)
+        return select(
+            scores,
+            rule=cfg.rule,
+            k=cfg.k if k is None else k,
+            top_p_share=cfg.top_p,
+            tau=cfg.tau,
+            gate=self.gate,
+            n_shared=cfg.n_shared,
+            bias=self.selection_bias.float(),
+            norm_shift=self.norm_shift.float(),
+            norm_scale=self.norm_scale.float(),
+            modulation=self.blend if grade is None else grade,
+        )
+
+
+def _linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    return F.linear(x, layer.weight.float(), layer.bias.float())
