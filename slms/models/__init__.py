@@ -1,0 +1,18 @@
+"""Base models by name, where their MLPs are, how a dense model becomes a routed one, and files to keep them in.
+
+source, hub, directory   a name → files on this machine, checked before anything is built
+base                     files → dense model and tokenizer, pretrained or random
+anatomy                  the MLPs of every architecture, neuron-major; hooks
+attention                exact, faster substitutes for modules of transformers
+partition, routed_mlp    neurons → pathways; the MLP that runs only the chosen ones
+convert, calibration     dense → routed model, started as near to the dense one as calibration allows
+routed_lm                the routed Hugging Face classes
+io, flops                save and load; what a token costs
+"""
+
+
+def register() -> None:
+    """Let transformers' AutoConfig and AutoModelForCausalLM load routed models (imports their modelling code)."""
+    from slms.models import routed_lm
+
+    routed_lm.register()

@@ -1,0 +1,279 @@
+"""Where the MLPs of a causal language model are, and what they are made of, for every supported architecture.
+
+Shapes: n tokens (b·t), d model, f neurons.
+
+Weights are read neuron-major: a neuron is row i of W_in (and W_gate) and row i of W_out, which is stored transposed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.activations import ACT2CLS
+from transformers.pytorch_utils import Conv1D
+
+from kernels.reference import ACTIVATIONS, neuron_weights
+from slms.models.routed_mlp import RoutedMLP
+
+
+class Adapter(NamedTuple):
+    """Names of an architecture's MLP parts."""
+
+    layers: str
+    """Path of the list of layers from the causal language model."""
+    up: str
+    down: str
+    gate: str | None = None
+    """Projection that the activation is applied to in a gated MLP; None in a two-matrix MLP."""
+    act: str = "act"
+    mlp: str = "mlp"
+
+
+_GPT = Adapter("transformer.h", "c_fc", "c_proj")
+_NEOX = Adapter("gpt_neox.layers", "dense_h_to_4h", "dense_4h_to_h")
+_GATED = Adapter("model.layers", "up_proj", "down_proj", "gate_proj", "act_fn")
+
+ADAPTERS: dict[str, Adapter] = {
+    "gpt_neo": _GPT,
+    "gpt2": _GPT,
+    "gpt_neox": _NEOX,
+    "llama": _GATED,
+    "mistral": _GATED,
+    "qwen2": _GATED,
+    "qwen3": _GATED,
+    "gemma": _GATED,
+    "gemma2": _GATED,
+    "gemma3_text": _GATED,
+}
+"""By transformers' ``model_type``; a routed model's is the same with ``routed_`` before it."""
+
+
+class LayerInfo(NamedTuple):
+    """One MLP of a model."""
+
+    index: int
+    name: str
+    """Module path, as in ``model.get_submodule``."""
+    d_model: int
+    d_ff: int
+    activation: str
+    """transformers' name of it."""
+    gated: bool
+
+
+class MLPWeights(NamedTuple):
+    """A dense MLP, neuron-major. Gated: h = act(x W_gateᵀ + b_gate) ∘ (x W_inᵀ + b_in), y = h W_out + b_out."""
+
+    W_in: Tensor
+    """[f, d]"""
+    W_out: Tensor
+    """[f, d]: column i of the down-projection's matrix is row i here."""
+    b_in: Tensor | None
+    b_out: Tensor | None
+    W_gate: Tensor | None
+    b_gate: Tensor | None
+    activation: str
+
+
+class FusedGELU(nn.Module):
+    """``gelu_new`` in one fused operation; transformers composes it of eight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.gelu(x, approximate="tanh")
+
+
+# transformers builds an activation from its name; read backwards, the module tells the name. `swish` and `silu` differ
+# in class only.
+_ACTIVATION_OF = {
+    **{cls if isinstance(cls, type) else cls[0]: name for name, cls in ACT2CLS.items() if name in ACTIVATIONS},
+    FusedGELU: "gelu_new",
+    nn.SiLU: "silu",
+}
+
+
+def fuse_gelu(model: nn.Module) -> None:
+    """Replace transformers' composed ``gelu_new`` modules by the equal fused one (13 % of a step at stories-1m)."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, ACT2CLS["gelu_new"]):
+                setattr(module, name, FusedGELU())
+
+
+def adapter_of(model: PreTrainedModel) -> Adapter:
+    """The adapter of a model; raises ValueError naming the supported architectures where there is none."""
+    kind = model.config.model_type.removeprefix("routed_")
+    if kind not in ADAPTERS:
+        raise ValueError(f"model type `{kind}` has no known MLP; the adapters are {', '.join(ADAPTERS)}.")
+    return ADAPTERS[kind]
+
+
+def find_mlps(model: PreTrainedModel) -> dict[int, nn.Module]:
+    """Each layer's MLP, dense or routed, by layer index."""
+    adapter = adapter_of(model)
+    return {i: getattr(layer, adapter.mlp) for i, layer in enumerate(model.get_submodule(adapter.layers))}
+
+
+def replace_mlp(model: PreTrainedModel, index: int, mlp: nn.Module) -> None:
+    """Put another MLP in the place of layer ``index``'s."""
+    adapter = adapter_of(model)
+    setattr(model.get_submodule(adapter.layers)[index], adapter.mlp, mlp)
+
+
+def list_layers(model: PreTrainedModel | str) -> list[LayerInfo]:
+    """Index, name, d_model, d_ff and activation of every MLP of a model, or of a named base (no weights are read)."""
+    if isinstance(model, str):
+        from slms.models.base import build_meta  # base stands above anatomy
+
+        model = build_meta(model)
+    adapter, layers = adapter_of(model), []
+    for index, mlp in find_mlps(model).items():
+        weights = read_mlp(mlp)
+        f, d = weights.W_in.shape
+        name = f"{adapter.layers}.{index}.{adapter.mlp}"
+        layers.append(LayerInfo(index, name, d, f, weights.activation, weights.W_gate is not None))
+    return layers
+
+
+def _adapter_of_mlp(mlp: nn.Module) -> Adapter:
+    for adapter in dict.fromkeys(ADAPTERS.values()):
+        parts = {adapter.up, adapter.down, adapter.act, adapter.gate} - {None}
+        if all(hasattr(mlp, part) for part in parts):
+            return adapter
+    raise ValueError(f"{type(mlp).__name__} is no known MLP; the adapters are {', '.join(ADAPTERS)}.")
+
+
+def _out_in(layer: nn.Module) -> Tensor:
+    """Weight [out, in] of a linear layer; GPT-2's Conv1D stores it as [in, out]."""
+    return layer.weight.detach().T if isinstance(layer, Conv1D) else layer.weight.detach()
+
+
+def _bias(layer: nn.Module | None) -> Tensor | None:
+    return None if layer is None or layer.bias is None else layer.bias.detach()
+
+
+def read_mlp(mlp: nn.Module) -> MLPWeights:
+    """Neuron-major weights of a dense MLP (views of its parameters) or of a routed one (copies, in the dense order)."""
+    if isinstance(mlp, RoutedMLP):
+        order = mlp.permutation.argsort()
+        rows = {n: getattr(mlp, n) for n in ("W_in", "W_out", "b_in", "W_gate", "b_gate")}
+        rows = {n: None if w is None else w.detach()[order] for n, w in rows.items()}
+        return MLPWeights(**rows, b_out=None if mlp.b_out is None else mlp.b_out.detach(), activation=mlp.activation)
+    adapter = _adapter_of_mlp(mlp)
+    up, down, act = getattr(mlp, adapter.up), getattr(mlp, adapter.down), getattr(mlp, adapter.act)
+    gate = getattr(mlp, adapter.gate) if adapter.gate else None
+    if type(act) not in _ACTIVATION_OF:
+        raise ValueError(
+            f"activation {type(act).__name__} is not supported; it must be one of {', '.join(ACTIVATIONS)}."
+        )
+    return MLPWeights(
+        W_in=_out_in(up),
+        W_out=_out_in(down).T,
+        b_in=_bias(up),
+        b_out=_bias(down),
+        W_gate=None if gate is None else _out_in(gate),
+        b_gate=_bias(gate),
+        activation=_ACTIVATION_OF[type(act)],
+    )
+
+
+@torch.no_grad()
+def write_mlp(mlp: nn.Module, weights: MLPWeights) -> None:
+    """Copy neuron-major weights into a dense MLP: the inverse of :func:`read_mlp`."""
+    own = read_mlp(mlp)
+    for name, target, source in zip(own._fields[:-1], own[:-1], weights[:-1], strict=True):
+        if (target is None) != (source is None) or (target is not None and target.shape != source.shape):
+            shapes = [None if w is None else tuple(w.shape) for w in (source, target)]
+            raise ValueError(f"`{name}` has shape {shapes[0]}; this MLP's is {shapes[1]}.")
+        if target is not None:
+            target.copy_(source)
+
+
+def dropout_of(mlp: nn.Module) -> float:
+    """Dropout on a dense MLP's output: GPT-2 and GPT-Neo have it, the others do not."""
+    return mlp.dropout.p if isinstance(getattr(mlp, "dropout", None), nn.Dropout) else 0.0
+
+
+def neurons(weights: MLPWeights, x: Tensor) -> Tensor:
+    """Activations [n, f] of an MLP's neurons, the input of the down-projection, at inputs x [n, d]."""
+    act = ACTIVATIONS[weights.activation]
+    up = nn.functional.linear(x, weights.W_in, weights.b_in)
+    return (
+        up.mul_(act(nn.functional.linear(x, weights.W_gate, weights.b_gate))) if weights.W_gate is not None else act(up)
+    )
+
+
+Read = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def _captured(points: dict[int, tuple[nn.Module, Read]], pre: bool = True) -> Iterator[dict[int, Tensor]]:
+    """Yield a dict that every forward fills with {index: read(the module's input, or its output where not ``pre``)}."""
+    found: dict[int, Tensor] = {}
+    with ExitStack() as stack:
+        for index, (module, read) in points.items():
+
+            def hook(
+                _: nn.Module, inputs: tuple, output: Tensor | None = None, index: int = index, read: Read = read
+            ) -> None:
+                found[index] = read(inputs[0] if pre else output)
+
+            handle = module.register_forward_pre_hook(hook) if pre else module.register_forward_hook(hook)
+            stack.callback(handle.remove)
+        yield found
+
+
+def _chosen_mlps(model: PreTrainedModel, layers: Iterable[int] | None) -> dict[int, nn.Module]:
+    mlps = find_mlps(model)
+    wanted = list(mlps if layers is None else layers)
+    unknown = [i for i in wanted if i not in mlps]
+    if unknown:
+        raise ValueError(f"`layers` names {unknown[0]}; the model has layers 0 to {len(mlps) - 1}.")
+    return {i: mlps[i] for i in wanted}
+
+
+def _flat(x: Tensor) -> Tensor:
+    return rearrange(x, "... d -> (...) d")
+
+
+@contextmanager
+def mlp_inputs(model: PreTrainedModel, layers: Iterable[int] | None = None) -> Iterator[dict[int, Tensor]]:
+    """Yield {layer: inputs [n, d] of its MLP}, filled by every forward; all layers by default."""
+    with _captured({i: (mlp, _flat) for i, mlp in _chosen_mlps(model, layers).items()}) as found:
+        yield found
+
+
+@contextmanager
+def mlp_outputs(model: PreTrainedModel, layers: Iterable[int] | None = None) -> Iterator[dict[int, Tensor]]:
+    """Yield {layer: outputs [b, t, d] of its MLP, before the residual is added}, filled by every forward."""
+    with _captured({i: (mlp, lambda y: y) for i, mlp in _chosen_mlps(model, layers).items()}, pre=False) as found:
+        yield found
+
+
+@contextmanager
+def neuron_activations(model: PreTrainedModel, layers: Iterable[int] | None = None) -> Iterator[dict[int, Tensor]]:
+    """Yield {layer: activations [n, f] of its neurons}, filled by every forward, without gradients.
+
+    They are read at the input of the down-projection. A routed MLP's are in the dense model's order of neurons and
+    carry its gates: zero where a neuron's pathway was not chosen.
+    """
+
+    def point(mlp: nn.Module) -> tuple[nn.Module, Read]:
+        if isinstance(mlp, RoutedMLP):
+            return mlp, lambda x: _routed_neurons(mlp, _flat(x))
+        return getattr(mlp, _adapter_of_mlp(mlp).down), lambda h: _flat(h).detach()
+
+    with _captured({i: point(mlp) for i, mlp in _chosen_mlps(model, layers).items()}) as found:
+        yield found
+
+
+@torch.no_grad()
+def _routed_neurons(mlp: RoutedMLP, x: Tensor) -> Tensor:
+    routes = mlp.router.route(x, mlp.k)
+    weight = neuron_weights(routes.gates, routes.chosen, mlp.offsets)[:, mlp.permutation.argsort()]
+    return neurons(read_mlp(mlp), x) * weight.to(x.dtype)

@@ -1,0 +1,111 @@
+"""Base models by name: pretrained, or the same architecture with random weights."""
+
+from __future__ import annotations
+
+import math
+from itertools import cycle, islice
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from slms.models.attention import prepare
+from slms.models.directory import check_directory
+from slms.models.io import Base, read_model, read_tokenizer
+from slms.models.source import BaseConfig, Resolved, as_base, fetch, fetch_tokenizer, resolve
+
+__all__ = ["Base", "BaseConfig", "Resolved", "build_meta", "init_base", "load_base", "resolve"]
+
+
+def load_base(
+    base: BaseConfig | str | Path,
+    tokenizer: str | PreTrainedTokenizerBase | None = None,
+    source: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Base:
+    """A dense (or routed) language model and its tokenizer, by name, directory or configuration.
+
+    >>> model, tokenizer = load_base("stories-1m")                      # doctest: +SKIP
+
+    tokenizer: a tokenizer, or where to take it from; by default the base's own. source: `auto`, `hub`, `embedded` or
+    `local`. dtype: of the weights; fp32 as training wants it, whatever is stored. Raises ValueError or OSError, in one
+    line, for a base that cannot be had.
+    """
+    base = as_base(base)
+    changes = {"source": source, "tokenizer": tokenizer if isinstance(tokenizer, str) else None}
+    base = BaseConfig(**{**vars(base), **{k: v for k, v in changes.items() if v is not None}})
+    path = _place(base)
+    pretrained = base.init == "pretrained"
+    model = read_model(path, dtype) if pretrained else _random(shaped(_config(path), base), base.seed, dtype)
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
+        return Base(model, tokenizer)
+    found = read_tokenizer(fetch_tokenizer(base.tokenizer) if base.tokenizer else path)
+    if found is None:
+        raise ValueError(f"{base.tokenizer or path} has no tokenizer; name one with `base.tokenizer`.")
+    return Base(model, _with_special_tokens(found, model.config))
+
+
+def init_base(base: BaseConfig | str | Path, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A base's architecture with seeded random weights, as its initialisation draws them; no weights are read."""
+    base = BaseConfig(**{**vars(as_base(base)), "init": "random", "seed": seed})
+    return _random(shaped(_config(_place(base)), base), seed, dtype)
+
+
+def build_meta(base: BaseConfig | str | Path) -> PreTrainedModel:
+    """A base's modules and shapes without any memory for its weights, on the `meta` device."""
+    config = _config(_place(BaseConfig(**{**vars(as_base(base)), "init": "random"})))
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def shaped(config: PreTrainedConfig, base: BaseConfig) -> PreTrainedConfig:
+    """A configuration in the shape that the base's overrides ask for; d_ff keeps its ratio to d_model."""
+    asked = {"hidden_size": base.d_model, "num_hidden_layers": base.n_layers, "num_attention_heads": base.n_heads}
+    asked = {name: value for name, value in {**asked, "vocab_size": base.vocab}.items() if value is not None}
+    if not asked:
+        return config
+    old = {name: getattr(config, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    new = {**old, **asked}
+    if new["hidden_size"] % new["num_attention_heads"]:
+        raise ValueError(f"`base.d_model` is {new['hidden_size']}; it must be a multiple of n_heads "
+                         f"({new['num_attention_heads']}).")  # fmt: skip
+    values = config.to_dict()
+    values |= {config.attribute_map.get(name, name): value for name, value in asked.items()}
+    if values.get("intermediate_size") is not None:
+        values["intermediate_size"] = max(1, values["intermediate_size"] * new["hidden_size"] // old["hidden_size"])
+    if values.get("head_dim") is not None:
+        values["head_dim"] = new["hidden_size"] // new["num_attention_heads"]
+    if values.get("num_key_value_heads") is not None:
+        values["num_key_value_heads"] = math.gcd(values["num_key_value_heads"], new["num_attention_heads"])
+    layers = new["num_hidden_layers"]
+    for name in ("layer_types", "attention_layers"):
+        if values.get(name) is not None:
+            values[name] = list(islice(cycle(values[name]), layers))
+    if "attention_types" in values:  # GPT-Neo's source of attention_layers: a repeated pattern
+        values["attention_types"] = [[values["attention_layers"], 1]]
+    return type(config).from_dict(values)
+
+
+def _place(base: BaseConfig) -> Path:
+    path = fetch(resolve(base), base.revision, weights=base.init == "pretrained")
+    check_directory(path, weights=base.init == "pretrained")
+    return path
+
+
+def _config(path: Path) -> PreTrainedConfig:
+    return AutoConfig.from_pretrained(path, local_files_only=True)
+
+
+def _random(config: PreTrainedConfig, seed: int, dtype: torch.dtype) -> PreTrainedModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return prepare(AutoModelForCausalLM.from_config(config, dtype=dtype)).eval()
+
+
+def _with_special_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    """A bare tokenizer.json names no special tokens; the model's configuration does."""
+    for name in ("bos_token", "eos_token"):
+        token = getattr(config, f"{name}_id")
+        if getattr(tokenizer, name) is None and isinstance(token, int):
+            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(token))
+    return tokenizer

@@ -1,0 +1,110 @@
+"""Save and load language models, dense or routed: Hugging Face format, safetensors, whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
+
+from slms.models import routed_lm  # noqa: F401  registers the routed classes with transformers' Auto classes
+from slms.models.attention import prepare
+from slms.models.directory import check_directory
+from slms.models.hub import tokenizer_files
+
+logger = logging.getLogger(__name__)
+
+
+class Base(NamedTuple):
+    """A language model and its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, directory: str | Path) -> Path:
+    """Write model and tokenizer to a directory, which is replaced as a whole, or left as it was if writing fails."""
+    target = Path(directory)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists() and not (target.is_dir() and ((target / "config.json").is_file() or not any(target.iterdir()))):
+        raise ValueError(f"`directory` is {target}; it exists and holds no model, so it is not replaced.")
+    beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        new, old = beside / "new", beside / "old"
+        with quiet_transformers():
+            model.save_pretrained(new, safe_serialization=True)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(new)
+        if target.exists():
+            os.rename(target, old)
+        os.rename(new, target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return target
+
+
+def load_model(directory: str | Path, dtype: torch.dtype | None = None) -> Base:
+    """The dense or routed model of a directory, in evaluation mode, and its tokenizer (None if it has none).
+
+    dtype: as stored by default. Raises a one-line ValueError or OSError where the directory is missing, incomplete or
+    truncated, or where its weights do not fit its configuration.
+    """
+    path = Path(directory).expanduser()
+    check_directory(path)
+    return Base(read_model(path, dtype), read_tokenizer(path))
+
+
+def read_model(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The model of a directory that :func:`check_directory` has passed, with every weight found in its files."""
+    with quiet_transformers():
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=dtype or "auto",
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+        except pickle.UnpicklingError:
+            raise ValueError(f"{path}: its pickled weights hold more than tensors, and are not loaded.") from None
+    wrong = sorted(info["missing_keys"]) + sorted(key for key, *_ in info["mismatched_keys"])
+    if wrong:
+        raise ValueError(
+            f"{path}: {len(wrong)} weights are missing or of another shape than configured, as {wrong[0]}."
+        )
+    return prepare(model).eval()
+
+
+def read_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a directory, or None where it has none."""
+    if not tokenizer_files(path):
+        return None
+    if (path / "tokenizer.json").is_file() and not (path / "tokenizer_config.json").is_file():
+        return PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"))
+    with quiet_transformers():
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and loading reports from transformers; errors still raise."""
+    hf = transformers.utils.logging
+    bars, verbosity = hf.is_progress_bar_enabled(), hf.get_verbosity()
+    hf.disable_progress_bar()
+    hf.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf.set_verbosity(verbosity)
+        if bars:
+            hf.enable_progress_bar()
