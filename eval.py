@@ -1,0 +1,21 @@
+"""Measure a model or a run: `python eval.py COMMAND --help`."""
+
+import os
+
+# Idle OpenMP threads that spin at barriers slow a shared machine several times; set before torch starts them.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from jsonargparse import auto_cli  # noqa: E402
+
+from slms.cli import Parser, one_line_errors  # noqa: E402
+from slms.commands import COMMANDS  # noqa: E402
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run one command."""
+    with one_line_errors("eval.py"):
+        auto_cli(COMMANDS, args=args, parser_class=Parser, prog="eval.py", description=__doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""What a command measures: a model (or a run's model) and the text to measure it on."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from slms.data.text import EMBEDDED, Blocks, BlockSpec, load_blocks
+from slms.models.base import load_base
+
+DEFAULTS = {"corpus": EMBEDDED, "validation": None, "text_field": "text", "block_size": 256, "n_tokens": 131_072}
+
+
+class Subject(NamedTuple):
+    """A model with the blocks to measure it on."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    blocks: Blocks
+    text: dict
+    """corpus, validation, text_field, block_size and n_tokens that the blocks were made from"""
+
+
+def open_subject(model: str, split: str = "validation", **text) -> Subject:
+    """Load a model and its text; what the caller leaves at None comes from the run's config, else from `DEFAULTS`.
+
+    Args:
+        model: a run directory, a model directory, an embedded name or a hub id.
+        split: which split of the corpus.
+        text: corpus, validation, block_size, n_tokens.
+
+    Raises:
+        ValueError: no such model, corpus or split, or a run without a finished model.
+    """
+    path = Path(model)
+    config = path / "config.yaml"
+    from_run = _run_text(config) if config.is_file() else {}
+    if from_run and not (path / "model").is_dir():
+        raise ValueError(f"--model {model}: the run has no finished model/ directory")
+    net, tokenizer = load_base(str(path / "model") if from_run else model)
+    settings = {
+        key: text[key] if text.get(key) is not None else from_run.get(key, default) for key, default in DEFAULTS.items()
+    }
+    if text.get("corpus") is not None and text.get("validation") is None:
+        settings["validation"] = None
+    limit = getattr(net.config, "max_position_embeddings", settings["block_size"])
+    if settings["block_size"] > limit:
+        raise ValueError(f"--block_size {settings['block_size']}: the model's context holds at most {limit} tokens")
+    spec = BlockSpec(
+        settings["corpus"], split, settings["validation"], settings["text_field"], 0, settings["block_size"],
+        settings["n_tokens"], with_labels=True,
+    )  # fmt: skip
+    return Subject(model, net.eval(), tokenizer, load_blocks(spec, tokenizer), settings)
+
+
+def _run_text(config: Path) -> dict:
+    """The text a run validated on, from its resolved config."""
+    try:
+        data = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]
+        corpus = data["corpus"]
+        name = corpus["name"] or corpus["embedded" if data["source"] == "embedded" else "hub"]
+        return {
+            "corpus": name,
+            "validation": corpus["validation"],
+            "text_field": corpus["text_field"],
+            "block_size": data["block_size"],
+            "n_tokens": data["val_tokens"],
+        }
+    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
+        raise ValueError(f"{config}: not the config.yaml of a run") from None

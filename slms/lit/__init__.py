@@ -1,0 +1,1 @@
+"""LightningModules: a causal language model, dense or routed."""

@@ -1,0 +1,125 @@
+"""The training command line: one YAML → one run directory.
+
+Everything is a LightningCLI option: `--model.routing.k=2`, `--data.batch_size=8`, `--trainer.max_epochs=1`; a value
+given on the command line wins over the YAML. A user's mistake ends in one line on stderr and exit code 2.
+"""
+
+from datetime import datetime
+from pathlib import Path
+
+from jsonargparse import ActionConfigFile
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from slms.cli import OneLineErrors
+from slms.data.module import TextData
+from slms.lit.checkpoint import find_checkpoint
+from slms.lit.language_model import LanguageModel
+from slms.models.base import resolve
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+class _FindConfig(ActionConfigFile):
+    """`--config X` finds X, X.yaml, configs/X and configs/X.yaml."""
+
+    def __call__(self, parser, cfg, value, option_string=None):
+        """Replace a config's name by its path."""
+        places = [folder / f"{value}{ending}" for folder in (Path(), CONFIGS) for ending in ("", ".yaml")]
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
+            known = ", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))
+            parser.error(f"--config {value}: no such file; configs/ has {known}")
+        super().__call__(parser, cfg, str(found), option_string)
+
+
+class _Parser(OneLineErrors, LightningArgumentParser):
+    """Lightning's parser with one-line errors."""
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Writes the resolved config once training really starts, so that a refused run leaves nothing behind."""
+
+    def setup(self, trainer, pl_module, stage):
+        """Nothing yet: the data and the model have not been checked."""
+
+    def on_fit_start(self, trainer, pl_module):
+        """Write `config.yaml` beside the run's other files."""
+        if trainer.is_global_zero:
+            directory = Path(trainer.log_dir)
+            directory.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, directory / "config.yaml", skip_none=False, overwrite=True)
+
+
+class TrainCLI(LightningCLI):
+    """Parses, resolves where base and corpus come from, names the run directory, builds trainer, model and data.
+
+    Args:
+        callbacks: config key → callback class; each gets its options under that key.
+        args: the command line; by default the process's own.
+    """
+
+    def __init__(self, callbacks: dict[str, type[Callback]], args: list[str] | None = None):
+        self._callbacks = callbacks
+        self.checkpoint: Path | None = None
+        super().__init__(
+            LanguageModel,
+            TextData,
+            run=False,
+            args=args,
+            parser_class=_Parser,
+            parser_kwargs={"prog": "train.py", "description": __doc__},
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_callback=_SaveConfig,
+            trainer_defaults={
+                "gradient_clip_val": 1.0,
+                "use_distributed_sampler": False,  # TextData deals blocks to ranks itself
+                "num_sanity_val_steps": 0,
+                "log_every_n_steps": 10,
+                "enable_model_summary": False,
+            },
+        )
+
+    def init_parser(self, **kwargs):
+        """The parser, whose `--config` also looks into configs/."""
+        parser = self.parser_class(**kwargs)
+        parser.add_argument("-c", "--config", action=_FindConfig, help="a YAML file, or a name in configs/")
+        return parser
+
+    def add_arguments_to_parser(self, parser):
+        """Options beside Lightning's own."""
+        parser.add_argument("--name", type=str | None, default=None, help="name of the run; the config's by default")
+        parser.add_argument("--output_dir", type=str, default="runs", help="where run directories go")
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="a checkpoint, or a run directory whose last one to resume",
+        )
+        for key, callback in {"checkpoint": ModelCheckpoint, **self._callbacks}.items():
+            parser.add_lightning_class_args(callback, key)
+        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.every_n_train_steps": 200})
+        parser.link_arguments("model.tokenizer", "data.tokenizer", apply_on="instantiate")
+        parser.link_arguments("model.base.source", "data.source", apply_on="parse")
+
+    def before_instantiate_classes(self):
+        """Decide hub or embedded once for model and data, say so, and name the run directory."""
+        config = self.config
+        resolved = resolve(config.model.base)
+        config.model.base.source = config.data.source = resolved.kind
+        print(resolved.note, flush=True)
+        if config.ckpt_path is not None:
+            self.checkpoint = find_checkpoint(Path(config.ckpt_path))
+            self.directory = self.checkpoint.parent.parent
+        else:
+            stem = config.name or (Path(str(config.config[0])).stem if config.config else "run")
+            name = f"{stem}-embedded" if resolved.stand_in else stem
+            self.directory = Path(config.output_dir) / name / datetime.now().strftime("%Y%m%d-%H%M%S")
+
+    def instantiate_trainer(self, **kwargs):
+        """The trainer, which logs and keeps checkpoints in the run directory."""
+        place = self.directory.absolute()
+        logger = TensorBoardLogger(place.parents[1], place.parent.name, place.name, default_hp_metric=False)
+        return super().instantiate_trainer(logger=logger, **kwargs)

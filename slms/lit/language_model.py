@@ -1,0 +1,194 @@
+"""A causal language model under training: dense, or routed with balanced pathways.
+
+Shapes: `b` blocks, `t` position, `n` tokens (b·t), `d` model, `v` vocabulary.
+"""
+
+import logging
+import math
+from dataclasses import dataclass
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+from slms.lit.optim import OptimizerConfig, build_optimizer, lr_share
+from slms.lit.evaluate import document_loss, token_nll
+from slms.metrics.loss import DocumentLoss
+from slms.models.anatomy import mlp_outputs
+from slms.models.base import BaseConfig, load_base
+from slms.models.convert import route
+from slms.models.routed_mlp import record_routes, routed_layers, set_k
+from slms.routing import Routes, RoutingConfig
+from slms.routing.balance import BalanceConfig, GlobalBalance, bias_update, z_loss
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Distillation from the frozen dense base.
+
+    Args:
+        logits: weight of KL(base ‖ model) per token, in nats.
+        mlp: weight of the squared error of each routed MLP's output, relative to the base output's variance.
+    """
+
+    logits: float = 0.0
+    mlp: float = 0.0
+
+    def __post_init__(self):
+        for name in ("logits", "mlp"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"model.distill.{name} is {getattr(self, name)}; it must not be negative")
+
+
+def annealed_k(share: float, n_pathways: int, k: int) -> int:
+    """Pathways per token after `share` of the annealing: from all of them down to k in equal steps.
+
+    >>> [annealed_k(share, 16, 4) for share in (0.0, 0.5, 0.99, 1.0, 2.0)]
+    [16, 10, 4, 4, 4]
+    """
+    return max(k, round(n_pathways - min(share, 1.0) * (n_pathways - k)))
+
+
+class LanguageModel(L.LightningModule):
+    """Fine-tunes (or pretrains) a base model, with its MLPs routed where `routing` says so.
+
+    Args:
+        base: the dense model to start from.
+        routing: how to split and choose pathways; null trains the dense base itself, which is the dense control.
+        balance: load balancing (GLBL), router z-loss, bias balancing.
+        optimizer: AdamW and its schedule.
+        distill: distillation from the frozen base.
+        k_anneal: share of the steps over which k falls from `routing.n_pathways` to `routing.k`; 0 starts at k.
+        calibration_tokens: training tokens used for the partition and the routers' initialisation.
+
+    Each validation step leaves the batch's routes in `last_routes` and returns the losses of its tokens, for callbacks.
+    """
+
+    def __init__(
+        self,
+        base: BaseConfig,
+        routing: RoutingConfig | None = None,
+        balance: BalanceConfig = BalanceConfig(),  # noqa: B008  frozen
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
+        distill: DistillConfig = DistillConfig(),  # noqa: B008
+        k_anneal: float = 0.0,
+        calibration_tokens: int = 65_536,
+    ):
+        super().__init__()
+        if not 0 <= k_anneal < 1:
+            raise ValueError(f"model.k_anneal is {k_anneal}; it must lie in [0, 1)")
+        self.base, self.routing, self.balance = base, routing, balance
+        self.optimizer_config, self.distill = optimizer, distill
+        self.k_anneal, self.calibration_tokens = k_anneal, calibration_tokens
+        self.net, self.tokenizer = load_base(base)
+        self.balances = nn.ModuleDict()  # one per routed layer
+        self.val_loss = DocumentLoss()
+        self.base_loss: DocumentLoss | None = None  # the base's loss by document, before any tuning
+        self.last_routes: dict[int, Routes] = {}
+        self.teacher: list[nn.Module] = []  # a list, so that the frozen base stays out of the state dict
+
+    @property
+    def role(self) -> str:
+        """What this run is: `routed`, `static` (fixed pathways) or `dense`."""
+        if self.routing is None:
+            return "dense"
+        return "static" if self.routing.router == "static" else "routed"
+
+    def setup(self, stage: str) -> None:
+        """Measure the base on the validation text, then convert it, calibrated on the first training blocks."""
+        if stage != "fit" or self.base_loss is not None:
+            return
+        data = self.trainer.datamodule
+        self.base_loss = document_loss(self.net, data.val_blocks, data.batch_size)
+        if self.routing is None:
+            return
+        dense = self.net
+        self.net = route(dense, self.routing, data.calibration(self.calibration_tokens))
+        for layer in routed_layers(self.net):
+            self.balances[str(layer)] = GlobalBalance(
+                self.routing.n_pathways, self.balance.momentum, self.routing.n_shared
+            )
+        if self.distill.logits or self.distill.mlp:
+            self.teacher = [dense.eval().requires_grad_(False)]
+
+    def configure_optimizers(self):
+        """AdamW with a warm-up–cosine schedule over the whole run."""
+        optimizer = build_optimizer(self.net, self.optimizer_config)
+        total = self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: lr_share(step, total, self.optimizer_config)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_batch_start(self, batch, batch_idx):
+        """Anneal k from all pathways to `routing.k`."""
+        if self.k_anneal and self.routing is not None:
+            share = self.global_step / (self.k_anneal * self.trainer.estimated_stepping_batches)
+            set_k(self.net, annealed_k(share, self.routing.n_pathways, self.routing.k))
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        """Cross-entropy, load balancing, z-loss and distillation of one batch."""
+        ids = batch["input_ids"]
+        with record_routes(self.net) as routes, mlp_outputs(self.net, self._distilled_layers) as outputs:
+            logits = self.net(ids, use_cache=False).logits
+        nll = F.cross_entropy(rearrange(logits[:, :-1], "b t v -> (b t) v"), rearrange(ids[:, 1:], "b t -> (b t)"))
+        terms = {"lm": nll}
+        weights = {"lm": 1.0}
+        if self.role == "routed":
+            terms |= self._balance_terms(routes)
+            total = self.trainer.estimated_stepping_batches
+            weights |= {"balance": self.balance.weight_at(self.global_step, total), "z": self.balance.z_weight}
+        if self.teacher:
+            terms |= self._distill_terms(ids, logits, outputs)
+            weights |= {"distill_logits": self.distill.logits, "distill_mlp": self.distill.mlp}
+        loss = sum(weights[name] * term for name, term in terms.items())
+        self.log("train/loss/total", loss, prog_bar=True)
+        self.log_dict({f"train/loss/{name}": term.detach() for name, term in terms.items()})
+        return loss
+
+    def _balance_terms(self, routes: dict[int, Routes]) -> dict[str, torch.Tensor]:
+        """GLBL and z-loss, each the mean over routed layers."""
+        balance = [self.balances[str(i)](r.probs, r.chosen) for i, r in routes.items()]
+        z = [z_loss(r.scores, n_shared=self.routing.n_shared) for r in routes.values()]
+        return {"balance": torch.stack(balance).mean(), "z": torch.stack(z).mean()}
+
+    @property
+    def _distilled_layers(self) -> list[int]:
+        return list(routed_layers(self.net)) if self.teacher and self.distill.mlp else []
+
+    def _distill_terms(self, ids, logits, outputs) -> dict[str, torch.Tensor]:
+        """KL(base ‖ model) per token in nats, and the MLP outputs' squared error over the base's variance."""
+        teacher = self.teacher[0].to(ids.device)
+        with torch.no_grad(), mlp_outputs(teacher, self._distilled_layers) as wanted:
+            target = teacher(ids, use_cache=False).logits
+        kl = F.kl_div(
+            logits.log_softmax(-1).flatten(0, 1), target.log_softmax(-1).flatten(0, 1), reduction="batchmean",
+            log_target=True,
+        )  # fmt: skip
+        errors = [(outputs[i] - wanted[i]).square().mean() / wanted[i].var() for i in outputs]
+        return {"distill_logits": kl, "distill_mlp": torch.stack(errors).mean() if errors else kl.new_zeros(())}
+
+    def optimizer_step(self, *args, **kwargs):
+        """After an optimizer step: close the balance's global batch and move the selection biases."""
+        super().optimizer_step(*args, **kwargs)
+        routed = routed_layers(self.net)
+        for i, balance in self.balances.items():
+            load = balance.step()
+            if self.balance.bias_rate:
+                bias_update(routed[int(i)].router.selection_bias, load, self.balance.bias_rate)
+
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> dict[str, torch.Tensor]:
+        """Per-token losses of one batch: `nll` [b, t − 1]; its routes stay in `last_routes`."""
+        with record_routes(self.net) as self.last_routes:
+            nll = token_nll(self.net, batch["input_ids"])
+        self.val_loss.update(nll.flatten(), batch["doc_ids"][:, 1:].flatten())
+        return {"nll": nll}
+
+    def on_validation_epoch_end(self):
+        """Log the loss over all validation tokens, exact across ranks."""
+        nats = self.val_loss.compute().value
+        self.log_dict({"val/loss": nats, "val/perplexity": math.exp(nats)}, prog_bar=True)

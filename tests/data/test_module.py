@@ -1,0 +1,80 @@
+import pytest
+import torch
+
+from slms.data.module import BlockOrder, TextData
+from slms.data.text import CorpusConfig
+from slms.models.io import read_tokenizer
+from slms.models.source import EMBEDDED
+
+
+def order(**kwargs):
+    return BlockOrder(**{"n_blocks": 10, "batch_size": 2, "batches_per_epoch": 3, "seed": 1} | kwargs)
+
+
+def test_order_visits_every_block_once_a_pass_whatever_the_epoch():
+    blocks = []
+    for epoch in range(5):
+        blocks += [b for batch in order(epoch=epoch) for b in batch]
+    assert sorted(blocks[:10]) == sorted(blocks[10:20]) == list(range(10))
+    assert blocks[:10] != blocks[10:20]
+
+
+def test_ranks_together_read_what_one_process_reads():
+    alone = [b for batch in order(batch_size=4) for b in batch]
+    ranks = [list(order(rank=r, world=2)) for r in range(2)]
+    together = [sorted(a + b) for a, b in zip(*ranks, strict=True)]
+    assert together == [sorted(alone[i : i + 4]) for i in range(0, 12, 4)]
+
+
+def data(**kwargs):
+    defaults = dict(block_size=32, batch_size=2, train_tokens=1024, epoch_tokens=256, val_tokens=512)
+    made = TextData(CorpusConfig(name="stories"), read_tokenizer(EMBEDDED["stories-1m"]), **(defaults | kwargs))
+    made.prepare_data()
+    made.setup("fit")
+    return made
+
+
+def test_a_loader_resumes_exactly_where_it_stopped():
+    whole, stopped = data().train_dataloader(), data().train_dataloader()
+    expected = [b["input_ids"] for _ in range(2) for b in whole]
+    seen = []
+    for batch in stopped:
+        seen.append(batch["input_ids"])
+        if len(seen) == 3:
+            state = stopped.state_dict()
+            break
+    resumed = data().train_dataloader()
+    resumed.load_state_dict(state)
+    seen += [b["input_ids"] for b in resumed] + [b["input_ids"] for b in resumed]
+    assert len(seen) == len(expected) == 8
+    assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
+
+
+def test_a_state_at_the_end_of_an_epoch_begins_the_next():
+    loader = data().train_dataloader()
+    loader.load_state_dict({"epoch": 0, "done": len(loader)})
+    assert (loader.order.epoch, loader.order.done) == (1, 0)
+
+
+def test_validation_batches_cover_every_block_once_with_labels():
+    made = data()
+    batches = list(made.val_dataloader())
+    ids = torch.cat([b["input_ids"] for b in batches])
+    assert torch.equal(ids, torch.from_numpy(made.val_blocks.input_ids.astype("int64")))
+    assert {"doc_ids", "labels_pos", "labels_domain", "labels_frequency"} <= set(batches[0])
+
+
+def test_calibration_is_the_first_training_blocks():
+    made = data()
+    assert made.calibration(100).tolist() == made.train_blocks.input_ids[:4].tolist()
+
+
+@pytest.mark.parametrize("kwargs", [{"block_size": 1}, {"batch_size": 0}, {"val_tokens": 0}])
+def test_impossible_sizes_are_refused(kwargs):
+    with pytest.raises(ValueError, match=f"data.{next(iter(kwargs))} is"):
+        TextData(CorpusConfig(name="stories"), **kwargs)
+
+
+def test_an_epoch_without_a_batch_is_refused():
+    with pytest.raises(ValueError, match="an epoch holds only 8 blocks"):
+        data(batch_size=64).train_dataloader()

@@ -1,0 +1,21 @@
+"""Train one YAML into one run directory: `python train.py --config routed_tinystories.yaml`."""
+
+import os
+
+# Idle OpenMP threads that spin at barriers slow a shared machine several times; set before torch starts them.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from callbacks import CALLBACKS  # noqa: E402
+from slms.cli import one_line_errors  # noqa: E402
+from slms.lit.cli import TrainCLI  # noqa: E402
+
+
+def main(args: list[str] | None = None) -> None:
+    """Parse `args`, train, and write the run's results."""
+    with one_line_errors("train.py"):
+        cli = TrainCLI(CALLBACKS, args)
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
+
+
+if __name__ == "__main__":
+    main()
