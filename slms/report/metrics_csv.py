@@ -1,0 +1,89 @@
+"""`metrics.csv`: every logged number of a run, one row each (step, epoch, stage, metric, place, value)."""
+
+import csv
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from slms.report.files import write_atomic
+
+METRICS_FILE = "metrics.csv"
+
+
+class Row(NamedTuple):
+    """One number: key `stage/metric/place` at an optimiser step. The order of the fields is that of the columns."""
+
+    step: int
+    epoch: int
+    stage: str
+    metric: str
+    place: str
+    value: float
+
+
+def split_key(key: str) -> tuple[str, str, str]:
+    """Log key → stage, metric, place.
+
+    >>> split_key("val/purity/L3"), split_key("train/loss"), split_key("lr-AdamW")
+    (('val', 'purity', 'L3'), ('train', 'loss', ''), ('train', 'lr-AdamW', ''))
+    """
+    parts = key.split("/", 2)
+    stage, metric, place = (["train"] * (len(parts) == 1) + parts + ["", ""])[:3]
+    return stage, metric, place
+
+
+def append_rows(path: Path | str, rows: Iterable[Row]) -> None:
+    """Append `rows`, with a header where the file is new. Rows go out in one write."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        file.write(_format(rows, header=file.tell() == 0))
+
+
+def write_rows(path: Path | str, rows: Iterable[Row]) -> Path:
+    """Replace the file by `rows`, atomically."""
+    return write_atomic(path, _format(rows, header=True))
+
+
+def read_rows(path: Path | str, *, torn_tail: bool = False) -> list[Row]:
+    """All rows; ValueError naming file and line otherwise.
+
+    `torn_tail` forgives the last line, and only that, if a killed run left it unfinished (without its line end).
+    """
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode("utf-8", "replace")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    if torn_tail and not text.endswith("\n"):
+        text = text[: text.rfind("\n") + 1]
+    if not text:
+        return []
+    try:
+        header, *lines = csv.reader(io.StringIO(text, newline=""))
+    except csv.Error as error:
+        raise ValueError(f"{path}: is not CSV ({error})") from None
+    if header != list(Row._fields):
+        raise ValueError(f"{path}:1: the header must be {','.join(Row._fields)}")
+    return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=2)]
+
+
+def _parse(line: list[str], where: str) -> Row:
+    if len(line) != len(Row._fields):
+        raise ValueError(f"{where}: has {len(line)} columns; it must have {len(Row._fields)}")
+    try:
+        step, epoch, stage, metric, place, value = line
+        return Row(int(step), int(epoch), stage, metric, place, float(value))
+    except ValueError:
+        raise ValueError(f"{where}: step and epoch must be whole numbers and value a number") from None
+
+
+def _format(rows: Iterable[Row], header: bool) -> str:
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    if header:
+        writer.writerow(Row._fields)
+    for row in rows:
+        writer.writerow(row._replace(value=repr(float(row.value))))
+    return buffer.getvalue()

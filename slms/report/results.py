@@ -1,0 +1,83 @@
+"""`llm_routing_results.json`: written atomically, read with errors of one line."""
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from slms.report.files import write_atomic
+from slms.report.plain import from_plain, to_plain
+from slms.report.schema import SCHEMA_VERSION, Layer, LegacyLayer, Results
+
+RESULTS_FILE = "llm_routing_results.json"
+FIGURE_FILE = "llm_monosemanticity.png"
+LEGACY_MIN_TOKENS = 10  # the sources leave out pathways with fewer activations
+
+
+def write_results(results: Results, path: Path | str) -> Path:
+    """Write `results` as JSON to `path` (a file, or a run directory). Numbers that are not finite become null."""
+    text = json.dumps(to_plain(results), indent=1, ensure_ascii=False, allow_nan=False)
+    # a tokenizer may decode half a character into a lone surrogate, which UTF-8 cannot hold
+    return write_atomic(_file(path), text.encode("utf-8", "backslashreplace") + b"\n")
+
+
+def read_results(path: Path | str) -> Results:
+    """Read and check a results file (or a run directory that holds one).
+
+    Raises ValueError, one line, naming the file and what is wrong with it: absent, not JSON, a field missing,
+    unknown or of the wrong kind, or written by a newer version.
+    """
+    path = _file(path)
+    try:
+        data = json.loads(path.read_bytes(), parse_constant=_not_finite, parse_float=_finite)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except RecursionError:
+        raise ValueError(f"{path}: is not JSON (nested too deeply)") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: is not JSON (line {error.lineno}: {error.msg})") from None
+    except ValueError as error:  # not UTF-8, a number that is not finite or has thousands of digits
+        raise ValueError(f"{path}: is not JSON ({str(error).splitlines()[0]})") from None
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if type(version) is int and version > SCHEMA_VERSION:
+        raise ValueError(f"{path}: schema_version is {version}; this slms reads up to {SCHEMA_VERSION}")
+    try:
+        return from_plain(Results, data)
+    except ValueError as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def legacy_block(layers: list[Layer]) -> dict[str, LegacyLayer]:
+    """The sources' per-layer summary from ours; utilization is over *all* pathways (theirs could only be 100 %)."""
+    return {f"layer_{layer.layer}": _legacy(layer) for layer in layers}
+
+
+def _legacy(layer: Layer) -> LegacyLayer:
+    seen = [pathway for pathway in layer.pathways if pathway.tokens >= LEGACY_MIN_TOKENS]
+    purities = [pathway.purity_legacy for pathway in seen if pathway.purity_legacy is not None]
+    return LegacyLayer(
+        avg_purity=statistics.fmean(purities) if purities else None,
+        std_purity=statistics.pstdev(purities) if purities else None,
+        max_purity=max(purities, default=None),
+        # their purity is 1 − normalised entropy
+        avg_normalized_entropy=1 - statistics.fmean(purities) if purities else None,
+        pathway_utilization=len(seen) / layer.n_pathways,
+        active_pathways=len(seen),
+        total_pathways=layer.n_pathways,
+    )
+
+
+def _file(path: Path | str) -> Path:
+    path = Path(path)
+    return path / RESULTS_FILE if path.is_dir() else path
+
+
+def _not_finite(word: str) -> Any:
+    raise ValueError(f"{word} is not a number JSON allows")
+
+
+def _finite(word: str) -> float:
+    if not math.isfinite(float(word)):
+        return _not_finite(word)
+    return float(word)

@@ -1,0 +1,103 @@
+"""Runs side by side: gaps, their ratio, honest warnings, names that stay apart."""
+
+import csv
+import io
+from dataclasses import replace
+
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from slms.report.compare import compare, write_comparison
+from slms.report.results import write_results
+from slms.report.schema import DocumentSums
+
+
+@pytest.fixture
+def runs(results_factory, tmp_path):
+    """Directories of a dense, a static and two routed runs."""
+    made = [("dense", 1.5), ("static", 1.8), ("routed", 1.53), ("routed", 1.55)]
+    paths = []
+    for i, (role, nats) in enumerate(made):
+        layers = () if role == "dense" else (0, 2)
+        results = results_factory(layers=layers, role=role, nats=nats, seed=i, name="run" if i > 1 else f"run_{role}")
+        path = tmp_path / f"2025010{i}"
+        path.mkdir()
+        write_results(results, path)
+        paths.append(path)
+    return paths
+
+
+def test_gaps_and_their_ratio(runs):
+    comparison = compare(runs)
+    assert [run.gap for run in comparison.runs] == [None, *map(pytest.approx, (0.3, 0.03, 0.05))]
+    assert comparison.gap_ratio == pytest.approx(0.04 / 0.3)
+    assert "the routed gap is 0.13 of the static control's" in comparison.table
+    assert comparison.runs[2].perplexity_ratio == pytest.approx(2.718281828**0.03)
+
+
+@pytest.mark.parametrize("chosen", [(1, 2), (0, 2), (0, 1), (2, 3)])
+def test_no_ratio_without_all_three_roles(runs, chosen):
+    comparison = compare([runs[i] for i in chosen])
+    assert comparison.gap_ratio is None and "gap ratio" not in comparison.table
+
+
+def test_interval_of_the_gap_is_paired_over_documents(runs, results_factory):
+    """Documents differ widely, the two models hardly: only pairing sees it."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(50, 200, (300,), generator=generator)
+    hard = torch.rand(300, generator=generator, dtype=torch.float64) * 3
+    for path, extra in ((runs[0], 0.0), (runs[2], 0.03)):
+        nats = ((hard + extra) * tokens).tolist()
+        mean = sum(nats) / int(tokens.sum())
+        results = results_factory(layers=(), role="dense" if extra == 0 else "routed", nats=mean)
+        losses = replace(results.losses, by_document=DocumentSums(nats, tokens.tolist()))
+        write_results(replace(results, losses=losses), path)
+    run = compare([runs[0], runs[2]]).runs[1]
+    assert run.gap == pytest.approx(0.03) and run.gap_low == pytest.approx(0.03) and run.gap_high == pytest.approx(0.03)
+    assert compare([runs[0], runs[1]]).runs[1].gap_low is None
+
+
+def test_names_stay_apart(runs):
+    assert [run.run for run in compare(runs).runs][2:] == ["run 20250102", "run 20250103"]
+    assert [run.run for run in compare(runs[:2]).runs] == ["run_dense", "run_static"]
+    assert len({run.run for run in compare([runs[0]] * 3).runs}) == 3
+
+
+def test_differences_that_spoil_the_comparison_are_said(runs, results_factory):
+    results = results_factory(role="routed")
+    write_results(
+        replace(results, data=replace(results.data, name="other"), run=replace(results.run, tokens_trained=9)), runs[2]
+    )
+    comparison = compare(runs[:3])
+    assert comparison.warnings == [
+        "the runs differ in data: other, stories",
+        "the runs differ in tokens trained: 4.92M, 9",
+    ]
+    assert "note: the runs differ in data: other, stories" in comparison.table
+    assert compare(runs[:2]).warnings == []
+
+
+def test_files_and_width(runs, tmp_path):
+    comparison = compare(runs)
+    table, figure = write_comparison(comparison, tmp_path / "out")
+    rows = list(csv.DictReader(io.StringIO(table.read_text())))
+    assert [float(row["nats"]) for row in rows] == [1.5, 1.8, 1.53, 1.55]
+    assert rows[0]["gap"] == "" and float(rows[1]["gap"]) == pytest.approx(0.3)
+    assert figure.read_bytes()[:4] == b"\x89PNG"
+    assert max(map(len, comparison.table.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_nothing_leaves_the_figure(runs, times):
+    figure = compare(runs * times).figure
+    FigureCanvasAgg(figure).draw()
+    box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
+
+
+def test_errors_are_one_line(runs, tmp_path):
+    with pytest.raises(ValueError, match=r"^compare: 1 run given; it takes at least two$"):
+        compare(runs[:1])
+    with pytest.raises(ValueError, match="cannot be read"):
+        compare([runs[0], tmp_path / "none"])

@@ -1,0 +1,53 @@
+"""The heatmap's numbers from the definition, and its shape."""
+
+import math
+
+import pytest
+
+from slms.report.heatmap import heatmap_figure, lift_rows
+from slms.report.schema import Estimate, Labels, Layer, Pathway
+
+LABELS = Labels(1.0, {"noun": 0.5, "verb": 0.25, "rare": 0.25})
+
+
+def _layer(profiles):
+    pathways = [Pathway(i, 10, 0.5, profile={"pos": p} if p else {}) for i, p in enumerate(profiles)]
+    nothing = Estimate()
+    return Layer(0, len(pathways), 1.0, 0.5, nothing, nothing, nothing, nothing, None, None, pathways=pathways)
+
+
+def test_lift_is_clipped_and_sorted_by_preferred_class():
+    layer = _layer([{"verb": 1.0}, None, {"noun": 0.75, "verb": 0.25}, {"noun": 0.05, "verb": 0.05, "rare": 0.9}])
+    rows = lift_rows(layer, "pos", LABELS, ["noun", "verb", "rare"])
+    assert [index for index, _ in rows] == [2, 0, 3, 1]
+    values = dict(rows)
+    assert values[0] == [-3.0, 2.0, -3.0]
+    assert values[2] == pytest.approx([math.log2(1.5), 0.0, -3.0])
+    assert values[1] == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("n_layers", [1, 5, 12])
+def test_one_panel_a_layer_and_nothing_cut_off(results_factory, n_layers, tmp_path):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    results = results_factory(layers=range(n_layers))
+    figure = heatmap_figure(results.layers, "pos", results.labels["pos"])
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    assert len(figure.axes) == n_layers + 1  # and the colour bar
+    box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
+
+
+def test_many_classes_are_cut_to_the_commonest(results_factory):
+    share = {f"class{i}": (i + 1) / 820 for i in range(40)}
+    figure = heatmap_figure([_layer([share])], "pos", Labels(1.0, share))
+    names = [t.get_text() for t in figure.axes[0].get_xticklabels()]
+    assert len(names) == 24 and names[0] == "class39"
+
+
+def test_nothing_to_draw_is_an_error():
+    with pytest.raises(ValueError, match="the list of layers is empty"):
+        heatmap_figure([], "pos", LABELS)
+    with pytest.raises(ValueError, match="no layer has a profile of the label family 'mood'"):
+        heatmap_figure([_layer([{"noun": 1.0}])], "mood", LABELS)

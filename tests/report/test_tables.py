@@ -1,0 +1,72 @@
+"""The closing table: at most 100 columns, the numbers of the results, plain text."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from slms.report.schema import Estimate
+from slms.report.tables import WIDTH, amount, closing_table, interval, number, share, text_table
+
+
+@pytest.mark.parametrize("n_layers, role", [(0, "dense"), (1, "routed"), (4, "static"), (24, "routed")])
+def test_fits_the_width_and_is_plain(results_factory, n_layers, role):
+    text = closing_table(results_factory(layers=range(n_layers), role=role))
+    assert max(map(len, text.splitlines())) <= WIDTH
+    assert "\x1b" not in text and not any(line != line.rstrip() for line in text.splitlines())
+
+
+def test_shows_losses_with_intervals_in_nats_and_perplexity(results_factory):
+    lines = closing_table(results_factory()).splitlines()
+    dense = next(line for line in lines if line.strip().startswith("dense base"))
+    routed = next(line for line in lines if line.strip().startswith("routed "))
+    difference = next(line for line in lines if line.strip().startswith("difference"))
+    assert "1.5170" in dense and "[1.5010, 1.5330]" in dense and f"{math.exp(1.517):.3f}"[:4] in dense
+    assert "1.5300" in routed and f"[{math.exp(1.514):.3f}, {math.exp(1.547):.3f}]" in routed
+    assert "+0.0130" in difference and f"×{math.exp(0.013):.4f}" in difference
+
+
+def test_shows_compute_with_router_and_head(results_factory):
+    text = closing_table(results_factory())
+    assert "MLPs, router included        260k    190k  27.0 %" in text
+    assert "whole model, head included   1.1M   1.03M   6.4 %" in text
+    assert "active fraction: 62.5 % of all MLP neurons execute" in text
+
+
+def test_dense_run_claims_no_saving(results_factory):
+    text = closing_table(results_factory(layers=(), role="dense"))
+    assert "saved" not in text and "active fraction" not in text and "purity" not in text
+
+
+def test_every_layer_and_family_with_null_and_z(results_factory):
+    results = results_factory()
+    text = closing_table(results)
+    for layer in results.layers:
+        assert text.count(f"  L{layer.layer} ") == 2
+        assert f"{layer.purity.value:.3f}" in text and f"{layer.si['pos'].z:.0f}" in text
+    assert "tokens with a label:" in text and "semantic 41.0 %" in text
+
+
+def test_what_was_not_measured_is_a_dash(results_factory):
+    results = results_factory(layers=(0,))
+    layer = replace(results.layers[0], purity=Estimate(0.3), utilization=Estimate(), max_violation=None)
+    row = next(line for line in closing_table(replace(results, layers=[layer])).splitlines() if "L0" in line)
+    assert row.split()[:5] == ["L0", "0.300", "–", "–", "4.20"]
+
+
+def test_stand_in_is_said(results_factory):
+    assert "base stories-1m from embedded (asked for roneneldan/TinyStories-1M)" in closing_table(results_factory())
+
+
+@pytest.mark.parametrize(
+    "value, text", [(0, "0"), (999.4, "999"), (999.9, "1k"), (1234, "1.23k"), (1e6, "1M"), (3.2e12, "3.2T")]
+)
+def test_amount(value, text):
+    assert amount(value) == text
+
+
+def test_cells():
+    assert (number(None), number(math.nan), number(1.23456, 2)) == ("–", "–", "1.23")
+    assert (share(None), share(0.125)) == ("–", "12.5 %")
+    assert (interval(None, 1.0), interval(1, 2, 1)) == ("", "[1.0, 2.0]")
+    assert text_table(["a"], []) == "  a\n  -"
