@@ -1,0 +1,1 @@
+"""Sparse autoencoders and transcoders: coders, their sparse training step, SAELens's directory format, evaluation."""

@@ -1,0 +1,66 @@
+"""What a coder is: the one home of its defaults."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Kind = Literal["relu", "topk", "batch_topk", "jump_relu", "gated", "matryoshka"]
+
+
+@dataclass(frozen=True)
+class CoderConfig:
+    """One sparse autoencoder or transcoder.
+
+    Args:
+        kind: how latents are chosen: `relu` (L1 penalty), `topk`, `batch_topk`, `jump_relu`, `gated`, `matryoshka`
+            (BatchTopK whose prefixes of latents each reconstruct).
+        expansion: latents per input dimension; ignored when `d_sae` is given.
+        d_sae: latents.
+        k: latents a token uses: exactly (`topk`), on average (`batch_topk`, `matryoshka`), or as a target
+            (`jump_relu`).
+        sparsity: weight of the penalty of `relu` and `gated` (of Σ activations) and of `jump_relu` (of (L0/k − 1)²).
+        aux: weight of AuxK, by which dead latents learn to reconstruct the residual.
+        k_aux: dead latents a token uses in AuxK; null takes half the output dimension.
+        bandwidth: width of the window around a threshold inside which `jump_relu` learns it, in units of the scaled
+            input (mean squared norm 1).
+        prefixes: `matryoshka`: sizes of the nested dictionaries as shares of the latents, ascending, the last 1.
+        skip: add a linear map of the input to the output (skip-transcoder).
+        seed: initial directions.
+    """
+
+    kind: Kind = "batch_topk"
+    expansion: int = 16
+    d_sae: int | None = None
+    k: int = 32
+    sparsity: float = 1e-2
+    aux: float = 1 / 32
+    k_aux: int | None = None
+    bandwidth: float = 1e-3
+    prefixes: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+    skip: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"coder.kind is {self.kind!r}; it must be one of {', '.join(get_args(Kind))}")
+        for name in ("expansion", "d_sae", "k", "k_aux"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"coder.{name} is {value}; it must be at least 1")
+        for name in ("sparsity", "aux"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"coder.{name} is {getattr(self, name)}; it must not be negative")
+        if not self.bandwidth > 0:
+            raise ValueError(f"coder.bandwidth is {self.bandwidth}; it must be positive")
+        if list(self.prefixes) != sorted(set(self.prefixes)) or self.prefixes[0] <= 0 or self.prefixes[-1] != 1:
+            raise ValueError(f"coder.prefixes is {self.prefixes}; it must ascend from above 0 to exactly 1")
+
+    def width(self, d_in: int) -> int:
+        """Latents of a coder of inputs of dimension d_in.
+
+        Raises:
+            ValueError: k exceeds them.
+        """
+        width = self.d_sae or self.expansion * d_in
+        if self.k > width:
+            raise ValueError(f"coder.k is {self.k}; it must be at most the coder's {width} latents")
+        return width

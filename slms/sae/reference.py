@@ -1,0 +1,73 @@
+"""Each kind's training loss in dense autograd: the specification of `Coder.loss`.
+
+Nothing here is shared with the sparse path but the parameters: every product is dense, every gradient autograd's own,
+straight-through estimates are written as value + slope·(θ − detached θ).
+
+Shapes: n tokens, d model, s latents, r dead latents.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from slms.sae.base import Coder
+
+
+def reference_loss(coder: Coder, x: Tensor, y: Tensor, dead: Tensor | None = None) -> Tensor:
+    """The loss that `coder.loss(x, y, dead).total` must equal, gradients included."""
+    config, kind = coder.config, coder.config.kind
+    a = (x if coder.is_transcoder else x - coder.b_dec) @ coder.W_enc.T
+    z = a + (coder.b_gate if kind == "gated" else coder.b_enc)
+    f, penalty = _features(coder, z, a)
+
+    def output(acts: Tensor, frozen: bool = False) -> Tensor:
+        W, b, skip = coder.W_dec, coder.b_dec, coder.W_skip
+        if frozen:
+            W, b, skip = W.detach(), b.detach(), None if skip is None else skip.detach()
+        return acts @ W + b + (0 if skip is None else x @ skip.T)
+
+    def error(acts: Tensor, frozen: bool = False) -> Tensor:
+        return (y - output(acts, frozen)).square().sum(1).mean()
+
+    if kind == "matryoshka":
+        ends = [round(share * coder.d_sae) for share in config.prefixes]
+        loss = sum(error(f * (torch.arange(coder.d_sae) < end)) for end in ends) / len(ends)
+    else:
+        loss = error(f)
+    if kind == "gated":
+        loss = loss + error(z.relu(), frozen=True)
+    loss = loss + config.sparsity * coder.sparsity_share * penalty
+    if dead is None or not dead.any():
+        return loss
+    e = (y - output(f)).detach()
+    k_aux = min(config.k_aux or coder.d_out // 2, int(dead.sum()))
+    top = z.masked_fill(~dead, -torch.inf).topk(k_aux, dim=1)
+    acts = torch.zeros_like(z).scatter(1, top.indices, top.values.relu())
+    aux = (e - acts @ coder.W_dec).square().sum() / (e - e.mean(0)).square().sum()
+    return loss + config.aux * aux
+
+
+def _features(coder: Coder, z: Tensor, a: Tensor) -> tuple[Tensor, Tensor | float]:
+    """Activations [n, s] and the penalty before its weight."""
+    config, n = coder.config, len(z)
+    match config.kind:
+        case "relu":
+            return z.relu(), z.relu().sum(1).mean()
+        case "topk":
+            top = z.topk(config.k, dim=1)
+            return torch.zeros_like(z).scatter(1, top.indices, top.values.relu()), 0.0
+        case "batch_topk" | "matryoshka":
+            top = z.flatten().topk(n * config.k)
+            return torch.zeros_like(z).flatten().scatter(0, top.indices, top.values.relu()).view_as(z), 0.0
+        case "jump_relu":
+            theta, eps = coder.threshold, config.bandwidth
+            moving = theta - theta.detach()
+            window = ((z - theta).abs() < eps / 2).to(z.dtype).detach()
+            f = z.relu() * (z > theta) - theta.detach() / eps * window * moving
+            l0 = ((z > theta).to(z.dtype) - window / eps * moving).sum(1).mean()
+            return f, (l0 / config.k - 1).square()
+        case "gated":
+            return (a * coder.r_mag.exp() + coder.b_mag).relu() * (z > 0), z.relu().sum(1).mean()
+        case kind:
+            raise AssertionError(kind)

@@ -1,0 +1,140 @@
+"""Coders: losses and every gradient against dense autograd in float64, and what each kind promises."""
+
+import itertools
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from slms.sae import sparse
+from slms.sae.coders import KINDS, BatchTopK, build_coder
+from slms.sae.config import CoderConfig
+from slms.sae.reference import reference_loss
+
+D, S, N = 7, 48, 13
+
+
+def make(kind, d_out=None, skip=False, **options):
+    """A coder in float64 whose parameters are all away from their initial values, and a batch."""
+    torch.manual_seed(3)
+    options = {"d_sae": S, "k": 5, "k_aux": 3, "sparsity": 0.3, "aux": 0.5, "bandwidth": 0.4} | options
+    coder = build_coder(CoderConfig(kind=kind, skip=skip, **options), D, d_out).double()
+    with torch.no_grad():
+        for name, parameter in coder.named_parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+            if name == "threshold":
+                parameter.abs_()
+    x = torch.randn(N, D, dtype=torch.float64)
+    y = x if d_out is None else torch.randn(N, d_out, dtype=torch.float64)
+    return coder.train(), x, y
+
+
+def gradients(coder, loss):
+    """Every parameter's gradient by name; fails where one is missing."""
+    coder.zero_grad(set_to_none=True)
+    loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in coder.named_parameters()}
+
+
+SHAPES = {"autoencoder": (None, False), "transcoder": (5, False), "skip": (5, True)}
+CASES = list(itertools.product(KINDS, SHAPES, ("none", "few", "many")))
+
+
+@pytest.mark.parametrize("dense_share", [0.0, 1.0], ids=["dense products", "sparse products"])
+@pytest.mark.parametrize(("kind", "shape", "dead"), CASES)
+def test_loss_and_every_gradient_equal_dense_autograd(kind, shape, dead, dense_share, monkeypatch):
+    monkeypatch.setattr(sparse, "DENSE_SHARE", dense_share)
+    coder, x, y = make(kind, *SHAPES[shape])
+    mask = {"none": None, "few": torch.arange(S) < 2, "many": torch.arange(S) % 3 == 0}[dead]
+    losses = coder.loss(x, y, mask)
+    expected = reference_loss(coder, x, y, mask)
+    assert_close(losses.total, expected, rtol=1e-12, atol=1e-12)
+    assert (losses.aux > 0) == (mask is not None)
+    found, wanted = gradients(coder, losses.total), gradients(coder, expected)
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        assert_close(found[name], wanted[name], rtol=1e-10, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
+        assert wanted[name].abs().max() > 0, f"{name} has no gradient: the test would prove nothing"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_aux_k_reaches_the_dead_latents_encoder(kind):
+    coder, x, y = make(kind)
+    mask = torch.arange(S) >= S - 4
+    with torch.no_grad():
+        (coder.b_gate if kind == "gated" else coder.b_enc)[mask] += 0.5
+    residual = torch.randn_like(y)
+    coder.aux_k(x, residual, mask).backward()
+    assert coder.W_enc.grad[mask].abs().sum(1).min() > 0
+    assert coder.W_dec.grad[mask].abs().sum(1).min() > 0
+    assert coder.W_enc.grad[~mask].abs().max() == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_input_gradient(kind):
+    coder, x, y = make(kind)
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    coder.loss(ours, y).total.backward()
+    reference_loss(coder, theirs, y).backward()
+    assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sparse_and_dense_inference_agree(kind, shape):
+    coder, x, y = make(kind, *SHAPES[shape])
+    if isinstance(coder, BatchTopK):
+        coder.observe(coder.loss(x, y))
+    coder.eval()
+    assert_close(coder.reconstruct(x), coder(x), rtol=1e-12, atol=1e-12)
+    picks, values = coder.features(x)
+    assert_close(picks.dense(values), coder.encode(x), rtol=1e-12, atol=1e-12)
+
+
+def test_topk_uses_k_latents_and_batch_topk_k_on_average():
+    coder, x, _ = make("topk")
+    coder.b_enc.data += 3.0
+    assert ((coder.encode(x) > 0).sum(1) == 5).all()
+    coder, x, _ = make("batch_topk")
+    coder.b_enc.data += 3.0
+    counts = (coder.encode(x) > 0).sum(1)
+    assert counts.sum() == 5 * N
+    assert counts.min() < counts.max()
+
+
+def test_batch_topk_threshold_follows_the_smallest_value():
+    coder, x, y = make("batch_topk")
+    coder.b_enc.data += 3.0
+    losses = coder.loss(x, y)
+    least = losses.values.min()
+    coder.observe(losses)
+    assert_close(coder.threshold.double(), least)
+    coder.observe(losses._replace(values=losses.values + 1.0))
+    assert_close(coder.threshold.double(), least + 1e-3, rtol=1e-6, atol=1e-6)
+    coder.eval()
+    wanted = (coder.b_enc + (x - coder.b_dec) @ coder.W_enc.T) > coder.threshold
+    assert torch.equal(coder.encode(x) > 0, wanted)
+
+
+def test_projected_gradient_is_tangent_and_rows_return_to_the_sphere():
+    coder, x, y = make("topk")
+    coder.after_step()
+    coder.loss(x, y).total.backward()
+    before = coder.W_dec.grad.clone()
+    coder.project_gradient()
+    radial = (coder.W_dec.grad * coder.W_dec).sum(1)
+    assert radial.abs().max() < 1e-12 < (before * coder.W_dec).sum(1).abs().max()
+    with torch.no_grad():
+        coder.W_dec.add_(coder.W_dec.grad)
+    coder.after_step()
+    assert_close(coder.W_dec.norm(dim=1), torch.ones(S, dtype=torch.float64))
+
+
+def test_one_token_and_k_of_all_latents():
+    coder, x, y = make("topk", k=S)
+    assert_close(coder.loss(x[:1], y[:1]).total, reference_loss(coder, x[:1], y[:1]))
+
+
+def test_skip_needs_a_transcoder():
+    with pytest.raises(ValueError, match=r"coder\.skip"):
+        build_coder(CoderConfig(skip=True), D)
