@@ -1,29 +1,145 @@
-"""Which implementation runs a routed MLP: an explicit one, or the one expected to be fastest here."""
+"""Which implementation runs a routed MLP: an explicit one, or the one expected to be fastest here.
 
+Shapes: n tokens, d model, f neurons, p pathways.
+"""
+
+import functools
+import importlib.util
+import logging
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
 from torch import Tensor
 
-from kernels.reference import ACTIVATIONS, routed_mlp_reference
+from kernels.activations import ACTIVATIONS
+from kernels.costs import Choice, Shape, cheapest
+from kernels.dense import dense
+from kernels.ops import grouped, rows
+from kernels.reference import routed_mlp_reference
 
-BACKENDS = ("auto", "reference")
+log = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "reference", "dense", "grouped", "rows")
+# Rows are read once per call, but products are formed one token at a time: beyond this, matrix products win.
+ROWS_TOKENS = 16
+# A choice made without looking at the data (on CUDA, inside torch.compile) supposes this share of pathways.
+SUPPOSED_DENSITY = 0.25
 
 
-def check_arguments(
-    x: Tensor, W_in: Tensor, W_out: Tensor, gates: Tensor, chosen: Tensor, offsets: tuple[int, ...], activation: str
-) -> None:
-    """Raises ValueError where shapes or names do not fit; looks at no tensor's contents, so it never waits for a device."""
-    (n, d), f, p = x.shape, offsets[-1], len(offsets) - 1
+def check_arguments(x, W_in, W_out, gates, chosen, offsets, activation, b_in, W_gate, b_gate) -> None:
+    """Raises ValueError where shapes, types or names do not fit; never reads a tensor, so waits for no device."""
     if activation not in ACTIVATIONS:
         raise ValueError(f"`activation` is {activation!r}; it must be one of {', '.join(ACTIVATIONS)}.")
-    if offsets[0] != 0 or any(a > b for a, b in zip(offsets, offsets[1:], strict=False)):
-        raise ValueError(f"`offsets` is {offsets}; it must start at 0 and never decrease.")
+    if len(offsets) < 2 or offsets[0] != 0 or any(a > b for a, b in pairwise(offsets)):
+        raise ValueError(f"`offsets` is {tuple(offsets)}; it must start at 0, never decrease and name a pathway.")
+    if x.dim() != 2:
+        raise ValueError(f"`x` has shape {tuple(x.shape)}; it must be tokens × d_model.")
+    (n, d), f, p = x.shape, offsets[-1], len(offsets) - 1
     for name, tensor, shape in (
         ("W_in", W_in, (f, d)),
+        ("W_gate", W_gate, (f, d)),
         ("W_out", W_out, (f, d)),
+        ("b_in", b_in, (f,)),
+        ("b_gate", b_gate, (f,)),
         ("gates", gates, (n, p)),
         ("chosen", chosen, (n, p)),
     ):
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"`{name}` has shape {tuple(tensor.shape)}; x and offsets ask for {shape}.")
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise ValueError(f"`{name}` has shape {tuple(tensor.shape)}; x and offsets ask for {tuple(shape)}.")
+        if name not in ("gates", "chosen") and tensor.dtype != x.dtype:
+            raise ValueError(f"`{name}` is {tensor.dtype}; it must be of the type of x ({x.dtype}).")
+        if tensor.device != x.device:
+            raise ValueError(f"`{name}` is on {tensor.device}; it must be where x is ({x.device}).")
+    if chosen.dtype != torch.bool:
+        raise ValueError(f"`chosen` is {chosen.dtype}; it must be torch.bool.")
+    if b_gate is not None and W_gate is None:
+        raise ValueError("`b_gate` is given without `W_gate`.")
+
+
+def refusal(backend: str, device: str, dtype: torch.dtype) -> str | None:
+    """Why a backend cannot run here, or None if it can."""
+    if backend in ("auto", "reference", "dense"):
+        return None
+    if backend not in BACKENDS:
+        return f"it must be one of {', '.join(BACKENDS)}"
+    if device != "cpu":
+        return f"it runs on the CPU and x is on {device}"
+    if backend == "rows":
+        if importlib.util.find_spec("numba") is None:
+            return "it needs the package numba, which is not installed"
+        if dtype not in (torch.float32, torch.bfloat16):
+            return f"it knows float32 and bfloat16, and x is {dtype}"
+    return None
+
+
+def candidates(shape: Shape, n_tokens: int) -> list[str]:
+    """The backends that "auto" weighs for such a call, all of which can run here."""
+    names = ["dense", "grouped"]
+    if n_tokens <= ROWS_TOKENS and not shape.training:
+        names.append("rows")
+    return [name for name in names if refusal(name, shape.device, getattr(torch, shape.dtype)) is None]
+
+
+@functools.lru_cache(maxsize=4096)
+def _choose(shape: Shape, n_tokens: int, density: float) -> Choice:
+    choice = cheapest(candidates(shape, n_tokens), shape, n_tokens, density)
+    log.info("%s for %s tokens at density %.2f of %s: %s", choice.backend, n_tokens, density, shape, choice.reason)
+    return choice
+
+
+def _rounded(n_tokens: int, density: float) -> tuple[int, float]:
+    """To the next power of two and the next sixteenth, so that choices are few, remembered, and logged once."""
+    tokens = 1 << max(n_tokens - 1, 0).bit_length()
+    return tokens, min(1.0, -(-density * 16 // 1) / 16)
+
+
+def _few_sizes(n_tokens: int) -> int:
+    """To the next of 1, 8, 64, 512, …: compiled with dynamic shapes, each is one guard and one graph."""
+    size = 1
+    while size < n_tokens:
+        size *= 8
+    return size
+
+
+def forget_choices() -> None:
+    """Makes "auto" decide anew, as after a calibration."""
+    _choose.cache_clear()
+
+
+@torch.compiler.assume_constant_result
+def _auto(n_tokens: int, density: float, *shape: int | bool | str) -> str:
+    return _choose(Shape(*shape), *_rounded(n_tokens, density)).backend
+
+
+def explain(
+    n_tokens: int,
+    d_model: int,
+    offsets: Sequence[int],
+    density: float,
+    *,
+    gated: bool = False,
+    training: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> str:
+    """One line: what "auto" picks for such a call, and the expected times (µs) that decide it.
+
+    density: the share of (token, pathway) pairs that are chosen; training: forward and backward, not forward alone.
+    """
+    shape = Shape(d_model, offsets[-1], len(offsets) - 1, gated, str(dtype).removeprefix("torch."), device, training)
+    choice = _choose(shape, *_rounded(n_tokens, density))
+    return f"{choice.backend} for {n_tokens} tokens at density {density:g}: {choice.reason}"
+
+
+def _same_types(x: Tensor, *weights: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Under autocast, x and the weights in the autocast type, as `F.linear` would take them."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return x, *weights
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return tuple(None if tensor is None else tensor.to(dtype) for tensor in (x, *weights))
 
 
 def routed_mlp(
@@ -32,29 +148,41 @@ def routed_mlp(
     W_out: Tensor,
     gates: Tensor,
     chosen: Tensor,
-    offsets: tuple[int, ...],
+    offsets: Sequence[int],
     *,
     activation: str,
     b_in: Tensor | None = None,
     W_gate: Tensor | None = None,
     b_gate: Tensor | None = None,
     backend: str = "auto",
+    density: float | None = None,
 ) -> Tensor:
-    """y = Σ over chosen pathways p of gates[:, p] · h_p W_out_p, with h_p the hidden activations of that pathway's neurons.
+    """y = Σ over chosen pathways p of gates[:, p] · h_p W_out_p, h_p being the hidden activations of p's neurons.
 
     h = act(x W_inᵀ + b_in); gated: h = act(x W_gateᵀ + b_gate) ⊙ (x W_inᵀ + b_in). The output bias is not added here.
     x [n, d]; W_in, W_gate, W_out [f, d]; b_in, b_gate [f]; gates [n, p]; chosen [n, p] bool; offsets: p + 1 ints,
     pathway i owns neurons offsets[i] to offsets[i + 1]. Returns y [n, d]. Differentiable in x, weights, biases and
-    gates (zero where not chosen). Raises ValueError for an unknown backend or activation or shapes that do not fit.
+    gates (zero where not chosen). density: the expected share of chosen pairs, which guides "auto"; by default counted
+    on the CPU, and supposed to be a quarter where counting would wait for a device or break a compiled graph.
+    Raises ValueError for shapes that do not fit and for a backend that does not exist or cannot run here.
     """
-    check_arguments(x, W_in, W_out, gates, chosen, offsets, activation)
-    if backend not in BACKENDS:
-        raise ValueError(f"`backend` is {backend!r}; it must be one of {', '.join(BACKENDS)}.")
-    return routed_mlp_reference(
-        x, W_in, W_out, gates, chosen, offsets, activation=activation, b_in=b_in, W_gate=W_gate, b_gate=b_gate
-    )
-
-
-def explain(n_tokens: int, d_model: int, offsets: tuple[int, ...], density: float, dtype=None, device: str = "cpu") -> str:
-    """One line: the backend that "auto" picks for such a call, and why."""
-    return f"reference for {n_tokens} tokens: the only implementation so far"
+    x, W_in, W_out, b_in, W_gate, b_gate = _same_types(x, W_in, W_out, b_in, W_gate, b_gate)
+    check_arguments(x, W_in, W_out, gates, chosen, offsets, activation, b_in, W_gate, b_gate)
+    if (why := refusal(backend, x.device.type, x.dtype)) is not None:
+        raise ValueError(f"`backend` is {backend!r}; {why}.")
+    if backend == "auto":
+        training = torch.is_grad_enabled() and (x.requires_grad or W_in.requires_grad or gates.requires_grad)
+        compiling = torch.compiler.is_compiling()
+        if density is None:
+            counted = x.device.type == "cpu" and not compiling
+            density = int(chosen.sum()) / max(chosen.numel(), 1) if counted else SUPPOSED_DENSITY
+        n_tokens = _few_sizes(len(x)) if compiling else len(x)
+        dtype = str(x.dtype).removeprefix("torch.")
+        shape = (W_in.shape[1], W_in.shape[0], chosen.shape[1], W_gate is not None, dtype, x.device.type, training)
+        backend = _auto(n_tokens, density, *shape)
+    if backend == "reference":
+        return routed_mlp_reference(
+            x, W_in, W_out, gates, chosen, offsets, activation=activation, b_in=b_in, W_gate=W_gate, b_gate=b_gate
+        )
+    run = {"dense": dense, "grouped": grouped, "rows": rows}[backend]
+    return run(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)

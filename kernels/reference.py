@@ -3,27 +3,25 @@
 Shapes: n tokens, d model, f neurons, p pathways.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ACTIVATIONS = {
-    "gelu": F.gelu,
-    "gelu_new": lambda a: F.gelu(a, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda a: F.gelu(a, approximate="tanh"),
-    "relu": F.relu,
-    "silu": F.silu,
-}
+from kernels.activations import ACTIVATIONS
 
 
-def neuron_weights(gates: Tensor, chosen: Tensor, offsets: tuple[int, ...]) -> Tensor:
-    """Each pathway's gate repeated over its neurons, zero where not chosen: [n, p] -> [n, f]."""
-    sizes = [end - start for start, end in zip(offsets, offsets[1:], strict=False)]
-    per_pathway = torch.where(chosen, gates, 0)
-    if len(set(sizes)) == 1:
-        return per_pathway.repeat_interleave(sizes[0], dim=1)
-    repeats = torch.tensor(sizes, device=gates.device)
-    return per_pathway.repeat_interleave(repeats, dim=1, output_size=offsets[-1])
+def neuron_weights(gates: Tensor, chosen: Tensor, offsets: Sequence[int]) -> Tensor:
+    """Each pathway's gate repeated over its neurons, zero where not chosen: [n, p] -> [n, f].
+
+    >>> neuron_weights(torch.tensor([[0.5, 2.0]]), torch.tensor([[False, True]]), (0, 1, 3))
+    tensor([[0., 2., 2.]])
+    """
+    sizes = [end - start for start, end in pairwise(offsets)]
+    columns = [p for p, size in enumerate(sizes) for _ in range(size)]
+    return torch.where(chosen, gates, 0)[:, columns]
 
 
 def routed_mlp_reference(
@@ -32,14 +30,14 @@ def routed_mlp_reference(
     W_out: Tensor,
     gates: Tensor,
     chosen: Tensor,
-    offsets: tuple[int, ...],
+    offsets: Sequence[int],
     *,
     activation: str,
     b_in: Tensor | None = None,
     W_gate: Tensor | None = None,
     b_gate: Tensor | None = None,
 ) -> Tensor:
-    """All neurons computed, then masked: y = (w ⊙ h) W_out with w_f = gate of the pathway of neuron f if chosen, else 0.
+    """y = (w ⊙ h) W_out: all neurons computed, then weighted by their pathway's gate, or by zero where not chosen.
 
     h = act(x W_inᵀ + b_in), or act(x W_gateᵀ + b_gate) ⊙ (x W_inᵀ + b_in) in a gated MLP. Executes dense FLOPs.
     """

@@ -1,0 +1,80 @@
+"""Measuring, once per machine and shape, which backend is fastest for how many tokens at which density."""
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kernels.costs import Shape, save_measurements
+from kernels.dispatch import candidates, forget_choices, routed_mlp
+from kernels.timing import Call, random_call, time_together
+
+log = logging.getLogger(__name__)
+
+
+def call_backend(call: Call, activation: str, backend: str) -> Tensor:
+    """One forward of a prepared call."""
+    return routed_mlp(
+        call.x,
+        call.W_in,
+        call.W_out,
+        call.gates,
+        call.chosen,
+        call.offsets,
+        activation=activation,
+        b_in=call.b_in,
+        W_gate=call.W_gate,
+        backend=backend,
+    )
+
+
+def one_pass(call: Call, shape: Shape, forward: Callable[[], Tensor]) -> Callable[[], object]:
+    """Forward alone without autograd, or forward and backward of every input that has a gradient."""
+    if not shape.training:
+        return torch.no_grad()(forward)
+    leaves = [t for t in call if isinstance(t, Tensor) and t.requires_grad]
+    upstream = torch.ones_like(call.x)
+
+    def run() -> object:
+        return torch.autograd.grad(forward(), leaves, upstream, allow_unused=True)
+
+    return run
+
+
+def calibrate(
+    d_model: int,
+    d_ff: int,
+    n_pathways: int,
+    *,
+    gated: bool = False,
+    activation: str = "gelu_new",
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    training: bool = False,
+    tokens: Sequence[int] = (1, 2, 4, 8, 16, 64, 256, 1024),
+    densities: Sequence[float] = (0.125, 0.25, 0.5, 1.0),
+    seconds: float = 0.1,
+) -> Path:
+    """Times every backend that can run at each number of tokens and density, and keeps the table; returns its file.
+
+    "auto" uses the nearest entry from then on, in this process and later ones with the same processor, number of
+    threads and PyTorch. seconds: how long each point is measured, at least five rounds.
+    """
+    shape = Shape(d_model, d_ff, n_pathways, gated, str(dtype).removeprefix("torch."), device, training)
+    rows = []
+    for n_tokens in tokens:
+        for density in densities:
+            call = random_call(shape, n_tokens, density)
+            runs = {
+                name: one_pass(call, shape, functools.partial(call_backend, call, activation, name))
+                for name in candidates(shape, n_tokens)
+            }
+            us = {name: spread.p50 for name, spread in time_together(runs, device, seconds).items()}
+            rows.append({"tokens": n_tokens, "density": density, "us": us})
+            log.info("%s tokens, density %g: %s", n_tokens, density, us)
+    path = save_measurements(shape, rows)
+    forget_choices()
+    return path

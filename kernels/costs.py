@@ -1,0 +1,136 @@
+"""What a routed MLP call is expected to take: from this machine's calibration, else from a model fitted on one CPU.
+
+Calibration is explicit (`kernels.calibrate`), once per machine and shape, kept in a JSON file under `$SLMS_CACHE`, by
+default `~/.cache/slms`. Times are in microseconds.
+"""
+
+import functools
+import json
+import math
+import os
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+
+class Shape(NamedTuple):
+    """The part of a call that a calibration belongs to."""
+
+    d_model: int
+    d_ff: int
+    n_pathways: int
+    gated: bool
+    dtype: str
+    """as in "float32" """
+    device: str
+    """"cpu" or "cuda" """
+    training: bool
+    """forward and backward together, else forward alone"""
+
+
+class Rates(NamedTuple):
+    """Speeds of one core (Xeon with AMX, 2.x GHz, torch 2.13), by which an uncalibrated machine is judged."""
+
+    matmul: float
+    """floating-point operations per µs in a large matrix product"""
+    small_matmul: float
+    """µs to start one matrix product"""
+
+
+# Measured by `python -m kernels.bench`, one thread; see docs/benchmarks.md.
+RATES = {"float32": Rates(130e3, 8.0), "bfloat16": Rates(700e3, 40.0), "float16": Rates(130e3, 40.0)}
+MEMORY = 12e3  # bytes per µs that one core reads
+LOOP = 35e3  # floating-point operations per µs in the compiled row loops
+
+
+def estimate(backend: str, shape: Shape, n_tokens: int, density: float) -> float:
+    """Expected µs of one call without calibration: work, weight traffic and start-up, from the constants above."""
+    rates = RATES.get(shape.dtype, RATES["float32"])
+    size = 2 if shape.dtype in ("bfloat16", "float16") else 4
+    matrices = 3 if shape.gated else 2
+    passes = 3 if shape.training else 1
+    weights = matrices * shape.d_model * shape.d_ff
+    if backend in ("dense", "reference"):
+        work = max(2 * n_tokens * weights / rates.matmul, weights * size / MEMORY)
+        masking = n_tokens * shape.d_ff * 1.5e-3  # activation, mask and products per neuron, elementwise
+        return passes * (matrices * rates.small_matmul + work + masking)
+    pairs = n_tokens * shape.n_pathways * density
+    read = 1 - (1 - density) ** n_tokens  # share of pathways that some token chose, if choices were independent
+    if backend == "rows":
+        return 30 + max(read * weights * size / MEMORY, density * 2 * n_tokens * weights / LOOP)
+    blocks = max(1.0, read * shape.n_pathways) * (matrices + 1) * rates.small_matmul
+    passes = passes * 4 / 3 if shape.training else passes  # hidden activations are computed again
+    work = max(density * 2 * n_tokens * weights / rates.matmul, read * weights * size / MEMORY)
+    gather = pairs * (0.05 + shape.d_model * 1e-4) + pairs * shape.d_ff / shape.n_pathways * 1.5e-3
+    return 40 + passes * (blocks + 1.1 * work + gather)
+
+
+def cache_file() -> Path:
+    """Where calibrations are kept: `$SLMS_CACHE/kernels.json`, by default `~/.cache/slms/kernels.json`."""
+    return Path(os.environ.get("SLMS_CACHE", Path.home() / ".cache" / "slms")) / "kernels.json"
+
+
+def machine(device: str) -> str:
+    """Names what a timing depends on besides the shape: processor, threads, PyTorch."""
+    if device == "cuda":
+        return f"{torch.cuda.get_device_name()} | torch {torch.__version__}"
+    name = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name} | {torch.get_num_threads()} threads | torch {torch.__version__}"
+
+
+def key(shape: Shape) -> str:
+    return f"{machine(shape.device)} | {json.dumps(shape)}"
+
+
+@functools.lru_cache
+def _load(path: Path, modified: float) -> dict:
+    return json.loads(path.read_text())
+
+
+def load_table() -> dict[str, list[dict]]:
+    """All calibrations of this user; empty if there are none. An unreadable file is an error, not an empty table."""
+    path = cache_file()
+    return _load(path, path.stat().st_mtime) if path.exists() else {}
+
+
+def save_measurements(shape: Shape, rows: list[dict]) -> Path:
+    """Adds one shape's measurements to the file, replacing it in one step. Each row: tokens, density, µs by backend."""
+    path = cache_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = {**load_table(), key(shape): rows}
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(table, indent=1))
+    os.replace(temporary, path)
+    return path
+
+
+class Choice(NamedTuple):
+    backend: str
+    reason: str
+
+
+def cheapest(backends: Iterable[str], shape: Shape, n_tokens: int, density: float) -> Choice:
+    """The backend with the least expected time, and that expectation in words."""
+    measured = load_table().get(key(shape))
+    if measured:
+        row = min(
+            measured,
+            key=lambda row: (
+                abs(math.log2(row["tokens"] / max(n_tokens, 1))),
+                abs(row["density"] - density),
+            ),
+        )
+        times = {name: row["us"][name] for name in backends if name in row["us"]}
+        source = f"calibrated at {row['tokens']} tokens, density {row['density']:g}"
+    else:
+        times = {name: estimate(name, shape, n_tokens, density) for name in backends}
+        source = "estimated, not calibrated here"
+    best = min(times, key=times.__getitem__)
+    listing = ", ".join(f"{name} {us:.0f} µs" for name, us in sorted(times.items(), key=lambda item: item[1]))
+    return Choice(best, f"{listing} ({source})")

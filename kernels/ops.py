@@ -1,0 +1,92 @@
+"""The backends as PyTorch operators: `torch.compile(fullgraph=True)` and autograd pass through them.
+
+`kernels::grouped` and `kernels::rows` compute the same function and share the backward of the former.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kernels import cpu
+
+
+@torch.library.custom_op("kernels::grouped", mutates_args=(), device_types="cpu")
+def grouped(
+    x: Tensor,
+    W_in: Tensor,
+    b_in: Tensor | None,
+    W_gate: Tensor | None,
+    b_gate: Tensor | None,
+    W_out: Tensor,
+    gates: Tensor,
+    chosen: Tensor,
+    offsets: Sequence[int],
+    activation: str,
+) -> Tensor:
+    return cpu.grouped_forward(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
+
+
+@torch.library.custom_op("kernels::rows", mutates_args=(), device_types="cpu")
+def rows(
+    x: Tensor,
+    W_in: Tensor,
+    b_in: Tensor | None,
+    W_gate: Tensor | None,
+    b_gate: Tensor | None,
+    W_out: Tensor,
+    gates: Tensor,
+    chosen: Tensor,
+    offsets: Sequence[int],
+    activation: str,
+) -> Tensor:
+    from kernels.rows import rows_forward  # numba takes half a second to import and is optional
+
+    return rows_forward(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
+
+
+@torch.library.custom_op("kernels::grouped_backward", mutates_args=(), device_types="cpu")
+def grouped_backward(
+    grad: Tensor,
+    x: Tensor,
+    W_in: Tensor,
+    b_in: Tensor | None,
+    W_gate: Tensor | None,
+    b_gate: Tensor | None,
+    W_out: Tensor,
+    gates: Tensor,
+    chosen: Tensor,
+    offsets: Sequence[int],
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return tuple(cpu.grouped_backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation))
+
+
+def fake_forward(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation):
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def fake_backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation):
+    def like(tensor: Tensor | None) -> Tensor:
+        return x.new_empty(0) if tensor is None else torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+    return tuple(like(tensor) for tensor in (x, W_in, b_in, W_gate, b_gate, W_out, gates))
+
+
+def save_inputs(ctx, inputs, output):
+    *tensors, offsets, activation = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.offsets, ctx.activation = offsets, activation
+
+
+def _backward(ctx, grad):
+    inputs = ctx.saved_tensors
+    grads = grouped_backward(grad, *inputs, ctx.offsets, ctx.activation)
+    given = [None if tensor is None else g for tensor, g in zip(inputs, grads, strict=False)]
+    return *given, None, None, None  # chosen, offsets, activation
+
+
+grouped_backward.register_fake(fake_backward)
+for op in (grouped, rows):
+    op.register_fake(fake_forward)
+    op.register_autograd(_backward, setup_context=save_inputs)

@@ -1,0 +1,148 @@
+"""Inputs and comparisons that the tests of all backends share."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels import routed_mlp, routed_mlp_reference
+
+
+class Case(NamedTuple):
+    """One call of `routed_mlp`."""
+
+    x: Tensor
+    W_in: Tensor
+    b_in: Tensor | None
+    W_gate: Tensor | None
+    b_gate: Tensor | None
+    W_out: Tensor
+    gates: Tensor
+    chosen: Tensor
+    offsets: tuple[int, ...]
+    activation: str
+
+    def leaves(self) -> list[Tensor]:
+        return [t for t in self if isinstance(t, Tensor) and t.requires_grad]
+
+    def run(self, backend: str) -> Tensor:
+        return routed_mlp(
+            self.x,
+            self.W_in,
+            self.W_out,
+            self.gates,
+            self.chosen,
+            self.offsets,
+            activation=self.activation,
+            b_in=self.b_in,
+            W_gate=self.W_gate,
+            b_gate=self.b_gate,
+            backend=backend,
+        )
+
+    def reference(self) -> Tensor:
+        return routed_mlp_reference(
+            self.x,
+            self.W_in,
+            self.W_out,
+            self.gates,
+            self.chosen,
+            self.offsets,
+            activation=self.activation,
+            b_in=self.b_in,
+            W_gate=self.W_gate,
+            b_gate=self.b_gate,
+        )
+
+    def to(self, dtype: torch.dtype) -> "Case":
+        """The same numbers in another type."""
+        moved = (t.detach().to(dtype).requires_grad_() if t.is_floating_point() else t for t in self.tensors())
+        return self._replace(**dict(zip(self.tensor_names(), moved, strict=True)))
+
+    def tensor_names(self) -> list[str]:
+        return [name for name, value in zip(self._fields, self, strict=True) if isinstance(value, Tensor)]
+
+    def tensors(self) -> list[Tensor]:
+        return [value for value in self if isinstance(value, Tensor)]
+
+
+def make(
+    n=7,
+    d=8,
+    offsets=(0, 4, 8, 12),
+    activation="gelu_new",
+    gated=False,
+    biased=True,
+    density=0.5,
+    dtype=torch.float32,
+    seed=0,
+) -> Case:
+    """Random inputs whose outputs and gradients are of order one."""
+    generator = torch.Generator().manual_seed(seed)
+    f, p = offsets[-1], len(offsets) - 1
+
+    def normal(*size, scale=1.0):
+        values = torch.randn(*size, generator=generator, dtype=torch.float64) * scale
+        return values.to(dtype).requires_grad_()
+
+    return Case(
+        x=normal(n, d),
+        W_in=normal(f, d, scale=d**-0.5),
+        b_in=normal(f) if biased else None,
+        W_gate=normal(f, d, scale=d**-0.5) if gated else None,
+        b_gate=normal(f) if biased and gated else None,
+        W_out=normal(f, d, scale=max(f, 1) ** -0.5),
+        gates=(torch.rand(n, p, generator=generator) + 0.5).to(dtype).requires_grad_(),
+        chosen=torch.rand(n, p, generator=generator) < density,
+        offsets=offsets,
+        activation=activation,
+    )
+
+
+# Relative to the largest number of the expected tensor, as the sums have that scale.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+
+def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype, what: str) -> None:
+    assert actual.shape == expected.shape, (what, actual.shape, expected.shape)
+    if expected.numel() == 0:
+        return
+    error = (actual.double() - expected.double()).abs().max().item()
+    bound = TOLERANCE[dtype] * max(expected.double().abs().max().item(), 1e-3)
+    assert error <= bound, f"{what}: error {error:.2e} is over {bound:.2e}"
+
+
+def check(case: Case, backend: str) -> None:
+    """Output and all gradients under a random upstream, against the reference in float64 on the same numbers."""
+    exact = case.to(torch.float64)
+    output, expected = case.run(backend), exact.reference()
+    upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(output.dtype)
+    dtype = output.dtype
+    assert_close(output, expected, dtype, "output")
+    grads = torch.autograd.grad(output, case.leaves(), upstream)
+    expected_grads = torch.autograd.grad(expected, exact.leaves(), upstream.double())
+    names = [name for name in case.tensor_names() if name != "chosen"]
+    for name, actual, wanted in zip(names, grads, expected_grads, strict=True):
+        assert_close(actual, wanted, dtype, f"gradient of {name}")
+
+
+@pytest.fixture(scope="session")
+def make_case():
+    return make
+
+
+@pytest.fixture(scope="session")
+def check_case():
+    return check
+
+
+@pytest.fixture(scope="session")
+def close():
+    return assert_close
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path, monkeypatch):
+    """No test reads or writes the user's calibrations."""
+    monkeypatch.setenv("SLMS_CACHE", str(tmp_path / "cache"))

@@ -1,0 +1,59 @@
+"""Calibrations on disk: kept by machine and shape, nearest entry used, damage reported."""
+
+import json
+
+import pytest
+import torch
+
+from kernels import costs
+
+SHAPE = costs.Shape(8, 12, 3, False, "float32", "cpu", False)
+
+
+def test_cache_location(monkeypatch, tmp_path):
+    assert costs.cache_file() == tmp_path / "cache" / "kernels.json"
+    monkeypatch.delenv("SLMS_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert costs.cache_file() == tmp_path / ".cache" / "slms" / "kernels.json"
+
+
+def test_nearest_measurement_decides():
+    rows = [
+        {"tokens": 1, "density": 0.25, "us": {"dense": 1.0, "grouped": 2.0}},
+        {"tokens": 64, "density": 0.25, "us": {"dense": 2.0, "grouped": 1.0}},
+        {"tokens": 64, "density": 1.0, "us": {"dense": 1.0, "grouped": 2.0}},
+    ]
+    costs.save_measurements(SHAPE, rows)
+    pick = lambda n, density: costs.cheapest(["dense", "grouped"], SHAPE, n, density).backend  # noqa: E731
+    assert [pick(1, 0.25), pick(4, 0.25), pick(20, 0.25), pick(9999, 0.3), pick(50, 0.9)] == [
+        "dense",
+        "dense",
+        "grouped",
+        "grouped",
+        "dense",
+    ]
+
+
+def test_other_shapes_and_thread_counts_are_kept_apart():
+    costs.save_measurements(SHAPE, [{"tokens": 1, "density": 1.0, "us": {"dense": 1.0}}])
+    costs.save_measurements(SHAPE._replace(d_ff=99), [{"tokens": 2, "density": 1.0, "us": {"dense": 1.0}}])
+    table = json.loads(costs.cache_file().read_text())
+    assert len(table) == 2
+    assert all(f"{torch.get_num_threads()} threads" in key and torch.__version__ in key for key in table)
+
+
+def test_a_damaged_file_is_an_error():
+    costs.cache_file().parent.mkdir(parents=True)
+    costs.cache_file().write_text("{")
+    with pytest.raises(json.JSONDecodeError):
+        costs.load_table()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_estimates_grow_with_work(dtype):
+    shape = SHAPE._replace(d_model=512, d_ff=2048, n_pathways=16, dtype=dtype)
+    for backend in ("dense", "grouped", "rows"):
+        few, many = (costs.estimate(backend, shape, n, 0.25) for n in (64, 4096))
+        assert 0 < few < many
+    sparse, full = (costs.estimate("grouped", shape, 1024, density) for density in (0.25, 1.0))
+    assert sparse < full / 2

@@ -1,0 +1,123 @@
+"""What "auto" picks, what explicit backends refuse, and what is said about it."""
+
+import importlib.util
+import logging
+
+import pytest
+import torch
+
+import kernels
+from kernels import costs, dispatch
+
+
+@pytest.fixture(autouse=True)
+def fresh_choices():
+    dispatch.forget_choices()
+    yield
+    dispatch.forget_choices()
+
+
+def set_times(shape, tokens, density, **us):
+    costs.save_measurements(shape, [{"tokens": tokens, "density": density, "us": us}])
+    dispatch.forget_choices()
+
+
+OFFSETS = (0, 4, 8, 12)
+SHAPE = costs.Shape(8, 12, 3, False, "float32", "cpu", False)
+
+
+def test_a_calibration_decides(make_case, caplog):
+    for winner in ("dense", "grouped", "rows"):
+        times = {"dense": 9.0, "grouped": 9.0, "rows": 9.0} | {winner: 1.0}
+        set_times(SHAPE, 8, 0.5, **times)
+        assert kernels.explain(7, 8, OFFSETS, 0.5).startswith(f"{winner} for 7 tokens at density 0.5: {winner} 1 µs")
+        assert "calibrated at 8 tokens" in kernels.explain(7, 8, OFFSETS, 0.5)
+        case = make_case()
+        with caplog.at_level(logging.INFO, "kernels.dispatch"), torch.no_grad():
+            caplog.clear()
+            expected = case.run(winner)
+            assert torch.equal(case.run("auto"), expected)
+            assert torch.equal(case.run("auto"), expected)
+        lines = [record.getMessage() for record in caplog.records]
+        assert len(lines) <= 1  # once per shape
+        assert all(line.startswith(winner) for line in lines)
+
+
+def test_logs_once_what_runs(make_case, caplog):
+    case = make_case()
+    with caplog.at_level(logging.INFO, "kernels.dispatch"):
+        case.run("auto")
+        case.run("auto")
+    assert len(caplog.records) == 1
+    assert "training=True" in caplog.text
+
+
+def test_training_is_calibrated_apart(make_case):
+    set_times(SHAPE._replace(training=True), 8, 0.5, dense=2.0, grouped=1.0)
+    assert kernels.explain(7, 8, OFFSETS, 0.5, training=True).startswith("grouped")
+    assert "not calibrated" in kernels.explain(7, 8, OFFSETS, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "f", "density", "training", "dtype", "expected"),
+    [
+        (1, 512, 2048, 0.25, False, torch.float32, "rows"),
+        (1024, 512, 2048, 0.25, False, torch.float32, "grouped"),
+        (2048, 512, 2048, 0.25, True, torch.float32, "grouped"),
+        (2048, 512, 2048, 1.0, True, torch.float32, "dense"),
+        (64, 512, 2048, 0.25, False, torch.bfloat16, "dense"),
+        (64, 64, 256, 0.25, True, torch.float32, "dense"),
+    ],
+)
+def test_without_calibration(n, d, f, density, training, dtype, expected):
+    offsets = tuple(range(0, f + 1, f // 16))
+    said = kernels.explain(n, d, offsets, density, training=training, dtype=dtype)
+    assert said.startswith(expected), said
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(activation="tanh"), "`activation` is 'tanh'; it must be one of gelu, "),
+        (dict(offsets=(0, 4, 3, 12)), r"`offsets` is \(0, 4, 3, 12\); it must start at 0"),
+        (dict(offsets=(1, 4, 8, 12)), "`offsets`"),
+        (dict(offsets=(0,)), "`offsets`"),
+        (dict(offsets=(0, 4, 8, 13)), r"`W_in` has shape \(12, 8\); x and offsets ask for \(13, 8\)"),
+        (dict(x=torch.zeros(2, 3, 8)), "`x` has shape"),
+        (dict(W_out=torch.zeros(8, 12)), "`W_out` has shape"),
+        (dict(b_in=torch.zeros(11)), "`b_in` has shape"),
+        (dict(gates=torch.zeros(7, 4)), "`gates` has shape"),
+        (dict(chosen=torch.zeros(7, 3)), "`chosen` is torch.float32"),
+        (dict(W_in=torch.zeros(12, 8, dtype=torch.float64)), "`W_in` is torch.float64"),
+        (dict(b_gate=torch.zeros(12)), "`b_gate` is given without `W_gate`"),
+        (dict(W_out=torch.zeros(12, 8, device="meta")), "`W_out` is on meta"),
+    ],
+)
+def test_bad_arguments(make_case, change, message):
+    with pytest.raises(ValueError, match=message):
+        make_case()._replace(**change).run("auto")
+
+
+def test_unknown_backend(make_case):
+    with pytest.raises(ValueError, match="`backend` is 'cuda'; it must be one of auto, reference"):
+        make_case().run("cuda")
+
+
+def test_rows_without_numba(make_case, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "numba" else find(name))
+    with pytest.raises(ValueError, match="`backend` is 'rows'; it needs the package numba"):
+        make_case().run("rows")
+    with torch.no_grad():
+        make_case(n=1).run("auto")
+    assert "rows" not in dispatch.candidates(SHAPE, 1)
+
+
+def test_autocast_runs_in_the_lower_type(make_case, close):
+    case = make_case(gated=True)
+    for backend in ("reference", "dense", "grouped", "rows", "auto"):
+        with torch.autocast("cpu", torch.bfloat16):
+            output = case.run(backend)
+        assert output.dtype == torch.bfloat16
+        close(output, case.reference(), torch.bfloat16, backend)
+        assert torch.autograd.grad(output.sum(), case.W_in)[0].dtype == torch.float32
