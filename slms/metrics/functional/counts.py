@@ -1,0 +1,77 @@
+"""Count tables: everything that purity and SI need to know about a corpus, in constant memory.
+
+Shapes: n tokens, g document groups, u units (pathways, neurons), c classes (token ids, labels).
+"""
+
+import torch
+from torch import Tensor
+
+
+def joint_counts(
+    units: Tensor,
+    classes: Tensor,
+    n_classes: int,
+    groups: Tensor | None = None,
+    n_groups: int = 1,
+    out: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Count how often each unit is on in each class, and how often each class occurs.
+
+    Args:
+        units: bool [n, u], whether a unit is on (a pathway chosen) at a token.
+        classes: int64 [n], the class of a token, −1 where unknown (the token is then ignored).
+        n_classes: number of classes c.
+        groups: int64 [n], the document group of a token (None: one group).
+        n_groups: number of groups g.
+        out: (counts, totals) of earlier tokens, to which these are added in place.
+
+    Returns:
+        counts int64 [g, u, c] and totals int64 [g, c]. Sums of tables are tables of the union of their tokens.
+
+    >>> counts, totals = joint_counts(torch.tensor([[True, False], [True, True]]), torch.tensor([2, 0]), n_classes=3)
+    >>> counts.tolist(), totals.tolist()
+    ([[[1, 0, 1], [1, 0, 0]]], [[1, 0, 1]])
+    """
+    if units.dim() != 2 or units.dtype != torch.bool:
+        raise ValueError(f"units is {units.dtype} {tuple(units.shape)}; it must be bool [tokens, units].")
+    n, n_units = units.shape
+    if classes.shape != (n,):
+        raise ValueError(f"classes has shape {tuple(classes.shape)}; it must be [{n}], one for each row of units.")
+    if groups is not None and groups.shape != (n,):
+        raise ValueError(f"groups has shape {tuple(groups.shape)}; it must be [{n}], one for each row of units.")
+    if out is None:
+        counts = torch.zeros(n_groups, n_units, n_classes, dtype=torch.int64, device=units.device)
+        totals = torch.zeros(n_groups, n_classes, dtype=torch.int64, device=units.device)
+    else:
+        counts, totals = out
+    known = (classes >= 0).long()
+    c = classes.clamp(min=0).long()
+    g = torch.zeros_like(c) if groups is None else groups.long()
+    # Unknown tokens add 0 rather than being filtered out: no host synchronisation on CUDA.
+    _check_ids("classes", c, counts.shape[2])
+    _check_ids("groups", g, counts.shape[0])
+    totals.view(-1).index_add_(0, g * n_classes + c, known)
+    unit = torch.arange(n_units, device=units.device)
+    index = (g[:, None] * n_units + unit) * n_classes + c[:, None]
+    if units.device.type == "cpu":  # a few chosen of many: visiting only the chosen is faster where it costs no sync
+        on = units & (known[:, None] > 0)
+        index = index[on]
+        counts.view(-1).index_add_(0, index, torch.ones_like(index))
+    else:
+        counts.view(-1).index_add_(0, index.flatten(), (units.long() * known[:, None]).flatten())
+    return counts, totals
+
+
+def _check_ids(name: str, ids: Tensor, n: int) -> None:
+    """An id past the end would be counted in a neighbour's row."""
+    if ids.is_cuda:
+        torch._assert_async((ids < n).all())  # no host synchronisation
+    elif ids.numel() and int(ids.max()) >= n:
+        raise ValueError(f"{name} contains {int(ids.max())}; it must be below n_{name} ({n}).")
+
+
+def joint_choices(units: Tensor) -> Tensor:
+    """How often two units of bool [n, u] are on together: int64 [u, u], its diagonal the units' loads."""
+    # float32 sums of ones are exact up to 2^24 tokens a call; the int64 matmul of CPU is 30× slower.
+    on = units.float()
+    return torch.einsum("nu,nw->uw", on, on).round().long()

@@ -1,0 +1,85 @@
+"""Intervals over documents. Shapes: d documents, g document groups, r resamples.
+
+Ratios of sums (loss per token) are bootstrapped over documents. Entropies and mutual informations are not: a bootstrap
+repeats documents, repeated events look like structure, and the interval misses the estimate itself (planted unit at
+n = 2k over 16 groups, 50 classes: jackknife covers the truth, the bootstrap's centre sits above it; see the test). They
+get the delete-a-group jackknife instead, in which no event occurs twice.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Interval(NamedTuple):
+    value: float
+    low: float
+    """lower end of the 95 % interval"""
+    high: float
+    """upper end of the 95 % interval"""
+    n: int
+    """tokens the value rests on"""
+
+
+def student_t(degrees: int) -> float:
+    """The .975 quantile of Student's t (Abramowitz & Stegun 26.7.5, within .02 from 3 degrees of freedom on)."""
+    z = 1.959964
+    terms = (z, (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
+    return sum(term / degrees**power for power, term in enumerate(terms))
+
+
+def jackknife(leave_one_out: Tensor) -> Tensor:
+    """Half-width of the 95 % interval of a statistic from its values [g, ...] with each document group left out.
+
+    se² = (g − 1)/g · Σ (θ₍ᵢ₎ − θ̄)² (Kott 2001), times the .975 quantile of Student's t at g − 1 degrees of freedom.
+    NaN with fewer than two groups.
+    """
+    g = len(leave_one_out)
+    if g < 2:
+        return torch.full(leave_one_out.shape[1:], torch.nan, dtype=torch.float64)
+    deviation = leave_one_out.double() - leave_one_out.double().mean(0)
+    return student_t(g - 1) * ((g - 1) / g * deviation.square().sum(0)).sqrt()
+
+
+def _resampled(sums: Tensor, n_resamples: int, seed: int) -> Tensor:
+    """Sums [r, k] of the rows of `sums` [d, k] over documents drawn with replacement."""
+    generator = torch.Generator().manual_seed(seed)
+    d = len(sums)
+    drawn = torch.randint(d, (n_resamples, d), generator=generator)
+    times = torch.zeros(n_resamples, d, dtype=torch.float64).scatter_add_(
+        1, drawn, torch.ones(1).double().expand(drawn.shape)
+    )
+    return torch.einsum("rd,dk->rk", times, sums)
+
+
+def document_loss(nll: Tensor, tokens: Tensor, n_resamples: int = 1000, seed: int = 0) -> Interval:
+    """Loss in nats per token, with a bootstrap interval over documents; exp of its fields is the perplexity's.
+
+    Args:
+        nll: [d], summed negative log-likelihood of each document, nats.
+        tokens: [d], predicted tokens of each document; documents without any are dropped.
+    """
+    return _ratio(nll, tokens, n_resamples, seed)
+
+
+def paired_difference(nll: Tensor, other: Tensor, tokens: Tensor, n_resamples: int = 1000, seed: int = 0) -> Interval:
+    """Difference in nats per token of two models on the same documents: `nll` − `other`, bootstrapped in pairs.
+
+    Args as in `document_loss`; the two models must share `tokens`, hence the tokenizer.
+    """
+    if nll.shape != other.shape:
+        raise ValueError(f"nll is {tuple(nll.shape)}, other {tuple(other.shape)}; both must hold the same documents.")
+    return _ratio(nll.double() - other.double(), tokens, n_resamples, seed)
+
+
+def _ratio(numerator: Tensor, tokens: Tensor, n_resamples: int, seed: int) -> Interval:
+    if numerator.shape != tokens.shape or numerator.dim() != 1:
+        raise ValueError(f"nll is {tuple(numerator.shape)}, tokens {tuple(tokens.shape)}; both must be [documents].")
+    sums = torch.stack([numerator.double().cpu(), tokens.double().cpu()], dim=1)[tokens.cpu() > 0]
+    if not len(sums):
+        raise ValueError("tokens are all 0; at least one document must have a predicted token.")
+    total = sums.sum(0)
+    drawn = _resampled(sums, n_resamples, seed)
+    low, high = torch.quantile(drawn[:, 0] / drawn[:, 1], torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Interval(value=float(total[0] / total[1]), low=low, high=high, n=int(total[1]))

@@ -1,0 +1,60 @@
+"""What a headline number carries: value, interval, permutation null, ceiling. Shapes: u units (pathways, neurons)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Score(NamedTuple):
+    """A layer's number and its units', each 0 in expectation for random choices and at most 1."""
+
+    value: float
+    """the layer: mean over choices, each unit weighing by its load"""
+    low: float
+    """lower end of the 95 % interval over documents (delete-a-group jackknife); NaN with fewer than two groups"""
+    high: float
+    """upper end of it"""
+    null_mean: float
+    """what random choices of the same loads would score, had it not been subtracted"""
+    null_sd: float
+    """standard deviation of `value` under that null"""
+    z: float
+    """value / null_sd"""
+    ceiling: float
+    """the most that these loads and classes allow; value = ceiling when the class decides every choice"""
+    n: int
+    """tokens counted"""
+    units: Tensor
+    """[u], the units' values; NaN for a unit with too few events"""
+    units_z: Tensor
+    """[u], value / null_sd of each unit"""
+
+
+def undefined(n: int, n_units: int) -> Score:
+    """The score of a layer about which `n` tokens tell nothing."""
+    units = torch.full([n_units], torch.nan, dtype=torch.float64)
+    return Score(*[torch.nan] * 7, n=n, units=units, units_z=units.clone())
+
+
+def layer_null_sd(weights: Tensor, sd: Tensor, together: Tensor | None, n: int) -> float:
+    """Null sd of Σ w_u x_u, x_u being quadratic in the counts of unit u.
+
+    Permuted labels leave the rows of choices whole, so units chosen together have correlated counts, with the
+    correlation ρ of the choices themselves; quadratic forms of two Gaussians correlate as ρ² (Isserlis):
+    sd² = Σ_uv w_u w_v sd_u sd_v ρ_uv².
+
+    Args:
+        weights: [u], summing to 1; sd: [u], each unit's null sd.
+        together: [u, u], `joint_choices`; None takes the units as independent.
+        n: tokens behind `together`.
+    """
+    scaled = weights * sd
+    if together is None:
+        return float(scaled.square().sum().sqrt())
+    rate = together.double().cpu() / n
+    p = rate.diagonal()
+    scale = (p * (1 - p)).sqrt()
+    correlation = (rate - torch.outer(p, p)) / torch.outer(scale, scale).clamp(min=1e-12)
+    correlation.fill_diagonal_(1.0)
+    return float(torch.einsum("u,uw,w->", scaled, correlation.square(), scaled).sqrt())

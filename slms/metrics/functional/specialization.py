@@ -1,0 +1,140 @@
+"""Specialization index: adjusted mutual information of a unit and a class.
+
+Shapes: g document groups, s strata, u units (pathways, neurons), c classes.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from slms.metrics.functional.chance import moments, sum_variance
+from slms.metrics.functional.intervals import jackknife
+from slms.metrics.functional.score import Score, layer_null_sd, undefined
+
+
+def mutual_information(counts: Tensor, totals: Tensor) -> Tensor:
+    """Plug-in I(U; C | S) in nats of each binary unit and the class, [u], given the stratum.
+
+    Σ_s n_s/n · I_s, with I_s = [Σ_c x(n_uc) + x(n_c − n_uc)] − x(n_u) − x(n − n_u) − Σ_c x(n_c) + x(n), all over n, and
+    x(y) = y ln y.
+
+    Args:
+        counts: [s, u, c], how often the unit is on; totals: [s, c].
+    """
+    n, on = totals.sum(-1), counts.sum(-1)
+    joint = (_x(counts) + _x(totals[:, None] - counts)).sum(-1)
+    of_unit = _x(on) + _x(n[:, None] - on)
+    of_class = (_x(totals).sum(-1) - _x(n))[:, None]
+    return (joint - of_unit - of_class).sum(0) / n.sum()
+
+
+def event_information(counts: Tensor, totals: Tensor) -> tuple[Tensor, Tensor]:
+    """What one choice of each unit tells about the class: events · KL(p(c|u,s) ‖ p(c|s)), and the most it could be.
+
+    Plug-in, nats, summed over strata, [u]. The sum over units of the first over all events is I(pathway; C | S) of one
+    choice; the second is events · min(−Σ_c p(c|u,s) ln p(c|s), −ln p(u|s)), as in `purity`.
+    """
+    n, on = totals.sum(-1)[:, None], counts.sum(-1)
+    cross = torch.special.xlogy(on, n) - torch.special.xlogy(counts, totals[:, None]).sum(-1)
+    bound = torch.minimum(cross, torch.special.xlogy(on, n) - _x(on))
+    return (cross + _x(counts).sum(-1) - _x(on)).sum(0), bound.sum(0)
+
+
+def specialization_index(counts: Tensor, totals: Tensor, together: Tensor | None = None) -> Score:
+    """(I(U; C) − E_perm) / (H(C) − E_perm): 0 in expectation for random units, 1 when the unit tells the class.
+
+    Adjusted for chance like the adjusted mutual information (Vinh et al. 2010), with the exact permutation mean.
+    `units` takes each unit as on or off, so it is at most H(U)/H(C) ≤ ln 2 / H(C). `value` is the layer's:
+    I(pathway; C) of one choice, which is the load-weighted mean of KL(p(c|p) ‖ p(c)); a layer whose every pathway serves
+    one class scores 1, one whose choices the class decides scores `ceiling`.
+
+    With strata it is conditional, I(U; C | S) over H(C | S), labels permuted within each stratum: strata = token ids
+    asks what a unit knows about the class beyond the token itself.
+
+    Args:
+        counts: [g, u, c] or [g, s, u, c]; totals: [g, c] or [g, s, c]; `joint_counts` makes them, with
+            groups = group · n_strata + stratum for the latter.
+        together: [u, u], from `joint_choices`, for the layer's null. All is NaN with fewer than two classes.
+    """
+    counts, totals = counts.double().cpu(), totals.double().cpu()
+    if counts.dim() == 3:
+        counts, totals = counts[:, None], totals[:, None]
+    if counts.dim() != 4 or totals.shape != (*counts.shape[:2], counts.shape[3]):
+        raise ValueError(
+            f"counts {tuple(counts.shape)} and totals {tuple(totals.shape)} must be [g, (s,) u, c] and [g, (s,) c]."
+        )
+    n, on = int(totals.sum()), counts.sum((0, 1, 3))
+    # A stratum of a single class has nothing to tell and no entropy; without it every sum is the same, only faster.
+    telling = (totals.sum(0) > 0).sum(-1) > 1
+    if not telling.any():
+        return undefined(n, len(on))
+    seen, some = totals[:, telling].sum((0, 1)) > 0, totals[:, telling].sum((1, 2)) > 0
+    counts, totals = counts[some][:, telling][..., seen], totals[some][:, telling][..., seen]
+    everything, every = counts.sum(0), totals.sum(0)
+    events = everything.sum()
+
+    load = everything.sum(-1)  # [s, u]
+    null = _chance(every, load)
+    class_entropy = _class_entropy(every)
+    units = (mutual_information(everything, every) - null.unit_mean) / (class_entropy - null.unit_mean)
+
+    information, bound = (part.sum() / events for part in event_information(everything, every))
+    layer_chance = null.event_mean.sum() / events
+    value = float((information - layer_chance) / (class_entropy - layer_chance))
+    left_out = [_layer(everything - counts[group], every - totals[group]) for group in range(len(totals))]
+    half = float(jackknife(torch.stack(left_out)))
+    null_sd = layer_null_sd(torch.ones_like(on), null.event_sd, together, n)
+    null_sd /= float(events * (class_entropy - layer_chance))
+    return Score(
+        value=value,
+        low=value - half,
+        high=value + half,
+        null_mean=float(layer_chance / class_entropy),
+        null_sd=null_sd,
+        z=value / null_sd if null_sd > 0 else torch.nan,
+        ceiling=float(bound / class_entropy),
+        n=n,
+        units=torch.where(on > 0, units, torch.nan),
+        units_z=torch.where(on > 0, units * (class_entropy - null.unit_mean) / null.unit_sd, torch.nan),
+    )
+
+
+class _Chance(NamedTuple):
+    """Mean and standard deviation [u] under shuffled classes, in nats."""
+
+    unit_mean: Tensor
+    """of `mutual_information`"""
+    unit_sd: Tensor
+    event_mean: Tensor
+    """of `event_information`"""
+    event_sd: Tensor
+
+
+def _chance(totals: Tensor, load: Tensor) -> _Chance:
+    """The null of [s, c] class totals and [s, u] loads; on a unit's off side its counts are those of load n − m."""
+    n = totals.sum(-1, keepdim=True)
+    on, off = moments(totals, load), moments(totals, n - load)
+    fixed = _x(load) + _x(n - load) + _x(totals).sum(-1, keepdim=True) - _x(n)
+    unit_mean = ((on.mean + off.mean).sum(-1) - fixed).sum(0) / n.sum()
+    unit_variance = sum_variance(totals, load, on.slope - off.slope, on.residual_sd + off.residual_sd)
+    log_p = torch.where(totals > 0, totals / n, 1.0).log()[:, None]
+    linear = load * _x(totals / n).sum(-1, keepdim=True)
+    event_mean = (on.mean.sum(-1) - linear - _x(load)).sum(0)
+    event_variance = sum_variance(totals, load, on.slope - log_p, on.residual_sd)
+    return _Chance(unit_mean, unit_variance.sqrt() / n.sum(), event_mean, event_variance.sqrt())
+
+
+def _x(y: Tensor) -> Tensor:
+    return torch.special.xlogy(y, y)
+
+
+def _layer(counts: Tensor, totals: Tensor) -> Tensor:
+    """I(pathway; C | S) / H(C | S), not adjusted for chance."""
+    return event_information(counts, totals)[0].sum() / counts.sum() / _class_entropy(totals)
+
+
+def _class_entropy(totals: Tensor) -> Tensor:
+    """H(C | S) in nats of [s, c]."""
+    n = totals.sum(-1)
+    return (_x(n) - _x(totals).sum(-1)).sum() / n.sum()

@@ -1,0 +1,43 @@
+"""Loss of each document, for perplexity with an interval over documents. Shapes: n tokens, d document slots."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from slms.metrics.functional import Interval, document_loss, paired_difference
+
+
+class DocumentLoss(Metric):
+    """Summed negative log-likelihood and token count of each document; sums only, so exact under DDP.
+
+    Memory is constant: document i is summed in slot i modulo `n_slots`. Up to `n_slots` documents of consecutive ids
+    each have their own; beyond, a slot is a fixed group of documents and the bootstrap is over groups, as valid.
+    """
+
+    full_state_update = False
+    higher_is_better = False
+    is_differentiable = False
+
+    def __init__(self, n_slots: int = 4096) -> None:
+        super().__init__()
+        self.n_slots = n_slots
+        self.add_state("nll", torch.zeros(n_slots, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("tokens", torch.zeros(n_slots, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, nll: Tensor, doc_ids: Tensor, mask: Tensor | None = None) -> None:
+        """Add the nats `nll` [n] of predicted tokens of documents `doc_ids` [n], where `mask` [n] is True."""
+        if mask is not None:
+            nll, doc_ids = nll[mask], doc_ids[mask]
+        slot = doc_ids % self.n_slots
+        self.nll.index_add_(0, slot, nll.double())
+        self.tokens.index_add_(0, slot, torch.ones_like(slot))
+
+    def compute(self) -> Interval:
+        """Nats per token with its 95 % interval; exp of both is the perplexity."""
+        return document_loss(self.nll, self.tokens)
+
+    def minus(self, other: "DocumentLoss") -> Interval:
+        """This model's nats per token minus another's on the same documents, bootstrapped in pairs."""
+        if not torch.equal(self.tokens.cpu(), other.tokens.cpu()):
+            raise ValueError("the two losses count different tokens; a paired difference needs the same documents.")
+        return paired_difference(self.nll, other.nll, self.tokens)
