@@ -5,10 +5,10 @@ import os
 # Idle OpenMP threads that spin at barriers slow a shared machine several times; set before torch starts them.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from jsonargparse import auto_cli  # noqa: E402
+from jsonargparse import auto_cli
 
-from slms.cli import Parser, one_line_errors  # noqa: E402
-from slms.commands import COMMANDS  # noqa: E402
+from slms.cli import Parser, one_line_errors
+from slms.commands import COMMANDS
 
 
 def main(args: list[str] | None = None) -> None:

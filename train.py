@@ -5,9 +5,9 @@ import os
 # Idle OpenMP threads that spin at barriers slow a shared machine several times; set before torch starts them.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from callbacks import CALLBACKS  # noqa: E402
-from slms.cli import one_line_errors  # noqa: E402
-from slms.lit.cli import TrainCLI  # noqa: E402
+from callbacks import CALLBACKS
+from slms.cli import one_line_errors
+from slms.lit.cli import TrainCLI
 
 
 def main(args: list[str] | None = None) -> None:

@@ -14,6 +14,8 @@ routed model) → logits and routes → metrics → results.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from slms.models import routed_lm as _routed_lm  # registers the routed classes with transformers' Auto classes
+
 if TYPE_CHECKING:
     from slms.models.anatomy import list_layers
     from slms.models.base import load_base

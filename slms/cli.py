@@ -12,7 +12,7 @@ _NOISE = ("Does not validate", "Subtypes:", "Errors:", "- Expected a <class 'Non
 
 @contextlib.contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
-    """A `ValueError` or `OSError` becomes one line on stderr and exit code 2; `SLMS_TRACEBACK=1` shows where it rose."""
+    """A `ValueError` or `OSError` becomes one line on stderr and exit code 2; SLMS_TRACEBACK=1 shows where it rose."""
     try:
         yield
     except (ValueError, OSError) as error:

@@ -150,9 +150,6 @@ class TextData(L.LightningDataModule):
 
     def blocks(self, split: str) -> Blocks:
         """The blocks of `train`, `validation` or `test`."""
-        limit = self.tokenizer.model_max_length
-        if self.block_size > limit:
-            raise ValueError(f"data.block_size is {self.block_size}; the base's context holds at most {limit} tokens")
         return load_blocks(
             self._spec(split, self.train_tokens if split == "train" else self.val_tokens), self.tokenizer
         )

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from slms.lit.optim import OptimizerConfig, build_optimizer, lr_share
 from slms.lit.evaluate import document_loss, token_nll
+from slms.lit.optim import OptimizerConfig, build_optimizer, lr_share
 from slms.metrics.loss import DocumentLoss
 from slms.models.anatomy import mlp_outputs
 from slms.models.base import BaseConfig, load_base
@@ -74,7 +74,7 @@ class LanguageModel(L.LightningModule):
         routing: RoutingConfig | None = None,
         balance: BalanceConfig = BalanceConfig(),  # noqa: B008  frozen
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
-        distill: DistillConfig = DistillConfig(),  # noqa: B008
+        distill: DistillConfig = DistillConfig(),
         k_anneal: float = 0.0,
         calibration_tokens: int = 65_536,
     ):
@@ -103,8 +103,12 @@ class LanguageModel(L.LightningModule):
         if stage != "fit" or self.base_loss is not None:
             return
         data = self.trainer.datamodule
+        limit = getattr(self.net.config, "max_position_embeddings", data.block_size)
+        if data.block_size > limit:
+            raise ValueError(f"data.block_size is {data.block_size}; the base's context holds at most {limit} tokens")
         self.base_loss = document_loss(self.net, data.val_blocks, data.batch_size)
         if self.routing is None:
+            self.net.train()
             return
         dense = self.net
         self.net = route(dense, self.routing, data.calibration(self.calibration_tokens))
@@ -114,6 +118,7 @@ class LanguageModel(L.LightningModule):
             )
         if self.distill.logits or self.distill.mlp:
             self.teacher = [dense.eval().requires_grad_(False)]
+        self.net.train()
 
     def configure_optimizers(self):
         """AdamW with a warm-up–cosine schedule over the whole run."""
