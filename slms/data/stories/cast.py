@@ -1,0 +1,185 @@
+"""Characters, things and places: what a story binds to the slots of its templates.
+
+Roles are single letters by custom: A the hero, B the friend, M a relative, W a grown-up, D an animal, o and u things,
+p a place, h and i spots. A bound character gives `{A}`, `{A.he}`, `{A.him}`, `{A.his}`, `{A.s}` (Lily's) and so on.
+"""
+
+from slms.data.stories import entities as E
+from slms.data.stories.engine import Piece, Teller, piece, pieces
+
+HE = {"he": ("he", "him", "his", "himself"), "she": ("she", "her/pron", "her/det", "herself")}
+CACHE: dict[tuple, dict[str, tuple[Piece, ...]]] = {}
+SPOTS = {
+    False: [(prep, noun) for noun, preps in E.SPOTS_OUT.items() for prep in preps.split()],
+    True: [(prep, noun) for noun, preps in E.SPOTS_IN.items() for prep in preps.split()],
+}
+CHILDREN = {"she": tuple(E.GIRLS), "he": tuple(E.BOYS)}
+
+
+def pronouns(role: str, he: str, ref: int) -> dict[str, tuple[Piece, ...]]:
+    """The pronoun slots of a character."""
+    return {f"{role}.{k}": pieces(w, ref) for k, w in zip(("he", "him", "his", "self"), HE[he], strict=True)}
+
+
+def bind(t: Teller, key: tuple, make) -> None:
+    """Bind the slots that `make(*key)` returns, building them once a process."""
+    slots = CACHE.get(key)
+    if slots is None:
+        slots = CACHE[key] = make(*key[1:])
+    t.bound.update(slots)
+
+
+def _child(role: str, name: str, he: str, ref: int) -> dict:
+    slots = pronouns(role, he, ref)
+    base = name.partition("/")[0]
+    slots[role] = (piece(name + ("" if "/" in name else "/propn.person"), ref),)
+    slots[f"{role}.s"] = (piece(f"{base}'s/propn.person", ref),)
+    slots[f"{role}.child"] = pieces("girl" if he == "she" else "boy", ref)
+    return slots
+
+
+def child(t: Teller, role: str, he: str) -> None:
+    """Bind a child with a name that the story has not used."""
+    name = t.fresh(CHILDREN[he])
+    t.state[role] = he
+    bind(t, ("child", role, name, he, t.referent()), _child)
+
+
+def _kin(role: str, who: str, ref: int, owner: str, owner_ref: int) -> dict:
+    slots = pronouns(role, E.KIN[who], ref)
+    named = who.capitalize() if who not in ("aunt", "uncle") else None
+    slots[f"{role}.my"] = pieces(HE[owner][2], owner_ref) + pieces(who, ref)
+    slots[role] = (piece(f"{named}/propn.person", ref),) if named else slots[f"{role}.my"]
+    slots[f"{role}.kin"] = pieces(who, ref)
+    return slots
+
+
+def kin(t: Teller, role: str = "M", owner: str = "A") -> None:
+    """Bind a relative of `owner`: {M} is Mom, {M.my} is her mom."""
+    who = t.pick(tuple(E.KIN)[:4])
+    owner_ref = t.bound[owner][0].referent
+    bind(t, ("kin", role, who, t.referent(), t.state[owner], owner_ref), _kin)
+
+
+def _grown(role: str, he: str, job: str, look: str, ref: int) -> dict:
+    slots = pronouns(role, he, ref)
+    slots[f"{role}.the"] = pieces(f"the {job}", ref)
+    slots[f"{role}.a"] = pieces(f"a {look} {job}", ref)
+    slots[f"{role}.man"] = pieces("woman" if he == "she" else "man", ref)
+    return slots
+
+
+def grown(t: Teller, role: str = "W") -> None:
+    """Bind a grown-up known by a trade: {W.the} is the baker."""
+    he = t.pick(("she", "he"))
+    job = t.pick(E.JOBS_WOMAN if he == "she" else E.JOBS_MAN)
+    look = t.pick(("kind", "tall", "old", "cheerful", "friendly", "busy", "gentle", "round"))
+    bind(t, ("grown", role, he, job, look, t.referent()), _grown)
+
+
+def _animal(role: str, noun: str, look: str, he: str, ref: int) -> dict:
+    slots = pronouns(role, he, ref)
+    slots[role] = pieces(noun, ref)
+    slots[f"{role}.the"] = pieces(f"the {noun}", ref)
+    slots[f"{role}.full"] = pieces(f"the {look} {noun}", ref)
+    slots[f"{role}.a"] = pieces(f"a {look} {noun}", ref)
+    slots[f"{role}.pl"] = pieces(E.plural(noun))
+    return slots
+
+
+def animal(t: Teller, role: str, nouns: list[str]) -> None:
+    """Bind an animal: {D.the} is the puppy, {D.a} a fluffy puppy."""
+    bind(t, ("animal", role, t.fresh(nouns), t.pick(E.ANIMAL_LOOKS), t.pick(("he", "she")), t.referent()), _animal)
+
+
+def _thing(role: str, noun: str, look: str, many: bool, ref: int) -> dict:
+    one = not many
+    base = noun.partition("/")[0]
+    slots = {
+        role: (piece(noun, ref),),
+        f"{role}.the": pieces(f"the {noun}", ref),
+        f"{role}.full": pieces(f"the {look} {noun}", ref),
+        f"{role}.a": pieces(f"{'a' if one else 'some'} {look} {noun}", ref),
+        f"{role}.one": pieces(f"{'a' if one else 'some'} {noun}", ref),
+        f"{role}.look": pieces(look),
+        f"{role}.lookn": pieces(f"{look} {noun}", ref),
+        f"{role}.it": pieces("it" if one else "they", ref),
+        f"{role}.obj": pieces("it" if one else "them", ref),
+        f"{role}.was": pieces("was" if one else "were"),
+        f"{role}.is": pieces("is" if one else "are"),
+        f"{role}.has": pieces("has" if one else "have"),
+        f"{role}.this": pieces("this" if one else "these"),
+    }
+    if one:
+        slots[f"{role}.pl"] = pieces(E.plural(noun))
+        slots[f"{role}.another"] = pieces(f"another {noun}")
+    assert base
+    return slots
+
+
+def thing(t: Teller, role: str, nouns, looks=None, plural: bool = False) -> None:
+    """Bind a thing: {o.a} is a red ball, {o.the} the ball, {o.it} and {o.obj} its pronouns."""
+    looks = looks or (E.TOY_LOOKS + E.COLOURS)
+    noun = t.fresh(nouns)
+    bind(t, ("thing", role, noun, t.fresh(looks), plural, t.referent()), _thing)
+
+
+def toy(t: Teller, role: str) -> None:
+    """Bind a toy, sometimes one that comes in a plural."""
+    many = t.chance(0.12)
+    thing(t, role, E.TOYS_PLURAL if many else E.TOYS, plural=many)
+
+
+def _place(role: str, noun: str, ref: int) -> dict:
+    return {
+        role: pieces(noun, ref),
+        f"{role}.the": pieces(f"the {noun}", ref),
+        f"{role}.at": pieces(f"{E.PLACES[noun]} the {noun}", ref),
+        f"{role}.to": pieces(f"to the {noun}", ref),
+    }
+
+
+def place(t: Teller, role: str = "p", nouns=None) -> None:
+    """Bind an outdoor place: {p.at} is in the park, {p.to} to the park."""
+    bind(t, ("place", role, t.fresh(nouns or E.PLAY_PLACES), t.referent()), _place)
+
+
+def _spot(role: str, prep: str, noun: str, look: str, ref: int) -> dict:
+    return {
+        role: pieces(f"{prep} the {noun}", ref),
+        f"{role}.full": pieces(f"{prep} the {look} {noun}", ref),
+        f"{role}.a": pieces(f"{prep} a {look} {noun}", ref),
+        f"{role}.the": pieces(f"the {noun}", ref),
+        f"{role}.thefull": pieces(f"the {look} {noun}", ref),
+    }
+
+
+def spot(t: Teller, role: str, indoors: bool) -> None:
+    """Bind a spot where a thing can lie: {h} is under the bench, {h.full} under the old bench."""
+    prep, noun = t.fresh(SPOTS[indoors], key=lambda s: s[1])
+    bind(t, ("spot", role, prep, noun, t.fresh(E.NATURAL_LOOKS if noun in E.NATURAL else E.SPOT_LOOKS), t.referent()), _spot)
+
+
+def _count(role: str, noun: str, n: int) -> dict:
+    num = piece(E.NUMBERS[n])
+    word = piece(noun if n == 1 else E.plural(noun))
+    return {role: (num, word), f"{role}.n": (num,), f"{role}.was": pieces("was" if n == 1 else "were")}
+
+
+def count(t: Teller, role: str, noun: str, n: int) -> None:
+    """Bind a number of things: {n} is two apples, {n.n} two, {n.was} were."""
+    bind(t, ("count", role, noun, n), _count)
+
+
+def trait(t: Teller, role: str) -> None:
+    """Bind a trait of character: {A.trait}."""
+    t.bound[f"{role}.trait"] = pieces(t.fresh(E.TRAITS))
+
+
+def couple(t: Teller) -> None:
+    """Bind {AB} (the two children, in either order) and {they}, {them}, {their} to the pair."""
+    a, b = t.bound["A"], t.bound["B"]
+    both = (a, b) if t.index(2) == 0 else (b, a)
+    ref = t.referent()
+    t.bound["AB"] = both[0] + pieces("and") + both[1]
+    t.bound.update({k: pieces(k, ref) for k in ("they", "them", "their")})

@@ -1,0 +1,79 @@
+"""Random access to stories: a plot is drawn, its cast bound, an opening told, a split checked, the plot told.
+
+Disjoint splits, by construction: the split of a story is a function of its printed first paragraph (crc32 modulo 10:
+0-7 train, 8 validation, 9 test), and a first paragraph that belongs elsewhere is thrown away with its cast. So no two
+stories of different splits share their first paragraph, hence no two are equal. Phrases may recur after it, as rarely
+as between two stories of one split.
+"""
+
+import math
+from zlib import crc32
+
+from slms.data.stories import plots_deeds, plots_friends, plots_home, plots_lost
+from slms.data.stories.discourse import opening, people
+from slms.data.stories.engine import WORD, ARTICLE, Piece, Teller, Word, finish
+
+TABLE = {**plots_lost.PLOTS, **plots_home.PLOTS, **plots_friends.PLOTS, **plots_deeds.PLOTS}
+PLOTS = tuple(TABLE)
+SPLITS = ("train", "validation", "test")
+SPLIT_OF_BUCKET = ("train",) * 8 + ("validation", "test")
+
+
+class Story:
+    """One story: its text, and on demand its labelled words.
+
+    `nats` is −log p of the derivation under the grammar before the split is imposed: the sum over every random choice
+    of −log p(choice), an upper bound of −log p(text). `phenomena` lists the kinds that occur.
+    """
+
+    __slots__ = ("_parts", "_pieces", "nats", "phenomena", "plot", "text")
+
+    def __init__(self, plot: str, teller: Teller):
+        self.plot = plot
+        self.nats = teller.nats
+        self.phenomena = tuple(sorted(teller.phenomena))
+        self._parts, self._pieces = finish(teller.out)
+        self.text = "".join(self._parts)
+
+    @property
+    def words(self) -> list[Word]:
+        """The labelled words and marks in order."""
+        words, end = [], 0
+        for part, p in zip(self._parts, self._pieces, strict=True):
+            text = part.lstrip()
+            end += len(part)
+            words.append(Word(end - len(text), end, text, p.pos, p.semantic, p.referent, p.number))
+        return words
+
+    @property
+    def n_words(self) -> int:
+        """The number of words, marks not counted."""
+        return sum(p[0] == WORD or p[0] == ARTICLE for p in self._pieces)
+
+
+def split_of(first_paragraph: list[Piece]) -> str:
+    """The split to which a first paragraph belongs."""
+    return SPLIT_OF_BUCKET[crc32("".join(finish(first_paragraph)[0]).encode()) % 10]
+
+
+def story(seed: int, index: int, split: str = "train") -> Story:
+    """Story `index` of stream `seed` in a split; the same arguments give the same story everywhere.
+
+    >>> story(0, 3).text == story(0, 3).text != story(0, 4).text
+    True
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}.")
+    t = Teller(f"{seed}/{index}/{split}")
+    while True:
+        t.begin()
+        t.nats += math.log(len(PLOTS))
+        plot = PLOTS[int(t.random() * len(PLOTS))]
+        bind_cast, tell = TABLE[plot]
+        people(t)
+        bind_cast(t)
+        opening(t)
+        if split_of(t.out) == split:
+            break
+    tell(t)
+    return Story(plot, t)
