@@ -1,0 +1,338 @@
+"""The Triton kernels put together: forward and backward of a routed MLP, the tile sizes that are shipped, no host sync.
+
+Shapes: n tokens, d model, f neurons, p pathways.
+"""
+
+import functools
+import os
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from kernels.cpu import Gradients
+from kernels.gpu import decode, grouped
+from kernels.gpu.routes import find_routes
+
+ACTS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu"}
+DECODE_TOKENS = 16
+COMBINE_COLS = 512
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class Tile(NamedTuple):
+    """Sizes of one program's work and its resources; powers of two, at least 16 for the tensor cores."""
+
+    rows: int
+    cols: int
+    inner: int
+    warps: int
+    stages: int
+
+    def launch(self) -> dict[str, int]:
+        return {
+            "ROWS": self.rows,
+            "COLS": self.cols,
+            "INNER": self.inner,
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+        }
+
+
+class Tiles(NamedTuple):
+    """The tiles of each grouped kernel. up, down and hidden share their rows, as they share the routes."""
+
+    up: Tile
+    down: Tile
+    hidden: Tile
+    weight: Tile
+
+
+# Chosen by what fits without spilling (`python -m kernels.gpu.aot`), not yet by timing: no GPU has run them.
+TILES = {
+    ("half", "large"): Tiles(
+        up=Tile(128, 64, 64, 8, 3),
+        down=Tile(128, 128, 32, 8, 3),
+        hidden=Tile(128, 64, 32, 8, 3),
+        weight=Tile(64, 128, 32, 8, 3),
+    ),
+    ("half", "small"): Tiles(
+        up=Tile(16, 64, 64, 4, 3),
+        down=Tile(16, 64, 64, 4, 3),
+        hidden=Tile(16, 64, 64, 4, 3),
+        weight=Tile(64, 64, 16, 4, 3),
+    ),
+    ("float", "large"): Tiles(
+        up=Tile(64, 64, 32, 8, 2),
+        down=Tile(64, 64, 32, 8, 2),
+        hidden=Tile(64, 32, 32, 8, 2),
+        weight=Tile(64, 64, 32, 8, 2),
+    ),
+    ("float", "small"): Tiles(
+        up=Tile(16, 64, 32, 4, 2),
+        down=Tile(16, 64, 32, 4, 2),
+        hidden=Tile(16, 32, 32, 4, 2),
+        weight=Tile(32, 64, 16, 4, 2),
+    ),
+}
+
+
+class DecodeTile(NamedTuple):
+    rows: int
+    inner: int
+    warps: int
+
+
+DECODE_TILES = {
+    ("half", "one"): DecodeTile(16, 512, 4),
+    ("half", "few"): DecodeTile(16, 128, 4),
+    ("float", "one"): DecodeTile(16, 256, 4),
+    ("float", "few"): DecodeTile(16, 64, 4),
+}
+
+
+def family(dtype: torch.dtype) -> str:
+    return "float" if dtype == torch.float32 else "half"
+
+
+def arithmetic(dtype: torch.dtype) -> dict:
+    """float32 products are exact unless `torch.backends.cuda.matmul.allow_tf32` says otherwise, as in PyTorch."""
+    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    return {"PRECISION": "tf32" if tf32 else "ieee", "UPCAST": INTERPRETED and dtype == torch.bfloat16}
+
+
+def tiles_for(dtype: torch.dtype, n_tokens: int) -> Tiles:
+    return TILES[family(dtype), "large" if n_tokens >= 512 else "small"]
+
+
+@functools.lru_cache
+def device_offsets(offsets: tuple[int, ...], device: torch.device) -> Tensor:
+    """Copied once per partition and device, so that calls and CUDA graphs copy nothing."""
+    return torch.tensor(offsets, dtype=torch.int32, device=device)
+
+
+def _shared(x, W_in, b_in, W_gate, b_gate, activation) -> dict:
+    return {
+        "ACT": ACTS[activation],
+        "BIASED": b_in is not None,
+        "GATED": W_gate is not None,
+        "GATE_BIASED": b_gate is not None,
+        **arithmetic(x.dtype),
+    }
+
+
+def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
+def _pointers(fallback: Tensor, *tensors: Tensor | None) -> list[Tensor]:
+    """A kernel takes some address for an absent tensor, and never reads it."""
+    return [fallback if tensor is None else tensor for tensor in tensors]
+
+
+def _combine(rows: Tensor, pair: Tensor, capacity: int, like: Tensor) -> Tensor:
+    y = torch.empty_like(like, memory_format=torch.contiguous_format)
+    n, d = y.shape
+    if y.numel():
+        grid = (n, triton.cdiv(d, COMBINE_COLS))
+        grouped.combine[grid](rows, pair, y, d, capacity, P=pair.shape[1], COLS=COMBINE_COLS, num_warps=4)
+    return y
+
+
+def decode_forward(
+    x: Tensor,
+    W_in: Tensor,
+    b_in: Tensor | None,
+    W_gate: Tensor | None,
+    b_gate: Tensor | None,
+    W_out: Tensor,
+    gates: Tensor,
+    chosen: Tensor,
+    offsets: Sequence[int],
+    activation: str,
+) -> Tensor:
+    """`kernels.routed_mlp` for up to DECODE_TOKENS tokens."""
+    x, W_in, b_in, W_gate, b_gate, W_out, gates = _contiguous(x, W_in, b_in, W_gate, b_gate, W_out, gates)
+    (n, d), p = x.shape, chosen.shape[1]
+    one = n == 1
+    tile = DECODE_TILES[family(x.dtype), "one" if one else "few"]
+    s = triton.cdiv(max(b - a for a, b in pairwise(offsets)), tile.rows)
+    y = torch.empty_like(x)
+    if s == 0 or n == 0:
+        return y.zero_()
+    cells = chosen.contiguous().view(torch.uint8)
+    partial = torch.empty(p, s, n, d, dtype=torch.float32, device=x.device)
+    decode.slices[(p, s)](
+        x,
+        W_in,
+        *_pointers(W_in, b_in, W_gate, b_gate),
+        W_out,
+        gates,
+        cells,
+        partial,
+        device_offsets(tuple(offsets), x.device),
+        n,
+        d,
+        p,
+        **_shared(x, W_in, b_in, W_gate, b_gate, activation),
+        ONE=one,
+        N=1 if one else 16,
+        ROWS=tile.rows,
+        INNER=tile.inner,
+        num_warps=tile.warps,
+    )
+    grid = (n, triton.cdiv(d, COMBINE_COLS))
+    decode.add_slices[grid](partial, cells, y, n, d, s, P=p, COLS=COMBINE_COLS, num_warps=4)
+    return y
+
+
+def grouped_forward(
+    x: Tensor,
+    W_in: Tensor,
+    b_in: Tensor | None,
+    W_gate: Tensor | None,
+    b_gate: Tensor | None,
+    W_out: Tensor,
+    gates: Tensor,
+    chosen: Tensor,
+    offsets: Sequence[int],
+    activation: str,
+) -> Tensor:
+    """`kernels.routed_mlp` for many tokens."""
+    x, W_in, b_in, W_gate, b_gate, W_out, gates = _contiguous(x, W_in, b_in, W_gate, b_gate, W_out, gates)
+    d, p = x.shape[1], chosen.shape[1]
+    m = max(b - a for a, b in pairwise(offsets))
+    capacity = chosen.numel()
+    if m == 0 or capacity == 0:
+        return torch.zeros_like(x)
+    tiles = tiles_for(x.dtype, len(x))
+    routes = find_routes(chosen, tiles.up.rows, capacity)
+    starts = device_offsets(tuple(offsets), x.device)
+    count = len(routes.tile_row)
+    hidden = x.new_empty(capacity, m)
+    grouped.up[(count, triton.cdiv(m, tiles.up.cols))](
+        x,
+        W_in,
+        *_pointers(W_in, b_in, W_gate, b_gate),
+        gates,
+        hidden,
+        routes.token,
+        routes.starts,
+        routes.tile_pathway,
+        routes.tile_row,
+        starts,
+        d,
+        p,
+        m,
+        **_shared(x, W_in, b_in, W_gate, b_gate, activation),
+        **tiles.up.launch(),
+    )
+    rows = _down(hidden, W_out, None, None, routes, starts, tiles.down)
+    return _combine(rows, routes.pair, capacity, x)
+
+
+def _down(hidden, W, hidden_gate, W_gate, routes, offsets, tile) -> Tensor:
+    capacity, m = hidden.shape
+    d = W.shape[1]
+    rows = hidden.new_empty(capacity, d)
+    grouped.down[(len(routes.tile_row), triton.cdiv(d, tile.cols))](
+        hidden,
+        W,
+        *_pointers(W, hidden_gate, W_gate),
+        rows,
+        routes.starts,
+        routes.tile_pathway,
+        routes.tile_row,
+        offsets,
+        d,
+        m,
+        GATED=W_gate is not None,
+        **arithmetic(W.dtype),
+        **tile.launch(),
+    )
+    return rows
+
+
+def grouped_backward(
+    grad: Tensor,
+    x: Tensor,
+    W_in: Tensor,
+    b_in: Tensor | None,
+    W_gate: Tensor | None,
+    b_gate: Tensor | None,
+    W_out: Tensor,
+    gates: Tensor,
+    chosen: Tensor,
+    offsets: Sequence[int],
+    activation: str,
+) -> Gradients:
+    """The gradients of `grouped_forward` and `decode_forward`; empty tensors for absent inputs."""
+    x, W_in, b_in, W_gate, b_gate, W_out, gates = _contiguous(x, W_in, b_in, W_gate, b_gate, W_out, gates)
+    grad = grad.contiguous()
+    (n, d), p = x.shape, chosen.shape[1]
+    m = max(b - a for a, b in pairwise(offsets))
+    capacity = chosen.numel()
+    nothing = x.new_empty(0)
+    if m == 0 or capacity == 0:
+        return Gradients(
+            *(nothing if t is None else torch.zeros_like(t) for t in (x, W_in, b_in, W_gate, b_gate, W_out, gates))
+        )
+    tiles = tiles_for(x.dtype, n)
+    routes = find_routes(chosen, tiles.up.rows, capacity)
+    starts = device_offsets(tuple(offsets), x.device)
+    hidden, du = x.new_empty(capacity, m), x.new_empty(capacity, m)
+    dv = None if W_gate is None else x.new_empty(capacity, m)
+    columns = triton.cdiv(m, tiles.hidden.cols)
+    d_gates = torch.zeros(columns, n, p, dtype=torch.float32, device=x.device)
+    grouped.hidden_gradients[(len(routes.tile_row), columns)](
+        x,
+        grad,
+        W_in,
+        *_pointers(W_in, b_in, W_gate, b_gate),
+        W_out,
+        gates,
+        hidden,
+        du,
+        *_pointers(du, dv),
+        d_gates,
+        routes.token,
+        routes.starts,
+        routes.tile_pathway,
+        routes.tile_row,
+        starts,
+        d,
+        p,
+        m,
+        n * p,
+        **_shared(x, W_in, b_in, W_gate, b_gate, activation),
+        **tiles.hidden.launch(),
+    )
+    dx = _combine(_down(du, W_in, dv, W_gate, routes, starts, tiles.down), routes.pair, capacity, x)
+
+    def weight(left: Tensor, right: Tensor, like: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        out = torch.empty_like(like)
+        d_bias = nothing if bias is None else torch.empty_like(bias)
+        tile = tiles.weight
+        grouped.weight_gradient[(p, triton.cdiv(m, tile.rows), triton.cdiv(d, tile.cols))](
+            left,
+            right,
+            out,
+            *_pointers(out, None if bias is None else d_bias),
+            routes.token,
+            routes.starts,
+            starts,
+            d,
+            m,
+            BIASED=bias is not None,
+            **arithmetic(x.dtype),
+            **tile.launch(),
+        )
+        return out, d_bias
+
+    dW_in, db_in = weight(du, x, W_in, b_in)
+    dW_gate, db_gate = (nothing, nothing) if dv is None else weight(dv, x, W_gate, b_gate)
+    dW_out, _ = weight(hidden, grad, W_out, None)
+    return Gradients(dx, dW_in, db_in, dW_gate, db_gate, dW_out, d_gates.sum(0).to(gates.dtype))

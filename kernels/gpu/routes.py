@@ -1,0 +1,114 @@
+"""Route metadata on the device, for any number of chosen pathways per token, without waiting for the host.
+
+Pairs (token, pathway) are numbered by pathway, then by token. Three small kernels: count per block of tokens, scan,
+place.
+
+Shapes: n tokens, p pathways, r pairs (at most `capacity`), tiles of `rows_per_tile` consecutive pairs of one pathway.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+TOKENS = 64  # tokens of one counting program
+
+
+class Routes(NamedTuple):
+    """What the grouped kernels need to know about a choice; all tensors int32, on the device."""
+
+    token: Tensor
+    """[capacity] token of each pair; undefined from the last pair on"""
+    pair: Tensor
+    """[n, p] number of each chosen pair, -1 where not chosen"""
+    starts: Tensor
+    """[p + 1] first pair of each pathway, then the number of pairs"""
+    tile_pathway: Tensor
+    """[tiles] pathway that a tile works on, -1 for a spare tile"""
+    tile_row: Tensor
+    """[tiles] first pair of a tile"""
+
+
+@triton.jit
+def _count(chosen, counts, n, P: tl.constexpr, PP: tl.constexpr, TOKENS: tl.constexpr):
+    block = tl.program_id(0)
+    t = block * TOKENS + tl.arange(0, TOKENS)
+    p = tl.arange(0, PP)
+    mask = (t < n)[:, None] & (p < P)[None, :]
+    c = tl.load(chosen + t.to(tl.int64)[:, None] * P + p[None, :], mask=mask, other=0).to(tl.int32)
+    tl.store(counts + block * P + p, tl.sum(c, 0), mask=p < P)
+
+
+@triton.jit
+def _scan(
+    counts,
+    starts,
+    tile_pathway,
+    tile_row,
+    n_blocks,
+    n_tiles,
+    ROWS: tl.constexpr,
+    P: tl.constexpr,
+    PP: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """Turns counts [blocks, p] into the pairs before each block, in place; then starts and the tiles' places."""
+    p = tl.arange(0, PP)
+    running = tl.zeros((PP,), tl.int32)
+    for first in range(0, n_blocks, STEP):
+        b = first + tl.arange(0, STEP)
+        mask = (b < n_blocks)[:, None] & (p < P)[None, :]
+        c = tl.load(counts + b[:, None] * P + p[None, :], mask=mask, other=0)
+        before = running[None, :] + tl.cumsum(c, 0) - c
+        tl.store(counts + b[:, None] * P + p[None, :], before, mask=mask)
+        running += tl.sum(c, 0)
+    start = tl.cumsum(running, 0) - running
+    tl.store(starts + p, start, mask=p < P)
+    tl.store(starts + P, tl.sum(running, 0))
+    tiles = (running + ROWS - 1) // ROWS
+    tile_end = tl.cumsum(tiles, 0)
+    for first in range(0, n_tiles, STEP):
+        i = first + tl.arange(0, STEP)
+        mine = (i[:, None] >= (tile_end - tiles)[None, :]) & (i[:, None] < tile_end[None, :])
+        pathway = tl.sum(tl.where(mine, p[None, :] + 1, 0), 1) - 1
+        row = tl.sum(tl.where(mine, start[None, :] + (i[:, None] - (tile_end - tiles)[None, :]) * ROWS, 0), 1)
+        tl.store(tile_pathway + i, pathway, mask=i < n_tiles)
+        tl.store(tile_row + i, row, mask=i < n_tiles)
+
+
+@triton.jit
+def _place(chosen, before, starts, token, pair, n, capacity, P: tl.constexpr, PP: tl.constexpr, TOKENS: tl.constexpr):
+    block = tl.program_id(0)
+    t = block * TOKENS + tl.arange(0, TOKENS)
+    p = tl.arange(0, PP)
+    cell = t.to(tl.int64)[:, None] * P + p[None, :]
+    mask = (t < n)[:, None] & (p < P)[None, :]
+    c = tl.load(chosen + cell, mask=mask, other=0).to(tl.int32)
+    first = tl.load(starts + p, mask=p < P, other=0) + tl.load(before + block * P + p, mask=p < P, other=0)
+    number = first[None, :] + tl.cumsum(c, 0) - c
+    tl.store(pair + cell, tl.where(c > 0, number, -1), mask=mask)
+    tokens = tl.broadcast_to(t[:, None], (TOKENS, PP))
+    tl.store(token + number, tokens, mask=mask & (c > 0) & (number < capacity))
+
+
+def find_routes(chosen: Tensor, rows_per_tile: int, capacity: int) -> Routes:
+    """Numbers the chosen entries of [n, p]; capacity: the most pairs there can be."""
+    n, p = chosen.shape
+    blocks = triton.cdiv(n, TOKENS)
+    tiles = triton.cdiv(capacity, rows_per_tile) + p
+    sizes = {"P": p, "PP": triton.next_power_of_2(p)}
+
+    def ints(*size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.int32, device=chosen.device)
+
+    counts, starts, token, pair = ints(blocks, p), ints(p + 1), ints(capacity), ints(n, p)
+    tile_pathway, tile_row = ints(tiles), ints(tiles)
+    cells = chosen.contiguous().view(torch.uint8)
+    if blocks:
+        _count[(blocks,)](cells, counts, n, **sizes, TOKENS=TOKENS)
+    _scan[(1,)](counts, starts, tile_pathway, tile_row, blocks, tiles, ROWS=rows_per_tile, **sizes, STEP=64)
+    if blocks:
+        _place[(blocks,)](cells, counts, starts, token, pair, n, capacity, **sizes, TOKENS=TOKENS)
+    return Routes(token, pair, starts, tile_pathway, tile_row)
