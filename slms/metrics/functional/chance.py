@@ -32,7 +32,7 @@ def moments(totals: Tensor, load: Tensor, correction: float = 0.0) -> Moments:
     """Moments of f(K) for every stratum, unit and class.
 
     Args:
-        totals: [s, c], tokens a of each class; load: [s, u], tokens m at which the unit is on.
+        totals: float64 [s, c], tokens a of each class; load: float64 [s, u], tokens m at which the unit is on.
         correction: ½ for the Miller–Madow term, which counts the classes seen.
     """
     n = totals.sum(-1, keepdim=True).expand_as(totals)
@@ -55,11 +55,12 @@ def _variance(n: Tensor, a: Tensor, m: Tensor) -> Tensor:
 
 
 def _taylor(n: Tensor, a: Tensor, m: Tensor, correction: float) -> Moments:
-    """E f to fourth order in K − μ; slope and residual to leading order."""
+    """E f to fourth order in K − μ, its slope to third, the residual to second."""
     mu, variance = m * a / n, _variance(n, a, m)
     third = variance * (n - 2 * a) * (n - 2 * m) / (n * (n - 2).clamp(min=1))
     mean = mu * mu.log() + variance / (2 * mu) - third / (6 * mu**2) + variance**2 / (4 * mu**3) - correction
-    slope = mu.log() + 1 + torch.where(variance > 0, third / variance.clamp(min=1e-12), 0.0) / (2 * mu)
+    skew = torch.where(variance > 0, third / variance.clamp(min=1e-12), 0.0)
+    slope = mu.log() + 1 + skew / (2 * mu) - variance / (2 * mu**2)
     return Moments(mean, slope, variance / (mu * 2**0.5))
 
 

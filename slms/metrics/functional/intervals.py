@@ -1,9 +1,16 @@
 """Intervals over documents. Shapes: d documents, g document groups, r resamples.
 
 Ratios of sums (loss per token) are bootstrapped over documents. Entropies and mutual informations are not: a bootstrap
-repeats documents, repeated events look like structure, and the interval misses the estimate itself (planted unit at
-n = 2k over 16 groups, 50 classes: jackknife covers the truth, the bootstrap's centre sits above it; see the test). They
-get the delete-a-group jackknife instead, in which no event occurs twice.
+repeats documents, and repeated events look like structure. They get the delete-a-group jackknife, in which no event
+occurs twice. Coverage of the truth by nominal 95 % intervals, specialization index of a planted layer (8 pathways, 50
+classes, documents of 50 tokens with class mixes of their own; 60 samples):
+
+    =========  =========  =====================  ==========================================
+    documents  jackknife  bootstrap (documents)  bootstrap's centre − estimate (truth .078)
+    =========  =========  =====================  ==========================================
+           40       .88                    .08                                       +.0106
+          400       .92                    .52                                       +.0013
+    =========  =========  =====================  ==========================================
 """
 
 from typing import NamedTuple
@@ -23,7 +30,9 @@ class Interval(NamedTuple):
 
 
 def student_t(degrees: int) -> float:
-    """The .975 quantile of Student's t (Abramowitz & Stegun 26.7.5, within .02 from 3 degrees of freedom on)."""
+    """The .975 quantile of Student's t (Abramowitz & Stegun 26.7.5, within .03 from 3 degrees of freedom on)."""
+    if degrees < 3:
+        return {1: 12.706, 2: 4.303}[degrees]
     z = 1.959964
     terms = (z, (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
     return sum(term / degrees**power for power, term in enumerate(terms))

@@ -23,6 +23,7 @@ class Utilization(NamedTuple):
 def utilization(choices: Tensor) -> Utilization:
     """How evenly the pathways are used, from the number of times [p] that each was chosen, over *all* P pathways.
 
+    >>> import torch
     >>> used = utilization(torch.tensor([50, 50, 0, 0]))
     >>> used.share_used, used.effective, used.max_violation
     (0.5, 0.5, 1.0)

@@ -46,8 +46,8 @@ def specialization_index(counts: Tensor, totals: Tensor, together: Tensor | None
 
     Adjusted for chance like the adjusted mutual information (Vinh et al. 2010), with the exact permutation mean.
     `units` takes each unit as on or off, so it is at most H(U)/H(C) ≤ ln 2 / H(C). `value` is the layer's:
-    I(pathway; C) of one choice, which is the load-weighted mean of KL(p(c|p) ‖ p(c)); a layer whose every pathway serves
-    one class scores 1, one whose choices the class decides scores `ceiling`.
+    I(pathway; C) of one choice, which is the load-weighted mean of KL(p(c|p) ‖ p(c)); a layer whose every pathway
+    serves one class scores 1, one whose choices the class decides scores `ceiling`.
 
     With strata it is conditional, I(U; C | S) over H(C | S), labels permuted within each stratum: strata = token ids
     asks what a unit knows about the class beyond the token itself.

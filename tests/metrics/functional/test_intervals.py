@@ -1,0 +1,80 @@
+"""Intervals against known sampling distributions."""
+
+import pytest
+import torch
+
+from slms.metrics.functional import document_loss, jackknife, joint_counts, paired_difference, specialization_index
+from slms.metrics.functional.intervals import student_t
+
+
+@pytest.mark.parametrize(
+    "degrees, quantile", [(1, 12.706), (2, 4.303), (3, 3.1824), (7, 2.3646), (15, 2.1314), (63, 1.9983)]
+)
+def test_student_quantile(degrees, quantile):
+    assert student_t(degrees) == pytest.approx(quantile, abs=0.03)
+
+
+def test_jackknife_of_a_mean_is_its_standard_error():
+    x = torch.randn(16, 3, generator=torch.Generator().manual_seed(0)).double()
+    leave_one_out = (x.sum(0) - x) / 15
+    expected = student_t(15) * x.std(0) / 16**0.5
+    assert torch.allclose(jackknife(leave_one_out), expected)
+    assert jackknife(x[:1]).isnan().all()
+
+
+def documents(d, seed, shift=0.0):
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(5, 50, (d,), generator=generator)
+    rate = 2.0 + shift + 0.4 * torch.randn(d, generator=generator)
+    return rate * tokens, tokens
+
+
+def test_loss_is_the_ratio_and_its_interval_covers():
+    nll, tokens = documents(200, 0)
+    loss = document_loss(nll, tokens)
+    assert loss.value == pytest.approx(float(nll.sum() / tokens.sum())) and loss.n == int(tokens.sum())
+    covered = 0
+    for seed in range(60):
+        loss = document_loss(*documents(100, seed), n_resamples=300)
+        covered += loss.low <= 2.0 <= loss.high
+    assert 52 <= covered <= 60, covered
+
+
+def test_paired_interval_is_narrower_than_the_two_apart():
+    nll, tokens = documents(150, 1)
+    other = nll - 0.05 * tokens + 0.5 * torch.randn(150, generator=torch.Generator().manual_seed(9))
+    difference = paired_difference(nll, other, tokens)
+    assert difference.low <= difference.value <= difference.high
+    assert difference.value == pytest.approx(0.05, abs=0.01) and difference.low > 0
+    alone = document_loss(nll, tokens)
+    assert difference.high - difference.low < (alone.high - alone.low) / 3
+
+
+def test_a_document_without_tokens_changes_nothing():
+    nll, tokens = documents(30, 2)
+    padded = document_loss(torch.cat([nll, torch.zeros(5)]), torch.cat([tokens, torch.zeros(5).long()]))
+    assert padded == document_loss(nll, tokens)
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="tokens are all 0"):
+        document_loss(torch.zeros(2), torch.zeros(2))
+    with pytest.raises(ValueError, match="same documents"):
+        paired_difference(torch.zeros(2), torch.zeros(3), torch.ones(2))
+    with pytest.raises(ValueError, match="must be \\[documents\\]"):
+        document_loss(torch.zeros(2), torch.ones(3))
+
+
+def test_a_bootstrap_of_documents_sees_structure_in_repeats_and_the_jackknife_does_not():
+    generator = torch.Generator().manual_seed(0)
+    n, d = 2000, 40
+    units = torch.rand(n, 8, generator=generator) < 0.25
+    classes = torch.randint(0, 50, (n,), generator=generator)
+    document = torch.arange(n) // (n // d)
+    counts, totals = joint_counts(units, classes, 50, document % 16, 16)
+    score = specialization_index(counts, totals)
+    assert score.low <= 0 <= score.high
+    by_document, totals = joint_counts(units, classes, 50, document, d)
+    picks = torch.randint(0, d, (20, d), generator=generator)
+    repeated = [specialization_index(by_document[p].sum(0)[None], totals[p].sum(0)[None]).value for p in picks]
+    assert min(repeated) > score.high, (min(repeated), score.high)
