@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slms.sae.base import Coder, Losses
@@ -144,10 +143,9 @@ class Gated(Coder):
         return (z + self.b_gate.index_select(0, picks.indices)).relu()
 
     def encode(self, x: Tensor) -> Tensor:
-        """Activations [n, s] by the definition's two products, as other libraries round them."""
-        x = x if self.shift is None else x - self.shift
-        magnitude = F.linear(x, self.W_enc * self.r_mag.exp()[:, None], self.b_mag).relu()
-        return magnitude * (F.linear(x, self.W_enc, self.b_gate) > 0)
+        """Activations [n, s] by the definition's two products, as SAELens rounds them."""
+        magnitude = (self.project(x, self.r_mag.exp()) + self.b_mag).relu()
+        return magnitude * (self.project(x) + self.b_gate > 0)
 
     def penalty(self, z: Tensor, values: Tensor, picks: Picks) -> Tensor:
         """mean_n Σ_s relu(π)."""
