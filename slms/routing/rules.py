@@ -85,7 +85,7 @@ def gate_values(kind: str, scores: Tensor, probs: Tensor, chosen: Tensor, modula
                   from the first step on.
     """
     if kind == "unit":
-        return 1.0 + probs - probs.detach()
+        return 1.0 + (probs - probs.detach())  # in this order it is exactly 1
     if kind == "sigmoid":
         return scores.sigmoid()
     if kind == "graded":
@@ -96,7 +96,7 @@ def gate_values(kind: str, scores: Tensor, probs: Tensor, chosen: Tensor, modula
         return share
     if kind == "blend":
         fixed = share.detach()
-        return 1.0 + modulation * (fixed - 1.0) + share - fixed
+        return 1.0 + modulation * (fixed - 1.0) + (share - fixed)
     raise ValueError(f"`routing.gate` is {kind!r}; it must be one of unit, softmax, sigmoid, graded, blend.")
 
 

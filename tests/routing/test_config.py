@@ -1,0 +1,55 @@
+import doctest
+import json
+
+import pytest
+
+from slms.routing import RoutingConfig, config
+
+
+def test_round_trip_through_json_keeps_every_field():
+    cfg = RoutingConfig(n_pathways=8, k=3, layers=[0, 2], rule="top_p", top_p=0.7, gate="softmax", n_shared=1, seed=5)
+    assert RoutingConfig.from_dict(json.loads(json.dumps(cfg.to_dict()))) == cfg
+
+
+def test_absent_fields_take_their_default_and_unknown_ones_are_named():
+    assert RoutingConfig.from_dict({"k": 2}) == RoutingConfig(k=2)
+    with pytest.raises(ValueError, match=r"`routing\.pathways` is not a routing option"):
+        RoutingConfig.from_dict({"pathways": 4})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"k": 9, "n_pathways": 4}, r"`routing.k` is 9; it must be at most `routing.n_pathways` \(4\)"),
+        ({"k": 0}, "`routing.k` is 0"),
+        ({"n_pathways": 0}, "`routing.n_pathways` is 0"),
+        ({"every_n_layers": 0}, "`routing.every_n_layers` is 0"),
+        ({"router_hidden": 0}, "`routing.router_hidden` is 0"),
+        ({"n_shared": 4}, r"`routing.n_shared` is 4; it must be at least 0 and below `routing.k` \(4\)"),
+        ({"n_shared": -1}, "`routing.n_shared` is -1"),
+        ({"top_p": 0.0}, "`routing.top_p` is 0.0"),
+        ({"tau": 1.5}, "`routing.tau` is 1.5"),
+        ({"seed": -1}, "`routing.seed` is -1"),
+        ({"layers": []}, r"`routing.layers` is \[\]"),
+        ({"layers": [1, 1]}, r"`routing.layers` is \[1, 1\]"),
+        ({"layers": [-1]}, r"`routing.layers` is \[-1\]"),
+        ({"gate": "hard"}, "`routing.gate` is 'hard'; it must be one of unit, softmax, sigmoid"),
+        ({"partition": "metis"}, "`routing.partition` is 'metis'"),
+        ({"router": "static", "rule": "top_p"}, "`routing.rule` is top_p; with `routing.router` static"),
+    ],
+)
+def test_an_impossible_configuration_names_flag_value_and_rule(fields, message):
+    with pytest.raises(ValueError, match=message):
+        RoutingConfig(**fields)
+
+
+def test_layers_win_over_every_n_layers():
+    assert RoutingConfig(every_n_layers=3).routed_layers(8) == [0, 3, 6]
+    assert RoutingConfig(layers=[5, 1]).routed_layers(8) == [1, 5]
+    with pytest.raises(ValueError, match=r"`routing.layers` is \[8\]; the model has layers 0 to 7"):
+        RoutingConfig(layers=[8]).routed_layers(8)
+
+
+def test_doctests():
+    result = doctest.testmod(config)
+    assert result.attempted > 0 and result.failed == 0
