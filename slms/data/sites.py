@@ -1,0 +1,179 @@
+"""Sites: named places inside a language model, read and replaced through PyTorch's own hooks.
+
+    residual.L     [n, d] the residual stream after layer L
+    mlp_in.L       [n, d] the input of layer L's MLP, after its norm
+    neurons.L      [n, f] the activations of its neurons, at the input of the down-projection, in the dense order
+    mlp_out.L      [n, d] the output of the MLP, before the residual is added
+    pathway.L.P    [n, d] what pathway P of a routed MLP adds to that output; zero where P was not chosen
+
+Shapes: b blocks, t position, n tokens (b·t), d model, f neurons.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from kernels.reference import neuron_weights
+from slms.models.anatomy import adapter_of, find_mlps, neurons, read_mlp
+from slms.models.routed_mlp import RoutedMLP
+
+Replace = Callable[[Tensor], Tensor]
+_TRANSFORMER_LENS = {
+    "residual": "blocks.{}.hook_resid_post",
+    "mlp_in": "blocks.{}.ln2.hook_normalized",
+    "neurons": "blocks.{}.mlp.hook_post",
+    "mlp_out": "blocks.{}.hook_mlp_out",
+    "pathway": "blocks.{}.mlp.pathway.{}",
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place: its kind, layer and, of a routed MLP, pathway."""
+
+    kind: str
+    layer: int
+    pathway: int | None = None
+
+    @property
+    def name(self) -> str:
+        """As it is written in a configuration."""
+        return ".".join(str(part) for part in (self.kind, self.layer, self.pathway) if part is not None)
+
+    @property
+    def hook_name(self) -> str:
+        """TransformerLens's name of it; of a pathway, one in the same manner."""
+        return _TRANSFORMER_LENS[self.kind].format(self.layer, self.pathway)
+
+
+def site_names(model: PreTrainedModel) -> list[str]:
+    """Every site of a model."""
+    names = []
+    for layer, mlp in find_mlps(model).items():
+        names += [f"{kind}.{layer}" for kind in ("residual", "mlp_in", "neurons", "mlp_out")]
+        if isinstance(mlp, RoutedMLP):
+            names += [f"pathway.{layer}.{p}" for p in range(mlp.config.n_pathways)]
+    return names
+
+
+def find_site(model: PreTrainedModel, name: str) -> Site:
+    """The site called `name`.
+
+    Raises:
+        ValueError: there is none; the nearest names are given.
+    """
+    names = site_names(model)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
+        raise ValueError(f"site {name!r} is not in this model; the nearest of its {len(names)} are {', '.join(near)}")
+    kind, layer, *pathway = name.split(".")
+    return Site(kind, int(layer), int(pathway[0]) if pathway else None)
+
+
+def hf_name(model: PreTrainedModel, site: Site) -> str:
+    """Path of the module whose output (for `mlp_in` and `neurons`, input) the site is."""
+    adapter = adapter_of(model)
+    layer = f"{adapter.layers}.{site.layer}"
+    down = "" if isinstance(find_mlps(model)[site.layer], RoutedMLP) else f".{adapter.down}"
+    return layer + {"residual": "", "neurons": f".{adapter.mlp}{down}"}.get(site.kind, f".{adapter.mlp}")
+
+
+def _attach(model: PreTrainedModel, site: Site, see: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+    """Call `see` with the site's activations [..., d] at each forward; what it returns takes their place."""
+    adapter = adapter_of(model)
+    layer = model.get_submodule(adapter.layers)[site.layer]
+    mlp = getattr(layer, adapter.mlp)
+
+    def on_input(_: nn.Module, inputs: tuple):
+        new = see(inputs[0])
+        return None if new is None else (new, *inputs[1:])
+
+    def on_output(_: nn.Module, inputs: tuple, output):
+        new = see(output[0] if isinstance(output, tuple) else output)
+        return new if new is None or not isinstance(output, tuple) else (new, *output[1:])
+
+    def on_part(module: RoutedMLP, inputs: tuple, output: Tensor):
+        weights, kept = _routed_part(module, inputs[0], site.pathway)
+        new = see(kept if site.pathway is None else kept @ weights)
+        if new is None:
+            return None
+        delta = (new - kept) @ weights if site.pathway is None else new - kept @ weights
+        return output + delta.to(output.dtype)
+
+    match site.kind:
+        case "residual":
+            return layer.register_forward_hook(on_output)
+        case "mlp_out":
+            return mlp.register_forward_hook(on_output)
+        case "mlp_in":
+            return mlp.register_forward_pre_hook(on_input)
+        case "neurons" if not isinstance(mlp, RoutedMLP):
+            return getattr(mlp, adapter.down).register_forward_pre_hook(on_input)
+        case _:
+            return mlp.register_forward_hook(on_part)
+
+
+def _routed_part(mlp: RoutedMLP, x: Tensor, pathway: int | None) -> tuple[Tensor, Tensor]:
+    """W_out [f, d] and gated activations [..., f] of a routed MLP in dense order, of one pathway's neurons or all."""
+    flat = rearrange(x, "... d -> (...) d")
+    routes = mlp.router.route(flat, mlp.k)
+    order = mlp.permutation.argsort()
+    weights = read_mlp(mlp)
+    gated = neurons(weights, flat) * neuron_weights(routes.gates, routes.chosen, mlp.offsets)[:, order].to(x.dtype)
+    if pathway is not None:
+        mine = mlp.permutation[mlp.offsets[pathway] : mlp.offsets[pathway + 1]]
+        return weights.W_out[mine], gated[:, mine].view(*x.shape[:-1], -1)
+    return weights.W_out, gated.view(*x.shape[:-1], -1)
+
+
+class _Enough(Exception):
+    """Every site has been read: the rest of the forward pass is not needed."""
+
+
+@torch.no_grad()
+def read_sites(model: PreTrainedModel, input_ids: Tensor, sites: Sequence[Site]) -> dict[str, Tensor]:
+    """Activations {name: [n, d]} of token blocks [b, t]; the model runs no further than the last site."""
+    found: dict[str, Tensor] = {}
+
+    def reader(site: Site) -> Callable[[Tensor], None]:
+        def see(x: Tensor) -> None:
+            found[site.name] = rearrange(x.detach(), "b t d -> (b t) d").clone()  # later layers may write in place
+            if len(found) == len(sites):
+                raise _Enough
+
+        return see
+
+    with ExitStack() as stack:
+        for site in sites:
+            stack.callback(_attach(model, site, reader(site)).remove)
+        with suppress(_Enough):
+            model(input_ids, use_cache=False)
+    return found
+
+
+@contextmanager
+def replaced(model: PreTrainedModel, source: Site, target: Site, by: Replace) -> Iterator[None]:
+    """While open, activations at `target` [n, d] are by(activations at `source`); the two are one site or two."""
+    seen: dict[str, Tensor] = {}
+
+    def note(x: Tensor) -> None:
+        seen["x"] = x
+
+    def swap(y: Tensor) -> Tensor:
+        x = y if source == target else seen["x"]
+        return by(rearrange(x, "b t d -> (b t) d")).view(y.shape).to(y.dtype)
+
+    with ExitStack() as stack:
+        if source != target:
+            stack.callback(_attach(model, source, note).remove)
+        stack.callback(_attach(model, target, swap).remove)
+        yield
