@@ -126,13 +126,14 @@ def _file_texts(path: Path, text_field: str) -> Iterator[str]:
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 raise ValueError(f"corpus {path}: not UTF-8 JSON lines: {error}") from None
     elif path.suffix == ".parquet":
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
             for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
                 for number, row in enumerate(batch.to_pylist()):
                     yield _field(row, text_field, f"{path} row {number}")
-        except (OSError, pq.lib.ArrowInvalid) as error:
+        except (OSError, pa.ArrowInvalid) as error:
             raise ValueError(f"corpus {path}: not a parquet file: {error}") from None
     else:
         raise ValueError(f"corpus {path}: the ending must be one of {', '.join(SUFFIXES)}")
