@@ -46,6 +46,8 @@ MODELS = {
     "routed gpt_neo": lambda: routed(gpt_neo()),
     "routed llama": lambda: routed(llama()),
 }
+CASES = [(m, kind) for m in MODELS for kind in ("residual", "mlp_in", "neurons", "mlp_out")]
+CASES += [("routed gpt_neo", "pathway"), ("routed llama", "pathway")]
 
 
 def read(model, *names):
