@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slms.data.text import EMBEDDED, Blocks, BlockSpec, load_blocks
 from slms.models.base import load_base
+from slms.models.source import BaseConfig
 
 DEFAULTS = {"corpus": EMBEDDED, "validation": None, "text_field": "text", "block_size": 256, "n_tokens": 131_072}
 
@@ -55,10 +56,26 @@ def open_subject(model: str, split: str = "validation", **text) -> Subject:
     return Subject(model, net.eval(), tokenizer, load_blocks(spec, tokenizer), settings)
 
 
+def run_base(model: str) -> BaseConfig | None:
+    """The base that a run started from; None where `model` is no run directory."""
+    config = Path(model) / "config.yaml"
+    return BaseConfig(**_section(config, "model")["base"]) if config.is_file() else None
+
+
+def _section(config: Path, name: str) -> dict:
+    try:
+        section = yaml.safe_load(config.read_text(encoding="utf-8"))[name]
+    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
+        section = None
+    if not isinstance(section, dict):
+        raise ValueError(f"{config}: not the config.yaml of a run")
+    return section
+
+
 def _run_text(config: Path) -> dict:
     """The text a run validated on, from its resolved config."""
+    data = _section(config, "data")
     try:
-        data = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]
         corpus = data["corpus"]
         name = corpus["name"] or corpus["embedded" if data["source"] == "embedded" else "hub"]
         return {
@@ -68,5 +85,5 @@ def _run_text(config: Path) -> dict:
             "block_size": data["block_size"],
             "n_tokens": data["val_tokens"],
         }
-    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
+    except (KeyError, TypeError):
         raise ValueError(f"{config}: not the config.yaml of a run") from None
