@@ -1,0 +1,228 @@
+"""Activations of a frozen language model as shuffled training batches, in an order that a run can resume exactly.
+
+The token blocks come in chunks. Each chunk's activations go to one of three preallocated slots; a random half of its
+rows is trained on in the chunk's own period, the other half in the next, so every batch mixes two chunks and nothing
+is moved. The third slot is filled by a second thread meanwhile. What a period holds depends on two chunks only, so a
+resumed run makes those two again and reads on where it stopped: no activation is stored in a checkpoint.
+
+Shapes: b blocks, t position, n tokens (rows), d width of a site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from slms.data.harvest import ActivationCache, Chunk, Harvest, model_digest
+from slms.data.module import BlockOrder, TextData
+from slms.data.sites import Site
+from slms.data.text import CorpusConfig
+
+SLOTS = 3  # the chunk before, the present one, the next
+
+
+@dataclass(frozen=True)
+class BufferConfig:
+    """How activations are gathered into batches.
+
+    Args:
+        batch_size: tokens of one training step on one device.
+        chunk_tokens: tokens gathered at a time; batches mix two chunks.
+        lm_batch_size: blocks of one forward pass of the language model.
+        max_norm: tokens whose activation is longer than this many median norms are left out (attention sinks).
+        prefetch: gather the next chunk in a second thread while training on this one.
+        cache: directory to keep activations in, for sweeps over coders; null gathers them anew.
+    """
+
+    batch_size: int = 4096
+    chunk_tokens: int = 65_536
+    lm_batch_size: int = 16
+    max_norm: float = 10.0
+    prefetch: bool = True
+    cache: str | None = None
+
+    def __post_init__(self):
+        for name in ("batch_size", "chunk_tokens", "lm_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.buffer.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.batch_size > self.chunk_tokens:
+            raise ValueError(
+                f"data.buffer.batch_size is {self.batch_size}; it must be at most data.buffer.chunk_tokens "
+                f"({self.chunk_tokens})"
+            )
+        if not self.max_norm > 1:
+            raise ValueError(f"data.buffer.max_norm is {self.max_norm}; it must be above 1")
+
+
+class ActivationStream:
+    """Shuffled batches {site: [n, d]} without end; its position is (period, batches handed out of it)."""
+
+    def __init__(self, harvest: Callable[[int], Chunk], tokens: int, batch_size: int, seed: int, prefetch: bool):
+        self.harvest, self.tokens, self.batch_size, self.seed = harvest, tokens, batch_size, seed
+        self.period, self.done = 0, 0
+        self._store: dict[str, Tensor] | None = None  # site → [SLOTS · tokens, d]
+        self._kept: dict[int, Tensor] = {}  # chunk → its rows that may be trained on
+        self._thread = ThreadPoolExecutor(1, "activations") if prefetch else None
+        self._next: Future | None = None
+        self._order: Tensor | None = None
+
+    def __next__(self) -> dict[str, Tensor]:
+        """The next batch."""
+        while self._order is None or (self.done + 1) * self.batch_size > len(self._order):
+            if self._order is not None:
+                self.period, self.done = self.period + 1, 0
+            self._start_period()
+        rows = self._order[self.done * self.batch_size : (self.done + 1) * self.batch_size]
+        self.done += 1
+        return {name: store[rows.to(store.device)] for name, store in self._store.items()}
+
+    def first_chunk(self) -> dict[str, Tensor]:
+        """What may be trained on of chunk 0, to measure scales and centres with."""
+        self.settle()
+        chunk = self.harvest(0)
+        return {name: x[chunk.kept.to(x.device)] for name, x in chunk.rows.items()}
+
+    def seek(self, period: int, done: int) -> None:
+        """Go on after `done` batches of `period`."""
+        self.settle()
+        self.period, self.done, self._order, self._next = period, done, None, None
+        self._kept.clear()
+
+    def settle(self) -> None:
+        """Wait for the second thread, whose hooks on the model would otherwise see another forward pass."""
+        if self._next is not None:
+            self._next.result()
+
+    def _start_period(self) -> None:
+        """Fill the slots of this period's chunks, order its rows, and begin on the next chunk."""
+        self.settle()
+        for k in range(max(self.period - 1, 0), self.period + 1):
+            if k not in self._kept:
+                self._fill(k)
+        rows = [self._halves(self.period)[0]]
+        if self.period > 0:
+            rows.append(self._halves(self.period - 1)[1])
+        pool = torch.cat(rows)
+        self._order = pool[torch.randperm(len(pool), generator=self._generator(2 * self.period))]
+        self._kept = {k: kept for k, kept in self._kept.items() if k >= self.period}
+        if len(self._order) < self.batch_size and self.period > 0:
+            raise ValueError(
+                f"data.buffer.batch_size is {self.batch_size}, but a chunk holds only {len(self._order)} tokens to "
+                "train on; raise data.buffer.chunk_tokens"
+            )
+        self._next = self._thread.submit(self._fill, self.period + 1) if self._thread else None
+
+    def _fill(self, k: int) -> None:
+        chunk = self.harvest(k)
+        if self._store is None:
+            self._store = {name: x.new_empty(SLOTS * self.tokens, x.shape[1]) for name, x in chunk.rows.items()}
+        slot = k % SLOTS * self.tokens
+        for name, x in chunk.rows.items():
+            self._store[name][slot : slot + self.tokens] = x
+        self._kept[k] = chunk.kept.nonzero()[:, 0]
+
+    def _halves(self, k: int) -> tuple[Tensor, Tensor]:
+        """Rows of the store that hold chunk k: those of period k and those of period k + 1."""
+        kept = self._kept[k]
+        order = kept[torch.randperm(len(kept), generator=self._generator(2 * k + 1))] + k % SLOTS * self.tokens
+        return order[: len(order) // 2], order[len(order) // 2 :]
+
+    def _generator(self, draw: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + draw)
+
+
+class ActivationLoader:
+    """A sized loader over a stream; its state is the position after the last batch handed out."""
+
+    def __init__(self, stream: ActivationStream, batches_per_epoch: int):
+        self.stream, self.batches_per_epoch, self.done = stream, batches_per_epoch, 0
+
+    def __len__(self) -> int:
+        return self.batches_per_epoch
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        self.done %= self.batches_per_epoch
+        while self.done < self.batches_per_epoch:
+            batch = next(self.stream)
+            self.done += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the stream and the epoch are."""
+        return {"period": self.stream.period, "batch": self.stream.done, "done": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on after `state`."""
+        self.stream.seek(state["period"], state["batch"])
+        self.done = state["done"]
+
+
+class ActivationData(TextData):
+    """Training batches of activations of the model under study; validation batches of its text.
+
+    Args:
+        corpus: which text.
+        tokenizer: set by the command line from the model's base.
+        source: where the base came from (`hub`, `embedded`, `local`).
+        buffer: how activations are gathered.
+        block_size: tokens of one block.
+        train_tokens: tokens of text to gather activations from; they are passed over again when used up.
+        epoch_tokens: tokens to train on in an epoch; null makes it `train_tokens`.
+        val_tokens: tokens to validate on.
+        seed: order of blocks and activations.
+    """
+
+    def __init__(
+        self,
+        corpus: CorpusConfig,
+        tokenizer=None,
+        source: str = "local",
+        buffer: BufferConfig = BufferConfig(),
+        block_size: int = 256,
+        train_tokens: int | None = 4_000_000,
+        epoch_tokens: int | None = None,
+        val_tokens: int = 65_536,
+        seed: int = 0,
+    ):
+        super().__init__(
+            corpus, tokenizer, source, block_size, buffer.lm_batch_size, train_tokens, epoch_tokens, val_tokens, seed
+        )
+        self.buffer = buffer
+
+    def stream(self, model: PreTrainedModel, sites: Sequence[Site]) -> ActivationStream:
+        """Shuffled activations of `model` at `sites`, this rank's share."""
+        b, world = self.buffer, self.trainer.world_size if self.trainer else 1
+        rank = self.trainer.global_rank if self.trainer else 0
+        blocks = self.train_blocks.input_ids
+        forwards = max(b.chunk_tokens // (b.lm_batch_size * self.block_size), 1)
+        order = BlockOrder(len(blocks), b.lm_batch_size, forwards, self.seed, rank, world)
+        special = {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id} - {None}
+        cache = None
+        if b.cache is not None:
+            made_from = {
+                "model": model_digest(model),
+                "sites": [site.name for site in sites],
+                "text": self._spec("train", self.train_tokens).digest(self.tokenizer),
+                "order": asdict(order),
+            }
+            cache = ActivationCache(Path(b.cache) / f"rank-{rank}" if world > 1 else Path(b.cache), made_from)
+        harvest = Harvest(model, sites, blocks, order, sorted(special), b.max_norm, cache)
+        return ActivationStream(harvest, harvest.tokens, b.batch_size, self.seed, b.prefetch)
+
+    def train_dataloader(self) -> ActivationLoader:
+        """Batches of the stream that the module asked for."""
+        tokens = self.epoch_tokens or self.train_blocks.input_ids.size
+        world = self.trainer.world_size
+        batches = tokens // (self.buffer.batch_size * world)
+        if batches == 0:
+            raise ValueError(
+                f"data.buffer.batch_size is {self.buffer.batch_size} on {world} device(s); an epoch holds only "
+                f"{tokens} tokens"
+            )
+        return ActivationLoader(self.trainer.lightning_module.stream, batches)

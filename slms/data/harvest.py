@@ -1,0 +1,126 @@
+"""Chunks of a frozen language model's activations, made by its hooks or read from disk.
+
+Shapes: b blocks, t position, c tokens of a chunk, d width of a site.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from slms.data.files import replacing, write_text
+from slms.data.module import BlockOrder
+from slms.data.sites import Site, read_sites
+
+
+@dataclass
+class Chunk:
+    """One chunk's activations, site → [c, d], and which of its c tokens may be trained on, [c] bool."""
+
+    rows: dict[str, Tensor]
+    kept: Tensor
+
+
+class Harvest:
+    """Chunk k of a frozen model's activations: a function of k, the blocks and the seed.
+
+    Args:
+        model: the language model, in eval mode.
+        sites: where to read.
+        blocks: [b, t] token ids.
+        order: which blocks chunk k reads: those of its epoch k.
+        special: token ids whose activations are left out.
+        max_norm: see `BufferConfig`.
+        cache: where chunks are kept, or None.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        sites: Sequence[Site],
+        blocks: np.ndarray,
+        order: BlockOrder,
+        special: Sequence[int],
+        max_norm: float,
+        cache: ActivationCache | None = None,
+    ):
+        self.model, self.sites, self.blocks, self.order = model, list(sites), blocks, order
+        self.special, self.max_norm, self.cache = torch.tensor(sorted(special), dtype=torch.int64), max_norm, cache
+        self.medians: dict[str, float] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a chunk, special ones included."""
+        return self.order.batch_size * self.order.batches_per_epoch * self.blocks.shape[1]
+
+    def __call__(self, k: int) -> Chunk:
+        """Make (or read) chunk k."""
+        order = replace(self.order, epoch=k)
+        ids = torch.from_numpy(np.stack([self.blocks[rows] for rows in order]).astype(np.int64))
+        rows = self.cache.read(k) if self.cache else None
+        if rows is None:
+            device = next(self.model.parameters()).device
+            parts = [read_sites(self.model, batch.to(device), self.sites) for batch in ids]
+            rows = {site.name: torch.cat([part[site.name].float() for part in parts]) for site in self.sites}
+            if self.cache:
+                self.cache.write(k, rows)
+        return Chunk(rows, self._kept(ids.flatten(), rows))
+
+    def _kept(self, ids: Tensor, rows: dict[str, Tensor]) -> Tensor:
+        """Tokens that are not special and nowhere longer than max_norm medians; the medians are those of chunk 0."""
+        kept = ~torch.isin(ids, self.special)
+        norms = {name: torch.linalg.vector_norm(x, dim=1).cpu() for name, x in rows.items()}
+        if self.medians is None:
+            # A pathway is zero where it was not chosen: those tokens say nothing about its length.
+            self.medians = {name: norm[kept & (norm > 0)].median().item() for name, norm in norms.items()}
+        for name, norm in norms.items():
+            kept &= ~(norm > self.max_norm * self.medians[name])
+        return kept
+
+
+class ActivationCache:
+    """Chunks on disk, for one model, sites and text; refuses those of another.
+
+    Raises:
+        ValueError: the directory holds activations of something else; the first difference is named.
+    """
+
+    def __init__(self, directory: Path, made_from: dict):
+        self.directory, path = directory, directory / "activations.json"
+        if path.exists():
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            for key, value in made_from.items():
+                if stored.get(key) != value:
+                    raise ValueError(f"data.buffer.cache {directory}: made with {key} {stored.get(key)}, not {value}")
+        else:
+            write_text(path, json.dumps(made_from, indent=1))
+
+    def read(self, k: int) -> dict[str, Tensor] | None:
+        """Chunk k, or None where it has not been made."""
+        path = self.directory / f"chunk-{k:06d}.npz"
+        if not path.exists():
+            return None
+        with np.load(path, allow_pickle=False) as file:
+            return {name: torch.from_numpy(file[name]) for name in file.files}
+
+    def write(self, k: int, rows: dict[str, Tensor]) -> None:
+        """Keep chunk k."""
+        with replacing(self.directory / f"chunk-{k:06d}.npz") as temporary, temporary.open("wb") as file:
+            np.savez(file, **{name: x.cpu().numpy() for name, x in rows.items()})
+
+
+def model_digest(model: PreTrainedModel) -> str:
+    """A name of a model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
