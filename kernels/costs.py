@@ -46,8 +46,38 @@ MEMORY = 12e3  # bytes per µs that one core reads
 LOOP = 35e3  # floating-point operations per µs in the compiled row loops
 
 
+class Chip(NamedTuple):
+    """What an uncalibrated GPU is supposed to do: rounded figures of one H200, none of them measured with this code."""
+
+    matmul: float = 600e6  # floating-point operations per µs in a large 16-bit product
+    matmul_float32: float = 40e6
+    grouped_share: float = 0.6  # of a dense product's speed, published for Triton's grouped products
+    memory: float = 3e6  # bytes per µs
+    launch: float = 5.0  # µs
+
+
+def estimate_gpu(backend: str, shape: Shape, n_tokens: int, density: float, chip: Chip | None = None) -> float:
+    """Expected µs of one call on a GPU without calibration, derived from a roofline and not from any measurement."""
+    chip = chip or Chip()
+    size = 4 if shape.dtype == "float32" else 2
+    matrices = 3 if shape.gated else 2
+    weights = matrices * shape.d_model * shape.d_ff
+    speed = chip.matmul_float32 if shape.dtype == "float32" else chip.matmul
+    passes = 3 if shape.training else 1
+    if backend == "dense":
+        return passes * (4 * chip.launch + max(weights * size / chip.memory, 2 * n_tokens * weights / speed))
+    read = 1 - (1 - density) ** n_tokens
+    work = density * 2 * n_tokens * weights / (speed * chip.grouped_share)
+    few = n_tokens <= 16 and not shape.training
+    traffic = read * weights * size + (0 if few else n_tokens * shape.n_pathways * density * 3 * shape.d_model * size)
+    passes = passes * 4 / 3 if shape.training else passes
+    return passes * ((2 if few else 6) * chip.launch + max(traffic / chip.memory, work))
+
+
 def estimate(backend: str, shape: Shape, n_tokens: int, density: float) -> float:
     """Expected µs of one call without calibration: work, weight traffic and start-up, from the constants above."""
+    if shape.device != "cpu":
+        return estimate_gpu(backend, shape, n_tokens, density)
     rates = RATES.get(shape.dtype, RATES["float32"])
     size = 2 if shape.dtype in ("bfloat16", "float16") else 4
     matrices = 3 if shape.gated else 2

@@ -6,6 +6,7 @@ Shapes: n tokens, d model, f neurons, p pathways.
 import functools
 import importlib.util
 import logging
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -15,12 +16,12 @@ from torch import Tensor
 from kernels.activations import ACTIVATIONS
 from kernels.costs import Choice, Shape, cheapest
 from kernels.dense import dense
-from kernels.ops import grouped, rows
+from kernels.ops import grouped, on_gpu, rows
 from kernels.reference import routed_mlp_reference
 
 log = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "reference", "dense", "grouped", "rows")
+BACKENDS = ("auto", "reference", "dense", "grouped", "rows", "triton")
 # Rows are read once per call, but products are formed one token at a time: beyond this, matrix products win.
 ROWS_TOKENS = 16
 # A choice made without looking at the data (on CUDA, inside torch.compile) supposes this share of pathways.
@@ -65,6 +66,14 @@ def refusal(backend: str, device: str, dtype: torch.dtype) -> str | None:
         return None
     if backend not in BACKENDS:
         return f"it must be one of {', '.join(BACKENDS)}"
+    if backend == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "it needs the package triton, which is not installed"
+        if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            return f"it needs a CUDA device and x is on {device}"
+        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            return f"it knows float32, bfloat16 and float16, and x is {dtype}"
+        return None
     if device != "cpu":
         return f"it runs on the CPU and x is on {device}"
     if backend == "rows":
@@ -77,7 +86,7 @@ def refusal(backend: str, device: str, dtype: torch.dtype) -> str | None:
 
 def candidates(shape: Shape, n_tokens: int) -> list[str]:
     """The backends that "auto" weighs for such a call, all of which can run here."""
-    names = ["dense", "grouped"]
+    names = ["dense", "grouped", "triton"] if shape.device == "cuda" else ["dense", "grouped"]
     if n_tokens <= ROWS_TOKENS and not shape.training:
         names.append("rows")
     return [name for name in names if refusal(name, shape.device, getattr(torch, shape.dtype)) is None]
@@ -184,5 +193,5 @@ def routed_mlp(
         return routed_mlp_reference(
             x, W_in, W_out, gates, chosen, offsets, activation=activation, b_in=b_in, W_gate=W_gate, b_gate=b_gate
         )
-    run = {"dense": dense, "grouped": grouped, "rows": rows}[backend]
+    run = {"dense": dense, "grouped": grouped, "rows": rows, "triton": on_gpu}[backend]
     return run(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)

@@ -1,6 +1,7 @@
 """The backends as PyTorch operators: `torch.compile(fullgraph=True)` and autograd pass through them.
 
-`kernels::grouped` and `kernels::rows` compute the same function and share the backward of the former.
+All compute the same function. `kernels::grouped` and `kernels::rows` share a backward; `kernels::on_gpu` (Triton) has
+its own.
 """
 
 from collections.abc import Sequence
@@ -62,6 +63,46 @@ def grouped_backward(
     return tuple(cpu.grouped_backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation))
 
 
+@torch.library.custom_op("kernels::on_gpu", mutates_args=())
+def on_gpu(
+    x: Tensor,
+    W_in: Tensor,
+    b_in: Tensor | None,
+    W_gate: Tensor | None,
+    b_gate: Tensor | None,
+    W_out: Tensor,
+    gates: Tensor,
+    chosen: Tensor,
+    offsets: Sequence[int],
+    activation: str,
+) -> Tensor:
+    from kernels.gpu import launch  # Triton exists for Linux alone
+
+    forward = launch.decode_forward if len(x) <= launch.DECODE_TOKENS else launch.grouped_forward
+    return forward(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
+
+
+@torch.library.custom_op("kernels::on_gpu_backward", mutates_args=())
+def on_gpu_backward(
+    grad: Tensor,
+    x: Tensor,
+    W_in: Tensor,
+    b_in: Tensor | None,
+    W_gate: Tensor | None,
+    b_gate: Tensor | None,
+    W_out: Tensor,
+    gates: Tensor,
+    chosen: Tensor,
+    offsets: Sequence[int],
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from kernels.gpu import launch
+
+    return tuple(
+        launch.grouped_backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
+    )
+
+
 def fake_forward(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation):
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
@@ -79,14 +120,18 @@ def save_inputs(ctx, inputs, output):
     ctx.offsets, ctx.activation = offsets, activation
 
 
-def _backward(ctx, grad):
-    inputs = ctx.saved_tensors
-    grads = grouped_backward(grad, *inputs, ctx.offsets, ctx.activation)
-    given = [None if tensor is None else g for tensor, g in zip(inputs, grads, strict=False)]
-    return *given, None, None, None  # chosen, offsets, activation
+def _backward_by(op):
+    def backward(ctx, grad):
+        inputs = ctx.saved_tensors
+        grads = op(grad, *inputs, ctx.offsets, ctx.activation)
+        given = [None if tensor is None else g for tensor, g in zip(inputs, grads, strict=False)]
+        return *given, None, None, None  # chosen, offsets, activation
+
+    return backward
 
 
 grouped_backward.register_fake(fake_backward)
-for op in (grouped, rows):
+on_gpu_backward.register_fake(fake_backward)
+for op, backward in ((grouped, grouped_backward), (rows, grouped_backward), (on_gpu, on_gpu_backward)):
     op.register_fake(fake_forward)
-    op.register_autograd(_backward, setup_context=save_inputs)
+    op.register_autograd(_backward_by(backward), setup_context=save_inputs)

@@ -11,7 +11,7 @@ Shapes: n tokens (N, padded to what a tensor core takes), d model, f neurons, p 
 import triton
 import triton.language as tl
 
-from kernels.gpu.pieces import activate, multiply
+from kernels.gpu.pieces import activate, multiply, narrow
 
 
 @triton.jit
@@ -105,12 +105,12 @@ def slices(
             out = tl.sum(tl.sum(h, 0)[:, None] * w.to(tl.float32), 0)
             tl.store(block + i, out, mask=i < d)
         else:
-            out = multiply(h.to(w.dtype), w, tl.zeros((N, INNER), tl.float32), PRECISION, UPCAST)
+            out = multiply(narrow(h, w.dtype, UPCAST), w, tl.zeros((N, INNER), tl.float32), PRECISION, UPCAST)
             tl.store(block + t[:, None] * d + i[None, :], out, mask=real[:, None] & (i < d)[None, :])
 
 
 @triton.jit
-def add_slices(partial, chosen, y, n, d, S, P: tl.constexpr, COLS: tl.constexpr):
+def add_slices(partial, chosen, y, n, d, S, P: tl.constexpr, COLS: tl.constexpr, UPCAST: tl.constexpr):
     """y[t] = Σ_p Σ_s partial[p, s, t] over the pathways that t chose."""
     t = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLS + tl.arange(0, COLS)
@@ -120,4 +120,4 @@ def add_slices(partial, chosen, y, n, d, S, P: tl.constexpr, COLS: tl.constexpr)
             for s in range(S):
                 place = partial + ((p * S + s).to(tl.int64) * n + t) * d + column
                 total += tl.load(place, mask=column < d, other=0.0)
-    tl.store(y + t * d + column, total.to(y.dtype.element_ty), mask=column < d)
+    tl.store(y + t * d + column, narrow(total, y.dtype.element_ty, UPCAST), mask=column < d)

@@ -11,7 +11,7 @@ Shapes: n tokens, d model, f neurons, p pathways, m neurons of a pathway (M at m
 import triton
 import triton.language as tl
 
-from kernels.gpu.pieces import activate, multiply, slope
+from kernels.gpu.pieces import activate, multiply, narrow, slope
 
 
 @triton.jit
@@ -73,7 +73,7 @@ def up(
         h = activate(u, ACT)
     h *= tl.load(gates + t * P + pathway, mask=real, other=0.0).to(tl.float32)[:, None]
     place = hidden + r.to(tl.int64)[:, None] * M + column[None, :]
-    tl.store(place, h.to(hidden.dtype.element_ty), mask=real[:, None] & present[None, :])
+    tl.store(place, narrow(h, hidden.dtype.element_ty, UPCAST), mask=real[:, None] & present[None, :])
 
 
 @triton.jit
@@ -121,11 +121,11 @@ def down(
             w = tl.load(W_gate + f[:, None] * d + column[None, :], mask=inside, other=0.0)
             total = multiply(h, w, total, PRECISION, UPCAST)
     place = out + r[:, None] * d + column[None, :]
-    tl.store(place, total.to(out.dtype.element_ty), mask=real[:, None] & (column < d)[None, :])
+    tl.store(place, narrow(total, out.dtype.element_ty, UPCAST), mask=real[:, None] & (column < d)[None, :])
 
 
 @triton.jit
-def combine(rows, pair, y, d, capacity, P: tl.constexpr, COLS: tl.constexpr):
+def combine(rows, pair, y, d, capacity, P: tl.constexpr, COLS: tl.constexpr, UPCAST: tl.constexpr):
     """y[t] = Σ_p rows[pair[t, p]], in pathway order; NaN for a token with a pair beyond the capacity."""
     t = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLS + tl.arange(0, COLS)
@@ -136,7 +136,7 @@ def combine(rows, pair, y, d, capacity, P: tl.constexpr, COLS: tl.constexpr):
             total += float("nan")
         elif r >= 0:
             total += tl.load(rows + r.to(tl.int64) * d + column, mask=column < d, other=0.0).to(tl.float32)
-    tl.store(y + t * d + column, total.to(y.dtype.element_ty), mask=column < d)
+    tl.store(y + t * d + column, narrow(total, y.dtype.element_ty, UPCAST), mask=column < d)
 
 
 @triton.jit
@@ -213,12 +213,12 @@ def hidden_gradients(
             v += tl.load(b_gate + f, mask=present, other=0.0).to(tl.float32)[None, :]
         a = activate(v, ACT)
         h = a * u
-        tl.store(du + stored, (gate * e * a).to(du.dtype.element_ty), mask=valid)
-        tl.store(dv + stored, (gate * e * u * slope(v, ACT)).to(dv.dtype.element_ty), mask=valid)
+        tl.store(du + stored, narrow(gate * e * a, du.dtype.element_ty, UPCAST), mask=valid)
+        tl.store(dv + stored, narrow(gate * e * u * slope(v, ACT), dv.dtype.element_ty, UPCAST), mask=valid)
     else:
         h = activate(u, ACT)
-        tl.store(du + stored, (gate * e * slope(u, ACT)).to(du.dtype.element_ty), mask=valid)
-    tl.store(hidden + stored, (gate * h).to(hidden.dtype.element_ty), mask=valid)
+        tl.store(du + stored, narrow(gate * e * slope(u, ACT), du.dtype.element_ty, UPCAST), mask=valid)
+    tl.store(hidden + stored, narrow(gate * h, hidden.dtype.element_ty, UPCAST), mask=valid)
     d_gate = tl.sum(tl.where(present[None, :], h * e, 0.0), 1)
     tl.store(d_gates + tl.program_id(1).to(tl.int64) * cells + t * P + pathway, d_gate, mask=real)
 
@@ -264,6 +264,6 @@ def weight_gradient(
             sums += tl.sum(a.to(tl.float32), 1)
     f = (first + row).to(tl.int64)
     place = out + f[:, None] * d + column[None, :]
-    tl.store(place, total.to(out.dtype.element_ty), mask=present[:, None] & (column < d)[None, :])
+    tl.store(place, narrow(total, out.dtype.element_ty, UPCAST), mask=present[:, None] & (column < d)[None, :])
     if BIASED and tl.program_id(2) == 0:
-        tl.store(bias + f, sums.to(bias.dtype.element_ty), mask=present)
+        tl.store(bias + f, narrow(sums, bias.dtype.element_ty, UPCAST), mask=present)

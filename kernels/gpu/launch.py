@@ -56,7 +56,7 @@ TILES = {
     ("half", "large"): Tiles(
         up=Tile(128, 64, 64, 8, 3),
         down=Tile(128, 128, 32, 8, 3),
-        hidden=Tile(128, 64, 32, 8, 3),
+        hidden=Tile(128, 32, 64, 8, 2),
         weight=Tile(64, 128, 32, 8, 3),
     ),
     ("half", "small"): Tiles(
@@ -66,10 +66,10 @@ TILES = {
         weight=Tile(64, 64, 16, 4, 3),
     ),
     ("float", "large"): Tiles(
-        up=Tile(64, 64, 32, 8, 2),
-        down=Tile(64, 64, 32, 8, 2),
-        hidden=Tile(64, 32, 32, 8, 2),
-        weight=Tile(64, 64, 32, 8, 2),
+        up=Tile(64, 32, 16, 4, 2),
+        down=Tile(64, 64, 16, 8, 2),
+        hidden=Tile(64, 32, 16, 8, 2),
+        weight=Tile(32, 64, 32, 8, 2),
     ),
     ("float", "small"): Tiles(
         up=Tile(16, 64, 32, 4, 2),
@@ -98,10 +98,15 @@ def family(dtype: torch.dtype) -> str:
     return "float" if dtype == torch.float32 else "half"
 
 
+def upcast(dtype: torch.dtype) -> bool:
+    """See `kernels.gpu.pieces`: the interpreter needs it for bfloat16."""
+    return INTERPRETED and dtype == torch.bfloat16
+
+
 def arithmetic(dtype: torch.dtype) -> dict:
     """float32 products are exact unless `torch.backends.cuda.matmul.allow_tf32` says otherwise, as in PyTorch."""
     tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
-    return {"PRECISION": "tf32" if tf32 else "ieee", "UPCAST": INTERPRETED and dtype == torch.bfloat16}
+    return {"PRECISION": "tf32" if tf32 else "ieee", "UPCAST": upcast(dtype)}
 
 
 def tiles_for(dtype: torch.dtype, n_tokens: int) -> Tiles:
@@ -138,7 +143,9 @@ def _combine(rows: Tensor, pair: Tensor, capacity: int, like: Tensor) -> Tensor:
     n, d = y.shape
     if y.numel():
         grid = (n, triton.cdiv(d, COMBINE_COLS))
-        grouped.combine[grid](rows, pair, y, d, capacity, P=pair.shape[1], COLS=COMBINE_COLS, num_warps=4)
+        grouped.combine[grid](
+            rows, pair, y, d, capacity, P=pair.shape[1], COLS=COMBINE_COLS, UPCAST=upcast(y.dtype), num_warps=4
+        )
     return y
 
 
@@ -155,6 +162,7 @@ def decode_forward(
     activation: str,
 ) -> Tensor:
     """`kernels.routed_mlp` for up to DECODE_TOKENS tokens."""
+    assert len(x) <= DECODE_TOKENS, (len(x), DECODE_TOKENS)
     x, W_in, b_in, W_gate, b_gate, W_out, gates = _contiguous(x, W_in, b_in, W_gate, b_gate, W_out, gates)
     (n, d), p = x.shape, chosen.shape[1]
     one = n == 1
@@ -185,7 +193,7 @@ def decode_forward(
         num_warps=tile.warps,
     )
     grid = (n, triton.cdiv(d, COMBINE_COLS))
-    decode.add_slices[grid](partial, cells, y, n, d, s, P=p, COLS=COMBINE_COLS, num_warps=4)
+    decode.add_slices[grid](partial, cells, y, n, d, s, P=p, COLS=COMBINE_COLS, UPCAST=upcast(x.dtype), num_warps=4)
     return y
 
 
@@ -275,10 +283,12 @@ def grouped_backward(
     (n, d), p = x.shape, chosen.shape[1]
     m = max(b - a for a, b in pairwise(offsets))
     capacity = chosen.numel()
-    nothing = x.new_empty(0)
     if m == 0 or capacity == 0:
         return Gradients(
-            *(nothing if t is None else torch.zeros_like(t) for t in (x, W_in, b_in, W_gate, b_gate, W_out, gates))
+            *(
+                x.new_empty(0) if t is None else torch.zeros_like(t)
+                for t in (x, W_in, b_in, W_gate, b_gate, W_out, gates)
+            )
         )
     tiles = tiles_for(x.dtype, n)
     routes = find_routes(chosen, tiles.up.rows, capacity)
@@ -314,7 +324,7 @@ def grouped_backward(
 
     def weight(left: Tensor, right: Tensor, like: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         out = torch.empty_like(like)
-        d_bias = nothing if bias is None else torch.empty_like(bias)
+        d_bias = x.new_empty(0) if bias is None else torch.empty_like(bias)
         tile = tiles.weight
         grouped.weight_gradient[(p, triton.cdiv(m, tile.rows), triton.cdiv(d, tile.cols))](
             left,
@@ -333,6 +343,6 @@ def grouped_backward(
         return out, d_bias
 
     dW_in, db_in = weight(du, x, W_in, b_in)
-    dW_gate, db_gate = (nothing, nothing) if dv is None else weight(dv, x, W_gate, b_gate)
+    dW_gate, db_gate = (x.new_empty(0), x.new_empty(0)) if dv is None else weight(dv, x, W_gate, b_gate)
     dW_out, _ = weight(hidden, grad, W_out, None)
     return Gradients(dx, dW_in, db_in, dW_gate, db_gate, dW_out, d_gates.sum(0).to(gates.dtype))

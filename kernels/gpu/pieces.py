@@ -1,6 +1,7 @@
 """What the Triton kernels share: activations with derivatives in float32, and matrix products by type.
 
-Triton's interpreter computes on the raw bits of bfloat16, so there UPCAST turns operands into float32 first.
+Triton's interpreter computes on the raw bits of bfloat16 and cuts them off instead of rounding; for it alone, UPCAST
+turns operands into float32 first and rounds results to nearest as a GPU does.
 """
 
 import triton
@@ -43,3 +44,13 @@ def multiply(a, b, total, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
     if UPCAST:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, total, input_precision=PRECISION)
+
+
+@triton.jit
+def narrow(value, TYPE: tl.constexpr, UPCAST: tl.constexpr):
+    """value, in float32, rounded to the type it is stored in."""
+    if UPCAST:
+        bits = value.to(tl.uint32, bitcast=True)
+        bits += 0x7FFF + ((bits >> 16) & 1)
+        value = (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
+    return value.to(TYPE)

@@ -1,0 +1,197 @@
+"""The Triton kernels against the reference, on a CUDA device or in Triton's interpreter (see test_interpreter.py)."""
+
+import pytest
+import torch
+
+from kernels import ACTIVATIONS, ops
+from kernels.gpu import grouped, launch
+from kernels.gpu.routes import find_routes
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def on_device(case):
+    moved = (t.detach().to(DEVICE).requires_grad_(t.requires_grad) for t in case.tensors())
+    return case._replace(**dict(zip(case.tensor_names(), moved, strict=True)))
+
+
+@pytest.mark.parametrize(("n", "p", "density"), [(200, 5, 0.4), (1, 16, 0.3), (0, 3, 0.5), (70, 16, 0.0), (65, 1, 1.1)])
+def test_routes(n, p, density):
+    chosen = torch.rand(n, p, generator=torch.Generator().manual_seed(0)) < density
+    routes = find_routes(chosen.to(DEVICE), 16, n * p)
+    pathway, token = chosen.t().nonzero(as_tuple=True)
+    assert routes.starts.tolist() == [0, *chosen.sum(0).cumsum(0).tolist()]
+    assert routes.token[: len(token)].tolist() == token.tolist()
+    assert routes.pair.cpu()[token, pathway].tolist() == list(range(len(token)))
+    assert (routes.pair.cpu()[~chosen] == -1).all()
+    starts = routes.starts.tolist()
+    tiles = [(i, row) for i in range(p) for row in range(starts[i], starts[i + 1], 16)]
+    found = list(zip(routes.tile_pathway.tolist(), routes.tile_row.tolist(), strict=True))
+    assert found[: len(tiles)] == tiles
+    assert all(i == -1 for i, _ in found[len(tiles) :])
+
+
+@pytest.mark.parametrize("n", [1, 3, 20])  # one token, a few, grouped
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu", "silu"])
+def test_parity(make_case, check_case, activation, gated, n):
+    assert activation in ACTIVATIONS
+    case = make_case(n=n, d=16, offsets=(0, 16, 32), activation=activation, gated=gated, biased=activation != "silu")
+    check_case(on_device(case), "triton")
+
+
+@pytest.mark.parametrize("n", [1, 3, 20])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half(make_case, check_case, dtype, n):
+    case = make_case(n=n, d=32, offsets=(0, 16, 32, 64), gated=True, dtype=dtype)
+    gates = case.gates.detach().float().requires_grad_()
+    check_case(on_device(case._replace(gates=gates)), "triton")
+
+
+@pytest.mark.parametrize("n", [2, 18])
+@pytest.mark.parametrize(
+    "edge",
+    [
+        dict(density=0.0),
+        dict(density=1.1),
+        dict(offsets=(0, 5)),
+        dict(offsets=(0, 5, 5, 13)),
+        dict(offsets=(0, 0)),
+        dict(d=3, offsets=(0, 3, 7)),
+        dict(d=70, offsets=(0, 37, 140)),
+    ],
+    ids=lambda edge: " ".join(f"{key}={value}" for key, value in edge.items()),
+)
+def test_edges(make_case, check_case, edge, n):
+    check_case(on_device(make_case(n=n, gated=True, **edge)), "triton")
+
+
+def test_zero_tokens(make_case, check_case):
+    check_case(on_device(make_case(n=0)), "triton")
+
+
+def test_large_tiles(make_case, check_case, monkeypatch):
+    """The tiles for many tokens, at a size that the interpreter can bear."""
+    monkeypatch.setattr(launch, "tiles_for", lambda dtype, n: launch.TILES[launch.family(dtype), "large"])
+    check_case(on_device(make_case(n=70, d=40, offsets=(0, 70, 100), gated=True)), "triton")
+
+
+@pytest.mark.parametrize("n", [1, 4, 20])
+def test_skipped_weights_are_never_read(make_case, n):
+    case = make_case(n=n, d=16, offsets=(0, 16, 32, 48), gated=True)
+    chosen = case.chosen.clone()
+    chosen[:, 0], chosen[:, 1] = True, False
+    case = on_device(case._replace(chosen=chosen))
+
+    def outcome():
+        output = case.run("triton")
+        return [output, *torch.autograd.grad(output, case.leaves(), torch.ones_like(output))]
+
+    clean = outcome()
+    with torch.no_grad():
+        for weight in (case.W_in, case.b_in, case.W_gate, case.b_gate, case.W_out):
+            weight[16:32] = float("nan")
+    assert all(torch.equal(before, after) for before, after in zip(clean, outcome(), strict=True))
+
+
+def test_every_element_is_written(make_case, monkeypatch):
+    """Buffers that begin as NaN leave no trace."""
+    case = on_device(make_case(n=20, d=16, offsets=(0, 5, 5, 20), gated=True))
+    upstream = torch.ones_like(case.x)
+    clean = torch.autograd.grad(case.run("triton"), case.leaves(), upstream)
+
+    def poisoned(make):
+        def empty(*args, **kwargs):
+            tensor = make(*args, **kwargs)
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+        return empty
+
+    for module, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(module, name, poisoned(getattr(module, name)))
+    output = case.run("triton")
+    grads = torch.autograd.grad(output, case.leaves(), upstream)
+    assert not output.isnan().any()
+    assert all(torch.equal(a, b) for a, b in zip(clean, grads, strict=True))
+
+
+@pytest.mark.parametrize("n", [1, 20])
+def test_nan_propagates(make_case, n):
+    case = on_device(make_case(n=n, density=1.1))
+    with torch.no_grad():
+        case.x[0, 3] = float("nan")
+    output = case.run("triton")
+    assert output[0].isnan().all()
+    assert not output[1:].isnan().any()
+
+
+def test_expanded_gradient_and_backward_twice(make_case):
+    case = on_device(make_case(n=18))
+    total = case.run("triton").sum()
+    first = torch.autograd.grad(total, case.leaves(), retain_graph=True)
+    second = torch.autograd.grad(total, case.leaves())
+    for a, b, wanted in zip(first, second, torch.autograd.grad(case.reference().sum(), case.leaves()), strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [2, 18])
+def test_opcheck(make_case, n):
+    torch.library.opcheck(ops.on_gpu, on_device(make_case(n=n)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE != "cuda", reason="CUDA graphs need a CUDA device")
+def test_cuda_graph_and_no_waiting_for_the_host(make_case):
+    case = on_device(make_case(n=4, d=16, offsets=(0, 16, 32)))
+    with torch.no_grad():
+        expected = case.run("triton")
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                output = case.run("triton")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        graph.replay()
+    torch.testing.assert_close(output, expected)
+
+
+def test_offsets_past_2_to_the_31(make_case):
+    """Rows beyond 2³¹ elements of buffers that are reserved but, except for the rows used, never touched."""
+    d, last = 64, 2**31 // 64 + 5
+    half, ints = dict(dtype=torch.float16, device=DEVICE), dict(dtype=torch.int32, device=DEVICE)
+    x, hidden, rows = (torch.empty(last + 1, d, **half) for _ in range(3))
+    generator = torch.Generator().manual_seed(0)
+    W = (torch.randn(d, d, generator=generator) / 8).to(**half)
+    values = torch.randn(1, d, generator=generator).to(**half)
+    x[last] = values
+    routes = dict(
+        token=torch.full((last + 1,), last, **ints),
+        starts=torch.tensor([last, last + 1], **ints),
+        tile_pathway=torch.zeros(1, **ints),
+        tile_row=torch.full((1,), last, **ints),
+        offsets=torch.tensor([0, d], **ints),
+    )
+    math = dict(PRECISION="ieee", UPCAST=False, ROWS=16, COLS=64, INNER=64)
+    flags = dict(ACT="relu", BIASED=False, GATED=False, GATE_BIASED=False)
+    gates = torch.ones(last + 1, 1, **half)
+    grouped.up[(1, 1)](x, W, W, W, W, gates, hidden, d=d, P=1, M=d, **routes, **flags, **math)
+    expected = (values.float() @ W.float().T).relu()
+    torch.testing.assert_close(hidden[last:].float(), expected, rtol=2e-3, atol=2e-3)
+    del routes["token"]
+    grouped.down[(1, 1)](hidden, W, hidden, W, rows, d=d, M=d, GATED=False, **routes, **math)
+    expected = expected @ W.float()
+    torch.testing.assert_close(rows[last:].float(), expected, rtol=4e-3, atol=4e-3)
+    y = torch.empty(1, d, **half)
+    pair = torch.full((1, 1), last, **ints)
+    grouped.combine[(1, 1)](rows, pair, y, d, last + 1, P=1, COLS=64, UPCAST=False)
+    assert torch.equal(y, rows[last:])
+    grouped.combine[(1, 1)](rows, pair, y, d, last, P=1, COLS=64, UPCAST=False)
+    assert y.isnan().all()  # a pair beyond the capacity is never dropped in silence
+    out = torch.empty(d, d, **half)
+    token = torch.full((last + 1,), last, **ints)
+    starts, offsets = routes["starts"], routes["offsets"]
+    math = math | dict(ROWS=64)
+    grouped.weight_gradient[(1, 1, 1)](hidden, x, out, out, token, starts, offsets, d, d, BIASED=False, **math)
+    torch.testing.assert_close(out.float(), hidden[last:].float().T @ values.float(), rtol=2e-3, atol=2e-3)
