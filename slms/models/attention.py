@@ -1,4 +1,4 @@
-"""Fast attention for GPT-Neo, which transformers runs only eagerly, and other exact substitutions that speed a model up.
+"""Fast attention for GPT-Neo, which transformers runs only eagerly, and other exact substitutions for speed.
 
 Shapes: b batch, t queries, s keys, d model; heads and head size as h and e.
 

@@ -1,6 +1,7 @@
-"""The Hugging Face hub and its local cache, without its long retries: what is cached, what answers, what to download."""
+"""The Hugging Face hub and its local cache, without its long retries: what is cached, who answers, what to take."""
 
 import threading
+from fnmatch import fnmatch
 from pathlib import Path
 
 from slms.models.directory import weight_files
@@ -14,7 +15,7 @@ _TOKENIZER = ["tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", 
 
 
 def hub_trouble(repo: str, revision: str | None = None, timeout_s: float = HUB_TIMEOUT_S) -> str | None:
-    """None if the hub answers about a repository in time, else why not; raises ValueError where it knows no such one."""
+    """None if the hub answers about a repository in time, else why not; ValueError where it knows no such one."""
     import huggingface_hub as hub
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
@@ -42,17 +43,24 @@ def hub_trouble(repo: str, revision: str | None = None, timeout_s: float = HUB_T
     return None if answer[0] is None else "the hub cannot be reached"
 
 
-def cached_snapshot(repo: str, revision: str | None = None, weights: bool = True, config: bool = True) -> Path | None:
-    """The directory of a hub model in the local cache if it is complete, else None."""
+def cached_snapshot(
+    repo: str, revision: str | None = None, *, config: bool = True, weights: bool = True, tokenizer: bool = False
+) -> Path | None:
+    """The directory of a hub model in the local cache if it holds the parts asked for, else None."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        path = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        # The pattern limits what huggingface_hub itself asks to be complete; the parts are checked below.
+        path = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[]))
     except LocalEntryNotFoundError:
         return None
-    complete = (not config or (path / "config.json").is_file()) and (not weights or weight_files(path))
-    return path if complete else None
+    lacking = (
+        (config and not (path / "config.json").is_file())
+        or (weights and not weight_files(path))
+        or (tokenizer and not tokenizer_files(path))
+    )
+    return None if lacking else path
 
 
 def tokenizer_files(path: Path) -> list[Path]:
@@ -66,7 +74,7 @@ def download(repo: str, revision: str | None, patterns: list[str], weights: bool
     try:
         if weights:
             files = [f.rfilename for f in hub.HfApi().model_info(repo, revision=revision).siblings or []]
-            patterns = patterns + (_SAFE if any(f.endswith(".safetensors") for f in files) else _PICKLED)
+            patterns = patterns + (_SAFE if any(fnmatch(f, _SAFE[0]) for f in files) else _PICKLED)
         return Path(hub.snapshot_download(repo, revision=revision, allow_patterns=[*patterns, *_TOKENIZER]))
     except hub.errors.HfHubHTTPError as error:
         raise OSError(f"{repo} could not be downloaded: {str(error).splitlines()[0]}") from None

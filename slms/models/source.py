@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from slms.models.directory import check_directory
-from slms.models.hub import HUB_TIMEOUT_S, cached_snapshot, download, hub_trouble, tokenizer_files
+from slms.models.hub import HUB_TIMEOUT_S, cached_snapshot, download, hub_trouble
 
 EMBEDDED = {"stories-1m": Path(__file__).parent / "assets" / "stories-1m"}
 
@@ -95,9 +95,9 @@ def resolve(base: BaseConfig | str, corpus_cached: bool = True, timeout_s: float
         return Resolved("local", name, f"base {name} (directory)")
     if not _is_hub_id(name):
         raise ValueError(f"base `{name}` is no embedded name ({', '.join(EMBEDDED)}), directory or hub id.")
-    cached = cached_snapshot(name, base.revision, weights=base.init == "pretrained") is not None and (
-        base.tokenizer is None or find_tokenizer_locally(base.tokenizer) is not None
-    )
+    needs_weights, own_tokenizer = base.init == "pretrained", base.tokenizer is None
+    cached = cached_snapshot(name, base.revision, weights=needs_weights, tokenizer=own_tokenizer) is not None
+    cached = cached and (own_tokenizer or local_tokenizer(base.tokenizer) is not None)
     if cached and (corpus_cached or base.embedded is None):
         return Resolved("hub", name, f"base {name} (hub, from the local cache)", cached=True)
     trouble = hub_trouble(name, base.revision, timeout_s)
@@ -137,21 +137,20 @@ def fetch(resolved: Resolved, revision: str | None = None, weights: bool = True)
     """
     if resolved.kind != "hub":
         return EMBEDDED.get(resolved.name, Path(resolved.name).expanduser())
-    path = cached_snapshot(resolved.name, revision, weights) if resolved.cached else None
+    path = cached_snapshot(resolved.name, revision, weights=weights) if resolved.cached else None
     return path or download(resolved.name, revision, ["config.json", "generation_config.json"], weights)
 
 
-def find_tokenizer_locally(name: str) -> Path | None:
+def local_tokenizer(name: str) -> Path | None:
     """Directory of a tokenizer that needs no network: embedded, a directory, or cached from the hub."""
     if name in EMBEDDED or looks_like_path(name):
         return EMBEDDED.get(name, Path(name).expanduser())
-    path = cached_snapshot(name, weights=False, config=False)
-    return path if path is not None and any(any(path.glob(p)) for p in _TOKENIZER) else None
+    return cached_snapshot(name, config=False, weights=False, tokenizer=True)
 
 
 def fetch_tokenizer(name: str) -> Path:
     """Directory of a tokenizer named apart from its model."""
-    path = find_tokenizer_locally(name)
+    path = local_tokenizer(name)
     if path is None:
         trouble = hub_trouble(name)
         if trouble is not None:

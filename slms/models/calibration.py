@@ -1,0 +1,163 @@
+"""What calibration tokens tell about an MLP's pathways: their mean outputs, norms and interactions; router fitting.
+
+Shapes: n calibration tokens, d model, f neurons, p pathways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from einops import einsum, rearrange
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from slms.models.anatomy import MLPWeights, mlp_inputs, neurons
+from slms.routing import PathwayRouter
+
+MAX_TOKENS = 65_536
+"""D2DMoE-like routers gain nothing from more: notes in ``docs/log.md``."""
+_MEMORY_BYTES = 2**31
+_FORWARD_TOKENS = 4096
+_CHUNK = 4096
+
+
+class PathwayStatistics(NamedTuple):
+    """Of the pathway outputs f_p(x) = h_p(x) W_out_p over calibration tokens."""
+
+    mean: Tensor
+    """[p, d]: E f_p"""
+    norms: Tensor
+    """[n, p]: ‖f_p(x)‖, or ‖f_p(x) − E f_p‖ where ``centred``"""
+    gram: Tensor
+    """[p, p] float64: E⟨f_p, f_q⟩, or E⟨f_p − E f_p, f_q − E f_q⟩ where ``centred``"""
+
+
+def layer_inputs(model: PreTrainedModel, layers: list[int], blocks: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Each layer's MLP inputs [n, d] over token blocks [b, t], fp32 on the model's device.
+
+    Layers are collected together as far as memory goes, 2 GiB; beyond that the model runs once more.
+    """
+    keep = max(1, MAX_TOKENS // blocks.shape[1])
+    if len(blocks) > keep:  # evenly spread
+        blocks = blocks[torch.linspace(0, len(blocks) - 1, keep).round().long()]
+    group = max(1, _MEMORY_BYTES // (4 * blocks.numel() * model.config.hidden_size))
+    for start in range(0, len(layers), group):
+        chosen = layers[start : start + group]
+        collected: dict[int, list[Tensor]] = {i: [] for i in chosen}
+        for batch in blocks.split(max(1, _FORWARD_TOKENS // blocks.shape[1])):
+            with mlp_inputs(model, chosen) as found:
+                model.base_model(batch.to(model.device), use_cache=False)
+            for i in chosen:
+                collected[i].append(found[i].float())
+        for i in chosen:
+            yield i, torch.cat(collected.pop(i))
+
+
+def pathway_statistics(weights: MLPWeights, x: Tensor, offsets: tuple[int, ...], centred: bool) -> PathwayStatistics:
+    """Statistics at inputs x [n, d], of weights in pathway order.
+
+    What a dropped pathway leaves out is f_p, or f_p − E f_p where means are compensated (``centred``). No [n, p, d] is
+    formed: with C = E hᵀh, gram[p, q] = Σ_{i∈p, j∈q} C_ij (W_out W_outᵀ)_ij, and with W_outᵀ = QR in each pathway,
+    ‖h W_out‖ = ‖h Rᵀ‖.
+    """
+    parts = list(pairwise(offsets))
+    second = torch.zeros(offsets[-1], offsets[-1], dtype=torch.float64, device=x.device)
+    first = torch.zeros(offsets[-1], dtype=torch.float64, device=x.device)
+    for chunk in x.split(_CHUNK):
+        h = neurons(weights, chunk)
+        first += h.sum(0).double()
+        second += (h.T @ h).double()
+    first, second = first / len(x), second / len(x)
+    W_out = weights.W_out.double()
+    mean = torch.stack([first[a:b] @ W_out[a:b] for a, b in parts])
+    origin = first if centred else torch.zeros_like(first)
+    products = (second - torch.outer(origin, origin)) * (W_out @ W_out.T)
+    rows = torch.stack([products[a:b].sum(0) for a, b in parts])
+    gram = torch.stack([rows[:, a:b].sum(1) for a, b in parts], 1)
+    triangles = [torch.linalg.qr(W_out[a:b].T).R.to(x.dtype) for a, b in parts]
+    origin, norms = origin.to(x.dtype), []
+    for chunk in x.split(_CHUNK):
+        h = neurons(weights, chunk) - origin
+        norms.append(
+            torch.stack([(h[:, a:b] @ R.T).norm(dim=1) for (a, b), R in zip(parts, triangles, strict=True)], 1)
+        )
+    return PathwayStatistics(mean.to(x.dtype), torch.cat(norms), gram)
+
+
+def best_fixed(gram: Tensor, k: int, always: Iterable[int] = ()) -> list[int]:
+    """The k pathways to keep so that those dropped, D, leave the least E‖Σ_{p∈D} f_p‖² = Σ_{p,q∈D} gram[p, q].
+
+    Greedy from all kept, then exchanges of one kept for one dropped pathway until none helps. ``always`` are kept.
+    """
+    n, always = len(gram), set(always)
+    kept = set(range(n))
+
+    def error(kept: set[int]) -> float:
+        dropped = sorted(set(range(n)) - kept)
+        return gram[dropped][:, dropped].sum().item()
+
+    while len(kept) > k:
+        kept.remove(min(sorted(kept - always), key=lambda p: error(kept - {p})))
+    while kept and len(kept) < n:
+        swaps = [(kept - {a}) | {b} for a in sorted(kept - always) for b in sorted(set(range(n)) - kept)]
+        best = min(swaps, key=error, default=kept)
+        if error(best) >= error(kept) * (1 - 1e-9):
+            break
+        kept = best
+    return sorted(kept)
+
+
+def fit_router(
+    router: PathwayRouter, x: Tensor, norms: Tensor, seed: int, steps: int = 500, batch: int = 1024
+) -> float:
+    """Regress the router's scores on each pathway's standardised norm; returns the share of variance explained.
+
+    The norm-predicting router of D2DMoE (arXiv:2310.04361): least squares in closed form for `linear`, and Adam with a
+    cosine schedule for `mlp`, whose last layer is then solved in closed form on all tokens. x [n, d], norms [n, p].
+    """
+    shared = router.config.n_shared
+    target = router.set_norm_scale(norms[:, shared:])
+    target = torch.cat([(norms[:, :shared] - router.norm_shift) / router.norm_scale, target], 1).float()
+    shift, scale = x.mean(0), x.std(0).clamp_min(1e-6)
+    features = (x - shift) / scale
+    if router.hidden is not None:
+        with torch.enable_grad():
+            _descend(router.hidden, router.out, features, target, seed, steps, batch)
+        features = router.hidden(features).relu()
+    _solve(router.out, features, target)
+    first = router.out if router.hidden is None else router.hidden  # inputs come unstandardised from here on
+    first.weight.div_(scale)
+    first.bias.sub_(first.weight @ shift)
+    residual = target - router(x)
+    return 1.0 - (residual.square().sum() / (target - target.mean(0)).square().sum()).item()
+
+
+def _descend(hidden: nn.Linear, out: nn.Linear, x: Tensor, y: Tensor, seed: int, steps: int, batch: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    parameters = [*hidden.parameters(), *out.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        rows = torch.randint(len(x), (min(batch, len(x)),), generator=generator).to(x.device)
+        loss = (out(hidden(x[rows]).relu()) - y[rows]).square().mean()
+        grads = torch.autograd.grad(loss, parameters)
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.grad = grad
+        optimizer.step()
+        schedule.step()
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def _solve(layer: nn.Linear, x: Tensor, y: Tensor, ridge: float = 1e-4) -> None:
+    """Ridge regression of y [n, p] on x [n, d] into a linear layer, in float64; the bias is not penalised."""
+    x_mean, y_mean = x.double().mean(0), y.double().mean(0)
+    a, b = x.double() - x_mean, y.double() - y_mean
+    moment = einsum(a, a, "n i, n j -> i j") / len(x)
+    moment.diagonal().add_(ridge * moment.diagonal().mean().clamp_min(1e-12))
+    weight = rearrange(torch.linalg.solve(moment, einsum(a, b, "n i, n p -> i p") / len(x)), "i p -> p i")
+    layer.weight.copy_(weight)
+    layer.bias.copy_(y_mean - weight @ x_mean)

@@ -1,0 +1,148 @@
+"""From a dense language model to a routed one that starts as near to it as calibration tokens allow.
+
+Shapes: b blocks, t position, n calibration tokens (b·t), d model, f neurons, p pathways.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from slms.models.anatomy import ADAPTERS, MLPWeights, find_mlps, neurons, read_mlp
+from slms.models.calibration import best_fixed, fit_router, layer_inputs, pathway_statistics
+from slms.models.partition import partition
+from slms.models.routed_lm import ROUTED, route_mlps
+from slms.models.routed_mlp import RoutedMLP
+from slms.routing import RoutingConfig
+
+logger = logging.getLogger(__name__)
+
+_PARTITION_ELEMENTS = 2**25
+"""Activations that the partition looks at, tokens × neurons: 128 MiB in fp32."""
+
+
+@torch.no_grad()
+def route(model: PreTrainedModel, config: RoutingConfig, calibration: Tensor | None = None) -> PreTrainedModel:
+    """A routed copy of a dense causal language model; the model itself is not changed.
+
+    Each chosen layer's neurons are grouped into pathways, and its router learns to predict how much every pathway
+    contributes (or the best fixed pathways are found, for the ``static`` control). With k = P and gates of 1 the copy
+    computes what the model does. Device, dtype, generation configuration and tied weights are kept.
+
+    calibration: token ids [b, t], up to 65k of which are used. Without them the partition is contiguous in place of
+    ``coactivation`` and the router random, and a warning says so. Raises ValueError where model, configuration and
+    tokens do not fit.
+    """
+    if type(model) in ROUTED.values():
+        raise ValueError(f"{type(model).__name__} is routed already; route its dense base instead.")
+    if type(model) not in ROUTED:
+        raise ValueError(f"{type(model).__name__} has no known MLP; the adapters are {', '.join(ADAPTERS)}.")
+    if calibration is None:
+        config = _uncalibrated(config)
+    else:
+        _check_tokens(calibration, model)
+
+    routed, layers = _with_fresh_mlps(model, config)
+    dense = {i: _in_fp32(read_mlp(find_mlps(model)[i])) for i in layers}
+    if calibration is None:
+        for i, mlp in layers.items():
+            _fill(mlp, dense[i], None)
+        return routed
+    training = model.training
+    model.eval()
+    try:
+        for i, x in layer_inputs(model, list(layers), calibration):
+            _calibrate(layers[i], _fill(layers[i], dense[i], x), x)
+    finally:
+        model.train(training)
+    return routed
+
+
+def _with_fresh_mlps(model: PreTrainedModel, config: RoutingConfig) -> tuple[PreTrainedModel, dict[int, RoutedMLP]]:
+    """A copy of the model as its routed class, whose routed MLPs hold no weights of the model's yet."""
+    routed = copy.deepcopy(model)
+    # The classes differ only in how __init__ builds MLPs. Changing the class of the copy, and of the configuration that
+    # all its modules share, leaves everything else as it was: a model built anew would lose what was set since.
+    routed.__class__ = ROUTED[type(model)]
+    routed.config.__class__ = routed.config_class
+    routed.config.routing = config.to_dict()
+    # save_pretrained would undo on saving what from_pretrained renamed on loading, for classes of the dense name only
+    # (Pythia's embed_out → lm_head), and the routed class would not find the old names again.
+    routed.__dict__.pop("_weight_conversions", None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return routed, route_mlps(routed)
+
+
+def _uncalibrated(config: RoutingConfig) -> RoutingConfig:
+    if config.mean_compensation:
+        raise ValueError("`routing.mean_compensation` is true; it needs calibration tokens.")
+    changed = {}
+    if config.partition == "coactivation":
+        changed["partition"] = "contiguous"
+    if config.router != "static" and config.router_init == "norm":
+        changed["router_init"] = "random"
+    told = ", ".join(f"{name} {value}" for name, value in changed.items())
+    logger.warning("route without calibration tokens: %s", told or f"first {config.k} pathways fixed, unmeasured")
+    return dataclasses.replace(config, **changed)
+
+
+def _check_tokens(tokens: Tensor, model: PreTrainedModel) -> None:
+    longest, vocab = getattr(model.config, "max_position_embeddings", None), model.config.vocab_size
+    if tokens.ndim != 2 or tokens.is_floating_point() or not tokens.numel():
+        raise ValueError(
+            f"`calibration` is {tokens.dtype} {tuple(tokens.shape)}; it must be token ids [blocks, positions]."
+        )
+    if longest is not None and tokens.shape[1] > longest:
+        raise ValueError(f"`calibration` has blocks of {tokens.shape[1]} tokens; the model takes at most {longest}.")
+    if tokens.min() < 0 or tokens.max() >= vocab:
+        raise ValueError(f"`calibration` holds token {tokens.max().item()}; the model knows 0 to {vocab - 1}.")
+
+
+def _in_fp32(weights: MLPWeights) -> MLPWeights:
+    return MLPWeights(*(w.float() if isinstance(w, Tensor) else w for w in weights))
+
+
+def _fill(mlp: RoutedMLP, dense: MLPWeights, x: Tensor | None) -> MLPWeights:
+    """Partition a dense MLP's neurons and copy them into the routed one; returns the weights in pathway order."""
+    config = mlp.config
+    acts = None
+    if x is not None and config.partition == "coactivation":
+        rows = max(1, _PARTITION_ELEMENTS // len(dense.W_in))
+        acts = neurons(dense, x[:: -(-len(x) // rows)]).cpu()
+    order = partition(
+        config.partition,
+        dense.W_in.cpu(),
+        acts,
+        config.n_pathways,
+        config.seed,
+        W_out=dense.W_out.cpu(),
+        W_gate=None if dense.W_gate is None else dense.W_gate.cpu(),
+        n_shared=config.n_shared,
+    ).permutation.to(dense.W_in.device)
+    named = {name: getattr(dense, name) for name in ("W_in", "W_out", "W_gate", "b_in", "b_gate")}
+    mlp.load_dense(**named, b_out=dense.b_out, permutation=order)
+    moved = {name: None if w is None else w[order] for name, w in named.items()}
+    return dense._replace(**moved)
+
+
+def _calibrate(mlp: RoutedMLP, weights: MLPWeights, x: Tensor) -> None:
+    """Mean outputs, and the router's weights or the fixed choice, from inputs x [n, d] and weights in pathway order."""
+    config = mlp.config
+    statistics = pathway_statistics(weights, x, mlp.offsets, centred=config.mean_compensation)
+    if mlp.mean_out is not None:
+        mlp.mean_out.copy_(statistics.mean)
+    if config.router == "static":
+        kept = best_fixed(statistics.gram, config.k, range(config.n_shared))
+        mlp.router.static_mask.fill_(False)[kept] = True
+        logger.info("layer %d: fixed pathways %s", mlp.layer_index, kept)
+    elif config.router_init == "norm":
+        router = copy.deepcopy(mlp.router).float()  # fitted in fp32 whatever the model's dtype
+        explained = fit_router(router, x, statistics.norms, config.seed + mlp.layer_index)
+        mlp.router.load_state_dict(router.state_dict())
+        logger.info("layer %d: the router explains %.2f of the variance of norms", mlp.layer_index, explained)

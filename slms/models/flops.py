@@ -1,0 +1,113 @@
+"""What a token costs: matrix-product FLOPs of a causal language model, dense and routed, counted from its modules.
+
+Shapes: t positions, d model, f neurons, p pathways.
+
+One multiply–add is two FLOPs. Norms, activations, softmax, embeddings and rotary angles are left out, as is usual
+(Kaplan et al., arXiv:2001.08361, table 1); they are under a few percent.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from slms.models.anatomy import adapter_of, find_mlps, read_mlp
+from slms.models.routed_mlp import RoutedMLP
+
+
+class Flops(NamedTuple):
+    """FLOPs per token of one forward pass."""
+
+    mlp_dense: int
+    """All MLPs, with every neuron executed and no router."""
+    mlp_routed: float
+    """All MLPs as they run: routers, mean compensation and the executed neurons only."""
+    total_dense: int
+    """The whole model, language-model head included, with dense MLPs."""
+    total_routed: float
+    active_fraction: float
+    """Share of all MLP neurons executed, ρ averaged over layers by width."""
+
+    @property
+    def mlp_saving(self) -> float:
+        """Share of the MLPs' FLOPs that routing saves; negative where routers cost more than they save."""
+        return 1.0 - self.mlp_routed / self.mlp_dense
+
+    @property
+    def total_saving(self) -> float:
+        """Share of the whole model's FLOPs that routing saves."""
+        return 1.0 - self.total_routed / self.total_dense
+
+
+def flops_per_token(model: PreTrainedModel, seq_len: int, density: dict[int, float] | float | None = None) -> Flops:
+    """FLOPs per token, averaged over the positions of a sequence of ``seq_len`` tokens.
+
+    density: share of neurons executed in each routed layer, measured, by layer index or for all; by default k / P, or
+    1 where the rule lets k vary. Works on the `meta` device too.
+    """
+    if seq_len < 1:
+        raise ValueError(f"`seq_len` is {seq_len}; it must be at least 1.")
+    dense = routed = 0.0
+    neurons = active = 0.0
+    for index, mlp in find_mlps(model).items():
+        weights = read_mlp(mlp)
+        f, d = weights.W_in.shape
+        matrices = 2 if weights.W_gate is None else 3
+        cost, share, extra = 2 * matrices * f * d, 1.0, 0
+        if isinstance(mlp, RoutedMLP):
+            share, extra = _density(mlp, index, density), _linear_flops(mlp.router)
+            if mlp.mean_out is not None:
+                extra += 2 * mlp.mean_out.numel()
+        dense, routed = dense + cost, routed + share * cost + extra
+        neurons, active = neurons + f, active + share * f
+    rest = _linear_flops(model.get_submodule(adapter_of(model).layers), skip=set(find_mlps(model).values()))
+    rest += 2 * model.get_output_embeddings().weight.numel() + _attention_flops(model, seq_len)
+    return Flops(int(dense), routed, int(dense + rest), routed + rest, active / neurons)
+
+
+def _density(mlp: RoutedMLP, index: int, density: dict[int, float] | float | None) -> float:
+    if density is None:
+        return mlp.k / mlp.config.n_pathways if mlp.config.rule == "top_k" else 1.0
+    value = density if isinstance(density, int | float) else density[index]
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"`density` of layer {index} is {value}; it must lie between 0 and 1.")
+    return value
+
+
+def _linear_flops(module: nn.Module, skip: frozenset | set = frozenset()) -> int:
+    """2 · (weights of all linear layers), each used once per token."""
+    if module in skip:
+        return 0
+    own = 2 * module.weight.numel() if isinstance(module, nn.Linear | Conv1D) else 0
+    return own + sum(_linear_flops(child, skip) for child in module.children())
+
+
+def _attention_flops(model: PreTrainedModel, t: int) -> int:
+    """q kᵀ and the weighted sum of v: 4 · heads · head size · keys seen, (t + 1)/2 on average or fewer in a window."""
+    config = model.config
+    width = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    total = 0.0
+    for window in _windows(model):
+        w = min(window or t, t)
+        keys = (w * (w + 1) / 2 + (t - w) * w) / t
+        total += 4 * width * keys
+    return round(total)
+
+
+def _windows(model: PreTrainedModel) -> list[int | None]:
+    """How many keys each layer's attention sees at most; None for all."""
+    config, n = model.config, len(find_mlps(model))
+    if hasattr(config, "attention_layers"):  # GPT-Neo
+        return [config.window_size if kind == "local" else None for kind in config.attention_layers]
+    window = getattr(config, "sliding_window", None)
+    if getattr(config, "use_sliding_window", True) is False:
+        window = None
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return [window] * n
+    return [window if kind == "sliding_attention" else None for kind in kinds]

@@ -1,0 +1,151 @@
+"""Anatomy: where MLPs are and what they are made of, against each architecture's own forward pass."""
+
+import pytest
+import torch
+import transformers as hf
+from torch import nn
+
+from kernels import ACTIVATIONS
+from slms.models.anatomy import (
+    FusedGELU,
+    adapter_of,
+    find_mlps,
+    fuse_gelu,
+    list_layers,
+    mlp_inputs,
+    mlp_outputs,
+    neuron_activations,
+    read_mlp,
+    replace_mlp,
+    write_mlp,
+)
+from slms.models.base import init_base
+
+ACTIVATION = {"gpt_neo": "gelu_new", "gpt2": "gelu_new", "gpt_neox": "gelu"} | {
+    "llama": "silu", "mistral": "silu", "qwen2": "silu", "qwen3": "silu",
+    "gemma": "gelu_pytorch_tanh", "gemma2": "gelu_pytorch_tanh", "gemma3_text": "gelu_pytorch_tanh",
+}  # fmt: skip
+
+
+def test_list_layers_names_width_and_activation(tiny, family):
+    model = tiny(family)
+    layers = list_layers(model)
+    assert [layer.index for layer in layers] == [0, 1, 2]
+    for layer in layers:
+        assert (layer.d_model, layer.d_ff) == (24, 37)
+        assert layer.activation == ACTIVATION[family]
+        assert layer.gated == (family not in ("gpt_neo", "gpt2", "gpt_neox"))
+        assert model.get_submodule(layer.name) is find_mlps(model)[layer.index]
+
+
+def test_neuron_major_weights_reproduce_the_mlp(tiny, family):
+    """y = b_out + Σ_i h_i W_out[i] over neurons, h_i = act(up_i), or act(gate_i) · up_i."""
+    mlp = find_mlps(tiny(family))[1]
+    w = read_mlp(mlp)
+    x = torch.randn(5, 24, generator=torch.Generator().manual_seed(1))
+    y = torch.zeros(5, 24)
+    zero = torch.zeros(37)
+    for i in range(37):
+        up = x @ w.W_in[i] + (zero if w.b_in is None else w.b_in)[i]
+        if w.W_gate is None:
+            h = ACTIVATIONS[w.activation](up)
+        else:
+            h = ACTIVATIONS[w.activation](x @ w.W_gate[i] + (zero if w.b_gate is None else w.b_gate)[i]) * up
+        y += h[:, None] * w.W_out[i]
+    if w.b_out is not None:
+        y += w.b_out
+    torch.testing.assert_close(mlp(x), y, atol=1e-5, rtol=1e-5)
+
+
+def test_write_mlp_inverts_read_mlp(tiny, family):
+    source, target = (find_mlps(tiny(family, seed))[0] for seed in (0, 1))
+    x = torch.randn(3, 24, generator=torch.Generator().manual_seed(1))
+    assert not torch.allclose(source(x), target(x))
+    write_mlp(target, read_mlp(source))
+    assert torch.equal(source(x), target(x))
+
+
+def test_write_mlp_refuses_other_shapes(tiny):
+    mlp = find_mlps(tiny("gpt_neo"))[0]
+    weights = read_mlp(mlp)
+    with pytest.raises(ValueError, match=r"`W_in` has shape \(36, 24\); this MLP's is \(37, 24\)"):
+        write_mlp(mlp, weights._replace(W_in=weights.W_in[1:]))
+    with pytest.raises(ValueError, match="`b_out` has shape None"):
+        write_mlp(mlp, weights._replace(b_out=None))
+
+
+def test_captures_are_inputs_neurons_and_outputs(tiny, tokens, family):
+    model = tiny(family)
+    with (
+        torch.no_grad(),
+        mlp_inputs(model, [0, 2]) as x,
+        neuron_activations(model) as h,
+        mlp_outputs(model, [2]) as y,
+    ):
+        model(tokens(2, 7))
+    assert (sorted(x), sorted(h), sorted(y)) == ([0, 2], [0, 1, 2], [2])
+    assert x[0].shape == (14, 24) and h[1].shape == (14, 37) and y[2].shape == (2, 7, 24)
+    w = read_mlp(find_mlps(model)[2])
+    through_neurons = h[2] @ w.W_out + (0 if w.b_out is None else w.b_out)
+    torch.testing.assert_close(through_neurons.view(2, 7, 24), y[2], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(find_mlps(model)[2](x[2]).view(2, 7, 24), y[2])
+
+
+def test_captures_end_with_their_block_and_carry_gradients(tiny, tokens):
+    model = tiny("gpt_neo")
+    with mlp_outputs(model, [1]) as y:
+        model(tokens(1, 5))
+    assert y[1].requires_grad
+    before = y[1]
+    model(tokens(1, 6))
+    assert y[1] is before
+    assert not find_mlps(model)[1]._forward_hooks
+
+
+def test_capture_refuses_a_layer_that_is_not_there(tiny):
+    with (
+        pytest.raises(ValueError, match="`layers` names 3; the model has layers 0 to 2"),
+        mlp_inputs(tiny("gpt2"), [3]),
+    ):
+        pass
+
+
+def test_a_model_without_known_mlps_lists_the_adapters():
+    config = hf.OPTConfig(vocab_size=11, hidden_size=8, ffn_dim=8, num_hidden_layers=1, num_attention_heads=1)
+    model = hf.OPTForCausalLM(config)
+    with pytest.raises(ValueError, match="model type `opt` has no known MLP; the adapters are gpt_neo, gpt2, gpt_neox"):
+        adapter_of(model)
+    with pytest.raises(ValueError, match="the adapters are"):
+        list_layers(model)
+    with pytest.raises(ValueError, match="Linear is no known MLP"):
+        read_mlp(nn.Linear(2, 2))
+
+
+def test_an_activation_that_kernels_lack_is_refused(tiny):
+    mlp = find_mlps(tiny("llama"))[0]
+    mlp.act_fn = nn.Mish()
+    with pytest.raises(ValueError, match="activation Mish is not supported; it must be one of gelu"):
+        read_mlp(mlp)
+
+
+def test_list_layers_of_a_name_reads_no_weights():
+    """The embedded base's directory serves even before it holds weights: shapes come from its configuration."""
+    layers = list_layers("stories-1m")
+    assert len(layers) == 8
+    assert layers[3] == (3, "transformer.h.3.mlp", 64, 256, "gelu_new", False)
+
+
+def test_fused_gelu_equals_gelu_new_and_keeps_its_name(tiny, tokens):
+    model, ids = tiny("gpt2"), tokens(2, 9)
+    before = model(ids).logits
+    fuse_gelu(model)
+    assert all(isinstance(mlp.act, FusedGELU) for mlp in find_mlps(model).values())
+    torch.testing.assert_close(model(ids).logits, before, atol=1e-5, rtol=1e-5)
+    assert list_layers(model)[0].activation == "gelu_new"
+
+
+def test_replace_mlp_puts_the_module_where_the_model_uses_it(tiny, tokens):
+    model = init_base("stories-1m")
+    new = nn.Sequential()  # y = x
+    replace_mlp(model, 5, new)
+    assert find_mlps(model)[5] is new

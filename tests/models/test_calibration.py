@@ -1,0 +1,131 @@
+"""Pathway statistics, the best fixed choice and the router's fit, against the definitions written out."""
+
+import itertools
+
+import pytest
+import torch
+
+from slms.models.anatomy import MLPWeights, find_mlps, read_mlp
+from slms.models.calibration import best_fixed, fit_router, layer_inputs, pathway_statistics
+from slms.routing import PathwayRouter, RoutingConfig
+
+OFFSETS = (0, 10, 19, 28, 37)
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("centred", [False, True])
+def test_statistics_equal_their_definitions(gated, centred):
+    w = MLPWeights(
+        W_in=draw(37, 8, seed=1), W_out=draw(37, 8, seed=2), b_in=draw(37, seed=3), b_out=draw(8),
+        W_gate=draw(37, 8, seed=4) if gated else None, b_gate=draw(37, seed=5) if gated else None, activation="gelu",
+    )  # fmt: skip
+    x = draw(5000, 8, seed=6)
+    up = x @ w.W_in.T + w.b_in
+    h = torch.nn.functional.gelu(x @ w.W_gate.T + w.b_gate) * up if gated else torch.nn.functional.gelu(up)
+    f = torch.stack([h[:, a:b] @ w.W_out[a:b] for a, b in itertools.pairwise(OFFSETS)], 1).double()
+    got = pathway_statistics(w, x, OFFSETS, centred)
+    torch.testing.assert_close(got.mean.double(), f.mean(0), atol=1e-4, rtol=1e-4)
+    left_out = f - f.mean(0) if centred else f
+    torch.testing.assert_close(got.norms.double(), left_out.norm(dim=-1), atol=1e-4, rtol=1e-4)
+    gram = torch.einsum("npd,nqd->pq", left_out, left_out) / len(x)
+    torch.testing.assert_close(got.gram, gram, atol=1e-4 * gram.abs().max().item(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_best_fixed_finds_what_trying_all_sets_finds(seed):
+    a = draw(8, 4, seed=seed).double() + 0.5
+    gram = a @ a.T
+    for k in (1, 3, 7, 8):
+        errors = {}
+        for kept in itertools.combinations(range(8), k):
+            dropped = [p for p in range(8) if p not in kept]
+            errors[kept] = a[dropped].sum(0).square().sum().item()
+        got = tuple(best_fixed(gram, k))
+        assert len(got) == k
+        assert errors[got] <= min(errors.values()) * 1.0001 + 1e-9
+
+
+def test_best_fixed_keeps_what_it_must():
+    gram = torch.diag(torch.tensor([0.0, 0.0, 9.0, 5.0, 7.0], dtype=torch.float64))
+    assert best_fixed(gram, 2) == [2, 4]
+    assert best_fixed(gram, 2, always=[0]) == [0, 2]
+    assert best_fixed(gram, 5) == [0, 1, 2, 3, 4]
+
+
+def router(kind, p=6, d=12, **changes):
+    torch.manual_seed(0)
+    return PathwayRouter(d, RoutingConfig(n_pathways=p, k=3, router=kind, **changes))
+
+
+@torch.no_grad()
+def test_a_linear_router_recovers_linear_norms_exactly():
+    x = draw(2000, 12) * torch.linspace(0.01, 30, 12) + 5  # badly scaled and far from the origin
+    norms = 50 + (x / torch.linspace(0.01, 30, 12)) @ draw(12, 6, seed=1)
+    r = router("linear")
+    assert fit_router(r, x, norms, seed=0) > 0.9999
+    predicted = r.norm_shift + r.norm_scale * r(x)
+    torch.testing.assert_close(predicted, norms, atol=0.02, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_an_mlp_router_learns_what_a_linear_one_cannot():
+    x = draw(8000, 12)
+    norms = (x @ draw(12, 6, seed=1)).abs()
+    linear, mlp = router("linear"), router("mlp", router_hidden=64)
+    assert fit_router(linear, x, norms, seed=0) < 0.1
+    assert fit_router(mlp, x, norms, seed=0) > 0.9
+    fresh = draw(1000, 12, seed=9)
+    best = (fresh @ draw(12, 6, seed=1)).abs().argmax(1)
+    assert (mlp(fresh).argmax(1) == best).float().mean() > 0.85
+
+
+@torch.no_grad()
+def test_a_fit_repeats_with_its_seed():
+    x, norms = draw(500, 12), draw(500, 6, seed=1).abs()
+    a, b, c = (router("mlp") for _ in range(3))
+    for r, seed in ((a, 0), (b, 0), (c, 1)):
+        fit_router(r, x, norms, seed=seed, steps=20)
+    assert torch.equal(a(x), b(x)) and not torch.equal(a(x), c(x))
+    assert all(parameter.grad is None for parameter in a.parameters())
+
+
+@torch.no_grad()
+def test_scores_have_unit_variance_over_routed_pathways():
+    x = draw(3000, 12)
+    norms = 100 + 7 * x @ draw(12, 6, seed=1)
+    norms[:, 0] = 1e4  # the shared pathway stands outside the competition
+    r = router("linear", n_shared=1)
+    fit_router(r, x, norms, seed=0)
+    assert r(x)[:, 1:].std().item() == pytest.approx(1.0, rel=0.02)
+
+
+@torch.no_grad()
+def test_layer_inputs_are_the_mlps_inputs_of_every_token(tiny, tokens, monkeypatch):
+    model, ids = tiny("gpt_neox"), tokens(5, 9)
+    seen = {}
+    for i, mlp in find_mlps(model).items():
+        mlp.register_forward_pre_hook(lambda _, args, i=i: seen.__setitem__(i, args[0]))
+    model(ids)
+    expected = {i: x.reshape(-1, 24) for i, x in seen.items()}
+    monkeypatch.setattr("slms.models.calibration._FORWARD_TOKENS", 18)
+    for memory in (2**31, 4 * ids.numel() * 24):  # all layers at once; one at a time
+        monkeypatch.setattr("slms.models.calibration._MEMORY_BYTES", memory)
+        got = dict(layer_inputs(model, [0, 2], ids))
+        assert list(got) == [0, 2]
+        for i, x in got.items():
+            torch.testing.assert_close(x, expected[i], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_layer_inputs_spread_over_more_blocks_than_needed(tiny, tokens, monkeypatch):
+    monkeypatch.setattr("slms.models.calibration.MAX_TOKENS", 18)
+    model, ids = tiny("llama"), tokens(7, 9)
+    ((_, x),) = layer_inputs(model, [0], ids)
+    ((_, ends),) = layer_inputs(model, [0], ids[[0, 6]])
+    assert len(x) == 18
+    torch.testing.assert_close(x, ends)
+    assert read_mlp(find_mlps(model)[0]).W_in.shape[1] == x.shape[1]

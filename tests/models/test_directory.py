@@ -1,0 +1,88 @@
+"""Model directories that cannot be loaded are refused in one line, before anything is built."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from slms.models.directory import check_complete, check_directory, weight_files
+
+
+@pytest.fixture
+def model_dir(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    save_file({"w": torch.arange(100.0), "v": torch.ones(3, 5)}, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def test_a_whole_directory_passes_and_gives_its_config(model_dir):
+    assert check_directory(model_dir) == {"model_type": "gpt2"}
+    assert weight_files(model_dir) == [model_dir / "model.safetensors"]
+
+
+@pytest.mark.parametrize("keep", [0, 5, 60, -1])
+def test_truncated_weights_are_named(model_dir, keep):
+    file = model_dir / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"model\.safetensors is truncated") as caught:
+        check_directory(model_dir)
+    assert "\n" not in str(caught.value)
+
+
+def test_trailing_bytes_are_named_too(model_dir):
+    file = model_dir / "model.safetensors"
+    size = file.stat().st_size
+    file.write_bytes(file.read_bytes() + b"more")
+    with pytest.raises(ValueError, match=f"it has {size + 4} bytes, its header asks for {size}"):
+        check_complete(file)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", r"config\.json is no model configuration in JSON"),
+        ("[1]", r"config\.json is no model configuration in JSON"),
+        ('{"d": 1}', r"config\.json is no model configuration in JSON: 'model_type'"),
+        ('{"model_type": "mine"}', "has model type `mine`: transformers does not know it"),
+        ('{"model_type": "mine", "auto_map": {"AutoConfig": "x.Y"}}', "it brings its own code, which is never run"),
+    ],
+)
+def test_bad_configurations_are_refused(model_dir, content, message):
+    (model_dir / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        check_directory(model_dir)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_native_type_with_remote_code_passes_because_that_code_is_ignored(model_dir):
+    (model_dir / "config.json").write_text('{"model_type": "gpt2", "auto_map": {"AutoConfig": "x.Y"}}')
+    assert check_directory(model_dir)["model_type"] == "gpt2"
+
+
+def test_missing_pieces_are_named(model_dir, tmp_path):
+    (model_dir / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="holds no complete weights"):
+        check_directory(model_dir)
+    check_directory(model_dir, weights=False)
+    (model_dir / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
+        check_directory(model_dir)
+    with pytest.raises(FileNotFoundError, match="is no directory"):
+        check_directory(tmp_path / "absent")
+
+
+def test_sharded_weights_count_only_when_every_shard_is_there(model_dir):
+    (model_dir / "model.safetensors").rename(model_dir / "model-00001-of-00002.safetensors")
+    index = {"weight_map": {"w": "model-00001-of-00002.safetensors", "u": "model-00002-of-00002.safetensors"}}
+    (model_dir / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert weight_files(model_dir) == []
+    save_file({"u": torch.ones(2)}, model_dir / "model-00002-of-00002.safetensors")
+    assert len(weight_files(model_dir)) == 2
+
+
+def test_safetensors_win_over_pickled_weights(model_dir):
+    (model_dir / "pytorch_model.bin").write_bytes(b"anything")
+    assert weight_files(model_dir) == [model_dir / "model.safetensors"]
+    (model_dir / "model.safetensors").unlink()
+    assert weight_files(model_dir) == [model_dir / "pytorch_model.bin"]
