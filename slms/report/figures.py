@@ -24,9 +24,9 @@ def monosemanticity_figure(results: Results) -> Figure:
         raise ValueError("the results hold no routed layer: there is no specialization to draw")
     ranked = families(results)
     figure = new_figure(16, 12)
-    figure.text(0.045, 0.968, _headline(results), fontsize=15, fontweight="bold", parse_math=False)
-    figure.text(0.045, 0.943, _subline(results), fontsize=LABEL, color="#444444", parse_math=False)
-    grid = figure.add_gridspec(2, 2, left=0.045, right=0.985, top=0.905, bottom=0.055, hspace=0.22, wspace=0.13)
+    figure.text(0.05, 0.968, _headline(results), fontsize=15, fontweight="bold", parse_math=False)
+    figure.text(0.05, 0.943, _subline(results), fontsize=LABEL, color="#444444", parse_math=False)
+    grid = figure.add_gridspec(2, 2, left=0.05, right=0.985, top=0.905, bottom=0.055, hspace=0.22, wspace=0.13)
     right = grid[0, 1].subgridspec(2, 1, hspace=0.42)
     _across_layers(figure.add_subplot(grid[0, 0]), layers, ranked)
     _purity_of_pathways(figure.add_subplot(right[0]), layers)
@@ -133,13 +133,13 @@ def _reversed_legend(axes: Axes):
 
 
 def _top_pathways(axes: Axes, results: Results, ranked: list[str]) -> None:
-    """The purest pathways as a table: where, how pure, how loaded, what they prefer, their top tokens by lift."""
+    """The purest pathways as a table: where, how pure, how loaded, what they prefer, their most telling tokens."""
     axes.set_axis_off()
     axes.set_title("Top pathways and their tokens", loc="left", fontsize=TITLE, fontweight="bold")
     family = next((name for name in ranked if name in results.labels), None)
     share = results.labels[family].share if family else {}
     columns = (0.0, 0.105, 0.185, 0.25, 0.40)
-    heads = ("pathway", "purity", "load", visible(family, 14) if family else "", "tokens, most over-represented first")
+    heads = ("pathway", "purity", "load", visible(family, 14) if family else "", "tokens that tell it from the rest")
     y = 0.985
     for x, head in zip(columns, heads, strict=True):
         axes.text(x, y, head, fontsize=TICK, color="#444444", fontweight="bold", va="center", parse_math=False)
@@ -195,3 +195,10 @@ def _utilization(axes: Axes, layers: list[Layer]) -> None:
     layer_ticks(axes, [layer.layer for layer in layers])
     axes.set_ylim(0, highest * 1.28)
     axes.legend(loc="upper left", ncol=2, fontsize=TICK, frameon=False)
+
+
+def utilization_figure(layers: list[Layer]) -> Figure:
+    """The utilization panel alone."""
+    figure = new_figure(9, 4.5)
+    _utilization(figure.add_axes((0.08, 0.09, 0.9, 0.82)), layers)
+    return figure

@@ -12,12 +12,13 @@ from slms.report.schema import SCHEMA_VERSION, Layer, LegacyLayer, Results
 
 RESULTS_FILE = "llm_routing_results.json"
 FIGURE_FILE = "llm_monosemanticity.png"
+LINE = 120  # characters of a line of JSON that is not a row of numbers
 LEGACY_MIN_TOKENS = 10  # the sources leave out pathways with fewer activations
 
 
 def write_results(results: Results, path: Path | str) -> Path:
     """Write `results` as JSON to `path` (a file, or a run directory). Numbers that are not finite become null."""
-    text = json.dumps(to_plain(results), indent=1, ensure_ascii=False, allow_nan=False)
+    text = _render(to_plain(results))
     # a tokenizer may decode half a character into a lone surrogate, which UTF-8 cannot hold
     return write_atomic(_file(path), text.encode("utf-8", "backslashreplace") + b"\n")
 
@@ -66,6 +67,22 @@ def _legacy(layer: Layer) -> LegacyLayer:
         active_pathways=len(seen),
         total_pathways=layer.n_pathways,
     )
+
+
+def _render(value: Any, depth: int = 0) -> str:
+    """JSON to be read by people too: an object or list on one line where it fits or holds a long row of numbers."""
+    flat = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    row = isinstance(value, list) and not any(isinstance(item, dict | list) for item in items)
+    if not items or row or len(flat) + depth <= LINE:
+        return flat
+    pad = " " * (depth + 1)
+    if isinstance(value, dict):
+        lines = [
+            f"{pad}{json.dumps(key, ensure_ascii=False)}: {_render(item, depth + 1)}" for key, item in value.items()
+        ]
+        return "{\n" + ",\n".join(lines) + f"\n{' ' * depth}}}"
+    return "[\n" + ",\n".join(pad + _render(item, depth + 1) for item in items) + f"\n{' ' * depth}]"
 
 
 def _file(path: Path | str) -> Path:

@@ -135,14 +135,14 @@ class Labels:
 @dataclass(frozen=True)
 class Base:
     name: str
-    source: Literal["hub", "cache", "embedded", "directory"]  # what was really used
+    source: Literal["hub", "embedded", "local"]  # what was really used; local is a directory
     asked: str = ""  # what the configuration named
 
 
 @dataclass(frozen=True)
 class Data:
     name: str
-    source: Literal["hub", "cache", "embedded", "files"]
+    source: Literal["hub", "embedded", "local"]  # local is a file
     train_tokens: int | None = None  # available to train on
     validation_tokens: int | None = None
     validation_documents: int | None = None

@@ -89,9 +89,10 @@ def _loss_block(results: Results) -> str:
 
 def _loss_row(name: str, loss: Loss) -> list[str]:
     perplexity = [math.exp(x) if x is not None else None for x in (loss.low, loss.high)]
+    digits = 3 if loss.perplexity < 100 else 0
     return [
-        name, f"{loss.nats:.4f}", interval(loss.low, loss.high, 4), f"{loss.perplexity:.3f}",
-        interval(*perplexity), str(loss.documents), amount(loss.tokens),
+        name, f"{loss.nats:.4f}", interval(loss.low, loss.high, 4), f"{loss.perplexity:.{digits}f}",
+        interval(*perplexity, digits), str(loss.documents), amount(loss.tokens),
     ]  # fmt: skip
 
 
@@ -153,10 +154,12 @@ def _half(estimate: Estimate) -> str:
 
 
 def _null(estimate: Estimate) -> str:
-    """The sd needs a fourth digit, so it gives its leading zero for it: 0.012±.0004."""
-    if estimate.null_mean is None:
-        return "–"
-    return f"{estimate.null_mean:.3f}±{number(estimate.null_sd, 4).removeprefix('0')}"
+    """Mean ± sd, the sd with one digit that counts: 0.012±.0004, 0.012±4e-5."""
+    if estimate.null_mean is None or estimate.null_sd is None:
+        return number(estimate.null_mean)
+    sd = estimate.null_sd
+    small = f"{sd:.0e}".replace("e-0", "e-") if 0 < sd < 5e-4 else f"{sd:.4f}".removeprefix("0")
+    return f"{estimate.null_mean:.3f}±{small}"
 
 
 def _z(estimate: Estimate) -> str:

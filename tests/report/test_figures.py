@@ -56,7 +56,7 @@ def test_no_text_overlaps_or_leaves_the_page(results_factory, n_layers):
 
 def test_the_overlap_check_can_fail(results_factory):
     figure = monosemanticity_figure(results_factory())
-    figure.text(0.045, 0.968, "written over the headline")
+    figure.text(0.05, 0.968, "written over the headline")
     assert len(overlaps(figure)) == 1
 
 

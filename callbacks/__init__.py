@@ -1,0 +1,26 @@
+"""Lightning callbacks: they feed, log and reset metrics and write results; nothing is computed here.
+
+metrics_csv      every logged number into metrics.csv
+specialization   purity, entropy, SI and utilization of every routed layer, each epoch
+evolution        how the routers settle over training; evolution.png
+results          llm_routing_results.json, llm_monosemanticity.png, model/, the closing table
+nan_guard        stop at a loss or gradient that is not finite
+progress         what the terminal shows
+"""
+
+from callbacks.evolution import Evolution
+from callbacks.metrics_csv import MetricsCsv
+from callbacks.nan_guard import NanGuard
+from callbacks.progress import Progress
+from callbacks.results import ResultsWriter
+from callbacks.specialization import Specialization
+
+# The order is that in which their hooks run: the CSV logger first, the results last.
+CALLBACKS = {
+    "progress": Progress,
+    "metrics_csv": MetricsCsv,
+    "nan_guard": NanGuard,
+    "specialization": Specialization,
+    "evolution": Evolution,
+    "results": ResultsWriter,
+}

@@ -1,0 +1,115 @@
+"""How the routers settle: each validation's choices against those before, and at the end against the final ones."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from callbacks.tensorboard import writers
+from slms.metrics.functional import router_saturation
+from slms.report.evolution import EVOLUTION_FILE, evolution_figure
+from slms.report.metrics_csv import METRICS_FILE, read_rows
+from slms.report.palette import write_figure
+
+
+class Evolution(Callback):
+    """Router saturation over training, and the figure of every metric's evolution.
+
+    Keeps, as bits, what each routed layer chose for the first `probe_tokens` validation tokens at each validation. Then
+    `val/stability/L3` is the share of these choices that the previous validation made too, and `val/saturation/L3`,
+    written for every kept validation when training ends, the share of the final choices already made there.
+
+    Args:
+        probe_tokens: validation tokens whose choices are kept, on the first device.
+        max_snapshots: validations to keep; beyond it every second one is dropped, so that memory stays bounded.
+    """
+
+    def __init__(self, probe_tokens: int = 2048, max_snapshots: int = 32):
+        super().__init__()
+        for name, value, least in (("probe_tokens", probe_tokens, 1), ("max_snapshots", max_snapshots, 2)):
+            if value < least:
+                raise ValueError(f"evolution.{name} is {value}; it must be at least {least}")
+        self.probe_tokens, self.max_snapshots = probe_tokens, max_snapshots
+        self.snapshots: list[dict[str, Any]] = []  # {"step", "epoch", "choices": {layer: packed bits [n, ⌈p/8⌉]}}
+        self.n_pathways: dict[int, int] = {}
+        self._filling: dict[int, list[Tensor]] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The snapshots, so that a resumed run knows the choices of its past."""
+        return {"snapshots": self.snapshots, "n_pathways": self.n_pathways}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the snapshots."""
+        self.snapshots, self.n_pathways = state_dict["snapshots"], state_dict["n_pathways"]
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start a snapshot."""
+        self._filling = {}
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Keep the choices of the first tokens."""
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        for layer, routes in pl_module.last_routes.items():
+            kept = self._filling.setdefault(layer, [])
+            missing = self.probe_tokens - sum(map(len, kept))
+            if missing > 0:
+                kept.append(routes.chosen[:missing].cpu())
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the snapshot and log how many choices the previous one shares."""
+        if not self._filling:
+            return
+        chosen = {layer: torch.cat(parts) for layer, parts in self._filling.items()}
+        self._filling = {}
+        self.n_pathways = {layer: table.shape[1] for layer, table in chosen.items()}
+        packed = {layer: torch.from_numpy(np.packbits(table.numpy(), axis=1)) for layer, table in chosen.items()}
+        step = trainer.global_step - 1  # as Lightning counts the steps of what it logs
+        # a resumed run may repeat the validation at its step
+        self.snapshots = [snapshot for snapshot in self.snapshots if snapshot["step"] < step]
+        if self.snapshots:
+            values = {
+                f"val/stability/L{layer}": float(router_saturation(before, chosen[layer]))
+                for layer, before in self._choices(self.snapshots[-1]).items()
+            }
+            pl_module.log_dict(values, rank_zero_only=True)
+        self.snapshots.append({"step": step, "epoch": trainer.current_epoch, "choices": packed})
+        if len(self.snapshots) > self.max_snapshots:
+            del self.snapshots[1:-1:2]  # the first and the last stay
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the saturation of every snapshot against the last, and the figure."""
+        directory = Path(trainer.log_dir)  # asked for on every rank: it is broadcast
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        if self.snapshots:
+            final = self._choices(self.snapshots[-1])
+            for snapshot in self.snapshots:
+                values = {
+                    f"val/saturation/L{layer}": float(router_saturation(chosen, final[layer]))
+                    for layer, chosen in self._choices(snapshot).items()
+                }
+                for logger in trainer.loggers:
+                    logger.log_metrics(values | {"epoch": snapshot["epoch"]}, snapshot["step"])
+        self._draw(trainer, directory / METRICS_FILE)
+
+    def _choices(self, snapshot: dict[str, Any]) -> dict[int, Tensor]:
+        """The snapshot's choices as bool [n, p] by layer."""
+        return {
+            layer: torch.from_numpy(np.unpackbits(bits.numpy(), axis=1, count=self.n_pathways[layer]).astype(bool))
+            for layer, bits in snapshot["choices"].items()
+        }
+
+    def _draw(self, trainer: Trainer, metrics: Path) -> None:
+        """`evolution.png` from the run's `metrics.csv`, where there is one."""
+        if not metrics.is_file():
+            return
+        figure = evolution_figure(read_rows(metrics))
+        write_figure(metrics.parent / EVOLUTION_FILE, figure)
+        for writer in writers(trainer):
+            writer.add_figure("val/evolution", figure, trainer.global_step - 1)

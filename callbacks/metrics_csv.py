@@ -1,0 +1,75 @@
+"""`metrics.csv`: everything that is logged, from whichever callback or module, one row a number."""
+
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from slms.report.metrics_csv import METRICS_FILE, Row, append_rows, read_rows, split_key, write_rows
+
+
+class TidyCsvLogger(Logger):
+    """Appends each logged number to `metrics.csv` as (step, epoch, stage, metric, place, value)."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+        self.epoch = 0
+
+    @property
+    def name(self) -> str:
+        """Constant: there is one file a run."""
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        """Constant, as the name."""
+        return "csv"
+
+    @property
+    def save_dir(self) -> str:
+        """The run directory."""
+        return str(self.path.parent)
+
+    def log_hyperparams(self, *args, **kwargs) -> None:
+        """Not a number over time; config.yaml holds them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append `metrics`; Lightning adds the entry `epoch`, which becomes a column."""
+        metrics = dict(metrics)
+        self.epoch = int(metrics.pop("epoch", self.epoch))
+        append_rows(self.path, [Row(step or 0, self.epoch, *split_key(k), float(v)) for k, v in metrics.items()])
+
+    @rank_zero_only
+    def resume_at(self, step: int) -> None:
+        """Forget rows from `step` on, which a run resumed there writes again, and a line that a kill left unfinished."""
+        if self.path.is_file():
+            write_rows(self.path, [row for row in read_rows(self.path, torn_tail=True) if row.step < step])
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Sort by step, keeping the last of rows that a resumed run measured twice."""
+        if status == "success" and self.path.is_file():
+            rows = {(row.step, row.stage, row.metric, row.place): row for row in read_rows(self.path)}
+            write_rows(self.path, sorted(rows.values(), key=lambda row: row.step))
+
+
+class MetricsCsv(Callback):
+    """Writes `metrics.csv` in the run directory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logger: TidyCsvLogger | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Add the CSV logger behind the trainer's own."""
+        if stage == "fit" and self.logger is None and not trainer.fast_dev_run:
+            self.logger = TidyCsvLogger(Path(trainer.log_dir) / METRICS_FILE)
+            trainer.loggers = [*trainer.loggers, self.logger]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Continue a resumed run's file, or begin a new one."""
+        if self.logger is not None:
+            self.logger.resume_at(trainer.global_step)

@@ -1,0 +1,135 @@
+"""What the pathways of every routed layer serve, each epoch and every N steps where asked."""
+
+from itertools import islice
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from callbacks.tensorboard import log_layers
+from slms.models.routed_mlp import record_routes, routed_layers
+from slms.report.describe import describe_labels
+from slms.report.measure import PathwayTables
+from slms.report.schema import Layer
+
+
+class Specialization(Callback):
+    """Logs purity (both), entropy, SI, utilization of every routed layer, against tokens and every label family.
+
+    During validation it feeds the count tables with the module's `last_routes` and the batch's labels; at the end of
+    the epoch it logs `val/purity/L3` and the like, and to TensorBoard utilization bars, pathway × class heatmaps and
+    top tokens. The module has `net`, `tokenizer`, `last_routes`; the data module `val_blocks`, `val_dataloader()`.
+
+    Args:
+        every_n_steps: also measure every so many optimizer steps, on the first `probe_batches` validation batches, as
+            `probe/purity/L3` and the like; null measures at validation only.
+        probe_batches: batches of such a measurement, on each device.
+        heatmaps: label families to draw as heatmaps each epoch, where the data have them.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        probe_batches: int = 4,
+        heatmaps: tuple[str, ...] = ("pos", "semantic"),
+    ):
+        super().__init__()
+        for name, value in (("every_n_steps", every_n_steps), ("probe_batches", probe_batches)):
+            if value is not None and value < 1:
+                raise ValueError(f"specialization.{name} is {value}; it must be at least 1")
+        self.every_n_steps, self.probe_batches, self.heatmaps = every_n_steps, probe_batches, tuple(heatmaps)
+        self._tables: PathwayTables | None = None
+        self._probe: list[dict[str, Tensor]] = []
+        self._probed_at = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget an earlier fit's model and text."""
+        self._tables, self._probe, self._probed_at = None, [], 0
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start from empty tables, made at the first validation, when the model is where it stays."""
+        if trainer.sanity_checking:
+            return
+        if self._tables is None and trainer.training:
+            self._tables = self._new_tables(trainer, pl_module)
+        if self._tables is not None:
+            self._tables.reset()
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Count the batch's choices."""
+        if self._tables is not None and not trainer.sanity_checking:
+            self._tables.update(pl_module.last_routes, batch)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the scores; draw and tabulate on the first rank."""
+        if self._tables is None or trainer.sanity_checking:
+            return
+        layers = self._tables.compute(pl_module.tokenizer)
+        self._tables.reset()
+        pl_module.log_dict(log_values(layers, "val"), sync_dist=trainer.world_size > 1)
+        labels = describe_labels(trainer.datamodule.val_blocks)
+        log_layers(trainer, layers, labels, self.heatmaps, trainer.global_step - 1)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
+        """Measure on the probe where the step asks for it."""
+        step = trainer.global_step
+        if self.every_n_steps is None or step % self.every_n_steps or step == self._probed_at:
+            return
+        self._probed_at = step  # with gradient accumulation several batches end at the same step
+        if self._tables is None:
+            self._tables = self._new_tables(trainer, pl_module)
+        if self._tables is not None:
+            self._feed_probe(trainer, pl_module)
+            values = log_values(self._tables.compute(pl_module.tokenizer), "probe")
+            self._tables.reset()
+            for logger in trainer.loggers:
+                # steps are counted from 0, as Lightning counts those of what it logs
+                logger.log_metrics(values | {"epoch": trainer.current_epoch}, step - 1)
+
+    @torch.no_grad()
+    def _feed_probe(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._probe:
+            self._probe = list(islice(trainer.datamodule.val_dataloader(), self.probe_batches))
+        net = pl_module.net
+        was_training = net.training
+        net.eval()
+        self._tables.reset()
+        for batch in self._probe:
+            batch = {name: column.to(pl_module.device) for name, column in batch.items()}
+            with record_routes(net) as routes:
+                net(batch["input_ids"], use_cache=False)
+            self._tables.update(routes, batch)
+        net.train(was_training)
+
+    def _new_tables(self, trainer: Trainer, pl_module: LightningModule) -> PathwayTables | None:
+        layers = routed_layers(pl_module.net)
+        blocks = trainer.datamodule.val_blocks
+        ids = torch.from_numpy(blocks.input_ids.astype("int64")).unique()
+        return PathwayTables(layers, ids, blocks.label_names) if layers else None
+
+
+def log_values(layers: list[Layer], stage: str) -> dict[str, float]:
+    """A results file's numbers as `stage/metric/place`, with the mean over layers as `stage/metric`."""
+    by_metric: dict[str, dict[int, float | None]] = {}
+    for layer in layers:
+        found = {
+            "purity": layer.purity.value,
+            "purity_z": layer.purity.z,
+            "purity_legacy": layer.purity_legacy.value,
+            "entropy": layer.entropy.value,
+            "utilization": layer.utilization.value,
+            "effective_pathways": layer.effective_pathways,
+            "max_load": None if layer.max_violation is None else layer.max_violation + 1,
+        }
+        found |= {f"si_{family}": estimate.value for family, estimate in layer.si.items()}
+        for metric, value in found.items():
+            by_metric.setdefault(metric, {})[layer.layer] = value
+    values: dict[str, float] = {}
+    for metric, of_layers in by_metric.items():
+        known = {index: value for index, value in of_layers.items() if value is not None}
+        values |= {f"{stage}/{metric}/L{index}": value for index, value in known.items()}
+        if known:
+            values[f"{stage}/{metric}"] = sum(known.values()) / len(known)
+    return values

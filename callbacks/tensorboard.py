@@ -1,0 +1,82 @@
+"""What callbacks write to TensorBoard beside scalars: figures, text tables and the hyper-parameter row."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard import SummaryWriter
+
+from slms.report.figures import utilization_figure
+from slms.report.heatmap import heatmap_figure
+from slms.report.reading import preferred_class, visible
+from slms.report.schema import Labels, Layer, Results
+
+
+def writers(trainer: Trainer) -> Iterator[SummaryWriter]:
+    """The trainer's TensorBoard writers; none on other ranks than the first."""
+    if trainer.is_global_zero:
+        yield from (logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger))
+
+
+def log_layers(
+    trainer: Trainer, layers: list[Layer], labels: dict[str, Labels], heatmaps: tuple[str, ...], step: int
+) -> None:
+    """Utilization bars, a pathway × class heatmap for each family in `heatmaps`, and top tokens as a text table."""
+    for writer in writers(trainer):
+        writer.add_figure("val/utilization", utilization_figure(layers), step)
+        for family in heatmaps:
+            if any(family in pathway.profile for layer in layers for pathway in layer.pathways):
+                writer.add_figure(f"val/pathways_by_{family}", heatmap_figure(layers, family, labels[family]), step)
+        for layer in layers:
+            writer.add_text(f"val/top_tokens/L{layer.layer}", top_token_table(layer, labels), step)
+
+
+def top_token_table(layer: Layer, labels: dict[str, Labels]) -> str:
+    """A Markdown table of a layer's pathways: load, purity, preferred class of each family, most telling tokens."""
+    families = [family for family in labels if any(family in pathway.profile for pathway in layer.pathways)]
+    head = ["pathway", "load", "purity", *families, "tokens (lift)"]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for pathway in layer.pathways:
+        tokens = ", ".join(f"`{_cell(visible(token.text))}` {token.lift:.1f}×" for token in pathway.top_tokens)
+        prefers = [_cell(preferred_class(pathway, family, labels[family].share) or "–") for family in families]
+        purity = "–" if pathway.purity is None else f"{pathway.purity:.3f}"
+        cells = [str(pathway.index), f"{pathway.load * layer.n_pathways:.2f}×", purity, *prefers, tokens]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("`", "'")  # neither may end the cell or the code span
+
+
+def log_hyperparameters(trainer: Trainer, config: dict[str, Any], results: Results, step: int) -> None:
+    """The run's row in the HPARAMS tab: the configuration against its final numbers.
+
+    `run_name="."` keeps the row in the run's own directory; the final numbers have tags of their own, because
+    `add_hparams` also draws them as scalars.
+    """
+    model, compute = results.losses.model, results.compute
+    final = {"final/loss": model.nats, "final/perplexity": model.perplexity}
+    if compute is not None:
+        final |= {"final/active_fraction": compute.active_fraction, "final/flops_saved": compute.total_saved}
+    purities = [layer.purity.value for layer in results.layers if layer.purity.value is not None]
+    if purities:
+        final["final/purity"] = sum(purities) / len(purities)
+    for writer in writers(trainer):
+        writer.add_hparams(flatten(config), final, run_name=".", global_step=step)
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
+    """Nested mappings to dotted keys; what is no number, string or flag is written out, null is left out.
+
+    >>> flatten({"model": {"k": 4, "layers": [0, 2], "gate": None}})
+    {'model.k': 4, 'model.layers': '[0, 2]'}
+    """
+    flat: dict[str, str | int | float | bool] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif value is not None:
+            flat[f"{prefix}{key}"] = value if isinstance(value, str | int | float | bool) else str(value)
+    return flat
