@@ -36,7 +36,7 @@ class CorpusConfig:
     """Which text to read.
 
     Args:
-        name: `stories` (embedded), a `.txt`/`.jsonl`/`.parquet` file, or a Hugging Face dataset id.
+        name: `stories` (embedded), a `.txt`/`.jsonl`/`.parquet` file, or a Hugging Face dataset id; wins over `hub`.
         validation: a second corpus to validate on; by default the corpus's own validation split, and for a file
             every 50th document, which training then leaves out.
         hub: with `embedded`, in place of `name`: the corpus to use when the base model comes from the hub.
@@ -51,7 +51,7 @@ class CorpusConfig:
     text_field: str = "text"
 
     def __post_init__(self):
-        if (self.name is None) == (self.hub is None):
+        if self.name is None and self.hub is None:
             raise ValueError("data.corpus needs either `name`, or `hub` (with `embedded` as its stand-in)")
 
     def resolve(self, kind: str) -> str:
@@ -286,7 +286,8 @@ class _Encoded(NamedTuple):
 
 def _encode(batch: list[Document], tokenizer: PreTrainedTokenizerBase, with_spans: bool) -> Iterator[_Encoded]:
     """Token ids of each document with its separator: what the tokenizer itself puts in front, else eos behind."""
-    out = tokenizer([d.text for d in batch], return_offsets_mapping=with_spans, return_attention_mask=False)
+    texts = [document.text for document in batch]
+    out = tokenizer(texts, return_offsets_mapping=with_spans, return_attention_mask=False, verbose=False)
     for i, ids in enumerate(out["input_ids"]):
         spans = out["offset_mapping"][i] if with_spans else None
         starts_with_bos = bool(ids) and ids[0] == tokenizer.bos_token_id

@@ -4,6 +4,8 @@ Everything is a LightningCLI option: `--model.routing.k=2`, `--data.batch_size=8
 given on the command line wins over the YAML. A user's mistake ends in one line on stderr and exit code 2.
 """
 
+import logging
+import warnings
 from datetime import datetime
 from pathlib import Path
 
@@ -52,6 +54,14 @@ class _SaveConfig(SaveConfigCallback):
             self.parser.save(self.config, directory / "config.yaml", skip_none=False, overwrite=True)
 
 
+def quiet() -> None:
+    """Keep what concerns the user; drop advertisements and notices about Lightning's own internals."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for notice in (".*LeafSpec.*", ".*smaller than the logging interval.*", ".*does not have many workers.*",
+                   ".*Checkpoint directory .* exists.*"):  # fmt: skip
+        warnings.filterwarnings("ignore", message=notice)
+
+
 class TrainCLI(LightningCLI):
     """Parses, resolves where base and corpus come from, names the run directory, builds trainer, model and data.
 
@@ -63,6 +73,7 @@ class TrainCLI(LightningCLI):
     def __init__(self, callbacks: dict[str, type[Callback]], args: list[str] | None = None):
         self._callbacks = callbacks
         self.checkpoint: Path | None = None
+        quiet()
         super().__init__(
             LanguageModel,
             TextData,

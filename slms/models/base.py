@@ -34,14 +34,16 @@ def load_base(
     base = as_base(base)
     changes = {"source": source, "tokenizer": tokenizer if isinstance(tokenizer, str) else None}
     base = BaseConfig(**{**vars(base), **{k: v for k, v in changes.items() if v is not None}})
-    path = _place(base)
+    resolved = resolve(base)
+    path = _place(base, resolved)
     pretrained = base.init == "pretrained"
     model = read_model(path, dtype) if pretrained else _random(shaped(_config(path), base), base.seed, dtype)
     if isinstance(tokenizer, PreTrainedTokenizerBase):
         return Base(model, tokenizer)
-    found = read_tokenizer(fetch_tokenizer(base.tokenizer) if base.tokenizer else path)
+    apart = base.tokenizer if resolved.kind != "embedded" else None  # a stand-in brings its own
+    found = read_tokenizer(fetch_tokenizer(apart) if apart else path)
     if found is None:
-        raise ValueError(f"{base.tokenizer or path} has no tokenizer; name one with `base.tokenizer`.")
+        raise ValueError(f"{apart or path} has no tokenizer; name one with `base.tokenizer`.")
     return Base(model, _with_special_tokens(found, model.config))
 
 
@@ -86,8 +88,8 @@ def shaped(config: PreTrainedConfig, base: BaseConfig) -> PreTrainedConfig:
     return type(config).from_dict(values)
 
 
-def _place(base: BaseConfig) -> Path:
-    path = fetch(resolve(base), base.revision, weights=base.init == "pretrained")
+def _place(base: BaseConfig, resolved: Resolved | None = None) -> Path:
+    path = fetch(resolved or resolve(base), base.revision, weights=base.init == "pretrained")
     check_directory(path, weights=base.init == "pretrained")
     return path
 

@@ -17,7 +17,7 @@ class BaseConfig:
     """The dense model that a run starts from: ``name``, or ``hub`` with ``embedded`` as its declared stand-in."""
 
     name: str | None = None
-    """`stories-1m` (embedded), a Hugging Face id, or a directory in Hugging Face format."""
+    """`stories-1m` (embedded), a Hugging Face id, or a directory in Hugging Face format; wins over ``hub``."""
     hub: str | None = None
     """A Hugging Face id, in place of ``name``."""
     embedded: str | None = None
@@ -42,7 +42,10 @@ class BaseConfig:
     """Size of the vocabulary, in tokens."""
 
     def __post_init__(self):
-        if (self.name is None) == (self.hub is None and self.embedded is None):
+        if self.name is not None:  # named on the command line over a YAML's pair
+            object.__setattr__(self, "hub", None)
+            object.__setattr__(self, "embedded", None)
+        elif self.hub is None and self.embedded is None:
             raise ValueError("`base` needs either `name`, or `hub` with `embedded` as its stand-in.")
         if self.embedded is not None and self.embedded not in EMBEDDED:
             raise ValueError(f"`base.embedded` is {self.embedded!r}; it must be one of {', '.join(EMBEDDED)}.")
