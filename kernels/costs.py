@@ -106,7 +106,8 @@ def cache_file() -> Path:
 def machine(device: str) -> str:
     """Names what a timing depends on besides the shape: processor, threads, PyTorch."""
     if device == "cuda":
-        return f"{torch.cuda.get_device_name()} | torch {torch.__version__}"
+        name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
+        return f"{name} | torch {torch.__version__}"
     name = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         lines = Path("/proc/cpuinfo").read_text().splitlines()

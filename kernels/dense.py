@@ -30,9 +30,11 @@ def dense(
     act = ACTIVATIONS[activation]
     up = F.linear(x, W_in, b_in)
     hidden = act(up) if W_gate is None else act(F.linear(x, W_gate, b_gate)) * up
-    if len({end - start for start, end in pairwise(offsets)}) == 1:
-        weights = torch.where(chosen, gates, 0).to(hidden.dtype).unsqueeze(2)
-        hidden = (hidden.unflatten(1, (chosen.shape[1], -1)) * weights).flatten(1)
+    sizes = {end - start for start, end in pairwise(offsets)}
+    if len(sizes) == 1:
+        n, p = chosen.shape
+        weights = torch.where(chosen, gates, 0).to(hidden.dtype)
+        hidden = (hidden.view(n, p, sizes.pop()) * weights.unsqueeze(2)).view(n, offsets[-1])
     else:
         hidden = hidden * neuron_weights(gates, chosen, offsets).to(hidden.dtype)
     return hidden @ W_out

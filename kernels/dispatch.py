@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kernels.activations import ACTIVATIONS
 from kernels.costs import Choice, Shape, cheapest
+from kernels.cpu import grouped_forward
 from kernels.dense import dense
 from kernels.ops import grouped, on_gpu, rows
 from kernels.reference import routed_mlp_reference
@@ -60,6 +61,11 @@ def check_arguments(x, W_in, W_out, gates, chosen, offsets, activation, b_in, W_
         raise ValueError("`b_gate` is given without `W_gate`.")
 
 
+@functools.cache
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
 def refusal(backend: str, device: str, dtype: torch.dtype) -> str | None:
     """Why a backend cannot run here, or None if it can."""
     if backend in ("auto", "reference", "dense"):
@@ -67,7 +73,7 @@ def refusal(backend: str, device: str, dtype: torch.dtype) -> str | None:
     if backend not in BACKENDS:
         return f"it must be one of {', '.join(BACKENDS)}"
     if backend == "triton":
-        if importlib.util.find_spec("triton") is None:
+        if not _installed("triton"):
             return "it needs the package triton, which is not installed"
         if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
             return f"it needs a CUDA device and x is on {device}"
@@ -77,7 +83,7 @@ def refusal(backend: str, device: str, dtype: torch.dtype) -> str | None:
     if device != "cpu":
         return f"it runs on the CPU and x is on {device}"
     if backend == "rows":
-        if importlib.util.find_spec("numba") is None:
+        if not _installed("numba"):
             return "it needs the package numba, which is not installed"
         if dtype not in (torch.float32, torch.bfloat16):
             return f"it knows float32 and bfloat16, and x is {dtype}"
@@ -86,7 +92,9 @@ def refusal(backend: str, device: str, dtype: torch.dtype) -> str | None:
 
 def candidates(shape: Shape, n_tokens: int) -> list[str]:
     """The backends that "auto" weighs for such a call, all of which can run here."""
-    names = ["dense", "grouped", "triton"] if shape.device == "cuda" else ["dense", "grouped"]
+    if shape.device == "cuda":
+        return ["dense", "triton"] if refusal("triton", "cuda", getattr(torch, shape.dtype)) is None else ["dense"]
+    names = ["dense", "grouped"]
     if n_tokens <= ROWS_TOKENS and not shape.training:
         names.append("rows")
     return [name for name in names if refusal(name, shape.device, getattr(torch, shape.dtype)) is None]
@@ -114,8 +122,9 @@ def _few_sizes(n_tokens: int) -> int:
 
 
 def forget_choices() -> None:
-    """Makes "auto" decide anew, as after a calibration."""
+    """Makes "auto" decide anew, as after a calibration or an installation."""
     _choose.cache_clear()
+    _installed.cache_clear()
 
 
 @torch.compiler.assume_constant_result
@@ -179,9 +188,11 @@ def routed_mlp(
     check_arguments(x, W_in, W_out, gates, chosen, offsets, activation, b_in, W_gate, b_gate)
     if (why := refusal(backend, x.device.type, x.dtype)) is not None:
         raise ValueError(f"`backend` is {backend!r}; {why}.")
+    compiling = torch.compiler.is_compiling()
+    training = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (x, W_in, W_out, gates, b_in, W_gate, b_gate)
+    )
     if backend == "auto":
-        training = torch.is_grad_enabled() and (x.requires_grad or W_in.requires_grad or gates.requires_grad)
-        compiling = torch.compiler.is_compiling()
         if density is None:
             counted = x.device.type == "cpu" and not compiling
             density = int(chosen.sum()) / max(chosen.numel(), 1) if counted else SUPPOSED_DENSITY
@@ -193,5 +204,12 @@ def routed_mlp(
         return routed_mlp_reference(
             x, W_in, W_out, gates, chosen, offsets, activation=activation, b_in=b_in, W_gate=W_gate, b_gate=b_gate
         )
-    run = {"dense": dense, "grouped": grouped, "rows": rows, "triton": on_gpu}[backend]
+    # An operator costs some 30 µs to call, as much as a token of a small MLP: only autograd and compilation need it.
+    operator = training or compiling
+    if backend == "rows" and not operator:
+        from kernels.rows import rows_forward as run
+    elif backend == "grouped" and not operator:
+        run = grouped_forward
+    else:
+        run = {"dense": dense, "grouped": grouped, "rows": rows, "triton": on_gpu}[backend]
     return run(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)

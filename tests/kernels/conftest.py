@@ -1,6 +1,5 @@
 """Inputs and comparisons that the tests of all backends share."""
 
-import os
 from typing import NamedTuple
 
 import pytest
@@ -8,10 +7,6 @@ import torch
 from torch import Tensor
 
 from kernels import routed_mlp, routed_mlp_reference
-
-# Triton kernels run on a CUDA device or in the interpreter, which test_interpreter.py starts in a process of its own.
-if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-    collect_ignore = ["on_device"]
 
 
 class Case(NamedTuple):

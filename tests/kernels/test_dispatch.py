@@ -113,6 +113,26 @@ def test_rows_without_numba(make_case, monkeypatch):
     assert "rows" not in dispatch.candidates(SHAPE, 1)
 
 
+def test_triton_without_a_device(make_case, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="`backend` is 'triton'; it needs a CUDA device and x is on cpu"):
+        make_case().run("triton")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device may have been calibrated")
+def test_estimates_for_a_gpu():
+    offsets = tuple(range(0, 16385, 1024))
+    for n, training, density, expected in (
+        (1, False, 0.25, "triton"),
+        (8192, True, 0.25, "triton"),
+        (8192, True, 1.0, "dense"),
+        (64, False, 0.5, "dense"),
+    ):
+        said = kernels.explain(n, 4096, offsets, density, training=training, dtype=torch.bfloat16, device="cuda")
+        assert said.startswith(expected), said
+        assert "not calibrated" in said
+
+
 def test_autocast_runs_in_the_lower_type(make_case, close):
     case = make_case(gated=True)
     for backend in ("reference", "dense", "grouped", "rows", "auto"):

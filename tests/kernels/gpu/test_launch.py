@@ -1,11 +1,10 @@
-"""The Triton kernels against the reference, on a CUDA device or in Triton's interpreter (see test_interpreter.py)."""
+"""The Triton kernels against the reference, on a CUDA device or in Triton's interpreter, which tests/conftest.py chooses."""
 
 import pytest
 import torch
 
 from kernels import ACTIVATIONS, ops
 from kernels.gpu import grouped, launch
-from kernels.gpu.routes import find_routes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -13,22 +12,6 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def on_device(case):
     moved = (t.detach().to(DEVICE).requires_grad_(t.requires_grad) for t in case.tensors())
     return case._replace(**dict(zip(case.tensor_names(), moved, strict=True)))
-
-
-@pytest.mark.parametrize(("n", "p", "density"), [(200, 5, 0.4), (1, 16, 0.3), (0, 3, 0.5), (70, 16, 0.0), (65, 1, 1.1)])
-def test_routes(n, p, density):
-    chosen = torch.rand(n, p, generator=torch.Generator().manual_seed(0)) < density
-    routes = find_routes(chosen.to(DEVICE), 16, n * p)
-    pathway, token = chosen.t().nonzero(as_tuple=True)
-    assert routes.starts.tolist() == [0, *chosen.sum(0).cumsum(0).tolist()]
-    assert routes.token[: len(token)].tolist() == token.tolist()
-    assert routes.pair.cpu()[token, pathway].tolist() == list(range(len(token)))
-    assert (routes.pair.cpu()[~chosen] == -1).all()
-    starts = routes.starts.tolist()
-    tiles = [(i, row) for i in range(p) for row in range(starts[i], starts[i + 1], 16)]
-    found = list(zip(routes.tile_pathway.tolist(), routes.tile_row.tolist(), strict=True))
-    assert found[: len(tiles)] == tiles
-    assert all(i == -1 for i, _ in found[len(tiles) :])
 
 
 @pytest.mark.parametrize("n", [1, 3, 20])  # one token, a few, grouped

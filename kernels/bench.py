@@ -1,0 +1,237 @@
+"""Measures routed MLPs against dense ones: `python -m kernels.bench` (see docs/benchmarks.md for kept results).
+
+Every line is one shape, number of tokens, density and direction, with all alternatives taken in turns:
+
+dense        the plain MLP, the faster of W_out stored as [d, f] and neuron-major; with --compile also compiled
+masked       the reference: all neurons computed, then weighted
+grouped_mm   pairs gathered, `torch.nn.functional.grouped_mm`, summed by `embedding_bag` (forward, equal pathways)
+auto         `kernels.routed_mlp`
+router       two linear layers (hidden 128) and top-k; its time is added to auto's before the speedup is taken
+
+Times are µs (20th, 50th and 80th percentile); roofline: the larger of bytes over copy bandwidth and operations over
+matrix speed, both measured first, as a share of auto's median; error: of auto's output against the reference, relative
+to its largest number. No line is printed for a call whose output or gradients miss the reference.
+"""
+
+import argparse
+import csv
+import itertools
+import platform
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.activations import ACTIVATIONS
+from kernels.calibrate import call_backend, one_pass
+from kernels.costs import Shape, machine
+from kernels.dispatch import explain
+from kernels.timing import Call, Spread, random_call, time_together
+
+# d_model, d_ff, gated; layers of models in use, and the embedded one.
+SHAPES = {
+    "stories-1m": (64, 256, False),
+    "pythia-70m": (512, 2048, False),
+    "pythia-410m": (1024, 4096, False),
+    "pythia-1.4b": (2048, 8192, False),
+    "pythia-6.9b": (4096, 16384, False),
+    "llama-8b": (4096, 14336, True),
+}
+TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}
+CACHES = 64 << 20  # weights of this many bytes are taken in rotation, so that they come from memory as in a whole model
+PATHWAYS = 16
+COLUMNS = (
+    "shape dtype pass tokens density backend auto_p20 auto_p50 auto_p80 dense_p50 masked_p50 grouped_mm_p50 router_p50 "
+    "speedup ideal GB/s TFLOP/s roofline error"
+).split()
+
+
+def dense_mlp(call: Call, activation: str, W_out_t: Tensor | None) -> Tensor:
+    """The MLP without routing; W_out_t [d, f] is the usual layout of W_out."""
+    act = ACTIVATIONS[activation]
+    up = F.linear(call.x, call.W_in, call.b_in)
+    hidden = act(up) if call.W_gate is None else act(F.linear(call.x, call.W_gate)) * up
+    return hidden @ call.W_out if W_out_t is None else F.linear(hidden, W_out_t)
+
+
+def grouped_mm_mlp(call: Call, activation: str) -> Tensor:
+    """The usual mixture-of-experts way in PyTorch, forward only."""
+    act = ACTIVATIONS[activation]
+    p = call.chosen.shape[1]
+    m = call.W_in.shape[0] // p
+    pathway, token = call.chosen.t().nonzero(as_tuple=True)
+    ends = call.chosen.sum(0).cumsum(0).int()
+    rows = call.x[token]
+    up = F.grouped_mm(rows, call.W_in.view(p, m, -1).transpose(1, 2), offs=ends)
+    if call.b_in is not None:
+        up = up + call.b_in.view(p, m)[pathway]
+    if call.W_gate is None:
+        hidden = act(up)
+    else:
+        hidden = up * act(F.grouped_mm(rows, call.W_gate.view(p, m, -1).transpose(1, 2), offs=ends))
+    hidden = hidden * call.gates[token, pathway].to(hidden.dtype).unsqueeze(1)
+    out = F.grouped_mm(hidden, call.W_out.view(p, m, -1), offs=ends)
+    return F.embedding_bag(token.argsort(stable=True), out, call.chosen.sum(1).cumsum(0) - call.chosen.sum(1))
+
+
+def parity(call: Call, shape: Shape, activation: str) -> float:
+    """Error of auto's output; SystemExit if it or a gradient is further from the reference than the type allows."""
+    leaves = [t for t in call if isinstance(t, Tensor) and t.requires_grad]
+    outcomes = []
+    for backend in ("auto", "reference"):
+        y = call_backend(call, activation, backend)
+        grads = torch.autograd.grad(y, leaves, torch.ones_like(y)) if leaves else ()
+        outcomes.append([y.detach(), *grads])
+    errors = []
+    for actual, wanted in zip(*outcomes, strict=True):
+        scale = wanted.float().abs().max().clamp(min=1e-6)
+        errors.append(((actual.float() - wanted.float()).abs().max() / scale).item())
+    # Both sides round once more than either does against exact arithmetic.
+    if not max(errors) <= 2 * TOLERANCE[shape.dtype]:
+        sys.exit(f"parity fails for {shape}: relative errors {errors}; no timings are printed")
+    return errors[0]
+
+
+def rotating(runs: list[Callable[[], object]]) -> Callable[[], object]:
+    turns = itertools.cycle(runs)
+    return lambda: next(turns)()
+
+
+def limits(device: str, dtype: str) -> tuple[float, float]:
+    """Bytes per µs of a large copy (read and written) and operations per µs of a large matrix product, here."""
+    kind = getattr(torch, dtype)
+    source = torch.ones(CACHES // 4 * (1 if device == "cpu" else 16), device=device)
+    target = torch.empty_like(source)
+    side = 1024 if device == "cpu" else 8192
+    a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
+    runs = {"copy": lambda: target.copy_(source), "product": lambda: a @ b}
+    times = time_together(runs, device, 0.5)
+    return 2 * source.numel() * 4 / times["copy"].p20, 2 * side**3 / times["product"].p20
+
+
+def measure(
+    name: str, shape: Shape, n_tokens: int, density: float, seconds: float, compiled: bool, speeds: tuple[float, float]
+) -> dict[str, object]:
+    """One line of the table."""
+    activation = "silu" if shape.gated else "gelu_new"
+    size = torch.empty(0, dtype=getattr(torch, shape.dtype)).element_size()
+    weights = (3 if shape.gated else 2) * shape.d_model * shape.d_ff
+    copies = max(1, min(8, CACHES // (weights * size))) if n_tokens <= 16 else 1
+    calls = [random_call(shape, n_tokens, density, seed) for seed in range(copies)]
+    error = parity(calls[0], shape, activation)
+    transposed = [call.W_out.detach().t().contiguous().requires_grad_(shape.training) for call in calls]
+    router = torch.nn.Sequential(
+        torch.nn.Linear(shape.d_model, 128), torch.nn.ReLU(), torch.nn.Linear(128, shape.n_pathways)
+    ).to(shape.device, getattr(torch, shape.dtype))
+    k = max(1, round(density * shape.n_pathways))
+
+    def route() -> object:
+        scores = router(calls[0].x)
+        if shape.training:
+            return torch.autograd.grad(scores.sum(), list(router.parameters()))
+        return scores.topk(k, 1)
+
+    def alternative(forward: Callable[[Call], Tensor]) -> Callable[[], object]:
+        return rotating([one_pass(call, shape, lambda call=call: forward(call)) for call in calls])
+
+    plain = [
+        one_pass(c, shape, lambda c=c, t=t: dense_mlp(c, activation, t)) for c, t in zip(calls, transposed, strict=True)
+    ]
+    runs = {
+        "auto": alternative(lambda call: call_backend(call, activation, "auto")),
+        "dense": rotating(plain),
+        "dense, neuron-major": alternative(lambda call: dense_mlp(call, activation, None)),
+        "masked": alternative(lambda call: call_backend(call, activation, "reference")),
+        "router": route if shape.training else torch.no_grad()(route),
+    }
+    if not shape.training:
+        runs["grouped_mm"] = alternative(lambda call: grouped_mm_mlp(call, activation))
+    if compiled:
+        fast = torch.compile(dense_mlp)
+        runs["dense, compiled"] = alternative(lambda call: fast(call, activation, None))
+    times: dict[str, Spread] = time_together(runs, shape.device, seconds)
+    dense = min(spread.p50 for run, spread in times.items() if run.startswith("dense"))
+    auto = times["auto"]
+    read = 1 - (1 - density) ** n_tokens
+    bytes_read = read * weights * size * (3 if shape.training else 1)
+    operations = density * 2 * n_tokens * weights * (3 if shape.training else 1)
+    bound = max(bytes_read / speeds[0], operations / speeds[1])
+    said = explain(
+        n_tokens,
+        shape.d_model,
+        calls[0].offsets,
+        density,
+        gated=shape.gated,
+        training=shape.training,
+        dtype=getattr(torch, shape.dtype),
+        device=shape.device,
+    )
+    cells = (
+        name,
+        shape.dtype,
+        "train" if shape.training else "forward",
+        n_tokens,
+        density,
+        said.split()[0],
+        *(f"{value:.0f}" for value in auto),
+        f"{dense:.0f}",
+        f"{times['masked'].p50:.0f}",
+        f"{times['grouped_mm'].p50:.0f}" if "grouped_mm" in times else "",
+        f"{times['router'].p50:.0f}",
+        f"{dense / (auto.p50 + times['router'].p50):.2f}",
+        f"{1 / density:.2f}",
+        f"{bytes_read / auto.p50 / 1e3:.1f}",
+        f"{operations / auto.p50 / 1e6:.3f}",
+        f"{bound / auto.p50:.0%}",
+        f"{error:.0e}",
+    )
+    return dict(zip(COLUMNS, cells, strict=True))
+
+
+def table(arguments: argparse.Namespace) -> Iterator[dict[str, object]]:
+    speeds = {dtype: limits(arguments.device, dtype) for dtype in arguments.dtypes}
+    for dtype, (copy, product) in speeds.items():
+        print(f"# {dtype}: copies {copy / 1e3:.1f} GB/s, products {product / 1e6:.3f} TFLOP/s", file=sys.stderr)
+    for name, dtype, density in itertools.product(arguments.shapes, arguments.dtypes, arguments.densities):
+        d, f, gated = SHAPES[name]
+        for tokens, training in [(n, False) for n in arguments.tokens] + [(n, True) for n in arguments.training]:
+            shape = Shape(d, f, PATHWAYS, gated, dtype, arguments.device, training)
+            yield measure(name, shape, tokens, density, arguments.seconds, arguments.compile, speeds[dtype])
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["stories-1m", "pythia-70m", "pythia-410m"])
+    parser.add_argument("--dtypes", nargs="+", choices=TOLERANCE, default=["float32"])
+    parser.add_argument("--densities", nargs="+", type=float, default=[0.25])
+    parser.add_argument("--tokens", nargs="*", type=int, default=[1, 8, 128, 1024], help="forward passes")
+    parser.add_argument("--training", nargs="*", type=int, default=[2048], help="forward and backward passes")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--seconds", type=float, default=1.0, help="time for one line, at least five rounds")
+    parser.add_argument("--compile", action="store_true", help="torch.compile of the dense MLP as another rival")
+    parser.add_argument("--csv", help="also write the table to this file")
+    arguments = parser.parse_args(argv)
+    if any(not 0 < density <= 1 for density in arguments.densities):
+        parser.error(f"--densities is {arguments.densities}; each must be above 0 and at most 1")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device is cuda; no CUDA device is available")
+    torch.set_num_threads(arguments.threads)
+    print(f"# {machine(arguments.device)} | Python {platform.python_version()}", file=sys.stderr)
+    lines = []
+    for line in table(arguments):
+        if not lines:
+            print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
+        lines.append(line)
+        print("| " + " | ".join(str(cell) for cell in line.values()) + " |", flush=True)
+    if arguments.csv:
+        with open(arguments.csv, "w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(lines)
+
+
+if __name__ == "__main__":
+    main()
