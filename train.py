@@ -13,8 +13,7 @@ from slms.lit.cli import TrainCLI
 def main(args: list[str] | None = None) -> None:
     """Parse `args`, train, and write the run's results."""
     with one_line_errors("train.py"):
-        cli = TrainCLI(CALLBACKS, args)
-        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
+        TrainCLI(CALLBACKS, args).fit()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from itertools import islice
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from callbacks.tensorboard import log_layers
@@ -50,7 +51,7 @@ class Specialization(Callback):
         """Start from empty tables, made at the first validation, when the model is where it stays."""
         if trainer.sanity_checking:
             return
-        if self._tables is None and trainer.training:
+        if self._tables is None and trainer.state.fn == TrainerFn.FITTING:
             self._tables = self._new_tables(trainer, pl_module)
         if self._tables is not None:
             self._tables.reset()

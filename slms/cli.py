@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from jsonargparse import ArgumentParser
 
-_NOISE = ("Does not validate", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value", "usage:")
+_NOISE = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given value", "usage:")
 
 
 @contextlib.contextmanager
@@ -18,9 +18,15 @@ def one_line_errors(program: str) -> Iterator[None]:
     except (ValueError, OSError) as error:
         if os.environ.get("SLMS_TRACEBACK"):
             raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        print(f"{program}: error: {lines[0] if lines else type(error).__name__}", file=sys.stderr)
+        print(f"{program}: error: {_one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _one_line(message: object) -> str:
+    """What is wrong, without the parser's account of everything else it tried."""
+    lines = [line.strip().removeprefix("- ") for line in str(message).splitlines() if line.strip()]
+    kept = [line for line in lines if not line.startswith(_NOISE)]
+    return " ".join(kept or lines) or type(message).__name__
 
 
 class OneLineErrors:
@@ -28,9 +34,7 @@ class OneLineErrors:
 
     def error(self, message, ex=None):
         """Print the part of `message` that says what is wrong; exit code 2."""
-        lines = [line.strip(" -") for line in str(message).splitlines() if line.strip()]
-        kept = [line for line in lines if not line.startswith(_NOISE)]
-        print(f"{self.prog}: error: {' '.join(kept)}", file=sys.stderr)
+        print(f"{self.prog}: error: {_one_line(message)}", file=sys.stderr)
         raise SystemExit(2)
 
 

@@ -5,6 +5,7 @@ given on the command line wins over the YAML. A user's mistake ends in one line 
 """
 
 import logging
+import shutil
 import warnings
 from datetime import datetime
 from pathlib import Path
@@ -134,3 +135,15 @@ class TrainCLI(LightningCLI):
         place = self.directory.absolute()
         logger = TensorBoardLogger(place.parents[1], place.parent.name, place.name, default_hp_metric=False)
         return super().instantiate_trainer(logger=logger, **kwargs)
+
+    def fit(self) -> None:
+        """Train. A run that is refused before its first step (no `config.yaml` yet) leaves no directory behind."""
+        try:
+            self.trainer.fit(self.model, self.datamodule, ckpt_path=self.checkpoint, weights_only=True)
+        except Exception:
+            if self.trainer.is_global_zero and not (self.directory / "config.yaml").exists():
+                shutil.rmtree(self.directory, ignore_errors=True)
+                for parent in (self.directory.parent, self.directory.parents[1]):
+                    if parent.is_dir() and not any(parent.iterdir()):
+                        parent.rmdir()
+            raise

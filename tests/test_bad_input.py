@@ -1,0 +1,123 @@
+"""What a user's mistake gets: one line on stderr that names it, exit code 2, nothing written, nothing lost."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BloomConfig, BloomForCausalLM
+
+import eval as evaluation
+import train
+
+ROOT = Path(__file__).resolve().parents[1]
+EMBEDDED = ["--config=routed_tinystories.yaml", "--model.base.source=embedded", "--data.block_size=64",
+            "--data.train_tokens=4096", "--data.epoch_tokens=4096", "--data.val_tokens=4096", "--data.batch_size=4",
+            "--trainer.max_epochs=1", "--model.calibration_tokens=1024", "--trainer.accelerator=cpu"]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _command_line(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+
+
+def refused(main, args: list[str], capsys) -> str:
+    """The one line that a refused command writes to stderr."""
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    assert stop.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip() and "Seed set" not in line]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (["--model.routing.kk=3"], ["kk"]),
+        (["--model.routing.k=x"], ['"k"', "x"]),
+        (["--model.routing.k=17"], ["routing.k", "17", "routing.n_pathways", "16"]),
+        (["--model.routing.n_pathways=300", "--model.routing.k=4"], ["n_pathways", "300", "256"]),
+        (["--model.routing.layers=[9]"], ["routing.layers", "[9]", "0 to 7"]),
+        (["--model.routing.gate=soft"], ["gate", "soft"]),
+        (["--model.optimizer.lr=-1"], ["model.optimizer.lr", "-1"]),
+        (["--data.block_size=4096"], ["data.block_size", "4096", "2048"]),
+        (["--data.batch_size=999"], ["data.batch_size", "999"]),
+        (["--data.corpus.name=nowhere.txt"], ["nowhere.txt", "no such file"]),
+        (["--model.base.name=./nowhere"], ["nowhere"]),
+        (["--ckpt_path=nowhere.ckpt"], ["--ckpt_path", "nowhere.ckpt", "no such checkpoint"]),
+        (["--config=nowhere.yaml"], ["nowhere.yaml", "routed_tinystories.yaml"]),
+        (["--model.base.source=hub"], ["TinyStories-1M", "HF_HUB_OFFLINE"]),
+    ],
+    ids=lambda v: v[0] if isinstance(v, list) and v[0].startswith("--") else "",
+)
+def test_train_refuses_in_one_line_and_writes_nothing(flags, names, tmp_path, capsys):
+    line = refused(train.main, [*EMBEDDED, f"--output_dir={tmp_path / 'runs'}", *flags], capsys)
+    assert line.startswith("train.py: error: ")
+    assert all(name in line for name in names), line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_truncated_checkpoint_costs_nothing(tmp_path, capsys):
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    torch.save({"state_dict": {}}, checkpoints / "last.ckpt")
+    whole = (checkpoints / "last.ckpt").read_bytes()
+    (checkpoints / "last.ckpt").write_bytes(whole[: len(whole) // 2])
+    line = refused(train.main, [*EMBEDDED, f"--ckpt_path={tmp_path / 'run'}"], capsys)
+    assert "truncated or damaged" in line
+    assert sorted(p.name for p in (tmp_path / "run").rglob("*")) == ["checkpoints", "last.ckpt"]
+
+
+def test_a_corpus_without_text_is_refused(tmp_path, capsys):
+    (tmp_path / "empty.txt").write_text("\n\n")
+    line = refused(train.main, [*EMBEDDED, f"--data.corpus.name={tmp_path / 'empty.txt'}"], capsys)
+    assert "empty.txt" in line and "less than one block" in line
+
+
+def test_a_model_without_known_mlps_prints_the_adapters(tmp_path, capsys):
+    BloomForCausalLM(BloomConfig(vocab_size=2048, hidden_size=16, n_layer=1, n_head=2)).save_pretrained(tmp_path / "m")
+    capsys.readouterr()
+    flags = [f"--model.base.name={tmp_path / 'm'}", "--model.base.tokenizer=stories-1m"]
+    line = refused(train.main, [*EMBEDDED[:1], *EMBEDDED[2:], *flags, "--data.corpus.name=stories"], capsys)
+    assert "Bloom" in line and "gpt_neox" in line and "llama" in line
+
+
+def test_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, capsys):
+    flags = [f"--output_dir={tmp_path}", "--name=nan", "--checkpoint.every_n_train_steps=2",
+             "--model.optimizer.lr=1e30", "--trainer.gradient_clip_val=null"]  # fmt: skip
+    line = refused(train.main, [*EMBEDDED, *flags], capsys)
+    assert "it must be finite" in line and "last good checkpoint" in line
+    (run,) = (tmp_path / "nan").iterdir()
+    assert not (run / "llm_routing_results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "names"),
+    [
+        (["perplexity", "./nowhere"], ["nowhere"]),
+        (["perplexity", "stories-1m", "--corpus=nowhere.jsonl"], ["nowhere.jsonl"]),
+        (["perplexity", "stories-1m", "--block_size=9999"], ["--block_size", "9999", "2048"]),
+        (["perplexity", "stories-1m", "--split=dev"], ["split", "dev"]),
+        (["pathways", "stories-1m", "--n_tokens=512"], ["stories-1m", "dense"]),
+        (["compare", "[./nowhere, ./elsewhere]"], ["nowhere"]),
+        (["perplexityy"], ["perplexityy"]),
+    ],
+    ids=lambda v: " ".join(v[:3]),
+)
+def test_eval_refuses_in_one_line(args, names, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = refused(evaluation.main, args, capsys)
+    assert ": error: " in line
+    assert all(name in line for name in names), line
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_the_real_process_exits_with_2():
+    done = subprocess.run([sys.executable, "train.py", "--config=routed_tinystories.yaml", "--model.routing.k=17"],
+                          cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300)  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("train.py: error: ")
+    assert "Traceback" not in done.stderr

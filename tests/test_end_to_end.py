@@ -1,0 +1,127 @@
+"""The main job through its real entry points: train, resume after a kill, evaluate, compare."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import eval as evaluation
+import slms
+import train
+from slms.report.metrics_csv import read_rows
+from slms.report.results import read_results
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = [
+    "--config=routed_tinystories.yaml", "--model.base.source=embedded", "--data.block_size=64", "--data.batch_size=4",
+    "--data.train_tokens=8192", "--data.epoch_tokens=4096", "--data.val_tokens=4096", "--model.calibration_tokens=2048",
+    "--trainer.max_epochs=2", "--trainer.accelerator=cpu",
+]  # fmt: skip
+
+
+def run(directory: Path, *flags: str, name: str = "run") -> Path:
+    """Train in this process; the run directory it made."""
+    train.main([*TINY, f"--output_dir={directory}", f"--name={name}", *flags])
+    (made,) = (directory / f"{name}").iterdir()
+    return made
+
+
+@pytest.fixture(scope="module")
+def routed(tmp_path_factory) -> Path:
+    return run(tmp_path_factory.mktemp("runs"))
+
+
+def test_a_run_leaves_what_the_design_promises(routed):
+    for name in ("config.yaml", "checkpoints/last.ckpt", "model/model.safetensors", "llm_routing_results.json",
+                 "llm_monosemanticity.png", "metrics.csv", "evolution.png"):  # fmt: skip
+        assert (routed / name).stat().st_size > 0, name
+    results = read_results(routed)
+    assert results.run.role == "routed" and results.base.source == "embedded"
+    assert results.run.tokens_trained == 8192 and results.run.steps == 32
+    assert [layer.layer for layer in results.layers] == [0, 2, 4, 6]
+    assert all(abs(layer.density - 0.25) < 1e-6 for layer in results.layers)
+    assert results.losses.dense is not None and results.compute is not None
+    assert abs(results.compute.active_fraction - 0.625) < 1e-6  # half of the layers at a quarter
+
+
+def test_every_epoch_is_measured_in_metrics_csv_and_tensorboard(routed):
+    rows = read_rows(routed / "metrics.csv")
+    for metric in ("purity", "entropy", "utilization"):
+        epochs = {row.step for row in rows if (row.stage, row.metric) == ("val", metric) and row.place == "L0"}
+        assert len(epochs) == 2, (metric, epochs)
+    events = EventAccumulator(str(routed), size_guidance={"scalars": 0, "images": 0, "tensors": 0}).Reload()
+    assert {"val/purity/L0", "val/loss", "train/loss/balance"} <= set(events.Tags()["scalars"])
+    assert events.Tags()["images"] and events.Tags()["tensors"]
+
+
+def test_training_and_eval_give_the_same_number(routed, tmp_path, capsys):
+    evaluation.main(["perplexity", str(routed), f"--output_dir={tmp_path}"])
+    measured = json.loads((tmp_path / "perplexity" / "perplexity.json").read_text())
+    assert abs(measured["nats"] - read_results(routed).losses.model.nats) < 1e-6
+    assert f"{measured['nats']:.4f}" in capsys.readouterr().out
+
+
+def test_eval_pathways_gives_the_run_s_own_numbers(routed, tmp_path):
+    evaluation.main(["pathways", str(routed), f"--output_dir={tmp_path}"])
+    again, first = read_results(tmp_path / "pathways"), read_results(routed)
+    assert [layer.purity for layer in again.layers] == [layer.purity for layer in first.layers]
+    assert abs(again.losses.dense.nats - first.losses.dense.nats) < 1e-6
+    assert (tmp_path / "pathways" / "llm_monosemanticity.png").stat().st_size > 10_000
+
+
+def test_the_saved_model_is_a_hugging_face_model(routed):
+    model, tokenizer = slms.load_model(routed / "model")
+    again = AutoModelForCausalLM.from_pretrained(routed / "model")
+    ids = AutoTokenizer.from_pretrained(routed / "model")("Once upon a time", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, again(ids).logits)
+    cached = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)
+    whole = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0, use_cache=False)
+    assert torch.equal(cached, whole) and cached.shape[1] > ids.shape[1]
+    assert tokenizer.decode(cached[0]).startswith("Once upon a time")
+
+
+def test_controls_are_one_flag_each_and_compare_puts_them_side_by_side(routed, tmp_path, capsys):
+    dense = run(tmp_path, "--model.routing=null", name="dense")
+    static = run(tmp_path, "--model.routing.router=static", name="static")
+    assert [read_results(r).run.role for r in (dense, static)] == ["dense", "static"]
+    assert read_results(dense).compute.active_fraction == 1.0
+    chosen = {layer.layer: [p.load > 0 for p in layer.pathways] for layer in read_results(static).layers}
+    assert all(sum(used) == 4 for used in chosen.values())
+    evaluation.main(["compare", str(dense), str(static), str(routed), f"--output_dir={tmp_path}"])
+    table = capsys.readouterr().out
+    assert all(word in table for word in ("dense", "static", "routed"))
+    assert (tmp_path / "compare" / "compare.csv").is_file() and (tmp_path / "compare" / "compare.png").is_file()
+
+
+def losses(directory: Path) -> dict[int, float]:
+    return {r.step: r.value for r in read_rows(directory / "metrics.csv") if (r.stage, r.metric) == ("train", "loss")
+            and r.place == "lm"}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_with_the_losses_of_an_uninterrupted_one(tmp_path):
+    flags = [*TINY, f"--output_dir={tmp_path}", "--checkpoint.every_n_train_steps=5", "--trainer.log_every_n_steps=1"]
+    train.main([*flags, "--name=whole"])
+    (whole,) = (tmp_path / "whole").iterdir()
+    command = [sys.executable, "train.py", *flags, "--name=killed"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+    deadline = time.monotonic() + 240
+    while not list((tmp_path).glob("killed/*/checkpoints/last.ckpt")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (killed,) = (tmp_path / "killed").iterdir()
+    assert not (killed / "llm_routing_results.json").exists()
+    train.main([*flags, f"--ckpt_path={killed}"])
+    assert losses(killed) == losses(whole)
+    assert read_results(killed).losses.model == read_results(whole).losses.model
