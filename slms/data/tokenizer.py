@@ -53,14 +53,14 @@ def train(vocab: int = 2048, stories: int = 20_000, seed: int = 0):
 def main(argv: list[str] | None = None) -> None:
     """Train a tokenizer and save it as a transformers directory."""
     parser = argparse.ArgumentParser(prog="python -m slms.data.tokenizer", description=main.__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="directory for tokenizer.json and tokenizer_config.json")
+    parser.add_argument("--out", type=Path, required=True, help="directory for the two tokenizer files")
     parser.add_argument("--vocab", type=int, default=2048, help="number of tokens")
     parser.add_argument("--stories", type=int, default=20_000, help="number of training stories")
     args = parser.parse_args(argv)
     try:
         tokenizer = train(args.vocab, args.stories)
     except ValueError as error:
-        parser.error(str(error))
+        parser.exit(2, f"{parser.prog}: {error}\n")
     tokenizer.save_pretrained(args.out)
     logger.info("wrote %s tokens to %s", len(tokenizer), args.out)
 

@@ -5,9 +5,10 @@ p a place, h and i spots. A bound character gives `{A}`, `{A.he}`, `{A.him}`, `{
 """
 
 from slms.data.stories import entities as E
-from slms.data.stories.engine import Piece, Teller, piece, pieces
+from slms.data.stories.engine import Teller
+from slms.data.stories.template import Piece, piece, pieces
 
-HE = {"he": ("he", "him", "his", "himself"), "she": ("she", "her/pron", "her/det", "herself")}
+HE = {"he": ("he", "him", "his", "himself"), "she": ("she", "her", "her", "herself")}
 CACHE: dict[tuple, dict[str, tuple[Piece, ...]]] = {}
 SPOTS = {
     False: [(prep, noun) for noun, preps in E.SPOTS_OUT.items() for prep in preps.split()],
@@ -16,9 +17,10 @@ SPOTS = {
 CHILDREN = {"she": tuple(E.GIRLS), "he": tuple(E.BOYS)}
 
 
-def pronouns(role: str, he: str, ref: int) -> dict[str, tuple[Piece, ...]]:
-    """The pronoun slots of a character."""
-    return {f"{role}.{k}": pieces(w, ref) for k, w in zip(("he", "him", "his", "self"), HE[he], strict=True)}
+def pronouns(role: str, he: str, ref: int, semantic: str = "person") -> dict[str, tuple[Piece, ...]]:
+    """The pronoun slots of a character: a pronoun's semantic class is its referent's."""
+    words = zip(("he", "him", "his", "self"), ("pron", "pron", "det", "pron"), HE[he], strict=True)
+    return {f"{role}.{form}": pieces(f"{word}/{pos}.{semantic}", ref) for form, pos, word in words}
 
 
 def bind(t: Teller, key: tuple, make) -> None:
@@ -47,16 +49,15 @@ def child(t: Teller, role: str, he: str) -> None:
 
 def _kin(role: str, who: str, ref: int, owner: str, owner_ref: int) -> dict:
     slots = pronouns(role, E.KIN[who], ref)
-    named = who.capitalize() if who not in ("aunt", "uncle") else None
     slots[f"{role}.my"] = pieces(HE[owner][2], owner_ref) + pieces(who, ref)
-    slots[role] = (piece(f"{named}/propn.person", ref),) if named else slots[f"{role}.my"]
+    slots[role] = (piece(f"{who.capitalize()}/propn.person", ref),)
     slots[f"{role}.kin"] = pieces(who, ref)
     return slots
 
 
 def kin(t: Teller, role: str = "M", owner: str = "A") -> None:
     """Bind a relative of `owner`: {M} is Mom, {M.my} is her mom."""
-    who = t.pick(tuple(E.KIN)[:4])
+    who = t.pick(tuple(E.KIN))
     owner_ref = t.bound[owner][0].referent
     bind(t, ("kin", role, who, t.referent(), t.state[owner], owner_ref), _kin)
 
@@ -78,7 +79,7 @@ def grown(t: Teller, role: str = "W") -> None:
 
 
 def _animal(role: str, noun: str, look: str, he: str, ref: int) -> dict:
-    slots = pronouns(role, he, ref)
+    slots = pronouns(role, he, ref, "animal")
     slots[role] = pieces(noun, ref)
     slots[f"{role}.the"] = pieces(f"the {noun}", ref)
     slots[f"{role}.full"] = pieces(f"the {look} {noun}", ref)
@@ -94,7 +95,6 @@ def animal(t: Teller, role: str, nouns: list[str]) -> None:
 
 def _thing(role: str, noun: str, look: str, many: bool, ref: int) -> dict:
     one = not many
-    base = noun.partition("/")[0]
     slots = {
         role: (piece(noun, ref),),
         f"{role}.the": pieces(f"the {noun}", ref),
@@ -103,8 +103,8 @@ def _thing(role: str, noun: str, look: str, many: bool, ref: int) -> dict:
         f"{role}.one": pieces(f"{'a' if one else 'some'} {noun}", ref),
         f"{role}.look": pieces(look),
         f"{role}.lookn": pieces(f"{look} {noun}", ref),
-        f"{role}.it": pieces("it" if one else "they", ref),
-        f"{role}.obj": pieces("it" if one else "them", ref),
+        f"{role}.it": pieces("it" if one else "they/pron.function", ref),
+        f"{role}.obj": pieces("it" if one else "them/pron.function", ref),
         f"{role}.was": pieces("was" if one else "were"),
         f"{role}.is": pieces("is" if one else "are"),
         f"{role}.has": pieces("has" if one else "have"),
@@ -113,7 +113,6 @@ def _thing(role: str, noun: str, look: str, many: bool, ref: int) -> dict:
     if one:
         slots[f"{role}.pl"] = pieces(E.plural(noun))
         slots[f"{role}.another"] = pieces(f"another {noun}")
-    assert base
     return slots
 
 
@@ -157,7 +156,11 @@ def _spot(role: str, prep: str, noun: str, look: str, ref: int) -> dict:
 def spot(t: Teller, role: str, indoors: bool) -> None:
     """Bind a spot where a thing can lie: {h} is under the bench, {h.full} under the old bench."""
     prep, noun = t.fresh(SPOTS[indoors], key=lambda s: s[1])
-    bind(t, ("spot", role, prep, noun, t.fresh(E.NATURAL_LOOKS if noun in E.NATURAL else E.SPOT_LOOKS), t.referent()), _spot)
+    bind(
+        t,
+        ("spot", role, prep, noun, t.fresh(E.NATURAL_LOOKS if noun in E.NATURAL else E.SPOT_LOOKS), t.referent()),
+        _spot,
+    )
 
 
 def _count(role: str, noun: str, n: int) -> dict:
@@ -174,6 +177,12 @@ def count(t: Teller, role: str, noun: str, n: int) -> None:
 def trait(t: Teller, role: str) -> None:
     """Bind a trait of character: {A.trait}."""
     t.bound[f"{role}.trait"] = pieces(t.fresh(E.TRAITS))
+
+
+def alias(t: Teller, role: str, other: str) -> None:
+    """Let the slots of `role` be those of the character `other` too: {G} for the giver, whoever that is."""
+    for form in ("", ".he", ".him", ".his"):
+        t.bound[role + form] = t.bound[other + form]
 
 
 def couple(t: Teller) -> None:

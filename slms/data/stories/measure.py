@@ -3,6 +3,9 @@
 import math
 from collections import Counter
 from typing import NamedTuple
+from zlib import adler32, crc32
+
+from slms.data.stories.plots import story
 
 
 class Entropy(NamedTuple):
@@ -18,8 +21,6 @@ def entropy_per_word(n_stories: int = 1000, seed: int = 0, split: str = "train")
 
     The standard error is the delta method's for a ratio of means.
     """
-    from slms.data.stories.plots import story
-
     nats, words = [], []
     for index in range(n_stories):
         s = story(seed, index, split)
@@ -33,8 +34,6 @@ def entropy_per_word(n_stories: int = 1000, seed: int = 0, split: str = "train")
 
 def runs(text: str, length: int) -> list[int]:
     """A 64-bit key of every run of `length` words."""
-    from zlib import adler32, crc32
-
     words = text.split()
     keys = []
     for i in range(len(words) - length + 1):
@@ -44,11 +43,18 @@ def runs(text: str, length: int) -> list[int]:
 
 
 def repetition_share(
-    n_fresh: int = 200, n_others: int = 10_000, length: int = 20, seed: int = 0, split: str = "train", fresh_split: str = "train"
+    n_fresh: int = 200,
+    n_others: int = 10_000,
+    length: int = 20,
+    seed: int = 0,
+    split: str = "train",
+    fresh_split: str = "train",
 ) -> float:
-    """The share of the fresh stories' runs of `length` words that occur in `n_others` other stories."""
-    from slms.data.stories.plots import story
+    """The share of the fresh stories' runs of `length` words that occur in `n_others` other stories.
 
+    The others are stories 0 to `n_others` of `split`, the fresh ones the next `n_fresh` indices of `fresh_split`. Runs
+    are compared as printed, marks attached, paragraphs ignored.
+    """
     fresh = [runs(story(seed, n_others + i, fresh_split).text, length) for i in range(n_fresh)]
     wanted = {key for keys in fresh for key in keys}
     seen = set()
@@ -60,8 +66,6 @@ def repetition_share(
 
 def word_counts(n_stories: int = 10_000, seed: int = 0, split: str = "train") -> Counter[str]:
     """How often each lower-case word occurs, marks not counted."""
-    from slms.data.stories.plots import story
-
     counts: Counter[str] = Counter()
     for index in range(n_stories):
         counts.update(w.text.lower() for w in story(seed, index, split).words if w.pos != "punct")

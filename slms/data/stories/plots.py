@@ -9,11 +9,12 @@ as between two stories of one split.
 import math
 from zlib import crc32
 
-from slms.data.stories import plots_deeds, plots_friends, plots_home, plots_lost
+from slms.data.stories import plots_deeds, plots_friends, plots_home, plots_lost, plots_race
 from slms.data.stories.discourse import opening, people
-from slms.data.stories.engine import WORD, ARTICLE, Piece, Teller, Word, finish
+from slms.data.stories.engine import Teller, Word, finish
+from slms.data.stories.template import ARTICLE, WORD, Piece
 
-TABLE = {**plots_lost.PLOTS, **plots_home.PLOTS, **plots_friends.PLOTS, **plots_deeds.PLOTS}
+TABLE = {**plots_lost.PLOTS, **plots_home.PLOTS, **plots_friends.PLOTS, **plots_deeds.PLOTS, **plots_race.PLOTS}
 PLOTS = tuple(TABLE)
 SPLITS = ("train", "validation", "test")
 SPLIT_OF_BUCKET = ("train",) * 8 + ("validation", "test")

@@ -1,16 +1,18 @@
+# ruff: noqa: E501  (a template or a word list is read as one line)
 """Plots at home: a storm, a birthday cake, a noise in the night."""
 
 from slms.data.stories import cast
 from slms.data.stories import entities as E
 from slms.data.stories.discourse import counting, detour, ending, giving, travel
-from slms.data.stories.engine import Teller, pieces
+from slms.data.stories.engine import Teller
+from slms.data.stories.template import pieces
 
 
 def storm_cast(t: Teller) -> None:
     cast.place(t)
     cast.toy(t, "o")
     cast.spot(t, "h", True)
-    cast.animal(t, "D", E.PETS + ["dog", "cat"])
+    cast.animal(t, "D", [*E.PETS, "dog", "cat"])
 
 
 def storm(t: Teller) -> None:
@@ -19,7 +21,7 @@ def storm(t: Teller) -> None:
     t.paragraph()
     travel(t)
     t.one(
-        "{A} had {o.full} with {A.him}, and {B} had {B.his} (dog|coat|bag|lunch|hat).",
+        "{A} had/verb.action {o.full} with {A.him}, and {B} had/verb.action {B.his} (dog|coat|bag|lunch|hat).",
         "{AB} played $game and took turns with {o.full}.",
         "{A} showed {B} {A.his} {o.lookn}, and {they} played until (noon|lunch|the bells rang|four).",
     )
@@ -27,7 +29,7 @@ def storm(t: Teller) -> None:
     t.one(
         "then the sky (grew|turned|became) (dark|gray|black), and a (cold|strong|wild) wind (shook the trees|blew leaves around|pulled at {A.s} hair).",
         "but soon (big|dark|black|heavy) clouds (came|rolled) over the (hills|trees|roofs), and the birds (stopped singing|were quiet|flew away).",
-        '"I felt a drop," $said {B}. (then|a minute later) it (rained|poured) (hard|so hard that {they} could not see the road).',
+        '"I felt a drop/noun.nature," $said {B}. (then|a minute later) it (rained|poured) (hard|so hard that/conj {they} could not see the road).',
     )
     t.paragraph()
     t.one(
@@ -37,17 +39,17 @@ def storm(t: Teller) -> None:
     )
     t.one(
         "{M} gave {them} (dry|warm|clean) (socks|towels|sweaters|blankets). {A} put {o.the} {h.full} to dry.",
-        "inside, {A} left {o.full} {h}, and {M} (hung|put) {their} wet coats (by the fire|near the stove|in the hall).",
+        "inside, {A} left/verb.action {o.full} {h}, and {M} (hung|put) {their} wet coats (by the fire|near the stove|in the hall).",
         "{M} (opened the door|let {them} in) and (laughed|shook {M.his} head). {A} laid {o.the} {h.full}.",
     )
     t.one(
         "{D.the} (hid|was hiding) under (a|the|{A.s}) (bed|chair|blanket|table|coat) because the (thunder|wind|storm|noise) had (frightened|scared|alarmed|worried) {D.him}.",
-        "(boom|crash|bang)! the thunder was so loud that {B} (jumped|dropped {B.his} cup|covered {B.his} ears). {D.the} hid behind {A}.",
+        "(boom|crash|bang)! the thunder was so loud that/conj {B} (jumped|dropped {B.his} cup|covered/verb.action {B.his} ears). {D.the} hid behind {A}.",
         "the thunder (rolled|growled) like a (lion|bear|drum|giant|train|wolf) (over the roof|far away|in the hills|outside|above {them}), and {B} was $very $scared.",
     )
     t.one(
         "$suddenly all the lights went out. it was (very|so|quite) dark, and {B} could not see ({A}|{B.his} own (hand|feet)|{o.the}|the door|the stairs).",
-        "then the lamp (in the hall|near {A}|on the wall|over {B}|by the window) (went out|blinked and went out), and {A.s} (house|room|street|kitchen) was (dark|black as a cave|still and dark|as dark as a hole).",
+        "then the lamp (in the hall|near {A}|on the wall|over {B}|by the window) (went out|blinked and went out), and {A.s} (house|room|street|kitchen) was (dark|black as a cave|still/adj.quality and dark|as dark as a hole).",
     )
     t.paragraph()
     t.one(
@@ -71,7 +73,7 @@ def storm(t: Teller) -> None:
     else:
         counting(t)
     t.one(
-        '"where {o.is} my {o}?" asked {A}. {B} found {o.obj} {h}, where {A} had (left|put) {o.obj}. {o.it} {o.was} dry again.',
+        '"where {o.is} my {o}?" asked {A}. {B} found {o.obj} {h}, where {A} had (left/verb.action|put) {o.obj}. {o.it} {o.was} dry again.',
         "{A} went to get {o.the}. {o.it} {o.was} still {h.full}, dry and (warm|clean|safe).",
     )
     t.one(
@@ -110,7 +112,7 @@ def cake(t: Teller) -> None:
     )
     t.one(
         "{A} also (bought|made|found) {o.a} for {B} and (hid|put) {o.the} {h.full}.",
-        "there was a gift too: {o.a}, (wrapped in (blue|red|green|yellow|silver) paper|in a small bag|tied with a (ribbon|string)). {A} hid {o.the} {h.full}.",
+        "there was a gift too: {o.a}, (wrapped in (blue|red|green|yellow|silver) paper/noun.thing|in a small bag|tied with a (ribbon|string)). {A} hid {o.the} {h.full}.",
         "{A} had saved {A.his} coins and bought {o.a}. {A.He} (hid|kept) {o.the} {h.full}, (where {B} would not look|out of sight).",
     )
     n, m = 1 + t.index(5), 1 + t.index(5)
@@ -119,17 +121,17 @@ def cake(t: Teller) -> None:
     cast.count(t, "s", "egg", n + m)
     t.one(
         "{A} put {n} (in|into) the bowl, and {M} added {m.n} more. that made {s}.",
-        '"we need {s}," $said {M}. {A} had {n}, so {A.he} went to the (hens|barn|shop|market) for {m.n} more.',
+        '"we need {s}," $said {M}. {A} had/verb.action {n}, so/conj {A.he} went to the (hens|barn|shop|market) for {m.n} more.',
         'there {n.was} {n} in the (basket|bowl|box) and {m} on the (shelf|table|plate). "{n.n} and {m.n} make {s.n}," {A} told {M} (proudly|happily|after some thought|and broke them all).',
     )
     t.one(
-        "then came the (flour|sugar|butter) and the (milk|honey|cream), and {A} (stirred|mixed) (it all|and sang|and counted to twenty|and tasted) until {A.his} (arm|hand|back) (hurt|was tired).",
+        "then came the (flour|sugar|butter) and the (milk|honey|cream), and {A} (stirred|mixed) (it all|and sang|and counted to twenty|and tasted) until {A.his} (arm|hand|back/noun.body) (hurt|was tired).",
         "{A} poured in the (milk|cream|honey), {M} added the (flour|sugar|butter), and soon there was flour on {A.his} (nose|chin|shoes|hair|ears).",
         "{M} (stirred|mixed) the (flour|butter|sugar) and the (honey|milk|cream) while {A} licked the (spoon|bowl).",
     )
     t.one(
         "{M} put it in the oven, and (soon|later|after an hour|while {A} (sang|waited|slept)) it came out (golden|brown|tall|round) and (hot|soft|sweet). {A} (put|set) it (by the window|on the table|on a plate|on the shelf) to cool.",
-        "when it was done, the (kitchen|house|room|street) smelled (sweet|wonderful|lovely|good|like heaven). (it was still hot|the cake was not cold but hot|it was hot), so {A} (had to wait|sat down and waited|sang a song and waited|counted to (ten|twenty|thirty) twice|(read|drew|played) until it was cool).",
+        "when it was done, the (kitchen|house|room|street) smelled (sweet|wonderful|lovely|good|like heaven). (it was still hot|the cake was not cold but hot|it was hot), so/conj {A} (had to wait|sat down and waited|sang a song and waited|counted to (ten|twenty|thirty) twice|(read|drew|played) until it was cool).",
     )
     t.paragraph()
     t.one(
@@ -140,19 +142,19 @@ def cake(t: Teller) -> None:
     t.one(
         "because the cake was (ruined|spoiled), {A} was $very $sad. {A.He} sat (on the floor|by the stove|down) and (cried|hid {A.his} face).",
         '"bad {D}!" $cried {A}. {A.He} was $cross because of the cake, and {D.the} (hid|ran off|looked sorry).',
-        "{A} felt $sad and a (little|bit) $cross. {D.the} looked (up|away) and (licked|hid) {D.his} (nose|mouth|feet).",
+        "{A} felt $sad and a (little|bit/noun.thing) $cross. {D.the} looked (up|away) and (licked|hid) {D.his} (nose|mouth|feet).",
         "{A} looked at the (crumbs|mess) and (began to cry|could not speak). the party was at (three|four|two|five)!",
     )
     fix = t.index(3)
     if fix == 0:
         t.one(
-            '"we can (fix|mend|save) it," $said {M}. {A} cut the bad (side|part) away, and {M.he} covered the rest with (cream|berries|sugar|jam|nuts|honey).',
-            "{M} had an idea. they cut the good part into (stars|hearts|squares|moons) and put (cream|jam|berries|honey) on top.",
+            '"we can (fix|mend|save) it," $said {M}. {A} cut the bad (side|part) away, and {M.he} covered/verb.action the rest/noun.thing with (cream|berries|sugar|jam|nuts|honey).',
+            "{M} had/verb.action an idea. they cut the good part into (stars|hearts|squares|moons) and put (cream|jam|berries|honey) on top.",
         )
     elif fix == 1:
         t.one(
-            "there was no time for a second cake, so {A} made (pancakes|cupcakes|muffins|cookies) and (stacked|piled) them up like a tower.",
-            "{A} took (bread|buns|muffins|biscuits), jam and (cream|berries), and built a cake of another kind, tall and (funny|crooked|sweet).",
+            "there was no time for a second cake, so/conj {A} made (pancakes|cupcakes|muffins|cookies) and (stacked|piled) them up like a tower.",
+            "{A} took (bread|buns|muffins|biscuits), jam and (cream|berries), and built a cake of another kind/noun.thing, tall and (funny|crooked|sweet).",
         )
     else:
         cast.grown(t)
@@ -172,10 +174,10 @@ def cake(t: Teller) -> None:
         '"look {h}," $said {A}. {B} looked there and found {o.a}! "thank you, {A}!" $cried {B}.',
     )
     t.one(
-        "even {D.the} got a (small|tiny|little) (piece|bite), because it was a day for (sharing|everyone|cake).",
+        "even {D.the} got a (small|tiny|little) (piece|bite/noun.food), because it was a day for (sharing|everyone|cake).",
         "{B} was $very $glad because {A} had worked so hard for {B.him}.",
         '"it is the (best|funniest|sweetest) cake I ever had," $said {B} with a full mouth.',
-        "{M} cut the cake into (eight|six|ten|twelve|nine) pieces, and (nobody|no one) left hungry.",
+        "{M} cut the cake into (eight|six|ten|twelve|nine) pieces, and (nobody|no one) left/verb.motion hungry.",
     )
     ending(t)
 
@@ -184,7 +186,7 @@ def night_cast(t: Teller) -> None:
     cast.spot(t, "h", True)
     cast.spot(t, "i", True)
     t.state["cause"] = t.index(3)
-    cast.animal(t, "D", E.YOUNG[:2] + ["mouse", "owl", "hedgehog", "squirrel", "bat", "cat", "frog", "cricket", "moth"])
+    cast.animal(t, "D", [*E.YOUNG[:2], "mouse", "owl", "hedgehog", "squirrel", "bat", "cat", "frog", "cricket", "moth"])
     cast.toy(t, "o")
 
 
@@ -199,22 +201,22 @@ def night(t: Teller) -> None:
     )
     t.one(
         "before bed, {A} put {o.full} {i}, and {B} $smiled.",
-        "{A} set {o.full} {i.full}, (as {A.he} did every night|so that {o.it} could sleep too|where {A.he} could see {o.obj}).",
+        "{A} set {o.full} {i.full}, (as {A.he} did every night|so/conj that/conj {o.it} could sleep too|where {A.he} could see {o.obj}).",
     )
     detour(t, 0.8)
     t.one(
         "{M} (read a story|sang a song|told a joke), (kissed|hugged) {them} both and turned off the light.",
         '"good night, {A}. good night, {B}," $said {M}, and (shut|closed) the door (softly|gently|quietly).',
-        "the (moon|stars) came up, and the (house|street|village) was still.",
+        "the (moon|stars) came up, and the (house|street|village) was still/adj.quality.",
     )
     t.paragraph()
     t.one(
-        "(tap, tap, tap|scratch, scratch|bump, bump|creak, creak). $suddenly {B} sat up. \"what was that?\" {B.he} $whispered.",
-        "in the (middle|dark) of the night, {A} heard a (noise|sound): (tap, tap|scratch, scratch|bump|creak). it came from (the hall|downstairs|the kitchen|the next room).",
+        '(tap, tap, tap|scratch, scratch|bump, bump|creak, creak). $suddenly {B} sat up. "what was that?" {B.he} $whispered.',
+        "in the (middle|dark/noun.time) of the night, {A} heard a (noise|sound): (tap, tap|scratch, scratch|bump|creak). it came from (the hall|downstairs|the kitchen|the next room).",
         '{B} (woke|shook) {A}. "(listen|wake up), {A}! (something|someone) is in the (house|kitchen|hall|next room)!"',
     )
     t.one(
-        "{B} was $scared because it was dark and the sound was (strange|close|near).",
+        "{B} was $scared because it was dark and the sound was (strange|close|near/adj.quality).",
         '"it is a (ghost|monster|robber|dragon|witch|bear)," $whispered {B}. {B.He} pulled the blanket over {B.his} head.',
         "{A} felt (cold|small|$scared), and {A.his} heart beat (fast|loud|like a drum).",
         '"I am $scared," $whispered {B}. "so am I," $said {A}. "but I want to know."',
@@ -225,12 +227,12 @@ def night(t: Teller) -> None:
         '"stay behind me," $said {A}. {A.He} took (a pillow|a broom|an umbrella|a spoon) and opened the door.',
     )
     t.one(
-        "{A} and {B} looked {i.full}. there {o.was} only {o.full}, (still|quiet) in the (dark|moonlight).",
-        "something (stood|moved|was) in the dark, and {B} gasped. but {o.it} {o.was} only {o.the} {i}.",
+        "{A} and {B} looked {i.full}. there {o.was} only {o.full}, (still/adj.quality|quiet) in the (dark/noun.time|moonlight).",
+        "something (stood|moved|was) in the dark/noun.time, and {B} gasped. but {o.it} {o.was} only {o.the} {i}.",
     )
     t.one(
         "(tap, tap|scratch|bump|creak)! there it was again. the sound came from {h.thefull}.",
-        "{they} stood (still|close together) and (listened|held {their} breath). yes, the sound came from {h.thefull}.",
+        "{they} stood (still/adj.quality|close together) and (listened|held {their} breath). yes, the sound came from {h.thefull}.",
     )
     t.paragraph()
     t.one(
@@ -242,12 +244,12 @@ def night(t: Teller) -> None:
     if cause == 0:
         t.one(
             "{D.the} was eating the (bread|cheese|crumbs|cookies|nuts) from (supper|lunch|the party). {D.he} was not bad, only hungry.",
-            "{D.he} had (found|stolen) a (nut|cookie|biscuit|piece of cheese) and was $very busy with it.",
+            "{D.he} had (found|stolen/verb.action) a (nut|cookie|biscuit|piece of cheese) and was $very busy with it.",
         )
     elif cause == 1:
         t.one(
             "{D.the} had come in (because it was cold|out of the rain|through the window) and could not get out.",
-            "the (door|window) was shut, and {D.the} could not find {D.his} way (home|out).",
+            "the (door|window) was shut/adj.quality, and {D.the} could not find {D.his} way (home|out).",
         )
     else:
         t.one(
@@ -256,12 +258,12 @@ def night(t: Teller) -> None:
         )
     t.one(
         '"you (poor|silly|little) thing," $said {B}. {A} opened the (window|door), and {D.the} (ran|slipped|went) out into the night.',
-        "$slowly, {A} picked {D.him} up and carried {D.him} (outside|to the garden|to the door). {B} gave {D.him} a (crumb|nut|leaf|bit of bread).",
+        "$slowly, {A} picked {D.him} up and carried {D.him} (outside|to the garden|to the door). {B} gave {D.him} a (crumb|nut|leaf|bit/noun.thing of bread).",
         "{B} was not $scared any more. {B.He} helped {A} make a (bed|nest) for {D.him} in an old (box|hat|basket|boot).",
     )
     t.one(
         '"we were $scared of {D.a}," $said {B}, and {they} $smiled until {M} woke up.',
-        "because {A} had (looked|been brave), {they} now knew that there was no (ghost|monster|dragon|witch|robber).",
+        "because {A} had (looked|been brave), {they} now knew that/conj there was no (ghost|monster|dragon|witch|robber).",
         '{M} came with a lamp. "why are you (awake|up|out of bed)?" {M.he} asked. {A} told {M.him} about {D.the}.',
         "in the morning, {A} told {M} about {D.the}, and {M} $smiled (into {M.his} tea|for a long time).",
     )
