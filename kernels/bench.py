@@ -73,7 +73,8 @@ def grouped_mm_mlp(call: Call, activation: str) -> Tensor:
         hidden = up * act(F.grouped_mm(rows, call.W_gate.view(p, m, -1).transpose(1, 2), offs=ends))
     hidden = hidden * call.gates[token, pathway].to(hidden.dtype).unsqueeze(1)
     out = F.grouped_mm(hidden, call.W_out.view(p, m, -1), offs=ends)
-    return F.embedding_bag(token.argsort(stable=True), out, call.chosen.sum(1).cumsum(0) - call.chosen.sum(1))
+    per_token = call.chosen.sum(1)
+    return F.embedding_bag(token.argsort(stable=True), out, per_token.cumsum(0) - per_token, mode="sum")
 
 
 def parity(call: Call, shape: Shape, activation: str) -> float:

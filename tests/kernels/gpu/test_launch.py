@@ -1,4 +1,4 @@
-"""The Triton kernels against the reference, on a CUDA device or in Triton's interpreter, which tests/conftest.py chooses."""
+"""The Triton kernels against the reference on a CUDA device, else in Triton's interpreter (see tests/conftest.py)."""
 
 import pytest
 import torch
