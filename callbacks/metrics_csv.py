@@ -44,7 +44,7 @@ class TidyCsvLogger(Logger):
 
     @rank_zero_only
     def resume_at(self, step: int) -> None:
-        """Forget rows from `step` on, which a run resumed there writes again, and a line that a kill left unfinished."""
+        """Forget rows from `step` on, which a run resumed there writes again, and a line that a kill tore."""
         if self.path.is_file():
             write_rows(self.path, [row for row in read_rows(self.path, torn_tail=True) if row.step < step])
 

@@ -1,0 +1,78 @@
+"""docs/formats.md says what the code writes: the same objects, fields, types and columns, in the same order."""
+
+import dataclasses
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from callbacks.specialization import log_values
+from slms.report import schema
+from slms.report.compare import ComparedRun
+from slms.report.metrics_csv import Row
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+OBJECTS = [kind for kind in vars(schema).values() if dataclasses.is_dataclass(kind)]
+WORDS = {str: "string", int: "integer", float: "number", Any: "any", dict[str, Any]: "any"}
+
+
+def table(head: str) -> list[list[str]]:
+    """The cells of the table whose header row starts with `head`, code marks of the first column taken off."""
+    found = re.search(rf"^\| {re.escape(head)} \|.*\n\|[-| ]+\n((?:\|.*\n)+)", PAGE, re.MULTILINE)
+    assert found, f"no table | {head} | in docs/formats.md"
+    rows = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in found.group(1).splitlines()]
+    return [[cells[0].strip("` |"), *cells[1:]] for cells in rows]
+
+
+def section(name: str) -> list[list[str]]:
+    """The cells of the field table under `### name`."""
+    found = re.search(rf"^### {name}\n\n((?:\|.*\n)+)", PAGE, re.MULTILINE)
+    assert found, f"no section ### {name} in docs/formats.md"
+    rows = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in found.group(1).splitlines()[2:]]
+    return [[cells[0].strip("` "), *cells[1:]] for cells in rows]
+
+
+def in_words(kind: Any) -> str:
+    if kind in WORDS:
+        return WORDS[kind]
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        (inner,) = [argument for argument in arguments if argument is not type(None)]
+        return in_words(inner) if in_words(inner) == "any" else f"{in_words(inner)} or null"
+    if origin is typing.Literal:
+        return ", ".join(f"`{word}`" for word in arguments)
+    if origin is list:
+        return f"list of {in_words(arguments[0])}"
+    if origin is dict:
+        return f"object of {in_words(arguments[1])}"
+    return kind.__name__
+
+
+@pytest.mark.parametrize("kind", OBJECTS, ids=lambda kind: kind.__name__)
+def test_fields_and_types(kind):
+    hints = typing.get_type_hints(kind)
+    wanted = [[field.name, in_words(hints[field.name])] for field in dataclasses.fields(kind)]
+    assert [row[:2] for row in section(kind.__name__)] == wanted
+
+
+def test_no_section_of_an_object_that_is_gone():
+    assert sorted(re.findall(r"^### (\w+)$", PAGE, re.MULTILINE)) == sorted(kind.__name__ for kind in OBJECTS)
+
+
+def test_columns():
+    assert [row[0] for row in table("column")] == list(Row._fields)
+    assert [row[0] for row in table("column of compare.csv")] == list(ComparedRun._fields)
+
+
+def test_metrics_of_routed_layers(results_factory):
+    logged = {key.split("/")[1] for key in log_values(results_factory().layers, "val")}
+    named = {row[0] for row in table("metric")}
+    assert {name for name in logged if not name.startswith("si_")} | {"si_<family>", "stability", "saturation"} == named
+
+
+def test_schema_version():
+    (row,) = [row for row in section("Results") if row[0] == "schema_version"]
+    assert row[2].startswith(f"{schema.SCHEMA_VERSION};")
