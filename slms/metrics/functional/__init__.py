@@ -1,28 +1,67 @@
-"""The metrics as pure functions of tensors; torch is all they know."""
+"""The metrics as pure functions of tensors; torch is all they know (`modularity`, loaded when used, also igraph)."""
+
+import importlib
 
 from slms.metrics.functional.counts import joint_choices, joint_counts
 from slms.metrics.functional.entropy import entropy
+from slms.metrics.functional.graph import (
+    PartitionModularity,
+    adjusted_rand_index,
+    coactivation,
+    partition_modularity,
+    partition_quality,
+)
 from slms.metrics.functional.intervals import Interval, document_loss, jackknife, paired_difference
 from slms.metrics.functional.load import Utilization, router_saturation, utilization
 from slms.metrics.functional.purity import purity, purity_legacy
 from slms.metrics.functional.score import Score
+from slms.metrics.functional.sparsity import (
+    ActivationSparsity,
+    LegacySparsity,
+    activation_sparsity,
+    activation_sparsity_legacy,
+    cett_threshold,
+    dropped_share,
+    largest_within,
+    sparsity_per_token,
+)
 from slms.metrics.functional.specialization import event_information, mutual_information, specialization_index
 
 __all__ = [
+    "ActivationSparsity",
     "Interval",
+    "LegacySparsity",
+    "PartitionModularity",
     "Score",
     "Utilization",
+    "activation_sparsity",
+    "activation_sparsity_legacy",
+    "adjusted_rand_index",
+    "cett_threshold",
+    "coactivation",
     "document_loss",
+    "dropped_share",
     "entropy",
     "event_information",
     "jackknife",
     "joint_choices",
     "joint_counts",
+    "largest_within",
+    "modularity",
     "mutual_information",
     "paired_difference",
+    "partition_modularity",
+    "partition_quality",
     "purity",
     "purity_legacy",
     "router_saturation",
+    "sparsity_per_token",
     "specialization_index",
     "utilization",
 ]
+
+
+def __getattr__(name: str):
+    if name == "modularity":  # it needs igraph, which nothing else here knows or waits for
+        return importlib.import_module("slms.metrics.communities").modularity
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,125 @@
+"""Streams of MLP activations: their sparsity, and the tokens that the co-activation graph is made from.
+
+Shapes: n tokens, f neurons, r tokens kept.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from slms.metrics.functional import ActivationSparsity, LegacySparsity, jackknife, sparsity_per_token
+
+# Document groups of the jackknife behind intervals, as in `PathwayCounts`.
+N_GROUPS = 16
+
+
+class LayerSparsity(NamedTuple):
+    value: ActivationSparsity
+    half_width: ActivationSparsity
+    """of the 95 % intervals over documents (delete-a-group jackknife); NaN with fewer than two groups"""
+    legacy: LegacySparsity
+    n: int
+    """tokens"""
+
+
+class SparsitySums(Metric):
+    """Activation sparsity of one layer over a stream; sums only: exact under DDP, constant memory.
+
+    Args:
+        out_norm: [f], ‖w_out,i‖ of the neurons (None: 1).
+        threshold: above which the legacy `frac` counts an activation.
+        mass: share of the contributions for `top_mass`.
+    """
+
+    full_state_update = False
+    higher_is_better = None
+    is_differentiable = False
+
+    def __init__(self, out_norm: Tensor | None = None, threshold: float = 0.0, mass: float = 0.9) -> None:
+        super().__init__()
+        self.threshold, self.mass = threshold, mass
+        self.register_buffer("out_norm", out_norm, persistent=False)
+        self.add_state("measures", torch.zeros(N_GROUPS, 5, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("defined", torch.zeros(N_GROUPS, 5, dtype=torch.int64), dist_reduce_fx="sum")
+        # activations above the threshold, all activations, Σ a⁺, Σ (a⁺)²
+        self.add_state("legacy_sums", torch.zeros(4, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, activations: Tensor, doc_ids: Tensor) -> None:
+        """Add the activations [n, f] of real tokens of documents [n]."""
+        measures = sparsity_per_token(activations, self.out_norm, self.mass)
+        group = doc_ids % N_GROUPS
+        self.measures.index_add_(0, group, measures.nan_to_num(0.0))
+        self.defined.index_add_(0, group, (~measures.isnan()).long())
+        positive = activations.double().clamp(min=0)
+        above = (activations > self.threshold).sum().double()
+        count = above.new_tensor(activations.numel())
+        self.legacy_sums += torch.stack([above, count, positive.sum(), positive.square().sum()])
+
+    def compute(self) -> LayerSparsity:
+        some = self.defined.sum(1) > 0
+        measures, defined = self.measures[some], self.defined[some]
+        left_out = (measures.sum(0) - measures) / (defined.sum(0) - defined)
+        above, count, total, squares = self.legacy_sums
+        return LayerSparsity(
+            value=ActivationSparsity(*(measures.sum(0) / defined.sum(0))),
+            half_width=ActivationSparsity(*jackknife(left_out)),
+            legacy=LegacySparsity(frac=above / count, pr=total.square() / squares),
+            n=int(self.defined[:, -1].sum()),
+        )
+
+
+class CoActivation(Metric):
+    """A fixed number of tokens drawn evenly from a stream of activations, for `modularity` and `partition_modularity`.
+
+    Keeps the r tokens with the smallest hash of (seed, document, position): the same tokens in any order and on any
+    number of processes, in constant memory. Q needs tokens rather than a running Gram matrix: its null shuffles each
+    neuron's tokens, and must have as many of them as the graph and the same heavy tails.
+    """
+
+    full_state_update = False
+    higher_is_better = None
+    is_differentiable = False
+
+    def __init__(self, n_neurons: int, n_kept: int = 4096, seed: int = 0) -> None:
+        super().__init__()
+        self.n_neurons, self.n_kept, self.seed = n_neurons, n_kept, seed
+        # Columns: hash (two of 24 bits, exact in float32), document group, activations. One state, so that it merges.
+        empty = torch.zeros(n_kept, 3 + n_neurons)
+        empty[:, 0] = torch.inf
+        self.add_state("kept", empty, dist_reduce_fx=self._smallest)
+
+    def update(self, activations: Tensor, doc_ids: Tensor, positions: Tensor) -> None:
+        """Offer the activations [n, f] of real tokens, with documents [n] and positions [n] that identify them."""
+        high, low = _hash(doc_ids, positions, self.seed)
+        # Only tokens that would be kept are copied: after the first r, few are.
+        admitted = high <= self.kept[:, 0].max()
+        columns = [high, low, (doc_ids % N_GROUPS).float()]
+        offered = torch.cat([torch.stack(columns, dim=1)[admitted], activations[admitted].float()], dim=1)
+        self.kept = self._smallest(torch.cat([self.kept, offered])[None])
+
+    def _smallest(self, tables: Tensor) -> Tensor:
+        """The r rows of smallest hash of stacked tables [processes, rows, 3 + f]."""
+        rows = tables.flatten(0, 1)
+        key = rows[:, 0].double() * 2**24 + rows[:, 1].double()
+        return rows[key.argsort(stable=True)[: self.n_kept]]
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Activations [≤ r, f] and the document group [≤ r] of each, ready for `modularity`."""
+        kept = self.kept[self.kept[:, 0].isfinite()]
+        return kept[:, 3:], kept[:, 2].long()
+
+
+def _hash(doc_ids: Tensor, positions: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Two floats of 24 bits that scatter (document, position) evenly: splitmix64's finaliser (Steele et al. 2014)."""
+    x = doc_ids.long() * 0x9E3779B97F4A7C1 + positions.long() * 0x1000193 + (seed + 1) * 0x632BE59BD9B4E01
+    x = (x ^ _shift(x, 30)) * -0x40A7B892E31B1A47
+    x = (x ^ _shift(x, 27)) * -0x6B2FB644ECCEEE15
+    x = x ^ _shift(x, 31)
+    return (_shift(x, 40)).float(), (_shift(x, 16) & 0xFFFFFF).float()
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical shift right: torch's keeps the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

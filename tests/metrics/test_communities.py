@@ -1,0 +1,70 @@
+"""Communities and their Q against planted blocks and noise."""
+
+import math
+
+import pytest
+import torch
+
+from slms.metrics.communities import leiden
+from slms.metrics.functional import adjusted_rand_index, coactivation, modularity, partition_quality
+
+
+def blocks(n, f, c, correlation, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    label = torch.randint(0, c, (f,), generator=g)
+    shared = torch.randn(n, c, generator=g)[:, label]
+    return correlation**0.5 * shared + (1 - correlation) ** 0.5 * torch.randn(n, f, generator=g), label
+
+
+def test_sixteen_planted_blocks_are_found():
+    x, label = blocks(1024, 512, 16, 0.2)
+    steps = []
+    found = modularity(x, groups=torch.arange(1024) % 8, n_nulls=5, progress=steps.append)
+    assert adjusted_rand_index(found.communities, label) >= 0.95
+    assert found.z >= 20 and found.stability >= 0.95 and found.n_communities == 16 and found.n == 1024
+    assert found.low < found.q < found.high and found.q > found.null_mean
+    assert len(steps) == 7
+
+
+@pytest.mark.parametrize("tails", ["normal", "log-normal", "rare"])
+def test_noise_scores_0_whatever_its_tails(tails):
+    g = torch.Generator().manual_seed(0)
+    z = []
+    for _ in range(5):
+        x = torch.randn(400, 96, generator=g)
+        if tails == "log-normal":
+            x = (1.5 * x).exp()
+        if tails == "rare":
+            x = torch.relu(x - torch.linspace(0, 2.5, 96))
+        z.append(modularity(x, n_nulls=8, n_seeds=2).z)
+    assert sum(abs(value) < 3 for value in z) >= 4, z
+    assert abs(sum(z) / len(z)) < 1.5, z
+
+
+def test_noise_does_not_rise_with_width():
+    g = torch.Generator().manual_seed(1)
+    narrow, wide = (modularity(torch.randn(256, f, generator=g), n_nulls=6, n_seeds=2) for f in (64, 512))
+    assert abs(narrow.z) < 4 and abs(wide.z) < 4 and wide.q < narrow.q < 0.25
+
+
+def test_same_seed_same_numbers_and_dead_neurons_stay_apart():
+    x, _ = blocks(300, 80, 4, 0.3)
+    x[:, 10:20] = 0
+    first, second = (modularity(x, n_nulls=3, n_seeds=2, seed=5) for _ in range(2))
+    assert (first.q, first.z, first.stability) == (second.q, second.z, second.stability)
+    assert torch.equal(first.communities, second.communities)
+    assert first.n_communities == 4 and len(set(first.communities[10:20].tolist())) == 10
+    assert math.isnan(first.low)  # no groups, no interval
+
+
+def test_leiden_is_at_least_as_good_as_the_planted_partition():
+    x, label = blocks(500, 120, 6, 0.15)
+    w = coactivation(x)
+    assert partition_quality(w, leiden(w)) >= partition_quality(w, label) - 0.005
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match=r"\(5, 1\)"):
+        modularity(torch.zeros(5, 1))
+    with pytest.raises(ValueError, match="n_nulls is 1"):
+        modularity(torch.zeros(5, 5), n_nulls=1)
