@@ -194,6 +194,20 @@ class ActivationData(TextData):
             corpus, tokenizer, source, block_size, buffer.lm_batch_size, train_tokens, epoch_tokens, val_tokens, seed
         )
         self.buffer = buffer
+        self._loader: ActivationLoader | None = None
+        self._position: dict[str, int] | None = None
+
+    def state_dict(self) -> dict[str, int]:
+        """The loader's position, for a checkpoint.
+
+        Lightning restores a stateful loader only if nothing asked for the run's number of steps before; every
+        learning-rate schedule does. A data module's state is always restored.
+        """
+        return {} if self._loader is None else self._loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on after the checkpoint."""
+        self._position = state_dict or None
 
     def stream(self, model: PreTrainedModel, sites: Sequence[Site]) -> ActivationStream:
         """Shuffled activations of `model` at `sites`, this rank's share."""
@@ -225,4 +239,8 @@ class ActivationData(TextData):
                 f"data.buffer.batch_size is {self.buffer.batch_size} on {world} device(s); an epoch holds only "
                 f"{tokens} tokens"
             )
-        return ActivationLoader(self.trainer.lightning_module.stream, batches)
+        self._loader = ActivationLoader(self.trainer.lightning_module.stream, batches)
+        if self._position is not None:
+            self._loader.load_state_dict(self._position)
+            self._position = None
+        return self._loader

@@ -26,7 +26,7 @@ from kernels.reference import neuron_weights
 from slms.models.anatomy import adapter_of, find_mlps, neurons, read_mlp
 from slms.models.routed_mlp import RoutedMLP
 
-Replace = Callable[[Tensor], Tensor]
+Replace = Callable[[Tensor, Tensor], Tensor]
 _TRANSFORMER_LENS = {
     "residual": "blocks.{}.hook_resid_post",
     "mlp_in": "blocks.{}.ln2.hook_normalized",
@@ -162,7 +162,7 @@ def read_sites(model: PreTrainedModel, input_ids: Tensor, sites: Sequence[Site])
 
 @contextmanager
 def replaced(model: PreTrainedModel, source: Site, target: Site, by: Replace) -> Iterator[None]:
-    """While open, activations at `target` [n, d] are by(activations at `source`); the two are one site or two."""
+    """While open, activations y [n, o] at `target` are by(x, y), with x [n, i] those at `source`: one site or two."""
     seen: dict[str, Tensor] = {}
 
     def note(x: Tensor) -> None:
@@ -170,7 +170,8 @@ def replaced(model: PreTrainedModel, source: Site, target: Site, by: Replace) ->
 
     def swap(y: Tensor) -> Tensor:
         x = y if source == target else seen["x"]
-        return by(rearrange(x, "b t d -> (b t) d")).view(y.shape).to(y.dtype)
+        new = by(rearrange(x, "b t d -> (b t) d"), rearrange(y, "b t d -> (b t) d"))
+        return new.view(y.shape).to(y.dtype)
 
     with ExitStack() as stack:
         if source != target:

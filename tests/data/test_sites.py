@@ -87,9 +87,9 @@ def test_replacing_by_itself_changes_nothing_and_by_zero_something(made, kind):
     model = MODELS[made]()
     name = "pathway.1.2" if kind == "pathway" else f"{kind}.1"
     site, before = find_site(model, name), model(IDS).logits
-    with replaced(model, site, site, lambda x: x):
+    with replaced(model, site, site, lambda x, y: x):
         assert_close(model(IDS).logits, before)
-    with replaced(model, site, site, torch.zeros_like):
+    with replaced(model, site, site, lambda x, y: torch.zeros_like(y)):
         assert not torch.allclose(model(IDS).logits, before)
     assert torch.equal(model(IDS).logits, before)
 
@@ -99,11 +99,11 @@ def test_what_is_put_in_is_what_the_rest_reads(make):
     model = make()
     other = torch.randn(24, 8)
     site = find_site(model, "residual.1")
-    with replaced(model, site, site, lambda x: other):
+    with replaced(model, site, site, lambda x, y: other):
         assert_close(model(IDS, output_hidden_states=True).hidden_states[2].flatten(0, 1), other)
     mlp, site, h = find_mlps(model)[1], find_site(model, "neurons.1"), torch.randn(24, 20)
     weights = read_mlp(mlp)
-    with replaced(model, site, site, lambda x: h):
+    with replaced(model, site, site, lambda x, y: h):
         found = read(model, "mlp_out.1")["mlp_out.1"]
     if not isinstance(mlp, RoutedMLP):  # a routed MLP's hooks run in the order of registration: covered by the logits
         assert_close(found, h @ weights.W_out + (0 if weights.b_out is None else weights.b_out))
@@ -113,7 +113,7 @@ def test_a_transcoder_replaces_the_output_from_the_input():
     model = gpt_neo()
     before, mlp = model(IDS).logits, find_mlps(model)[1]
     source, target = find_site(model, "mlp_in.1"), find_site(model, "mlp_out.1")
-    with replaced(model, source, target, lambda x: mlp.forward(x[None])[0]):
+    with replaced(model, source, target, lambda x, y: mlp.forward(x[None])[0]):
         assert_close(model(IDS).logits, before)
 
 

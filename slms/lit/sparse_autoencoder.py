@@ -1,0 +1,245 @@
+"""Sparse autoencoders and transcoders under training, on the activations of one frozen language model.
+
+Shapes: b blocks, t position, n tokens (b·t), d width of a site, s latents.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+
+from slms.data.sites import find_site
+from slms.models.base import BaseConfig, load_base
+from slms.sae.base import Losses
+from slms.sae.coders import BatchTopK
+from slms.sae.evaluate import Used, measure
+from slms.sae.quality import CoderQuality
+from slms.sae.trainee import CoderSpec, Trainee
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CoderOptimizerConfig:
+    """Adam(0.9, 0.999, eps 6.25e-10) and its schedule.
+
+    Args:
+        lr: peak learning rate; null takes 2e-4/√(latents / 2¹⁴) (Gao et al., arXiv:2406.04093), at most `max_lr`.
+        max_lr: bound on the automatic learning rate.
+        warmup_steps: steps of linear warm-up, at most a twentieth of the run.
+        decay: share of the run, at its end, over which the learning rate falls linearly to 0.
+        sparsity_warmup: share of the run over which the penalty of `relu`, `gated` and `jump_relu` coders grows to its
+            weight.
+        dead_tokens: tokens without use after which a latent counts as dead; null takes a twentieth of the run, at most
+            10 million.
+    """
+
+    lr: float | None = None
+    max_lr: float = 1e-3
+    warmup_steps: int = 1000
+    decay: float = 0.2
+    sparsity_warmup: float = 0.05
+    dead_tokens: int | None = None
+
+    def __post_init__(self):
+        for name in ("lr", "max_lr", "dead_tokens"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"model.optimizer.{name} is {value}; it must be positive")
+        if self.warmup_steps < 0:
+            raise ValueError(f"model.optimizer.warmup_steps is {self.warmup_steps}; it must not be negative")
+        for name in ("decay", "sparsity_warmup"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"model.optimizer.{name} is {getattr(self, name)}; it must lie in [0, 1]")
+
+    def peak(self, d_sae: int) -> float:
+        """Peak learning rate of a coder with d_sae latents."""
+        return self.lr or min(2e-4 / (d_sae / 2**14) ** 0.5, self.max_lr)
+
+    def warmup(self, total: int) -> int:
+        """Steps of warm-up in a run of `total`."""
+        return min(self.warmup_steps, total // 20)
+
+    def share(self, step: int, total: int) -> float:
+        """Learning rate at `step` of `total` as a share of its peak.
+
+        >>> config = CoderOptimizerConfig(warmup_steps=5, decay=0.5)
+        >>> [config.share(step, 100) for step in (0, 4, 5, 49, 50, 75, 100)]
+        [0.2, 1.0, 1.0, 1.0, 1.0, 0.5, 0.0]
+        """
+        warm = self.warmup(total)
+        if step < warm:
+            return (step + 1) / warm
+        left = (total - step) / (self.decay * total) if self.decay else 1.0
+        return max(min(left, 1.0), 0.0)
+
+
+class SparseAutoencoder(L.LightningModule):
+    """Trains one or more coders, each at its site, from one pass of the language model.
+
+    Args:
+        base: the model under study: a base, or a directory with a routed model.
+        coders: what to train, and where.
+        optimizer: Adam and its schedule.
+    """
+
+    def __init__(
+        self,
+        base: BaseConfig,
+        coders: list[CoderSpec],
+        optimizer: CoderOptimizerConfig = CoderOptimizerConfig(),
+    ):
+        super().__init__()
+        labels = [spec.label for spec in coders]
+        if not coders:
+            raise ValueError("model.coders is empty; it must name at least one site")
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ValueError(f"model.coders has {label!r} twice; give each its own `name`")
+            if label.strip(".") != label or "/" in label:
+                raise ValueError(f"model.coders has the name {label!r}; it must be fit for a directory")
+        self.base, self.specs, self.optimizer_config = base, coders, optimizer
+        model, self.tokenizer = load_base(base)
+        self._frozen = [model.eval().requires_grad_(False)]  # a list keeps it out of the state dict
+        self.sites = [(find_site(model, spec.site), find_site(model, spec.target or spec.site)) for spec in self.specs]
+        special = {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id} - {None}
+        self.special = torch.tensor(sorted(special), dtype=torch.int64)
+        self.trainees = nn.ModuleList()
+        self.quality = nn.ModuleList()
+        self.stream = None
+
+    @property
+    def lm(self):
+        """The frozen language model."""
+        return self._frozen[0]
+
+    def setup(self, stage: str) -> None:
+        """Gather a first chunk of activations and initialise every coder from it."""
+        if stage != "fit" or self.stream is not None:
+            return
+        self.lm.to(self.device if self.trainer is None else self.trainer.strategy.root_device)
+        unique = list(dict.fromkeys(site for pair in self.sites for site in pair))
+        self.stream = self.trainer.datamodule.stream(self.lm, unique)
+        chunk = self.stream.first_chunk()
+        for spec, (source, target) in zip(self.specs, self.sites, strict=True):
+            x, y = chunk[source.name], chunk[target.name]
+            if source.kind == "pathway":
+                x, y = x[x.any(1)], y[x.any(1)]
+            if len(x) < 2:
+                raise ValueError(f"site {spec.site!r}: no token of the first chunk reaches it")
+            trainee = Trainee(spec, source, target, x, y)
+            self.trainees.append(trainee)
+            self.quality.append(CoderQuality(y.shape[1], trainee.coder.d_sae))
+            logger.info("%s: %s, %d latents, lr %.2g", trainee.label, spec.coder.kind, trainee.coder.d_sae,
+                        self.optimizer_config.peak(trainee.coder.d_sae))  # fmt: skip
+
+    # --- training ----------------------------------------------------------------------------------------------------
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return int(self.trainer.estimated_stepping_batches)
+
+    @property
+    def dead_after(self) -> int:
+        """Tokens without use that make a latent dead."""
+        tokens = self.total_steps * self.trainer.datamodule.buffer.batch_size * self.trainer.world_size
+        return self.optimizer_config.dead_tokens or max(min(tokens // 20, 10_000_000), 1)
+
+    def configure_optimizers(self):
+        """Adam, one parameter group a coder, with warm-up and linear decay."""
+        groups = [
+            {"params": list(t.coder.parameters()), "lr": self.optimizer_config.peak(t.coder.d_sae)}
+            for t in self.trainees
+        ]
+        optimizer = torch.optim.Adam(groups, betas=(0.9, 0.999), eps=6.25e-10, fused=True)
+        total = self.total_steps
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.optimizer_config.share(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_batch_start(self, batch, batch_idx):
+        """What depends on the step alone: the penalties' warm-up, and how far back thresholds remember."""
+        step, warm = self.global_step, self.optimizer_config.sparsity_warmup * self.total_steps
+        for trainee in self.trainees:
+            trainee.coder.sparsity_share = min((step + 1) / warm, 1.0) if warm else 1.0
+            if isinstance(trainee.coder, BatchTopK):
+                # Short against the last fifth of the run, in which the learning rate falls and the threshold settles.
+                trainee.coder.memory = min(max(self.total_steps // 50, 10), 1000)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The sum of the coders' losses: their parameters are disjoint."""
+        total = torch.zeros((), device=self.device)
+        for trainee in self.trainees:
+            losses = trainee.loss(batch, self.dead_after)
+            total = total + losses.total
+            trainee.observe(losses, self._sum_over_ranks, self.trainer.world_size)
+            if batch_idx % self.trainer.log_every_n_steps == 0:
+                self._log_losses(trainee, losses, batch)
+        return total
+
+    def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(tensor.clone(), reduce_op="sum")
+
+    def _log_losses(self, trainee: Trainee, losses: Losses, batch: dict[str, Tensor]) -> None:
+        y = trainee.data(batch)[1]
+        fvu = (y - losses.output).square().sum() / (y - y.mean(0)).square().sum()
+        values = {
+            "loss": losses.total.detach(),
+            "fvu": fvu,
+            "l0": (losses.values > 0).sum() / losses.picks.n_rows,
+            "aux": losses.aux,
+            "dead": (trainee.since_fired >= self.dead_after).float().mean(),
+        }
+        self.log_dict({f"train/{name}/{trainee.label}": value.float() for name, value in values.items()})
+
+    def on_before_optimizer_step(self, optimizer):
+        """Keep the decoders' gradients tangent to the unit sphere."""
+        for trainee in self.trainees:
+            trainee.coder.project_gradient()
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        """Clip each coder by its own norm: they are separate models."""
+        if gradient_clip_val:
+            for trainee in self.trainees:
+                nn.utils.clip_grad_norm_(trainee.coder.parameters(), gradient_clip_val)
+
+    def optimizer_step(self, *args, **kwargs):
+        """After a step, decoders return to the unit sphere."""
+        super().optimizer_step(*args, **kwargs)
+        for trainee in self.trainees:
+            trainee.coder.after_step()
+
+    # --- validation --------------------------------------------------------------------------------------------------
+
+    def on_validation_start(self):
+        """Let the second thread finish with the language model."""
+        self.stream.settle()
+
+    @torch.no_grad()
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Used]:
+        """Measure every coder on one batch; returns what each used, for callbacks."""
+        return {
+            trainee.label: measure(self.lm, batch, trainee, self.special, quality)
+            for trainee, quality in zip(self.trainees, self.quality, strict=True)
+        }
+
+    def on_validation_epoch_end(self):
+        """Log each coder's figures, exact across ranks, and the histogram of its latents' densities."""
+        for trainee, quality in zip(self.trainees, self.quality, strict=True):
+            q = quality.compute(n_resamples=100)
+            values = {
+                "fvu": q.fvu.value,
+                "l0": q.l0.value,
+                "ce_recovered": q.recovered["zero"].value,
+                "ce": q.ce.value,
+                "dead": q.dead,
+            }
+            self.log_dict({f"val/{name}/{trainee.label}": value for name, value in values.items()})
+            for log in self.loggers:
+                if isinstance(log, TensorBoardLogger):
+                    density = q.density.clamp_min(1e-7).log10().float()
+                    log.experiment.add_histogram(f"val/log10_density/{trainee.label}", density, self.global_step)
+            quality.reset()

@@ -1,0 +1,110 @@
+"""Measuring coders inside the language model: reconstruction, and the loss with it in place of the activations.
+
+A token is judged, and replaced, unless it is special or its activation extreme, as in training.
+
+Shapes: b blocks, t position, n tokens (b·t), d width, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from slms.data.sites import Replace, Site, read_sites, replaced
+from slms.sae.quality import CoderQuality
+from slms.sae.sparse import Picks
+
+
+class Placed(Protocol):
+    """A coder at its place in a model: in training, or read from a directory, or a baseline."""
+
+    source: Site
+    target: Site
+    mean: Tensor
+    """[o] mean of the target's activations, for mean ablation."""
+    longest: Tensor
+    """Tokens whose input is longer than this are left alone."""
+
+    def features(self, x: Tensor) -> tuple[Picks, Tensor]:
+        """Latents in use at inputs x [n, i], and their activations."""
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """ŷ [n, o]."""
+
+
+class Used(NamedTuple):
+    """What a coder used of a batch."""
+
+    rows: Tensor
+    """[n] bool: tokens that were judged; the picks' rows are these, in order."""
+    picks: Picks
+    values: Tensor
+
+
+def judged(ids: Tensor, x: Tensor, special: Tensor, longest: Tensor) -> Tensor:
+    """[n] bool: tokens of blocks [b, t] to judge, with inputs x [n, i]; of a pathway, those that chose it."""
+    return (
+        ~torch.isin(ids.flatten(), special.to(ids.device)) & (torch.linalg.vector_norm(x, dim=1) <= longest) & x.any(1)
+    )
+
+
+@torch.no_grad()
+def measure(
+    lm: PreTrainedModel,
+    batch: dict[str, Tensor],
+    coder: Placed,
+    special: Tensor,
+    quality: CoderQuality,
+    full: bool = False,
+) -> Used:
+    """Add one batch to `quality`.
+
+    Args:
+        lm: the model.
+        batch: `input_ids` and `doc_ids` [b, t].
+        coder: what to measure.
+        special: token ids that are left alone.
+        quality: where it is summed.
+        full: also ablate to the mean, and measure KL; otherwise those figures are NaN or 0 and not to be read.
+    """
+    ids, docs = batch["input_ids"], batch["doc_ids"]
+    found = read_sites(lm, ids, [coder.source] if coder.source == coder.target else [coder.source, coder.target])
+    x, y = found[coder.source.name], found[coder.target.name]
+    rows = judged(ids, x, special, coder.longest)
+    picks, values = coder.features(x[rows])
+    quality.update(y[rows], coder.reconstruct(x[rows]), picks, values, docs.flatten()[rows])
+
+    def within(new: Replace) -> Replace:
+        return lambda x, y: torch.where(rows[:, None], new(x, y), y)
+
+    clean = _log_probs(lm, ids)
+    nats = {"ce_clean": _nll(clean, ids)}
+    ways: dict[str, Replace] = {
+        "ce": lambda x, y: coder.reconstruct(x).to(y.dtype),
+        "ce_zero": lambda x, y: torch.zeros_like(y),
+    }
+    if full:
+        ways["ce_mean"] = lambda x, y: coder.mean.to(y.dtype).expand_as(y)
+    for name, new in ways.items():
+        with replaced(lm, coder.source, coder.target, within(new)):
+            patched = _log_probs(lm, ids)
+        nats[name] = _nll(patched, ids)
+        if full and name == "ce":
+            nats["kl"] = F.kl_div(patched, clean, log_target=True, reduction="none").sum(-1).flatten()
+    quality.update_losses(docs[:, 1:].flatten(), **nats)
+    return Used(rows, picks, values)
+
+
+def _log_probs(lm: PreTrainedModel, ids: Tensor) -> Tensor:
+    """[b, t − 1, v] log probabilities of each next token."""
+    return lm(ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+
+
+def _nll(log_probs: Tensor, ids: Tensor) -> Tensor:
+    """[b·(t − 1)] nats."""
+    return -rearrange(log_probs.gather(2, ids[:, 1:, None]), "b t 1 -> (b t)")
