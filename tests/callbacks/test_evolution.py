@@ -1,0 +1,119 @@
+"""Router saturation: right numbers, bounded memory, and a state that survives a checkpoint."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from callbacks import Evolution
+from slms.report.metrics_csv import METRICS_FILE, read_rows
+
+
+class Recorder:
+    """Stands in for a module with one routed layer, and for the trainer's logger."""
+
+    def __init__(self):
+        self.last_routes = {}
+        self.logged = []
+
+    def log_dict(self, values, **options):
+        self.logged.append(values)
+
+    def log_metrics(self, values, step):
+        self.logged.append((step, values))
+
+
+def _validate(callback, module, trainer, chosen, step):
+    """One validation of two batches at `step`, in which layer 3 chooses `chosen` [2, n, p]."""
+    trainer.global_step = step + 1
+    callback.on_validation_epoch_start(trainer, module)
+    for batch in chosen:
+        module.last_routes = {3: SimpleNamespace(chosen=batch)}
+        callback.on_validation_batch_end(trainer, module, None, None, 0)
+    callback.on_validation_epoch_end(trainer, module)
+
+
+@pytest.fixture
+def parts(tmp_path):
+    module = Recorder()
+    trainer = SimpleNamespace(
+        sanity_checking=False, is_global_zero=True, current_epoch=0, global_step=0, fast_dev_run=False,
+        log_dir=str(tmp_path), loggers=[module], default_root_dir=str(tmp_path),
+    )  # fmt: skip
+    return module, trainer
+
+
+def _random(seed, k=2, p=11, n=40):
+    scores = torch.rand(2, n, p, generator=torch.Generator().manual_seed(seed))
+    return torch.zeros(2, n, p, dtype=torch.bool).scatter_(-1, scores.topk(k).indices, True)
+
+
+def test_saturation_and_stability_from_the_definition(parts):
+    module, trainer = parts
+    callback = Evolution(probe_tokens=50)
+    rounds = [_random(seed) for seed in range(3)]
+    for step, chosen in enumerate(rounds):
+        _validate(callback, module, trainer, chosen, step)
+    kept = [chosen.flatten(0, 1)[:50] for chosen in rounds]  # 40 tokens of the first batch, 10 of the second
+
+    def share(now, then):
+        return float(((now & then).sum(-1) / 2).mean())
+
+    assert [row["val/stability/L3"] for row in module.logged] == pytest.approx(
+        [share(kept[0], kept[1]), share(kept[1], kept[2])]
+    )
+    module.logged.clear()
+    callback.on_train_end(trainer, module)
+    assert [(step, row["val/saturation/L3"]) for step, row in module.logged] == [
+        (step, pytest.approx(share(kept[step], kept[2]))) for step in range(3)
+    ]
+    assert module.logged[-1][1]["val/saturation/L3"] == 1.0
+
+
+def test_memory_is_bounded_and_first_and_last_stay(parts):
+    module, trainer = parts
+    callback = Evolution(probe_tokens=10, max_snapshots=5)
+    for step in range(40):
+        _validate(callback, module, trainer, _random(step), step)
+        assert len(callback.snapshots) <= 5
+        assert [callback.snapshots[0]["step"], callback.snapshots[-1]["step"]] == [0, step]
+    assert callback.snapshots[0]["choices"][3].shape == (10, 2)  # 11 pathways in two bytes a token
+
+
+def test_state_survives_a_weights_only_checkpoint(parts, tmp_path):
+    module, trainer = parts
+    callback, again = Evolution(), Evolution()
+    for step in range(2):
+        _validate(callback, module, trainer, _random(step), step)
+    torch.save(callback.state_dict(), tmp_path / "state.pt")
+    again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    _validate(again, module, trainer, _random(7), 1)  # a resumed run repeats the validation at its step
+    assert [snapshot["step"] for snapshot in again.snapshots] == [0, 1]
+    module.logged.clear()
+    again.on_train_end(trainer, module)
+    assert module.logged[1][1]["val/saturation/L3"] == 1.0
+
+
+def test_sanity_check_and_other_ranks_keep_nothing(parts):
+    module, trainer = parts
+    callback = Evolution()
+    trainer.sanity_checking = True
+    _validate(callback, module, trainer, _random(0), 0)
+    trainer.sanity_checking, trainer.is_global_zero = False, False
+    _validate(callback, module, trainer, _random(0), 0)
+    assert callback.snapshots == [] and module.logged == []
+
+
+def test_a_real_run_writes_rows_and_the_figure(fit):
+    rows = read_rows(fit.directory / METRICS_FILE)
+    final = {(row.step, row.place): row.value for row in rows if row.metric == "saturation"}
+    assert set(final) == {(3, "L0"), (7, "L0"), (3, "L1"), (7, "L1")}
+    assert final[7, "L0"] == final[7, "L1"] == 1.0 and 0 < final[3, "L0"] <= 1
+    assert {row.step for row in rows if row.metric == "stability"} == {7}
+    assert (fit.directory / "evolution.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("name, value", [("probe_tokens", 0), ("max_snapshots", 1)])
+def test_impossible_options(name, value):
+    with pytest.raises(ValueError, match=f"evolution.{name} is {value}; it must be at least"):
+        Evolution(**{name: value})

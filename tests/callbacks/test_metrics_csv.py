@@ -1,0 +1,61 @@
+"""metrics.csv holds what was logged, once, and a resumed run continues it."""
+
+import pytest
+
+from callbacks.metrics_csv import TidyCsvLogger
+from slms.report.metrics_csv import METRICS_FILE, Row, read_rows
+
+
+def test_every_logged_number_is_there(fit, events):
+    rows = read_rows(fit.directory / METRICS_FILE)
+    by_key = {(row.stage, row.metric, row.place): row for row in rows}
+    scalars = {tag: events.Scalars(tag)[-1] for tag in events.Tags()["scalars"]}
+    final = {tag for tag in scalars if tag.startswith("final/")} | {"epoch"}  # the hyper-parameter row, Lightning's own
+    for tag in scalars.keys() - final:
+        stage, metric, place = (*tag.split("/", 2), "")[:3]
+        row = by_key[stage, metric, place]
+        assert (row.step, row.value) == (scalars[tag].step, pytest.approx(scalars[tag].value, rel=1e-6, nan_ok=True))
+    assert len(by_key) == len(scalars.keys() - final)
+
+
+def test_epochs_are_counted_and_steps_sorted(fit):
+    rows = read_rows(fit.directory / METRICS_FILE)
+    losses = [row for row in rows if (row.stage, row.metric, row.place) == ("val", "loss", "")]
+    assert [(row.step, row.epoch) for row in losses] == [(3, 0), (7, 1)]
+    assert [row.step for row in rows] == sorted(row.step for row in rows)
+
+
+def test_epoch_is_a_column_and_not_a_metric(tmp_path):
+    logger = TidyCsvLogger(tmp_path / "metrics.csv")
+    logger.log_metrics({"train/loss/lm": 2.0, "epoch": 3.0}, step=7)
+    logger.log_metrics({"val/purity/L2": 0.5}, step=8)
+    assert read_rows(logger.path) == [Row(7, 3, "train", "loss", "lm", 2.0), Row(8, 3, "val", "purity", "L2", 0.5)]
+
+
+def test_resuming_forgets_what_comes_again(tmp_path):
+    logger = TidyCsvLogger(tmp_path / "metrics.csv")
+    for step in range(5):
+        logger.log_metrics({"train/loss": float(step)}, step)
+    with logger.path.open("a") as file:
+        file.write("5,0,train,lo")  # killed while writing
+    again = TidyCsvLogger(tmp_path / "metrics.csv")
+    again.resume_at(3)
+    again.log_metrics({"train/loss": 30.0}, 3)
+    assert [row.value for row in read_rows(again.path)] == [0.0, 1.0, 2.0, 30.0]
+
+
+def test_a_new_run_in_the_same_place_starts_over(tmp_path):
+    logger = TidyCsvLogger(tmp_path / "metrics.csv")
+    logger.log_metrics({"a/b": 1.0}, 0)
+    logger.resume_at(0)
+    assert read_rows(logger.path) == []
+
+
+def test_finalize_sorts_and_keeps_the_last_of_two(tmp_path):
+    logger = TidyCsvLogger(tmp_path / "metrics.csv")
+    for step, value in ((4, 1.0), (2, 2.0), (4, 3.0)):
+        logger.log_metrics({"val/loss": value}, step)
+    logger.finalize("failed")
+    assert len(read_rows(logger.path)) == 3
+    logger.finalize("success")
+    assert [(row.step, row.value) for row in read_rows(logger.path)] == [(2, 2.0), (4, 3.0)]

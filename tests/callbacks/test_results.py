@@ -1,0 +1,106 @@
+"""What a finished run leaves behind is complete and true; an unfinished one leaves no results."""
+
+import math
+
+import pytest
+import torch
+
+import slms
+from callbacks import ResultsWriter
+from slms.lit.evaluate import document_loss
+from slms.models.flops import flops_per_token
+from slms.report.results import FIGURE_FILE, RESULTS_FILE, read_results
+from slms.report.tables import closing_table
+
+
+def test_results_are_those_of_the_final_model(fit):
+    results = read_results(fit.directory)
+    assert results == fit.callbacks["results"].results
+    loss = document_loss(fit.model.net, fit.data.val_blocks, 4).compute()
+    assert results.losses.model.nats == loss.value and results.losses.model.low == loss.low
+    assert results.losses.model.perplexity == math.exp(loss.value)
+    base = fit.model.base_loss.compute()
+    assert results.losses.dense.nats == base.value
+    assert results.losses.difference.nats == pytest.approx(loss.value - base.value)
+    assert sum(results.losses.by_document.nats) / sum(results.losses.by_document.tokens) == pytest.approx(loss.value)
+
+
+def test_facts_of_the_run(fit):
+    results = read_results(fit.directory)
+    assert (results.run.name, results.run.role) == ("tiny", "routed")
+    assert (results.run.steps, results.run.tokens_trained) == (8, 8 * 4 * 32)
+    assert (results.base.name, results.base.source, results.data.source) == ("stories-1m", "embedded", "embedded")
+    assert results.data.validation_tokens == 1536 and results.run.seconds > 0
+    assert results.routing == fit.model.routing.to_dict()
+    flops = flops_per_token(fit.model.net, 32, {layer.layer: layer.density for layer in results.layers})
+    assert results.compute.mlp_saved == flops.mlp_saving and results.compute.active_fraction == flops.active_fraction
+
+
+def test_layers_have_every_number_with_its_nulls(fit):
+    results = read_results(fit.directory)
+    assert [layer.layer for layer in results.layers] == [0, 1]
+    for layer in results.layers:
+        assert layer.chosen_per_token == 2 and layer.density == pytest.approx(0.5)
+        assert sum(pathway.load for pathway in layer.pathways) == pytest.approx(1)
+        for estimate in (layer.purity, layer.si["pos"]):
+            assert None not in (estimate.value, estimate.low, estimate.high, estimate.null_sd, estimate.z)
+        for estimate in (layer.purity, layer.purity_legacy, layer.entropy, layer.utilization, *layer.si.values()):
+            assert estimate.n > 0
+        for estimate in (layer.purity, layer.purity_legacy, layer.entropy, layer.utilization):
+            assert estimate.random_model is not None
+    assert set(results.legacy) == {"layer_0", "layer_1"}
+
+
+def test_table_is_printed_last(fit):
+    results = read_results(fit.directory)
+    assert fit.printed.endswith(f"\n{closing_table(results)}\n\nwritten to {fit.directory}\n")
+
+
+def test_saved_model_gives_the_same_logits(fit):
+    model, tokenizer = slms.load_model(fit.directory / "model")
+    ids = torch.from_numpy(fit.data.val_blocks.input_ids[:2].astype("int64"))
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, fit.model.net.eval()(ids).logits)
+    assert tokenizer.decode(ids[0]) == fit.model.tokenizer.decode(ids[0])
+
+
+def test_hyperparameter_row(fit, events):
+    assert (fit.directory / FIGURE_FILE).is_file()
+    assert events.Scalars("final/loss")[0].value == pytest.approx(read_results(fit.directory).losses.model.nats)
+    hparams = [tag for tag in events.summary_metadata if tag.startswith("_hparams_/")]
+    assert "_hparams_/session_start_info" in hparams
+
+
+def test_dense_run_has_results_and_no_figure(make, tmp_path, capsys):
+    make_module, make_data, make_trainer = make
+    model = make_module(routing=None)
+    directory = tmp_path / "dense" / "a"
+    trainer = make_trainer(directory, [ResultsWriter(save_model=False)], max_epochs=1, limit_train_batches=1)
+    trainer.fit(model, make_data(model))
+    results = read_results(directory)
+    assert (results.run.role, results.layers, results.routing) == ("dense", [], None)
+    assert results.compute.active_fraction == 1 and results.compute.mlp_saved == 0
+    assert not (directory / FIGURE_FILE).exists() and not (directory / "model").exists()
+    assert "dense, trained" in capsys.readouterr().out
+
+
+def test_interrupted_run_writes_nothing(make, tmp_path):
+    make_module, make_data, make_trainer = make
+    model = make_module(routing=None)
+
+    def fail(*arguments):
+        raise RuntimeError("pulled the plug")
+
+    model.on_validation_epoch_end = fail
+    trainer = make_trainer(tmp_path / "a" / "b", [ResultsWriter()], max_epochs=1, limit_train_batches=1)
+    with pytest.raises(RuntimeError, match="pulled the plug"):
+        trainer.fit(model, make_data(model))
+    assert not (tmp_path / "a" / "b" / RESULTS_FILE).exists()
+
+
+def test_a_resumed_run_counts_what_came_before(fit):
+    state = fit.callbacks["results"].state_dict()
+    again = ResultsWriter()
+    again.load_state_dict(state)
+    assert again.state_dict() == state | {"seconds": pytest.approx(state["seconds"], abs=60)}
+    assert state["tokens"] == 8 * 4 * 32
