@@ -6,7 +6,7 @@ from typing import NamedTuple
 import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from slms.data.text import EMBEDDED, Blocks, BlockSpec, load_blocks
+from slms.data.text import EMBEDDED, Blocks, BlockSpec, CorpusConfig, load_blocks
 from slms.models.base import load_base
 from slms.models.source import BaseConfig
 
@@ -77,9 +77,9 @@ def _run_text(config: Path) -> dict:
     data = _section(config, "data")
     try:
         corpus = data["corpus"]
-        name = corpus["name"] or corpus["embedded" if data["source"] == "embedded" else "hub"]
+        source = _section(config, "model")["base"]["source"]  # where the base came from; the corpus goes with it
         return {
-            "corpus": name,
+            "corpus": CorpusConfig(**corpus).resolve(source),
             "validation": corpus["validation"],
             "text_field": corpus["text_field"],
             "block_size": data["block_size"],
