@@ -96,7 +96,8 @@ def compile_template(template: str) -> tuple:
 
     def sequence() -> tuple:
         nonlocal position, quoted
-        program, literal = [], []
+        program: list[tuple] = []
+        literal: list[Piece] = []
         while position < len(tokens) and tokens[position] not in "|)":
             token = tokens[position]
             position += 1
