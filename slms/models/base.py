@@ -40,7 +40,8 @@ def load_base(
     model = read_model(path, dtype) if pretrained else _random(shaped(_config(path), base), base.seed, dtype)
     if isinstance(tokenizer, PreTrainedTokenizerBase):
         return Base(model, tokenizer)
-    apart = base.tokenizer if resolved.kind != "embedded" else None  # a stand-in brings its own
+    stand_in = resolved.kind == "embedded" and base.hub is not None
+    apart = None if stand_in else base.tokenizer  # a stand-in brings its own
     found = read_tokenizer(fetch_tokenizer(apart) if apart else path)
     if found is None:
         raise ValueError(f"{apart or path} has no tokenizer; name one with `base.tokenizer`.")

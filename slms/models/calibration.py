@@ -5,11 +5,13 @@ Shapes: n calibration tokens, d model, f neurons, p pathways.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -138,16 +140,15 @@ def fit_router(
 def _descend(hidden: nn.Linear, out: nn.Linear, x: Tensor, y: Tensor, seed: int, steps: int, batch: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     parameters = [*hidden.parameters(), *out.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
+    optimizer = torch.optim.Adam(parameters, fused=True)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 5e-3 * (1 + math.cos(math.pi * step / steps))
         rows = torch.randint(len(x), (min(batch, len(x)),), generator=generator).to(x.device)
-        loss = (out(hidden(x[rows]).relu()) - y[rows]).square().mean()
-        grads = torch.autograd.grad(loss, parameters)
+        predicted = F.linear(F.linear(x[rows], hidden.weight, hidden.bias).relu(), out.weight, out.bias)
+        grads = torch.autograd.grad((predicted - y[rows]).square().mean(), parameters)
         for parameter, grad in zip(parameters, grads, strict=True):
             parameter.grad = grad
         optimizer.step()
-        schedule.step()
     for parameter in parameters:
         parameter.grad = None
 

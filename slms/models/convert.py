@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from slms.models.anatomy import ADAPTERS, MLPWeights, find_mlps, neurons, read_mlp
+from slms.models.attention import prepare
 from slms.models.calibration import best_fixed, fit_router, layer_inputs, pathway_statistics
 from slms.models.partition import partition
 from slms.models.routed_lm import ROUTED, route_mlps
@@ -76,7 +77,8 @@ def _with_fresh_mlps(model: PreTrainedModel, config: RoutingConfig) -> tuple[Pre
     routed.__dict__.pop("_weight_conversions", None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return routed, route_mlps(routed)
+        layers = route_mlps(routed)
+    return prepare(routed), layers  # as a model read from disk is
 
 
 def _uncalibrated(config: RoutingConfig) -> RoutingConfig:

@@ -73,7 +73,8 @@ def route_mlps(model: PreTrainedModel) -> dict[int, RoutedMLP]:
             bias_in=dense.b_in is not None,
             bias_out=dense.b_out is not None,
             dropout=dropout_of(mlps[index]),
-        ).to(device=dense.W_in.device, dtype=dense.W_in.dtype)
+        )
+        routed[index].to(device=dense.W_in.device, dtype=dense.W_in.dtype).train(mlps[index].training)
         replace_mlp(model, index, routed[index])
     return routed
 

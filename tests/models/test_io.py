@@ -1,0 +1,152 @@
+"""Saving and loading: the same logits back, whole or absent, and one clear line for what cannot be loaded."""
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import slms
+from slms.models.attention import SDPASelfAttention
+from slms.models.convert import route
+from slms.models.io import load_model, save_model
+from slms.models.routed_mlp import routed_layers
+from slms.routing import RoutingConfig
+
+
+@pytest.fixture
+def config():
+    return RoutingConfig(n_pathways=5, k=2, router="mlp", router_hidden=8, router_init="random", mean_compensation=True)
+
+
+def test_routed_models_load_with_equal_logits_by_both_ways(tiny, tokens, family, config, tmp_path):
+    model, ids = tiny(family), tokens(2, 11)
+    routed = route(model, config, tokens(4, 16))
+    for layer in routed_layers(routed).values():
+        layer.router.selection_bias.normal_()
+    routed.generation_config.max_new_tokens = 3
+    save_model(routed, None, tmp_path / "m")
+    loaded, tokenizer = load_model(tmp_path / "m")
+    by_auto = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    expected = routed(ids).logits
+    assert tokenizer is None and type(loaded) is type(by_auto) is type(routed)
+    assert torch.equal(loaded(ids).logits, expected)
+    torch.testing.assert_close(by_auto(ids).logits, expected, atol=1e-6, rtol=1e-6)
+    assert loaded.generation_config.max_new_tokens == 3
+    assert list(loaded.state_dict()) == list(routed.state_dict())
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), routed.state_dict().values(), strict=True)
+    )
+    assert routed_layers(loaded)[0].offsets == routed_layers(routed)[0].offsets
+
+
+def test_dense_models_load_with_equal_logits_and_fast_attention(tiny, tokens, family, tmp_path):
+    model, ids = tiny(family), tokens(2, 11)
+    save_model(model, None, tmp_path / "m")
+    loaded = load_model(tmp_path / "m").model
+    torch.testing.assert_close(loaded(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
+    if family == "gpt_neo":
+        assert type(loaded.transformer.h[0].attn.attention) is SDPASelfAttention
+
+
+def test_saving_what_was_loaded_gives_the_same_files(tiny, tokens, config, tmp_path):
+    save_model(route(tiny("gpt_neo"), config, tokens(4, 16)), None, tmp_path / "a")
+    save_model(load_model(tmp_path / "a").model, None, tmp_path / "b")
+    a, b = (load_file(tmp_path / d / "model.safetensors") for d in "ab")
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert json.loads((tmp_path / "a/config.json").read_text()) == json.loads((tmp_path / "b/config.json").read_text())
+
+
+def test_dtype_is_kept_or_chosen(tiny, tmp_path):
+    save_model(tiny("llama").bfloat16(), None, tmp_path / "m")
+    assert load_model(tmp_path / "m").model.dtype == torch.bfloat16
+    assert load_model(tmp_path / "m", torch.float32).model.dtype == torch.float32
+
+
+def test_a_tokenizer_comes_back(shared_data, tmp_path):
+    model, tokenizer = slms.load_base(shared_data / "stories260K")
+    slms.save_model(model, tokenizer, tmp_path / "m")
+    again = slms.load_model(tmp_path / "m").tokenizer
+    assert again("Once upon a time").input_ids == tokenizer("Once upon a time").input_ids == [1, 403, 407, 261, 378]
+    assert (again.bos_token_id, again.eos_token_id) == (1, 2)
+
+
+def test_a_model_is_replaced_as_a_whole(tiny, tokens, tmp_path):
+    ids = tokens(1, 5)
+    save_model(tiny("gpt2"), None, tmp_path / "m")
+    (tmp_path / "m" / "stale.txt").write_text("from before")
+    save_model(tiny("gpt2", seed=1), None, tmp_path / "m")
+    assert not (tmp_path / "m" / "stale.txt").exists()
+    torch.testing.assert_close(load_model(tmp_path / "m").model(ids).logits, tiny("gpt2", seed=1)(ids).logits)
+    assert os.listdir(tmp_path) == ["m"]
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_failure_while_writing_leaves_everything_as_it_was(tiny, tokens, tmp_path, monkeypatch, first):
+    ids, model = tokens(1, 5), tiny("gpt2")
+    if not first:
+        save_model(model, None, tmp_path / "m")
+
+    class FullDisk:
+        def save_pretrained(self, directory):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        save_model(tiny("gpt2", seed=1), FullDisk(), tmp_path / "m")
+    assert os.listdir(tmp_path) == ([] if first else ["m"])
+    if not first:
+        torch.testing.assert_close(load_model(tmp_path / "m").model(ids).logits, model(ids).logits)
+
+
+def test_a_directory_that_holds_something_else_is_not_replaced(tiny, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="it exists and holds no model, so it is not replaced"):
+        save_model(tiny("gpt2"), None, tmp_path)
+    assert (tmp_path / "thesis.tex").exists()
+    (tmp_path / "empty").mkdir()
+    save_model(tiny("gpt2"), None, tmp_path / "empty")
+
+
+def test_missing_and_misshapen_weights_are_named_never_filled_in(tiny, tokens, config, tmp_path):
+    save_model(route(tiny("llama"), config, tokens(4, 16)), None, tmp_path / "m")
+    file = tmp_path / "m" / "model.safetensors"
+    weights = load_file(file)
+    name = "model.layers.0.mlp.router.out.weight"
+    save_file({k: v for k, v in weights.items() if k != name}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"1 weights are missing or of another shape than configured, as {name}"):
+        load_model(tmp_path / "m")
+    save_file(weights | {name: torch.zeros(2, 2)}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=name):
+        load_model(tmp_path / "m")
+
+
+def test_truncated_files_and_missing_directories_are_one_line(tiny, tmp_path):
+    save_model(tiny("gpt2"), None, tmp_path / "m")
+    file = tmp_path / "m" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="is truncated") as caught:
+        slms.load_model(tmp_path / "m")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(OSError, match="is no directory"):
+        slms.load_model(tmp_path / "absent")
+
+
+def test_a_routed_config_with_a_routing_that_cannot_be_is_refused(tiny, tokens, config, tmp_path):
+    save_model(route(tiny("llama"), config, tokens(4, 16)), None, tmp_path / "m")
+    stored = json.loads((tmp_path / "m" / "config.json").read_text())
+    for routing, message in (
+        ({**stored["routing"], "k": 9}, "`routing.k` is 9; it must be at most `routing.n_pathways`"),
+        ({**stored["routing"], "topk": 1}, "`routing.topk` is not a routing option"),
+        (None, "`routing` of a routed_llama configuration is None; it must be a mapping"),
+    ):
+        (tmp_path / "m" / "config.json").write_text(json.dumps({**stored, "routing": routing}))
+        with pytest.raises(ValueError, match=message):
+            load_model(tmp_path / "m")
+
+
+def test_loading_is_silent(tiny, tmp_path, capfd):
+    save_model(tiny("gpt_neo"), None, tmp_path / "m")
+    load_model(tmp_path / "m")
+    assert capfd.readouterr() == ("", "")

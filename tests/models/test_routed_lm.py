@@ -1,0 +1,98 @@
+"""Routed models as Hugging Face classes: generation, pickling, registration, construction from a configuration."""
+
+import copy
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from slms.models.anatomy import ADAPTERS, list_layers
+from slms.models.convert import route
+from slms.models.routed_lm import ROUTED, RoutedGPTNeoConfig, RoutedGPTNeoForCausalLM
+from slms.models.routed_mlp import record_routes, routed_layers, set_k
+from slms.routing import RoutingConfig
+
+CONFIG = RoutingConfig(n_pathways=5, k=2, router="linear")
+
+
+def test_every_adapter_has_a_routed_class():
+    dense_types = {dense.config_class.model_type for dense in ROUTED}
+    assert dense_types == set(ADAPTERS)
+    assert {routed.config_class.model_type for routed in ROUTED.values()} == {f"routed_{name}" for name in ADAPTERS}
+
+
+def test_greedy_generation_with_cache_equals_without(tiny, tokens, family):
+    routed, ids = route(tiny(family), CONFIG, tokens(4, 16)), tokens(2, 5)
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 2, "eos_token_id": None}
+    cached = routed.generate(ids, use_cache=True, **options)
+    assert cached.shape == (2, 17)
+    assert torch.equal(cached, routed.generate(ids, use_cache=False, **options))
+
+
+def test_list_layers_reads_routed_models_too(tiny, tokens, family):
+    model = tiny(family)
+    assert list_layers(route(model, CONFIG, tokens(4, 16))) == list_layers(model)
+
+
+def test_pickle_and_deepcopy(tiny, tokens, family):
+    routed, ids = route(tiny(family), CONFIG, tokens(4, 16)), tokens(2, 5)
+    for again in (pickle.loads(pickle.dumps(routed)), copy.deepcopy(routed)):
+        assert type(again) is type(routed)
+        assert torch.equal(again(ids).logits, routed(ids).logits)
+
+
+def test_a_model_built_from_its_configuration_has_finite_random_weights(tiny, tokens, family):
+    routed = route(tiny(family), CONFIG, tokens(4, 16))
+    again = type(routed)(routed.config).eval()
+    assert list(again.state_dict()) == list(routed.state_dict())
+    assert all(value.isfinite().all() for value in again.state_dict().values() if value.is_floating_point())
+    assert again(tokens(1, 5)).logits.isfinite().all()
+
+
+def test_auto_config_knows_the_routed_types(tmp_path):
+    config = RoutedGPTNeoConfig(
+        num_layers=2, attention_types=[[["global"], 2]], routing=CONFIG.to_dict(), hidden_size=32
+    )
+    config.save_pretrained(tmp_path)
+    read = AutoConfig.from_pretrained(tmp_path)
+    assert type(read) is RoutedGPTNeoConfig and RoutingConfig.from_dict(read.routing) == CONFIG
+    assert type(AutoModelForCausalLM.from_config(read)) is RoutedGPTNeoForCausalLM
+
+
+def test_routes_are_recorded_by_layer_and_padding_does_not_move_real_tokens(tiny, tokens):
+    routed, ids = route(tiny("gpt_neo"), CONFIG, tokens(4, 16)), tokens(2, 6)
+    mask = torch.ones(2, 6, dtype=torch.long)
+    mask[0, :2] = 0
+    with record_routes(routed) as routes:
+        padded = routed(ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0)).logits
+    assert sorted(routes) == [0, 2] and routes[0].chosen.shape == (12, 5)
+    torch.testing.assert_close(padded[0, 2:], routed(ids[:1, 2:]).logits[0], atol=1e-5, rtol=1e-5)
+
+
+def test_k_changes_what_runs_and_comes_back_from_the_configuration(tiny, tokens):
+    model, ids = tiny("gpt2"), tokens(2, 6)
+    routed = route(model, CONFIG, tokens(4, 16))
+    at_two = routed(ids).logits
+    set_k(routed, 5)
+    torch.testing.assert_close(routed(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-5)
+    set_k(routed, 2)
+    assert torch.equal(routed(ids).logits, at_two)
+    assert all(layer.config == CONFIG for layer in routed_layers(routed).values())
+
+
+@pytest.mark.slow
+def test_auto_classes_load_a_routed_directory_in_a_fresh_process(tiny, tokens, tmp_path):
+    from slms.models.io import save_model
+
+    save_model(route(tiny("gpt_neox"), CONFIG, tokens(4, 16)), None, tmp_path / "m")
+    program = (
+        "import sys; from slms.models import register; from transformers import AutoModelForCausalLM; register(); "
+        "print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__name__)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "m")], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "RoutedGPTNeoXForCausalLM"
