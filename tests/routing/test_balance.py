@@ -1,0 +1,274 @@
+import doctest
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from slms.routing import BalanceConfig, GlobalBalance, balance, bias_update, z_loss
+from slms.routing.rules import select
+
+N, P, K = 24, 5, 2
+
+
+def routes(n: int = N, p: int = P, k: int = K, seed: int = 0, skew: float = 1.0):
+    scores = torch.randn(n, p, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    scores += skew * torch.arange(p)
+    return select(scores.requires_grad_(), k=k)
+
+
+def frequencies(chosen: torch.Tensor) -> torch.Tensor:
+    counts = torch.tensor([sum(int(c) for c in column) for column in chosen.T.tolist()], dtype=torch.float64)
+    return counts / counts.sum()
+
+
+def test_gradient_against_the_formula():
+    """L = P Σ f_p mean_n softmax(s_n)_p with f fixed: ∂L/∂s_nq = (P/N) prob_nq (f_q − Σ_p f_p prob_np)."""
+    r = routes()
+    loss = GlobalBalance(P, momentum=0.0)(r.probs, r.chosen)
+    (gradient,) = torch.autograd.grad(loss, r.scores)
+    f, probs = frequencies(r.chosen), r.scores.detach().softmax(-1)
+    torch.testing.assert_close(loss, P * (f * probs.mean(0)).sum())
+    expected = P / N * probs * (f - (probs * f).sum(-1, keepdim=True))
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_floor_is_exactly_one_at_uniform_whatever_k(k):
+    """Not k: f is divided by the number of choices, not of tokens (OLMoE issue 45)."""
+    chosen = torch.stack([torch.arange(P).roll(i) < k for i in range(2 * P)])
+    probs = torch.full((2 * P, P), 1 / P)
+    assert GlobalBalance(P)(probs, chosen).item() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_collapse_costs_p():
+    chosen = torch.zeros(N, P, dtype=torch.bool)
+    chosen[:, 3] = True
+    assert GlobalBalance(P)(chosen.float(), chosen).item() == pytest.approx(P)
+
+
+def test_frequencies_are_hard_counts_not_probabilities():
+    chosen = torch.zeros(N, P, dtype=torch.bool)
+    chosen[:, 0] = True
+    probs = torch.tensor([0.4, 0.15, 0.15, 0.15, 0.15]).expand(N, -1)
+    loss = GlobalBalance(P)(probs, chosen).item()
+    assert loss == pytest.approx(P * 0.4)
+    assert loss != pytest.approx(P * (probs[0] ** 2).sum().item(), abs=0.1)
+
+
+def test_padding_does_not_count():
+    r, mask = routes(), torch.arange(N) % 3 > 0
+    r.scores.data[~mask] = torch.tensor([100.0, 0, 0, 0, 0], dtype=torch.float64)
+    padded = select(r.scores, k=K)
+    real = select(r.scores[mask], k=K)
+    masked = GlobalBalance(P)(padded.probs, padded.chosen, mask)
+    torch.testing.assert_close(masked, GlobalBalance(P)(real.probs, real.chosen))
+    assert abs(masked - GlobalBalance(P)(padded.probs, padded.chosen)) > 0.05
+    torch.testing.assert_close(z_loss(padded.scores, mask), z_loss(real.scores))
+    (gradient,) = torch.autograd.grad(masked + z_loss(padded.scores, mask), r.scores)
+    assert not gradient[~mask].any() and gradient[mask].any()
+
+
+def test_a_batch_of_padding_only_is_zero_not_nan():
+    r, mask = routes(), torch.zeros(N, dtype=torch.bool)
+    assert GlobalBalance(P)(r.probs, r.chosen, mask).item() == 0.0
+    assert z_loss(r.scores, mask).item() == 0.0
+
+
+def test_frequencies_cover_all_micro_batches_of_an_optimizer_step():
+    """Not the last micro-batch alone (ms-swift issue 6787)."""
+    first, second = routes(seed=1, skew=3.0), routes(seed=2, skew=-3.0)
+    module = GlobalBalance(P, momentum=0.0)
+    module(first.probs, first.chosen)
+    loss = module(second.probs, second.chosen)
+    f = frequencies(torch.cat([first.chosen, second.chosen]))
+    torch.testing.assert_close(loss, P * (f * second.probs.mean(0)).sum(), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(module.step().double(), f, rtol=1e-6, atol=1e-9)
+    fresh = module(second.probs, second.chosen)
+    torch.testing.assert_close(fresh, P * (frequencies(second.chosen) * second.probs.mean(0)).sum(), rtol=1e-6, atol=0)
+
+
+def test_the_momentum_buffer_enters_the_loss():
+    """The first implementation updated it and never used it."""
+    past, now = routes(seed=1, skew=3.0), routes(seed=2, skew=-3.0)
+    module = GlobalBalance(P, momentum=0.9)
+    module(past.probs, past.chosen)
+    module.step()
+    loss = module(now.probs, now.chosen)
+    weights = torch.tensor([0.9 * 0.1, 0.1], dtype=torch.float64) / 0.19
+    f = weights[0] * frequencies(past.chosen) + weights[1] * frequencies(now.chosen)
+    torch.testing.assert_close(loss, P * (f * now.probs.mean(0)).sum(), rtol=1e-6, atol=0)
+
+
+def test_the_running_mean_is_not_biased_to_zero_at_the_start():
+    module, r = GlobalBalance(P, momentum=0.99), routes()
+    for _ in range(3):
+        loss = module(r.probs, r.chosen)
+        torch.testing.assert_close(loss, P * (frequencies(r.chosen) * r.probs.mean(0)).sum(), rtol=1e-5, atol=0)
+        module.step()
+
+
+def test_only_probabilities_carry_gradient_and_calls_do_not_chain():
+    module = GlobalBalance(P)
+    for _ in range(2):  # a graph kept in a buffer would raise at the second backward
+        r = routes()
+        module(r.probs, r.chosen).backward()
+        module.step()
+        assert r.scores.grad is not None
+    assert not any(buffer.requires_grad for buffer in module.buffers())
+
+
+def test_layers_pooled_together_would_hide_their_collapse():
+    """Why there is one module per layer (transformers issues 28255 and 31464 concatenate them)."""
+    chosen = [torch.zeros(N, 2, dtype=torch.bool) for _ in range(2)]
+    chosen[0][:, 0], chosen[1][:, 1] = True, True
+    each = [GlobalBalance(2)(c.float(), c).item() for c in chosen]
+    pooled = torch.cat(chosen)
+    assert each == [2.0, 2.0] and GlobalBalance(2)(pooled.float(), pooled).item() == 1.0
+
+
+def test_shared_pathways_are_left_out():
+    scores = torch.randn(N, P, dtype=torch.float64)
+    r = select(scores, k=3, n_shared=1)
+    alone = select(scores[:, 1:], k=2)
+    module = GlobalBalance(P, n_shared=1)
+    torch.testing.assert_close(module(r.probs, r.chosen), GlobalBalance(P - 1)(alone.probs, alone.chosen))
+    assert module.step().shape == (P - 1,)
+    torch.testing.assert_close(z_loss(scores, n_shared=1), z_loss(scores[:, 1:]))
+
+
+def test_evaluation_stores_nothing():
+    module, r = GlobalBalance(P).eval(), routes()
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    loss = module(r.probs, r.chosen)
+    torch.testing.assert_close(loss, P * (frequencies(r.chosen) * r.probs.mean(0)).sum(), rtol=1e-6, atol=0)
+    assert all(torch.equal(v, module.state_dict()[k]) for k, v in before.items())
+
+
+def test_a_step_without_a_batch_changes_nothing():
+    module, r = GlobalBalance(P), routes()
+    module(r.probs, r.chosen)
+    module.step()
+    before = module.average.clone()
+    assert not module.step().any()
+    assert torch.equal(module.average, before)
+
+
+def test_state_is_saved_so_that_a_resumed_run_goes_on_alike():
+    module, r = GlobalBalance(P), routes()
+    module(r.probs, r.chosen)
+    module.step()
+    module(r.probs, r.chosen)
+    copy = GlobalBalance(P)
+    copy.load_state_dict(module.state_dict())
+    other = routes(seed=9)
+    assert torch.equal(copy(other.probs, other.chosen), module(other.probs, other.chosen))
+
+
+def test_z_loss_from_the_definition():
+    scores = torch.randn(N, P, dtype=torch.float64)
+    expected = sum(torch.log(torch.exp(row).sum()) ** 2 for row in scores) / N
+    torch.testing.assert_close(z_loss(scores), expected)
+
+
+def test_bias_update_lifts_the_idle_and_stays_centred():
+    bias = torch.zeros(4)
+    bias_update(bias, torch.tensor([0.7, 0.1, 0.1, 0.1]), rate=0.01)
+    torch.testing.assert_close(bias, torch.tensor([-0.015, 0.005, 0.005, 0.005]))
+    for _ in range(50):
+        bias_update(bias, torch.tensor([0.7, 0.1, 0.1, 0.1]), rate=0.01)
+    assert bias.sum().abs() < 1e-6
+    shared = torch.zeros(4)
+    bias_update(shared, torch.tensor([0.6, 0.2, 0.2]), rate=0.01)
+    assert shared[0] == 0 and shared[1:].sum().abs() < 1e-8 and shared[1] < 0
+
+
+def test_bias_balances_a_skewed_router():
+    scores = torch.randn(2000, 8, generator=torch.Generator().manual_seed(0)) + torch.linspace(0, 2, 8)
+    bias = torch.zeros(8)
+    loads = []
+    for _ in range(300):
+        load = select(scores, k=2, bias=bias).chosen.float().mean(0) / 2
+        loads.append(load)
+        bias_update(bias, load, rate=0.02)
+    assert loads[0].max() > 0.25 and loads[-1].max() < 0.14
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 400])
+def test_the_schedule_reaches_its_end_on_the_last_step(steps):
+    """start + (end − start)·epoch/epochs, as first implemented, never does."""
+    cfg = BalanceConfig(weight=0.1, weight_start=0.01)
+    values = [cfg.weight_at(step, steps) for step in range(steps)]
+    assert values[-1] == 0.1 and values == sorted(values)
+    assert steps == 1 or values[0] == 0.01
+    assert cfg.weight_at(10 * steps, steps) == 0.1
+    short = BalanceConfig(weight=0.1, weight_start=0.01, weight_steps=5)
+    assert short.weight_at(4, 400) == 0.1 and short.weight_at(3, 400) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"weight": -1.0}, r"`balance.weight` is -1.0"),
+        ({"weight_steps": 0}, r"`balance.weight_steps` is 0"),
+        ({"momentum": 1.0}, r"`balance.momentum` is 1.0"),
+    ],
+)
+def test_bad_values_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        BalanceConfig(**fields)
+
+
+def _global_batch() -> tuple[torch.Tensor, torch.Tensor]:
+    scores = torch.randn(4, N, P, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    mask = torch.ones(4, N, dtype=torch.bool)
+    mask[:, :3] = mask[:, -3:] = False  # three pads in either half
+    return scores + torch.tensor([2.0, 1.0, 0.0, 0.0, 0.0]), mask
+
+
+def _train(module: GlobalBalance, scores: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+    """Two optimizer steps of two micro-batches each; scores [2, 2·micro, N, P]; the gradient of each step's last."""
+    gradients = []
+    for step_scores, step_mask in zip(scores, mask, strict=True):
+        for micro, m in zip(step_scores, step_mask, strict=True):
+            micro = micro.flatten(0, -2).requires_grad_()
+            r = select(micro, k=K)
+            (gradient,) = torch.autograd.grad(module(r.probs, r.chosen, m.flatten()), micro)
+        gradients.append(gradient)
+        module.step()
+    return gradients
+
+
+def _worker(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    scores, mask = _global_batch()
+    scores, mask = scores.view(2, 2, N, P), mask.view(2, 2, N)
+    half = slice(rank * N // 2, (rank + 1) * N // 2)
+    module = GlobalBalance(P)
+    gradients = _train(module, scores[:, :, None, half], mask[:, :, None, half])
+    torch.save((gradients, module.average), f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one_with_the_same_global_batch(tmp_path: Path, monkeypatch):
+    """The mean over ranks, as DDP takes it, of the gradients is the single process's: no extra ÷ranks
+    (Megatron-LM issues 3672 and 3769), and every rank sees the global frequencies."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", next(name for _, name in socket.if_nameindex() if name.startswith("lo")))
+    scores, mask = _global_batch()
+    module = GlobalBalance(P)
+    alone = _train(module, scores.view(2, 2, 1, N, P), mask.view(2, 2, 1, N))
+    mp.start_processes(_worker, args=(str(tmp_path),), nprocs=2, start_method="spawn")
+    parts = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+    for step in range(2):
+        halves = torch.cat([gradients[step] for gradients, _ in parts]) / 2
+        torch.testing.assert_close(halves, alone[step], rtol=1e-6, atol=1e-10)
+    for _, average in parts:
+        assert torch.equal(average, module.average)
+
+
+def test_doctests():
+    result = doctest.testmod(balance)
+    assert result.attempted > 0 and result.failed == 0
