@@ -130,7 +130,7 @@ def _top_tokens(counts: Tensor, totals: Tensor, texts: list[str]) -> list[Token]
     here, everywhere = counts / counts.sum(), totals / totals.sum()
     lift = torch.where(counts > 0, here / everywhere.clamp(min=1e-300), 0.0)
     gain = torch.special.xlogy(here, lift)
-    best = gain.topk(min(TOP_TOKENS, len(gain))).indices.tolist()
+    best = gain.argsort(descending=True, stable=True)[:TOP_TOKENS].tolist()
     return [Token(texts[i], int(counts[i]), float(lift[i])) for i in best if gain[i] > 0]
 
 

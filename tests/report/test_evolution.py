@@ -1,0 +1,47 @@
+"""The evolution figure draws what metrics.csv holds and leaves out what it does not."""
+
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from slms.report.evolution import evolution_figure
+from slms.report.metrics_csv import Row
+
+
+def _rows(n_layers, metrics=("purity", "entropy", "utilization", "stability", "saturation"), steps=5):
+    rows = [Row(i, 0, "train", "loss", "lm", 3.0 - i) for i in range(steps)]
+    rows += [Row(i, 0, "val", "loss", "", 3.1 - i) for i in range(steps)]
+    rows += [Row(i, 0, "val", f"si_{name}", "", 0.1 * i) for i in range(steps) for name in ("pos", "semantic")]
+    return rows + [
+        Row(i, 0, "val", metric, f"L{layer}", 0.1 * layer + i)
+        for i in range(steps)
+        for metric in metrics
+        for layer in range(n_layers)
+    ]
+
+
+@pytest.mark.parametrize("n_layers", [1, 4, 24])
+def test_every_series_is_a_line_with_its_points(n_layers):
+    figure = evolution_figure(_rows(n_layers))
+    purity = next(axes for axes in figure.axes if axes.get_title(loc="left") == "Purity")
+    lines = {line.get_label(): list(line.get_ydata()) for line in purity.get_lines()}
+    assert lines == {f"L{layer}": [0.1 * layer + i for i in range(5)] for layer in range(n_layers)}
+    assert len(figure.axes) == 7
+    FigureCanvasAgg(figure).draw()
+    box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
+
+
+def test_the_last_of_two_values_of_a_step_is_drawn():
+    rows = [*_rows(1), Row(2, 0, "val", "purity", "L0", 9.0)]
+    purity = next(axes for axes in evolution_figure(rows).axes if axes.get_title(loc="left") == "Purity")
+    assert list(purity.get_lines()[0].get_ydata()) == [0.0, 1.0, 9.0, 3.0, 4.0]
+
+
+def test_dense_runs_have_the_loss_only():
+    figure = evolution_figure(_rows(0)[:10])
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Loss (nats per token)"]
+
+
+def test_nothing_to_draw_is_an_error():
+    with pytest.raises(ValueError, match=r"metrics.csv holds no loss"):
+        evolution_figure([Row(0, 0, "val", "x", "", 1.0)])

@@ -1,0 +1,185 @@
+"""One pass over text: losses by document, pathway tables, and the same numbers from one rank or two."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+import slms
+from slms.data.text import Blocks
+from slms.lit.evaluate import batches
+from slms.metrics.loss import DocumentLoss
+from slms.models.routed_mlp import record_routes, routed_layers
+from slms.report.measure import PathwayTables, losses_of, measure, random_model, token_texts
+
+NAMES = {"pos": ("none", "noun", "verb"), "half": ("first", "second")}
+
+
+class Words:
+    """A tokenizer of 40 made-up words, SentencePiece-like for even ids."""
+
+    def convert_ids_to_tokens(self, ids):
+        return [f"▁w{i}" if i % 2 == 0 else f"w{i}" for i in ids]
+
+    def decode(self, ids, **options):
+        return "".join(f"w{i}" for i in ids)
+
+
+@pytest.fixture(scope="module")
+def blocks():
+    rng = np.random.default_rng(0)
+    ids = rng.choice(np.arange(3, 40), (24, 16), p=np.r_[[0.3], np.full(36, 0.7 / 36)])
+    documents = np.sort(rng.integers(0, 9, 24 * 16)).reshape(24, 16)
+    labels = {"pos": np.where(ids % 5 == 0, -1, ids % 3).astype(np.int16), "half": (ids > 20).astype(np.int16)}
+    return Blocks(ids.astype(np.uint16), documents, labels, NAMES)
+
+
+@pytest.fixture(scope="module")
+def model(blocks):
+    config = GPTNeoConfig(
+        vocab_size=50, hidden_size=8, num_layers=2, num_heads=2, attention_types=[[["global"], 2]],
+        intermediate_size=20, max_position_embeddings=32, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    dense = GPTNeoForCausalLM(config)
+    routing = slms.RoutingConfig(n_pathways=4, k=2, layers=[1], router_hidden=4)
+    return slms.route(dense, routing, torch.from_numpy(blocks.input_ids.astype("int64")))
+
+
+def _by_hand(model, blocks):
+    """Every token's choice, id, classes, document, one by one."""
+    rows = []
+    for batch in batches(blocks, 5):
+        with torch.no_grad(), record_routes(model) as routes:
+            model(batch["input_ids"])
+        columns = [batch[name].flatten().tolist() for name in ("input_ids", "labels_pos", "labels_half", "doc_ids")]
+        rows += zip(routes[1].chosen.tolist(), *columns, strict=True)
+    return rows
+
+
+def test_pathways_are_described_as_counted_by_hand(model, blocks):
+    (layer,) = measure(model, Words(), blocks, 7).layers
+    rows = _by_hand(model, blocks)
+    total = len(rows)
+    assert (layer.layer, layer.n_pathways, layer.chosen_per_token) == (1, 4, 2.0)
+    sizes = np.diff(routed_layers(model)[1].offsets)
+    assert layer.density == pytest.approx(sum(np.dot(chosen, sizes) for chosen, *_ in rows) / total / 20)
+    for p, pathway in enumerate(layer.pathways):
+        mine = [row for row in rows if row[0][p]]
+        assert (pathway.index, pathway.tokens) == (p, len(mine))
+        assert pathway.load == pytest.approx(len(mine) / (2 * total))
+        known = [row[2] for row in mine if row[2] >= 0]
+        for name, share in pathway.profile["pos"].items():
+            assert share == pytest.approx(known.count(NAMES["pos"].index(name)) / len(known))
+        gains = {}
+        for token in {row[1] for row in mine}:
+            here, there = [r[1] for r in mine].count(token) / len(mine), [r[1] for r in rows].count(token) / total
+            gains[token] = here * math.log(here / there)
+            if token == 4:
+                found = [t for t in pathway.top_tokens if t.text == " w4"]
+                assert all((t.count, t.lift) == (round(here * len(mine)), pytest.approx(here / there)) for t in found)
+        best = sorted(gains, key=lambda token: (-round(gains[token], 12), token))[:10]
+        assert [t.text for t in pathway.top_tokens] == [
+            f" w{i}" if i % 2 == 0 else f"w{i}" for i in best if gains[i] > 0
+        ]
+
+
+def test_labels_state_coverage_and_shares(model, blocks):
+    labels = measure(model, Words(), blocks, 7).labels
+    assert labels["pos"].coverage == pytest.approx((blocks.labels["pos"] >= 0).mean())
+    assert labels["half"].share == pytest.approx(
+        {"first": (blocks.input_ids <= 20).mean(), "second": (blocks.input_ids > 20).mean()}
+    )
+
+
+def test_loss_by_document(model, blocks):
+    measured = measure(model, Words(), blocks, 7)
+    ids, documents = torch.from_numpy(blocks.input_ids.astype("int64")), torch.from_numpy(blocks.doc_ids)
+    with torch.no_grad():
+        logits = model(ids).logits.double()
+    nll = -logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    losses = losses_of(measured.loss, None)
+    sums = [nll[documents[:, 1:] == document].sum() for document in range(9)]
+    assert losses.by_document.nats == pytest.approx([float(x) for x in sums], rel=1e-5)
+    assert losses.by_document.tokens == [int((documents[:, 1:] == document).sum()) for document in range(9)]
+    assert losses.model.nats == pytest.approx(float(nll.mean()), rel=1e-5)
+    assert (losses.model.documents, losses.model.tokens, losses.dense) == (9, 24 * 15, None)
+
+
+def test_difference_to_the_dense_base_is_paired():
+    losses = []
+    for extra in (0.0, 0.1):
+        sums = DocumentLoss()
+        sums.update(torch.tensor([1.0, 5.0, 9.0, 2.0]) + extra, torch.tensor([0, 1, 2, 2]))
+        losses.append(sums)
+    found = losses_of(losses[1], losses[0])
+    assert found.difference.nats == pytest.approx(0.1, rel=1e-5)
+    assert (found.difference.low, found.difference.high) == (pytest.approx(0.1, rel=1e-5), pytest.approx(0.1, rel=1e-5))
+    assert found.difference.documents == 3 and found.dense.nats == pytest.approx(4.25)
+
+
+def test_measuring_changes_nothing(model, blocks):
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    first, second = measure(model, Words(), blocks, 7), measure(model, Words(), blocks, 24)
+    assert model.training and all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert first.layers[0].pathways == second.layers[0].pathways  # whatever the batch size
+
+
+def test_random_model_has_the_shape_and_other_weights(model):
+    state = torch.get_rng_state()
+    other, again = random_model(model), random_model(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert type(other) is type(model) and list(routed_layers(other)) == [1]
+    mine, theirs = model.state_dict(), other.state_dict()
+    assert all(mine[name].shape == theirs[name].shape for name in mine)
+    assert not torch.equal(mine["transformer.h.1.mlp.W_in"], theirs["transformer.h.1.mlp.W_in"])
+    assert all(torch.equal(theirs[name], value) for name, value in again.state_dict().items())
+
+
+def test_dense_models_have_losses_only(blocks):
+    config = GPTNeoConfig(
+        vocab_size=50, hidden_size=8, num_layers=1, num_heads=2, attention_types=[[["global"], 1]], intermediate_size=8,
+        max_position_embeddings=32, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    measured = measure(GPTNeoForCausalLM(config), Words(), blocks, 8)
+    assert measured.layers == [] and int(measured.loss.tokens.sum()) == 24 * 15
+
+
+def test_token_texts_keep_the_space_that_sentencepiece_drops():
+    assert token_texts(Words(), [4, 5]) == [" w4", "w5"]
+
+
+def _rank(rank, world, model, blocks, path):
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{path}/sync", rank=rank, world_size=world)
+    torch.set_num_threads(1)
+    tables = _tables(model, blocks)
+    for i, batch in enumerate(batches(blocks, 6)):
+        if i % world == rank:
+            _feed(tables, model, batch)
+    torch.save(repr(tables.compute(Words())), f"{path}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def _tables(model, blocks):
+    return PathwayTables(routed_layers(model), torch.arange(3, 40), blocks.label_names)
+
+
+def _feed(tables, model, batch):
+    with torch.no_grad(), record_routes(model) as routes:
+        model(batch["input_ids"])
+    tables.update(routes, batch)
+
+
+@pytest.mark.slow
+def test_two_ranks_describe_what_one_describes(model, blocks, tmp_path):
+    tables = _tables(model, blocks)
+    for batch in batches(blocks, 6):
+        _feed(tables, model, batch)
+    torch.multiprocessing.spawn(_rank, (2, model, blocks, str(tmp_path)), nprocs=2)
+    alone = repr(tables.compute(Words()))
+    assert [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)] == [alone, alone]
