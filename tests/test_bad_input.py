@@ -102,7 +102,7 @@ def test_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, cap
         (["perplexity", "stories-1m", "--block_size=9999"], ["--block_size", "9999", "2048"]),
         (["perplexity", "stories-1m", "--split=dev"], ["split", "dev"]),
         (["pathways", "stories-1m", "--n_tokens=512"], ["stories-1m", "dense"]),
-        (["compare", "[./nowhere, ./elsewhere]"], ["nowhere"]),
+        (["compare", "./nowhere", "./elsewhere"], ["nowhere"]),
         (["perplexityy"], ["perplexityy"]),
     ],
     ids=lambda v: " ".join(v[:3]),

@@ -165,10 +165,9 @@ class TextData(L.LightningDataModule):
         rows = min(len(self.train_blocks.input_ids), -(-n_tokens // self.block_size))
         return torch.from_numpy(self.train_blocks.input_ids[:rows].astype(np.int64))
 
-    def train_dataloader(self) -> ResumableLoader:
-        """Batches in the resumable order, dealt to ranks."""
+    def batches_per_epoch(self) -> int:
+        """Batches of an epoch on each device."""
         world = self.trainer.world_size if self.trainer else 1
-        rank = self.trainer.global_rank if self.trainer else 0
         n_blocks = len(self.train_blocks.input_ids)
         epoch_blocks = n_blocks if self.epoch_tokens is None else max(self.epoch_tokens // self.block_size, 1)
         batches = epoch_blocks // (self.batch_size * world)
@@ -176,7 +175,14 @@ class TextData(L.LightningDataModule):
             raise ValueError(
                 f"data.batch_size is {self.batch_size} on {world} device(s); an epoch holds only {epoch_blocks} blocks"
             )
-        order = BlockOrder(n_blocks, self.batch_size, batches, self.seed, rank, world)
+        return batches
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Batches in the resumable order, dealt to ranks."""
+        world = self.trainer.world_size if self.trainer else 1
+        rank = self.trainer.global_rank if self.trainer else 0
+        n_blocks = len(self.train_blocks.input_ids)
+        order = BlockOrder(n_blocks, self.batch_size, self.batches_per_epoch(), self.seed, rank, world)
         return ResumableLoader(BlockDataset(self.train_blocks), order, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader:

@@ -120,10 +120,19 @@ class LanguageModel(L.LightningModule):
             self.teacher = [dense.eval().requires_grad_(False)]
         self.net.train()
 
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run."""
+        trainer = self.trainer  # its own estimate builds the loaders too early for a checkpoint's position in them
+        batches, limit = self.trainer.datamodule.batches_per_epoch(), trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        steps = -(-batches // trainer.accumulate_grad_batches) * trainer.max_epochs
+        return steps if trainer.max_steps < 0 else trainer.max_steps if steps < 0 else min(steps, trainer.max_steps)
+
     def configure_optimizers(self):
         """AdamW with a warm-up–cosine schedule over the whole run."""
         optimizer = build_optimizer(self.net, self.optimizer_config)
-        total = self.trainer.estimated_stepping_batches
+        total = self.total_steps
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: lr_share(step, total, self.optimizer_config)
         )
@@ -132,7 +141,7 @@ class LanguageModel(L.LightningModule):
     def on_train_batch_start(self, batch, batch_idx):
         """Anneal k from all pathways to `routing.k`."""
         if self.k_anneal and self.routing is not None:
-            share = self.global_step / (self.k_anneal * self.trainer.estimated_stepping_batches)
+            share = self.global_step / (self.k_anneal * self.total_steps)
             set_k(self.net, annealed_k(share, self.routing.n_pathways, self.routing.k))
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
@@ -145,8 +154,10 @@ class LanguageModel(L.LightningModule):
         weights = {"lm": 1.0}
         if self.role == "routed":
             terms |= self._balance_terms(routes)
-            total = self.trainer.estimated_stepping_batches
-            weights |= {"balance": self.balance.weight_at(self.global_step, total), "z": self.balance.z_weight}
+            weights |= {
+                "balance": self.balance.weight_at(self.global_step, self.total_steps),
+                "z": self.balance.z_weight,
+            }
         if self.teacher:
             terms |= self._distill_terms(ids, logits, outputs)
             weights |= {"distill_logits": self.distill.logits, "distill_mlp": self.distill.mlp}

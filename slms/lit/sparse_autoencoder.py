@@ -5,17 +5,19 @@ Shapes: b blocks, t position, n tokens (b·t), d width of a site, s latents.
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
-from slms.data.sites import find_site
+from slms.data.sites import find_site, hf_name
 from slms.models.base import BaseConfig, load_base
 from slms.sae.base import Losses
 from slms.sae.coders import BatchTopK
 from slms.sae.evaluate import Used, measure
+from slms.sae.export import Provenance, save
 from slms.sae.quality import CoderQuality
 from slms.sae.trainee import CoderSpec, Trainee
 
@@ -243,3 +245,26 @@ class SparseAutoencoder(L.LightningModule):
                     density = q.density.clamp_min(1e-7).log10().float()
                     log.experiment.add_histogram(f"val/log10_density/{trainee.label}", density, self.global_step)
             quality.reset()
+
+    # --- export ------------------------------------------------------------------------------------------------------
+
+    def export(self, directory: Path) -> list[str]:
+        """Write every coder to `directory`/LABEL in SAELens's format; returns the labels it could not, with reasons."""
+        refused = []
+        for trainee in self.trainees:
+            try:
+                save(trainee.folded(), directory / trainee.label, self._provenance(trainee))
+            except ValueError as error:
+                refused.append(f"{trainee.label}: {error}")
+        return refused
+
+    def _provenance(self, trainee: Trainee) -> Provenance:
+        data, source, target = self.trainer.datamodule, trainee.source, trainee.target
+        return Provenance(
+            model_name=self.base.name or (self.base.embedded if self.base.source == "embedded" else self.base.hub),
+            hook_name=source.hook_name,
+            hf_hook_name=hf_name(self.lm, source),
+            hook_name_out=None if source == target else target.hook_name,
+            context_size=data.block_size,
+            dataset_path=data.corpus_name,
+        )
