@@ -15,6 +15,7 @@ to its largest number. No line is printed for a call whose output or gradients m
 
 import argparse
 import csv
+import functools
 import itertools
 import platform
 import sys
@@ -135,10 +136,11 @@ def measure(
         return scores.topk(k, 1)
 
     def alternative(forward: Callable[[Call], Tensor]) -> Callable[[], object]:
-        return rotating([one_pass(call, shape, lambda call=call: forward(call)) for call in calls])
+        return rotating([one_pass(call, shape, functools.partial(forward, call)) for call in calls])
 
     plain = [
-        one_pass(c, shape, lambda c=c, t=t: dense_mlp(c, activation, t)) for c, t in zip(calls, transposed, strict=True)
+        one_pass(c, shape, functools.partial(dense_mlp, c, activation, t))
+        for c, t in zip(calls, transposed, strict=True)
     ]
     runs = {
         "auto": alternative(lambda call: call_backend(call, activation, "auto")),
@@ -221,7 +223,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--device is cuda; no CUDA device is available")
     torch.set_num_threads(arguments.threads)
     print(f"# {machine(arguments.device)} | Python {platform.python_version()}", file=sys.stderr)
-    lines = []
+    lines: list[dict[str, object]] = []
     for line in table(arguments):
         if not lines:
             print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))

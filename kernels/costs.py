@@ -63,7 +63,7 @@ def estimate_gpu(backend: str, shape: Shape, n_tokens: int, density: float, chip
     matrices = 3 if shape.gated else 2
     weights = matrices * shape.d_model * shape.d_ff
     speed = chip.matmul_float32 if shape.dtype == "float32" else chip.matmul
-    passes = 3 if shape.training else 1
+    passes = 3.0 if shape.training else 1.0
     if backend == "dense":
         return passes * (4 * chip.launch + max(weights * size / chip.memory, 2 * n_tokens * weights / speed))
     read = 1 - (1 - density) ** n_tokens
@@ -81,7 +81,7 @@ def estimate(backend: str, shape: Shape, n_tokens: int, density: float) -> float
     rates = RATES.get(shape.dtype, RATES["float32"])
     size = 2 if shape.dtype in ("bfloat16", "float16") else 4
     matrices = 3 if shape.gated else 2
-    passes = 3 if shape.training else 1
+    passes = 3.0 if shape.training else 1.0
     weights = matrices * shape.d_model * shape.d_ff
     if backend in ("dense", "reference"):
         work = max(2 * n_tokens * weights / rates.matmul, weights * size / MEMORY)

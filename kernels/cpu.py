@@ -138,7 +138,7 @@ def grouped_backward(
         if b_in is not None:
             torch.sum(du, 0, out=db_in[f])
         dx_p = torch.mm(du, W_in[f]).to(wide)
-        if W_gate is not None:
+        if W_gate is not None and dv is not None:
             torch.mm(dv.t(), x_p, out=dW_gate[f])
             dx_p += torch.mm(dv, W_gate[f])
             if b_gate is not None:

@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -128,8 +128,19 @@ def forget_choices() -> None:
 
 
 @torch.compiler.assume_constant_result
-def _auto(n_tokens: int, density: float, *shape: int | bool | str) -> str:
-    return _choose(Shape(*shape), *_rounded(n_tokens, density)).backend
+def _auto(
+    n_tokens: int,
+    density: float,
+    d_model: int,
+    d_ff: int,
+    n_pathways: int,
+    gated: bool,
+    dtype: str,
+    device: str,
+    training: bool,
+) -> str:
+    shape = Shape(d_model, d_ff, n_pathways, gated, dtype, device, training)
+    return _choose(shape, *_rounded(n_tokens, density)).backend
 
 
 def explain(
@@ -152,12 +163,10 @@ def explain(
     return f"{choice.backend} for {n_tokens} tokens at density {density:g}: {choice.reason}"
 
 
-def _same_types(x: Tensor, *weights: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Under autocast, x and the weights in the autocast type, as `F.linear` would take them."""
-    if not torch.is_autocast_enabled(x.device.type):
-        return x, *weights
-    dtype = torch.get_autocast_dtype(x.device.type)
-    return tuple(None if tensor is None else tensor.to(dtype) for tensor in (x, *weights))
+def _cast(tensor: Tensor) -> Tensor:
+    """Under autocast in the autocast type, as `F.linear` would take it."""
+    device = tensor.device.type
+    return tensor.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else tensor
 
 
 def routed_mlp(
@@ -184,7 +193,8 @@ def routed_mlp(
     on the CPU, and supposed to be a quarter where counting would wait for a device or break a compiled graph.
     Raises ValueError for shapes that do not fit and for a backend that does not exist or cannot run here.
     """
-    x, W_in, W_out, b_in, W_gate, b_gate = _same_types(x, W_in, W_out, b_in, W_gate, b_gate)
+    x, W_in, W_out = _cast(x), _cast(W_in), _cast(W_out)
+    b_in, W_gate, b_gate = (None if tensor is None else _cast(tensor) for tensor in (b_in, W_gate, b_gate))
     check_arguments(x, W_in, W_out, gates, chosen, offsets, activation, b_in, W_gate, b_gate)
     if (why := refusal(backend, x.device.type, x.dtype)) is not None:
         raise ValueError(f"`backend` is {backend!r}; {why}.")
@@ -206,10 +216,15 @@ def routed_mlp(
         )
     # An operator costs some 30 µs to call, as much as a token of a small MLP: only autograd and compilation need it.
     operator = training or compiling
+    run: Callable[..., Tensor]
     if backend == "rows" and not operator:
-        from kernels.rows import rows_forward as run
+        from kernels.rows import rows_forward
+
+        run = rows_forward
     elif backend == "grouped" and not operator:
         run = grouped_forward
     else:
-        run = {"dense": dense, "grouped": grouped, "rows": rows, "triton": on_gpu}[backend]
+        operators: dict[str, Callable[..., Tensor]]
+        operators = {"dense": dense, "grouped": grouped, "rows": rows, "triton": on_gpu}
+        run = operators[backend]
     return run(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)

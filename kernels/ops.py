@@ -60,7 +60,7 @@ def grouped_backward(
     offsets: Sequence[int],
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return tuple(cpu.grouped_backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation))
+    return cpu.grouped_backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
 
 
 @torch.library.custom_op("kernels::on_gpu", mutates_args=())
@@ -98,9 +98,7 @@ def on_gpu_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     from kernels.gpu import launch
 
-    return tuple(
-        launch.grouped_backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
-    )
+    return launch.grouped_backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
 
 
 def fake_forward(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation):

@@ -20,7 +20,6 @@ from torch import Tensor
 
 # Reordering sums is what lets the compiler vectorise them; NaN and infinity keep their meaning.
 MATH = {"reassoc", "contract", "nsz", "arcp"}
-JIT = {"nogil": True, "cache": True, "fastmath": MATH, "error_model": "numpy"}
 GELU, GELU_TANH, RELU, SILU = range(4)
 CHUNK = 16  # neurons whose rows stay in the first cache while all tokens of a pathway use them
 CODES = {"gelu": GELU, "gelu_new": GELU_TANH, "gelu_pytorch_tanh": GELU_TANH, "relu": RELU, "silu": SILU}
@@ -41,7 +40,7 @@ def _wide(value):
 @overload(_wide, inline="always")
 def _wide_overload(value):
     if value == types.uint16:
-        return lambda value: _float_of_bits(np.uint32(value) << np.uint32(16))
+        return lambda value: _float_of_bits(np.uint32(value) << np.uint32(16))  # type: ignore[call-arg]
     return lambda value: value
 
 
@@ -107,7 +106,7 @@ def _down(h, W, first, last, y):
             y[i] += hidden * _wide(W[f, i])
 
 
-@numba.njit(**JIT)
+@numba.njit(nogil=True, cache=True, fastmath=MATH, error_model="numpy")
 def _rows(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, code, y):
     """Adds to y [n, d] float32; x and gates float32; weights float32 or uint16 bits; empty arrays stand for None."""
     n = x.shape[0]
@@ -146,7 +145,8 @@ _NO_WEIGHTS = {dtype: torch.empty(0, 0, dtype=dtype) for dtype in (torch.float32
 _NO_BIAS = {dtype: torch.empty(0, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
 
 
-def _array(tensor: Tensor) -> np.ndarray:
+def _array(tensor: Tensor | None, absent: Tensor) -> np.ndarray:
+    tensor = (absent if tensor is None else tensor).detach().contiguous()
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.view(torch.uint16)
     return tensor.numpy()
@@ -167,11 +167,17 @@ def rows_forward(
     """The same function as `kernels.cpu.grouped_forward`, for float32 and bfloat16, accumulated in float32."""
     no_weights, no_bias = _NO_WEIGHTS[W_in.dtype], _NO_BIAS[W_in.dtype]
     y = torch.zeros(x.shape, dtype=torch.float32)
-    _rows(
+    _rows(  # type: ignore[call-arg]
         x.detach().float().contiguous().numpy(),
         *(
-            _array((none if w is None else w).detach().contiguous())
-            for w, none in ((W_in, None), (b_in, no_bias), (W_gate, no_weights), (b_gate, no_bias), (W_out, None))
+            _array(tensor, absent)
+            for tensor, absent in (
+                (W_in, no_weights),
+                (b_in, no_bias),
+                (W_gate, no_weights),
+                (b_gate, no_bias),
+                (W_out, no_weights),
+            )
         ),
         gates.detach().float().contiguous().numpy(),
         chosen.contiguous().numpy(),

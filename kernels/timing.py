@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -58,7 +58,7 @@ class Spread(NamedTuple):
     p80: float
 
 
-def time_together(alternatives: dict[str, Callable[[], object]], device: str, seconds: float) -> dict[str, Spread]:
+def time_together(alternatives: Mapping[str, Callable[[], object]], device: str, seconds: float) -> dict[str, Spread]:
     """Runs the alternatives in turns for about this long, at least five rounds after a warm-up.
 
     On the CPU the processor time of the process is taken, which neighbours disturb least; elsewhere synchronised wall

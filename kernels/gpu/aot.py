@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,9 +36,9 @@ class Variant(NamedTuple):
 
     name: str
     kernel: triton.JITFunction
-    types: dict[str, str]
+    types: Mapping[str, str]
     """pointer and scalar types of its arguments; "i32" where not named"""
-    constants: dict[str, object]
+    constants: Mapping[str, object]
     warps: int
     stages: int
     products: bool
@@ -101,11 +101,11 @@ def variants(dtypes=tuple(TYPES), gated=(False, True)) -> Iterator[Variant]:
                     label = f"{name} {short} {shape} {size}"
                     yield Variant(label, kernel, data, constants | settings, warps, stages, True)
             for size in ("one", "few"):
-                tile = launch.DECODE_TILES[family, size]
+                slice_tile = launch.DECODE_TILES[family, size]
                 constants = common | {"ONE": size == "one", "N": 1 if size == "one" else 16}
-                constants |= {"ROWS": tile.rows, "INNER": tile.inner}
+                constants |= {"ROWS": slice_tile.rows, "INNER": slice_tile.inner}
                 label = f"slices {short} {shape} {size}"
-                yield Variant(label, decode.slices, data, constants, tile.warps, 3, size == "few")
+                yield Variant(label, decode.slices, data, constants, slice_tile.warps, 3, size == "few")
 
 
 def compile_variant(variant: Variant, chip: int) -> Resources:
@@ -123,7 +123,7 @@ def compile_variant(variant: Variant, chip: int) -> Resources:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        command = [TOOLS / "cuobjdump", "--dump-resource-usage", file.name]
+        command = [str(TOOLS / "cuobjdump"), "--dump-resource-usage", file.name]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     usage = {name: int(count) for name, count in re.findall(r"(REG|STACK|LOCAL):(\d+)", report)}
     return Resources(

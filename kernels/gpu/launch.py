@@ -129,7 +129,11 @@ def _shared(x, W_in, b_in, W_gate, b_gate, activation) -> dict:
     }
 
 
-def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+def _contiguous(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.contiguous() for tensor in tensors]
+
+
+def _contiguous_if_given(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
@@ -163,7 +167,8 @@ def decode_forward(
 ) -> Tensor:
     """`kernels.routed_mlp` for up to DECODE_TOKENS tokens."""
     assert len(x) <= DECODE_TOKENS, (len(x), DECODE_TOKENS)
-    x, W_in, b_in, W_gate, b_gate, W_out, gates = _contiguous(x, W_in, b_in, W_gate, b_gate, W_out, gates)
+    x, W_in, W_out, gates = _contiguous(x, W_in, W_out, gates)
+    b_in, W_gate, b_gate = _contiguous_if_given(b_in, W_gate, b_gate)
     (n, d), p = x.shape, chosen.shape[1]
     one = n == 1
     tile = DECODE_TILES[family(x.dtype), "one" if one else "few"]
@@ -210,7 +215,8 @@ def grouped_forward(
     activation: str,
 ) -> Tensor:
     """`kernels.routed_mlp` for many tokens."""
-    x, W_in, b_in, W_gate, b_gate, W_out, gates = _contiguous(x, W_in, b_in, W_gate, b_gate, W_out, gates)
+    x, W_in, W_out, gates = _contiguous(x, W_in, W_out, gates)
+    b_in, W_gate, b_gate = _contiguous_if_given(b_in, W_gate, b_gate)
     d, p = x.shape[1], chosen.shape[1]
     m = max(b - a for a, b in pairwise(offsets))
     capacity = chosen.numel()
@@ -278,7 +284,8 @@ def grouped_backward(
     activation: str,
 ) -> Gradients:
     """The gradients of `grouped_forward` and `decode_forward`; empty tensors for absent inputs."""
-    x, W_in, b_in, W_gate, b_gate, W_out, gates = _contiguous(x, W_in, b_in, W_gate, b_gate, W_out, gates)
+    x, W_in, W_out, gates = _contiguous(x, W_in, W_out, gates)
+    b_in, W_gate, b_gate = _contiguous_if_given(b_in, W_gate, b_gate)
     grad = grad.contiguous()
     (n, d), p = x.shape, chosen.shape[1]
     m = max(b - a for a, b in pairwise(offsets))
@@ -343,6 +350,8 @@ def grouped_backward(
         return out, d_bias
 
     dW_in, db_in = weight(du, x, W_in, b_in)
-    dW_gate, db_gate = (x.new_empty(0), x.new_empty(0)) if dv is None else weight(dv, x, W_gate, b_gate)
+    dW_gate, db_gate = (x.new_empty(0), x.new_empty(0))
+    if W_gate is not None and dv is not None:
+        dW_gate, db_gate = weight(dv, x, W_gate, b_gate)
     dW_out, _ = weight(hidden, grad, W_out, None)
     return Gradients(dx, dW_in, db_in, dW_gate, db_gate, dW_out, d_gates.sum(0).to(gates.dtype))
