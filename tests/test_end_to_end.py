@@ -67,6 +67,8 @@ def test_training_and_eval_give_the_same_number(routed, tmp_path, capsys):
     measured = json.loads((tmp_path / "perplexity" / "perplexity.json").read_text())
     assert abs(measured["nats"] - read_results(routed).losses.model.nats) < 1e-6
     assert f"{measured['nats']:.4f}" in capsys.readouterr().out
+    logged = [row.value for row in read_rows(routed / "metrics.csv") if (row.stage, row.metric) == ("val", "loss")]
+    assert len(logged) == 2 and abs(measured["nats"] - logged[-1]) < 1e-6  # the last epoch's, not the mean of both
 
 
 def test_eval_pathways_gives_the_run_s_own_numbers(routed, tmp_path):

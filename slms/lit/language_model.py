@@ -197,6 +197,10 @@ class LanguageModel(L.LightningModule):
             if self.balance.bias_rate:
                 bias_update(routed[int(i)].router.selection_bias, load, self.balance.bias_rate)
 
+    def on_validation_epoch_start(self):
+        """Count this validation's tokens only."""
+        self.val_loss.reset()
+
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> dict[str, torch.Tensor]:
         """Per-token losses of one batch: `nll` [b, t − 1]; its routes stay in `last_routes`."""
         with record_routes(self.net) as self.last_routes:
