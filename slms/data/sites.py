@@ -79,6 +79,19 @@ def find_site(model: PreTrainedModel, name: str) -> Site:
     return Site(kind, int(layer), int(pathway[0]) if pathway else None)
 
 
+def site_of_hook(model: PreTrainedModel, hook_name: str) -> Site:
+    """The site that TransformerLens calls `hook_name`.
+
+    Raises:
+        ValueError: none of this model's sites; the nearest names are given.
+    """
+    names = {site.hook_name: site for site in (find_site(model, name) for name in site_names(model))}
+    if hook_name not in names:
+        near = difflib.get_close_matches(hook_name, names, n=3, cutoff=0.0)
+        raise ValueError(f"hook {hook_name!r} is no site of this model; the nearest are {', '.join(near)}")
+    return names[hook_name]
+
+
 def hf_name(model: PreTrainedModel, site: Site) -> str:
     """Path of the module whose output (for `mlp_in` and `neurons`, input) the site is."""
     adapter = adapter_of(model)

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from slms.data.sites import Site, find_site, hf_name, read_sites, replaced, site_names
+from slms.data.sites import Site, find_site, hf_name, read_sites, replaced, site_names, site_of_hook
 from slms.models.anatomy import find_mlps, read_mlp, replace_mlp
 from slms.models.routed_mlp import RoutedMLP, record_routes
 from slms.routing import RoutingConfig
@@ -141,3 +141,6 @@ def test_names_elsewhere():
     assert Site("mlp_out", 3).hook_name == "blocks.3.hook_mlp_out"
     for name in site_names(model):
         assert model.get_submodule(hf_name(model, find_site(model, name))) is not None
+        assert site_of_hook(model, find_site(model, name).hook_name).name == name
+    with pytest.raises(ValueError, match=r"'blocks\.9\.hook_resid_post'.*blocks\."):
+        site_of_hook(model, "blocks.9.hook_resid_post")

@@ -1,0 +1,121 @@
+"""`eval.py sae` on a directory that a run wrote: its figures, its baselines, and what it refuses."""
+
+import json
+
+import lightning as L
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFast
+
+from callbacks.coders import CoderWriter
+from slms.commands.sae import sae
+from slms.data.activations import ActivationData, BufferConfig
+from slms.data.text import CorpusConfig
+from slms.lit.sparse_autoencoder import CoderOptimizerConfig, SparseAutoencoder
+from slms.models.base import BaseConfig
+from slms.sae.config import CoderConfig
+from slms.sae.export import load
+from slms.sae.trainee import CoderSpec
+
+WORDS = [f"w{i}" for i in range(40)]
+
+
+class Interrupt(L.Callback):
+    """Ctrl-C after some steps."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A tiny language model with its tokenizer and text, and a run's directory of coders of it."""
+    directory = tmp_path_factory.mktemp("tiny")
+    tokenizer = Tokenizer(models.WordLevel({"<eos>": 0, **{w: i + 1 for i, w in enumerate(WORDS)}}, unk_token="<eos>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", model_max_length=64)
+    fast.save_pretrained(directory)
+    torch.manual_seed(0)
+    config = GPTNeoConfig(vocab_size=41, hidden_size=8, num_layers=2, num_heads=2, attention_types=[[["global"], 2]],
+                          max_position_embeddings=64, bos_token_id=0, eos_token_id=0)  # fmt: skip
+    GPTNeoForCausalLM(config).save_pretrained(directory)
+    generator = torch.Generator().manual_seed(0)
+    stories = [" ".join(WORDS[i] for i in torch.randint(40, (30,), generator=generator)) for _ in range(300)]
+    (directory / "text.txt").write_text("\n<|endoftext|>\n".join(stories))
+    fit(directory, directory / "run", [])
+    return directory
+
+
+def fit(place, run, callbacks):
+    kind = {"kind": "batch_topk", "d_sae": 64, "k": 4}
+    coders = [
+        CoderSpec("residual.0", coder=CoderConfig(**kind)),
+        CoderSpec("mlp_in.1", "mlp_out.1", name="mlp", coder=CoderConfig(**kind)),
+        CoderSpec("mlp_in.1", "mlp_out.1", name="topk", coder=CoderConfig(kind="topk", d_sae=24, k=4)),
+    ]
+    module = SparseAutoencoder(BaseConfig(name=str(place)), coders, CoderOptimizerConfig(lr=5e-3))
+    data = ActivationData(
+        CorpusConfig(name=str(place / "text.txt")), module.tokenizer, "local",
+        BufferConfig(batch_size=64, chunk_tokens=512, lm_batch_size=4), block_size=16, train_tokens=None,
+        epoch_tokens=64 * 100, val_tokens=256,
+    )  # fmt: skip
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", logger=L.pytorch.loggers.CSVLogger(run, name="", version=""),
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, num_sanity_val_steps=0,
+        gradient_clip_val=1.0, callbacks=[*callbacks, CoderWriter()],
+    )  # fmt: skip
+    trainer.fit(module, data)
+
+
+def run_sae(place, name, **options):
+    text = {"corpus": str(place / "text.txt"), "n_tokens": 512, "output_dir": str(place / "artifacts")}
+    sae(str(place / "run" / "saes" / name), **text | options)
+    return json.loads((place / "artifacts" / "sae" / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["residual.0", "mlp"])
+def test_figures_and_baselines(place, name, capsys):
+    out = run_sae(place, name)
+    results = out["results"]
+    places = {"residual.0": ("residual.0", "residual.0"), "mlp": ("mlp_in.1", "mlp_out.1")}
+    assert (out["site"], out["target"]) == places[name]
+    assert results["sae"]["l0"]["value"] == pytest.approx(4, abs=1.5)
+    assert results["pca"]["l0"]["value"] == round(results["sae"]["l0"]["value"])
+    assert results["sae"]["fvu"]["value"] < results["random"]["fvu"]["value"] < 1
+    for result in results.values():
+        assert result["fvu"]["low"] < result["fvu"]["value"] < result["fvu"]["high"]
+        assert result["recovered"].keys() == {"zero", "mean"}
+        assert result["kl"]["value"] > 0
+    printed = capsys.readouterr().out
+    assert f"{results['sae']['fvu']['value']:.4f}" in printed and "random" in printed
+
+
+def test_a_transcoder_without_a_format_is_reported_not_lost(place):
+    assert not (place / "run" / "saes" / "topk").exists()
+    assert (place / "run" / "saes" / "mlp" / "cfg.json").exists()
+
+
+def test_interrupt_saves_weights(place, tmp_path):
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(place, tmp_path, [Interrupt(20)])
+    coder = load(tmp_path / "saes" / "residual.0").coder
+    assert coder.threshold.min() > 0
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 20
+    assert state["ActivationData"]["done"] == 20
+
+
+def test_refusals(place, tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        run_sae(place, "nothing")
+    with pytest.raises(ValueError, match=r"'residual\.9' is not in this model; the nearest"):
+        run_sae(place, "residual.0", site="residual.9")
+    with pytest.raises(ValueError, match="its input has 8 dimensions, but the model's site has 32"):
+        run_sae(place, "residual.0", site="neurons.0", target="neurons.0")
+    with pytest.raises(ValueError, match="names no target"):
+        run_sae(place, "mlp", target="mlp_in.1")
