@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from callbacks.parts import language_model, leaves_files, run_directory
 from callbacks.tensorboard import writers
 from slms.metrics.functional import router_saturation
 from slms.report.evolution import EVOLUTION_FILE, evolution_figure
@@ -55,7 +56,7 @@ class Evolution(Callback):
         """Keep the choices of the first tokens."""
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        for layer, routes in pl_module.last_routes.items():
+        for layer, routes in language_model(pl_module).last_routes.items():
             kept = self._filling.setdefault(layer, [])
             missing = self.probe_tokens - sum(map(len, kept))
             if missing > 0:
@@ -84,8 +85,8 @@ class Evolution(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the saturation of every snapshot against the last, and the figure."""
-        directory = Path(trainer.log_dir)  # asked for on every rank: it is broadcast
-        if not trainer.is_global_zero or trainer.fast_dev_run:
+        directory = run_directory(trainer)
+        if not leaves_files(trainer):
             return
         if self.snapshots:
             final = self._choices(self.snapshots[-1])

@@ -6,6 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from callbacks.parts import run_directory
 from slms.report.metrics_csv import METRICS_FILE, Row, append_rows, read_rows, split_key, write_rows
 
 
@@ -65,8 +66,9 @@ class MetricsCsv(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Add the CSV logger behind the trainer's own."""
-        if stage == "fit" and self.logger is None and not trainer.fast_dev_run:
-            self.logger = TidyCsvLogger(Path(trainer.log_dir) / METRICS_FILE)
+        directory = run_directory(trainer)
+        if stage == "fit" and self.logger is None and not getattr(trainer, "fast_dev_run", False):
+            self.logger = TidyCsvLogger(directory / METRICS_FILE)
             trainer.loggers = [*trainer.loggers, self.logger]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

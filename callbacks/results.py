@@ -4,31 +4,33 @@ import datetime
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from callbacks.parts import language_model, leaves_files, run_directory, text_data
 from callbacks.tensorboard import log_hyperparameters
+from slms.data.module import TextData
 from slms.data.text import EMBEDDED
+from slms.lit.language_model import LanguageModel
 from slms.models.flops import flops_per_token
 from slms.models.io import save_model
-from slms.models.source import resolve
+from slms.models.source import BaseConfig, resolve
 from slms.report.assemble import assemble
 from slms.report.facts import command_line, config_digest, hardware, versions
 from slms.report.figures import monosemanticity_figure
 from slms.report.measure import measure, random_model
 from slms.report.palette import write_figure
 from slms.report.results import FIGURE_FILE, write_results
-from slms.report.schema import Base, Data, Results, Run
+from slms.report.schema import Base, Data, Results, Role, Run
 from slms.report.tables import closing_table
 
 
 class ResultsWriter(Callback):
     """Measures the final model on the validation text, as `eval.py` would, and writes what the run leaves behind.
 
-    A run that was interrupted writes nothing. The module has `net`, `tokenizer`, `base` (its `BaseConfig`), `routing`,
-    `role` and `base_loss`; the data module `val_blocks`, `train_blocks`, `corpus_name`, `batch_size`, `block_size`.
+    A run that was interrupted writes nothing.
 
     Args:
         save_model: also write `model/`, in Hugging Face format.
@@ -64,15 +66,15 @@ class ResultsWriter(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure and write on the first rank, while the others wait."""
-        directory = Path(trainer.log_dir)  # asked for on every rank: it is broadcast
-        if trainer.is_global_zero and not trainer.fast_dev_run:
-            self.results = self._measure(trainer, pl_module, directory)
+        directory, module = run_directory(trainer), language_model(pl_module)
+        if leaves_files(trainer):
+            self.results = self._measure(trainer, module, directory)
             write_results(self.results, directory)
             if self.results.layers:
                 write_figure(directory / FIGURE_FILE, monosemanticity_figure(self.results))
             if self.save_model:
-                save_model(pl_module.net, pl_module.tokenizer, directory / "model")
-            log_hyperparameters(trainer, _config(directory, pl_module), self.results, trainer.global_step - 1)
+                save_model(module.net, module.tokenizer, directory / "model")
+            log_hyperparameters(trainer, _config(directory, module), self.results, trainer.global_step - 1)
         trainer.strategy.barrier("results")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -80,31 +82,31 @@ class ResultsWriter(Callback):
         if self.results is not None:
             print(f"\n{closing_table(self.results)}\n\nwritten to {trainer.log_dir}", flush=True)
 
-    def _measure(self, trainer: Trainer, pl_module: LightningModule, directory: Path) -> Results:
-        data, net = trainer.datamodule, pl_module.net
+    def _measure(self, trainer: Trainer, module: LanguageModel, directory: Path) -> Results:
+        data = text_data(trainer)
         seconds = self.state_dict()["seconds"]  # of training; measuring is not part of it
-        measured = measure(net, pl_module.tokenizer, data.val_blocks, data.batch_size)
+        measured = measure(module.net, module.tokenizer, data.val_blocks, data.batch_size)
         random = None
         if self.random_model and measured.layers:
-            null = random_model(net)
-            random = measure(null, pl_module.tokenizer, data.val_blocks, data.batch_size)
+            random = measure(random_model(module.net), module.tokenizer, data.val_blocks, data.batch_size)
         density = {layer.layer: layer.density for layer in measured.layers}
         return assemble(
-            self._run(trainer, pl_module, directory, seconds),
-            _base(pl_module),
+            self._run(trainer, module, directory, seconds),
+            _base(module.base),
             _data(data),
             measured,
-            dense=pl_module.base_loss,
+            dense=module.base_loss,
             random=random,
-            flops=flops_per_token(net, data.block_size, density),
-            routing=None if pl_module.routing is None else pl_module.routing.to_dict(),
+            flops=flops_per_token(module.net, data.block_size, density),
+            routing=None if module.routing is None else module.routing.to_dict(),
         )
 
-    def _run(self, trainer: Trainer, pl_module: LightningModule, directory: Path, seconds: float) -> Run:
+    def _run(self, trainer: Trainer, module: LanguageModel, directory: Path, seconds: float) -> Run:
         seed = os.environ.get("PL_GLOBAL_SEED")
+        machine = {"devices": str(trainer.world_size), "precision": str(trainer.precision)}
         return Run(
             name=directory.parent.name,
-            role=pl_module.role,
+            role=cast(Role, module.role),
             command=command_line(),
             config_digest=config_digest(directory / "config.yaml"),
             seed=None if seed is None else int(seed),
@@ -113,32 +115,30 @@ class ResultsWriter(Callback):
             steps=trainer.global_step,
             tokens_trained=self._tokens,
             versions=versions(),
-            hardware=hardware(pl_module.device) | {"devices": str(trainer.world_size), "precision": trainer.precision},
+            hardware=hardware(module.device) | machine,
         )
 
 
-def _base(pl_module: LightningModule) -> Base:
+def _base(config: BaseConfig) -> Base:
     """What the base's configuration came to."""
-    config = pl_module.base
     found = resolve(config)
     return Base(name=found.name, source=found.kind, asked=config.hub or config.name or found.name)
 
 
-def _data(data) -> Data:
+def _data(data: TextData) -> Data:
     """The text that was trained and measured on."""
-    name = data.corpus_name
-    source = "embedded" if name == EMBEDDED else "local" if Path(name).exists() else "hub"
-    blocks = data.val_blocks
+    name, blocks = data.corpus_name, data.val_blocks
+    documents = None if blocks.doc_ids is None else int(blocks.doc_ids.max()) + 1
     return Data(
         name=name,
-        source=source,
+        source="embedded" if name == EMBEDDED else "local" if Path(name).exists() else "hub",
         train_tokens=int(data.train_blocks.input_ids.size),
         validation_tokens=int(blocks.input_ids.size),
-        validation_documents=int(blocks.doc_ids.max()) + 1,
+        validation_documents=documents,
     )
 
 
-def _config(directory: Path, pl_module: LightningModule) -> dict[str, Any]:
+def _config(directory: Path, module: LanguageModel) -> dict[str, Any]:
     """The resolved configuration of the run; the module's hyper-parameters where no file was saved."""
     path = directory / "config.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else dict(pl_module.hparams)
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else dict(module.hparams)

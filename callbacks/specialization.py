@@ -7,7 +7,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from callbacks.parts import language_model, text_data
 from callbacks.tensorboard import log_layers
+from slms.lit.language_model import LanguageModel
 from slms.models.routed_mlp import record_routes, routed_layers
 from slms.report.describe import describe_labels
 from slms.report.measure import PathwayTables
@@ -19,7 +21,7 @@ class Specialization(Callback):
 
     During validation it feeds the count tables with the module's `last_routes` and the batch's labels; at the end of
     the epoch it logs `val/purity/L3` and the like, and to TensorBoard utilization bars, pathway × class heatmaps and
-    top tokens. The module has `net`, `tokenizer`, `last_routes`; the data module `val_blocks`, `val_dataloader()`.
+    top tokens.
 
     Args:
         every_n_steps: also measure every so many optimizer steps, on the first `probe_batches` validation batches, as
@@ -61,16 +63,16 @@ class Specialization(Callback):
     ) -> None:
         """Count the batch's choices."""
         if self._tables is not None and not trainer.sanity_checking:
-            self._tables.update(pl_module.last_routes, batch)
+            self._tables.update(language_model(pl_module).last_routes, batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the scores; draw and tabulate on the first rank."""
         if self._tables is None or trainer.sanity_checking:
             return
-        layers = self._tables.compute(pl_module.tokenizer)
+        layers = self._tables.compute(language_model(pl_module).tokenizer)
         self._tables.reset()
         pl_module.log_dict(log_values(layers, "val"), sync_dist=trainer.world_size > 1)
-        labels = describe_labels(trainer.datamodule.val_blocks)
+        labels = describe_labels(text_data(trainer).val_blocks)
         log_layers(trainer, layers, labels, self.heatmaps, trainer.global_step - 1)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
@@ -81,32 +83,33 @@ class Specialization(Callback):
         self._probed_at = step  # with gradient accumulation several batches end at the same step
         if self._tables is None:
             self._tables = self._new_tables(trainer, pl_module)
-        if self._tables is not None:
-            self._feed_probe(trainer, pl_module)
-            values = log_values(self._tables.compute(pl_module.tokenizer), "probe")
-            self._tables.reset()
-            for logger in trainer.loggers:
-                # steps are counted from 0, as Lightning counts those of what it logs
-                logger.log_metrics(values | {"epoch": trainer.current_epoch}, step - 1)
+        if self._tables is None:
+            return
+        values = log_values(self._probe_layers(self._tables, trainer, language_model(pl_module)), "probe")
+        for logger in trainer.loggers:
+            # steps are counted from 0, as Lightning counts those of what it logs
+            logger.log_metrics(values | {"epoch": trainer.current_epoch}, step - 1)
 
     @torch.no_grad()
-    def _feed_probe(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _probe_layers(self, tables: PathwayTables, trainer: Trainer, module: LanguageModel) -> list[Layer]:
         if not self._probe:
-            self._probe = list(islice(trainer.datamodule.val_dataloader(), self.probe_batches))
-        net = pl_module.net
-        was_training = net.training
-        net.eval()
-        self._tables.reset()
+            self._probe = list(islice(text_data(trainer).val_dataloader(), self.probe_batches))
+        was_training = module.net.training
+        module.net.eval()
+        tables.reset()
         for batch in self._probe:
-            batch = {name: column.to(pl_module.device) for name, column in batch.items()}
-            with record_routes(net) as routes:
-                net(batch["input_ids"], use_cache=False)
-            self._tables.update(routes, batch)
-        net.train(was_training)
+            batch = {name: column.to(module.device) for name, column in batch.items()}
+            with record_routes(module.net) as routes:
+                module.net(batch["input_ids"], use_cache=False)
+            tables.update(routes, batch)
+        module.net.train(was_training)
+        layers = tables.compute(module.tokenizer)
+        tables.reset()
+        return layers
 
     def _new_tables(self, trainer: Trainer, pl_module: LightningModule) -> PathwayTables | None:
-        layers = routed_layers(pl_module.net)
-        blocks = trainer.datamodule.val_blocks
+        layers = routed_layers(language_model(pl_module).net)
+        blocks = text_data(trainer).val_blocks
         ids = torch.from_numpy(blocks.input_ids.astype("int64")).unique()
         return PathwayTables(layers, ids, blocks.label_names) if layers else None
 

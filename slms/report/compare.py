@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from slms.files import write_atomic
 from slms.metrics.functional.intervals import Interval, paired_difference
-from slms.report.files import write_atomic
 from slms.report.palette import COLOURS, GREY, MARKERS, TICK, dress, new_figure, write_figure
 from slms.report.reading import shorten
 from slms.report.results import read_results
@@ -185,19 +185,18 @@ def _figure(runs: list[ComparedRun], results: list[Results]) -> Figure:
     grid = figure.add_gridspec(
         1, 3, left=0.18, right=0.985, top=1 - 0.5 / height, bottom=0.75 / height, wspace=0.16, width_ratios=(1, 0.7, 1)
     )
-    loss, saved, purity = (figure.add_subplot(cell) for cell in grid)
+    loss, saved, purity = (figure.add_subplot(grid[0, i]) for i in range(3))
     places = list(range(len(runs)))[::-1]  # the first run on top
     styles = [(COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]) for i in range(len(runs))]
     _loss_panel(loss, runs, places, styles)
     _saved_panel(saved, runs, places)
     for r, name, (colour, marker) in zip(results, [run.run for run in runs], styles, strict=True):
-        points = [(layer.layer, layer.purity) for layer in r.layers if layer.purity.value is not None]
-        for x, e in points:
-            if e.low is not None and e.high is not None:
-                purity.vlines(x, e.low, e.high, color=colour, linewidth=2)
-        if points:
-            label = shorten(name)
-            purity.plot([x for x, _ in points], [e.value for _, e in points], marker, ls="-", color=colour, label=label)
+        values = {layer.layer: layer.purity.value for layer in r.layers if layer.purity.value is not None}
+        for layer in r.layers:
+            if layer.purity.low is not None and layer.purity.high is not None:
+                purity.vlines(layer.layer, layer.purity.low, layer.purity.high, color=colour, linewidth=2)
+        if values:
+            purity.plot(list(values), list(values.values()), marker, ls="-", color=colour, label=shorten(name))
     dress(purity, "Purity by layer (95 % intervals)", x="layer")
     purity.xaxis.set_major_locator(MaxNLocator(integer=True))
     if purity.get_legend_handles_labels()[0]:

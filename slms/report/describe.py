@@ -4,6 +4,7 @@ Shapes: g document groups, p pathways, c classes.
 """
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ def describe_layer(
         texts: text of every class of the family `token`.
         label_names: family → class names.
     """
-    choices, n = metric.together.diagonal().double().cpu(), int(metric.n_tokens)
+    choices, n = cast(Tensor, metric.together).diagonal().double().cpu(), int(cast(Tensor, metric.n_tokens))
     sizes = torch.tensor(offsets).diff().double()
     tokens = scores.families[TOKEN]
     used = scores.utilization

@@ -60,15 +60,19 @@ def _across_layers(axes: Axes, layers: list[Layer], ranked: list[str]) -> None:
     series += [(f"SI {family}", [layer.si.get(family, Estimate()) for layer in layers]) for family in shown]
     step = min(0.16, 0.7 / len(series))
     for i, (name, estimates) in enumerate(series):
-        points = [(x + (i - (len(series) - 1) / 2) * step, e) for x, e in enumerate(estimates) if e.value is not None]
-        for x, e in points:
+        xs, ys = [], []
+        for place, e in enumerate(estimates):
+            if e.value is None:
+                continue
+            x = place + (i - (len(series) - 1) / 2) * step
+            xs.append(x)
+            ys.append(e.value)
             if e.null_sd is not None:
                 axes.add_patch(Rectangle((x - step / 2, -2 * e.null_sd), step, 4 * e.null_sd, color=PALE, zorder=0))
             if e.random_model is not None:
                 axes.plot(x, e.random_model, "_", color=GREY, markersize=9, zorder=2)
             if e.low is not None and e.high is not None:
                 axes.vlines(x, e.low, e.high, color=COLOURS[i], linewidth=2)
-        xs, ys = [x for x, _ in points], [e.value for _, e in points]
         axes.plot(xs, ys, MARKERS[i], linestyle="-", linewidth=1, markersize=6, color=COLOURS[i], label=name)
     axes.axhline(0, color=GREY, linewidth=1)
     axes.plot([], [], "s", color=PALE, markersize=10, label="labels permuted, ± 2 sd")
@@ -106,8 +110,7 @@ def _preferences(axes: Axes, results: Results, ranked: list[str]) -> None:
     share = results.labels[family].share
     votes = [Counter(preferred_class(p, family, share) for p in layer.pathways) for layer in layers]
     total = sum((Counter(vote) for vote in votes), Counter())
-    total.pop(None, None)
-    names = [name for name, _ in total.most_common()]
+    names = [name for name, _ in total.most_common() if name is not None]
     named, rest = names[:NAMED_CLASSES], names[NAMED_CLASSES:]
     bottom = [0] * len(layers)
     groups = [(name, [name]) for name in named] + ([(f"{len(rest)} others", rest)] if rest else [])

@@ -37,12 +37,12 @@ def heatmap_figure(layers: list[Layer], family: str, labels: Labels, title: str 
         rows, columns, left=0.7 / width, right=1 - 1.1 / width, top=1 - 0.85 / height, bottom=1.15 / height,
         wspace=0.45 / panel_width, hspace=0.4 / panel_height,
     )  # fmt: skip
-    image = None
+    images = []
     for i, layer in enumerate(shown):
         axes = figure.add_subplot(grid[i // columns, i % columns])
         lowest = i + columns >= len(shown)
-        image = _panel(axes, layer, family, labels, classes, names=lowest, y_label=i % columns == 0)
-    bar = figure.colorbar(image, cax=figure.add_axes((1 - 0.85 / width, 0.3, 0.16 / width, 0.45)))
+        images.append(_panel(axes, layer, family, labels, classes, names=lowest, y_label=i % columns == 0))
+    bar = figure.colorbar(images[0], cax=figure.add_axes((1 - 0.85 / width, 0.3, 0.16 / width, 0.45)))
     bar.set_ticks(range(-3, 4), labels=["⅛", "¼", "½", "1", "2", "4", "8"])
     bar.set_label("times the average", fontsize=LABEL)
     heading = title or f"How often each pathway sees each class of '{family}', relative to all tokens"

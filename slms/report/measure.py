@@ -5,7 +5,7 @@ Shapes: b blocks, t position, n tokens (b·t), p pathways, c classes.
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -69,7 +69,7 @@ class PathwayTables:
         for counts in self.counts.values():
             counts.reset()
 
-    def compute(self, tokenizer: PreTrainedTokenizerBase) -> list[Layer]:
+    def compute(self, tokenizer: PreTrainedTokenizerBase | None) -> list[Layer]:
         """Every layer as a results file holds it; under DDP over the tokens of all ranks, so every rank calls it."""
         self._texts = self._texts or token_texts(tokenizer, self.token_ids.tolist())
         layers = []
@@ -91,7 +91,7 @@ class Measurement(NamedTuple):
 @torch.inference_mode()
 def measure(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     blocks: Blocks,
     batch_size: int,
     given_token: tuple[str, ...] = (),
@@ -128,14 +128,16 @@ def random_model(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
 
 def loss_of(sums: DocumentLoss) -> Loss:
     """Loss and perplexity with the interval over documents."""
-    nats = document_loss(sums.nll, sums.tokens)  # not `sums.compute()`, which under DDP would wait for other ranks
-    return Loss(nats.value, nats.low, nats.high, math.exp(nats.value), int((sums.tokens > 0).sum()), nats.n)
+    nll, tokens = cast(Tensor, sums.nll), cast(Tensor, sums.tokens)
+    nats = document_loss(nll, tokens)  # not `sums.compute()`, which under DDP would wait for other ranks
+    return Loss(nats.value, nats.low, nats.high, math.exp(nats.value), int((tokens > 0).sum()), nats.n)
 
 
 def losses_of(model: DocumentLoss, dense: DocumentLoss | None) -> Losses:
     """The model beside the dense base it started from, with the paired difference."""
-    counted = model.tokens > 0
-    documents = DocumentSums(model.nll[counted].tolist(), model.tokens[counted].tolist())
+    nll, tokens = cast(Tensor, model.nll), cast(Tensor, model.tokens)
+    counted = tokens > 0
+    documents = DocumentSums(nll[counted].tolist(), tokens[counted].tolist())
     if dense is None:
         return Losses(loss_of(model), by_document=documents)
     apart = model.minus(dense)
@@ -143,10 +145,12 @@ def losses_of(model: DocumentLoss, dense: DocumentLoss | None) -> Losses:
     return Losses(loss_of(model), loss_of(dense), difference, documents)
 
 
-def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
-    """The text of each id alone, with the leading space that SentencePiece tokenizers drop in decoding."""
+def token_texts(tokenizer: PreTrainedTokenizerBase | None, ids: list[int]) -> list[str]:
+    """The text of each id alone, with the leading space that SentencePiece tokenizers drop; `#7` without a tokenizer."""
+    if tokenizer is None:
+        return [f"#{i}" for i in ids]
     pieces = tokenizer.convert_ids_to_tokens(ids)
-    texts = [tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids]
+    texts = [str(tokenizer.decode([i], clean_up_tokenization_spaces=False)) for i in ids]
     return [
         f" {text}" if (piece or "").startswith("▁") and not text.startswith(" ") else text
         for piece, text in zip(pieces, texts, strict=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from slms.report.files import write_atomic
+from slms.files import write_atomic
 
 METRICS_FILE = "metrics.csv"
 
@@ -85,5 +85,5 @@ def _format(rows: Iterable[Row], header: bool) -> str:
     if header:
         writer.writerow(Row._fields)
     for row in rows:
-        writer.writerow(row._replace(value=repr(float(row.value))))
+        writer.writerow([*row[:-1], repr(float(row.value))])
     return buffer.getvalue()

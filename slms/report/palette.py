@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from slms.report.files import write_atomic
+from slms.files import write_atomic
 
 # Okabe & Ito (2008), distinguishable under the common colour-vision deficiencies; yellow left out: too pale on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from slms.report.files import write_atomic
+from slms.files import write_atomic
 from slms.report.plain import from_plain, to_plain
 from slms.report.schema import SCHEMA_VERSION, Layer, LegacyLayer, Results
 

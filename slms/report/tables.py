@@ -88,11 +88,11 @@ def _loss_block(results: Results) -> str:
 
 
 def _loss_row(name: str, loss: Loss) -> list[str]:
-    perplexity = [math.exp(x) if x is not None else None for x in (loss.low, loss.high)]
+    low, high = (math.exp(x) if x is not None else None for x in (loss.low, loss.high))
     digits = 3 if loss.perplexity < 100 else 0
     return [
         name, f"{loss.nats:.4f}", interval(loss.low, loss.high, 4), f"{loss.perplexity:.{digits}f}",
-        interval(*perplexity, digits), str(loss.documents), amount(loss.tokens),
+        interval(low, high, digits), str(loss.documents), amount(loss.tokens),
     ]  # fmt: skip
 
 

@@ -31,10 +31,11 @@ CLASSES = {
 }
 
 
-def estimate(rng, value, sd=0.004, null=0.0):
+def estimate(rng, value, sd=0.004, chance=0.003):
     return Estimate(
-        value, value - 4 * sd, value + 4 * sd, 200_000, 900, null, sd, (value - null) / sd, rng.gauss(0.01, sd)
-    )
+        value=value, low=value - 4 * sd, high=value + 4 * sd, n=200_000, null_mean=chance, null_sd=sd, z=value / sd,
+        ceiling=0.9, random_model=rng.gauss(0.01, sd),
+    )  # fmt: skip
 
 
 def make_layer(rng, layer, n_pathways, k):
@@ -56,8 +57,8 @@ def make_layer(rng, layer, n_pathways, k):
     }
     return Layer(
         layer=layer, n_pathways=n_pathways, chosen_per_token=float(k), density=k / n_pathways,
-        purity=estimate(rng, 0.25 + rng.uniform(-0.05, 0.1)), purity_legacy=estimate(rng, 0.41, null=0.3),
-        entropy=estimate(rng, 4.2, null=5.9), utilization=Estimate(1.0, n=200_000), effective_pathways=0.93,
+        purity=estimate(rng, 0.25 + rng.uniform(-0.05, 0.1)), purity_legacy=estimate(rng, 0.41, chance=0.3),
+        entropy=estimate(rng, 4.2, chance=5.9), utilization=Estimate(1.0, n=200_000), effective_pathways=0.93,
         max_violation=n_pathways * max(loads) / total - 1, si=si,
         si_given_token={"pos": estimate(rng, 0.02)}, pathways=pathways,
     )  # fmt: skip

@@ -150,6 +150,7 @@ def test_dense_models_have_losses_only(blocks):
 
 def test_token_texts_keep_the_space_that_sentencepiece_drops():
     assert token_texts(Words(), [4, 5]) == [" w4", "w5"]
+    assert token_texts(None, [4, 5]) == ["#4", "#5"]
 
 
 def _rank(rank, world, model, blocks, path):

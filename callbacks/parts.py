@@ -1,0 +1,29 @@
+"""The parts of a run that callbacks read, with their types: Lightning's own attributes are declared as anything."""
+
+from pathlib import Path
+from typing import cast
+
+from lightning.pytorch import LightningModule, Trainer
+
+from slms.data.module import TextData
+from slms.lit.language_model import LanguageModel
+
+
+def language_model(pl_module: LightningModule) -> LanguageModel:
+    """The module under training: `net`, `tokenizer`, `base`, `routing`, `role`, `base_loss`, `last_routes`."""
+    return cast(LanguageModel, pl_module)
+
+
+def text_data(trainer: Trainer) -> TextData:
+    """The data module: `val_blocks`, `train_blocks`, `val_dataloader()`, `corpus_name`, sizes."""
+    return cast(TextData, getattr(trainer, "datamodule"))  # noqa: B009  set by fit(), not declared
+
+
+def run_directory(trainer: Trainer) -> Path:
+    """Where the run's files go. It is broadcast, so every rank must ask."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def leaves_files(trainer: Trainer) -> bool:
+    """Whether this process writes results: the first rank, and not in a `fast_dev_run`."""
+    return trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False)
