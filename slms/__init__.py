@@ -14,7 +14,7 @@ routed model) → logits and routes → metrics → results.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from slms.models import routed_lm as _routed_lm  # registers the routed classes with transformers' Auto classes
+from slms.models import register as _register
 
 if TYPE_CHECKING:
     from slms.models.anatomy import list_layers
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from slms.models.convert import route
     from slms.models.io import load_model, save_model
     from slms.routing.config import RoutingConfig
+
+_register()  # the routed classes with transformers' Auto classes
 
 __version__ = "0.1.0"
 __all__ = ["RoutingConfig", "list_layers", "load_base", "load_model", "route", "save_model"]

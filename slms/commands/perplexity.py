@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 
 from slms.commands.subject import open_subject
+from slms.files import write_atomic
 from slms.lit.evaluate import document_loss
-from slms.report.files import write_atomic
 
 
 def perplexity(

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from slms.commands.subject import Subject, open_subject
 from slms.data.sites import Site, find_site, read_sites, site_of_hook
+from slms.files import write_atomic
 from slms.lit.evaluate import batches
-from slms.report.files import write_atomic
 from slms.sae.baselines import PCA, FixedCoder, random_coder
 from slms.sae.evaluate import Placed, measure
 from slms.sae.export import load

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from slms.data.files import replacing, write_text
 from slms.data.module import BlockOrder
 from slms.data.sites import Site, read_sites
+from slms.files import replacing, write_atomic
 
 
 @dataclass
@@ -101,7 +101,7 @@ class ActivationCache:
                 if stored.get(key) != value:
                     raise ValueError(f"data.buffer.cache {directory}: made with {key} {stored.get(key)}, not {value}")
         else:
-            write_text(path, json.dumps(made_from, indent=1))
+            write_atomic(path, json.dumps(made_from, indent=1))
 
     def read(self, k: int) -> dict[str, Tensor] | None:
         """Chunk k, or None where it has not been made."""

@@ -20,8 +20,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from slms.data import labels as lb
-from slms.data.files import cache_dir, write_npz
 from slms.data.stories import story
+from slms.files import cache_dir, write_npz
 
 logger = logging.getLogger(__name__)
 

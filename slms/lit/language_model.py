@@ -19,7 +19,7 @@ from slms.metrics.loss import DocumentLoss
 from slms.models.anatomy import mlp_outputs
 from slms.models.base import BaseConfig, load_base
 from slms.models.convert import route
-from slms.models.routed_mlp import record_routes, routed_layers, set_k
+from slms.models.routed_mlp import record_routes, routed_layers, set_k, set_ramp
 from slms.routing import Routes, RoutingConfig
 from slms.routing.balance import BalanceConfig, GlobalBalance, bias_update, z_loss
 
@@ -62,6 +62,7 @@ class LanguageModel(L.LightningModule):
         balance: load balancing (GLBL), router z-loss, bias balancing.
         optimizer: AdamW and its schedule.
         distill: distillation from the frozen base.
+        gate_ramp: share of the steps over which gates of kind `ramp` go from 1 to σ(score).
         k_anneal: share of the steps over which k falls from `routing.n_pathways` to `routing.k`; 0 starts at k.
         calibration_tokens: training tokens used for the partition and the routers' initialisation.
 
@@ -75,15 +76,18 @@ class LanguageModel(L.LightningModule):
         balance: BalanceConfig = BalanceConfig(),  # noqa: B008  frozen
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
         distill: DistillConfig = DistillConfig(),
+        gate_ramp: float = 0.3,
         k_anneal: float = 0.0,
         calibration_tokens: int = 65_536,
     ):
         super().__init__()
         if not 0 <= k_anneal < 1:
             raise ValueError(f"model.k_anneal is {k_anneal}; it must lie in [0, 1)")
+        if not 0 < gate_ramp <= 1:
+            raise ValueError(f"model.gate_ramp is {gate_ramp}; it must lie in (0, 1]")
         self.base, self.routing, self.balance = base, routing, balance
         self.optimizer_config, self.distill = optimizer, distill
-        self.k_anneal, self.calibration_tokens = k_anneal, calibration_tokens
+        self.gate_ramp, self.k_anneal, self.calibration_tokens = gate_ramp, k_anneal, calibration_tokens
         self.net, self.tokenizer = load_base(base)
         self.balances = nn.ModuleDict()  # one per routed layer
         self.val_loss = DocumentLoss()
@@ -139,7 +143,8 @@ class LanguageModel(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_batch_start(self, batch, batch_idx):
-        """Anneal k from all pathways to `routing.k`."""
+        """Anneal k from all pathways to `routing.k`, and gates from 1 to graded."""
+        set_ramp(self.net, min(1.0, self.global_step / (self.gate_ramp * self.total_steps)))
         if self.k_anneal and self.routing is not None:
             share = self.global_step / (self.k_anneal * self.total_steps)
             set_k(self.net, annealed_k(share, self.routing.n_pathways, self.routing.k))

@@ -15,12 +15,14 @@ from transformers.cache_utils import Cache
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoModel, GPTNeoSelfAttention
 
 from slms.models.anatomy import fuse_gelu
+from slms.models.small_heads import serves, small_head_attention
 
 
 class SDPASelfAttention(GPTNeoSelfAttention):
-    """GPT-Neo's attention, softmax(q kᵀ + mask) v without the usual 1/√e, through ``scaled_dot_product_attention``.
+    """GPT-Neo's attention, softmax(q kᵀ + mask) v without the usual 1/√e, where transformers has only an eager one.
 
-    A local layer sees the last ``window_size`` keys. Equal to the eager class within 1e-6 in fp32.
+    Through ``scaled_dot_product_attention``, or on the CPU, for the tiny heads of the TinyStories models, through
+    ``small_heads``. A local layer sees the last ``window_size`` keys. Equal to eager within 1e-6 in fp32.
     """
 
     def forward(
@@ -34,18 +36,25 @@ class SDPASelfAttention(GPTNeoSelfAttention):
     ) -> tuple[Tensor, Tensor | None]:
         if output_attentions:  # only the eager class returns the weights
             return super().forward(hidden_states, attention_mask, layer_past, use_cache, output_attentions, **kwargs)
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (rearrange(w(hidden_states), "b t (h e) -> b h t e", h=self.num_heads) for w in projections)
-        if layer_past is not None:
-            k, v = layer_past.update(k, v, self.layer_id)
-        mask, causal = self._restrictions(q.shape[2], k.shape[2], attention_mask)
         dropout = self.attn_dropout.p if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=1.0)
-        return self.resid_dropout(self.out_proj(rearrange(y, "b h t e -> b t (h e)"))), None
+        q, k, v = (
+            rearrange(project(hidden_states), "b t (h e) -> b t h e", h=self.num_heads)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if layer_past is None and not dropout and _unpadded(attention_mask) and serves(q):
+            y = small_head_attention(q, k, v, self.config.window_size if self.attention_type == "local" else q.shape[1])
+        else:
+            q, k, v = (rearrange(x, "b t h e -> b h t e") for x in (q, k, v))
+            if layer_past is not None:
+                k, v = layer_past.update(k, v, self.layer_id)
+            mask, causal = self._restrictions(q.shape[2], k.shape[2], attention_mask)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=1.0)
+            y = rearrange(y, "b h t e -> b t h e")
+        return self.resid_dropout(self.out_proj(rearrange(y, "b t h e -> b t (h e)"))), None
 
     def _restrictions(self, t: int, s: int, attention_mask: Tensor | None) -> tuple[Tensor | None, bool]:
         """The mask to add, and whether plain causality says it all; ``attention_mask`` is additive, [b, 1, t, s]."""
-        unpadded = attention_mask is None or attention_mask.numel() == 1
+        unpadded = _unpadded(attention_mask)
         window = self.attention_type == "local" and s > self.config.window_size
         if unpadded and not window and t in (1, s):
             return None, t > 1
@@ -53,6 +62,11 @@ class SDPASelfAttention(GPTNeoSelfAttention):
         if unpadded:
             return allowed, False
         return torch.where(allowed, attention_mask, torch.finfo(attention_mask.dtype).min), False
+
+
+def _unpadded(attention_mask: Tensor | None) -> bool:
+    """Whether a mask restricts nothing beyond causality; UnpaddedGPTNeoModel passes one of a single zero."""
+    return attention_mask is None or attention_mask.numel() == 1
 
 
 class UnpaddedGPTNeoModel(GPTNeoModel):

@@ -141,6 +141,13 @@ def set_k(model: nn.Module, k: int) -> None:
         layer.k = k
 
 
+def set_ramp(model: nn.Module, share: float) -> None:
+    """Set λ of every gate ``ramp``: 0 is ``unit``, 1 is ``sigmoid``. Other gates have none."""
+    for layer in routed_layers(model).values():
+        if layer.router.ramp is not None:
+            layer.router.ramp.fill_(share)
+
+
 @contextmanager
 def record_routes(model: nn.Module) -> Iterator[dict[int, Routes]]:
     """Yield a dict that every forward fills with {layer index: Routes}, gradients attached.

@@ -24,10 +24,11 @@ class PathwayRouter(nn.Module):
     shift and one scale per layer: the order of the norms is kept and the scores have unit variance, whatever the
     layer's scale, as softmax and sigmoid expect. Scores are computed in fp32 under any autocast or parameter dtype
     (ST-MoE, arXiv:2202.08906). Gate ``graded`` adds a second, zero-initialised head to score and gate; ``blend`` a
-    scalar λ.
+    scalar λ; ``ramp`` one that training raises from 0 to 1 (:func:`slms.models.routed_mlp.set_ramp`).
     """
 
     static_mask: Tensor
+    ramp: Tensor | None
     selection_bias: Tensor
     norm_shift: Tensor
     norm_scale: Tensor
@@ -46,6 +47,7 @@ class PathwayRouter(nn.Module):
         self.blend = nn.Parameter(torch.zeros(())) if self.gate == "blend" else None
         if self.kind == "static":
             self.register_buffer("static_mask", torch.arange(self.n_pathways) < config.k)
+        self.register_buffer("ramp", torch.zeros(()) if self.gate == "ramp" else None)
         self.register_buffer("selection_bias", torch.zeros(self.n_pathways))
         self.register_buffer("norm_shift", torch.zeros(()))
         self.register_buffer("norm_scale", torch.ones(()))
@@ -89,7 +91,7 @@ class PathwayRouter(nn.Module):
             bias=self.selection_bias.float(),
             norm_shift=self.norm_shift.float(),
             norm_scale=self.norm_scale.float(),
-            modulation=self.blend if grade is None else grade,
+            modulation=next((m for m in (grade, self.blend, self.ramp) if m is not None), None),
         )
 
 

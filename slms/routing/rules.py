@@ -83,11 +83,15 @@ def gate_values(kind: str, scores: Tensor, probs: Tensor, chosen: Tensor, modula
     ``blend``     g = 1 + λ(w − 1) + w − sg(w)·…: λ = ``modulation`` (scalar, starts at 0) moves from unit to softmax;
                   the straight-through part carries the share 1 − λ, so the gradient of s is that of ``softmax``
                   from the first step on.
+    ``ramp``      g = 1 + λ(σ(s) − 1) + (1 − λ)(p − sg(p)): λ = ``modulation`` (scalar) is 0 at conversion and raised to
+                  1 by training, so it starts as ``unit`` and ends as ``sigmoid``.
     """
     if kind == "unit":
         return 1.0 + (probs - probs.detach())  # in this order it is exactly 1
     if kind == "sigmoid":
         return scores.sigmoid()
+    if kind == "ramp":
+        return 1.0 + modulation * (scores.sigmoid() - 1.0) + (1.0 - modulation) * (probs - probs.detach())
     if kind == "graded":
         return 2.0 * modulation.sigmoid()
     share = probs * chosen
@@ -97,7 +101,7 @@ def gate_values(kind: str, scores: Tensor, probs: Tensor, chosen: Tensor, modula
     if kind == "blend":
         fixed = share.detach()
         return 1.0 + modulation * (fixed - 1.0) + (share - fixed)
-    raise ValueError(f"`routing.gate` is {kind!r}; it must be one of unit, softmax, sigmoid, graded, blend.")
+    raise ValueError(f"`routing.gate` is {kind!r}; it must be one of unit, softmax, sigmoid, graded, blend, ramp.")
 
 
 def select(

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from slms.data.files import replacing, write_text
+from slms.files import replacing, write_atomic
 from slms.sae.base import Coder
 from slms.sae.coders import BatchTopK, build_coder
 from slms.sae.config import CoderConfig
@@ -156,7 +156,7 @@ def save(coder: Coder, directory: Path, provenance: Provenance) -> None:
         config["d_out"] = coder.d_out
     with replacing(directory / WEIGHTS) as temporary:
         save_file(tensors, temporary)
-    write_text(directory / CONFIG, json.dumps(config | {"metadata": provenance.metadata()}, indent=1))
+    write_atomic(directory / CONFIG, json.dumps(config | {"metadata": provenance.metadata()}, indent=1))
 
 
 class Loaded(NamedTuple):

@@ -48,7 +48,7 @@ def test_a_dropped_pathway_leaves_out_its_own_neurons_only(tiny, tokens, family,
     torch.testing.assert_close(layer(x[1]), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("gate", ["unit", "graded", "blend"])
+@pytest.mark.parametrize("gate", ["unit", "graded", "blend", "ramp"])
 def test_gates_start_at_one(tiny, tokens, gate):
     model, ids = tiny("llama"), tokens(2, 11)
     routed = route(model, RoutingConfig(**MLP | {"k": 5}, gate=gate), tokens(8, 16, seed=1))

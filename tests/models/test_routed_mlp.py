@@ -9,7 +9,7 @@ from slms.models.routed_mlp import RoutedMLP, record_routes, routed_layers, set_
 from slms.routing import RoutingConfig
 
 D, F, P, K = 6, 22, 4, 2  # 22 neurons in pathways of 6, 6, 5, 5
-GATES = ("unit", "softmax", "sigmoid", "graded", "blend")
+GATES = ("unit", "softmax", "sigmoid", "graded", "blend", "ramp")
 
 
 def dense_weights(gated: bool, biased: bool, seed: int = 0) -> dict[str, torch.Tensor | None]:
@@ -54,7 +54,7 @@ def routed(gated: bool = False, biased: bool = True, permutation: torch.Tensor |
 
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("gate", ["unit", "graded", "blend"])
+@pytest.mark.parametrize("gate", ["unit", "graded", "blend", "ramp"])
 def test_with_every_pathway_it_is_the_dense_mlp(gated, biased, gate):
     mlp, x = routed(gated, biased, gate=gate), torch.randn(3, 7, D)
     mlp.k = P

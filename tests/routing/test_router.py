@@ -49,7 +49,7 @@ def test_scores_are_fp32_under_autocast_and_bf16_parameters(gate):
 
 
 @pytest.mark.parametrize("kind", ["mlp", "linear"])
-@pytest.mark.parametrize("gate", ["graded", "blend"])
+@pytest.mark.parametrize("gate", ["graded", "blend", "ramp"])
 def test_trainable_gates_start_as_unit_gates(kind, gate):
     x = torch.randn(40, D)
     unit, other = router(router=kind), router(router=kind, gate=gate)
@@ -59,7 +59,7 @@ def test_trainable_gates_start_as_unit_gates(kind, gate):
         assert torch.equal(a.chosen, b.chosen) and torch.equal(a.gates, b.gates)
 
 
-@pytest.mark.parametrize("gate", ["unit", "softmax", "sigmoid", "graded", "blend"])
+@pytest.mark.parametrize("gate", ["unit", "softmax", "sigmoid", "graded", "blend", "ramp"])
 def test_every_router_parameter_learns_from_the_first_step(gate):
     r, x = router(gate=gate), torch.randn(64, D)
     (r.route(x).gates * torch.randn(64, 8)).sum().backward()

@@ -6,6 +6,12 @@ Shapes: n tokens, g document groups, u units (pathways, neurons), c classes (tok
 import torch
 from torch import Tensor
 
+# Many units with few classes (neurons) are counted by one matmul, few units or many classes (pathways, token ids) by
+# scattered additions. 16 groups of 20 classes, one core, matmul and scatter: 16 units × 2048 tokens 2.2 and .3 ms,
+# 256 × 2048 5.8 and 8.0 ms, 1024 × 2048 17 and 45 ms, 4096 × 512 22 and 47 ms.
+_MATMUL_UNITS = 64
+_MATMUL_CELLS = 512
+
 
 def joint_counts(
     units: Tensor,
@@ -50,12 +56,18 @@ def joint_counts(
     # Unknown tokens add 0 rather than being filtered out: no host synchronisation on CUDA.
     _check_ids("classes", c, counts.shape[2])
     _check_ids("groups", g, counts.shape[0])
-    totals.view(-1).index_add_(0, g * n_classes + c, known)
+    totals.view(-1).index_add_(0, g * counts.shape[2] + c, known)
+    cell = g * counts.shape[2] + c
+    if n_units >= _MATMUL_UNITS and totals.numel() <= _MATMUL_CELLS:
+        on = units.to(torch.float32) * known[:, None]  # sums of ones: exact in float32 up to 2^24 tokens a call
+        member = torch.nn.functional.one_hot(cell, totals.numel()).to(torch.float32)
+        table = torch.einsum("nu,nx->ux", on, member).round().long()
+        counts += table.unflatten(1, totals.shape).transpose(0, 1)
+        return counts, totals
     unit = torch.arange(n_units, device=units.device)
-    index = (g[:, None] * n_units + unit) * n_classes + c[:, None]
+    index = (g[:, None] * n_units + unit) * counts.shape[2] + c[:, None]
     if units.device.type == "cpu":  # a few chosen of many: visiting only the chosen is faster where it costs no sync
-        on = units & (known[:, None] > 0)
-        index = index[on]
+        index = index[units & (known[:, None] > 0)]
         counts.view(-1).index_add_(0, index, torch.ones_like(index))
     else:
         counts.view(-1).index_add_(0, index.flatten(), (units.long() * known[:, None]).flatten())

@@ -12,7 +12,8 @@ class Score(NamedTuple):
     value: float
     """the layer: mean over choices, each unit weighing by its load"""
     low: float
-    """lower end of the 95 % interval over documents (delete-a-group jackknife); NaN with fewer than two groups"""
+    """lower end of the 95 % interval over documents (delete-a-group jackknife); NaN with fewer than two
+    groups; covers more than 95 % where `value` is near 0, since the jackknife overstates degenerate statistics"""
     high: float
     """upper end of it"""
     null_mean: float

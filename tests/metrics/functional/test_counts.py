@@ -63,3 +63,13 @@ def test_joint_choices_are_those_of_a_loop():
 def test_bad_input_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         joint_counts(*arguments)
+
+
+def test_many_units_are_counted_like_few():
+    """Both ways to count, on either side of 64 units, and added to earlier counts."""
+    units, classes, groups = sample(u=70)
+    out = tuple(table.clone() for table in joint_counts(units, classes, 7, groups, 3))
+    counts, totals = joint_counts(units, classes, 7, groups, 3, out=out)
+    for part in (slice(0, 40), slice(40, 70)):
+        few, few_totals = joint_counts(units[:, part], classes, 7, groups, 3)
+        assert torch.equal(counts[:, part], 2 * few) and torch.equal(totals, 2 * few_totals)

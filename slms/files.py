@@ -1,0 +1,52 @@
+"""Where caches live, and writes that are whole or absent: a crash or a full disk never costs an earlier result."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+
+def cache_dir() -> Path:
+    """`$SLMS_CACHE`, else `$XDG_CACHE_HOME/slms`, else `~/.cache/slms`."""
+    if "SLMS_CACHE" in os.environ:
+        return Path(os.environ["SLMS_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "slms"
+
+
+@contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is synced and takes `path`'s place in one step.
+
+    Whoever reads `path` sees the old content or the new one, never a part. On any error (a full disk, Ctrl-C) the
+    temporary file is removed, the earlier file is intact and the error is raised.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.fsync(handle)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files private; a result is as readable as any other file
+        os.replace(temporary, path)
+    finally:
+        os.close(handle)
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path | str, content: bytes | str) -> Path:
+    """Write `content` to `path`, whole or not at all. Text is written as UTF-8."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    return Path(path)
+
+
+def write_npz(path: Path | str, **arrays: np.ndarray) -> None:
+    """Write arrays to one uncompressed `.npz` file, whole or not at all."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
