@@ -31,7 +31,7 @@ class RoutingConfig:
     """Rule ``top_p``: share of router probability that the chosen pathways must reach."""
     tau: float = 0.5
     """Rule ``threshold``: keep pathways whose predicted norm is at least (1 − tau) of the token's largest."""
-    gate: Literal["unit", "softmax", "sigmoid", "graded", "blend", "ramp"] = "unit"
+    gate: Literal["unit", "softmax", "sigmoid", "graded", "blend", "ramp"] = "ramp"
     """Factor on a chosen pathway's output; ``slms.routing.rules`` has the equations."""
     n_shared: int = 0
     """Pathways 0 … n_shared − 1 are executed for every token and counted inside ``k``."""
