@@ -1,4 +1,4 @@
-"""SAELens's directory format, both ways: `cfg.json` and `sae_weights.safetensors` (formats in docs/formats.md).
+"""SAELens's directory format, both ways: `cfg.json` and `sae_weights.safetensors`.
 
 SAELens stores W_enc [i, s], ours transposed. BatchTopK and Matryoshka coders are written as `jumprelu` with their
 threshold; a scale of the input is folded in, so that a directory reads raw activations.
