@@ -2,7 +2,8 @@
 
 Shapes: b batch, t queries, s keys, d model; heads and head size as h and e.
 
-Measured at stories-1m (16 × 256 tokens, forward and backward, one thread): see ``docs/log.md``.
+At stories-1m, 16 × 256 tokens forward and backward on one thread of a Xeon with AVX-512: eager 2.74 s, SDPA
+0.70 s, with the fused activation 0.64 s, with ``small_heads`` 0.41 s.
 """
 
 from __future__ import annotations
