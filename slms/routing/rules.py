@@ -80,9 +80,8 @@ def gate_values(kind: str, scores: Tensor, probs: Tensor, chosen: Tensor, modula
     ``graded``    g = 2σ(Δ), Δ = ``modulation`` [n, p], a second head of the router that starts at 0 and is also part
                   of the score s = s_norm + Δ. Starts at exactly 1 with slope ½: loss gradients reach the choice
                   through the gate itself, no straight-through estimate needed.
-    ``blend``     g = 1 + λ(w − 1) + w − sg(w)·…: λ = ``modulation`` (scalar, starts at 0) moves from unit to softmax;
-                  the straight-through part carries the share 1 − λ, so the gradient of s is that of ``softmax``
-                  from the first step on.
+    ``blend``     g = 1 + λ(sg(w) − 1) + w − sg(w): λ = ``modulation`` is a learned scalar that starts at 0; the value
+                  moves from ``unit`` to ``softmax`` with λ, the gradient of s is that of ``softmax`` from the start.
     ``ramp``      g = 1 + λ(σ(s) − 1) + (1 − λ)(p − sg(p)): λ = ``modulation`` (scalar) is 0 at conversion and raised to
                   1 by training, so it starts as ``unit`` and ends as ``sigmoid``.
     """

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from slms.models.partition import partition
-from slms.models.routed_mlp import RoutedMLP, record_routes, routed_layers, set_k
+from slms.models.routed_mlp import RoutedMLP, record_routes, routed_layers, set_k, set_ramp
 from slms.routing import RoutingConfig
 
 D, F, P, K = 6, 22, 4, 2  # 22 neurons in pathways of 6, 6, 5, 5
@@ -155,6 +155,18 @@ def test_set_k_and_recording_over_a_model():
     assert routes[3] is not first[3] and (routes[1].chosen.sum(-1) == 3).all()
     assert routes[3].probs.requires_grad
     assert all(layer.recorder is None for layer in routed_layers(model).values())
+
+
+def test_set_ramp_moves_ramp_gates_only_and_is_saved():
+    model = nn.ModuleList([routed(gate="ramp"), routed(gate="unit")])
+    model[1].layer_index = 1
+    set_ramp(model, 0.25)
+    assert model[0].router.ramp.item() == 0.25 and model[1].router.ramp is None
+    assert model.state_dict()["0.router.ramp"].item() == 0.25 and "1.router.ramp" not in model.state_dict()
+    with record_routes(model[0]) as seen:
+        model[0](torch.randn(5, D))
+    expected = torch.lerp(torch.ones(5, P), seen[3].scores.sigmoid(), 0.25)
+    torch.testing.assert_close(seen[3].gates[seen[3].chosen], expected[seen[3].chosen])
 
 
 def test_recording_ends_with_an_exception_and_nests():

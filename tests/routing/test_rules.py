@@ -105,6 +105,19 @@ def test_blend_gates_start_at_one_end_at_softmax_and_have_its_gradient_throughou
         torch.testing.assert_close(gradient, expected)
 
 
+def test_ramp_gates_go_from_unit_to_sigmoid_in_value_and_gradient():
+    scores = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(6, 5, dtype=torch.float64)
+    ends = [select(scores, k=3, gate=gate).gates for gate in ("unit", "sigmoid")]
+    gradients = [torch.autograd.grad((gates * upstream).sum(), scores)[0] for gates in ends]
+    for share in (0.0, 0.25, 1.0):
+        routes = select(scores, k=3, gate="ramp", modulation=torch.tensor(share, dtype=torch.float64))
+        (gradient,) = torch.autograd.grad((routes.gates * upstream).sum(), scores)
+        torch.testing.assert_close(routes.gates, torch.lerp(*ends, share))
+        torch.testing.assert_close(gradient, torch.lerp(*gradients, share))
+    assert torch.equal(select(scores, k=3, gate="ramp", modulation=torch.tensor(0.0)).gates, ends[0].detach())
+
+
 @pytest.mark.parametrize("gate", ["unit", "softmax", "sigmoid"])
 @pytest.mark.parametrize("rule", ["top_k", "top_p", "threshold"])
 def test_gates_are_zero_exactly_where_nothing_is_chosen(rule, gate):
