@@ -1,19 +1,25 @@
 """Train one YAML into one run directory: `python train.py --config routed_tinystories.yaml`."""
 
 import os
+import sys
 
 # Idle OpenMP threads that spin at barriers slow a shared machine several times; set before torch starts them.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from callbacks import CALLBACKS
+from callbacks import CALLBACKS, CODER_CALLBACKS
 from slms.cli import one_line_errors
-from slms.lit.cli import TrainCLI
+from slms.data.activations import ActivationData
+from slms.lit.cli import TrainCLI, trains_coders
+from slms.lit.sparse_autoencoder import SparseAutoencoder
 
 
 def main(args: list[str] | None = None) -> None:
     """Parse `args`, train, and write the run's results."""
     with one_line_errors("train.py"):
-        TrainCLI(CALLBACKS, args).fit()
+        if trains_coders(sys.argv[1:] if args is None else args):
+            TrainCLI(CODER_CALLBACKS, args, SparseAutoencoder, ActivationData).fit()
+        else:
+            TrainCLI(CALLBACKS, args).fit()
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ metrics_csv      every logged number into metrics.csv
 specialization   purity, entropy, SI and utilization of every routed layer, each epoch
 evolution        how the routers settle over training; evolution.png
 results          llm_routing_results.json, llm_monosemanticity.png, model/, the closing table
+coders           the sparse autoencoders of a run, as SAELens directories
 nan_guard        stop at a loss or gradient that is not finite
 progress         what the terminal shows
 """
 
+from callbacks.coders import CoderWriter
 from callbacks.evolution import Evolution
 from callbacks.metrics_csv import MetricsCsv
 from callbacks.nan_guard import NanGuard
@@ -24,3 +26,6 @@ CALLBACKS = {
     "evolution": Evolution,
     "results": ResultsWriter,
 }
+
+# What a run of sparse autoencoders needs of them.
+CODER_CALLBACKS = {name: CALLBACKS[name] for name in ("progress", "metrics_csv", "nan_guard")} | {"coders": CoderWriter}

@@ -6,6 +6,8 @@ import time
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
+SHOWN = {"train/loss/lm": "train", "val/loss": "val nats", "val/perplexity": "perplexity"}
+
 
 class Progress(TQDMProgressBar):
     """Lightning's bar on a terminal, and everywhere a line with loss, speed and time left after each validation.
@@ -27,7 +29,8 @@ class Progress(TQDMProgressBar):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
         """Count tokens."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        self._tokens += batch["input_ids"].numel() * trainer.world_size
+        ids = batch.get("input_ids") if isinstance(batch, dict) else None
+        self._tokens += 0 if ids is None else ids.numel() * trainer.world_size
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the line."""
@@ -37,11 +40,17 @@ class Progress(TQDMProgressBar):
         metrics, total = trainer.callback_metrics, trainer.estimated_stepping_batches
         seconds = max(time.monotonic() - self._since, 1e-9)
         left = seconds / max(trainer.global_step - self._step, 1) * (total - trainer.global_step)
+        shown = [f"{name} {float(metrics[key]):.4f}" for key, name in SHOWN.items() if key in metrics]
+        shown += [
+            f"{key.removeprefix('val/')} {float(value):.4f}"
+            for key, value in metrics.items()
+            if key.startswith("val/fvu/")
+        ]
+        if self._tokens:
+            shown.append(f"{self._tokens / seconds:,.0f} tokens/s")
         line = (
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  step {trainer.global_step:,}/{total:,}  "
-            f"train {float(metrics['train/loss/lm']):.3f}  val {float(metrics['val/loss']):.4f} nats  "
-            f"perplexity {float(metrics['val/perplexity']):.3f}  {self._tokens / seconds:,.0f} tokens/s  "
-            f"{left / 60:.1f} min left"
+            f"{'  '.join(shown)}  {left / 60:.1f} min left"
         )
         if self.is_enabled:
             self.print(line)

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from transformers import GPTNeoXConfig
 
-from callbacks import CALLBACKS
-from slms.lit.cli import TrainCLI
+from callbacks import CALLBACKS, CODER_CALLBACKS
+from slms.data.activations import ActivationData
+from slms.lit.cli import TrainCLI, trains_coders
+from slms.lit.sparse_autoencoder import SparseAutoencoder
 from slms.models.routed_mlp import routed_layers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,9 +30,13 @@ class ParseOnly(TrainCLI):
         pass
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if not name.startswith("sae_")])
+@pytest.mark.parametrize("name", CONFIGS)
 def test_every_yaml_parses(name):
-    config = ParseOnly(CALLBACKS, [f"--config={name}"]).config
+    args = [f"--config={name}"]
+    coders = trains_coders(args)
+    assert coders == name.startswith("sae_")
+    kind = (CODER_CALLBACKS, args, SparseAutoencoder, ActivationData) if coders else (CALLBACKS, args)
+    config = ParseOnly(*kind).config
     assert config.data.train_tokens % config.data.epoch_tokens == 0
     assert config.trainer.max_epochs * config.data.epoch_tokens == config.data.train_tokens
 

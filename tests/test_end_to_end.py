@@ -127,3 +127,16 @@ def test_a_killed_run_resumes_with_the_losses_of_an_uninterrupted_one(tmp_path):
     train.main([*flags, f"--ckpt_path={killed}"])
     assert losses(killed) == losses(whole)
     assert read_results(killed).losses.model == read_results(whole).losses.model
+
+
+def test_sparse_autoencoders_train_from_their_yaml_and_are_evaluated(tmp_path):
+    flags = ["--config=sae_tinystories.yaml", "--model.base.source=embedded", "--data.train_tokens=8192",
+             "--data.epoch_tokens=4096", "--data.val_tokens=2048", f"--output_dir={tmp_path}", "--name=sae",
+             "--trainer.accelerator=cpu"]  # fmt: skip
+    train.main(flags)
+    (made,) = (tmp_path / "sae").iterdir()
+    coder = made / "saes" / "residual.3"
+    assert (coder / "sae_weights.safetensors").is_file() and (made / "checkpoints" / "last.ckpt").is_file()
+    assert {row.metric for row in read_rows(made / "metrics.csv") if row.stage == "val"} >= {"fvu", "l0"}
+    evaluation.main(["sae", str(coder), "--n_tokens=2048", f"--output_dir={tmp_path}", "--baselines=false"])
+    assert list((tmp_path / "sae").glob("*.json"))

@@ -6,8 +6,9 @@ from itertools import takewhile
 from slms.commands.compare import compare
 from slms.commands.pathways import pathways
 from slms.commands.perplexity import perplexity
+from slms.commands.sae import sae
 
-COMMANDS = {function.__name__: function for function in (perplexity, pathways, compare)}
+COMMANDS = {function.__name__: function for function in (perplexity, pathways, compare, sae)}
 
 
 def joined(args: list[str]) -> list[str]:

@@ -7,10 +7,13 @@ given on the command line wins over the YAML. A user's mistake ends in one line 
 import logging
 import shutil
 import warnings
+from argparse import ArgumentParser
 from datetime import datetime
 from pathlib import Path
 
+import yaml
 from jsonargparse import ActionConfigFile
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -24,13 +27,30 @@ from slms.models.base import resolve
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
+def find_config(name: str) -> Path | None:
+    """X, X.yaml, configs/X or configs/X.yaml, the first that is a file."""
+    places = [folder / f"{name}{ending}" for folder in (Path(), CONFIGS) for ending in ("", ".yaml")]
+    return next((place for place in places if place.is_file()), None)
+
+
+def trains_coders(args: list[str]) -> bool:
+    """Whether the config that `args` name is for sparse autoencoders: whether its model has `coders`."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-c", "--config")
+    found = find_config(parser.parse_known_args(args)[0].config or "")
+    try:
+        config = yaml.safe_load(found.read_text(encoding="utf-8")) if found else {}
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return False  # the full parser says what is wrong with it
+    return isinstance(config, dict) and "coders" in (config.get("model") or {})
+
+
 class _FindConfig(ActionConfigFile):
-    """`--config X` finds X, X.yaml, configs/X and configs/X.yaml."""
+    """`--config X` also looks into configs/."""
 
     def __call__(self, parser, cfg, value, option_string=None):
         """Replace a config's name by its path."""
-        places = [folder / f"{value}{ending}" for folder in (Path(), CONFIGS) for ending in ("", ".yaml")]
-        found = next((place for place in places if place.is_file()), None)
+        found = find_config(value)
         if found is None:
             known = ", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))
             parser.error(f"--config {value}: no such file; configs/ has {known}")
@@ -69,15 +89,23 @@ class TrainCLI(LightningCLI):
     Args:
         callbacks: config key → callback class; each gets its options under that key.
         args: the command line; by default the process's own.
+        module: what is trained.
+        data: what it is trained on.
     """
 
-    def __init__(self, callbacks: dict[str, type[Callback]], args: list[str] | None = None):
+    def __init__(
+        self,
+        callbacks: dict[str, type[Callback]],
+        args: list[str] | None = None,
+        module: type[LightningModule] = LanguageModel,
+        data: type[TextData] = TextData,
+    ):
         self._callbacks = callbacks
         self.checkpoint: Path | None = None
         quiet()
         super().__init__(
-            LanguageModel,
-            TextData,
+            module,
+            data,
             run=False,
             args=args,
             parser_class=_Parser,
