@@ -72,6 +72,8 @@ def modularity(
     activations, so only the difference from the null means anything. The null must keep the tails: with a
     Gaussian null of the same size, independent log-normal neurons (f = 1024, n = 2000) would score z = 100.
 
+    4096 neurons of 2048 tokens with 10 nulls take 26 s of one core.
+
     Args:
         activations: [n, f], at most a few thousand tokens drawn over all documents (`CoActivation` draws them); |a|
             gives the graph that the `coactivation` partition uses.
