@@ -15,9 +15,9 @@ from torch import Tensor, nn
 class BalanceConfig:
     """Weights of the balancing terms."""
 
-    weight: float = 0.01
-    """Final weight of the global load-balancing loss."""
-    weight_start: float = 0.001
+    weight: float = 0.1
+    """Final weight of the global load-balancing loss, which is the mean over routed layers (ablation in docs/log.md)."""
+    weight_start: float = 0.05
     """Weight at the first optimizer step."""
     weight_steps: int | None = None
     """Optimizer steps from ``weight_start`` to ``weight``, which the last of them has; the whole run when null."""
