@@ -16,7 +16,7 @@ class BalanceConfig:
     """Weights of the balancing terms."""
 
     weight: float = 0.1
-    """Final weight of the global load-balancing loss, which is the mean over routed layers (ablation in docs/log.md)."""
+    """Final weight of the global load-balancing loss, a mean over routed layers; chosen in docs/log.md."""
     weight_start: float = 0.05
     """Weight at the first optimizer step."""
     weight_steps: int | None = None
