@@ -72,25 +72,29 @@ class ResumableLoader(DataLoader):
     def __init__(self, dataset: BlockDataset, order: BlockOrder, **kwargs):
         super().__init__(dataset, sampler=order, batch_size=None, generator=torch.Generator(), **kwargs)
         self.order = order
+        self._position = (order.epoch, order.done)
+        self._resumed = True
 
     def __iter__(self):
-        done = self.order.done
+        # Whoever iterates may stop at the last batch without asking for another, so nothing can be left to the end.
+        epoch, done = self._position
+        if not self._resumed and done > 0:
+            epoch, done = epoch + 1, 0
+        self.order.epoch, self.order.done, self._resumed = epoch, done, False
         for batch in super().__iter__():
             done += 1
-            self._progress = (self.order.epoch, done)
+            self._position = (epoch, done)
             yield batch
-        self.order.epoch, self.order.done = self.order.epoch + 1, 0
-        self._progress = (self.order.epoch, 0)
 
     def state_dict(self) -> dict[str, int]:
         """The position after the last batch handed out."""
-        epoch, done = getattr(self, "_progress", (self.order.epoch, self.order.done))
-        return {"epoch": epoch, "done": done}
+        return dict(zip(("epoch", "done"), self._position, strict=True))
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on after `state`; the end of an epoch is the start of the next one."""
         epoch, done = state["epoch"], state["done"]
-        self.order.epoch, self.order.done = (epoch + 1, 0) if done >= len(self.order) else (epoch, done)
+        self._position = (epoch + 1, 0) if done >= len(self.order) else (epoch, done)
+        self._resumed = True
 
 
 class TextData(L.LightningDataModule):

@@ -53,7 +53,16 @@ def test_a_loader_resumes_exactly_where_it_stopped():
 def test_a_state_at_the_end_of_an_epoch_begins_the_next():
     loader = data().train_dataloader()
     loader.load_state_dict({"epoch": 0, "done": len(loader)})
-    assert (loader.order.epoch, loader.order.done) == (1, 0)
+    assert loader.state_dict() == {"epoch": 1, "done": 0}
+
+
+def test_an_epoch_begins_new_blocks_though_the_last_one_was_not_read_past_its_end():
+    loader = data(train_tokens=2048).train_dataloader()
+    epochs = []
+    for _ in range(3):  # as Lightning does: exactly len(loader) batches, then a new iterator
+        batches = iter(loader)
+        epochs.append([next(batches)["input_ids"] for _ in range(len(loader))])
+    assert not any(torch.equal(a, b) for a in epochs[0] for b in epochs[1] + epochs[2])
 
 
 def test_validation_batches_cover_every_block_once_with_labels():
