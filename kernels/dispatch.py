@@ -166,7 +166,8 @@ def explain(
 def _cast(tensor: Tensor) -> Tensor:
     """Under autocast in the autocast type, as `F.linear` would take it."""
     device = tensor.device.type
-    return tensor.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else tensor
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # asking raises for `meta`
+    return tensor.to(torch.get_autocast_dtype(device)) if on else tensor
 
 
 def routed_mlp(

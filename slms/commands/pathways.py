@@ -14,7 +14,7 @@ from slms.report.facts import command_line, hardware, versions
 from slms.report.figures import monosemanticity_figure
 from slms.report.measure import measure, random_model
 from slms.report.palette import write_figure
-from slms.report.results import FIGURE_FILE, write_results
+from slms.report.results import FIGURE_FILE, RESULTS_FILE, write_results
 from slms.report.schema import Base, Data, Run
 from slms.report.tables import closing_table
 
@@ -90,6 +90,6 @@ def pathways(
         routing=config,
     )
     directory = Path(output_dir) / "pathways"
-    write_results(results, directory)
+    write_results(results, directory / RESULTS_FILE)
     write_figure(directory / FIGURE_FILE, monosemanticity_figure(results))
     print(f"{closing_table(results)}\n\nwritten to {directory}")
