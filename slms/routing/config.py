@@ -14,7 +14,9 @@ class RoutingConfig:
     k: int = 4
     """Pathways each token executes under the rule ``top_k``, shared ones included."""
     every_n_layers: int = 2
-    """Route layers 0, n, 2n, …; ignored when ``layers`` is given."""
+    """Route every n-th layer from ``first_layer`` on; ignored when ``layers`` is given."""
+    first_layer: int = 0
+    """The first layer that ``every_n_layers`` routes."""
     layers: list[int] | None = None
     """Indices of the layers to route; wins over ``every_n_layers``."""
     partition: Literal["contiguous", "random", "kmeans", "coactivation"] = "coactivation"
@@ -62,8 +64,9 @@ class RoutingConfig:
             raise ValueError(f"`routing.top_p` is {self.top_p}; it must be above 0 and at most 1.")
         if not 0.0 <= self.tau <= 1.0:
             raise ValueError(f"`routing.tau` is {self.tau}; it must be between 0 and 1.")
-        if self.seed < 0:
-            raise ValueError(f"`routing.seed` is {self.seed}; it must be at least 0.")
+        for name in ("first_layer", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`routing.{name}` is {getattr(self, name)}; it must be at least 0.")
         layers = self.layers
         if layers is not None and (not layers or min(layers) < 0 or len(set(layers)) != len(layers)):
             raise ValueError(f"`routing.layers` is {layers}; it must name one or more layers, each once, from 0.")
@@ -73,11 +76,15 @@ class RoutingConfig:
     def routed_layers(self, n_layers: int) -> list[int]:
         """Indices of the layers to route in a model of ``n_layers``.
 
-        >>> RoutingConfig(every_n_layers=2).routed_layers(5)
-        [0, 2, 4]
+        >>> RoutingConfig(every_n_layers=2, first_layer=1).routed_layers(6)
+        [1, 3, 5]
         """
         if self.layers is None:
-            return list(range(0, n_layers, self.every_n_layers))
+            if self.first_layer >= n_layers:
+                raise ValueError(
+                    f"`routing.first_layer` is {self.first_layer}; the model has layers 0 to {n_layers - 1}."
+                )
+            return list(range(self.first_layer, n_layers, self.every_n_layers))
         if max(self.layers) >= n_layers:
             raise ValueError(f"`routing.layers` is {self.layers}; the model has layers 0 to {n_layers - 1}.")
         return sorted(self.layers)

@@ -30,6 +30,7 @@ def test_absent_fields_take_their_default_and_unknown_ones_are_named():
         ({"top_p": 0.0}, "`routing.top_p` is 0.0"),
         ({"tau": 1.5}, "`routing.tau` is 1.5"),
         ({"seed": -1}, "`routing.seed` is -1"),
+        ({"first_layer": -1}, "`routing.first_layer` is -1"),
         ({"layers": []}, r"`routing.layers` is \[\]"),
         ({"layers": [1, 1]}, r"`routing.layers` is \[1, 1\]"),
         ({"layers": [-1]}, r"`routing.layers` is \[-1\]"),
@@ -45,6 +46,9 @@ def test_an_impossible_configuration_names_flag_value_and_rule(fields, message):
 
 def test_layers_win_over_every_n_layers():
     assert RoutingConfig(every_n_layers=3).routed_layers(8) == [0, 3, 6]
+    assert RoutingConfig(every_n_layers=3, first_layer=1).routed_layers(8) == [1, 4, 7]
+    with pytest.raises(ValueError, match=r"`routing.first_layer` is 8; the model has layers 0 to 7"):
+        RoutingConfig(first_layer=8).routed_layers(8)
     assert RoutingConfig(layers=[5, 1]).routed_layers(8) == [1, 5]
     with pytest.raises(ValueError, match=r"`routing.layers` is \[8\]; the model has layers 0 to 7"):
         RoutingConfig(layers=[8]).routed_layers(8)
