@@ -3,7 +3,7 @@
 source, hub, directory   a name → files on this machine, checked before anything is built
 base                     files → dense model and tokenizer, pretrained or random
 anatomy                  the MLPs of every architecture, neuron-major; hooks
-attention                exact, faster substitutes for modules of transformers
+attention, small_heads   exact, faster substitutes for modules of transformers
 partition, routed_mlp    neurons → pathways; the MLP that runs only the chosen ones
 convert, calibration     dense → routed model, started as near to the dense one as calibration allows
 routed_lm                the routed Hugging Face classes
