@@ -78,7 +78,8 @@ class Evolution(Callback):
                 f"val/stability/L{layer}": float(router_saturation(before, chosen[layer]))
                 for layer, before in self._choices(self.snapshots[-1]).items()
             }
-            pl_module.log_dict(values, rank_zero_only=True)
+            for logger in trainer.loggers:
+                logger.log_metrics(values | {"epoch": trainer.current_epoch}, step)
         self.snapshots.append({"step": step, "epoch": trainer.current_epoch, "choices": packed})
         if len(self.snapshots) > self.max_snapshots:
             del self.snapshots[1:-1:2]  # the first and the last stay

@@ -45,6 +45,7 @@ class ResultsWriter(Callback):
         self._seconds = 0.0
         self._since = 0.0
         self._started = ""
+        self._directory = Path()
 
     def state_dict(self) -> dict[str, Any]:
         """Tokens, seconds and start of the run, so that a resumed run counts all of it."""
@@ -67,6 +68,7 @@ class ResultsWriter(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure and write on the first rank, while the others wait."""
         directory, module = run_directory(trainer), language_model(pl_module)
+        self._directory = directory
         if leaves_files(trainer):
             self.results = self._measure(trainer, module, directory)
             write_results(self.results, directory)
@@ -80,7 +82,7 @@ class ResultsWriter(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the closing table, below the finished progress bar."""
         if self.results is not None:
-            print(f"\n{closing_table(self.results)}\n\nwritten to {trainer.log_dir}", flush=True)
+            print(f"\n{closing_table(self.results)}\n\nwritten to {self._directory}", flush=True)
 
     def _measure(self, trainer: Trainer, module: LanguageModel, directory: Path) -> Results:
         data = text_data(trainer)

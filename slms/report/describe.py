@@ -34,7 +34,7 @@ def describe_layer(
         texts: text of every class of the family `token`.
         label_names: family → class names.
     """
-    choices, n = cast(Tensor, metric.together).diagonal().double().cpu(), int(cast(Tensor, metric.n_tokens))
+    choices, n = cast(Tensor, metric.together).diagonal().cpu().double(), int(cast(Tensor, metric.n_tokens))
     sizes = torch.tensor(offsets).diff().double()
     tokens = scores.families[TOKEN]
     used = scores.utilization
@@ -89,7 +89,7 @@ def finite(value: float | Tensor) -> float | None:
 
 def _weighted(values: Tensor, weights: Tensor) -> float | None:
     """Mean over pathways with a value, each weighing by its choices."""
-    values = values.double().cpu()
+    values = values.cpu().double()
     known = values.isfinite()
     total = weights[known].sum()
     return float((values[known] * weights[known]).sum() / total) if total > 0 else None
@@ -103,8 +103,8 @@ def _pathways(
     texts: list[str],
     label_names: dict[str, tuple[str, ...]],
 ) -> list[Pathway]:
-    counts, totals = (table.sum(0).double().cpu() for table in metric.tables(TOKEN))
-    profiles = {family: metric.tables(family)[0].sum(0).double().cpu() for family in label_names}
+    counts, totals = (table.sum(0).cpu().double() for table in metric.tables(TOKEN))
+    profiles = {family: metric.tables(family)[0].sum(0).cpu().double() for family in label_names}
     return [
         Pathway(
             index=p,

@@ -146,7 +146,7 @@ def losses_of(model: DocumentLoss, dense: DocumentLoss | None) -> Losses:
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase | None, ids: list[int]) -> list[str]:
-    """The text of each id alone, with the leading space that SentencePiece tokenizers drop; `#7` without a tokenizer."""
+    """The text of each id alone, with the leading space that SentencePiece drops; `#7` where there is no tokenizer."""
     if tokenizer is None:
         return [f"#{i}" for i in ids]
     pieces = tokenizer.convert_ids_to_tokens(ids)

@@ -65,7 +65,7 @@ def fit(tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs") / "tiny" / "20250101"
     callbacks = {
         "metrics_csv": MetricsCsv(),
-        "specialization": Specialization(every_n_steps=3, probe_batches=2),
+        "specialization": Specialization(every_n_steps=3, probe_batches=2, heatmaps=("pos", "semantic")),
         "evolution": Evolution(probe_tokens=100),
         "results": ResultsWriter(),
     }

@@ -1,7 +1,10 @@
 """metrics.csv holds what was logged, once, and a resumed run continues it."""
 
+import lightning as L
 import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
 
+from callbacks import Evolution, MetricsCsv, Specialization
 from callbacks.metrics_csv import TidyCsvLogger
 from slms.report.metrics_csv import METRICS_FILE, Row, read_rows
 
@@ -59,3 +62,31 @@ def test_finalize_sorts_and_keeps_the_last_of_two(tmp_path):
     assert len(read_rows(logger.path)) == 3
     logger.finalize("success")
     assert [(row.step, row.value) for row in read_rows(logger.path)] == [(2, 2.0), (4, 3.0)]
+
+
+class PullThePlug(L.Callback):
+    """Fails at the sixth step, before its checkpoint is written."""
+
+    def on_train_batch_end(self, trainer, *arguments):
+        if trainer.global_step == 6:
+            raise RuntimeError("no power")
+
+
+def test_a_resumed_run_ends_with_the_rows_of_one_that_never_stopped(fit, make, tmp_path):
+    make_module, make_data, make_trainer = make
+    directory = tmp_path / "a" / "b"
+
+    def run(*more, **options):
+        checkpoint = ModelCheckpoint(directory / "checkpoints", every_n_train_steps=1, save_last=True)
+        callbacks = [MetricsCsv(), Specialization(every_n_steps=3, probe_batches=2), Evolution(probe_tokens=100)]
+        trainer = make_trainer(directory, [*callbacks, *more, checkpoint], enable_checkpointing=True)
+        model = make_module()
+        trainer.fit(model, make_data(model), **options)
+
+    with pytest.raises(RuntimeError, match="no power"):
+        run(PullThePlug())
+    assert max(row.step for row in read_rows(directory / METRICS_FILE)) == 5
+    run(ckpt_path=directory / "checkpoints" / "last.ckpt", weights_only=True)
+    wanted = {row[:5]: row.value for row in read_rows(fit.directory / METRICS_FILE) if row.metric != "epoch"}
+    found = {row[:5]: row.value for row in read_rows(directory / METRICS_FILE)}
+    assert found == pytest.approx(wanted, nan_ok=True)
