@@ -26,6 +26,7 @@ class CoderWriter(Callback):
             self._write(trainer, pl_module)
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and trainer.log_dir is not None:
-            for line in pl_module.export(Path(trainer.log_dir) / "saes"):
+        directory = trainer.log_dir  # asked for on every rank: it is broadcast
+        if trainer.is_global_zero and directory is not None:
+            for line in pl_module.export(Path(directory) / "saes"):
                 logger.warning("not exported: %s", line)

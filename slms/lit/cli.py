@@ -69,8 +69,8 @@ class _SaveConfig(SaveConfigCallback):
 
     def on_fit_start(self, trainer, pl_module):
         """Write `config.yaml` beside the run's other files."""
+        directory = Path(trainer.log_dir)  # asked for on every rank: it is broadcast
         if trainer.is_global_zero:
-            directory = Path(trainer.log_dir)
             directory.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.config, directory / "config.yaml", skip_none=False, overwrite=True)
 
