@@ -15,7 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.activations import ACT2CLS
+from transformers.activations import ACT2FN, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from kernels.reference import ACTIVATIONS, neuron_weights
@@ -57,7 +57,7 @@ ADAPTERS: dict[str, Adapter] = {
 class LayerInfo(NamedTuple):
     """One MLP of a model."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody looks for in a layer
     name: str
     """Module path, as in ``model.get_submodule``."""
     d_model: int
@@ -91,7 +91,7 @@ class FusedGELU(nn.Module):
 # transformers builds an activation from its name; read backwards, the module tells the name. `swish` and `silu` differ
 # in class only.
 _ACTIVATION_OF = {
-    **{cls if isinstance(cls, type) else cls[0]: name for name, cls in ACT2CLS.items() if name in ACTIVATIONS},
+    **{type(ACT2FN[name]): name for name in ACTIVATIONS},
     FusedGELU: "gelu_new",
     nn.SiLU: "silu",
 }
@@ -101,7 +101,7 @@ def fuse_gelu(model: nn.Module) -> None:
     """Replace transformers' composed ``gelu_new`` modules by the equal fused one (13 % of a step at stories-1m)."""
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if isinstance(child, ACT2CLS["gelu_new"]):
+            if isinstance(child, NewGELUActivation):
                 setattr(module, name, FusedGELU())
 
 
@@ -116,13 +116,19 @@ def adapter_of(model: PreTrainedModel) -> Adapter:
 def find_mlps(model: PreTrainedModel) -> dict[int, nn.Module]:
     """Each layer's MLP, dense or routed, by layer index."""
     adapter = adapter_of(model)
-    return {i: getattr(layer, adapter.mlp) for i, layer in enumerate(model.get_submodule(adapter.layers))}
+    return {i: getattr(layer, adapter.mlp) for i, layer in enumerate(_layers(model, adapter))}
+
+
+def _layers(model: PreTrainedModel, adapter: Adapter) -> nn.ModuleList:
+    layers = model.get_submodule(adapter.layers)
+    assert isinstance(layers, nn.ModuleList), type(layers)
+    return layers
 
 
 def replace_mlp(model: PreTrainedModel, index: int, mlp: nn.Module) -> None:
     """Put another MLP in the place of layer ``index``'s."""
     adapter = adapter_of(model)
-    setattr(model.get_submodule(adapter.layers)[index], adapter.mlp, mlp)
+    setattr(_layers(model, adapter)[index], adapter.mlp, mlp)
 
 
 def list_layers(model: PreTrainedModel | str) -> list[LayerInfo]:
@@ -142,18 +148,17 @@ def list_layers(model: PreTrainedModel | str) -> list[LayerInfo]:
 
 def _adapter_of_mlp(mlp: nn.Module) -> Adapter:
     for adapter in dict.fromkeys(ADAPTERS.values()):
-        parts = {adapter.up, adapter.down, adapter.act, adapter.gate} - {None}
-        if all(hasattr(mlp, part) for part in parts):
+        if all(part is None or hasattr(mlp, part) for part in (adapter.up, adapter.down, adapter.act, adapter.gate)):
             return adapter
     raise ValueError(f"{type(mlp).__name__} is no known MLP; the adapters are {', '.join(ADAPTERS)}.")
 
 
-def _out_in(layer: nn.Module) -> Tensor:
+def _out_in(layer: nn.Linear | Conv1D) -> Tensor:
     """Weight [out, in] of a linear layer; GPT-2's Conv1D stores it as [in, out]."""
     return layer.weight.detach().T if isinstance(layer, Conv1D) else layer.weight.detach()
 
 
-def _bias(layer: nn.Module | None) -> Tensor | None:
+def _bias(layer: nn.Linear | Conv1D | None) -> Tensor | None:
     return None if layer is None or layer.bias is None else layer.bias.detach()
 
 
@@ -187,16 +192,17 @@ def write_mlp(mlp: nn.Module, weights: MLPWeights) -> None:
     """Copy neuron-major weights into a dense MLP: the inverse of :func:`read_mlp`."""
     own = read_mlp(mlp)
     for name, target, source in zip(own._fields[:-1], own[:-1], weights[:-1], strict=True):
-        if (target is None) != (source is None) or (target is not None and target.shape != source.shape):
-            shapes = [None if w is None else tuple(w.shape) for w in (source, target)]
-            raise ValueError(f"`{name}` has shape {shapes[0]}; this MLP's is {shapes[1]}.")
-        if target is not None:
+        given, wanted = (None if w is None else tuple(w.shape) for w in (source, target))
+        if given != wanted:
+            raise ValueError(f"`{name}` has shape {given}; this MLP's is {wanted}.")
+        if target is not None and source is not None:
             target.copy_(source)
 
 
 def dropout_of(mlp: nn.Module) -> float:
     """Dropout on a dense MLP's output: GPT-2 and GPT-Neo have it, the others do not."""
-    return mlp.dropout.p if isinstance(getattr(mlp, "dropout", None), nn.Dropout) else 0.0
+    dropout = getattr(mlp, "dropout", None)
+    return dropout.p if isinstance(dropout, nn.Dropout) else 0.0
 
 
 def neurons(weights: MLPWeights, x: Tensor) -> Tensor:
@@ -221,7 +227,7 @@ def _captured(points: dict[int, tuple[nn.Module, Read]], pre: bool = True) -> It
             def hook(
                 _: nn.Module, inputs: tuple, output: Tensor | None = None, index: int = index, read: Read = read
             ) -> None:
-                found[index] = read(inputs[0] if pre else output)
+                found[index] = read(inputs[0] if output is None else output)
 
             handle = module.register_forward_pre_hook(hook) if pre else module.register_forward_hook(hook)
             stack.callback(handle.remove)

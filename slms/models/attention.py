@@ -8,6 +8,8 @@ At stories-1m, 16 × 256 tokens forward and backward on one thread of a Xeon wit
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -17,6 +19,8 @@ from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoModel, GPTNeoSelf
 
 from slms.models.anatomy import fuse_gelu
 from slms.models.small_heads import serves, small_head_attention
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class SDPASelfAttention(GPTNeoSelfAttention):
@@ -60,7 +64,7 @@ class SDPASelfAttention(GPTNeoSelfAttention):
         if unpadded and not window and t in (1, s):
             return None, t > 1
         allowed = self.bias[:, :, s - t : s, :s]
-        if unpadded:
+        if attention_mask is None or unpadded:
             return allowed, False
         return torch.where(allowed, attention_mask, torch.finfo(attention_mask.dtype).min), False
 
@@ -83,7 +87,7 @@ class UnpaddedGPTNeoModel(GPTNeoModel):
         return super().forward(input_ids, past_key_values, attention_mask, *args, **kwargs)
 
 
-def prepare(model: nn.Module) -> nn.Module:
+def prepare(model: Model) -> Model:
     """Substitute, in place, modules that compute the same faster: fused ``gelu_new``, and SDPA in GPT-Neo.
 
     No parameter, buffer or configuration value changes, so that a saved model is transformers' own.

@@ -120,6 +120,7 @@ def fit_router(
     The norm-predicting router of D2DMoE (arXiv:2310.04361): least squares in closed form for `linear`, and Adam with a
     cosine schedule for `mlp`, whose last layer is then solved in closed form on all tokens. x [n, d], norms [n, p].
     """
+    assert router.out is not None, router.kind
     shared = router.config.n_shared
     target = router.set_norm_scale(norms[:, shared:])
     target = torch.cat([(norms[:, :shared] - router.norm_shift) / router.norm_scale, target], 1).float()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from slms.models.anatomy import ADAPTERS, MLPWeights, find_mlps, neurons, read_m
 from slms.models.attention import prepare
 from slms.models.calibration import best_fixed, fit_router, layer_inputs, pathway_statistics
 from slms.models.partition import partition
-from slms.models.routed_lm import ROUTED, route_mlps
+from slms.models.routed_lm import ROUTED, config_of, route_mlps
 from slms.models.routed_mlp import RoutedMLP
 from slms.routing import RoutingConfig
 
@@ -70,7 +71,7 @@ def _with_fresh_mlps(model: PreTrainedModel, config: RoutingConfig) -> tuple[Pre
     # The classes differ only in how __init__ builds MLPs. Changing the class of the copy, and of the configuration that
     # all its modules share, leaves everything else as it was: a model built anew would lose what was set since.
     routed.__class__ = ROUTED[type(model)]
-    routed.config.__class__ = routed.config_class
+    routed.config.__class__ = config_of(ROUTED[type(model)])
     routed.config.routing = config.to_dict()
     # save_pretrained would undo on saving what from_pretrained renamed on loading, for classes of the dense name only
     # (Pythia's embed_out → lm_head), and the routed class would not find the old names again.
@@ -84,7 +85,7 @@ def _with_fresh_mlps(model: PreTrainedModel, config: RoutingConfig) -> tuple[Pre
 def _uncalibrated(config: RoutingConfig) -> RoutingConfig:
     if config.mean_compensation:
         raise ValueError("`routing.mean_compensation` is true; it needs calibration tokens.")
-    changed = {}
+    changed: dict[str, Any] = {}
     if config.partition == "coactivation":
         changed["partition"] = "contiguous"
     if config.router != "static" and config.router_init == "norm":
@@ -107,7 +108,10 @@ def _check_tokens(tokens: Tensor, model: PreTrainedModel) -> None:
 
 
 def _in_fp32(weights: MLPWeights) -> MLPWeights:
-    return MLPWeights(*(w.float() if isinstance(w, Tensor) else w for w in weights))
+    fp32: dict[str, Any] = {
+        name: value.float() for name, value in weights._asdict().items() if isinstance(value, Tensor)
+    }
+    return weights._replace(**fp32)
 
 
 def _fill(mlp: RoutedMLP, dense: MLPWeights, x: Tensor | None) -> MLPWeights:
@@ -129,7 +133,7 @@ def _fill(mlp: RoutedMLP, dense: MLPWeights, x: Tensor | None) -> MLPWeights:
     ).permutation.to(dense.W_in.device)
     named = {name: getattr(dense, name) for name in ("W_in", "W_out", "W_gate", "b_in", "b_gate")}
     mlp.load_dense(**named, b_out=dense.b_out, permutation=order)
-    moved = {name: None if w is None else w[order] for name, w in named.items()}
+    moved: dict[str, Any] = {name: None if w is None else w[order] for name, w in named.items()}
     return dense._replace(**moved)
 
 

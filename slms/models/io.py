@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import transformers
@@ -68,7 +68,7 @@ def read_model(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """The model of a directory that :func:`check_directory` has passed, with every weight found in its files."""
     with quiet_transformers():
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            model, info = cast(Any, AutoModelForCausalLM).from_pretrained(
                 path,
                 dtype=dtype or "auto",
                 local_files_only=True,

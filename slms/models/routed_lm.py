@@ -44,7 +44,8 @@ class RoutedMixin:
     """A causal language model some of whose MLPs are routed, as its ``config.routing`` says."""
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]  # of the dense class beside it
+        assert isinstance(self, PreTrainedModel), type(self)
         route_mlps(self)
         prepare(self)
 
@@ -187,8 +188,15 @@ ROUTED: dict[type[PreTrainedModel], type[PreTrainedModel]] = {
 def register() -> None:
     """Let transformers' Auto classes load every routed model; may be called again."""
     for routed in ROUTED.values():
-        AutoConfig.register(routed.config_class.model_type, routed.config_class, exist_ok=True)
-        AutoModelForCausalLM.register(routed.config_class, routed, exist_ok=True)
+        config = config_of(routed)
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModelForCausalLM.register(config, routed, exist_ok=True)
+
+
+def config_of(model: type[PreTrainedModel]) -> type[PreTrainedConfig]:
+    """The configuration class of a model class."""
+    assert model.config_class is not None, model
+    return model.config_class
 
 
 register()

@@ -14,6 +14,7 @@ Shapes: b batch, t position, h heads, e head size. All tensors are [b, t, h, e],
 import functools
 import math
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numba
 import numpy as np
@@ -30,11 +31,16 @@ ROW2, ROW3 = 2 * ROW, 3 * ROW
 f32 = np.float32
 UNSEEN = f32(-1e30)
 # Reordering sums is what lets the compiler vectorise them; NaN keeps its meaning.
-JIT = {"nogil": True, "cache": True, "fastmath": {"reassoc", "contract", "nsz", "arcp"}, "error_model": "numpy"}
+JIT: dict[str, Any] = {
+    "nogil": True,
+    "cache": True,
+    "fastmath": {"reassoc", "contract", "nsz", "arcp"},
+    "error_model": "numpy",
+}
 
 
 @intrinsic
-def _float_of_bits(typing_context, bits):
+def _float_of_bits(typing_context: Any, bits: Any) -> Any:
     def codegen(context, builder, signature, args):
         return builder.bitcast(args[0], ir.FloatType())
 
@@ -55,13 +61,12 @@ def _exp(x):
     p = p * r + f32(1.6666665459e-1)
     p = p * r + f32(5.0000001201e-1)
     p = p * r * r + r + f32(1.0)
-    return f32(0.0) if x < f32(-70.0) else p * _float_of_bits((np.int32(n) + np.int32(127)) << np.int32(23))
+    power = (np.int32(n) + np.int32(127)) << np.int32(23)
+    return f32(0.0) if x < f32(-70.0) else p * _float_of_bits(power)  # type: ignore[call-arg]
 
 
 # Scores S and W are four rows of ROW columns, keys K and values V a row for each dimension (four are used at a time).
 # Queries Q and gradients G hold 16 numbers [position, dimension] for every four positions and four dimensions.
-
-
 @register_jitable
 def _four(X, x):
     return X[x], X[x + 1], X[x + 2], X[x + 3]

@@ -89,6 +89,7 @@ def resolve(base: BaseConfig | str, corpus_cached: bool = True, timeout_s: float
     """
     base = as_base(base)
     name = base.name or (base.embedded if base.source == "embedded" or base.hub is None else base.hub)
+    assert name is not None, base  # BaseConfig saw to it
     if base.source in ("auto", "embedded") and name in EMBEDDED:
         return Resolved("embedded", name, f"base {name} (embedded)")
     if base.source == "embedded":
@@ -98,9 +99,10 @@ def resolve(base: BaseConfig | str, corpus_cached: bool = True, timeout_s: float
         return Resolved("local", name, f"base {name} (directory)")
     if not _is_hub_id(name):
         raise ValueError(f"base `{name}` is no embedded name ({', '.join(EMBEDDED)}), directory or hub id.")
-    needs_weights, own_tokenizer = base.init == "pretrained", base.tokenizer is None
-    cached = cached_snapshot(name, base.revision, weights=needs_weights, tokenizer=own_tokenizer) is not None
-    cached = cached and (own_tokenizer or local_tokenizer(base.tokenizer) is not None)
+    own_tokenizer = base.tokenizer is None
+    cached = cached_snapshot(
+        name, base.revision, weights=base.init == "pretrained", tokenizer=own_tokenizer
+    ) is not None and (base.tokenizer is None or local_tokenizer(base.tokenizer) is not None)
     if cached and (corpus_cached or base.embedded is None):
         return Resolved("hub", name, f"base {name} (hub, from the local cache)", cached=True)
     trouble = hub_trouble(name, base.revision, timeout_s)

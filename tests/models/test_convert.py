@@ -48,6 +48,22 @@ def test_a_dropped_pathway_leaves_out_its_own_neurons_only(tiny, tokens, family,
     torch.testing.assert_close(layer(x[1]), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_a_routed_mlps_weights_and_neurons_are_read_in_the_dense_order(tiny, tokens, family):
+    model, ids = tiny(family), tokens(2, 7)
+    routed = route(model, RoutingConfig(**ALL, partition="random"), tokens(4, 16))
+    for old, new in zip(read_mlp(find_mlps(model)[0]), read_mlp(find_mlps(routed)[0]), strict=True):
+        assert old == new if isinstance(old, str) or old is None else torch.equal(old, new)
+    with torch.no_grad(), neuron_activations(model, [0]) as h, neuron_activations(routed, [0]) as r:
+        model(ids)
+        with record_routes(routed) as routes:
+            routed(ids)
+    layer = routed_layers(routed)[0]
+    for p in range(5):
+        own = layer.permutation[layer.offsets[p] : layer.offsets[p + 1]]
+        expected = h[0][:, own] * routes[0].chosen[:, p, None]
+        torch.testing.assert_close(r[0][:, own], expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("gate", ["unit", "graded", "blend", "ramp"])
 def test_gates_start_at_one(tiny, tokens, gate):
     model, ids = tiny("llama"), tokens(2, 11)
