@@ -52,8 +52,9 @@ class RoutedMLP(nn.Module):
         self.b_in = nn.Parameter(torch.zeros(d_ff)) if bias_in else None
         self.b_gate = nn.Parameter(torch.zeros(d_ff)) if gated and bias_in else None
         self.b_out = nn.Parameter(torch.zeros(d_model)) if bias_out else None
-        for weight in filter(lambda w: w is not None, (self.W_in, self.W_out, self.W_gate)):
-            nn.init.normal_(weight, std=0.02)
+        for weight in (self.W_in, self.W_out, self.W_gate):
+            if weight is not None:
+                nn.init.normal_(weight, std=0.02)
         self.register_buffer("permutation", torch.arange(d_ff))
         self.register_buffer("mean_out", torch.zeros(config.n_pathways, d_model) if config.mean_compensation else None)
         self.router = PathwayRouter(d_model, config)
@@ -88,7 +89,7 @@ class RoutedMLP(nn.Module):
         for name, source in dense.items():
             target = getattr(self, name)
             assert (target is None) == (source is None), (name, target is None, source is None)
-            if target is not None:
+            if target is not None and source is not None:
                 target.copy_(source if name == "b_out" else source[permutation.to(source.device)])
         self.permutation.copy_(permutation)
 
@@ -104,9 +105,9 @@ class RoutedMLP(nn.Module):
             return None if tensor is None else tensor.to(dtype)
 
         y = routed_mlp(
-            cast(flat),
-            cast(self.W_in),
-            cast(self.W_out),
+            flat.to(dtype),
+            self.W_in.to(dtype),
+            self.W_out.to(dtype),
             routes.gates.to(dtype),
             routes.chosen,
             self.offsets,
@@ -117,9 +118,9 @@ class RoutedMLP(nn.Module):
             backend=self.config.backend,
         )
         if self.mean_out is not None:
-            y = y + einsum((~routes.chosen).to(dtype), cast(self.mean_out), "n p, p d -> n d")
+            y = y + einsum((~routes.chosen).to(dtype), self.mean_out.to(dtype), "n p, p d -> n d")
         if self.b_out is not None:
-            y = y + cast(self.b_out)
+            y = y + self.b_out.to(dtype)
         return F.dropout(y.to(x.dtype), self.dropout, self.training).reshape(x.shape)
 
     def extra_repr(self) -> str:
@@ -155,7 +156,8 @@ def record_routes(model: nn.Module) -> Iterator[dict[int, Routes]]:
     Tokens are flattened, n = b·t. A later forward overwrites an earlier one, so nothing grows and an activation
     recomputed in the backward pass is not counted twice.
     """
-    layers, routes = routed_layers(model), {}
+    layers = routed_layers(model)
+    routes: dict[int, Routes] = {}
     before = {index: layer.recorder for index, layer in layers.items()}
 
     def recorder(index: int) -> Callable[[Routes], None]:

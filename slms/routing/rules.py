@@ -89,18 +89,24 @@ def gate_values(kind: str, scores: Tensor, probs: Tensor, chosen: Tensor, modula
         return 1.0 + (probs - probs.detach())  # in this order it is exactly 1
     if kind == "sigmoid":
         return scores.sigmoid()
-    if kind == "ramp":
-        return 1.0 + modulation * (scores.sigmoid() - 1.0) + (1.0 - modulation) * (probs - probs.detach())
+    if kind == "softmax":
+        return _share(probs, chosen)
+    if kind not in ("graded", "blend", "ramp"):
+        raise ValueError(f"`routing.gate` is {kind!r}; it must be one of unit, softmax, sigmoid, graded, blend, ramp.")
+    assert modulation is not None, kind
     if kind == "graded":
         return 2.0 * modulation.sigmoid()
-    share = probs * chosen
-    share = share * chosen.sum(-1, keepdim=True) / share.sum(-1, keepdim=True).clamp_min(torch.finfo(probs.dtype).tiny)
-    if kind == "softmax":
-        return share
-    if kind == "blend":
-        fixed = share.detach()
-        return 1.0 + modulation * (fixed - 1.0) + (share - fixed)
-    raise ValueError(f"`routing.gate` is {kind!r}; it must be one of unit, softmax, sigmoid, graded, blend, ramp.")
+    if kind == "ramp":
+        return 1.0 + modulation * (scores.sigmoid() - 1.0) + (1.0 - modulation) * (probs - probs.detach())
+    share = _share(probs, chosen)
+    fixed = share.detach()
+    return 1.0 + modulation * (fixed - 1.0) + (share - fixed)
+
+
+def _share(probs: Tensor, chosen: Tensor) -> Tensor:
+    """Probabilities of the chosen scaled to a sum of |C|."""
+    kept = probs * chosen
+    return kept * chosen.sum(-1, keepdim=True) / kept.sum(-1, keepdim=True).clamp_min(torch.finfo(probs.dtype).tiny)
 
 
 def select(
