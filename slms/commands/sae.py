@@ -4,18 +4,14 @@ import json
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from slms.commands.subject import Subject, open_subject
-from slms.data.sites import Site, find_site, read_sites, site_of_hook
+from slms.commands.coder import open_coder, special_ids
+from slms.commands.subject import Subject
 from slms.files import write_atomic
 from slms.lit.evaluate import batches
 from slms.sae.baselines import PCA, FixedCoder, random_coder
 from slms.sae.evaluate import Placed, measure
-from slms.sae.export import load
 from slms.sae.quality import CoderQuality, Quality
-
-SAMPLE_BLOCKS = 64  # the first blocks, on which baselines are fitted: to their advantage, as they are judged there too
 
 
 def sae(
@@ -48,23 +44,11 @@ def sae(
         baselines: also measure PCA and a random coder at the same L0.
         output_dir: NAME.json goes to OUTPUT_DIR/sae/.
     """
-    coder, metadata = load(Path(directory))
-    if model is None and not metadata.get("model_name"):
-        raise ValueError(f"{directory}/cfg.json names no model; give --model")
-    block_size = block_size or metadata.get("context_size")
-    subject = open_subject(
-        model or metadata["model_name"], split, corpus=corpus, validation=validation, block_size=block_size,
+    opened = open_coder(
+        directory, model, site, target, split, batch_size, corpus=corpus, validation=validation, block_size=block_size,
         n_tokens=n_tokens,
     )  # fmt: skip
-    source = _place(subject, directory, site, metadata.get("hook_name"), "site")
-    written = metadata.get("hook_name_out")
-    to = _place(subject, directory, target, written, "target") if target or written else source
-    if coder.is_transcoder and to == source:
-        raise ValueError(f"{directory}: a transcoder whose cfg.json names no target; give --target")
-    x, y = _sample(subject, source, to, batch_size)
-    for what, found, wanted in (("input", x.shape[1], coder.d_in), ("output", y.shape[1], coder.d_out)):
-        if found != wanted:
-            raise ValueError(f"{directory}: its {what} has {wanted} dimensions, but the model's site has {found}")
+    coder, subject, source, to, x, y = opened
     coders: dict[str, Placed] = {"sae": FixedCoder(coder, source, to, x, y)}
     results = {"sae": _measure(subject, coders["sae"], coder.d_sae, batch_size)}
     if baselines:
@@ -72,8 +56,7 @@ def sae(
         results["pca"] = _measure(subject, pca := PCA(source, to, x, y, k), pca.k, batch_size)
         rival = random_coder(source, to, x, y, coder.d_sae, k)
         results["random"] = _measure(subject, rival, coder.d_sae, batch_size)
-    place = source.name if source == to else f"{source.name} to {to.name}"
-    print(f"{directory}: {coder.config.kind}, {coder.d_sae} latents, of {subject.name} at {place}")
+    print(f"{directory}: {coder.config.kind}, {coder.d_sae} latents, of {subject.name} at {opened.place}")
     print(f"{'':8}{'L0':>9}{'FVU':>9}{'recovered':>11}{'(mean)':>9}{'KL':>9}{'dead':>8}")
     for name, q in results.items():
         zero, mean = q.recovered["zero"].value, q.recovered["mean"].value
@@ -93,36 +76,10 @@ def sae(
     print(f"written to {write_atomic(path, json.dumps(out, indent=1) + chr(10))}")
 
 
-def _place(subject: Subject, directory: str, name: str | None, hook: str | None, flag: str) -> Site:
-    if name is not None:
-        return find_site(subject.model, name)
-    if not hook:
-        raise ValueError(f"{directory}/cfg.json names no hook; give --{flag}")
-    return site_of_hook(subject.model, hook)
-
-
-def _special(subject: Subject) -> Tensor:
-    t = subject.tokenizer
-    return torch.tensor(sorted({t.bos_token_id, t.eos_token_id, t.pad_token_id} - {None}), dtype=torch.int64)
-
-
-def _sample(subject: Subject, source: Site, target: Site, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Activations of the first blocks at both sites, without special tokens."""
-    xs, ys, special = [], [], _special(subject)
-    for i, batch in enumerate(batches(subject.blocks, batch_size)):
-        if i * batch_size >= SAMPLE_BLOCKS:
-            break
-        found = read_sites(subject.model, batch["input_ids"], list(dict.fromkeys((source, target))))
-        kept = ~torch.isin(batch["input_ids"].flatten(), special) & found[source.name].any(1)
-        xs.append(found[source.name][kept])
-        ys.append(found[target.name][kept])
-    return torch.cat(xs), torch.cat(ys)
-
-
 def _measure(subject: Subject, coder: Placed, d_sae: int, batch_size: int) -> Quality:
     quality = CoderQuality(len(coder.mean), d_sae)
     for batch in batches(subject.blocks, batch_size):
-        measure(subject.model, batch, coder, _special(subject), quality, full=True)
+        measure(subject.model, batch, coder, special_ids(subject), quality, full=True)
     return quality.compute()
 
 

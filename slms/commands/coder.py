@@ -1,0 +1,95 @@
+"""What `sae` and `features` measure: a SAELens directory's coder at its place in a model, with text to run it on."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from slms.commands.subject import Subject, open_subject
+from slms.data.sites import Site, find_site, read_sites, site_of_hook
+from slms.lit.evaluate import batches
+from slms.sae.base import Coder
+from slms.sae.export import load
+
+SAMPLE_BLOCKS = (
+    64  # the first blocks, on which means and baselines are fitted: to their advantage, they are judged there
+)
+
+
+class OpenCoder(NamedTuple):
+    """A coder, its model and text, where it reads and writes, and a sample of both."""
+
+    coder: Coder
+    subject: Subject
+    source: Site
+    target: Site
+    x: Tensor
+    """[n, i] activations of the first blocks at the source, without special tokens"""
+    y: Tensor
+    """[n, o] at the target"""
+
+    @property
+    def place(self) -> str:
+        """The site, or the two of a transcoder."""
+        return self.source.name if self.source == self.target else f"{self.source.name} to {self.target.name}"
+
+
+def open_coder(
+    directory: str,
+    model: str | None = None,
+    site: str | None = None,
+    target: str | None = None,
+    split: str = "validation",
+    batch_size: int = 16,
+    **text: Any,
+) -> OpenCoder:
+    """Read a directory and what it says it belongs to; `text` is that of `open_subject`.
+
+    Raises:
+        ValueError: a damaged directory, a model or site that it does not fit, or text that cannot be read.
+    """
+    if batch_size < 1:
+        raise ValueError(f"--batch_size {batch_size}: it must be at least 1")
+    coder, metadata = load(Path(directory))
+    if model is None and not metadata.get("model_name"):
+        raise ValueError(f"{directory}/cfg.json names no model; give --model")
+    text["block_size"] = text.get("block_size") or metadata.get("context_size")
+    subject = open_subject(model or metadata["model_name"], split, **text)
+    source = _place(subject, directory, site, metadata.get("hook_name"), "site")
+    written = metadata.get("hook_name_out")
+    to = _place(subject, directory, target, written, "target") if target or written else source
+    if coder.is_transcoder and to == source:
+        raise ValueError(f"{directory}: a transcoder whose cfg.json names no target; give --target")
+    x, y = _sample(subject, source, to, batch_size)
+    for what, found, wanted in (("input", x.shape[1], coder.d_in), ("output", y.shape[1], coder.d_out)):
+        if found != wanted:
+            raise ValueError(f"{directory}: its {what} has {wanted} dimensions, but the model's site has {found}")
+    return OpenCoder(coder, subject, source, to, x, y)
+
+
+def special_ids(subject: Subject) -> Tensor:
+    """Ids of the tokens that are left alone."""
+    t = subject.tokenizer
+    return torch.tensor(sorted({t.bos_token_id, t.eos_token_id, t.pad_token_id} - {None}), dtype=torch.int64)
+
+
+def _place(subject: Subject, directory: str, name: str | None, hook: str | None, flag: str) -> Site:
+    if name is not None:
+        return find_site(subject.model, name)
+    if not hook:
+        raise ValueError(f"{directory}/cfg.json names no hook; give --{flag}")
+    return site_of_hook(subject.model, hook)
+
+
+def _sample(subject: Subject, source: Site, target: Site, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Activations of the first blocks at both sites, without special tokens."""
+    xs, ys, special = [], [], special_ids(subject)
+    for i, batch in enumerate(batches(subject.blocks, batch_size)):
+        if i * batch_size >= SAMPLE_BLOCKS:
+            break
+        found = read_sites(subject.model, batch["input_ids"], list(dict.fromkeys((source, target))))
+        kept = ~torch.isin(batch["input_ids"].flatten(), special) & found[source.name].any(1)
+        xs.append(found[source.name][kept])
+        ys.append(found[target.name][kept])
+    return torch.cat(xs), torch.cat(ys)
