@@ -1,0 +1,121 @@
+"""Row-sparse products for single tokens on the CPU: only the rows of a matrix that are kept are read.
+
+Every training-free rule on a dense MLP executes through these two: `dots` forms some of the outputs of x Wᵀ (a row of W
+is an output, as in the up-projection), `sums` uses some of the inputs of v W (a row of W is an input, as in the
+down-projection stored [f, d], or in an up-projection stored [d, f]). Each token has its own rows, so nothing is shared
+between tokens: beyond a few of them a dense product is faster, and callers use that.
+
+Shapes: n tokens, r rows, c columns of W.
+"""
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.rows import MATH, _array, _wide
+
+
+def dots_reference(x: Tensor, W: Tensor, keep: Tensor, bias: Tensor | None = None) -> Tensor:
+    """u [n, r] = x [n, c] W [r, c]ᵀ + bias [r] where keep [n, r], else 0. Executes dense FLOPs."""
+    return torch.where(keep, torch.nn.functional.linear(x, W, bias), 0)
+
+
+def sums_reference(v: Tensor, W: Tensor, keep: Tensor) -> Tensor:
+    """y [n, c] = Σ over kept rows i of v[:, i] W[i]; v and keep [n, r], W [r, c]. Executes dense FLOPs."""
+    return torch.where(keep, v, 0) @ W
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def _kept(keep, t, index):
+    """Writes the kept rows of token t to index; returns how many."""
+    count = 0
+    for i in range(keep.shape[1]):
+        if keep[t, i]:
+            index[count] = i
+            count += 1
+    return count
+
+
+@numba.njit(nogil=True, cache=True, fastmath=MATH, error_model="numpy")
+def _dots(x, W, keep, bias, out):
+    """out [n, r] float32 begins as zeros; x float32; W and bias float32 or uint16 bits; an empty bias stands for None."""
+    index = np.empty(W.shape[0], np.int64)
+    for t in range(x.shape[0]):
+        count = _kept(keep, t, index)
+        whole = count - count % 4
+        for j in range(0, whole, 4):  # four rows at a time: four streams of memory are read at once
+            i0, i1, i2, i3 = index[j], index[j + 1], index[j + 2], index[j + 3]
+            s0 = s1 = s2 = s3 = np.float32(0)
+            for c in range(x.shape[1]):
+                value = x[t, c]
+                s0 += value * _wide(W[i0, c])
+                s1 += value * _wide(W[i1, c])
+                s2 += value * _wide(W[i2, c])
+                s3 += value * _wide(W[i3, c])
+            out[t, i0], out[t, i1], out[t, i2], out[t, i3] = s0, s1, s2, s3
+        for j in range(whole, count):
+            i = index[j]
+            total = np.float32(0)
+            for c in range(x.shape[1]):
+                total += x[t, c] * _wide(W[i, c])
+            out[t, i] = total
+        if bias.shape[0] > 0:
+            for j in range(count):
+                out[t, index[j]] += _wide(bias[index[j]])
+
+
+@numba.njit(nogil=True, cache=True, fastmath=MATH, error_model="numpy")
+def _sums(v, W, keep, out):
+    """out [n, c] float32 begins as zeros; v float32; W float32 or uint16 bits."""
+    index = np.empty(W.shape[0], np.int64)
+    for t in range(v.shape[0]):
+        count = _kept(keep, t, index)
+        whole = count - count % 4
+        for j in range(0, whole, 4):
+            i0, i1, i2, i3 = index[j], index[j + 1], index[j + 2], index[j + 3]
+            v0, v1, v2, v3 = v[t, i0], v[t, i1], v[t, i2], v[t, i3]
+            for c in range(W.shape[1]):
+                out[t, c] += v0 * _wide(W[i0, c]) + v1 * _wide(W[i1, c]) + v2 * _wide(W[i2, c]) + v3 * _wide(W[i3, c])
+        for j in range(whole, count):
+            i = index[j]
+            for c in range(W.shape[1]):
+                out[t, c] += v[t, i] * _wide(W[i, c])
+
+
+def check(v: Tensor, W: Tensor, keep: Tensor, rows: int, columns: int) -> None:
+    """Raises ValueError where shapes or types do not fit, or where the compiled loops do not run."""
+    if W.device.type != "cpu" or W.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"`W` is {W.dtype} on {W.device}; row-sparse products know float32 and bfloat16 on the CPU.")
+    if v.dtype != W.dtype:
+        raise ValueError(f"`W` is {W.dtype}; it must be of the type of the other factor ({v.dtype}).")
+    if tuple(W.shape) != (rows, columns):
+        raise ValueError(f"`W` has shape {tuple(W.shape)}; the other arguments ask for {(rows, columns)}.")
+    if keep.dtype != torch.bool or tuple(keep.shape) != (len(v), rows):
+        raise ValueError(f"`keep` is {keep.dtype} {tuple(keep.shape)}; it must be torch.bool {(len(v), rows)}.")
+
+
+_NONE = torch.empty(0)
+
+
+def dots(x: Tensor, W: Tensor, keep: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`dots_reference` reading only the kept rows of W; fp32 or bf16 on the CPU, accumulated in fp32, no gradient.
+
+    x [n, c], W [r, c], keep [n, r] bool, bias [r] or None. Raises ValueError for what does not fit or cannot run.
+    """
+    check(x, W, keep, keep.shape[-1], x.shape[-1])
+    out = torch.zeros(keep.shape, dtype=torch.float32)
+    x = x.detach().float()
+    _dots(_array(x, _NONE), _array(W, _NONE), _array(keep, _NONE), _array(bias, _NONE), out.numpy())  # type: ignore[call-arg]
+    return out.to(W.dtype)
+
+
+def sums(v: Tensor, W: Tensor, keep: Tensor) -> Tensor:
+    """`sums_reference` reading only the kept rows of W; fp32 or bf16 on the CPU, accumulated in fp32, no gradient.
+
+    v and keep [n, r], W [r, c]. Raises ValueError for what does not fit or cannot run.
+    """
+    check(v, W, keep, v.shape[-1], W.shape[-1])
+    out = torch.zeros(len(v), W.shape[1], dtype=torch.float32)
+    _sums(_array(v.detach().float(), _NONE), _array(W, _NONE), _array(keep, _NONE), out.numpy())  # type: ignore[call-arg]
+    return out.to(W.dtype)
