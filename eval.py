@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from jsonargparse import auto_cli
 
 from slms.cli import Parser, one_line_errors
-from slms.commands import COMMANDS, joined
+from slms.commands import COMMANDS, arranged
 
 
 def main(args: list[str] | None = None) -> None:
@@ -17,7 +17,8 @@ def main(args: list[str] | None = None) -> None:
     with one_line_errors("eval.py"):
         auto_cli(
             COMMANDS,
-            args=joined(sys.argv[1:] if args is None else args),
+            args=arranged(sys.argv[1:] if args is None else args, COMMANDS),
+            as_positional=False,
             parser_class=Parser,
             prog="eval.py",
             description=__doc__,

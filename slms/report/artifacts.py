@@ -1,0 +1,43 @@
+"""Where a measurement of `eval.py` goes: `artifacts/<command>/<subject>/`, rows as CSV beside the whole as JSON."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from slms.files import write_atomic
+from slms.report.plain import to_plain
+
+
+def artifact_directory(output_dir: str | Path, command: str, subject: str) -> Path:
+    """The directory of one subject's results: its name without what no file name may hold; of a run, with its time.
+
+    >>> artifact_directory("artifacts", "layers", "EleutherAI/pythia-70m").as_posix()
+    'artifacts/layers/EleutherAI-pythia-70m'
+    """
+    path = Path(subject)
+    parts = 2 if (path / "config.yaml").is_file() else 1
+    name = "-".join(path.resolve().parts[-parts:]) if path.is_dir() else subject
+    return Path(output_dir) / command / (re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "model")
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table with one header line; what is None or not finite is an empty cell."""
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(["" if (plain := to_plain(value)) is None else plain for value in row] for row in rows)
+    return buffer.getvalue()
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
+    """`csv_text` to a file, whole or not at all."""
+    return write_atomic(path, csv_text(columns, rows))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> Path:
+    """Plain JSON values (dataclasses and numbers that are not finite included) to a file, whole or not at all."""
+    return write_atomic(path, json.dumps(to_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
