@@ -88,8 +88,17 @@ class Blocks(NamedTuple):
     label_names: dict[str, tuple[str, ...]]
 
 
-def documents(name: str, split: str, seed: int = 0, validation: str | None = None, text_field: str = "text"):
+def documents(
+    name: str,
+    split: str,
+    seed: int = 0,
+    validation: str | None = None,
+    text_field: str = "text",
+    config: str | None = None,
+):
     """Iterate over the documents of one split (`train`, `validation` or `test`) of a corpus.
+
+    config: of a hub dataset that has several.
 
     Raises:
         ValueError: no such corpus, an unreadable line (with file:line), or a split that the corpus does not have.
@@ -108,7 +117,7 @@ def documents(name: str, split: str, seed: int = 0, validation: str | None = Non
             if split == "all" or held_out == (split != "train"):
                 yield Document(text)
     else:
-        for text in _hub_texts(name, "train" if split == "all" else split, text_field):
+        for text in _hub_texts(name, "train" if split == "all" else split, text_field, config):
             yield Document(text)
 
 
@@ -168,13 +177,13 @@ def _field(row: object, field: str, where: str) -> str:
     return text
 
 
-def _hub_texts(name: str, split: str, text_field: str) -> Iterator[str]:
+def _hub_texts(name: str, split: str, text_field: str, config: str | None) -> Iterator[str]:
     """Stream a hub corpus: nothing is downloaded beyond what is read."""
     import datasets
 
     datasets.disable_progress_bars()
     try:
-        stream = datasets.load_dataset(name, split=split, streaming=True)
+        stream = datasets.load_dataset(name, config, split=split, streaming=True)
         for row in stream:
             yield _field(row, text_field, name)
     except ValueError as error:
