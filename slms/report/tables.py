@@ -137,7 +137,7 @@ def _layer_block(results: Results) -> str:
 def _si_table(results: Results, names: list[str]) -> str:
     head = ["layer"]
     for name in names:
-        head += [f"SI {visible(name, 9)}", "null ± sd", "z"]
+        head += [f"SI {visible(name, 11)}", "null ± sd", "z"]
     rows = []
     for layer in results.layers:
         row = [f"L{layer.layer}"]
@@ -145,7 +145,7 @@ def _si_table(results: Results, names: list[str]) -> str:
             estimate = layer.si.get(name, Estimate())
             row += [number(estimate.value), _null(estimate), _z(estimate)]
         rows.append(row)
-    covered = [f"{visible(n, 9)} {share(results.labels[n].coverage)}" for n in names if n in results.labels]
+    covered = [f"{visible(n, 11)} {share(results.labels[n].coverage)}" for n in names if n in results.labels]
     return text_table(head, rows) + (f"\n{INDENT}tokens with a label: {', '.join(covered)}" if covered else "")
 
 
