@@ -1,0 +1,81 @@
+"""How long a model takes for a prompt and for one more token, in turns with the dense model that it came from.
+
+Shapes: t positions of the prompt, d model.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kernels.timing import Spread, time_together
+from slms.models.anatomy import find_mlps, mlp_inputs
+
+
+class Pair(NamedTuple):
+    """Two alternatives taken in turns; µs."""
+
+    dense: Spread
+    other: Spread
+
+    @property
+    def speedup(self) -> float:
+        """Of the 20th percentiles: what a neighbour on the machine disturbs least."""
+        return self.dense.p20 / self.other.p20
+
+
+class Speed(NamedTuple):
+    """One sequence, with and without everything that is not an MLP."""
+
+    decode: Pair
+    """one more token after the prompt, through the whole model with its head"""
+    decode_mlps: Pair
+    """the MLPs of that step alone, layer after layer"""
+    prefill: Pair
+    """the prompt through the whole model, head for the last position"""
+    prefill_mlps: Pair
+
+
+def compare_speed(dense: PreTrainedModel, other: PreTrainedModel, prompt: Tensor, seconds: float) -> Speed:
+    """Time two models on a prompt [1, t], each pair in turns for about `seconds` / 4, at least five rounds."""
+    device = str(dense.device.type)
+
+    def pair(make: Callable[[PreTrainedModel], Callable[[], object]]) -> Pair:
+        runs = {"dense": make(dense), "other": make(other)}
+        return Pair(**time_together(runs, device, seconds / 4))
+
+    with torch.inference_mode():
+        return Speed(
+            decode=pair(lambda model: one_more_token(model, prompt)),
+            decode_mlps=pair(lambda model: all_mlps(model, prompt, last=True)),
+            prefill=pair(lambda model: lambda: model(prompt, use_cache=True, logits_to_keep=1)),
+            prefill_mlps=pair(lambda model: all_mlps(model, prompt, last=False)),
+        )
+
+
+def one_more_token(model: PreTrainedModel, prompt: Tensor) -> Callable[[], object]:
+    """A step of decoding after the prompt [1, t], repeatable: the cache is cropped back to the prompt each time."""
+    cache = model(prompt, use_cache=True, logits_to_keep=1).past_key_values
+    token = prompt[:, -1:]
+
+    def step() -> object:
+        out = model(token, past_key_values=cache, use_cache=True)
+        cache.crop(-1)
+        return out
+
+    return step
+
+
+def all_mlps(model: PreTrainedModel, prompt: Tensor, last: bool) -> Callable[[], object]:
+    """All MLPs in order on the inputs that the prompt gives them, or its last position does."""
+    with mlp_inputs(model) as inputs:
+        model(prompt, use_cache=True, logits_to_keep=1)
+    mlps = find_mlps(model)
+    calls = [(mlps[i], (x[-1:] if last else x).unsqueeze(0).clone()) for i, x in inputs.items()]
+
+    def run() -> object:
+        return [mlp(x) for mlp, x in calls]
+
+    return run

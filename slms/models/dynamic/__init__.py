@@ -1,0 +1,17 @@
+"""Dynamic-k on dense models without training: rules, what predicts them, how much each layer may execute, conversion."""
+
+from slms.models.dynamic.budget import LEVELS, allocate
+from slms.models.dynamic.convert import apply_rule, dynamic_layers, masking, set_densities
+from slms.models.dynamic.rules import RULES, DynamicMLP, Kept
+
+__all__ = [
+    "LEVELS",
+    "RULES",
+    "DynamicMLP",
+    "Kept",
+    "allocate",
+    "apply_rule",
+    "dynamic_layers",
+    "masking",
+    "set_densities",
+]

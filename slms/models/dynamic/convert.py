@@ -1,0 +1,65 @@
+"""A dense language model whose MLPs run under a rule, sharing every weight with the model it was made from.
+
+Shapes: b blocks, t position, n tokens (b·t), d model.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from slms.models.anatomy import dropout_of, find_mlps, read_mlp, replace_mlp
+from slms.models.calibration import layer_inputs
+from slms.models.dynamic.rules import RULES, DynamicMLP
+from slms.models.routed_mlp import routed_layers
+
+
+@torch.no_grad()
+def apply_rule(model: PreTrainedModel, rule: str, calibration: Tensor, centre: bool = True) -> PreTrainedModel:
+    """A copy of a dense model in which every MLP runs under `rule`, at density 1 until `set_densities`.
+
+    The copy shares the model's parameters (no memory but the rule's own) and is for inference. calibration: token ids
+    [b, t]. centre: whether skipped neurons leave their calibrated mean. Raises ValueError for an unknown rule, a routed
+    model, or an MLP that the rule does not suit.
+    """
+    if rule not in RULES:
+        raise ValueError(f"`rule` is {rule!r}; on a dense model it must be one of {', '.join(RULES)}.")
+    if routed_layers(model):
+        raise ValueError(f"`rule` is {rule}; it works on dense models, and this one is routed.")
+    shared = {id(p): p for p in (*model.parameters(), *model.buffers())}
+    dynamic = copy.deepcopy(model, shared).eval()
+    for index, x in layer_inputs(model.eval(), list(find_mlps(model)), calibration):
+        mlp = find_mlps(model)[index]
+        assert dropout_of(mlp) == 0.0 or not dynamic.training
+        blocks = rearrange(x, "(b t) d -> b t d", t=calibration.shape[1]).to(next(mlp.parameters()).dtype)
+        replace_mlp(dynamic, index, RULES[rule](read_mlp(mlp), blocks, centre))
+    return dynamic
+
+
+def dynamic_layers(model: nn.Module) -> dict[int, DynamicMLP]:
+    """The MLPs under a rule by layer, in order; empty for other models."""
+    mlps = [module for module in model.modules() if isinstance(module, DynamicMLP)]
+    return dict(enumerate(mlps))
+
+
+def set_densities(model: nn.Module, densities: dict[int, float] | float) -> None:
+    """Let each MLP under a rule keep this share, by layer or for all."""
+    for index, mlp in dynamic_layers(model).items():
+        mlp.density = densities[index] if isinstance(densities, dict) else densities
+
+
+@contextmanager
+def masking(model: nn.Module) -> Iterator[None]:
+    """While open, MLPs under a rule compute everything and mask: quality is that of the rule at any number of tokens."""
+    mlps = dynamic_layers(model).values()
+    for mlp in mlps:
+        mlp.masking = True
+    try:
+        yield
+    finally:
+        for mlp in mlps:
+            mlp.masking = False

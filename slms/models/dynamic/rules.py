@@ -1,0 +1,385 @@
+"""Rules that choose, without training, what a dense MLP executes for a token: statistics of calibration tokens suffice.
+
+Every rule can be carried out in two ways. `masked` computes everything and then leaves out what was not chosen: it
+measures quality and saves nothing. `forward` executes: for a few tokens only the chosen neurons (or inputs) are read;
+for many, where per-token sets read all weights anyway, the dense MLP runs unless the set is shared by all tokens.
+
+With μ = E[h] over calibration tokens, y = b_out + μ W_out + Σ_{i kept} (h_i − μ_i) W_out_i: a skipped neuron leaves its
+mean, folded into the bias at no cost (as SCAP's mode-centering, arXiv:2412.07174). Thresholds are compared so that NaN
+is kept: it must reach the output.
+
+Shapes: b blocks, t position, d model, f neurons, q rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.activations import ACTIVATIONS
+from kernels.neurons import dots, sums
+from slms.models.anatomy import MLPWeights, neurons
+from slms.models.dynamic.predictor import fit_low_rank
+
+FEW = 8
+"""Up to so many tokens, rows of single tokens are gathered; measured break-even 4 to 16 (docs/benchmarks.md)."""
+
+
+class Kept(NamedTuple):
+    """Shares of a layer's weights that a call used, averaged over tokens."""
+
+    inputs: float
+    """of the columns of W_in and W_gate; 1 for rules that choose neurons"""
+    neurons: float
+    """of the neurons"""
+
+
+class DynamicMLP(nn.Module):
+    """A dense MLP under a rule. x [b, t, d] at construction are calibration inputs, in forward the tokens to run."""
+
+    per_token = True
+    """whether each token has its own set, which only pays for a few tokens"""
+
+    def __init__(self, weights: MLPWeights, x: Tensor, centre: bool = True) -> None:
+        super().__init__()
+        self.weights, self.act = weights, ACTIVATIONS[weights.activation]
+        self.gated = weights.W_gate is not None
+        self.f, self.d = weights.W_in.shape
+        h = neurons(weights, x)
+        self.mean = h.mean((0, 1)) if centre else torch.zeros_like(h[0, 0])
+        b_out = 0 if weights.b_out is None else weights.b_out
+        self.constant = b_out + self.mean @ weights.W_out
+        self.out_norm = weights.W_out.norm(dim=1)
+        self.masking = False
+        self.observe: Callable[[Kept], None] | None = None
+        self.fit(x, h)
+        self.density = 1.0
+
+    @property
+    def density(self) -> float:
+        """Share of the neurons (for `teal`: also of the inputs) to keep; thresholds are quantiles of calibration."""
+        return self._density
+
+    @density.setter
+    def density(self, value: float) -> None:
+        if not 0 < value <= 1:
+            raise ValueError(f"`density` is {value}; it must be above 0 and at most 1.")
+        self._density, self.k = value, max(1, round(value * self.f))
+        self.set(value)
+
+    def fit(self, x: Tensor, h: Tensor) -> None:
+        """Take what the rule needs from calibration inputs x [b, t, d] and activations h [b, t, f]."""
+
+    def set(self, density: float) -> None:
+        """Adjust to a density."""
+
+    def keep(self, x: Tensor, h: Tensor) -> Tensor:
+        """The neurons [b, t, f] bool to execute; h [b, t, f] are all activations."""
+        raise NotImplementedError
+
+    def flops(self, kept: Kept) -> float:
+        """FLOPs of one token: 2 · (weights used), what choosing costs included."""
+        raise NotImplementedError
+
+    def masked(self, x: Tensor) -> Tensor:
+        """What the rule computes, by computing everything and leaving out: for quality, never for speed."""
+        h = neurons(self.weights, x)
+        keep = self.keep(x, h)
+        self._observed(Kept(1.0, keep.float().mean().item()))
+        return ((h - self.mean) * keep) @ self.weights.W_out + self.constant
+
+    def skipping(self, x: Tensor) -> Tensor:
+        """The same reading only what was chosen, for x [n, d]."""
+        raise NotImplementedError
+
+    def dense(self, x: Tensor) -> Tensor:
+        """The MLP without any rule."""
+        return F.linear(neurons(self.weights, x), self.weights.W_out.t(), self.weights.b_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output [b, t, d]: masked while `masking`, else executed (see the head of this file)."""
+        if self.masking:
+            return self.masked(x)
+        n = x.shape[:-1].numel()
+        if self.per_token and (n > FEW or not can_skip(x)):
+            return self.dense(x)
+        return self.skipping(x.reshape(n, self.d)).view(x.shape)
+
+    def _down(self, h: Tensor, keep: Tensor) -> Tensor:
+        return sums(h - self.mean, self.weights.W_out, keep) + self.constant
+
+    def _up(self, x: Tensor, keep: Tensor) -> Tensor:
+        return dots(x, self.weights.W_in, keep, self.weights.b_in)
+
+    def _observed(self, kept: Kept) -> None:
+        if self.observe is not None:
+            self.observe(kept)
+
+    def _size(self) -> int:
+        """FLOPs of one matrix."""
+        return 2 * self.f * self.d
+
+
+def can_skip(x: Tensor) -> bool:
+    """Whether row-sparse products run for such inputs; elsewhere per-token rules execute the dense MLP."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
+
+
+class Oracle(DynamicMLP):
+    """The k neurons of largest |h − μ|·‖w_out‖: the dense up-projection is paid, the down-projection skips."""
+
+    def keep(self, x: Tensor, h: Tensor) -> Tensor:
+        return top_k(self.importance(h), self.k)
+
+    def importance(self, h: Tensor) -> Tensor:
+        """How much a neuron adds to the output: ‖(h_i − μ_i) w_out_i‖."""
+        return (h - self.mean).abs() * self.out_norm
+
+    def skipping(self, x: Tensor) -> Tensor:
+        h = neurons(self.weights, x)
+        return self._down(h, self.keep(x, h))
+
+    def flops(self, kept: Kept) -> float:
+        return self._size() * ((2 if self.gated else 1) + kept.neurons)
+
+
+class CETT(Oracle):
+    """Neurons with ‖(h_i − μ_i) w_out_i‖ above one threshold a layer (CETT, arXiv:2402.03804): k follows the token."""
+
+    def fit(self, x: Tensor, h: Tensor) -> None:
+        self.sample = sampled(self.importance(h))
+
+    def set(self, density: float) -> None:
+        self.threshold = threshold_at(self.sample, density)
+
+    def keep(self, x: Tensor, h: Tensor) -> Tensor:
+        return ~(self.importance(h) < self.threshold)
+
+
+class CATS(DynamicMLP):
+    """Neurons with |act(gate)| above a threshold (CATS, arXiv:2404.08763): the gate is dense, the rest skips."""
+
+    def fit(self, x: Tensor, h: Tensor) -> None:
+        if not self.gated:
+            raise ValueError("`rule` is cats; it needs a gated MLP (Llama, Mistral, Qwen, Gemma).")
+        self.sample = sampled(self._gate(x).abs())
+
+    def set(self, density: float) -> None:
+        self.threshold = threshold_at(self.sample, density)
+
+    def _gate(self, x: Tensor) -> Tensor:
+        return self.act(F.linear(x, self.weights.W_gate, self.weights.b_gate))
+
+    def keep(self, x: Tensor, h: Tensor) -> Tensor:
+        return ~(self._gate(x).abs() < self.threshold)
+
+    def skipping(self, x: Tensor) -> Tensor:
+        gate = self._gate(x)
+        keep = ~(gate.abs() < self.threshold)
+        return self._down(gate * self._up(x, keep), keep)
+
+    def flops(self, kept: Kept) -> float:
+        return self._size() * (1 + 2 * kept.neurons)
+
+
+class TEAL(DynamicMLP):
+    """Inputs above a threshold, of the up- and of the down-projection (TEAL, arXiv:2408.14690), about their means.
+
+    Skipping an input skips a column of W_in, so W_in (and W_gate) are kept a second time, transposed.
+    """
+
+    def fit(self, x: Tensor, h: Tensor) -> None:
+        w = self.weights
+        self.x_mean = x.mean((0, 1)) * (self.mean.abs().sum() > 0)
+        self.x_sample, self.h_sample = sampled((x - self.x_mean).abs()), sampled((h - self.mean).abs())
+        self.W_in_t = w.W_in.t().contiguous()
+        self.in_constant = F.linear(self.x_mean, w.W_in, w.b_in)
+        if w.W_gate is not None:
+            self.W_gate_t = w.W_gate.t().contiguous()
+            self.gate_constant = F.linear(self.x_mean, w.W_gate, w.b_gate)
+
+    def set(self, density: float) -> None:
+        self.x_threshold = threshold_at(self.x_sample, density)
+        self.h_threshold = threshold_at(self.h_sample, density)
+
+    def _hidden(self, x: Tensor, product: Callable[[Tensor, Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        x = x - self.x_mean
+        keep_x = ~(x.abs() < self.x_threshold)
+        u = product(x, self.W_in_t, keep_x) + self.in_constant
+        h = self.act(product(x, self.W_gate_t, keep_x) + self.gate_constant) * u if self.gated else self.act(u)
+        h = h - self.mean
+        return h, keep_x, ~(h.abs() < self.h_threshold)
+
+    def masked(self, x: Tensor) -> Tensor:
+        h, keep_x, keep_h = self._hidden(x, lambda v, W, keep: (v * keep) @ W)
+        self._observed(Kept(keep_x.float().mean().item(), keep_h.float().mean().item()))
+        return (h * keep_h) @ self.weights.W_out + self.constant
+
+    def skipping(self, x: Tensor) -> Tensor:
+        h, _, keep_h = self._hidden(x, sums)
+        return sums(h, self.weights.W_out, keep_h) + self.constant
+
+    def flops(self, kept: Kept) -> float:
+        return self._size() * ((2 if self.gated else 1) * kept.inputs + kept.neurons)
+
+
+class LowRank(Oracle):
+    """The k neurons that a low-rank predictor expects to matter most (Deja Vu, arXiv:2310.17157); all else skips.
+
+    The pre-activations are predicted by reduced-rank regression on calibration tokens, in closed form, and the
+    importance of `oracle` is taken of the predicted activations.
+    """
+
+    def fit(self, x: Tensor, h: Tensor) -> None:
+        w = self.weights
+        W = w.W_in if w.W_gate is None else torch.cat([w.W_in, w.W_gate])
+        self.rank = max(1, self.d // 8)
+        self.narrow, self.wide, self.shift = fit_low_rank(W, x.reshape(-1, self.d), self.rank)
+        biases = [b if b is not None else w.W_in.new_zeros(self.f) for b in (w.b_in, w.b_gate)[: 1 + self.gated]]
+        self.shift = self.shift + torch.cat(biases)
+
+    def keep(self, x: Tensor, h: Tensor) -> Tensor:
+        u = F.linear(F.linear(x, self.narrow), self.wide, self.shift)
+        predicted = self.act(u[..., self.f :]) * u[..., : self.f] if self.gated else self.act(u)
+        return top_k(self.importance(predicted), self.k)
+
+    def skipping(self, x: Tensor) -> Tensor:
+        keep = self.keep(x, x)
+        u = self._up(x, keep)
+        if self.weights.W_gate is None:
+            return self._down(self.act(u), keep)
+        gate = dots(x, self.weights.W_gate, keep, self.weights.b_gate)
+        return self._down(self.act(gate) * u, keep)
+
+    def flops(self, kept: Kept) -> float:
+        matrices = 3 if self.gated else 2
+        return self._size() * matrices * kept.neurons + 2 * self.rank * (self.d + (matrices - 1) * self.f)
+
+
+class Static(Oracle):
+    """The same k neurons for every token, those of largest E[importance²] on calibration tokens: the control."""
+
+    per_token = False
+
+    def fit(self, x: Tensor, h: Tensor) -> None:
+        self.score = self.importance(h).square().mean((0, 1))
+
+    def set(self, density: float) -> None:
+        self.chosen = top_k(self.score, self.k)
+        self.compact = compacted(self.weights, self.chosen)
+        self.rest = self.constant - self.mean[self.chosen] @ self.compact.W_out
+
+    def keep(self, x: Tensor, h: Tensor) -> Tensor:
+        return self.chosen.expand(*x.shape[:-1], self.f)
+
+    def skipping(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.rest, neurons(self.compact, x), self.compact.W_out)
+
+    def flops(self, kept: Kept) -> float:
+        return self._size() * (3 if self.gated else 2) * kept.neurons
+
+
+class GRIFFIN(Static):
+    """The k neurons that a prompt used most (GRIFFIN, arXiv:2404.01365): dense prompt, then one set a sequence.
+
+    The statistic is the ℓ2 norm over the prompt of a neuron's share of the token's activation, ‖h_ti / ‖h_t‖‖. While
+    masking, the first half of each block is the prompt. Executing, a call of several positions is a prompt, and calls
+    of one position use its set.
+    """
+
+    def fit(self, x: Tensor, h: Tensor) -> None:
+        self.sets: Tensor | None = None
+
+    def set(self, density: float) -> None:
+        self.sets = None
+
+    def prompt_set(self, h: Tensor) -> Tensor:
+        """The neurons [b, 1, f] bool to keep after prompts of activations h [b, t, f]."""
+        share = F.normalize(h - self.mean, dim=-1)
+        return top_k(share.square().sum(1, keepdim=True), self.k)
+
+    def keep(self, x: Tensor, h: Tensor) -> Tensor:
+        half = x.shape[1] // 2
+        prompt = torch.ones_like(h[:, :half], dtype=torch.bool)
+        return torch.cat([prompt, self.prompt_set(h[:, :half]).expand_as(h[:, half:])], 1)
+
+    def masked(self, x: Tensor) -> Tensor:
+        h, half = neurons(self.weights, x), x.shape[1] // 2
+        keep = self.keep(x, h)
+        self._observed(Kept(1.0, keep[:, half:].float().mean().item()))  # the prompt is dense by definition
+        return ((h - self.mean) * keep) @ self.weights.W_out + self.constant
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.masking:
+            return self.masked(x)
+        if x.shape[1] > 1:
+            return self._prefill(x)
+        if self.sets is None or len(self.sets) != len(x):
+            return self.dense(x)
+        if len(x) == 1:
+            return self.skipping(x[0]).view(x.shape)
+        if not can_skip(x):
+            return self.dense(x)
+        keep, x_flat = self.sets[:, 0], x[:, 0]
+        u = self._up(x_flat, keep)
+        gate = dots(x_flat, self.weights.W_gate, keep, self.weights.b_gate) if self.gated else None
+        return self._down(self.act(u) if gate is None else self.act(gate) * u, keep).view(x.shape)
+
+    def _prefill(self, x: Tensor) -> Tensor:
+        h = neurons(self.weights, x)
+        self.sets = self.prompt_set(h)
+        if len(x) == 1:  # one sequence: its neurons are copied out once, and every token after runs a smaller MLP
+            self.chosen = self.sets[0, 0]
+            self.compact = compacted(self.weights, self.chosen)
+            self.rest = self.constant - self.mean[self.chosen] @ self.compact.W_out
+        return F.linear(h, self.weights.W_out.t(), self.weights.b_out)
+
+
+def compacted(weights: MLPWeights, chosen: Tensor) -> MLPWeights:
+    """The MLP of the chosen neurons [f] alone: copies of their rows."""
+
+    def rows(w: Tensor | None) -> Tensor | None:
+        return None if w is None else w[chosen]
+
+    return MLPWeights(
+        W_in=weights.W_in[chosen],
+        W_out=weights.W_out[chosen],
+        b_in=rows(weights.b_in),
+        b_out=weights.b_out,
+        W_gate=rows(weights.W_gate),
+        b_gate=rows(weights.b_gate),
+        activation=weights.activation,
+    )
+
+
+def top_k(scores: Tensor, k: int) -> Tensor:
+    """The k largest of each row as a bool mask; NaN counts as largest, so that it is kept and not hidden."""
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, scores.topk(k, sorted=False).indices, True)
+
+
+def sampled(values: Tensor, size: int = 2**20) -> Tensor:
+    """At most `size` of the values, evenly spread and sorted: enough for a quantile to three digits."""
+    flat = values.flatten()
+    return flat[:: -(-len(flat) // size)].float().sort().values
+
+
+def threshold_at(ordered: Tensor, density: float) -> float:
+    """The value that a share `density` of the ordered values reaches; −∞ at 1, so that nothing is left out."""
+    if density == 1.0:
+        return float("-inf")
+    return ordered[min(len(ordered) - 1, round((1 - density) * len(ordered)))].item()
+
+
+RULES: dict[str, type[DynamicMLP]] = {
+    "oracle": Oracle,
+    "cett": CETT,
+    "teal": TEAL,
+    "cats": CATS,
+    "low_rank": LowRank,
+    "griffin": GRIFFIN,
+    "static": Static,
+}

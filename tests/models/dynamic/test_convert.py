@@ -1,0 +1,71 @@
+"""Models under a rule: shared weights, equal to the dense model at density 1, decoding as masking measures."""
+
+import pytest
+import torch
+from transformers import GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from slms.models.dynamic import RULES, apply_rule, dynamic_layers, masking, set_densities
+
+
+def tiny(kind):
+    torch.manual_seed(0)
+    if kind == "llama":
+        config = LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=44, num_hidden_layers=2,
+                             num_attention_heads=2, max_position_embeddings=32)  # fmt: skip
+        return LlamaForCausalLM(config).eval()
+    config = GPTNeoConfig(vocab_size=40, hidden_size=16, num_layers=2, num_heads=2, attention_types=[[["global"], 2]],
+                          max_position_embeddings=32)  # fmt: skip
+    return GPTNeoForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt_neo"])
+def model(request):
+    return tiny(request.param)
+
+
+IDS = torch.randint(40, (3, 16), generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_dense_at_density_1_and_shared_weights(model):
+    before = model(IDS).logits
+    dynamic = apply_rule(model, "low_rank", IDS)
+    assert list(dynamic_layers(dynamic)) == [0, 1] and not dynamic_layers(model)
+    with masking(dynamic):
+        torch.testing.assert_close(dynamic(IDS).logits, before, rtol=1e-4, atol=1e-4)
+    assert not any(mlp.masking for mlp in dynamic_layers(dynamic).values())
+    mine = {p.data_ptr() for p in model.parameters()}
+    assert all(p.data_ptr() in mine for p in dynamic.parameters())
+    torch.testing.assert_close(model(IDS).logits, before)
+
+
+@torch.no_grad()
+def test_decoding_is_what_masking_measures(model):
+    """GRIFFIN's prompt is dense in both, so every later logit must agree, through the cache too."""
+    dynamic = apply_rule(model, "griffin", IDS)
+    set_densities(dynamic, {0: 0.25, 1: 0.5})
+    with masking(dynamic):
+        wanted = dynamic(IDS[:1]).logits[:, 8:]
+    out = dynamic(IDS[:1, :8], use_cache=True)
+    logits = []
+    for i in range(8, 16):
+        out = dynamic(IDS[:1, i : i + 1], past_key_values=out.past_key_values, use_cache=True)
+        logits.append(out.logits)
+    torch.testing.assert_close(torch.cat(logits, 1), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_generates(model):
+    dynamic = apply_rule(model, "teal", IDS)
+    set_densities(dynamic, 0.5)
+    out = dynamic.generate(IDS[:1], max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert out.shape == (1, 20)
+
+
+def test_refusals(model):
+    with pytest.raises(ValueError, match=f"`rule` is 'magic'; on a dense model it must be one of {', '.join(RULES)}"):
+        apply_rule(model, "magic", IDS)
+    import slms
+
+    routed = slms.route(model, slms.RoutingConfig(n_pathways=4, k=2, partition="random", router_init="random"), IDS)
+    with pytest.raises(ValueError, match="this one is routed"):
+        apply_rule(routed, "oracle", IDS)
