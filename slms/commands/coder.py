@@ -68,6 +68,20 @@ def open_coder(
     return OpenCoder(coder, subject, source, to, x, y)
 
 
+def coder_directories(directory: Path) -> list[Path]:
+    """The SAELens directories of a run, or the one given.
+
+    Raises:
+        ValueError: a run without any.
+    """
+    if (directory / "cfg.json").exists() or not (directory / "config.yaml").exists():
+        return [directory]
+    found = sorted(path.parent for path in (directory / "saes").glob("*/cfg.json"))
+    if not found:
+        raise ValueError(f"{directory}: a run without saes/; train one with `--config sae_tinystories.yaml`")
+    return found
+
+
 def special_ids(subject: Subject) -> Tensor:
     """Ids of the tokens that are left alone."""
     t = subject.tokenizer

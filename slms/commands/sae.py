@@ -1,17 +1,34 @@
-"""`eval.py sae`: what a sparse autoencoder is worth, beside PCA and a random one at equal L0."""
+"""`eval.py sae`: what a sparse autoencoder is worth, beside PCA, a random one and one of a model that knows nothing."""
 
-import json
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
-from slms.commands.coder import open_coder, special_ids
-from slms.commands.subject import Subject
-from slms.files import write_atomic
+from slms.commands.coder import OpenCoder, coder_directories, open_coder, special_ids
+from slms.data.text import Blocks, BlockSpec, load_blocks
 from slms.lit.evaluate import batches
+from slms.metrics.functional import Score
+from slms.metrics.latents import LatentCounts
+from slms.models.base import random_twin
+from slms.report.artifacts import artifact_directory, write_csv, write_json
+from slms.report.coder_tables import (
+    COLUMNS,
+    figure_rows,
+    plain_quality,
+    plain_score,
+    quality_table,
+    specialization_table,
+)
 from slms.sae.baselines import PCA, FixedCoder, random_coder
+from slms.sae.config import CoderConfig
+from slms.sae.control import train_control
 from slms.sae.evaluate import Placed, measure
 from slms.sae.quality import CoderQuality, Quality
+
+CONTROL = "random model"
 
 
 def sae(
@@ -26,12 +43,13 @@ def sae(
     n_tokens: int | None = 65_536,
     batch_size: int = 16,
     baselines: bool = True,
+    control_tokens: int = 262_144,
     output_dir: str = "artifacts",
 ) -> None:
-    """L0, FVU, loss recovered (zero and mean ablation), KL and dead share of a SAELens directory, with intervals.
+    """L0, FVU, loss recovered (zero and mean ablation), KL, dead share and SI of latents, with intervals.
 
     Args:
-        directory: holds cfg.json and sae_weights.safetensors.
+        directory: a SAELens directory (cfg.json, sae_weights.safetensors), or a run: then each of its `saes/`.
         model: what it reads: a run or model directory, `stories-1m` or a hub id; by default what the directory names.
         site: where it reads (`residual.3`); by default what the directory names.
         target: where a transcoder writes; by default what the directory names.
@@ -42,27 +60,49 @@ def sae(
         n_tokens: tokens to measure on.
         batch_size: blocks of one forward pass.
         baselines: also measure PCA and a random coder at the same L0.
-        output_dir: NAME.json goes to OUTPUT_DIR/sae/.
+        control_tokens: tokens on which to train, at the same L0, a coder of the model with random weights; 0 trains
+            none.
+        output_dir: quality.json and quality.csv go to OUTPUT_DIR/sae/NAME/.
     """
-    opened = open_coder(
-        directory, model, site, target, split, batch_size, corpus=corpus, validation=validation, block_size=block_size,
-        n_tokens=n_tokens,
-    )  # fmt: skip
+    if control_tokens < 0:
+        raise ValueError(f"--control_tokens {control_tokens}: it must not be negative")
+    for path in coder_directories(Path(directory)):
+        opened = open_coder(
+            str(path), model, site, target, split, batch_size, corpus=corpus, validation=validation,
+            block_size=block_size, n_tokens=n_tokens,
+        )  # fmt: skip
+        _report(path, opened, split, batch_size, baselines, control_tokens, output_dir)
+
+
+def _report(
+    directory: Path, opened: OpenCoder, split: str, batch_size: int, baselines: bool, control_tokens: int, output: str
+) -> None:
     coder, subject, source, to, x, y = opened
-    coders: dict[str, Placed] = {"sae": FixedCoder(coder, source, to, x, y)}
-    results = {"sae": _measure(subject, coders["sae"], coder.d_sae, batch_size)}
+    blocks, special = subject.blocks, special_ids(subject)
+    coders: dict[str, Placed] = {"this coder": FixedCoder(coder, source, to, x, y)}
+    k = max(round(_used(coders["this coder"], x)), 1)
     if baselines:
-        k = max(round(results["sae"].l0.value), 1)
-        results["pca"] = _measure(subject, pca := PCA(source, to, x, y, k), pca.k, batch_size)
-        rival = random_coder(source, to, x, y, coder.d_sae, k)
-        results["random"] = _measure(subject, rival, coder.d_sae, batch_size)
-    print(f"{directory}: {coder.config.kind}, {coder.d_sae} latents, of {subject.name} at {opened.place}")
-    print(f"{'':8}{'L0':>9}{'FVU':>9}{'recovered':>11}{'(mean)':>9}{'KL':>9}{'dead':>8}")
-    for name, q in results.items():
-        zero, mean = q.recovered["zero"].value, q.recovered["mean"].value
-        print(f"{name:8}{q.l0.value:9.2f}{q.fvu.value:9.4f}{zero:11.4f}{mean:9.4f}{q.kl.value:9.4f}{q.dead:8.2%}")
-    out = {
-        "directory": directory,
+        coders["random coder"] = random_coder(source, to, x, y, coder.d_sae, k)
+        coders["PCA"] = PCA(source, to, x, y, k)
+    results, scores = _measure(subject.model, blocks, coders, special, batch_size)
+    if control_tokens:
+        twin = random_twin(subject.model)
+        text = subject.text
+        train = BlockSpec(
+            text["corpus"], "train", None, text["text_field"], 0, text["block_size"], control_tokens, False
+        )
+        config = CoderConfig(kind="topk" if coder.config.kind == "topk" else "batch_topk", d_sae=coder.d_sae, k=k)
+        ids = load_blocks(train, subject.tokenizer).input_ids
+        control = train_control(twin, source, to, ids, special.tolist(), config, control_tokens)
+        found = _measure(twin, blocks, {CONTROL: control}, special, batch_size)
+        results, scores = results | found[0], scores | found[1]
+    print(f"{directory}: {coder.config.kind}, {coder.d_sae} latents, of {subject.name} at {opened.place}\n")
+    print(f"{quality_table(results)}\n\n{specialization_table(scores)}")
+    if control_tokens:
+        print(f"  {CONTROL}: a {config.kind} coder of the model with random weights, {control_tokens:,} tokens")
+    place = artifact_directory(output, "sae", str(directory))
+    content = {
+        "directory": str(directory),
         "model": subject.name,
         "site": source.name,
         "target": to.name,
@@ -70,30 +110,37 @@ def sae(
         "split": split,
         "kind": coder.config.kind,
         "d_sae": coder.d_sae,
-        "results": {name: _plain(q) for name, q in results.items()},
+        "control_tokens": control_tokens,
+        "results": {name: plain_quality(q) for name, q in results.items()},
+        "si": {name: {f: plain_score(score) for f, score in found.items()} for name, found in scores.items()},
     }
-    path = Path(output_dir) / "sae" / f"{Path(directory).resolve().name}.json"
-    print(f"written to {write_atomic(path, json.dumps(out, indent=1) + chr(10))}")
+    write_json(place / "quality.json", content)
+    write_csv(place / "quality.csv", COLUMNS, figure_rows(results, scores))
+    print(f"\nwritten to {place}")
 
 
-def _measure(subject: Subject, coder: Placed, d_sae: int, batch_size: int) -> Quality:
-    quality = CoderQuality(len(coder.mean), d_sae)
-    for batch in batches(subject.blocks, batch_size):
-        measure(subject.model, batch, coder, special_ids(subject), quality, full=True)
-    return quality.compute()
+def _used(coder: Placed, x: Tensor) -> float:
+    """Latents a token of x [n, i] uses, on average."""
+    return float((coder.features(x)[1] > 0).sum() / len(x))
 
 
-def _plain(quality: Quality) -> dict:
-    """Plain JSON types; of the density, its quantiles."""
-    out = {}
-    for name, value in quality._asdict().items():
-        if isinstance(value, dict):
-            out[name] = {key: interval._asdict() for key, interval in value.items()}
-        elif name == "density":
-            shares = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=torch.float64)
-            out[name] = dict(
-                zip(("p5", "p25", "p50", "p75", "p95"), value.double().quantile(shares).tolist(), strict=True)
-            )
-        else:
-            out[name] = value._asdict() if hasattr(value, "_asdict") else value
-    return out
+@torch.no_grad()
+def _measure(
+    model: PreTrainedModel, blocks: Blocks, coders: dict[str, Placed], special: Tensor, batch_size: int
+) -> tuple[dict[str, Quality], dict[str, dict[str, Score]]]:
+    """Quality of each coder, and SI by label family of those with latents, over the whole text."""
+    families = {family: len(names) for family, names in blocks.label_names.items()}
+    widths = {name: c.k if isinstance(c, PCA) else c.coder.d_sae for name, c in coders.items()}
+    qualities = {name: CoderQuality(len(coder.mean), widths[name]) for name, coder in coders.items()}
+    counts = {name: LatentCounts(widths[name], families) for name, c in coders.items() if not isinstance(c, PCA)}
+    n_batches = -(-len(blocks.input_ids) // batch_size)
+    for batch in tqdm(batches(blocks, batch_size), "measuring", n_batches, leave=False, delay=2):
+        used = measure(model, batch, list(coders.values()), special, list(qualities.values()), full=True)
+        for name, one in zip(coders, used, strict=True):
+            if name in counts:
+                on = one.values > 0
+                classes = {family: batch[f"labels_{family}"].flatten()[one.rows] for family in families}
+                documents = batch["doc_ids"].flatten()[one.rows]
+                counts[name].update(one.picks.rows[on], one.picks.indices[on], classes, documents)
+    scores = {name: table.compute() for name, table in counts.items()}
+    return {name: quality.compute() for name, quality in qualities.items()}, scores

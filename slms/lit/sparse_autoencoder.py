@@ -4,7 +4,6 @@ Shapes: b blocks, t position, n tokens (b·t), d width of a site, s latents.
 """
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
@@ -15,68 +14,13 @@ from torch import Tensor, nn
 from slms.data.sites import find_site, hf_name
 from slms.models.base import BaseConfig, load_base
 from slms.sae.base import Losses
-from slms.sae.coders import BatchTopK
 from slms.sae.evaluate import Used, measure
 from slms.sae.export import Provenance, save
+from slms.sae.optim import CoderOptimizerConfig
 from slms.sae.quality import CoderQuality
 from slms.sae.trainee import CoderSpec, Trainee
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class CoderOptimizerConfig:
-    """Adam(0.9, 0.999, eps 6.25e-10) and its schedule.
-
-    Args:
-        lr: peak learning rate; null takes 2e-4/√(latents / 2¹⁴) (Gao et al., arXiv:2406.04093), at most `max_lr`.
-        max_lr: bound on the automatic learning rate.
-        warmup_steps: steps of linear warm-up, at most a twentieth of the run.
-        decay: share of the run, at its end, over which the learning rate falls linearly to 0.
-        sparsity_warmup: share of the run over which the penalty of `relu`, `gated` and `jump_relu` coders grows to its
-            weight.
-        dead_tokens: tokens without use after which a latent counts as dead; null takes a twentieth of the run, at most
-            10 million.
-    """
-
-    lr: float | None = None
-    max_lr: float = 1e-3
-    warmup_steps: int = 1000
-    decay: float = 0.2
-    sparsity_warmup: float = 0.05
-    dead_tokens: int | None = None
-
-    def __post_init__(self):
-        for name in ("lr", "max_lr", "dead_tokens"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"model.optimizer.{name} is {value}; it must be positive")
-        if self.warmup_steps < 0:
-            raise ValueError(f"model.optimizer.warmup_steps is {self.warmup_steps}; it must not be negative")
-        for name in ("decay", "sparsity_warmup"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"model.optimizer.{name} is {getattr(self, name)}; it must lie in [0, 1]")
-
-    def peak(self, d_sae: int) -> float:
-        """Peak learning rate of a coder with d_sae latents."""
-        return self.lr or min(2e-4 / (d_sae / 2**14) ** 0.5, self.max_lr)
-
-    def warmup(self, total: int) -> int:
-        """Steps of warm-up in a run of `total`."""
-        return min(self.warmup_steps, total // 20)
-
-    def share(self, step: int, total: int) -> float:
-        """Learning rate at `step` of `total` as a share of its peak.
-
-        >>> config = CoderOptimizerConfig(warmup_steps=5, decay=0.5)
-        >>> [config.share(step, 100) for step in (0, 4, 5, 49, 50, 75, 100)]
-        [0.2, 1.0, 1.0, 1.0, 1.0, 0.5, 0.0]
-        """
-        warm = self.warmup(total)
-        if step < warm:
-            return (step + 1) / warm
-        left = (total - step) / (self.decay * total) if self.decay else 1.0
-        return max(min(left, 1.0), 0.0)
 
 
 class SparseAutoencoder(L.LightningModule):
@@ -92,7 +36,7 @@ class SparseAutoencoder(L.LightningModule):
         self,
         base: BaseConfig,
         coders: list[CoderSpec],
-        optimizer: CoderOptimizerConfig = CoderOptimizerConfig(),
+        optimizer: CoderOptimizerConfig = CoderOptimizerConfig(),  # noqa: B008  frozen
     ):
         super().__init__()
         labels = [spec.label for spec in coders]
@@ -149,27 +93,19 @@ class SparseAutoencoder(L.LightningModule):
     def dead_after(self) -> int:
         """Tokens without use that make a latent dead."""
         tokens = self.total_steps * self.trainer.datamodule.buffer.batch_size * self.trainer.world_size
-        return self.optimizer_config.dead_tokens or max(min(tokens // 20, 10_000_000), 1)
+        return self.optimizer_config.dead_after(tokens)
 
     def configure_optimizers(self):
         """Adam, one parameter group a coder, with warm-up and linear decay."""
-        groups = [
-            {"params": list(t.coder.parameters()), "lr": self.optimizer_config.peak(t.coder.d_sae)}
-            for t in self.trainees
-        ]
-        optimizer = torch.optim.Adam(groups, betas=(0.9, 0.999), eps=6.25e-10, fused=True)
+        optimizer = self.optimizer_config.adam([trainee.coder for trainee in self.trainees])
         total = self.total_steps
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.optimizer_config.share(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_batch_start(self, batch, batch_idx):
         """What depends on the step alone: the penalties' warm-up, and how far back thresholds remember."""
-        step, warm = self.global_step, self.optimizer_config.sparsity_warmup * self.total_steps
         for trainee in self.trainees:
-            trainee.coder.sparsity_share = min((step + 1) / warm, 1.0) if warm else 1.0
-            if isinstance(trainee.coder, BatchTopK):
-                # Short against the last fifth of the run, in which the learning rate falls and the threshold settles.
-                trainee.coder.memory = min(max(self.total_steps // 50, 10), 1000)
+            self.optimizer_config.prepare(trainee.coder, self.global_step, self.total_steps)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The sum of the coders' losses: their parameters are disjoint."""
@@ -223,10 +159,8 @@ class SparseAutoencoder(L.LightningModule):
     @torch.no_grad()
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Used]:
         """Measure every coder on one batch; returns what each used, for callbacks."""
-        return {
-            trainee.label: measure(self.lm, batch, trainee, self.special, quality)
-            for trainee, quality in zip(self.trainees, self.quality, strict=True)
-        }
+        used = measure(self.lm, batch, list(self.trainees), self.special, list(self.quality))
+        return {trainee.label: one for trainee, one in zip(self.trainees, used, strict=True)}
 
     def on_validation_epoch_end(self):
         """Log each coder's figures, exact across ranks, and the histogram of its latents' densities."""

@@ -54,6 +54,11 @@ def init_base(base: BaseConfig | str | Path, seed: int = 0, dtype: torch.dtype =
     return _random(shaped(_config(_place(base)), base), seed, dtype)
 
 
+def random_twin(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """The architecture of `model`, dense or routed, with seeded random weights as its initialisation draws them."""
+    return _random(model.config, seed, model.dtype).to(model.device)
+
+
 def build_meta(base: BaseConfig | str | Path) -> PreTrainedModel:
     """A base's modules and shapes without any memory for its weights, on the `meta` device."""
     config = _config(_place(BaseConfig(**{**vars(as_base(base)), "init": "random"})))

@@ -7,6 +7,7 @@ Shapes: b blocks, t position, n tokens (b·t), d width, v vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -57,47 +58,63 @@ def judged(ids: Tensor, x: Tensor, special: Tensor, longest: Tensor) -> Tensor:
 def measure(
     lm: PreTrainedModel,
     batch: dict[str, Tensor],
-    coder: Placed,
+    coders: Sequence[Placed],
     special: Tensor,
-    quality: CoderQuality,
+    qualities: Sequence[CoderQuality],
     full: bool = False,
-) -> Used:
-    """Add one batch to `quality`.
+) -> list[Used]:
+    """Add one batch to each coder's quality. What does not depend on the coder is computed once for all.
 
     Args:
         lm: the model.
         batch: `input_ids` and `doc_ids` [b, t].
-        coder: what to measure.
+        coders: what to measure.
         special: token ids that are left alone.
-        quality: where it is summed.
+        qualities: where each is summed.
         full: also ablate to the mean, and measure KL; otherwise those figures are NaN or 0 and not to be read.
     """
     ids, docs = batch["input_ids"], batch["doc_ids"]
-    found = read_sites(lm, ids, [coder.source] if coder.source == coder.target else [coder.source, coder.target])
-    x, y = found[coder.source.name], found[coder.target.name]
-    rows = judged(ids, x, special, coder.longest)
-    picks, values = coder.features(x[rows])
-    quality.update(y[rows], coder.reconstruct(x[rows]), picks, values, docs.flatten()[rows])
-
-    def within(new: Replace) -> Replace:
-        return lambda x, y: torch.where(rows[:, None], new(x, y), y)
-
+    found = read_sites(lm, ids, list(dict.fromkeys(site for coder in coders for site in (coder.source, coder.target))))
     clean = _log_probs(lm, ids)
-    nats = {"ce_clean": _nll(clean, ids)}
-    ways: dict[str, Replace] = {
-        "ce": lambda x, y: coder.reconstruct(x).to(y.dtype),
-        "ce_zero": lambda x, y: torch.zeros_like(y),
-    }
-    if full:
-        ways["ce_mean"] = lambda x, y: coder.mean.to(y.dtype).expand_as(y)
-    for name, new in ways.items():
-        with replaced(lm, coder.source, coder.target, within(new)):
+    constant = _Constant(lm, ids)
+    out = []
+    for coder, quality in zip(coders, qualities, strict=True):
+        x, y = found[coder.source.name], found[coder.target.name]
+        rows = judged(ids, x, special, coder.longest)
+        picks, values = coder.features(x[rows])
+        quality.update(y[rows], coder.reconstruct(x[rows]), picks, values, docs.flatten()[rows])
+        with replaced(lm, coder.source, coder.target, _within(rows, coder.reconstruct)):
             patched = _log_probs(lm, ids)
-        nats[name] = _nll(patched, ids)
-        if full and name == "ce":
+        nats = {"ce_clean": _nll(clean, ids), "ce": _nll(patched, ids)}
+        nats["ce_zero"] = constant.nll(coder.target, rows, torch.zeros_like(coder.mean))
+        if full:
+            nats["ce_mean"] = constant.nll(coder.target, rows, coder.mean)
             nats["kl"] = F.kl_div(patched, clean, log_target=True, reduction="none").sum(-1).flatten()
-    quality.update_losses(docs[:, 1:].flatten(), **nats)
-    return Used(rows, picks, values)
+        quality.update_losses(docs[:, 1:].flatten(), **nats)
+        out.append(Used(rows, picks, values))
+    return out
+
+
+class _Constant:
+    """The loss with a constant in place of a site's activations; each asked for once."""
+
+    def __init__(self, lm: PreTrainedModel, ids: Tensor):
+        self.lm, self.ids = lm, ids
+        self.known: list[tuple[Site, Tensor, Tensor, Tensor]] = []
+
+    def nll(self, site: Site, rows: Tensor, value: Tensor) -> Tensor:
+        for known_site, known_rows, known_value, nats in self.known:
+            if known_site == site and torch.equal(known_rows, rows) and torch.equal(known_value, value):
+                return nats
+        with replaced(self.lm, site, site, _within(rows, lambda x: value.expand(len(x), -1))):
+            nats = _nll(_log_probs(self.lm, self.ids), self.ids)
+        self.known.append((site, rows, value, nats))
+        return nats
+
+
+def _within(rows: Tensor, new: Callable[[Tensor], Tensor]) -> Replace:
+    """`new` of x at some rows, the site's own y at the others."""
+    return lambda x, y: torch.where(rows[:, None], new(x).to(y.dtype), y)
 
 
 def _log_probs(lm: PreTrainedModel, ids: Tensor) -> Tensor:

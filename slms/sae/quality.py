@@ -28,6 +28,8 @@ class Quality(NamedTuple):
     """Loss with ŷ in place of y, nats a token."""
     ce_clean: Interval
     """Loss of the model left alone."""
+    ce_ablated: dict[str, Interval]
+    """Loss with the site ablated to zero or to its mean."""
     recovered: dict[str, Interval]
     """(CE_ablated − CE) / (CE_ablated − CE_clean), with the site ablated to zero or to its mean."""
     kl: Interval
@@ -108,6 +110,7 @@ class CoderQuality(Metric):
             fvu=interval(_fvu, "tokens"),
             ce=interval(mean("ce")),
             ce_clean=interval(mean("ce_clean")),
+            ce_ablated={a: interval(mean(f"ce_{a}")) for a in ABLATIONS},
             recovered={a: interval(lambda sums, _, a=a: _recovered(sums, a)) for a in ABLATIONS},
             kl=interval(mean("kl")),
             dead=float((self.uses == 0).double().mean()),

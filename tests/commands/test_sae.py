@@ -9,13 +9,18 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFast
 
 from callbacks.coders import CoderWriter
+from slms.commands.coder import open_coder
 from slms.commands.sae import sae
 from slms.data.activations import ActivationData, BufferConfig
+from slms.data.sites import read_sites
 from slms.data.text import CorpusConfig
-from slms.lit.sparse_autoencoder import CoderOptimizerConfig, SparseAutoencoder
+from slms.lit.evaluate import batches
+from slms.lit.sparse_autoencoder import SparseAutoencoder
+from slms.metrics.functional import specialization_index
 from slms.models.base import BaseConfig
 from slms.sae.config import CoderConfig
 from slms.sae.export import load
+from slms.sae.optim import CoderOptimizerConfig
 from slms.sae.trainee import CoderSpec
 
 WORDS = [f"w{i}" for i in range(40)]
@@ -74,25 +79,53 @@ def fit(place, run, callbacks):
 
 def run_sae(place, name, **options):
     text = {"corpus": str(place / "text.txt"), "n_tokens": 512, "output_dir": str(place / "artifacts")}
-    sae(str(place / "run" / "saes" / name), **text | options)
-    return json.loads((place / "artifacts" / "sae" / f"{name}.json").read_text())
+    sae(str(place / "run" / "saes" / name), **{"control_tokens": 0} | text | options)
+    return json.loads((place / "artifacts" / "sae" / f"saes-{name}" / "quality.json").read_text())
 
 
 @pytest.mark.parametrize("name", ["residual.0", "mlp"])
 def test_figures_and_baselines(place, name, capsys):
-    out = run_sae(place, name)
+    out = run_sae(place, name, control_tokens=1024)
     results = out["results"]
     places = {"residual.0": ("residual.0", "residual.0"), "mlp": ("mlp_in.1", "mlp_out.1")}
     assert (out["site"], out["target"]) == places[name]
-    assert results["sae"]["l0"]["value"] == pytest.approx(4, abs=1.5)
-    assert results["pca"]["l0"]["value"] == round(results["sae"]["l0"]["value"])
-    assert results["sae"]["fvu"]["value"] < results["random"]["fvu"]["value"] < 1
+    assert list(results) == ["this coder", "random coder", "PCA", "random model"]
+    ours = results["this coder"]
+    assert ours["l0"]["value"] == pytest.approx(4, abs=1.5)
+    assert results["PCA"]["l0"]["value"] == pytest.approx(ours["l0"]["value"], abs=1)
+    assert ours["fvu"]["value"] < results["random coder"]["fvu"]["value"] < 1
     for result in results.values():
         assert result["fvu"]["low"] < result["fvu"]["value"] < result["fvu"]["high"]
-        assert result["recovered"].keys() == {"zero", "mean"}
+        assert result["recovered"].keys() == result["ce_ablated"].keys() == {"zero", "mean"}
         assert result["kl"]["value"] > 0
+        share = (result["ce_ablated"]["zero"]["value"] - result["ce"]["value"]) / (
+            result["ce_ablated"]["zero"]["value"] - result["ce_clean"]["value"]
+        )
+        assert result["recovered"]["zero"]["value"] == pytest.approx(share)
+    # The model with random weights is another model; both coders of the model under study see the same one.
+    assert results["random model"]["ce_clean"] != ours["ce_clean"] == results["PCA"]["ce_clean"]
+    assert out["si"].keys() == {"this coder", "random coder", "random model"}
     printed = capsys.readouterr().out
-    assert f"{results['sae']['fvu']['value']:.4f}" in printed and "random" in printed
+    assert f"{ours['fvu']['value']:.4f}" in printed and "1,024 tokens" in printed
+    rows = (place / "artifacts" / "sae" / f"saes-{name}" / "quality.csv").read_text().splitlines()
+    assert rows[0] == "coder,figure,value,low,high,n"
+    assert len(rows) == len(set(row.rsplit(",", 4)[0] for row in rows))
+
+
+def test_specialization_of_latents_is_that_of_their_definition(place):
+    """Mutual information of one use and the class, from a dense table of every token."""
+    out = run_sae(place, "residual.0", baselines=False)
+    opened = open_coder(str(place / "run" / "saes" / "residual.0"), corpus=str(place / "text.txt"), n_tokens=512)
+    batch = next(iter(batches(opened.subject.blocks, 64)))
+    x = read_sites(opened.subject.model, batch["input_ids"], [opened.source])["residual.0"]
+    kept = batch["input_ids"].flatten() != 0
+    on = (opened.coder.encode(x[kept]) > 0).double()
+    family = next(iter(out["si"]["this coder"]))
+    classes = batch[f"labels_{family}"].flatten()[kept]
+    known = classes >= 0
+    one_hot = torch.nn.functional.one_hot(classes[known], len(opened.subject.blocks.label_names[family])).double()
+    found = specialization_index((on[known].T @ one_hot)[None], one_hot.sum(0)[None])
+    assert out["si"]["this coder"][family]["value"] == pytest.approx(found.value, rel=1e-6)
 
 
 def test_a_transcoder_without_a_format_is_reported_not_lost(place):
@@ -111,6 +144,8 @@ def test_interrupt_saves_weights(place, tmp_path):
 
 
 def test_refusals(place, tmp_path):
+    with pytest.raises(ValueError, match="--control_tokens -1"):
+        run_sae(place, "residual.0", control_tokens=-1)
     with pytest.raises(ValueError, match="no such file"):
         run_sae(place, "nothing")
     with pytest.raises(ValueError, match=r"'residual\.9' is not in this model; the nearest"):

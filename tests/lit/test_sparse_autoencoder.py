@@ -9,13 +9,15 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFas
 
 from slms.data.activations import ActivationData, BufferConfig
 from slms.data.text import CorpusConfig
-from slms.lit.sparse_autoencoder import CoderOptimizerConfig, SparseAutoencoder
+from slms.lit.sparse_autoencoder import SparseAutoencoder
 from slms.models.base import BaseConfig
 from slms.sae.config import CoderConfig
 from slms.sae.evaluate import measure
+from slms.sae.fit import fit
+from slms.sae.optim import CoderOptimizerConfig
 from slms.sae.quality import CoderQuality
 from slms.sae.sparse import Picks
-from slms.sae.trainee import CoderSpec, geometric_median
+from slms.sae.trainee import CoderSpec, Trainee, geometric_median
 
 WORDS = [f"w{i}" for i in range(40)]
 
@@ -127,6 +129,22 @@ def test_resumes_bit_for_bit(place, tmp_path, whole, save):
         assert torch.equal(module.state_dict()[name], tensor), name
 
 
+def test_the_plain_loop_ends_with_the_same_weights(place, tmp_path):
+    module, data = make(place, coders=[AUTOENCODER])
+    batches = []
+
+    class Keep(L.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            batches.append({"residual.0": batch["residual.0"].clone()})
+
+    trainer(tmp_path, callbacks=[Keep()], max_epochs=1).fit(module, data)
+    sample = module.stream.first_chunk()["residual.0"]
+    site = module.sites[0][0]
+    plain = fit(Trainee(AUTOENCODER, site, site, sample, sample), iter(batches), len(batches), module.optimizer_config)
+    for name, tensor in module.trainees[0].state_dict().items():
+        assert torch.equal(plain.state_dict()[name], tensor), name
+
+
 def test_dead_latents_are_found_and_revived(place, tmp_path):
     module, data = make(place, coders=[AUTOENCODER], dead_tokens=64)
     run = trainer(tmp_path, max_epochs=1)
@@ -166,7 +184,7 @@ def test_a_perfect_coder_recovers_everything_and_zero_nothing(place):
 
     for factor in (1.0, 0.0):
         quality = CoderQuality(8, 4)
-        measure(module.lm, batch, Perfect(factor), torch.tensor([0]), quality, full=True)
+        measure(module.lm, batch, [Perfect(factor)], torch.tensor([0]), [quality], full=True)
         found = quality.compute()
         assert found.recovered["zero"].value == pytest.approx(factor, abs=1e-5)
         assert found.kl.value == pytest.approx(0, abs=1e-6) if factor else found.kl.value > 1e-4

@@ -1,0 +1,63 @@
+"""The control of a coder: one of its kind and size, trained on the same model with random weights.
+
+What it scores is what a coder finds in any network of that shape that reads this text.
+
+Shapes: b blocks, t position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from slms.data.activations import ActivationStream, BufferConfig
+from slms.data.harvest import Harvest
+from slms.data.module import BlockOrder
+from slms.data.sites import Site
+from slms.sae.config import CoderConfig
+from slms.sae.fit import fit
+from slms.sae.trainee import CoderSpec, Trainee
+
+BUFFER = BufferConfig(batch_size=2048, chunk_tokens=65_536)
+
+
+def train_control(
+    model: PreTrainedModel,
+    source: Site,
+    target: Site,
+    blocks: np.ndarray,
+    special: Sequence[int],
+    coder: CoderConfig,
+    n_tokens: int,
+    seed: int = 0,
+) -> Trainee:
+    """A coder of `model` at `source`, ready for inference.
+
+    Args:
+        model: the model with random weights.
+        source: where it reads; target: where it writes.
+        blocks: [b, t] training text.
+        special: token ids that are left out.
+        coder: what it is.
+        n_tokens: to train on; blocks are read again when used up.
+        seed: order of the activations.
+
+    Raises:
+        ValueError: too few blocks or tokens for one batch.
+    """
+    b = BUFFER
+    rows = min(b.lm_batch_size, len(blocks))
+    forwards = max(b.chunk_tokens // (rows * blocks.shape[1]), 1)
+    order = BlockOrder(len(blocks), rows, forwards, seed)
+    harvest = Harvest(model, list(dict.fromkeys((source, target))), blocks, order, special, b.max_norm)
+    stream = ActivationStream(harvest, harvest.tokens, min(b.batch_size, n_tokens), seed, prefetch=False)
+    chunk = stream.first_chunk()
+    x, y = chunk[source.name], chunk[target.name]
+    if source.kind == "pathway":
+        x, y = x[x.any(1)], y[x.any(1)]
+    trainee = Trainee(
+        CoderSpec(source.name, None if source == target else target.name, coder=coder), source, target, x, y
+    )
+    return fit(trainee, stream, max(n_tokens // stream.batch_size, 1))

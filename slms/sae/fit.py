@@ -1,0 +1,52 @@
+"""Training one coder in a plain loop: the step of a run of `train.py`, without Lightning.
+
+Shapes: n tokens, d width of a site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from slms.sae.optim import CoderOptimizerConfig
+from slms.sae.trainee import Trainee
+
+
+def fit(
+    trainee: Trainee,
+    batches: Iterator[dict[str, Tensor]],
+    steps: int,
+    optimizer: CoderOptimizerConfig = CoderOptimizerConfig(),  # noqa: B008  frozen
+    clip: float = 1.0,
+) -> Trainee:
+    """Train for `steps`; a run of `train.py` on the same batches ends with the same weights, bit for bit.
+
+    Args:
+        trainee: the coder.
+        batches: activations {site: [n, d]}, all of one n.
+        steps: how many batches to train on.
+        optimizer: Adam and its schedule.
+        clip: bound on the gradient's norm.
+
+    Returns:
+        `trainee`, ready for inference.
+    """
+    adam = optimizer.adam([trainee.coder])
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: optimizer.share(step, steps))
+    trainee.train()
+    for step in range(steps):
+        batch = next(batches)
+        tokens = len(batch[trainee.source.name])
+        optimizer.prepare(trainee.coder, step, steps)
+        losses = trainee.loss(batch, optimizer.dead_after(steps * tokens))
+        trainee.observe(losses, lambda tensor: tensor)
+        adam.zero_grad()
+        losses.total.backward()
+        trainee.coder.project_gradient()
+        nn.utils.clip_grad_norm_(trainee.coder.parameters(), clip)
+        adam.step()
+        schedule.step()
+        trainee.coder.after_step()
+    return trainee.eval()

@@ -1,0 +1,81 @@
+"""How coders are optimised: Adam, the learning rate's schedule, and when a latent counts as dead."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from slms.sae.base import Coder
+from slms.sae.coders import BatchTopK
+
+
+@dataclass(frozen=True)
+class CoderOptimizerConfig:
+    """Adam(0.9, 0.999, eps 6.25e-10) and its schedule.
+
+    Args:
+        lr: peak learning rate; null takes 2e-4/√(latents / 2¹⁴) (Gao et al., arXiv:2406.04093), at most `max_lr`.
+        max_lr: bound on the automatic learning rate.
+        warmup_steps: steps of linear warm-up, at most a twentieth of the run.
+        decay: share of the run, at its end, over which the learning rate falls linearly to 0.
+        sparsity_warmup: share of the run over which the penalty of `relu`, `gated` and `jump_relu` coders grows to its
+            weight.
+        dead_tokens: tokens without use after which a latent counts as dead; null takes a twentieth of the run, at most
+            10 million.
+    """
+
+    lr: float | None = None
+    max_lr: float = 1e-3
+    warmup_steps: int = 1000
+    decay: float = 0.2
+    sparsity_warmup: float = 0.05
+    dead_tokens: int | None = None
+
+    def __post_init__(self):
+        for name in ("lr", "max_lr", "dead_tokens"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"model.optimizer.{name} is {value}; it must be positive")
+        if self.warmup_steps < 0:
+            raise ValueError(f"model.optimizer.warmup_steps is {self.warmup_steps}; it must not be negative")
+        for name in ("decay", "sparsity_warmup"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"model.optimizer.{name} is {getattr(self, name)}; it must lie in [0, 1]")
+
+    def peak(self, d_sae: int) -> float:
+        """Peak learning rate of a coder with d_sae latents."""
+        return self.lr or min(2e-4 / (d_sae / 2**14) ** 0.5, self.max_lr)
+
+    def warmup(self, total: int) -> int:
+        """Steps of warm-up in a run of `total`."""
+        return min(self.warmup_steps, total // 20)
+
+    def share(self, step: int, total: int) -> float:
+        """Learning rate at `step` of `total` as a share of its peak.
+
+        >>> config = CoderOptimizerConfig(warmup_steps=5, decay=0.5)
+        >>> [config.share(step, 100) for step in (0, 4, 5, 49, 50, 75, 100)]
+        [0.2, 1.0, 1.0, 1.0, 1.0, 0.5, 0.0]
+        """
+        warm = self.warmup(total)
+        if step < warm:
+            return (step + 1) / warm
+        left = (total - step) / (self.decay * total) if self.decay * total else 1.0
+        return max(min(left, 1.0), 0.0)
+
+    def dead_after(self, tokens: int) -> int:
+        """Tokens without use that make a latent dead in a run of `tokens`."""
+        return self.dead_tokens or max(min(tokens // 20, 10_000_000), 1)
+
+    def adam(self, coders: Iterable[Coder]) -> torch.optim.Adam:
+        """The optimizer, one parameter group a coder, at peak learning rates."""
+        groups = [{"params": list(coder.parameters()), "lr": self.peak(coder.d_sae)} for coder in coders]
+        return torch.optim.Adam(groups, betas=(0.9, 0.999), eps=6.25e-10, fused=True)
+
+    def prepare(self, coder: Coder, step: int, total: int) -> None:
+        """Set what depends on the step alone: the penalty's warm-up, and how far back a threshold remembers."""
+        warm = self.sparsity_warmup * total
+        coder.sparsity_share = min((step + 1) / warm, 1.0) if warm else 1.0
+        if isinstance(coder, BatchTopK):
+            # Short against the last fifth of the run, in which the learning rate falls and the threshold settles.
+            coder.memory = min(max(total // 50, 10), 1000)
