@@ -39,7 +39,7 @@ def _kept(keep, t, index):
 
 @numba.njit(nogil=True, cache=True, fastmath=MATH, error_model="numpy")
 def _dots(x, W, keep, bias, out):
-    """out [n, r] float32 begins as zeros; x float32; W and bias float32 or uint16 bits; an empty bias stands for None."""
+    """out [n, r] float32 begins as zeros; x float32; W, bias float32 or uint16 bits; an empty bias stands for None."""
     index = np.empty(W.shape[0], np.int64)
     for t in range(x.shape[0]):
         count = _kept(keep, t, index)

@@ -164,7 +164,7 @@ def layer_costs(
     return costs
 
 
-def budget(model: PreTrainedModel, costs: dict[int, list[float]] | None, target: float) -> dict[int, float]:
+def densities_for(model: PreTrainedModel, costs: dict[int, list[float]] | None, target: float) -> dict[int, float]:
     """Densities by layer that meet the target: greedily by measured cost, or all alike where there are no costs."""
     sizes = layer_sizes(model)
     return dict.fromkeys(sizes, target) if costs is None else allocate(costs, sizes, target)

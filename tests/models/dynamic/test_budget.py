@@ -18,7 +18,9 @@ def test_it_is_the_best_of_all_where_costs_are_convex():
     for target in (0.25, 0.5, 0.75, 1.0):
         found = allocate(costs, sizes, target, levels)
         assert mean(found, sizes) == pytest.approx(target)
-        options = [o for o in itertools.product(range(4), repeat=3) if abs(sum(levels[i] for i in o) / 3 - target) < 1e-9]
+        options = [
+            o for o in itertools.product(range(4), repeat=3) if abs(sum(levels[i] for i in o) / 3 - target) < 1e-9
+        ]
         best = min(sum(costs[i][o[i]] for i in range(3)) for o in options)
         assert sum(costs[i][levels.index(found[i])] for i in range(3)) == pytest.approx(best)
 

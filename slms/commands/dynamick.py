@@ -1,0 +1,245 @@
+"""`eval.py dynamick`: what executing a share of the MLPs costs in quality and brings in speed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from kernels.costs import machine
+from slms.commands.subject import Subject, open_subject, run_base
+from slms.lit.frontier import (
+    DENSE_RULES,
+    ROUTED_RULES,
+    Quality,
+    count_cost,
+    densities_for,
+    layer_costs,
+    layer_sizes,
+    measure_quality,
+    set_budget,
+    set_routed_rule,
+    under_rule,
+)
+from slms.lit.speed import Pair, compare_speed
+from slms.models.anatomy import find_mlps, read_mlp
+from slms.models.base import load_base
+from slms.models.dynamic import LEVELS
+from slms.models.routed_mlp import routed_layers
+from slms.report.artifacts import artifact_directory, write_csv, write_json
+from slms.report.facts import command_line, hardware, versions
+from slms.report.frontier import (
+    COLUMNS,
+    Frontier,
+    Point,
+    Speedup,
+    best_point,
+    break_evens,
+    closing_line,
+    frontier_table,
+    rows,
+)
+from slms.report.frontier_figure import frontier_figure
+from slms.report.palette import write_figure
+
+BUDGET_BLOCKS = 8
+
+
+def dynamick(
+    model: str = "stories-1m",
+    k: str | None = None,
+    rule: str | None = None,
+    dense: str | None = None,
+    budget: str = "loss",
+    corpus: str | None = None,
+    validation: str | None = None,
+    split: str = "validation",
+    block_size: int | None = None,
+    n_tokens: int = 32_768,
+    calibration_tokens: int = 8192,
+    batch_size: int = 16,
+    seconds: float = 1.0,
+    output_dir: str = "artifacts",
+) -> None:
+    """Perplexity, FLOPs and measured speed of executing a share of the MLPs, rule by rule, against the dense model.
+
+    Perplexity is that of the second half of every block, given the first.
+
+    Args:
+        model: a dense model, on which rules work without training, or a routed one (a run directory).
+        k: density, the share of neurons to execute: one (0.35), several (0.35,0.5), or a sweep (0.1:1.0:0.1). Of a
+            routed model, the share of its routed layers; by default as it was trained. Of a dense model 0.35,0.5.
+        rule: one or several by commas. Dense: oracle, cett, teal, cats, low_rank, griffin, static, router; all that
+            suit by default. Routed: top_k, top_p, threshold; its own by default, and then every dense rule that suits
+            is measured beside it, on `dense`, at the densities that the routed model was found to execute.
+        dense: what a routed model is compared with; the base of its run by default.
+        budget: how layers share the density on a dense model: loss (greedily by measured loss) or uniform.
+        corpus: `stories`, a .txt/.jsonl/.parquet file or a dataset id; the run's own corpus, else `stories`.
+        validation: a second corpus that holds the validation split.
+        split: train, validation or test; calibration is always on train.
+        block_size: context in tokens; the run's, else 256.
+        n_tokens: tokens to measure on.
+        calibration_tokens: of the training split, for thresholds, predictors, routers and budgets.
+        batch_size: blocks of one forward pass.
+        seconds: how long each point is timed; 0 leaves the speed out.
+        output_dir: dynamick.csv, dynamick.json and frontier.png go to OUTPUT_DIR/dynamick/NAME/.
+    """
+    densities = None if k is None else parse_densities(k)
+    if budget not in ("loss", "uniform"):
+        raise ValueError(f"--budget {budget}: it must be loss or uniform")
+    text: dict[str, Any] = {"corpus": corpus, "validation": validation, "block_size": block_size}
+    subject = open_subject(model, split, n_tokens=n_tokens, **text)
+    given = {key: subject.text[key] for key in text}
+    calibration = token_ids(open_subject(model, "train", n_tokens=calibration_tokens, **given))
+    routed = subject.model if routed_layers(subject.model) else None
+    base = subject.model if routed is None else dense_of(model, dense)
+    session = _Session(base, subject, calibration, batch_size, seconds)
+    points: list[Point] = []
+    if routed is not None:
+        points += session.routed_points(routed, _named(rule, ROUTED_RULES), densities)
+    if routed is None or rule is None:
+        rules = _named(rule, DENSE_RULES) or suitable(base)
+        targets = densities or [0.35, 0.5]
+        if routed is not None:
+            targets = sorted({round(point.density, 4) for point in points})
+        for name in rules:
+            points += session.dense_points(name, targets, by_loss=budget == "loss")
+    frontier = session.frontier(points)
+    directory = artifact_directory(output_dir, "dynamick", model)
+    best = best_point(frontier)
+    write_csv(directory / "dynamick.csv", COLUMNS, rows(frontier))
+    write_json(directory / "dynamick.json", {
+        "model": model, "dense": dense or (str(run_base(model)) if routed is not None else model), **subject.text,
+        "split": split, "calibration_tokens": calibration.numel(), "budget": budget, "command": command_line(),
+        "hardware": hardware(base.device), "versions": versions(), "device": frontier.device,
+        "dense_loss": frontier.dense._asdict(), "mlp_flops": frontier.mlp_flops, "model_flops": frontier.model_flops,
+        "points": [dict(zip(COLUMNS, row, strict=True)) | {"layers": p.layers}
+                   for row, p in zip(rows(frontier), points, strict=True)],
+        "break_even": break_evens(frontier), "best": None if best is None else [best.name, best.density],
+        "closing": closing_line(frontier),
+    })  # fmt: skip
+    write_figure(directory / "frontier.png", frontier_figure(frontier, f"{Path(model).name}: what skipping costs"))
+    print(f"{model} on {subject.text['corpus']} ({split}), {frontier.dense.n:,} tokens: {frontier_table(frontier)}")
+    print(f"\nwritten to {directory}\n{closing_line(frontier)}")
+
+
+def parse_densities(k: str) -> list[float]:
+    """`0.35`, `0.35,0.5` or `first:last:step` as ascending densities.
+
+    >>> parse_densities("0.1:0.4:0.1"), parse_densities("0.5,0.35")
+    ([0.1, 0.2, 0.3, 0.4], [0.35, 0.5])
+    """
+    rule = "it must be a density (0.35), several (0.35,0.5) or a sweep (0.1:1.0:0.1), each above 0 and at most 1"
+    try:
+        if ":" in k:
+            first, last, step = (float(part) for part in k.split(":"))
+            if not step > 0 or not math.isfinite(last - first):
+                raise ValueError
+            found = [round(first + i * step, 6) for i in range(int((last - first) / step + 1e-6) + 1)]
+        else:
+            found = sorted({float(part) for part in k.split(",")})
+    except (ValueError, OverflowError):
+        raise ValueError(f"--k {k}: {rule}") from None
+    if not found or not all(0 < density <= 1 for density in found):
+        raise ValueError(f"--k {k}: {rule}")
+    return found
+
+
+def _named(rule: str | None, known: tuple[str, ...]) -> list[str]:
+    names = [] if rule is None else [name.strip() for name in rule.split(",")]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--rule {name}: on this model it must be one of {', '.join(known)}")
+    return names
+
+
+def suitable(model: PreTrainedModel) -> list[str]:
+    """The dense rules that suit a model: `cats` wants a gate."""
+    gated = read_mlp(find_mlps(model)[0]).W_gate is not None
+    return [name for name in DENSE_RULES if gated or name != "cats"]
+
+
+def token_ids(subject: Subject) -> Tensor:
+    """The subject's blocks as token ids [b, t]."""
+    return torch.from_numpy(subject.blocks.input_ids.astype("int64"))
+
+
+def dense_of(model: str, dense: str | None) -> PreTrainedModel:
+    """The dense model that a routed one is compared with."""
+    base = run_base(model)
+    if dense is None and base is None:
+        raise ValueError(f"--model {model}: a routed model, and no run that names its base; give --dense")
+    path = None if dense is None else Path(dense)
+    if path is not None and (path / "model").is_dir():  # a run
+        dense = str(path / "model")
+    found = load_base(dense if dense is not None or base is None else base).model.eval()
+    if routed_layers(found):
+        raise ValueError(f"--dense {dense}: this model is routed too")
+    return found
+
+
+class _Session:
+    """One text, one dense model: points are measured against it."""
+
+    def __init__(self, dense: PreTrainedModel, subject: Subject, calibration: Tensor, batch_size: int, seconds: float):
+        self.dense, self.blocks, self.calibration = dense, subject.blocks, calibration
+        self.batch_size, self.seconds, self.block_size = batch_size, seconds, subject.text["block_size"]
+        self.prompt = token_ids(subject)[:1, : self.block_size - 1].to(dense.device)
+        self.quality = measure_quality(dense, self.blocks, batch_size)
+        self.cost = count_cost(dense, dense, {}, self.block_size)
+
+    def frontier(self, points: list[Point]) -> Frontier:
+        threads = torch.get_num_threads()
+        device = machine(self.dense.device.type).split(" | ")[0]
+        if self.dense.device.type == "cpu":
+            device += f", {threads} thread{'s' if threads > 1 else ''}"
+        return Frontier(self.quality.loss.compute(), self.cost.mlp, self.cost.total, device, points)
+
+    def routed_points(self, model: PreTrainedModel, rules: list[str], densities: list[float] | None) -> Iterator[Point]:
+        own = next(iter(routed_layers(model).values())).config.rule
+        grid = [(name, target) for name in rules or [own] for target in densities or [None]]
+        for name, target in tqdm(grid, "routed", leave=False, delay=2):
+            set_routed_rule(model, name, target, self.calibration[:BUDGET_BLOCKS], self.batch_size)
+            yield self.point("routed", name, target, model)
+
+    def dense_points(self, rule: str, targets: list[float], by_loss: bool) -> Iterator[Point]:
+        model = under_rule(self.dense, rule, self.calibration)
+        costs = None
+        if by_loss and min(targets) < 1:
+            steps = len(layer_sizes(model)) * (len(LEVELS) - 1)
+            with tqdm(total=steps, desc=f"{rule}: budget", leave=False, delay=2) as bar:
+                costs = layer_costs(
+                    model, self.calibration[:BUDGET_BLOCKS], self.batch_size, lambda: bar.update() and None
+                )
+        for target in tqdm(targets, rule, leave=False, delay=2):
+            set_budget(model, densities_for(model, costs, target))
+            yield self.point("dense", rule, target, model)
+
+    def point(self, subject: str, rule: str, target: float | None, model: PreTrainedModel) -> Point:
+        quality: Quality = measure_quality(model, self.blocks, self.batch_size)
+        cost = count_cost(self.dense, model, quality.kept, self.block_size)
+        difference = quality.loss.minus(self.quality.loss)
+        ratio = difference._replace(
+            value=math.exp(difference.value), low=math.exp(difference.low), high=math.exp(difference.high)
+        )
+        decode = prefill = None
+        if self.seconds:
+            speed = compare_speed(self.dense, model, self.prompt, self.seconds)
+            decode = _speedup(speed.decode, speed.decode_mlps, 1)
+            prefill = _speedup(speed.prefill, speed.prefill_mlps, self.prompt.shape[1])
+        layers = {index: kept.neurons for index, kept in quality.kept.items()}
+        return Point(
+            subject, rule, target, cost.density, quality.loss.compute(), ratio, cost.mlp, cost.total, decode, prefill,
+            layers,
+        )  # fmt: skip
+
+
+def _speedup(model: Pair, mlps: Pair, tokens: int) -> Speedup:
+    rates = (1e6 * tokens / model.other.p20, 1e6 * tokens / model.dense.p20)
+    return Speedup(*rates, model=model.speedup, mlp=mlps.speedup)

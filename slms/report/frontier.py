@@ -1,0 +1,188 @@
+"""The frontier of dynamic-k execution: what each rule costs in perplexity and saves in FLOPs and measured time."""
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from slms.metrics.functional import Interval
+from slms.report.tables import amount, number, share, text_table
+
+FREE = 1.01
+"""Perplexity over the dense model's up to which a point counts as free."""
+
+
+class Speedup(NamedTuple):
+    """One direction (a prompt, or one more token) of one point, beside the dense model in the same turns."""
+
+    tokens_per_second: float
+    dense_tokens_per_second: float
+    model: float
+    """times as fast as the dense model, head included"""
+    mlp: float
+    """the MLPs alone"""
+
+
+class Point(NamedTuple):
+    """One rule at one density."""
+
+    subject: str
+    """what runs under the rule: the dense model, or the routed one"""
+    rule: str
+    target: float | None
+    """density asked for; None where a routed model ran as it is configured"""
+    density: float
+    """share of all MLP neurons executed, as measured"""
+    loss: Interval
+    """nats per token of the second half of each block"""
+    ratio: Interval
+    """perplexity over that of the dense model, interval over documents in pairs"""
+    mlp_flops: float
+    model_flops: float
+    decode: Speedup | None
+    prefill: Speedup | None
+    layers: dict[int, float]
+    """density by layer"""
+
+    @property
+    def name(self) -> str:
+        """For a table or a legend."""
+        return f"routed: {self.rule}" if self.subject == "routed" else self.rule
+
+
+COLUMNS = (
+    "subject", "rule", "target", "density", "nats", "low", "high", "perplexity", "ratio", "ratio_low", "ratio_high",
+    "mlp_flops", "mlp_share", "model_flops", "model_share", "decode_tokens_per_second",
+    "decode_dense_tokens_per_second", "decode_model_speedup", "decode_mlp_speedup", "prefill_tokens_per_second",
+    "prefill_dense_tokens_per_second", "prefill_model_speedup", "prefill_mlp_speedup",
+)  # fmt: skip
+
+
+class Frontier(NamedTuple):
+    """All points, and the dense model that they are compared with."""
+
+    dense: Interval
+    mlp_flops: float
+    model_flops: float
+    device: str
+    points: list[Point]
+
+
+def rows(frontier: Frontier) -> list[list[object]]:
+    """The points as rows of `COLUMNS`."""
+    table: list[list[object]] = []
+    for p in frontier.points:
+        speeds = [value for speed in (p.decode, p.prefill) for value in (speed or (None,) * 4)]
+        table.append([
+            p.subject, p.rule, p.target, p.density, p.loss.value, p.loss.low, p.loss.high, math.exp(p.loss.value),
+            p.ratio.value, p.ratio.low, p.ratio.high, p.mlp_flops, p.mlp_flops / frontier.mlp_flops, p.model_flops,
+            p.model_flops / frontier.model_flops, *speeds,
+        ])  # fmt: skip
+    return table
+
+
+def frontier_table(frontier: Frontier) -> str:
+    """Quality and FLOPs of every point, then its speed, then where each rule breaks even."""
+    dense = frontier.dense
+    quality = [[
+        "dense", "1.000", f"{math.exp(dense.value):.3f}", f"[{math.exp(dense.low):.3f}, {math.exp(dense.high):.3f}]",
+        "", "", amount(frontier.mlp_flops), "", amount(frontier.model_flops), "",
+    ]]  # fmt: skip
+    speed = []
+    for p in frontier.points:
+        quality.append([
+            p.name, f"{p.density:.3f}", f"{math.exp(p.loss.value):.3f}",
+            f"[{math.exp(p.loss.low):.3f}, {math.exp(p.loss.high):.3f}]", f"{p.ratio.value:.4f}",
+            f"[{p.ratio.low:.4f}, {p.ratio.high:.4f}]", amount(p.mlp_flops), share(p.mlp_flops / frontier.mlp_flops),
+            amount(p.model_flops), share(p.model_flops / frontier.model_flops),
+        ])  # fmt: skip
+        if p.decode and p.prefill:
+            speed.append([p.name, f"{p.density:.3f}", *_speed_cells(p.decode), *_speed_cells(p.prefill)])
+    head = ["rule", "density", "perplexity", "95 %", "× dense", "95 %", "MLPs", "", "model", ""]
+    text = "FLOPs per token of the MLPs and of the whole model, head included\n\n" + text_table(head, quality)
+    if speed:
+        head = ["rule", "density", "decode tok/s", "dense", "MLPs", "model", "prefill tok/s", "dense", "MLPs", "model"]
+        text += f"\n\nin turns with the dense model on {frontier.device}, one sequence\n\n" + text_table(head, speed)
+        text += "\n\n" + break_even_lines(frontier)
+    return text
+
+
+def _speed_cells(speed: Speedup) -> list[str]:
+    rates = [f"{rate:,.0f}" for rate in (speed.tokens_per_second, speed.dense_tokens_per_second)]
+    return [*rates, f"{number(speed.mlp, 2)}×", f"{number(speed.model, 2)}×"]
+
+
+def break_even(densities: Sequence[float], speedups: Sequence[float]) -> float | None:
+    """The density at which a speedup falls to 1, between the measured ones by a straight line.
+
+    None where it does not fall to 1 among them: slower throughout, faster throughout, or a single density.
+
+    >>> break_even([0.25, 0.5, 1.0], [2.0, 1.2, 0.8])
+    0.75
+    """
+    points = sorted(zip(densities, speedups, strict=True))
+    for (low, fast), (high, slow) in reversed(list(itertools.pairwise(points))):
+        if fast >= 1 > slow:
+            return low + (fast - 1) / (fast - slow) * (high - low)
+    return None
+
+
+def break_evens(frontier: Frontier) -> dict[str, dict[str, float | None]]:
+    """By rule, the break-even density of the MLPs in decode and in prefill."""
+    found: dict[str, dict[str, float | None]] = {}
+    for name, group in _by_rule(frontier.points):
+        found[name] = {}
+        for direction in ("decode", "prefill"):
+            timed = [(p.density, speed.mlp) for p in group if (speed := getattr(p, direction)) is not None]
+            found[name][direction] = break_even(*zip(*timed, strict=True)) if timed else None
+    return found
+
+
+def break_even_lines(frontier: Frontier) -> str:
+    """One line a direction: below which density the MLPs are faster than dense ones."""
+    lines, found = [], break_evens(frontier)
+    for direction in ("decode", "prefill"):
+        cells = []
+        for name, group in _by_rule(frontier.points):
+            speeds = [speed.mlp for p in group if (speed := getattr(p, direction)) is not None]
+            value = found[name][direction]
+            verdict = "faster" if speeds and min(speeds) >= 1 else "slower" if speeds and max(speeds) < 1 else "mixed"
+            cells.append(f"{name} {number(value, 2) if value is not None else verdict}")
+        lines.append(f"break-even density of the MLPs, {direction}: {', '.join(cells)}")
+    return "\n".join(lines) + "\n(faster, slower: at every density measured)"
+
+
+def _by_rule(points: Iterable[Point]) -> list[tuple[str, list[Point]]]:
+    groups: dict[str, list[Point]] = {}
+    for point in points:
+        groups.setdefault(point.name, []).append(point)
+    return list(groups.items())
+
+
+def best_point(frontier: Frontier) -> Point | None:
+    """The fastest in decode, whole model, of the points below density 1 that are free and faster than the dense one."""
+    free = [p for p in frontier.points if p.density < 1 and p.ratio.value <= FREE and p.decode and p.decode.model > 1]
+    return max(free, key=lambda p: p.decode.model if p.decode else 0.0, default=None)
+
+
+def closing_line(frontier: Frontier) -> str:
+    """What a user wants to know: the best rule that costs at most 1 % perplexity, or that there is none."""
+    best = best_point(frontier)
+    if best is not None and best.decode is not None and best.prefill is not None:
+        return (
+            f"at ≤ 1 % perplexity the best is {best.name} at density {best.density:.2f}: MLP {best.decode.mlp:.1f}×, "
+            f"model {best.decode.model:.1f}× in decode (prefill {best.prefill.mlp:.1f}×, {best.prefill.model:.1f}×) "
+            f"on {frontier.device}"
+        )
+    free = [p for p in frontier.points if p.density < 1 and p.ratio.value <= FREE]
+    if not free:
+        near = min((p for p in frontier.points if p.density < 1), key=lambda p: p.ratio.value, default=None)
+        tail = f"; the nearest is {near.name} at density {near.density:.2f}, ×{near.ratio.value:.3f}" if near else ""
+        return f"at ≤ 1 % perplexity nothing below density 1 remains{tail}"
+    least = min(free, key=lambda p: p.model_flops)
+    line = (
+        f"at ≤ 1 % perplexity {least.name} at density {least.density:.2f} saves most FLOPs "
+        f"({share(1 - least.model_flops / frontier.model_flops)} of the model)"
+    )
+    timed = [p for p in free if p.decode]
+    return f"{line}, but none is faster than the dense model in decode on {frontier.device}" if timed else line
