@@ -2,7 +2,9 @@
 
 import importlib
 
+from slms.metrics.functional.coherence import semantic_coherence
 from slms.metrics.functional.counts import joint_choices, joint_counts
+from slms.metrics.functional.documents import document_specialization_index
 from slms.metrics.functional.entropy import entropy
 from slms.metrics.functional.graph import (
     PartitionModularity,
@@ -40,6 +42,7 @@ __all__ = [
     "cett_threshold",
     "coactivation",
     "document_loss",
+    "document_specialization_index",
     "dropped_share",
     "entropy",
     "event_information",
@@ -55,6 +58,7 @@ __all__ = [
     "purity",
     "purity_legacy",
     "router_saturation",
+    "semantic_coherence",
     "sparsity_per_token",
     "specialization_index",
     "utilization",

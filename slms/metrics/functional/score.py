@@ -43,7 +43,8 @@ def layer_null_sd(weights: Tensor, sd: Tensor, together: Tensor | None, n: int) 
 
     Permuted labels leave the rows of choices whole, so units chosen together have correlated counts, with the
     correlation ρ of the choices themselves; quadratic forms of two Gaussians correlate as ρ² (Isserlis):
-    sd² = Σ_uv w_u w_v sd_u sd_v ρ_uv².
+    sd² = Σ_uv w_u w_v sd_u sd_v ρ_uv². The square of a correlation measured on n tokens is (1 − ρ²)²/n too large on
+    average, which adds up over many units, and is subtracted.
 
     Args:
         weights: [u], summing to 1; sd: [u], each unit's null sd.
@@ -57,5 +58,9 @@ def layer_null_sd(weights: Tensor, sd: Tensor, together: Tensor | None, n: int) 
     p = rate.diagonal()
     scale = (p * (1 - p)).sqrt()
     correlation = (rate - torch.outer(p, p)) / torch.outer(scale, scale).clamp(min=1e-12)
-    correlation.fill_diagonal_(1.0)
-    return float(torch.einsum("u,uw,w->", scaled, correlation.square(), scaled).sqrt())
+    squared = correlation.square()
+    squared -= (1 - squared).square() / n
+    squared.fill_diagonal_(1.0)
+    # The sum can fall below its diagonal by noise alone.
+    variance = torch.einsum("u,uw,w->", scaled, squared, scaled)
+    return float(torch.maximum(variance, scaled.square().sum()).sqrt())

@@ -41,7 +41,9 @@ def event_information(counts: Tensor, totals: Tensor) -> tuple[Tensor, Tensor]:
     return (cross + _x(counts).sum(-1) - _x(on)).sum(0), bound.sum(0)
 
 
-def specialization_index(counts: Tensor, totals: Tensor, together: Tensor | None = None) -> Score:
+def specialization_index(
+    counts: Tensor, totals: Tensor, together: Tensor | None = None, n_together: int | None = None
+) -> Score:
     """(I(U; C) − E_perm) / (H(C) − E_perm): 0 in expectation for random units, 1 when the unit tells the class.
 
     Adjusted for chance like the adjusted mutual information (Vinh et al. 2010), with the exact permutation mean.
@@ -56,6 +58,7 @@ def specialization_index(counts: Tensor, totals: Tensor, together: Tensor | None
         counts: [g, u, c] or [g, s, u, c]; totals: [g, c] or [g, s, c]; `joint_counts` makes them, with
             groups = group · n_strata + stratum for the latter.
         together: [u, u], from `joint_choices`, for the layer's null. All is NaN with fewer than two classes.
+        n_together: tokens behind `together` where it was counted on others than `totals`.
     """
     counts, totals = counts.double().cpu(), totals.double().cpu()
     if counts.dim() == 3:
@@ -76,27 +79,27 @@ def specialization_index(counts: Tensor, totals: Tensor, together: Tensor | None
 
     load = everything.sum(-1)  # [s, u]
     null = _chance(every, load)
-    class_entropy = _class_entropy(every)
-    units = (mutual_information(everything, every) - null.unit_mean) / (class_entropy - null.unit_mean)
+    of_classes = class_entropy(every)
+    units = (mutual_information(everything, every) - null.unit_mean) / (of_classes - null.unit_mean)
 
     information, bound = (part.sum() / events for part in event_information(everything, every))
     layer_chance = null.event_mean.sum() / events
-    value = float((information - layer_chance) / (class_entropy - layer_chance))
-    left_out = [_layer(everything - counts[group], every - totals[group]) for group in range(len(totals))]
+    value = float((information - layer_chance) / (of_classes - layer_chance))
+    left_out = [layer_information(everything - counts[group], every - totals[group]) for group in range(len(totals))]
     half = float(jackknife(torch.stack(left_out)))
-    null_sd = layer_null_sd(torch.ones_like(on), null.event_sd, together, n)
-    null_sd /= float(events * (class_entropy - layer_chance))
+    null_sd = layer_null_sd(torch.ones_like(on), null.event_sd, together, n_together or n)
+    null_sd /= float(events * (of_classes - layer_chance))
     return Score(
         value=value,
         low=value - half,
         high=value + half,
-        null_mean=float(layer_chance / class_entropy),
+        null_mean=float(layer_chance / of_classes),
         null_sd=null_sd,
         z=value / null_sd if null_sd > 0 else torch.nan,
-        ceiling=float(bound / class_entropy),
+        ceiling=float(bound / of_classes),
         n=n,
         units=torch.where(on > 0, units, torch.nan),
-        units_z=torch.where(on > 0, units * (class_entropy - null.unit_mean) / null.unit_sd, torch.nan),
+        units_z=torch.where(on > 0, units * (of_classes - null.unit_mean) / null.unit_sd, torch.nan),
     )
 
 
@@ -129,12 +132,12 @@ def _x(y: Tensor) -> Tensor:
     return torch.special.xlogy(y, y)
 
 
-def _layer(counts: Tensor, totals: Tensor) -> Tensor:
+def layer_information(counts: Tensor, totals: Tensor) -> Tensor:
     """I(pathway; C | S) / H(C | S), not adjusted for chance."""
-    return event_information(counts, totals)[0].sum() / counts.sum() / _class_entropy(totals)
+    return event_information(counts, totals)[0].sum() / counts.sum() / class_entropy(totals)
 
 
-def _class_entropy(totals: Tensor) -> Tensor:
-    """H(C | S) in nats of [s, c]."""
+def class_entropy(totals: Tensor) -> Tensor:
+    """H(C | S) in nats, plug-in, of totals [s, c]."""
     n = totals.sum(-1)
     return (_x(n) - _x(totals).sum(-1)).sum() / n.sum()

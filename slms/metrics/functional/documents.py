@@ -1,0 +1,78 @@
+"""Specialization index of labels that whole documents carry: their task, their domain.
+
+Shapes: g document groups, s strata, u units (pathways, neurons, latents), c classes, q permutations, k cells.
+"""
+
+import torch
+from torch import Tensor
+
+from slms.metrics.functional.intervals import jackknife
+from slms.metrics.functional.score import Score, undefined
+from slms.metrics.functional.specialization import (
+    class_entropy,
+    event_information,
+    layer_information,
+    mutual_information,
+)
+
+
+def document_specialization_index(counts: Tensor, totals: Tensor, n_permutations: int = 100, seed: int = 0) -> Score:
+    """`specialization_index` with labels permuted among documents in place of tokens.
+
+    The tokens of a document share its names and its turns of phrase, so a unit's rate differs between documents
+    whatever their label. Labels permuted among tokens break that up: a unit that follows nothing but the document
+    then scores z in the hundreds against labels that mean nothing. The documents of one group and class are a cell,
+    and cells are permuted; with few documents to a cell that is the permutation of documents.
+
+    Units' values, `value`, strata and `ceiling` as in `specialization_index`; mean and sd of the null from
+    `n_permutations` draws.
+
+    Args:
+        counts: [g, u, c] or [g, s, u, c]; totals: [g, c] or [g, s, c]; the class of a document's tokens is one.
+    """
+    counts, totals = counts.double().cpu(), totals.double().cpu()
+    if counts.dim() == 3:
+        counts, totals = counts[:, None], totals[:, None]
+    if counts.dim() != 4 or totals.shape != (*counts.shape[:2], counts.shape[3]):
+        raise ValueError(
+            f"counts {tuple(counts.shape)} and totals {tuple(totals.shape)} must be [g, (s,) u, c] and [g, (s,) c]."
+        )
+    n, on = int(totals.sum()), counts.sum((0, 1, 3))
+    used, seen = totals.sum(1) > 0, totals.sum((0, 1)) > 0  # [g, c], [c]
+    if seen.sum() < 2:
+        return undefined(n, len(on))
+    everything, every, events = counts.sum(0), totals.sum(0), counts.sum()
+
+    # Cells as rows, to be added up again under other labels: [k, s, u] and [k, s].
+    cell_counts, cell_totals = counts.permute(0, 3, 1, 2)[used], totals.permute(0, 2, 1)[used]
+    label = used.nonzero()[:, 1]
+    generator = torch.Generator().manual_seed(seed)
+    null_units, null_events = [], []
+    for _ in range(n_permutations):
+        drawn = label[torch.randperm(len(label), generator=generator)]
+        member = torch.nn.functional.one_hot(drawn, totals.shape[2]).double()
+        permuted = torch.einsum("ksu,kc->suc", cell_counts, member), torch.einsum("ks,kc->sc", cell_totals, member)
+        null_units.append(mutual_information(*permuted))
+        null_events.append(event_information(*permuted)[0].sum() / events)
+    of_units, of_events = torch.stack(null_units), torch.stack(null_events)
+
+    entropy = class_entropy(every)
+    told, bound = (part.sum() / events for part in event_information(everything, every))
+    chance, scale = of_events.mean(), entropy - of_events.mean()
+    value, null_sd = float((told - chance) / scale), float(of_events.std() / scale)
+    left_out = [layer_information(everything - counts[i], every - totals[i]) for i in used.any(1).nonzero()[:, 0]]
+    half = float(jackknife(torch.stack(left_out)))
+    unit_chance = of_units.mean(0)
+    excess = mutual_information(everything, every) - unit_chance
+    return Score(
+        value=value,
+        low=value - half,
+        high=value + half,
+        null_mean=float(chance / entropy),
+        null_sd=null_sd,
+        z=value / null_sd if null_sd > 0 else torch.nan,
+        ceiling=float(bound / entropy),
+        n=n,
+        units=torch.where(on > 0, excess / (entropy - unit_chance), torch.nan),
+        units_z=torch.where((on > 0) & (of_units.std(0) > 0), excess / of_units.std(0), torch.nan),
+    )
