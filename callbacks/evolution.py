@@ -75,7 +75,7 @@ class Evolution(Callback):
         self.snapshots = [snapshot for snapshot in self.snapshots if snapshot["step"] < step]
         if self.snapshots:
             values = {
-                f"val/stability/L{layer}": float(router_saturation(before, chosen[layer]))
+                f"val/stability/L{layer}": _agreement(before, chosen[layer])
                 for layer, before in self._choices(self.snapshots[-1]).items()
             }
             for logger in trainer.loggers:
@@ -93,7 +93,7 @@ class Evolution(Callback):
             final = self._choices(self.snapshots[-1])
             for snapshot in self.snapshots:
                 values = {
-                    f"val/saturation/L{layer}": float(router_saturation(chosen, final[layer]))
+                    f"val/saturation/L{layer}": _agreement(chosen, final[layer])
                     for layer, chosen in self._choices(snapshot).items()
                 }
                 for logger in trainer.loggers:
@@ -115,3 +115,9 @@ class Evolution(Callback):
         write_figure(metrics.parent / EVOLUTION_FILE, figure)
         for writer in writers(trainer):
             writer.add_figure("val/evolution", figure, trainer.global_step - 1)
+
+
+def _agreement(earlier: Tensor, later: Tensor) -> float:
+    """Saturation on the tokens that both have: with more processes the first one may see fewer."""
+    n = min(len(earlier), len(later))
+    return float(router_saturation(earlier[:n], later[:n]))

@@ -8,12 +8,14 @@ from typing import Any, cast
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from transformers import PreTrainedModel
 
 from callbacks.parts import language_model, leaves_files, run_directory, text_data
 from callbacks.tensorboard import log_hyperparameters
 from slms.data.module import TextData
 from slms.data.text import EMBEDDED
 from slms.lit.language_model import LanguageModel
+from slms.lit.strategies import whole
 from slms.models.flops import flops_per_token
 from slms.models.io import save_model
 from slms.models.source import BaseConfig, resolve
@@ -69,13 +71,14 @@ class ResultsWriter(Callback):
         """Measure and write on the first rank, while the others wait."""
         directory, module = run_directory(trainer), language_model(pl_module)
         self._directory = directory
+        net = whole(module.net)
         if leaves_files(trainer):
-            self.results = self._measure(trainer, module, directory)
+            self.results = self._measure(trainer, module, net, directory)
             write_results(self.results, directory)
             if self.results.layers:
                 write_figure(directory / FIGURE_FILE, monosemanticity_figure(self.results))
             if self.save_model:
-                save_model(module.net, module.tokenizer, directory / "model")
+                save_model(net, module.tokenizer, directory / "model")
             log_hyperparameters(trainer, _config(directory, module), self.results, trainer.global_step - 1)
         trainer.strategy.barrier("results")
 
@@ -84,13 +87,13 @@ class ResultsWriter(Callback):
         if self.results is not None:
             print(f"\n{closing_table(self.results)}\n\nwritten to {self._directory}", flush=True)
 
-    def _measure(self, trainer: Trainer, module: LanguageModel, directory: Path) -> Results:
+    def _measure(self, trainer: Trainer, module: LanguageModel, net: PreTrainedModel, directory: Path) -> Results:
         data = text_data(trainer)
         seconds = self.state_dict()["seconds"]  # of training; measuring is not part of it
-        measured = measure(module.net, module.tokenizer, data.val_blocks, data.batch_size)
+        measured = measure(net, module.tokenizer, data.val_blocks, data.batch_size)
         random = None
         if self.random_model and measured.layers:
-            random = measure(random_model(module.net), module.tokenizer, data.val_blocks, data.batch_size)
+            random = measure(random_model(net), module.tokenizer, data.val_blocks, data.batch_size)
         density = {layer.layer: layer.density for layer in measured.layers}
         return assemble(
             self._run(trainer, module, directory, seconds),
@@ -99,7 +102,7 @@ class ResultsWriter(Callback):
             measured,
             dense=module.base_loss,
             random=random,
-            flops=flops_per_token(module.net, data.block_size, density),
+            flops=flops_per_token(net, data.block_size, density),
             routing=None if module.routing is None else module.routing.to_dict(),
         )
 

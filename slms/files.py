@@ -1,4 +1,7 @@
-"""Where caches live, and writes that are whole or absent: a crash or a full disk never costs an earlier result."""
+"""Where caches live, writes that are whole or absent, and directories with one owner.
+
+A crash or a full disk never costs an earlier result.
+"""
 
 import os
 import tempfile
@@ -7,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
+
+PART = ".part-"  # how the names of unfinished files begin
 
 
 def cache_dir() -> Path:
@@ -25,7 +31,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{PART}{path.name}.", suffix=path.suffix)
     temporary = Path(name)
     try:
         yield temporary
@@ -37,6 +43,27 @@ def replacing(path: Path | str) -> Iterator[Path]:
     finally:
         os.close(handle)
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def sole_owner(directory: Path) -> Iterator[None]:
+    """Hold `directory` for this process, and remove what an owner that was killed left half written.
+
+    Raises:
+        ValueError: another process holds it. The hold ends with the process, however it ends.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"{directory}: another process is writing this run; wait for it or stop it") from None
+    try:
+        for unfinished in directory.rglob(f"{PART}*"):
+            unfinished.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
 
 
 def write_atomic(path: Path | str, content: bytes | str) -> Path:

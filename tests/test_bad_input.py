@@ -89,7 +89,7 @@ def test_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, cap
     flags = [f"--output_dir={tmp_path}", "--name=nan", "--checkpoint.every_n_train_steps=2",
              "--model.optimizer.lr=1e30", "--trainer.gradient_clip_val=null"]  # fmt: skip
     line = refused(train.main, [*EMBEDDED, *flags], capsys)
-    assert "it must be finite" in line and "last good checkpoint" in line
+    assert "it must be finite" in line and "last good checkpoint" in line and "Blocks of the batch" in line
     (run,) = (tmp_path / "nan").iterdir()
     assert not (run / "llm_routing_results.json").exists()
 

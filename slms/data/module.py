@@ -16,7 +16,7 @@ from slms.data.text import Blocks, BlockSpec, CorpusConfig, load_blocks
 
 
 class BlockDataset(Dataset):
-    """Batches of blocks: indexing with a list gives a dict of int64 tensors [b, t]."""
+    """Batches of blocks: indexing with a list gives a dict of int64 tensors [b, t], and `block_ids` [b]."""
 
     def __init__(self, blocks: Blocks):
         self.blocks = blocks
@@ -29,7 +29,8 @@ class BlockDataset(Dataset):
         if self.blocks.doc_ids is not None:
             columns["doc_ids"] = self.blocks.doc_ids
         columns |= {f"labels_{family}": classes for family, classes in self.blocks.labels.items()}
-        return {name: torch.from_numpy(column[rows].astype(np.int64)) for name, column in columns.items()}
+        batch = {name: torch.from_numpy(column[rows].astype(np.int64)) for name, column in columns.items()}
+        return batch | {"block_ids": torch.tensor(rows)}
 
 
 @dataclass
@@ -86,13 +87,27 @@ class ResumableLoader(DataLoader):
             self._position = (epoch, done)
             yield batch
 
+    @property
+    def _shape(self) -> dict[str, int]:
+        return {"blocks_per_batch": self.order.batch_size * self.order.world, "batches_per_epoch": len(self.order)}
+
     def state_dict(self) -> dict[str, int]:
-        """The position after the last batch handed out."""
-        return dict(zip(("epoch", "done"), self._position, strict=True))
+        """The position after the last batch handed out: the same on every rank, and for any number of ranks."""
+        return dict(zip(("epoch", "done"), self._position, strict=True)) | self._shape
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after `state`; the end of an epoch is the start of the next one."""
+        """Go on after `state`; the end of an epoch is the start of the next one.
+
+        Raises:
+            ValueError: a batch of all ranks together has another size than before, so positions mean other blocks.
+        """
         epoch, done = state["epoch"], state["done"]
+        if any(state.get(name, number) != number for name, number in self._shape.items()):
+            raise ValueError(
+                f"data.batch_size is {self.order.batch_size} on {self.order.world} process(es), {len(self.order)} "
+                f"batches an epoch; a resumed run must keep batch_size × processes at {state['blocks_per_batch']} and "
+                f"{state['batches_per_epoch']} batches an epoch"
+            )
         self._position = (epoch + 1, 0) if done >= len(self.order) else (epoch, done)
         self._resumed = True
 
@@ -190,9 +205,10 @@ class TextData(L.LightningDataModule):
         return ResumableLoader(BlockDataset(self.train_blocks), order, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
-        """Validation batches in order, every block once, dealt to ranks in turn."""
+        """Validation batches in order, every block once; each rank has a consecutive share."""
         world = self.trainer.world_size if self.trainer else 1
         rank = self.trainer.global_rank if self.trainer else 0
-        rows = list(range(len(self.val_blocks.input_ids)))[rank::world]
+        n_blocks = len(self.val_blocks.input_ids)
+        rows = list(range(n_blocks * rank // world, n_blocks * (rank + 1) // world))
         batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
         return DataLoader(BlockDataset(self.val_blocks), sampler=batches, batch_size=None, num_workers=0)

@@ -1,42 +1,110 @@
-"""Finding and checking a checkpoint to resume from."""
+"""Checkpoints: written whole or not at all, and checked before a run resumes from them.
 
+A checkpoint is one file, or, sharded, a directory with a file for each process (torch.distributed.checkpoint).
+"""
+
+import io
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from slms.files import replacing
+
+SHARDED = "meta.pt"  # what Lightning puts beside the shards
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, syncs and renames: a kill or a full disk leaves the previous checkpoint as it was."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write `checkpoint` to `path`; OSError where it does not fit."""
+        try:
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+        except RuntimeError as error:  # torch's zip writer hides why a write failed
+            raise OSError(f"checkpoint {path} could not be written ({error.__context__ or error})") from error
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint at `path`: a `.ckpt` file, or the last one of a run directory.
+    """The checkpoint at `path`: a `.ckpt` file or directory of shards, or the last one of a run directory.
 
     Raises:
         ValueError: none there, or one that is truncated, damaged or holds pickled code; names the newest intact one
             beside it where there is one.
     """
-    if path.is_dir():
+    if path.is_dir() and path.suffix != ".ckpt":
         last = path / "checkpoints" / "last.ckpt"
-        if not last.exists():
-            raise ValueError(f"--ckpt_path {path}: no checkpoints/last.ckpt in this directory")
-        path = last
-    if not path.is_file():
+        others = sorted(last.parent.glob("[!.]*.ckpt"), key=lambda other: other.stat().st_mtime)
+        if not last.exists() and not others:
+            raise ValueError(f"--ckpt_path {path}: no checkpoints/last.ckpt in this directory; start the run again")
+        path = last if last.exists() else others[-1]  # a kill may fall between a step's checkpoint and `last`
+    if not path.exists():
         raise ValueError(f"--ckpt_path {path}: no such checkpoint")
     if (why := damage(path)) is not None:
-        others = sorted(path.parent.glob("*.ckpt"), key=lambda other: -other.stat().st_mtime)
+        others = sorted(path.parent.glob("[!.]*.ckpt"), key=lambda other: -other.stat().st_mtime)
         intact = next((other for other in others if other != path and damage(other) is None), None)
         raise ValueError(f"--ckpt_path {path}: {why}" + (f"; {intact} is intact" if intact else ""))
     return path
 
 
+def step_of(path: Path) -> int:
+    """Optimizer steps behind a checkpoint that :func:`find_checkpoint` has passed."""
+    file = path / SHARDED if path.is_dir() else path
+    return int(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+
+
 def damage(path: Path) -> str | None:
     """Why a checkpoint cannot be trusted, or None: checks every stored CRC, then loads tensors and plain types only."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            if (bad := archive.testzip()) is not None:
-                return f"damaged checkpoint ({bad} fails its checksum)"
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return _damage_of_shards(path) if path.is_dir() else _damage_of_file(path)
     except pickle.UnpicklingError:
         return "refused: it holds pickled code, and only tensors and plain types are read"
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, KeyError):
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, KeyError, ValueError, AttributeError, IndexError):
         return "truncated or damaged checkpoint"
+
+
+def _damage_of_file(file: Any) -> str | None:
+    with zipfile.ZipFile(file) as archive:
+        if (bad := archive.testzip()) is not None:
+            return f"damaged checkpoint ({bad} fails its checksum)"
+    torch.load(file, map_location="cpu", weights_only=True, mmap=isinstance(file, Path))
     return None
+
+
+def _damage_of_shards(directory: Path) -> str | None:
+    """Check the metadata, and each entry of each shard as a file of its own: torch reads some of them unchecked."""
+    if (why := _damage_of_file(directory / SHARDED)) is not None:
+        return why
+    with (directory / ".metadata").open("rb") as file:
+        metadata = _MetadataUnpickler(file).load()
+    for entry in metadata.storage_data.values():
+        with (directory / entry.relative_path).open("rb") as file:
+            file.seek(entry.offset)
+            if (why := _damage_of_file(io.BytesIO(file.read(entry.length)))) is not None:
+                return why
+    return None
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """Builds what the metadata of torch.distributed.checkpoint consists of, and nothing else."""
+
+    allowed = {  # noqa: RUF012  a constant
+        "torch.distributed.checkpoint.metadata": "Metadata MetadataIndex TensorStorageMetadata TensorProperties "
+        "ChunkStorageMetadata BytesStorageMetadata StorageMeta _MEM_FORMAT_ENCODING",
+        "torch.distributed.checkpoint.filesystem": "_StorageInfo",
+        "torch.serialization": "_get_layout",
+        "torch": "Size",
+        "pathlib": "PosixPath WindowsPath",
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The class; UnpicklingError for any other."""
+        if name in self.allowed.get(module, "").split() or (
+            module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        ):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name}")

@@ -4,6 +4,7 @@ Everything is a LightningCLI option: `--model.routing.k=2`, `--data.batch_size=8
 given on the command line wins over the YAML. A user's mistake ends in one line on stderr and exit code 2.
 """
 
+import contextlib
 import logging
 import shutil
 import warnings
@@ -11,17 +12,20 @@ from argparse import ArgumentParser
 from datetime import datetime
 from pathlib import Path
 
+import torch
 import yaml
 from jsonargparse import ActionConfigFile
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from slms.cli import OneLineErrors
 from slms.data.module import TextData
-from slms.lit.checkpoint import find_checkpoint
+from slms.files import sole_owner
+from slms.lit import strategies
+from slms.lit.checkpoint import WholeCheckpointIO, find_checkpoint, step_of
 from slms.lit.language_model import LanguageModel
+from slms.lit.logger import TensorBoard
 from slms.models.base import resolve
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -79,7 +83,8 @@ def quiet() -> None:
     """Keep what concerns the user; drop advertisements and notices about Lightning's own internals."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for notice in (".*LeafSpec.*", ".*smaller than the logging interval.*", ".*does not have many workers.*",
-                   ".*Checkpoint directory .* exists.*"):  # fmt: skip
+                   ".*Checkpoint directory .* exists.*", ".*`broadcast_buffers` is deprecated.*",
+                   ".*self.log\\('val/.*sync_dist.*"):  # fmt: skip  # what is logged has been summed over ranks
         warnings.filterwarnings("ignore", message=notice)
 
 
@@ -103,6 +108,7 @@ class TrainCLI(LightningCLI):
         self._callbacks = callbacks
         self.checkpoint: Path | None = None
         quiet()
+        strategies.register()
         super().__init__(
             module,
             data,
@@ -161,17 +167,40 @@ class TrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs):
         """The trainer, which logs and keeps checkpoints in the run directory."""
         place = self.directory.absolute()
-        logger = TensorBoardLogger(place.parents[1], place.parent.name, place.name, default_hp_metric=False)
-        return super().instantiate_trainer(logger=logger, **kwargs)
+        redone = None if self.checkpoint is None else step_of(self.checkpoint)  # TensorBoard forgets what came after
+        logger = TensorBoard(
+            place.parents[1], place.parent.name, place.name, default_hp_metric=False, purge_step=redone
+        )
+        return super().instantiate_trainer(logger=logger, plugins=[WholeCheckpointIO()], **kwargs)
 
     def fit(self) -> None:
-        """Train. A run that is refused before its first step (no `config.yaml` yet) leaves no directory behind."""
-        try:
-            self.trainer.fit(self.model, self.datamodule, ckpt_path=self.checkpoint, weights_only=True)
-        except Exception:
-            if self.trainer.is_global_zero and not (self.directory / "config.yaml").exists():
-                shutil.rmtree(self.directory, ignore_errors=True)
-                for parent in (self.directory.parent, self.directory.parents[1]):
-                    if parent.is_dir() and not any(parent.iterdir()):
-                        parent.rmdir()
-            raise
+        """Train, alone in the run directory. A run refused before its first step leaves no directory behind.
+
+        Raises:
+            ValueError: another process is writing this run.
+            ConnectionError: another process of this run was lost.
+        """
+        with sole_owner(self.directory) if self.trainer.is_global_zero else contextlib.nullcontext():
+            try:
+                self.trainer.fit(self.model, self.datamodule, ckpt_path=self.checkpoint, weights_only=True)
+            except Exception as error:
+                if self.trainer.is_global_zero and not (self.directory / "config.yaml").exists():
+                    self._remove_directory()
+                if self.trainer.world_size > 1 and _is_lost_connection(error):
+                    raise ConnectionError(
+                        f"rank {self.trainer.global_rank}: another process of this run stopped "
+                        f"({str(error).splitlines()[0]}); resume with --ckpt_path={self.directory}"
+                    ) from error
+                raise
+
+    def _remove_directory(self) -> None:
+        """What a refused run would leave behind; no `config.yaml` yet."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+        for parent in (self.directory.parent, self.directory.parents[1]):
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+
+
+def _is_lost_connection(error: Exception) -> bool:
+    """Whether a collective failed because another process is gone; Gloo says so in a plain RuntimeError."""
+    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

@@ -15,6 +15,7 @@ from torch import nn
 
 from slms.lit.evaluate import document_loss, token_nll
 from slms.lit.optim import OptimizerConfig, build_optimizer, lr_share
+from slms.lit.strategies import shard
 from slms.metrics.loss import DocumentLoss
 from slms.models.anatomy import mlp_outputs
 from slms.models.base import BaseConfig, load_base
@@ -93,6 +94,7 @@ class LanguageModel(L.LightningModule):
         self.val_loss = DocumentLoss()
         self.base_loss: DocumentLoss | None = None  # the base's loss by document, before any tuning
         self.last_routes: dict[int, Routes] = {}
+        self._sums: list[torch.Tensor] = []  # the losses of each micro-batch since the last optimizer step
         self.teacher: list[nn.Module] = []  # a list, so that the frozen base stays out of the state dict
 
     @property
@@ -123,6 +125,12 @@ class LanguageModel(L.LightningModule):
         if self.distill.logits or self.distill.mlp:
             self.teacher = [dense.eval().requires_grad_(False)]
         self.net.train()
+
+    def configure_model(self) -> None:
+        """Shard under `--trainer.strategy=fsdp2`; elsewhere every process holds the whole model."""
+        if self.device_mesh is not None:
+            for net in (self.net, *self.teacher):
+                shard(net, self.device_mesh)
 
     @property
     def total_steps(self) -> int:
@@ -167,9 +175,18 @@ class LanguageModel(L.LightningModule):
             terms |= self._distill_terms(ids, logits, outputs)
             weights |= {"distill_logits": self.distill.logits, "distill_mlp": self.distill.mlp}
         loss = sum(weights[name] * term for name, term in terms.items())
-        self.log("train/loss/total", loss, prog_bar=True)
-        self.log_dict({f"train/loss/{name}": term.detach() for name, term in terms.items()})
+        self._log_losses(terms | {"total": loss})
         return loss
+
+    def _log_losses(self, losses: dict[str, torch.Tensor]) -> None:
+        """Log the means over the optimizer step's global batch; ranks are asked only where a row is written."""
+        self._sums.append(torch.stack([loss.detach().float() for loss in losses.values()]))
+        mean = torch.stack(self._sums).mean(0)
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            mean = self.trainer.strategy.reduce(mean, reduce_op="mean")
+        named = dict(zip(losses, mean, strict=True))
+        self.log("train/loss/total", named.pop("total"), prog_bar=True)
+        self.log_dict({f"train/loss/{name}": value for name, value in named.items()})
 
     def _balance_terms(self, routes: dict[int, Routes]) -> dict[str, torch.Tensor]:
         """GLBL and z-loss, each the mean over routed layers."""
@@ -196,6 +213,7 @@ class LanguageModel(L.LightningModule):
     def optimizer_step(self, *args, **kwargs):
         """After an optimizer step: close the balance's global batch and move the selection biases."""
         super().optimizer_step(*args, **kwargs)
+        self._sums.clear()
         routed = routed_layers(self.net)
         for i, balance in self.balances.items():
             load = balance.step()

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -53,7 +55,28 @@ def test_a_loader_resumes_exactly_where_it_stopped():
 def test_a_state_at_the_end_of_an_epoch_begins_the_next():
     loader = data().train_dataloader()
     loader.load_state_dict({"epoch": 0, "done": len(loader)})
-    assert loader.state_dict() == {"epoch": 1, "done": 0}
+    assert loader.state_dict() == {"epoch": 1, "done": 0, "blocks_per_batch": 2, "batches_per_epoch": 4}
+
+
+@pytest.mark.parametrize("blocks_per_batch, fits", [(2, True), (4, False)])
+def test_a_state_of_batches_of_another_size_is_refused(blocks_per_batch, fits):
+    """Two processes with batches of 1 read the same global batches; twice as many blocks a step are other positions."""
+    loader = data().train_dataloader()
+    state = {"epoch": 0, "done": 1, "blocks_per_batch": blocks_per_batch, "batches_per_epoch": 4}
+    if fits:
+        loader.load_state_dict(state)
+        assert loader.state_dict() == state
+    else:
+        with pytest.raises(ValueError, match=r"batch_size is 2 on 1 process.*keep batch_size × processes at 4"):
+            loader.load_state_dict(state)
+
+
+def test_ranks_share_the_validation_blocks_without_overlap():
+    made, seen = data(val_tokens=7 * 32), []
+    for rank in range(3):
+        made.trainer = SimpleNamespace(world_size=3, global_rank=rank)
+        seen += [row for batch in made.val_dataloader() for row in batch["block_ids"].tolist()]
+    assert seen == list(range(7))
 
 
 def test_an_epoch_begins_new_blocks_though_the_last_one_was_not_read_past_its_end():

@@ -1,0 +1,57 @@
+"""Strategies by name for `--trainer.strategy`: Lightning's own, with what these models need.
+
+ddp             every process holds the model; buffers stay where they are (the balance keeps its own in step)
+fsdp2           parameters, gradients and optimizer sharded over all processes; a checkpoint is one file
+fsdp2_sharded   the same; a checkpoint is a directory to which every process writes its shard
+"""
+
+from typing import Any
+
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, StrategyRegistry
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from slms.models.anatomy import adapter_of
+from slms.models.attention import prepare
+
+
+class FullyShardStrategy(ModelParallelStrategy):
+    """FSDP2 over all processes: data parallel, no tensor parallelism."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(tensor_parallel_size=1, **kwargs)
+
+    def setup_environment(self) -> None:
+        """Shard over every process of every node."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+
+def register() -> None:
+    """Make the names known to Lightning's Trainer."""
+    # Lightning validates through DDP's forward, where a broadcast of buffers would wait for ranks with fewer batches.
+    StrategyRegistry.register("ddp", DDPStrategy, override=True, broadcast_buffers=False)
+    StrategyRegistry.register("fsdp2", FullyShardStrategy, override=True, save_distributed_checkpoint=False)
+    StrategyRegistry.register("fsdp2_sharded", FullyShardStrategy, override=True, save_distributed_checkpoint=True)
+
+
+def shard(net: PreTrainedModel, mesh: DeviceMesh) -> None:
+    """Shard each decoder block of `net`, then the rest, over the mesh's data-parallel processes, in place."""
+    data = mesh["data_parallel"]
+    for block in net.get_submodule(adapter_of(net).layers).children():
+        fully_shard(block, mesh=data)
+    fully_shard(net, mesh=data)
+
+
+def whole(net: PreTrainedModel) -> PreTrainedModel:
+    """`net` itself, or, where it is sharded, an unsharded copy; every process must ask, and the first one gets it."""
+    if not any(hasattr(parameter, "device_mesh") for parameter in net.parameters()):
+        return net
+    weights = get_model_state_dict(net, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if not weights:  # not the first process
+        return net
+    copy: PreTrainedModel = AutoModelForCausalLM.from_config(net.config)
+    copy.load_state_dict(weights)
+    return prepare(copy).train(net.training)
