@@ -6,7 +6,7 @@ from typing import Any
 
 from slms.commands.arguments import arranged
 
-NAMES = ("layers", "perplexity", "pathways", "compare", "probes", "sae", "doctor", "dynamick")
+NAMES = ("layers", "perplexity", "pathways", "compare", "probes", "sae", "features", "doctor", "dynamick")
 """In the order of `eval.py --help`; each is a function in the module of its name."""
 
 

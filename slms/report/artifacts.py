@@ -13,15 +13,17 @@ from slms.report.plain import to_plain
 
 
 def artifact_directory(output_dir: str | Path, command: str, subject: str) -> Path:
-    """The directory of one subject's results: its name without what no file name may hold; of a run, with its time.
+    """The directory of one subject's results: its name without what no file name may hold; in a run, with the run's.
 
     >>> artifact_directory("artifacts", "layers", "EleutherAI/pythia-70m").as_posix()
     'artifacts/layers/EleutherAI-pythia-70m'
     """
     path = Path(subject)
-    parts = 2 if (path / "config.yaml").is_file() else 1
-    name = "-".join(path.resolve().parts[-parts:]) if path.is_dir() else subject
-    return Path(output_dir) / command / (re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "model")
+    if path.is_dir():
+        path = path.resolve()
+        run = next((p for p in (path, *path.parents[:2]) if (p / "config.yaml").is_file()), None)
+        subject = "-".join([path.name] if run is None else [*run.parts[-2:], *path.relative_to(run).parts])
+    return Path(output_dir) / command / (re.sub(r"[^\w.+-]+", "-", subject).strip("-.") or "model")
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -1,0 +1,149 @@
+"""`eval.py features`: what the latents of a sparse autoencoder mean; a table, and a page to browse them."""
+
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from slms.commands.coder import OpenCoder, coder_directories, open_coder, special_ids
+from slms.data.sites import Site, read_sites
+from slms.models.anatomy import find_mlps
+from slms.report.artifacts import artifact_directory, write_csv
+from slms.report.describe_features import (
+    Vocabulary,
+    communities,
+    describe_families,
+    describe_features,
+    describe_graph,
+    telling_z,
+)
+from slms.report.feature_page import write_features
+from slms.report.feature_schema import FeatureResults
+from slms.report.feature_tables import COLUMNS, feature_rows, summary
+from slms.report.measure import token_texts
+from slms.sae.baselines import FixedCoder
+from slms.sae.features import ContextReader, LatentReader, neighbours, read_uses
+from slms.sae.logits import METHOD, Effects, logit_effects, written
+
+LINEARISED = 64  # tokens at which the final norm is linearised
+
+
+def features(
+    directory: str,
+    model: str | None = None,
+    site: str | None = None,
+    target: str | None = None,
+    corpus: str | None = None,
+    validation: str | None = None,
+    split: str = "validation",
+    block_size: int | None = None,
+    n_tokens: int | None = 131_072,
+    batch_size: int = 16,
+    n_strongest: int = 12,
+    n_random: int = 4,
+    output_dir: str = "artifacts",
+) -> None:
+    """What each feature of a sparse autoencoder responds to and writes; features.json, features.csv, features.html.
+
+    Top contexts, density, logit effects, specialization with its null, co-activation communities, decoder neighbours.
+
+    Args:
+        directory: a SAELens directory (cfg.json, sae_weights.safetensors), or a run: then each of its `saes/`.
+        model: what it reads: a run or model directory, `stories-1m` or a hub id; by default what the directory names.
+        site: where it reads (`residual.3`); by default what the directory names.
+        target: where a transcoder writes; by default what the directory names.
+        corpus: `stories`, a .txt/.jsonl/.parquet file or a dataset id; the run's own corpus, else `stories`.
+        validation: a second corpus that holds the validation split.
+        split: train, validation or test.
+        block_size: context in tokens; what the directory names, else 256.
+        n_tokens: tokens to read.
+        batch_size: blocks of one forward pass.
+        n_strongest: strongest uses of each feature to show.
+        n_random: uses drawn at random to show beside them.
+        output_dir: the files go to OUTPUT_DIR/features/NAME/.
+    """
+    for flag, value in (("n_strongest", n_strongest), ("n_random", n_random)):
+        if value < 1:
+            raise ValueError(f"--{flag} {value}: it must be at least 1")
+    for path in coder_directories(Path(directory)):
+        opened = open_coder(
+            str(path), model, site, target, split, batch_size, corpus=corpus, validation=validation,
+            block_size=block_size, n_tokens=n_tokens,
+        )  # fmt: skip
+        results = _results(str(path), opened, split, batch_size, n_strongest, n_random)
+        place = artifact_directory(output_dir, "features", str(path))
+        write_csv(place / "features.csv", COLUMNS, feature_rows(results))
+        write_features(place, results)
+        print(f"{summary(results)}\n\nwritten to {place}")
+
+
+def _results(
+    directory: str, opened: OpenCoder, split: str, batch_size: int, n_strongest: int, n_random: int
+) -> FeatureResults:
+    subject, blocks = opened.subject, opened.subject.blocks
+    coder = FixedCoder(opened.coder, opened.source, opened.target, opened.x, opened.y)
+    _fits(directory, coder, opened)
+    reader = LatentReader(opened.coder.d_sae, blocks, n_strongest, n_random)
+    n_batches = -(-len(blocks.input_ids) // batch_size)
+
+    def uses(what: str):
+        found = read_uses(subject.model, blocks, coder, special_ids(subject), batch_size)
+        return tqdm(found, what, n_batches, leave=False, delay=2)
+
+    for batch in uses("uses"):
+        reader.update(batch)
+    contexts = ContextReader(blocks, (reader.strongest.kept, reader.random.kept))
+    for batch in uses("contexts"):
+        contexts.update(batch)
+    scores = reader.counts.compute()
+    with tqdm(total=13, desc="communities", leave=False, delay=2) as bar:
+        graph = communities(reader, lambda step: (bar.set_description(step), bar.update())[0])
+    effects, method = _effects(opened)
+    vocabulary = Vocabulary()
+    described = describe_features(
+        reader, scores, blocks, contexts.compute(), neighbours(opened.coder.W_dec, 8), effects, graph, vocabulary
+    )
+    return FeatureResults(
+        directory=directory,
+        model=subject.name,
+        kind=opened.coder.config.kind,
+        site=opened.source.name,
+        target=opened.target.name,
+        d_sae=opened.coder.d_sae,
+        corpus=subject.text["corpus"],
+        split=split,
+        tokens=reader.tokens,
+        documents=int(blocks.doc_ids.max()) + 1,
+        l0=int(reader.uses.sum()) / reader.tokens,
+        dead=int((reader.uses == 0).sum()),
+        logits=method,
+        telling_z=telling_z(opened.coder.d_sae),
+        families=describe_families(reader, scores, blocks),
+        graph=None if graph is None else describe_graph(graph, described),
+        vocabulary=token_texts(subject.tokenizer, list(vocabulary.ids)),
+        features=described,
+    )
+
+
+def _fits(directory: str, coder: FixedCoder, opened: OpenCoder) -> None:
+    """A coder of another model has the right shape by chance only, but then it reconstructs nothing."""
+    usual = torch.linalg.vector_norm(opened.x, dim=1) <= coder.longest
+    x, y = opened.x[usual], opened.y[usual]
+    error = (y - coder.reconstruct(x)).square().sum() / (y - y.mean(0)).square().sum()
+    if not error < 1:
+        raise ValueError(
+            f"{directory}: at {opened.place} of {opened.subject.name} it reconstructs worse than the mean does "
+            f"(FVU {error:.3g}); it was made for another model or site"
+        )
+
+
+def _effects(opened: OpenCoder) -> tuple[Effects | None, str]:
+    model = opened.subject.model
+    directions = written(model, opened.target, opened.coder.W_dec)
+    if isinstance(directions, str):
+        return None, f"none: {directions}"
+    last = Site("residual", max(find_mlps(model)))
+    ids = torch.from_numpy(opened.subject.blocks.input_ids[:4].astype("int64"))
+    residuals = read_sites(model, ids, [last])[last.name]
+    some = residuals[torch.linspace(0, len(residuals) - 1, LINEARISED).long()]
+    return logit_effects(model, directions, some), METHOD

@@ -1,0 +1,229 @@
+"""From what was read of a coder's latents to the content of `features.json`.
+
+Shapes: s latents, c classes, k shown.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from statistics import NormalDist
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from slms.data.text import Blocks
+from slms.metrics.communities import Modularity, modularity
+from slms.metrics.functional import Score
+from slms.report.describe import describe_labels, estimate, finite
+from slms.report.feature_schema import (
+    CoActivationGraph,
+    Community,
+    Feature,
+    FeatureFamily,
+    LogitEffect,
+    Neighbour,
+    Preference,
+    UseContext,
+)
+from slms.sae.features import BINS_AN_OCTAVE, OCTAVES, Context, LatentReader
+from slms.sae.logits import Effects
+
+MOST_IN_GRAPH = 4096  # features; the graph has as many rows and columns
+FEWEST_USES = 10  # among the sampled tokens, to be placed in the graph
+COMMUNITY_TOKENS = 8
+
+
+class Vocabulary:
+    """Token ids → indices into the list of those that occur."""
+
+    def __init__(self) -> None:
+        self.ids: dict[int, int] = {}
+
+    def __call__(self, token_id: int) -> int:
+        """The index of an id, new or known."""
+        return self.ids.setdefault(int(token_id), len(self.ids))
+
+
+class Graph(NamedTuple):
+    """The co-activation graph of the features used often enough."""
+
+    found: Modularity
+    latents: Tensor
+    """int64 [f], which features are its nodes"""
+
+
+def telling_z(n: int) -> float:
+    """The z that the largest of n standard normals exceeds in 5 % of cases (Bonferroni).
+
+    >>> round(telling_z(1), 3), round(telling_z(1000), 2)
+    (1.645, 3.89)
+    """
+    return NormalDist().inv_cdf(1 - 0.05 / n)
+
+
+def communities(reader: LatentReader, progress: Callable[[str], None] = lambda step: None) -> Graph | None:
+    """Communities of features that are used together at the sampled tokens; None where too few are used."""
+    every = torch.arange(reader.n_latents)
+    order = reader.uses.argsort(descending=True, stable=True)[: 2 * MOST_IN_GRAPH]
+    activations, documents = reader.sample(every[order])
+    often = (activations > 0).sum(0) >= FEWEST_USES
+    latents = order[often][:MOST_IN_GRAPH].sort().values
+    if len(latents) < 3:
+        return None
+    column = torch.full([reader.n_latents], -1)
+    column[order] = torch.arange(len(order))
+    found = modularity(activations[:, column[latents]], documents % 16, progress=progress)
+    return Graph(found, latents)
+
+
+def describe_graph(graph: Graph, features: list[Feature]) -> CoActivationGraph:
+    """The graph's numbers, and each community with the tokens that tell it from the others."""
+    found = graph.found
+    everywhere = _peaks(features)
+    described = []
+    for index in range(int(found.communities.max()) + 1):
+        members = [features[i] for i in graph.latents[found.communities == index].tolist()]
+        if len(members) > 1:
+            here = _peaks(members)
+            described.append(
+                Community(index, len(members), sum(f.uses for f in members), _telling_tokens(here, everywhere))
+            )
+    return CoActivationGraph(
+        q=found.q,
+        low=finite(found.low),
+        high=finite(found.high),
+        null_mean=found.null_mean,
+        null_sd=found.null_sd,
+        z=finite(found.z),
+        stability=found.stability,
+        tokens=found.n,
+        features=len(graph.latents),
+        communities=described,
+    )
+
+
+def _peaks(features: list[Feature]) -> Counter[int]:
+    return Counter(context.tokens[context.peak] for feature in features for context in feature.strongest)
+
+
+def _telling_tokens(here: Counter[int], everywhere: Counter[int]) -> list[int]:
+    """The tokens that contribute most to KL(p(t | community) ‖ p(t))."""
+    n, total = here.total(), everywhere.total()
+    gain = {t: c / n * math.log((c / n) / (everywhere[t] / total)) for t, c in here.items()}
+    best = sorted(gain, key=lambda t: -gain[t])[:COMMUNITY_TOKENS]
+    return [t for t in best if gain[t] > 0]
+
+
+def describe_families(reader: LatentReader, scores: dict[str, Score], blocks: Blocks) -> dict[str, FeatureFamily]:
+    """Each label family: its classes, and the features' specialization in it."""
+    labels, bound = describe_labels(blocks), telling_z(reader.n_latents)
+    return {
+        family: FeatureFamily(
+            coverage=labels[family].coverage,
+            share=labels[family].share,
+            si=estimate(score),
+            telling=int((score.units_z > bound).sum()),
+        )
+        for family, score in scores.items()
+    }
+
+
+def describe_features(
+    reader: LatentReader,
+    scores: dict[str, Score],
+    blocks: Blocks,
+    contexts: list[list[list[Context]]],
+    near: tuple[Tensor, Tensor],
+    effects: Effects | None,
+    graph: Graph | None,
+    vocabulary: Vocabulary,
+) -> list[Feature]:
+    """Every feature, in order.
+
+    Args:
+        contexts: [strongest, random][latent], from `ContextReader`.
+        near: indices and cosines [s, k] of decoder neighbours.
+        effects: on the logits, where there are any.
+    """
+    ids = blocks.input_ids.reshape(-1)
+    preferences = {family: _preferences(reader, family, score, blocks) for family, score in scores.items()}
+    placed = {} if graph is None else dict(zip(graph.latents.tolist(), graph.found.communities.tolist(), strict=True))
+    highest = reader.strongest.kept.value[:, 0]
+
+    def shown(found: list[Context]) -> list[UseContext]:
+        return [
+            UseContext(
+                tokens=[vocabulary(t) for t in ids[c.start : c.start + len(c.activations)]],
+                activations=[_short(a) for a in c.activations],
+                peak=c.peak,
+            )
+            for c in found
+        ]
+
+    def logits(tokens: Tensor, values: Tensor, i: int) -> list[LogitEffect]:
+        return [
+            LogitEffect(vocabulary(t), _short(v)) for t, v in zip(tokens[i].tolist(), values[i].tolist(), strict=True)
+        ]
+
+    features = []
+    for i, uses in enumerate(reader.uses.tolist()):
+        bins = reader.histogram[i].nonzero()[:, 0]
+        low, high = (int(bins[0]), int(bins[-1]) + 1) if uses else (0, 0)
+        features.append(
+            Feature(
+                index=i,
+                uses=uses,
+                density=uses / reader.tokens,
+                mean=_short(float(reader.total[i]) / uses) if uses else None,
+                max=_short(float(highest[i])) if uses else None,
+                community=placed.get(i),
+                histogram_from=low - OCTAVES * BINS_AN_OCTAVE if uses else 0,
+                histogram=reader.histogram[i, low:high].tolist(),
+                preferences={family: found[i] for family, found in preferences.items()},
+                neighbours=[
+                    Neighbour(j, round(c, 3)) for j, c in zip(near[0][i].tolist(), near[1][i].tolist(), strict=True)
+                ],
+                promoted=[] if effects is None else logits(effects.promoted, effects.up, i),
+                suppressed=[] if effects is None else logits(effects.suppressed, effects.down, i),
+                strongest=shown(contexts[0][i]),
+                random=shown(contexts[1][i]),
+            )
+        )
+    return features
+
+
+def _preferences(reader: LatentReader, family: str, score: Score, blocks: Blocks) -> list[Preference]:
+    counts, totals = (table.sum(0).double() for table in reader.counts.tables(family))
+    names = blocks.label_names[family]
+    share = totals / totals.sum().clamp(min=1)
+    here = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    lift = torch.where(share > 0, here / share.clamp(min=1e-300), 0.0)
+    best = torch.special.xlogy(here, lift).argmax(1)
+    out = []
+    for i, c in enumerate(best.tolist()):
+        known = bool(counts[i].sum() > 0)
+        out.append(
+            Preference(
+                si=_maybe(score.units[i]),
+                z=_maybe(score.units_z[i]),
+                prefers=names[c] if known else None,
+                share=_short(float(here[i, c])) if known else None,
+                lift=_short(float(lift[i, c])) if known else None,
+            )
+        )
+    return out
+
+
+def _maybe(value: Tensor) -> float | None:
+    number = finite(value)
+    return None if number is None else _short(number)
+
+
+def _short(value: float) -> float:
+    """Three significant digits: what a reader can use, and a third of the file.
+
+    >>> _short(0.123456), _short(-1234.5)
+    (0.123, -1230.0)
+    """
+    return float(f"{value:.3g}")

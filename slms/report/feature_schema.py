@@ -1,0 +1,114 @@
+"""The content of `features.json`, one dataclass an object; docs/formats.md explains every field."""
+
+from dataclasses import dataclass, field
+
+from slms.report.schema import Estimate
+
+FEATURES_VERSION = 1
+
+
+@dataclass(frozen=True)
+class UseContext:
+    """The text around one use of a feature."""
+
+    tokens: list[int]  # indices into `vocabulary`
+    activations: list[float]  # one a token; 0 where the feature is not used
+    peak: int  # index of the token whose use was kept
+
+
+@dataclass(frozen=True)
+class LogitEffect:
+    token: int  # index into `vocabulary`
+    logit: float  # per unit of activation, centred over the vocabulary
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    feature: int
+    cosine: float  # of the decoder rows
+
+
+@dataclass(frozen=True)
+class Preference:
+    """What a feature's use says about one label family."""
+
+    si: float | None  # adjusted mutual information of use and class, chance subtracted; at most ln 2 / H(class)
+    z: float | None  # over the standard deviation that permuted labels give
+    prefers: str | None  # the class that contributes most to KL(p(class | used) ‖ p(class))
+    share: float | None  # p(that class | used)
+    lift: float | None  # p(that class | used) / p(that class)
+
+
+@dataclass(frozen=True)
+class Feature:
+    index: int
+    uses: int  # tokens that use it
+    density: float  # uses over tokens
+    mean: float | None  # activation where it is used
+    max: float | None
+    community: int | None  # null where it is used too seldom to be placed
+    histogram_from: int  # first bin: activations in [2^(i/4), 2^((i+1)/4))
+    histogram: list[int]  # uses a bin
+    preferences: dict[str, Preference] = field(default_factory=dict)  # by label family
+    neighbours: list[Neighbour] = field(default_factory=list)
+    promoted: list[LogitEffect] = field(default_factory=list)
+    suppressed: list[LogitEffect] = field(default_factory=list)
+    strongest: list[UseContext] = field(default_factory=list)  # at most one a block
+    random: list[UseContext] = field(default_factory=list)  # drawn from all uses, at most one a block
+
+
+@dataclass(frozen=True)
+class FeatureFamily:
+    """A label family and what all features together say about it."""
+
+    coverage: float  # share of the text's tokens whose class is known
+    share: dict[str, float]  # class → p(class) among the known
+    si: Estimate  # of one use drawn from all: load-weighted mean over features
+    telling: int  # features with z above `telling_z`
+
+
+@dataclass(frozen=True)
+class Community:
+    index: int
+    size: int
+    uses: int  # of its features, summed
+    tokens: list[int]  # those that tell its features' strongest uses from all features'
+
+
+@dataclass(frozen=True)
+class CoActivationGraph:
+    """Communities of features used together and their modularity Q against token-shuffled features."""
+
+    q: float
+    low: float | None  # 95 % interval over documents
+    high: float | None
+    null_mean: float
+    null_sd: float
+    z: float | None
+    stability: float  # mean adjusted Rand index of three Leiden seeds
+    tokens: int
+    features: int  # in the graph
+    communities: list[Community] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class FeatureResults:
+    directory: str
+    model: str
+    kind: str
+    site: str
+    target: str
+    d_sae: int
+    corpus: str
+    split: str
+    tokens: int  # judged: without special and extreme ones
+    documents: int
+    l0: float  # features used a token
+    dead: int  # features never used
+    logits: str  # how the logit effects were computed, or why there are none
+    telling_z: float  # z above which one of d_sae features is expected by chance in 20 texts (Bonferroni)
+    families: dict[str, FeatureFamily] = field(default_factory=dict)
+    graph: CoActivationGraph | None = None  # null with too few features or tokens
+    vocabulary: list[str] = field(default_factory=list)  # texts of the tokens that occur below
+    features: list[Feature] = field(default_factory=list)
+    version: int = FEATURES_VERSION

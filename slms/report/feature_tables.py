@@ -1,0 +1,87 @@
+"""`features.csv` and what `eval.py features` prints."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from slms.report.feature_schema import Feature, FeatureResults
+from slms.report.reading import visible
+from slms.report.tables import interval, number, text_table
+
+COLUMNS = (
+    "feature", "uses", "density", "mean", "max", "community", "family", "prefers", "si", "z", "lift", "tokens",
+    "promoted", "suppressed", "neighbour", "cosine",
+)  # fmt: skip
+SHOWN = 12
+
+
+def feature_rows(results: FeatureResults) -> Iterator[list[Any]]:
+    """One row a feature: its numbers, the family it tells most about, its tokens and its logit effects."""
+    words = results.vocabulary
+    for f in results.features:
+        family = best_family(f)
+        p = f.preferences[family] if family else None
+        near = f.neighbours[0] if f.neighbours else None
+        yield [
+            f.index, f.uses, f.density, f.mean, f.max, f.community, family, p and p.prefers, p and p.si, p and p.z,
+            p and p.lift, " ".join(visible(t) for t in peak_tokens(f, words)),
+            " ".join(visible(words[e.token]) for e in f.promoted[:5]),
+            " ".join(visible(words[e.token]) for e in f.suppressed[:5]),
+            near and near.feature, near and near.cosine,
+        ]  # fmt: skip
+
+
+def best_family(feature: Feature) -> str | None:
+    """The label family that a feature's use tells most about: the highest SI among those with a z."""
+    known = {family: p.si for family, p in feature.preferences.items() if p.si is not None and p.z is not None}
+    return max(known, key=lambda family: known[family]) if known else None
+
+
+def peak_tokens(feature: Feature, vocabulary: list[str]) -> list[str]:
+    """The tokens of its strongest uses, the commonest first."""
+    peaks = [context.tokens[context.peak] for context in feature.strongest]
+    return [vocabulary[t] for t in sorted(set(peaks), key=lambda t: -peaks.count(t))]
+
+
+def summary(results: FeatureResults) -> str:
+    """What all features say about each label family, the communities, and the features that tell most."""
+    place = results.site if results.site == results.target else f"{results.site} to {results.target}"
+    alive = results.d_sae - results.dead
+    head = (
+        f"{results.directory}: {results.kind} of {results.model} at {place}, {alive} of {results.d_sae} features used\n"
+        f"{results.tokens} tokens of {results.corpus} ({results.split}), {results.l0:.1f} features a token"
+    )
+    rows = [
+        [name, number(f.si.value), interval(f.si.low, f.si.high), number(f.si.null_mean), f"{f.si.null_sd or 0:.0e}",
+         number(f.si.z, 0), number(f.si.ceiling), f"{f.telling} of {alive}", f"{100 * f.coverage:.1f} %"]
+        for name, f in results.families.items()
+    ]  # fmt: skip
+    columns = ["labels", "SI of a use", "95 % interval", "null", "sd", "z", "ceiling",
+               f"features z > {results.telling_z:.1f}", "labelled"]  # fmt: skip
+    parts = [head, text_table(columns, rows)]
+    if (g := results.graph) is not None:
+        parts.append(
+            f"  communities of features used together: {len(g.communities)}, of {g.features} features\n"
+            f"  Q {g.q:.3f} {interval(g.low, g.high)}, shuffled {g.null_mean:.3f} ± {g.null_sd:.4f}, "
+            f"z {number(g.z, 0)}, stability {g.stability:.2f}"
+        )
+    parts.append(_most_telling(results))
+    return "\n\n".join(parts)
+
+
+def _most_telling(results: FeatureResults) -> str:
+    def score(feature: Feature) -> float:
+        family = best_family(feature)
+        return (feature.preferences[family].si or 0.0) if family else 0.0
+
+    rows = []
+    for f in sorted(results.features, key=score, reverse=True)[:SHOWN]:
+        if (family := best_family(f)) is None:
+            continue
+        p = f.preferences[family]
+        tokens = " ".join(visible(t, 10) for t in peak_tokens(f, results.vocabulary)[:3])
+        promotes = " ".join(visible(results.vocabulary[e.token], 10) for e in f.promoted[:3])
+        rows.append([str(f.index), f"{100 * f.density:.2f} %", number(p.si), number(p.z, 0),
+                     f"{visible(p.prefers or '–', 12)} {p.lift:.1f}×", tokens[:30], promotes[:30]])  # fmt: skip
+    head = ["feature", "density", "SI", "z", "prefers", "strongest at", "promotes"]
+    table = text_table(head, rows, left=1)
+    return table + "\n  SI: of use and class, chance subtracted; z: over the sd of permuted labels"
