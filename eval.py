@@ -9,15 +9,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from jsonargparse import auto_cli
 
 from slms.cli import Parser, one_line_errors
-from slms.commands import COMMANDS, arranged
+from slms.commands import arranged, asked
 
 
 def main(args: list[str] | None = None) -> None:
     """Run one command."""
+    args = sys.argv[1:] if args is None else args
     with one_line_errors("eval.py"):
+        commands = asked(args)
         auto_cli(
-            COMMANDS,
-            args=arranged(sys.argv[1:] if args is None else args, COMMANDS),
+            commands,
+            args=arranged(args, commands),
             as_positional=False,
             parser_class=Parser,
             prog="eval.py",

@@ -163,5 +163,16 @@ def cheapest(backends: Iterable[str], shape: Shape, n_tokens: int, density: floa
         times = {name: estimate(name, shape, n_tokens, density) for name in backends}
         source = "estimated, not calibrated here"
     best = min(times, key=times.__getitem__)
-    listing = ", ".join(f"{name} {us:.0f} µs" for name, us in sorted(times.items(), key=lambda item: item[1]))
+    listing = ", ".join(f"{name} {_time(us)}" for name, us in sorted(times.items(), key=lambda item: item[1]))
     return Choice(best, f"{listing} ({source})")
+
+
+def _time(us: float) -> str:
+    """Microseconds in the unit that needs the fewest digits.
+
+    >>> _time(1), _time(9116.2), _time(33566829)
+    ('1 µs', '9.1 ms', '33.6 s')
+    """
+    if us < 1e3:
+        return f"{us:.0f} µs"
+    return f"{us / 1e3:.1f} ms" if us < 1e6 else f"{us / 1e6:.1f} s"

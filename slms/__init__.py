@@ -14,7 +14,7 @@ routed model) → logits and routes → metrics → results.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from slms.models import register as _register
+from slms.models.registration import register_when_imported
 
 if TYPE_CHECKING:
     from slms.models.anatomy import list_layers
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from slms.models.io import load_model, save_model
     from slms.routing.config import RoutingConfig
 
-_register()  # the routed classes with transformers' Auto classes
+register_when_imported()  # AutoModelForCausalLM opens routed models
 
 __version__ = "0.1.0"
 __all__ = ["RoutingConfig", "list_layers", "load_base", "load_model", "route", "save_model"]

@@ -6,13 +6,7 @@ anatomy                  the MLPs of every architecture, neuron-major; hooks
 attention, small_heads   exact, faster substitutes for modules of transformers
 partition, routed_mlp    neurons → pathways; the MLP that runs only the chosen ones
 convert, calibration     dense → routed model, started as near to the dense one as calibration allows
-routed_lm                the routed Hugging Face classes
+routed_config, routed_lm the routed Hugging Face classes
+registration             what makes transformers' Auto classes know them
 io, flops                save and load; what a token costs
 """
-
-
-def register() -> None:
-    """Let transformers' AutoConfig and AutoModelForCausalLM load routed models (imports their modelling code)."""
-    from slms.models import routed_lm
-
-    routed_lm.register()

@@ -17,6 +17,7 @@ _TOKENIZER = ["tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", 
 def hub_trouble(repo: str, revision: str | None = None, timeout_s: float = HUB_TIMEOUT_S) -> str | None:
     """None if the hub answers about a repository in time, else why not; ValueError where it knows no such one."""
     import huggingface_hub as hub
+    import huggingface_hub.constants
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     if hub.constants.HF_HUB_OFFLINE:
@@ -70,6 +71,7 @@ def tokenizer_files(path: Path) -> list[Path]:
 
 def download(repo: str, revision: str | None, patterns: list[str], weights: bool) -> Path:
     import huggingface_hub as hub
+    import huggingface_hub.errors
 
     try:
         if weights:

@@ -1,6 +1,6 @@
-"""Routed language models as Hugging Face classes, one pair of configuration and model for each architecture.
+"""Routed language models as Hugging Face classes, one for each architecture.
 
-``register()`` makes AutoConfig and AutoModelForCausalLM know them. They are written out, so that they pickle.
+``register()`` makes AutoModelForCausalLM know them. They are written out, so that they pickle.
 """
 
 from __future__ import annotations
@@ -8,34 +8,36 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
-    Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    GemmaConfig,
     GemmaForCausalLM,
-    GPT2Config,
     GPT2LMHeadModel,
-    GPTNeoConfig,
     GPTNeoForCausalLM,
-    GPTNeoXConfig,
     GPTNeoXForCausalLM,
-    LlamaConfig,
     LlamaForCausalLM,
-    MistralConfig,
     MistralForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
-    Qwen2Config,
     Qwen2ForCausalLM,
-    Qwen3Config,
     Qwen3ForCausalLM,
 )
 
+from slms.models import routed_config
 from slms.models.anatomy import dropout_of, find_mlps, read_mlp, replace_mlp
 from slms.models.attention import prepare
+from slms.models.routed_config import (
+    RoutedGemma2Config,
+    RoutedGemma3TextConfig,
+    RoutedGemmaConfig,
+    RoutedGPT2Config,
+    RoutedGPTNeoConfig,
+    RoutedGPTNeoXConfig,
+    RoutedLlamaConfig,
+    RoutedMistralConfig,
+    RoutedQwen2Config,
+    RoutedQwen3Config,
+)
 from slms.models.routed_mlp import RoutedMLP
 from slms.routing import RoutingConfig
 
@@ -80,90 +82,40 @@ def route_mlps(model: PreTrainedModel) -> dict[int, RoutedMLP]:
     return routed
 
 
-class RoutedGPTNeoConfig(GPTNeoConfig):
-    model_type = "routed_gpt_neo"
-    routing: dict | None = None
-
-
 class RoutedGPTNeoForCausalLM(RoutedMixin, GPTNeoForCausalLM):
     config_class = RoutedGPTNeoConfig
-
-
-class RoutedGPTNeoXConfig(GPTNeoXConfig):
-    model_type = "routed_gpt_neox"
-    routing: dict | None = None
 
 
 class RoutedGPTNeoXForCausalLM(RoutedMixin, GPTNeoXForCausalLM):
     config_class = RoutedGPTNeoXConfig
 
 
-class RoutedGPT2Config(GPT2Config):
-    model_type = "routed_gpt2"
-    routing: dict | None = None
-
-
 class RoutedGPT2LMHeadModel(RoutedMixin, GPT2LMHeadModel):
     config_class = RoutedGPT2Config
-
-
-class RoutedLlamaConfig(LlamaConfig):
-    model_type = "routed_llama"
-    routing: dict | None = None
 
 
 class RoutedLlamaForCausalLM(RoutedMixin, LlamaForCausalLM):
     config_class = RoutedLlamaConfig
 
 
-class RoutedMistralConfig(MistralConfig):
-    model_type = "routed_mistral"
-    routing: dict | None = None
-
-
 class RoutedMistralForCausalLM(RoutedMixin, MistralForCausalLM):
     config_class = RoutedMistralConfig
-
-
-class RoutedQwen2Config(Qwen2Config):
-    model_type = "routed_qwen2"
-    routing: dict | None = None
 
 
 class RoutedQwen2ForCausalLM(RoutedMixin, Qwen2ForCausalLM):
     config_class = RoutedQwen2Config
 
 
-class RoutedQwen3Config(Qwen3Config):
-    model_type = "routed_qwen3"
-    routing: dict | None = None
-
-
 class RoutedQwen3ForCausalLM(RoutedMixin, Qwen3ForCausalLM):
     config_class = RoutedQwen3Config
-
-
-class RoutedGemmaConfig(GemmaConfig):
-    model_type = "routed_gemma"
-    routing: dict | None = None
 
 
 class RoutedGemmaForCausalLM(RoutedMixin, GemmaForCausalLM):
     config_class = RoutedGemmaConfig
 
 
-class RoutedGemma2Config(Gemma2Config):
-    model_type = "routed_gemma2"
-    routing: dict | None = None
-
-
 class RoutedGemma2ForCausalLM(RoutedMixin, Gemma2ForCausalLM):
     config_class = RoutedGemma2Config
-
-
-class RoutedGemma3TextConfig(Gemma3TextConfig):
-    model_type = "routed_gemma3_text"
-    routing: dict | None = None
 
 
 class RoutedGemma3ForCausalLM(RoutedMixin, Gemma3ForCausalLM):
@@ -187,10 +139,9 @@ ROUTED: dict[type[PreTrainedModel], type[PreTrainedModel]] = {
 
 def register() -> None:
     """Let transformers' Auto classes load every routed model; may be called again."""
+    routed_config.register()
     for routed in ROUTED.values():
-        config = config_of(routed)
-        AutoConfig.register(config.model_type, config, exist_ok=True)
-        AutoModelForCausalLM.register(config, routed, exist_ok=True)
+        AutoModelForCausalLM.register(config_of(routed), routed, exist_ok=True)
 
 
 def config_of(model: type[PreTrainedModel]) -> type[PreTrainedConfig]:

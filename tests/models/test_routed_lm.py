@@ -2,10 +2,7 @@
 
 import copy
 import pickle
-import subprocess
-import sys
 
-import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -81,18 +78,3 @@ def test_k_changes_what_runs_and_comes_back_from_the_configuration(tiny, tokens)
     set_k(routed, 2)
     assert torch.equal(routed(ids).logits, at_two)
     assert all(layer.config == CONFIG for layer in routed_layers(routed).values())
-
-
-@pytest.mark.slow
-def test_auto_classes_load_a_routed_directory_in_a_fresh_process(tiny, tokens, tmp_path):
-    from slms.models.io import save_model
-
-    save_model(route(tiny("gpt_neox"), CONFIG, tokens(4, 16)), None, tmp_path / "m")
-    program = (
-        "import sys; from slms.models import register; from transformers import AutoModelForCausalLM; register(); "
-        "print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__name__)"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "m")], capture_output=True, text=True, check=True
-    )
-    assert run.stdout.strip() == "RoutedGPTNeoXForCausalLM"

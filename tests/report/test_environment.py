@@ -1,0 +1,75 @@
+"""What the doctor sees, against what is known of this machine and against planted packages, caches and hubs."""
+
+import importlib.metadata
+import json
+
+import pytest
+
+import eval as evaluation
+from slms.models.source import EMBEDDED
+from slms.report import environment
+from slms.report.environment import ask_hub, hub_bases, is_complete, look_at_cache, packages, requirements
+
+
+def test_the_doctor_sees_what_is_here_and_writes_it(tmp_path, capsys):
+    evaluation.main(["doctor", f"--output_dir={tmp_path}"])
+    out = capsys.readouterr().out
+    seen = json.loads((tmp_path / "doctor" / "doctor.json").read_text())
+    versions = {package["name"]: package["installed"] for package in seen["packages"]}
+    assert versions["torch"] == importlib.metadata.version("torch") and "  torch  " in out
+    assert seen["devices"][-1].startswith("cpu: ") and seen["devices"][-1] in out
+    assert {kernel["backend"] for kernel in seen["kernels"]} <= {"dense", "grouped", "rows", "triton"}
+    assert len(seen["kernels"]) == 9 and seen["hub"] == "HF_HUB_OFFLINE forbids asking the hub" and seen["hub"] in out
+    assert seen["seconds"] > 0 and "all that slms needs is installed" in out
+    assert max(map(len, out.splitlines()[:-1])) <= 120
+
+
+def test_packages_that_miss_or_do_not_fit_are_told(monkeypatch):
+    here = importlib.metadata.version("numpy")
+    found = packages([f"numpy=={here}", "numpy<1", "absent-package>=2", "absent-package; sys_platform == 'nowhere'",
+                      "absent-package; extra == 'harness'"])  # fmt: skip
+    assert [p.fits for p in found] == [True, False, False, False]
+    assert [p.installed for p in found] == [here, here, None, None]
+    assert [p.extra for p in found] == [None, None, None, "harness"]
+
+
+def test_every_dependency_of_the_project_is_looked_for():
+    found = packages(requirements())
+    assert {"torch", "lightning", "transformers", "igraph"} <= {p.name for p in found if p.extra is None}
+    assert {"pytest", "ruff"} <= {p.name for p in found if p.extra == "test"}
+
+
+@pytest.mark.parametrize("trouble", [None, "the hub cannot be reached", ValueError("no such repository")])
+def test_the_hub_answers_or_not(trouble, monkeypatch):
+    def hub_trouble(repo, timeout_s):
+        if isinstance(trouble, ValueError):
+            raise trouble
+        return trouble
+
+    monkeypatch.setattr(environment, "hub_trouble", hub_trouble)
+    told = ask_hub("a/b")
+    assert told == trouble if isinstance(trouble, str) else told.startswith("answers in 0.0 s")
+
+
+def test_a_warm_cache_is_counted(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLMS_CACHE", str(tmp_path))
+    monkeypatch.setattr(environment, "cached_snapshot", lambda name: EMBEDDED["stories-1m"] if name == "a/b" else None)
+    cold = look_at_cache(["a/b", "c/d"])
+    assert (cold.block_files, cold.bytes, cold.calibrations) == (0, 0, 0)
+    (tmp_path / "blocks").mkdir()
+    (tmp_path / "blocks" / "x.npz").write_bytes(b"12345")
+    warm = look_at_cache(["a/b", "c/d"])
+    assert (warm.block_files, warm.bytes) == (1, 5) and warm.bases == {"a/b": True, "c/d": False}
+    assert warm.directory == str(tmp_path)
+
+
+def test_the_bases_of_the_configs_are_hub_ids():
+    assert "roneneldan/TinyStories-1M" in hub_bases() and all(name.count("/") == 1 for name in hub_bases())
+
+
+def test_completeness_asks_for_no_extra():
+    needed = packages(["numpy", "absent-package; extra == 'harness'"])
+    one = environment.Environment("", "", "", needed, [], [], "", environment.Cache("", 0, 0, 0, {}), 0.0)
+    assert is_complete(one)
+    lacking = environment.Environment("", "", "", packages(["absent-package"]), [], [], "", one.cache, 0.0)
+    assert not is_complete(lacking)
