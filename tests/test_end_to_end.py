@@ -18,6 +18,7 @@ import slms
 import train
 from slms.report.metrics_csv import read_rows
 from slms.report.results import read_results
+from slms.sae.export import load
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
@@ -139,5 +140,28 @@ def test_sparse_autoencoders_train_from_their_yaml_and_are_evaluated(tmp_path):
     coder = made / "saes" / "residual.3"
     assert (coder / "sae_weights.safetensors").is_file() and (made / "checkpoints" / "last.ckpt").is_file()
     assert {row.metric for row in read_rows(made / "metrics.csv") if row.stage == "val"} >= {"fvu", "l0"}
-    evaluation.main(["sae", str(coder), "--n_tokens=2048", f"--output_dir={tmp_path}", "--baselines=false"])
-    assert list((tmp_path / "sae").glob("*.json"))
+    evaluation.main(["sae", str(made), "--n_tokens=2048", f"--output_dir={tmp_path / 'out'}", "--control_tokens=2048"])
+    assert len(list((tmp_path / "out" / "sae").glob("*/quality.json"))) == 2
+
+
+@pytest.mark.slow
+def test_sigterm_saves_the_coders_and_the_run_resumes(tmp_path):
+    flags = ["--config=sae_tinystories.yaml", "--model.base.source=embedded", "--data.train_tokens=16384",
+             "--data.epoch_tokens=16384", "--data.val_tokens=2048", "--data.buffer.chunk_tokens=4096",
+             "--data.buffer.batch_size=64", "--checkpoint.every_n_train_steps=3", f"--output_dir={tmp_path}",
+             "--name=ended", "--trainer.accelerator=cpu"]  # fmt: skip
+    command, env = [sys.executable, "train.py", *flags], os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
+    deadline = time.monotonic() + 240
+    while not list(tmp_path.glob("ended/*/checkpoints/last.ckpt")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) != 0
+    (run,) = (tmp_path / "ended").iterdir()
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert 0 < saved["global_step"] < 512
+    weights = load(run / "saes" / "residual.3").coder.W_dec
+    assert torch.equal(weights, saved["state_dict"]["trainees.0.coder.W_dec"])
+    train.main([*flags, f"--ckpt_path={run}", "--trainer.max_epochs=1"])
+    assert not torch.equal(load(run / "saes" / "residual.3").coder.W_dec, weights)

@@ -79,6 +79,12 @@ def find_site(model: PreTrainedModel, name: str) -> Site:
     return Site(kind, int(layer), int(pathway[0]) if pathway else None)
 
 
+def site_width(model: PreTrainedModel, site: Site) -> int:
+    """Dimension of a site's activations."""
+    weights = read_mlp(find_mlps(model)[site.layer])
+    return weights.W_in.shape[0 if site.kind == "neurons" else 1]
+
+
 def site_of_hook(model: PreTrainedModel, hook_name: str) -> Site:
     """The site that TransformerLens calls `hook_name`.
 

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
-from slms.data.sites import find_site, hf_name
+from slms.data.sites import find_site, hf_name, site_width
 from slms.models.base import BaseConfig, load_base
 from slms.sae.base import Losses
 from slms.sae.evaluate import Used, measure
@@ -51,6 +51,8 @@ class SparseAutoencoder(L.LightningModule):
         model, self.tokenizer = load_base(base)
         self._frozen = [model.eval().requires_grad_(False)]  # a list keeps it out of the state dict
         self.sites = [(find_site(model, spec.site), find_site(model, spec.target or spec.site)) for spec in self.specs]
+        for spec, (source, _) in zip(self.specs, self.sites, strict=True):
+            spec.coder.width(site_width(model, source))  # an impossible k is refused before anything is gathered
         special = {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id} - {None}
         self.special = torch.tensor(sorted(special), dtype=torch.int64)
         self.trainees = nn.ModuleList()

@@ -1,5 +1,6 @@
 """What a coder is worth, as `eval.py sae` prints and writes it: beside its baselines, in tables and plain values."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -36,11 +37,13 @@ def _tells(q: Quality, way: str) -> bool:
 def specialization_table(scores: Mapping[str, Mapping[str, Score]]) -> str:
     """SI of the latents in use against each family of classes, ± half its interval; one line a coder."""
     families = list(dict.fromkeys(family for found in scores.values() for family in found))
-    rows = [
-        [name, *(f"{number(s.value)} ± {number((s.high - s.low) / 2)}" for s in (found[family] for family in families))]
-        for name, found in scores.items()
-    ]
+    rows = [[name, *(_half(found[family]) for family in families)] for name, found in scores.items()]
     return text_table(["SI of latents", *families], rows)
+
+
+def _half(score: Score) -> str:
+    measured = math.isfinite(score.value)
+    return f"{number(score.value)} ± {number((score.high - score.low) / 2)}" if measured else number(None)
 
 
 def plain_quality(q: Quality) -> dict[str, Any]:

@@ -111,7 +111,7 @@ class Task(NamedTuple):
 
     def sample(self) -> Tensor:
         """The first rows, for scales and centres."""
-        return torch.from_numpy(np.ascontiguousarray(self.train[:SAMPLE]))
+        return torch.from_numpy(np.array(self.train[:SAMPLE]))
 
 
 class Trained(NamedTuple):

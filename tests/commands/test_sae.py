@@ -18,6 +18,7 @@ from slms.lit.evaluate import batches
 from slms.lit.sparse_autoencoder import SparseAutoencoder
 from slms.metrics.functional import specialization_index
 from slms.models.base import BaseConfig
+from slms.report.artifacts import artifact_directory
 from slms.sae.config import CoderConfig
 from slms.sae.export import load
 from slms.sae.optim import CoderOptimizerConfig
@@ -80,7 +81,11 @@ def fit(place, run, callbacks):
 def run_sae(place, name, **options):
     text = {"corpus": str(place / "text.txt"), "n_tokens": 512, "output_dir": str(place / "artifacts")}
     sae(str(place / "run" / "saes" / name), **{"control_tokens": 0} | text | options)
-    return json.loads((place / "artifacts" / "sae" / f"saes-{name}" / "quality.json").read_text())
+    return json.loads((artifacts(place, name) / "quality.json").read_text())
+
+
+def artifacts(place, name):
+    return artifact_directory(place / "artifacts", "sae", str(place / "run" / "saes" / name))
 
 
 @pytest.mark.parametrize("name", ["residual.0", "mlp"])
@@ -107,9 +112,9 @@ def test_figures_and_baselines(place, name, capsys):
     assert out["si"].keys() == {"this coder", "random coder", "random model"}
     printed = capsys.readouterr().out
     assert f"{ours['fvu']['value']:.4f}" in printed and "1,024 tokens" in printed
-    rows = (place / "artifacts" / "sae" / f"saes-{name}" / "quality.csv").read_text().splitlines()
+    rows = (artifacts(place, name) / "quality.csv").read_text().splitlines()
     assert rows[0] == "coder,figure,value,low,high,n"
-    assert len(rows) == len(set(row.rsplit(",", 4)[0] for row in rows))
+    assert len(rows) == len({row.rsplit(",", 4)[0] for row in rows})
 
 
 def test_specialization_of_latents_is_that_of_their_definition(place):

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from slms.data.sites import Site, find_site, hf_name, read_sites, replaced, site_names, site_of_hook
+from slms.data.sites import Site, find_site, hf_name, read_sites, replaced, site_names, site_of_hook, site_width
 from slms.models.anatomy import find_mlps, read_mlp, replace_mlp
 from slms.models.routed_mlp import RoutedMLP, record_routes
 from slms.routing import RoutingConfig
@@ -67,6 +67,13 @@ def test_activations_are_the_models_own(make):
     bias = 0 if weights.b_out is None else weights.b_out
     assert_close(found["neurons.1"] @ weights.W_out + bias, found["mlp_out.1"])
     assert found["neurons.1"].shape == (24, 20)
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_width_is_that_of_the_activations(make):
+    model = make()
+    for name in site_names(model):
+        assert site_width(model, find_site(model, name)) == read(model, name)[name].shape[1]
 
 
 @pytest.mark.parametrize("make", [MODELS["routed gpt_neo"], MODELS["routed llama"]])

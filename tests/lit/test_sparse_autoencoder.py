@@ -225,7 +225,7 @@ def test_bad_configurations(place):
         CoderOptimizerConfig(lr=0)
 
 
-def test_k_beyond_the_width(place, tmp_path):
-    module, data = make(place, coders=[CoderSpec("residual.0", coder=CoderConfig(expansion=2, k=17))])
+def test_k_beyond_the_width(place):
     with pytest.raises(ValueError, match=r"coder\.k is 17; it must be at most the coder's 16 latents"):
-        trainer(tmp_path).fit(module, data)
+        make(place, coders=[CoderSpec("residual.0", coder=CoderConfig(expansion=2, k=17))])
+    make(place, coders=[CoderSpec("neurons.0", coder=CoderConfig(expansion=2, k=64))])  # 32 neurons

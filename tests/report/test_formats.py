@@ -11,8 +11,11 @@ import pytest
 
 from callbacks.specialization import log_values
 from slms.report import schema
+from slms.report.coder_tables import COLUMNS
 from slms.report.compare import ComparedRun
 from slms.report.metrics_csv import Row
+from slms.sae.export import ARCHITECTURES
+from slms.sae.quality import Quality
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
 OBJECTS = [kind for kind in vars(schema).values() if dataclasses.is_dataclass(kind)]
@@ -76,3 +79,18 @@ def test_metrics_of_routed_layers(results_factory):
 def test_schema_version():
     (row,) = [row for row in section("Results") if row[0] == "schema_version"]
     assert row[2].startswith(f"{schema.SCHEMA_VERSION};")
+
+
+def test_architectures_of_coders_and_their_tensors():
+    rows = {cells[0]: cells for cells in table("architecture")}
+    assert rows.keys() == ARCHITECTURES.keys()
+    for name, (kind, tensors) in ARCHITECTURES.items():
+        assert kind in re.findall(r"`(\w+)`", rows[name][1]) or "the same" in rows[name][1]
+        assert re.findall(r"`(\w+)`", rows[name][2]) == list(tensors)
+
+
+def test_columns_and_figures_of_quality_csv():
+    (json_row,) = re.findall(r"^\| `sae/<coder>/quality.json` .*$", PAGE, re.MULTILINE)
+    (csv_row,) = re.findall(r"^\| `sae/<coder>/quality.csv` .*$", PAGE, re.MULTILINE)
+    assert re.findall(r"`(\w+)`", csv_row) == list(COLUMNS)
+    assert {*Quality._fields, "results", "si"} <= set(re.findall(r"`(\w+)`", json_row))
