@@ -4,12 +4,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from transformers import GPTNeoXConfig
 
 from callbacks import CALLBACKS, CODER_CALLBACKS
 from slms.data.activations import ActivationData
 from slms.lit.cli import TrainCLI, trains_coders
 from slms.lit.sparse_autoencoder import SparseAutoencoder
+from slms.models.base import BaseConfig, init_base
 from slms.models.routed_mlp import routed_layers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,3 +60,12 @@ def test_pythia_yamls_build_on_their_architectures(size, shared_data, tmp_path):
         assert list(routed_layers(route(cli.model.net, cli.model.routing))) == [0, 2, 4]
     assert cli.model.routing.routed_layers(layers) == list(range(0, layers, 2))
     assert not any(tmp_path.glob("routed_pythia*"))
+
+
+def test_the_scaling_suite_differs_in_width_alone():
+    suite = [yaml.safe_load(path.read_text()) for path in (ROOT / "configs").glob("dense_stories_*.yaml")]
+    bases = sorted((config["model"].pop("base") for config in suite), key=lambda base: base["d_model"])
+    assert len(suite) == 4 and all(config == suite[0] for config in suite)
+    sizes = [sum(p.numel() for p in init_base(BaseConfig(**base)).parameters()) for base in bases]
+    assert sizes == pytest.approx([0.1e6, 0.4e6, 1e6, 3e6], rel=0.1)
+    assert {base["d_model"] // base["n_heads"] for base in bases} == {4}

@@ -7,7 +7,7 @@ import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slms.data.text import EMBEDDED, Blocks, BlockSpec, CorpusConfig, load_blocks
-from slms.models.base import load_base
+from slms.models.base import Base, load_base
 from slms.models.source import BaseConfig
 
 DEFAULTS = {"corpus": EMBEDDED, "validation": None, "text_field": "text", "block_size": 256, "n_tokens": 131_072}
@@ -35,12 +35,9 @@ def open_subject(model: str, split: str = "validation", **text) -> Subject:
     Raises:
         ValueError: no such model, corpus or split, or a run without a finished model.
     """
-    path = Path(model)
-    config = path / "config.yaml"
+    config = Path(model) / "config.yaml"
     from_run = _run_text(config) if config.is_file() else {}
-    if from_run and not (path / "model").is_dir():
-        raise ValueError(f"--model {model}: the run has no finished model/ directory")
-    net, tokenizer = load_base(str(path / "model") if from_run else model)
+    net, tokenizer = open_model(model)
     settings = {
         key: text[key] if text.get(key) is not None else from_run.get(key, default) for key, default in DEFAULTS.items()
     }
@@ -53,7 +50,21 @@ def open_subject(model: str, split: str = "validation", **text) -> Subject:
         settings["corpus"], split, settings["validation"], settings["text_field"], 0, settings["block_size"],
         settings["n_tokens"], with_labels=True,
     )  # fmt: skip
-    return Subject(model, net.eval(), tokenizer, load_blocks(spec, tokenizer), settings)
+    return Subject(model, net, tokenizer, load_blocks(spec, tokenizer), settings)
+
+
+def open_model(model: str) -> Base:
+    """The model and tokenizer of a run directory, a model directory, an embedded name or a hub id.
+
+    Raises:
+        ValueError: no such model, or a run without a finished model.
+    """
+    path = Path(model)
+    is_run = (path / "config.yaml").is_file()
+    if is_run and not (path / "model").is_dir():
+        raise ValueError(f"--model {model}: the run has no finished model/ directory")
+    net, tokenizer = load_base(str(path / "model") if is_run else model)
+    return Base(net.eval(), tokenizer)
 
 
 def run_base(model: str) -> BaseConfig | None:

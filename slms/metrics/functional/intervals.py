@@ -92,3 +92,16 @@ def _ratio(numerator: Tensor, tokens: Tensor, n_resamples: int, seed: int) -> In
     drawn = _resampled(sums, n_resamples, seed)
     low, high = torch.quantile(drawn[:, 0] / drawn[:, 1], torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Interval(value=float(total[0] / total[1]), low=low, high=high, n=int(total[1]))
+
+
+def proportion(hits: Tensor) -> Interval:
+    """Mean of hits [n] in [0, 1] (1 right, 0 wrong, ½ a tie) with Wilson's 95 % score interval (Wilson 1927, eq. 6).
+
+    Unlike p ± 1.96 se, it stays inside [0, 1] and is not empty at p = 0 or 1. `n` counts hits; no hit gives NaN.
+    """
+    n = len(hits)
+    if n == 0:
+        return Interval(torch.nan, torch.nan, torch.nan, 0)
+    p, z = float(hits.double().mean()), 1.959964
+    centre, spread = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
+    return Interval(p, (centre - spread) / (1 + z**2 / n), (centre + spread) / (1 + z**2 / n), n)

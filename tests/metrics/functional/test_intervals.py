@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from slms.metrics.functional import document_loss, jackknife, joint_counts, paired_difference, specialization_index
-from slms.metrics.functional.intervals import student_t
+from slms.metrics.functional.intervals import proportion, student_t
 
 
 @pytest.mark.parametrize(
@@ -78,3 +78,15 @@ def test_a_bootstrap_of_documents_sees_structure_in_repeats_and_the_jackknife_do
     picks = torch.randint(0, d, (20, d), generator=generator)
     repeated = [specialization_index(by_document[p].sum(0)[None], totals[p].sum(0)[None]).value for p in picks]
     assert min(repeated) > score.high, (min(repeated), score.high)
+
+
+def test_proportion_is_wilsons_interval():
+    hits = torch.tensor([1.0] * 81 + [0.0] * 182)
+    found = proportion(hits)
+    # Newcombe 1998, table I: 81 of 263
+    assert (found.value, found.low, found.high, found.n) == (pytest.approx(0.308, abs=5e-4),
+                                                             pytest.approx(0.2553, abs=5e-5),
+                                                             pytest.approx(0.3662, abs=5e-5), 263)  # fmt: skip
+    none = proportion(torch.zeros(20))
+    assert none.low == pytest.approx(0, abs=1e-12) and none.high == pytest.approx(0.1611, abs=5e-5)  # 0 of 20
+    assert proportion(torch.zeros(0)).n == 0

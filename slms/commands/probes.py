@@ -1,0 +1,69 @@
+"""`eval.py probes`: does a model prefer the answer to the foil."""
+
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from slms.commands.subject import open_model
+from slms.data.probes import MANIFEST, read_tasks
+from slms.lit.probes import margins, n_forwards
+from slms.report.artifacts import artifact_directory, write_csv, write_json
+from slms.report.facts import command_line
+from slms.report.measure import random_model
+from slms.report.palette import write_figure
+from slms.report.probes import ProbeRow, probe_figure, probe_row, probe_table
+
+
+def probes(
+    model: str,
+    probe_manifest: str = str(MANIFEST),
+    task_id: list[str] | None = None,
+    batch_size: int = 16,
+    output_dir: str = "artifacts",
+) -> None:
+    """Share of probe items whose answer is more probable than its foil (summed log-probability), with 95 % intervals.
+
+    Beside it chance (½), the accuracy of the same architecture with random weights, and the accuracy without the
+    prompt, which shows what the two words alone give away.
+
+    Args:
+        model: a run directory, a model directory, `stories-1m` or a Hugging Face id; dense or routed.
+        probe_manifest: JSON lines of tasks (docs/formats.md), or a file of minimal pairs such as BLiMP's.
+        task_id: names of tasks; by default all that have answers.
+        batch_size: texts of one forward pass.
+        output_dir: probes.csv, items.csv (every item), probes.json and probes.png go to OUTPUT_DIR/probes/NAME/.
+    """
+    tasks = read_tasks(probe_manifest, task_id)
+    silent = [task.task_id for task in tasks if not task.answered]
+    if task_id and silent:
+        raise ValueError(f"--task_id {silent[0]}: its items have no answers, so there is nothing to score")
+    tasks = [task for task in tasks if task.answered]
+    if not tasks:
+        raise ValueError(f"--probe_manifest {probe_manifest}: no item has an answer and a foil")
+    if batch_size < 1:
+        raise ValueError(f"--batch_size is {batch_size}; it must be at least 1")
+    net, tokenizer = open_model(model)
+    null = random_model(net)
+    rows, items = [], []
+    n_texts = 2 * sum(n_forwards(task.answered) for task in tasks)
+    with tqdm(total=n_texts, desc="probing", unit="text", leave=False, delay=2) as bar:
+        for task in tasks:
+            measured, random = (margins(m, tokenizer, task.answered, batch_size, bar.update) for m in (net, null))
+            rows.append(probe_row(task, measured, random))
+            items += [
+                (task.task_id, *item, *both)
+                for item, *both in zip(task.answered, measured.nats.tolist(), measured.blind.tolist(), strict=True)
+            ]
+    directory = artifact_directory(output_dir, "probes", model)
+    write_csv(directory / "items.csv", ("task_id", "prompt", "answer", "foil", "margin", "blind_margin"), items)
+    write_csv(directory / "probes.csv", ProbeRow._fields, rows)
+    write_json(
+        directory / "probes.json",
+        {"model": model, "probe_manifest": Path(probe_manifest).name, "command": command_line(),
+         "tasks": [row._asdict() for row in rows]},
+    )  # fmt: skip
+    write_figure(directory / "probes.png", probe_figure(Path(model).name, rows))
+    print(probe_table(rows))
+    if silent:
+        print(f"  without answers, not scored: {', '.join(silent)}")
+    print(f"written to {directory}")

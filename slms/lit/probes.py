@@ -1,0 +1,124 @@
+"""Answer against foil: log-probabilities of a language model on probe items.
+
+Shapes: i items, s sequences, b sequences of a batch, t position, v vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from slms.data.probes import Item
+
+
+class Margins(NamedTuple):
+    """What a model prefers; NaN where an item cannot be scored (see `margins`)."""
+
+    nats: Tensor
+    """float64 [i], log p(answer | prompt) − log p(foil | prompt)"""
+    blind: Tensor
+    """float64 [i], the same without the prompt: what the words alone give away"""
+    truncated: Tensor
+    """bool [i], whether the model's context was too short for the whole prompt"""
+
+
+class _Scored(NamedTuple):
+    ids: list[int]
+    start: int
+    """position of the first token whose log-probability counts"""
+    truncated: bool
+
+
+def margins(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[Item],
+    batch_size: int = 16,
+    progress: Callable[[int], object] = lambda done: None,
+) -> Margins:
+    """How much more probable the answer is than the foil, in nats.
+
+    Σ_t log p(x_t | x_<t) over prompt + answer, minus that over prompt + foil: summed, not averaged over tokens (as
+    BLiMP, arXiv 1912.00582, section 4.1). Tokens that the two share at their beginning cancel and are left out, so the
+    result does not depend on where the tokenizer puts the border between prompt and answer. Every text follows the
+    separator of documents, as in training, where the tokenizer has one. A prompt that is longer than the model's
+    context loses its beginning.
+
+    An item is NaN if its answer does not fit the context, if the two texts have the same tokens, or if they differ
+    from the very first token and there is no separator to predict it from.
+
+    Args:
+        items: with answer and foil.
+        batch_size: sequences of one forward pass.
+        progress: called with the number of sequences just done.
+    """
+    limit = getattr(model.config, "max_position_embeddings", None) or 10**9
+    pairs = [_pair(tokenizer, item.prompt, item, limit) for item in items]
+    blind = [_pair(tokenizer, "", item, limit) if item.prompt else None for item in items]
+    sequences = [sequence for pair in pairs + blind if pair for sequence in pair]
+    totals = iter(log_probs(model, sequences, batch_size, progress).tolist())
+    nats, unprompted = (
+        torch.tensor([next(totals) - next(totals) if pair else torch.nan for pair in group], dtype=torch.float64)
+        for group in (pairs, blind)
+    )
+    return Margins(nats, unprompted, torch.tensor([pair is not None and pair[0].truncated for pair in pairs]))
+
+
+def n_forwards(items: Sequence[Item]) -> int:
+    """At most how many sequences `margins` reads for these items, for a progress bar."""
+    return sum(4 if item.prompt else 2 for item in items)
+
+
+def _pair(tokenizer: PreTrainedTokenizerBase, prompt: str, item: Item, limit: int) -> tuple[_Scored, _Scored] | None:
+    """Tokens of prompt + answer and prompt + foil, scored from where they part; None if that is impossible."""
+    right, wrong = (_encode(tokenizer, prompt + (tail or "")) for tail in (item.answer, item.foil))
+    start = next((i for i, (a, b) in enumerate(zip(right, wrong, strict=False)) if a != b), min(len(right), len(wrong)))
+    cut = max(0, max(len(right), len(wrong)) - 1 - limit)  # the last token is predicted, not read
+    if start - cut < 1 or right == wrong:
+        return None
+    scored = [_Scored(ids[cut:], start - cut, cut > 0) for ids in (right, wrong)]
+    return scored[0], scored[1]
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids = list(tokenizer(text, verbose=False).input_ids)
+    separator = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return ids if separator is None or ids[:1] == [separator] else [separator, *ids]
+
+
+@torch.inference_mode()
+def log_probs(
+    model: PreTrainedModel,
+    sequences: Sequence[_Scored],
+    batch_size: int,
+    progress: Callable[[int], object] = lambda done: None,
+) -> Tensor:
+    """Σ_{j ≥ start} log p(ids_j | ids_<j) of each sequence: float64 [s].
+
+    Sequences that differ in their last token alone, as most answers and foils do, share one forward pass. Padding
+    stands at the right, where no scored token of a causal model sees it.
+    """
+    device, was_training = next(model.parameters()).device, model.training
+    readers: dict[tuple[int, ...], list[int]] = {}
+    for index, sequence in enumerate(sequences):
+        readers.setdefault(tuple(sequence.ids[:-1]), []).append(index)
+    inputs = sorted(readers, key=len)
+    totals = torch.zeros(len(sequences), dtype=torch.float64)
+    model.eval()
+    for first in range(0, len(inputs), batch_size):
+        batch = inputs[first : first + batch_size]
+        padded = torch.zeros(len(batch), max(map(len, batch)), dtype=torch.int64)
+        for row, ids in enumerate(batch):
+            padded[row, : len(ids)] = torch.tensor(ids)
+        logits = model(padded.to(device), use_cache=False).logits
+        for row, ids in enumerate(batch):
+            for index in readers[ids]:
+                target, start = sequences[index].ids, sequences[index].start
+                log_p = logits[row, start - 1 : len(ids)].float().log_softmax(-1).cpu()
+                wanted = torch.tensor(target[start:])
+                totals[index] = log_p.gather(1, wanted[:, None]).double().sum()
+        progress(sum(len(readers[ids]) for ids in batch))
+    model.train(was_training)
+    return totals
