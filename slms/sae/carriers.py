@@ -1,0 +1,167 @@
+"""Which pathways of a routed model carry which latents of a coder of its residual stream or MLP output.
+
+A latent's pre-activation is linear in what is read, x·w + b, and what is read is a sum: the residual stream before,
+what attention adds, what each pathway adds. So the rise of x·w at the latent's uses, over its mean at all tokens, is a
+sum too, and the part of it that a pathway's output brings is exact. Layers between a pathway and the site are skipped:
+only what the pathway adds directly is counted.
+
+Shapes: n tokens, z uses, d model, f neurons of a routed MLP, p pathways, m neurons of a pathway, s latents.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from slms.data.sites import Site, read_sites
+from slms.models.anatomy import read_mlp
+from slms.models.routed_mlp import RoutedMLP, routed_layers
+from slms.sae.features import Uses
+from slms.sae.sparse import Picks, spmm_t
+
+
+class Concentration(NamedTuple):
+    """How far the parts of a latent's rise gather in single pathways, against random groups of the same neurons."""
+
+    value: float
+    """mean over latents of the largest pathway's part over the layer's, weighted by the layer's part"""
+    null_mean: float
+    """with neurons dealt to groups of the same sizes at random"""
+    null_sd: float
+    z: float
+
+
+class Carried(NamedTuple):
+    """What the pathways of one layer carry."""
+
+    layer: int
+    load: Tensor
+    """[p] share of tokens that choose the pathway"""
+    part: Tensor
+    """[p, s] part of the rise of the latent's pre-activation at its uses that the pathway brings; NaN if never used"""
+    z: Tensor
+    """[p, s] of that part: over its sd where the pathway's outputs are shuffled among the tokens"""
+    lift: Tensor
+    """[p, s] p(pathway chosen | latent used) / p(pathway chosen)"""
+    concentration: Concentration
+
+
+def carrying_layers(model: PreTrainedModel, site: Site) -> list[int]:
+    """Routed layers whose pathways add directly to what is read at `site`."""
+    layers = list(routed_layers(model))
+    if site.kind == "residual":
+        return [layer for layer in layers if layer <= site.layer]
+    return [layer for layer in layers if layer == site.layer] if site.kind == "mlp_out" else []
+
+
+class PathwayCarriers:
+    """Sums over a stream of tokens; constant memory in tokens (8·s·(f + d) bytes a layer).
+
+    Args:
+        model: a routed model.
+        site: what the coder reads, a residual stream or an MLP output.
+        W_enc: [s, d].
+    """
+
+    def __init__(self, model: PreTrainedModel, site: Site, W_enc: Tensor):
+        self.model, self.site, self.W_enc = model, site, W_enc.double()
+        s, d = W_enc.shape
+        self.n = 0
+        self.uses = torch.zeros(s, dtype=torch.float64)
+        self.x_used, self.x_all = torch.zeros(s, d, dtype=torch.float64), torch.zeros(d, dtype=torch.float64)
+        mlps = routed_layers(model)
+        self.layers = {i: _LayerSums(mlps[i], s) for i in carrying_layers(model, site)}
+
+    @torch.no_grad()
+    def update(self, uses: Uses) -> None:
+        """Add one batch: the model runs on it once more, to read the neurons of the routed layers."""
+        sites = [Site("neurons", layer) for layer in self.layers]
+        found = read_sites(self.model, uses.batch["input_ids"], [*sites, self.site])
+        order = uses.rows.cumsum(0) - 1
+        tokens, n, s = order[uses.tokens], int(uses.rows.sum()), len(self.uses)
+        offsets = torch.nn.functional.pad(torch.bincount(tokens, minlength=n).cumsum(0), (1, 0))
+        picks = Picks(uses.latents, offsets, s)
+        ones = torch.ones(len(tokens), dtype=torch.float64)
+        x = found[self.site.name][uses.rows].double()
+        self.n += n
+        self.uses += torch.bincount(uses.latents, minlength=s)
+        self.x_used += spmm_t(picks, ones, x)
+        self.x_all += x.sum(0)
+        for layer, sums in self.layers.items():
+            sums.update(found[f"neurons.{layer}"][uses.rows].double(), picks, ones)
+
+    def compute(self, n_nulls: int = 100, seed: int = 0) -> list[Carried]:
+        """Every layer's parts, with both nulls."""
+        rise = (self.x_used * self.W_enc).sum(1) / self.uses - self.W_enc @ self.x_all / self.n
+        generator = torch.Generator().manual_seed(seed)
+        return [
+            sums.compute(layer, self.W_enc, self.uses, self.n, rise, n_nulls, generator)
+            for layer, sums in self.layers.items()
+        ]
+
+
+class _LayerSums:
+    """Sums of one routed layer, its neurons in pathway order."""
+
+    def __init__(self, mlp: RoutedMLP, s: int):
+        self.order, self.offsets = cast(Tensor, mlp.permutation), mlp.offsets
+        self.W_out = read_mlp(mlp).W_out[self.order].double()
+        f = len(self.W_out)
+        self.used, self.all = torch.zeros(s, f, dtype=torch.float64), torch.zeros(f, dtype=torch.float64)
+        self.squares = [torch.zeros(m, m, dtype=torch.float64) for m in torch.tensor(self.offsets).diff().tolist()]
+        self.chosen = torch.zeros(len(self.squares), dtype=torch.float64)
+        self.together = torch.zeros(len(self.squares), s, dtype=torch.float64)
+
+    def update(self, neurons: Tensor, picks: Picks, ones: Tensor) -> None:
+        neurons = neurons[:, self.order]
+        self.used += spmm_t(picks, ones, neurons)
+        self.all += neurons.sum(0)
+        blocks = neurons.split(torch.tensor(self.offsets).diff().tolist(), dim=1)
+        # A pathway that was not chosen leaves exact zeros.
+        chosen = torch.stack([block.any(1) for block in blocks], dim=1).double()
+        self.chosen += chosen.sum(0)
+        self.together += spmm_t(picks, ones, chosen).T
+        for square, block in zip(self.squares, blocks, strict=True):
+            square += block.T @ block
+
+    def compute(
+        self, layer: int, W_enc: Tensor, uses: Tensor, n: int, rise: Tensor, n_nulls: int, generator: torch.Generator
+    ) -> Carried:
+        reach = self.W_out @ W_enc.T  # [f, s] what a unit of a neuron adds to the pre-activation
+        of_neuron = (self.used.T / uses - self.all[:, None] / n) * reach  # [f, s] each neuron's part of the rise
+        group = torch.arange(len(self.squares)).repeat_interleave(torch.tensor(self.offsets).diff())
+        excess = _grouped(of_neuron, group)
+        variance = []
+        for i, square in enumerate(self.squares):
+            rows = slice(self.offsets[i], self.offsets[i + 1])
+            mean = self.all[rows] / n
+            covariance = square / n - torch.outer(mean, mean)
+            variance.append(torch.einsum("ms,mk,ks->s", reach[rows], covariance, reach[rows]))
+        # The mean of `uses` values drawn without replacement from the n of all tokens.
+        sd = (torch.stack(variance).clamp(min=0) * (n - uses) / (max(n - 1, 1) * uses)).sqrt()
+        null = torch.tensor(
+            [_largest(of_neuron, group[torch.randperm(len(group), generator=generator)]) for _ in range(n_nulls)]
+        )
+        value, mean, spread = _largest(of_neuron, group), float(null.mean()), float(null.std())
+        return Carried(
+            layer=layer,
+            load=self.chosen / n,
+            part=excess / rise,
+            z=excess / sd,
+            lift=(self.together / uses) / (self.chosen / n)[:, None],
+            concentration=Concentration(value, mean, spread, (value - mean) / spread if spread > 0 else torch.nan),
+        )
+
+
+def _grouped(of_neuron: Tensor, group: Tensor) -> Tensor:
+    """Sums [p, s] over the neurons [f, s] of each group."""
+    return of_neuron.new_zeros(int(group.max()) + 1, of_neuron.shape[1]).index_add_(0, group, of_neuron)
+
+
+def _largest(of_neuron: Tensor, group: Tensor) -> float:
+    """Σ_s max_p |part| / Σ_s Σ_p |part|: 1 where one group alone moves each latent, 1/p where all do alike."""
+    parts = _grouped(of_neuron, group).abs().nan_to_num(0.0)
+    return float(parts.amax(0).sum() / parts.sum().clamp(min=1e-300))
