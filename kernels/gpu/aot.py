@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.gpu import decode, grouped, launch, routes
+from kernels.gpu import decode, grouped, routes, tiles
 
 CHIPS = (80, 90)
 # What a program may take on these chips: registers of a thread, shared bytes of a block.
@@ -67,7 +67,7 @@ def _pointers(names: str, element: str) -> dict[str, str]:
 
 
 def variants(dtypes=tuple(TYPES), gated=(False, True)) -> Iterator[Variant]:
-    """Every kernel at every configuration that `kernels.gpu.launch` uses."""
+    """Every kernel at every configuration of `kernels.gpu.tiles`, as `kernels.gpu.launch` starts them."""
     metadata = _pointers("token pair starts tile_pathway tile_row offsets counts before", "i32")
     metadata |= _pointers("chosen", "u8")
     sizes = {"P": 16, "PP": 16}
@@ -80,8 +80,8 @@ def variants(dtypes=tuple(TYPES), gated=(False, True)) -> Iterator[Variant]:
         data |= _pointers("left right out bias rows y", short)
         data |= metadata | _pointers("gates d_gates partial", "fp32")
         math = {"PRECISION": "ieee", "UPCAST": False}
-        family = launch.family(dtype)
-        columns = {"P": 16, "COLS": launch.COMBINE_COLS, "UPCAST": False}
+        family = tiles.family(dtype)
+        columns = {"P": 16, "COLS": tiles.COMBINE_COLS, "UPCAST": False}
         yield Variant(f"combine {short}", grouped.combine, data, columns, 4, 3, False)
         added = data | {"chosen": "*u8"}
         yield Variant(f"add_slices {short}", decode.add_slices, added, columns, 4, 3, False)
@@ -89,19 +89,19 @@ def variants(dtypes=tuple(TYPES), gated=(False, True)) -> Iterator[Variant]:
             shape = "gated" if gate else "plain"
             common = math | ACTIVATION | {"GATED": gate, "GATE_BIASED": gate}
             for size in ("large", "small"):
-                tiles = launch.TILES[family, size]
+                shipped = tiles.TILES[family, size]
                 for name, kernel, tile, constants in (
-                    ("up", grouped.up, tiles.up, common),
-                    ("down", grouped.down, tiles.down, math | {"GATED": gate}),
-                    ("hidden_gradients", grouped.hidden_gradients, tiles.hidden, common),
-                    ("weight_gradient", grouped.weight_gradient, tiles.weight, math | {"BIASED": not gate}),
+                    ("up", grouped.up, shipped.up, common),
+                    ("down", grouped.down, shipped.down, math | {"GATED": gate}),
+                    ("hidden_gradients", grouped.hidden_gradients, shipped.hidden, common),
+                    ("weight_gradient", grouped.weight_gradient, shipped.weight, math | {"BIASED": not gate}),
                 ):
                     settings = tile.launch()
                     warps, stages = settings.pop("num_warps"), settings.pop("num_stages")
                     label = f"{name} {short} {shape} {size}"
                     yield Variant(label, kernel, data, constants | settings, warps, stages, True)
             for size in ("one", "few"):
-                slice_tile = launch.DECODE_TILES[family, size]
+                slice_tile = tiles.DECODE_TILES[family, size]
                 constants = common | {"ONE": size == "one", "N": 1 if size == "one" else 16}
                 constants |= {"ROWS": slice_tile.rows, "INNER": slice_tile.inner}
                 label = f"slices {short} {shape} {size}"

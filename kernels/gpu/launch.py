@@ -1,13 +1,11 @@
-"""The Triton kernels put together: forward and backward of a routed MLP, the tile sizes that are shipped, no host sync.
+"""The Triton kernels put together: forward and backward of a routed MLP, without waiting for the device.
 
 Shapes: n tokens, d model, f neurons, p pathways.
 """
 
 import functools
-import os
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 import triton
@@ -16,101 +14,9 @@ from torch import Tensor
 from kernels.cpu import Gradients
 from kernels.gpu import decode, grouped
 from kernels.gpu.routes import find_routes
+from kernels.gpu.tiles import ACTS, COMBINE_COLS, DECODE_TILES, Tile, arithmetic, family, tiles_for, upcast
 
-ACTS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu"}
 DECODE_TOKENS = 16
-COMBINE_COLS = 512
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-
-class Tile(NamedTuple):
-    """Sizes of one program's work and its resources; powers of two, at least 16 for the tensor cores."""
-
-    rows: int
-    cols: int
-    inner: int
-    warps: int
-    stages: int
-
-    def launch(self) -> dict[str, int]:
-        return {
-            "ROWS": self.rows,
-            "COLS": self.cols,
-            "INNER": self.inner,
-            "num_warps": self.warps,
-            "num_stages": self.stages,
-        }
-
-
-class Tiles(NamedTuple):
-    """The tiles of each grouped kernel. up, down and hidden share their rows, as they share the routes."""
-
-    up: Tile
-    down: Tile
-    hidden: Tile
-    weight: Tile
-
-
-# Chosen by what fits without spilling (`python -m kernels.gpu.aot`), not yet by timing: no GPU has run them.
-TILES = {
-    ("half", "large"): Tiles(
-        up=Tile(128, 64, 64, 8, 3),
-        down=Tile(128, 128, 32, 8, 3),
-        hidden=Tile(128, 32, 64, 8, 2),
-        weight=Tile(64, 128, 32, 8, 3),
-    ),
-    ("half", "small"): Tiles(
-        up=Tile(16, 64, 64, 4, 3),
-        down=Tile(16, 64, 64, 4, 3),
-        hidden=Tile(16, 64, 64, 4, 3),
-        weight=Tile(64, 64, 16, 4, 3),
-    ),
-    ("float", "large"): Tiles(
-        up=Tile(64, 32, 16, 4, 2),
-        down=Tile(64, 64, 16, 8, 2),
-        hidden=Tile(64, 32, 16, 8, 2),
-        weight=Tile(32, 64, 32, 8, 2),
-    ),
-    ("float", "small"): Tiles(
-        up=Tile(16, 64, 32, 4, 2),
-        down=Tile(16, 64, 32, 4, 2),
-        hidden=Tile(16, 32, 32, 4, 2),
-        weight=Tile(32, 64, 16, 4, 2),
-    ),
-}
-
-
-class DecodeTile(NamedTuple):
-    rows: int
-    inner: int
-    warps: int
-
-
-DECODE_TILES = {
-    ("half", "one"): DecodeTile(16, 512, 4),
-    ("half", "few"): DecodeTile(16, 128, 4),
-    ("float", "one"): DecodeTile(16, 256, 4),
-    ("float", "few"): DecodeTile(16, 64, 4),
-}
-
-
-def family(dtype: torch.dtype) -> str:
-    return "float" if dtype == torch.float32 else "half"
-
-
-def upcast(dtype: torch.dtype) -> bool:
-    """See `kernels.gpu.pieces`: the interpreter needs it for bfloat16."""
-    return INTERPRETED and dtype == torch.bfloat16
-
-
-def arithmetic(dtype: torch.dtype) -> dict:
-    """float32 products are exact unless `torch.backends.cuda.matmul.allow_tf32` says otherwise, as in PyTorch."""
-    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
-    return {"PRECISION": "tf32" if tf32 else "ieee", "UPCAST": upcast(dtype)}
-
-
-def tiles_for(dtype: torch.dtype, n_tokens: int) -> Tiles:
-    return TILES[family(dtype), "large" if n_tokens >= 512 else "small"]
 
 
 @functools.lru_cache
@@ -248,7 +154,7 @@ def grouped_forward(
     return _combine(rows, routes.pair, capacity, x)
 
 
-def _down(hidden, W, hidden_gate, W_gate, routes, offsets, tile) -> Tensor:
+def _down(hidden, W, hidden_gate, W_gate, routes, offsets, tile: Tile) -> Tensor:
     capacity, m = hidden.shape
     d = W.shape[1]
     rows = hidden.new_empty(capacity, d)

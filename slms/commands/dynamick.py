@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from kernels.costs import machine
-from slms.commands.subject import Subject, open_subject, run_base
+from slms.commands.subject import Subject, open_model, open_subject, run_base
 from slms.lit.frontier import (
     DENSE_RULES,
     ROUTED_RULES,
@@ -48,7 +48,7 @@ from slms.report.frontier import (
 from slms.report.frontier_figure import frontier_figure
 from slms.report.palette import write_figure
 
-BUDGET_BLOCKS = 8
+BUDGET_BLOCKS = 4
 
 
 def dynamick(
@@ -175,10 +175,7 @@ def dense_of(model: str, dense: str | None) -> PreTrainedModel:
     base = run_base(model)
     if dense is None and base is None:
         raise ValueError(f"--model {model}: a routed model, and no run that names its base; give --dense")
-    path = None if dense is None else Path(dense)
-    if path is not None and (path / "model").is_dir():  # a run
-        dense = str(path / "model")
-    found = load_base(dense if dense is not None or base is None else base).model.eval()
+    found = open_model(dense).model if base is None or dense is not None else load_base(base).model.eval()
     if routed_layers(found):
         raise ValueError(f"--dense {dense}: this model is routed too")
     return found
@@ -214,9 +211,7 @@ class _Session:
         if by_loss and min(targets) < 1:
             steps = len(layer_sizes(model)) * (len(LEVELS) - 1)
             with tqdm(total=steps, desc=f"{rule}: budget", leave=False, delay=2) as bar:
-                costs = layer_costs(
-                    model, self.calibration[:BUDGET_BLOCKS], self.batch_size, lambda: bar.update() and None
-                )
+                costs = layer_costs(model, self.calibration[:BUDGET_BLOCKS], self.batch_size, bar.update)
         for target in tqdm(targets, rule, leave=False, delay=2):
             set_budget(model, densities_for(model, costs, target))
             yield self.point("dense", rule, target, model)

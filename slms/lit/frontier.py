@@ -137,7 +137,7 @@ def layer_sizes(model: PreTrainedModel) -> dict[int, int]:
 
 @torch.inference_mode()
 def layer_costs(
-    model: PreTrainedModel, blocks: Tensor, batch_size: int, progress: Callable[[], None] = lambda: None
+    model: PreTrainedModel, blocks: Tensor, batch_size: int, progress: Callable[[], object] = lambda: None
 ) -> dict[int, list[float]]:
     """By layer, the nats per token that executing it at each of `LEVELS` costs while all others are dense.
 

@@ -83,5 +83,5 @@ def test_what_does_not_fit(change, message):
     given = {"W": W, "keep": keep} | change
     with pytest.raises(ValueError, match=message):
         dots(x, given["W"], given["keep"])
-    with pytest.raises(ValueError, match="`W`|`keep`"):
+    with pytest.raises(ValueError, match=r"`W`|`keep`"):
         sums(v, given["W"], given["keep"])

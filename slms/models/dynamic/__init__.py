@@ -1,4 +1,4 @@
-"""Dynamic-k on dense models without training: rules, what predicts them, how much each layer may execute, conversion."""
+"""Dynamic-k on dense models without training: rules, predictor, budgets by layer, conversion."""
 
 from slms.models.dynamic.budget import LEVELS, allocate
 from slms.models.dynamic.convert import apply_rule, dynamic_layers, masking, set_densities

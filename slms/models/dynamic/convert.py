@@ -19,11 +19,12 @@ from slms.models.routed_mlp import routed_layers
 
 
 @torch.no_grad()
-def apply_rule(model: PreTrainedModel, rule: str, calibration: Tensor, centre: bool = True) -> PreTrainedModel:
+def apply_rule(model: PreTrainedModel, rule: str, calibration: Tensor, centre: bool | None = None) -> PreTrainedModel:
     """A copy of a dense model in which every MLP runs under `rule`, at density 1 until `set_densities`.
 
     The copy shares the model's parameters (no memory but the rule's own) and is for inference. calibration: token ids
-    [b, t]. centre: whether skipped neurons leave their calibrated mean. Raises ValueError for an unknown rule, a routed
+    [b, t]. centre: whether skipped neurons leave their calibrated mean; by default in MLPs without a gate, whose
+    activations have one: docs/log.md. Raises ValueError for an unknown rule, a routed
     model, or an MLP that the rule does not suit.
     """
     if rule not in RULES:
@@ -54,7 +55,7 @@ def set_densities(model: nn.Module, densities: dict[int, float] | float) -> None
 
 @contextmanager
 def masking(model: nn.Module) -> Iterator[None]:
-    """While open, MLPs under a rule compute everything and mask: quality is that of the rule at any number of tokens."""
+    """While open, MLPs under a rule compute everything and mask: the rule's quality at any number of tokens."""
     mlps = dynamic_layers(model).values()
     for mlp in mlps:
         mlp.masking = True

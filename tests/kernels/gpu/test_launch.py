@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels import ACTIVATIONS, ops
-from kernels.gpu import grouped, launch
+from kernels.gpu import grouped, launch, tiles
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -55,7 +55,7 @@ def test_zero_tokens(make_case, check_case):
 
 def test_large_tiles(make_case, check_case, monkeypatch):
     """The tiles for many tokens, at a size that the interpreter can bear."""
-    monkeypatch.setattr(launch, "tiles_for", lambda dtype, n: launch.TILES[launch.family(dtype), "large"])
+    monkeypatch.setattr(launch, "tiles_for", lambda dtype, n: tiles.TILES[tiles.family(dtype), "large"])
     check_case(on_device(make_case(n=70, d=40, offsets=(0, 70, 100), gated=True)), "triton")
 
 

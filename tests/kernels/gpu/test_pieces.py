@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 
 from kernels.activations import ACTIVATIONS
-from kernels.gpu.launch import ACTS, INTERPRETED
 from kernels.gpu.pieces import activate, narrow, slope
+from kernels.gpu.tiles import ACTS, INTERPRETED
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

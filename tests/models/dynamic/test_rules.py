@@ -83,7 +83,7 @@ def slow(rule, w, x, tokens, density):
                 "cett": lambda h=h: {i for i, s in enumerate(importance(w, h, mean)) if s >= level},
                 "cats": lambda t=token: {i for i, g in enumerate(activations(w, t)[0]) if abs(g) >= level},
                 "static": lambda: largest(scores, k),
-                "griffin": lambda p=place: set(range(len(mean))) if p < half else largest(used, k),
+                "griffin": lambda p=place, u=used, s=half: set(range(len(mean))) if p < s else largest(u, k),
             }[rule]()
             rows.append(output(w, h, mean, keep))
         out.append(rows)
@@ -99,7 +99,7 @@ def masked(mlp, x):
 
 @pytest.mark.parametrize("rule", ["oracle", "cett", "static", "griffin"])
 def test_definition(rule, weights, x, tokens):
-    mlp = RULES[rule](weights, x)
+    mlp = RULES[rule](weights, x, centre=True)
     for density in (0.25, 0.5, 1.0):
         mlp.density = density
         torch.testing.assert_close(masked(mlp, tokens), slow(rule, weights, x, tokens, density) if density < 1
@@ -107,7 +107,7 @@ def test_definition(rule, weights, x, tokens):
 
 
 def test_cats(gated_weights, x, tokens):
-    mlp = RULES["cats"](gated_weights, x)
+    mlp = RULES["cats"](gated_weights, x, centre=True)
     mlp.density = 0.3
     wanted = slow("cats", gated_weights, x, tokens, 0.3)
     torch.testing.assert_close(masked(mlp, tokens), wanted, rtol=1e-4, atol=1e-4, check_dtype=False)
@@ -115,7 +115,7 @@ def test_cats(gated_weights, x, tokens):
 
 def test_teal(weights, x, tokens):
     """Inputs of both projections below the quantile of their calibration magnitudes are replaced by their means."""
-    mlp = RULES["teal"](weights, x)
+    mlp = RULES["teal"](weights, x, centre=True)
     mlp.density = 0.4
     h_all, mean = calibrated(weights, x)
     x_mean = x.flatten(0, 1).double().mean(0).tolist()
@@ -136,6 +136,7 @@ def test_low_rank_at_full_rank_is_the_oracle(weights, x, tokens, monkeypatch):
     import slms.models.dynamic.rules as rules
 
     oracle, low = RULES["oracle"](weights, x), RULES["low_rank"](weights, x)
+    assert oracle.centre == (weights.W_gate is None)
     exact, fit = rules.fit_low_rank, rules.fit_low_rank
     monkeypatch.setattr(rules, "fit_low_rank", lambda W, x, rank: exact(W, x, 6, ridge=0.0))
     full = RULES["low_rank"](weights, x)
@@ -178,7 +179,7 @@ def test_executing_is_masking(weights, x, tokens, batch, centre):
 
 def test_many_tokens_run_dense_under_sets_of_single_tokens(weights, x, tokens):
     for rule in names(weights):
-        mlp = RULES[rule](weights, x)
+        mlp = RULES[rule](weights, x, centre=True)
         mlp.density = 0.3
         many = torch.cat([tokens] * 2, 1)
         executed = mlp(many)
@@ -222,7 +223,7 @@ def test_flops_and_observed_shares(weights, x, tokens):
     one, matrices = 2 * d * f, 2 + (weights.W_gate is not None)
     seen = []
     for rule in names(weights):
-        mlp = RULES[rule](weights, x)
+        mlp = RULES[rule](weights, x, centre=True)
         mlp.density, mlp.observe = 0.5, seen.append
         masked(mlp, x)
         kept = seen[-1]
@@ -244,7 +245,7 @@ def test_nan_propagates(weights, x, tokens):
     tokens = tokens[:1, :1].clone()
     tokens[0, 0, 2] = float("nan")
     for rule in names(weights):
-        mlp = RULES[rule](weights, x)
+        mlp = RULES[rule](weights, x, centre=True)
         mlp.density = 0.5
         if rule != "griffin":
             assert mlp(tokens).isnan().any(), rule
