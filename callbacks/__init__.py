@@ -5,12 +5,14 @@ specialization   purity, entropy, SI and utilization of every routed layer, each
 evolution        how the routers settle over training; evolution.png
 results          llm_routing_results.json, llm_monosemanticity.png, model/, the closing table
 coders           the sparse autoencoders of a run, as SAELens directories
+examples         a few of their latents with their strongest uses, each epoch
 nan_guard        stop at a loss or gradient that is not finite
 progress         what the terminal shows
 """
 
 from callbacks.coders import CoderWriter
 from callbacks.evolution import Evolution
+from callbacks.examples import FeatureExamples
 from callbacks.metrics_csv import MetricsCsv
 from callbacks.nan_guard import NanGuard
 from callbacks.progress import Progress
@@ -28,4 +30,7 @@ CALLBACKS = {
 }
 
 # What a run of sparse autoencoders needs of them.
-CODER_CALLBACKS = {name: CALLBACKS[name] for name in ("progress", "metrics_csv", "nan_guard")} | {"coders": CoderWriter}
+CODER_CALLBACKS = {name: CALLBACKS[name] for name in ("progress", "metrics_csv", "nan_guard")} | {
+    "coders": CoderWriter,
+    "examples": FeatureExamples,
+}

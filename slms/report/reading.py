@@ -1,6 +1,7 @@
 """Small readings of a results file that the table, the figures and TensorBoard share."""
 
 import math
+import re
 from functools import cache
 
 from slms.report.schema import Estimate, Layer, Pathway, Results
@@ -23,6 +24,16 @@ def visible(token: str, width: int = 14) -> str:
     """
     shown = "".join(MARKS.get(char) or (char if _plain(char) else _escape(char)) for char in token[: 4 * width])
     return shown if len(shown) <= width else shown[: width - 1] + "…"
+
+
+def markdown(text: str) -> str:
+    r"""Any text as one line of Markdown that shows it and does nothing else, inside a table too.
+
+    >>> markdown("a|b *c*\n<d>")
+    'a&#124;b &#42;c&#42;⏎&#60;d&#62;'
+    """
+    marked = "".join(MARKS[char] if char in "\n\t\r" else char for char in text)
+    return re.sub(r"[\\`*_{}\[\]()#+\-.!|<>~&]", lambda found: f"&#{ord(found.group())};", marked)
 
 
 def _plain(char: str) -> bool:

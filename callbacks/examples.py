@@ -1,0 +1,110 @@
+"""Example features as text in TensorBoard while coders train: the strongest uses of a few latents, each epoch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from callbacks.tensorboard import writers
+from slms.report.measure import token_texts
+from slms.report.reading import markdown
+from slms.sae.evaluate import Used
+from slms.sae.examples import BestUses
+
+
+class FeatureExamples(Callback):
+    """Writes a table of features with their strongest uses on the validation text of the first rank.
+
+    The same latents every epoch, so that one can watch them settle: those at even steps of the first epoch's densities.
+
+    Args:
+        n_features: latents shown of each coder; 0 shows none.
+        n_uses: strongest uses of each.
+        before: tokens of context before a use.
+        after: tokens of context after it.
+    """
+
+    def __init__(self, n_features: int = 12, n_uses: int = 4, before: int = 12, after: int = 3):
+        for name, value, least in (("n_features", n_features, 0), ("n_uses", n_uses, 1), ("before", before, 0),
+                                   ("after", after, 0)):  # fmt: skip
+            if value < least:
+                raise ValueError(f"examples.{name} is {value}; it must be at least {least}")
+        self.n_features, self.n_uses, self.before, self.after = n_features, n_uses, before, after
+        self.chosen: dict[str, list[int]] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        self.ids: list[Tensor] = []
+        self.block_size = 1
+        self.best: dict[str, BestUses] = {}
+        self.uses: dict[str, Tensor] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which latents are shown, for a checkpoint."""
+        return {"chosen": self.chosen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the same latents."""
+        self.chosen = state_dict["chosen"]
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the epoch before."""
+        self._begin()
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Mapping[str, Used], batch: Mapping[str, Tensor],
+        batch_idx: int, dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Offer what each coder used of the batch."""
+        if trainer.sanity_checking or not trainer.is_global_zero or not self.n_features:
+            return
+        ids, first = batch["input_ids"].cpu(), sum(part.numel() for part in self.ids)
+        self.ids.append(ids.flatten())
+        self.block_size = ids.shape[1]
+        for label, used in outputs.items():
+            on = used.values > 0
+            latents, values = used.picks.indices[on].cpu(), used.values[on].float().cpu()
+            positions = first + used.rows.nonzero()[:, 0][used.picks.rows[on]].cpu()
+            n_latents = used.picks.n_latents
+            best = self.best.setdefault(label, BestUses(n_latents, self.n_uses))
+            best.update(latents, values, positions, positions // ids.shape[1], values)
+            counted = torch.bincount(latents, minlength=n_latents)
+            self.uses[label] = self.uses.get(label, torch.zeros_like(counted)) + counted
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write one text a coder."""
+        if trainer.sanity_checking or not self.ids:
+            return
+        ids = torch.cat(self.ids)
+        distinct, index = ids.unique(return_inverse=True)
+        texts = [token_texts(getattr(pl_module, "tokenizer", None), distinct.tolist())[i] for i in index.tolist()]
+        for label, best in self.best.items():
+            chosen = self.chosen.setdefault(label, _spread(self.uses[label], self.n_features))
+            table = self._table(chosen, best, self.uses[label] / len(ids), texts)
+            for writer in writers(trainer):
+                writer.add_text(f"val/features/{label}", table, trainer.global_step)
+
+    def _table(self, chosen: list[int], best: BestUses, density: Tensor, texts: list[str]) -> str:
+        lines = ["| feature | density | max | strongest uses |", "| ---: | ---: | ---: | --- |"]
+        for latent in chosen:
+            found = [self._context(p, texts) for p in best.kept.position[latent].tolist() if p >= 0]
+            most = f"{best.kept.value[latent, 0]:.2f}" if found else "–"
+            lines.append(f"| {latent} | {density[latent]:.2%} | {most} | {'<br>'.join(found) or 'not used'} |")
+        return "\n".join(lines)
+
+    def _context(self, position: int, texts: list[str]) -> str:
+        first = position // self.block_size * self.block_size
+        before = "".join(texts[max(position - self.before, first) : position])
+        after = "".join(texts[position + 1 : min(position + 1 + self.after, first + self.block_size)])
+        peak = texts[position]
+        return f"{markdown(before)}{' ' * peak.startswith(' ')}**{markdown(peak.strip()) or '␣'}**{markdown(after)}"
+
+
+def _spread(uses: Tensor, n: int) -> list[int]:
+    """At most n latents in use, at even steps from the most to the least used."""
+    alive = uses.argsort(descending=True, stable=True)[: int((uses > 0).sum())]
+    if not len(alive):
+        return []
+    return alive[torch.linspace(0, len(alive) - 1, min(n, len(alive))).round().long()].tolist()
