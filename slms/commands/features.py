@@ -9,6 +9,7 @@ from slms.commands.coder import OpenCoder, coder_directories, open_coder, specia
 from slms.data.sites import Site, read_sites
 from slms.models.anatomy import find_mlps
 from slms.report.artifacts import artifact_directory, write_csv
+from slms.report.describe_carriers import carriers_figure, describe_layer_carriers
 from slms.report.describe_features import (
     Vocabulary,
     communities,
@@ -19,9 +20,11 @@ from slms.report.describe_features import (
 )
 from slms.report.feature_page import write_features
 from slms.report.feature_schema import FeatureResults
-from slms.report.feature_tables import COLUMNS, feature_rows, summary
+from slms.report.feature_tables import COLUMNS, PATHWAY_COLUMNS, feature_rows, pathway_rows, summary
 from slms.report.measure import token_texts
+from slms.report.palette import write_figure
 from slms.sae.baselines import FixedCoder
+from slms.sae.carriers import Carried, PathwayCarriers, carrying_layers
 from slms.sae.features import ContextReader, LatentReader, neighbours, read_uses
 from slms.sae.logits import METHOD, Effects, logit_effects, written
 
@@ -45,7 +48,8 @@ def features(
 ) -> None:
     """What each feature of a sparse autoencoder responds to and writes; features.json, features.csv, features.html.
 
-    Top contexts, density, logit effects, specialization with its null, co-activation communities, decoder neighbours.
+    Top contexts, density, logit effects, specialization with its null, co-activation communities, decoder neighbours;
+    of a routed model also which pathways carry which features (pathways.csv, pathways.png).
 
     Args:
         directory: a SAELens directory (cfg.json, sae_weights.safetensors), or a run: then each of its `saes/`.
@@ -70,16 +74,20 @@ def features(
             str(path), model, site, target, split, batch_size, corpus=corpus, validation=validation,
             block_size=block_size, n_tokens=n_tokens,
         )  # fmt: skip
-        results = _results(str(path), opened, split, batch_size, n_strongest, n_random)
+        results, carried = _results(str(path), opened, split, batch_size, n_strongest, n_random)
         place = artifact_directory(output_dir, "features", str(path))
         write_csv(place / "features.csv", COLUMNS, feature_rows(results))
+        if carried:
+            write_csv(place / "pathways.csv", PATHWAY_COLUMNS, pathway_rows(results))
+            title = f"Which pathway carries which feature of {results.site}: {results.model}"
+            write_figure(place / "pathways.png", carriers_figure(carried, results.telling_z, title))
         write_features(place, results)
         print(f"{summary(results)}\n\nwritten to {place}")
 
 
 def _results(
     directory: str, opened: OpenCoder, split: str, batch_size: int, n_strongest: int, n_random: int
-) -> FeatureResults:
+) -> tuple[FeatureResults, list[Carried]]:
     subject, blocks = opened.subject, opened.subject.blocks
     coder = FixedCoder(opened.coder, opened.source, opened.target, opened.x, opened.y)
     _fits(directory, coder, opened)
@@ -95,15 +103,30 @@ def _results(
     contexts = ContextReader(blocks, (reader.strongest.kept, reader.random.kept))
     for batch in uses("contexts"):
         contexts.update(batch)
+    carried = []
+    if carrying_layers(subject.model, opened.source):
+        carriers = PathwayCarriers(subject.model, opened.source, opened.coder.W_enc)
+        for batch in uses("pathways"):
+            carriers.update(batch)
+        carried = carriers.compute()
     scores = reader.counts.compute()
     with tqdm(total=13, desc="communities", leave=False, delay=2) as bar:
         graph = communities(reader, lambda step: (bar.set_description(step), bar.update())[0])
     effects, method = _effects(opened)
     vocabulary = Vocabulary()
     described = describe_features(
-        reader, scores, blocks, contexts.compute(), neighbours(opened.coder.W_dec, 8), effects, graph, vocabulary
+        reader,
+        scores,
+        blocks,
+        contexts.compute(),
+        neighbours(opened.coder.W_dec, 8),
+        effects,
+        graph,
+        carried,
+        vocabulary,
     )
-    return FeatureResults(
+    bound = telling_z(opened.coder.d_sae)
+    results = FeatureResults(
         directory=directory,
         model=subject.name,
         kind=opened.coder.config.kind,
@@ -117,12 +140,14 @@ def _results(
         l0=int(reader.uses.sum()) / reader.tokens,
         dead=int((reader.uses == 0).sum()),
         logits=method,
-        telling_z=telling_z(opened.coder.d_sae),
+        telling_z=bound,
         families=describe_families(reader, scores, blocks),
         graph=None if graph is None else describe_graph(graph, described),
+        layers=[describe_layer_carriers(found, bound) for found in carried],
         vocabulary=token_texts(subject.tokenizer, list(vocabulary.ids)),
         features=described,
     )
+    return results, carried
 
 
 def _fits(directory: str, coder: FixedCoder, opened: OpenCoder) -> None:

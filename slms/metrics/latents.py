@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from slms.metrics.functional import Score, specialization_index
+from slms.metrics.functional import Score, document_specialization_index, specialization_index
 
 # Joint uses are s² sums. Above this width they are left out, and with them the null of a layer's score as a whole.
 _MOST_TOGETHER = 4096
@@ -22,6 +22,7 @@ class LatentCounts(Metric):
     Args:
         n_latents: s.
         families: classes of each label family, e.g. `{"pos": 12}`.
+        of_documents: families whose labels belong to whole documents, so that the null permutes documents.
         n_groups: document groups of the jackknife behind the intervals.
     """
 
@@ -29,8 +30,11 @@ class LatentCounts(Metric):
     higher_is_better = None
     is_differentiable = False
 
-    def __init__(self, n_latents: int, families: dict[str, int], n_groups: int = 16):
+    def __init__(
+        self, n_latents: int, families: dict[str, int], of_documents: tuple[str, ...] = ("domain",), n_groups: int = 16
+    ):
         super().__init__()
+        self.of_documents = of_documents
         self.n_latents, self.families, self.n_groups = n_latents, families, n_groups
         self._add("n_tokens")
         self._add("uses", n_latents)
@@ -88,15 +92,18 @@ class LatentCounts(Metric):
     def compute(self) -> dict[str, Score]:
         """The specialization index of all latents and of each, by family; see `specialization_index`.
 
-        Above 4,096 latents the score as a whole has no null sd and no z (NaN); each latent has.
+        A family of documents has its labels permuted among documents. Of the others, above 4,096 latents, the score as
+        a whole has no null sd and no z (NaN); each latent has.
         """
         scores = {}
         for family in self.families:
             counts, totals = self.tables(family)
-            if self.n_latents > _MOST_TOGETHER:
+            if family in self.of_documents:
+                score = document_specialization_index(counts, totals)
+            elif self.n_latents > _MOST_TOGETHER:
                 score = specialization_index(counts, totals)._replace(null_sd=torch.nan, z=torch.nan)
             else:
-                labelled = totals.sum() / cast(Tensor, self.n_tokens).clamp(min=1)
-                score = specialization_index(counts, totals, cast(Tensor, self.together).double() * labelled)
+                together, n = cast(Tensor, self.together), int(cast(Tensor, self.n_tokens))
+                score = specialization_index(counts, totals, together, n)
             scores[family] = score
         return scores

@@ -16,6 +16,7 @@ from slms.data.text import Blocks
 from slms.metrics.communities import Modularity, modularity
 from slms.metrics.functional import Score
 from slms.report.describe import describe_labels, estimate, finite
+from slms.report.describe_carriers import describe_carriers
 from slms.report.feature_schema import (
     CoActivationGraph,
     Community,
@@ -26,6 +27,7 @@ from slms.report.feature_schema import (
     Preference,
     UseContext,
 )
+from slms.sae.carriers import Carried
 from slms.sae.features import BINS_AN_OCTAVE, OCTAVES, Context, LatentReader
 from slms.sae.logits import Effects
 
@@ -137,6 +139,7 @@ def describe_features(
     near: tuple[Tensor, Tensor],
     effects: Effects | None,
     graph: Graph | None,
+    carried: list[Carried],
     vocabulary: Vocabulary,
 ) -> list[Feature]:
     """Every feature, in order.
@@ -145,7 +148,9 @@ def describe_features(
         contexts: [strongest, random][latent], from `ContextReader`.
         near: indices and cosines [s, k] of decoder neighbours.
         effects: on the logits, where there are any.
+        carried: by the pathways of routed layers, where there are any.
     """
+    carriers = describe_carriers(carried, telling_z(reader.n_latents))
     ids = blocks.input_ids.reshape(-1)
     preferences = {family: _preferences(reader, family, score, blocks) for family, score in scores.items()}
     placed = {} if graph is None else dict(zip(graph.latents.tolist(), graph.found.communities.tolist(), strict=True))
@@ -186,6 +191,7 @@ def describe_features(
                 ],
                 promoted=[] if effects is None else logits(effects.promoted, effects.up, i),
                 suppressed=[] if effects is None else logits(effects.suppressed, effects.down, i),
+                carriers=carriers.get(i, []),
                 strongest=shown(contexts[0][i]),
                 random=shown(contexts[1][i]),
             )

@@ -40,6 +40,17 @@ class Preference:
 
 
 @dataclass(frozen=True)
+class Carrier:
+    """A pathway that brings part of a feature's rise."""
+
+    layer: int
+    pathway: int
+    part: float  # of the rise of the feature's pre-activation at its uses over its mean
+    z: float | None  # over the sd with the pathway's outputs shuffled among tokens
+    lift: float  # p(pathway chosen | feature used) / p(pathway chosen)
+
+
+@dataclass(frozen=True)
 class Feature:
     index: int
     uses: int  # tokens that use it
@@ -53,6 +64,7 @@ class Feature:
     neighbours: list[Neighbour] = field(default_factory=list)
     promoted: list[LogitEffect] = field(default_factory=list)
     suppressed: list[LogitEffect] = field(default_factory=list)
+    carriers: list[Carrier] = field(default_factory=list)  # the largest of each routed layer, where there are any
     strongest: list[UseContext] = field(default_factory=list)  # at most one a block
     random: list[UseContext] = field(default_factory=list)  # drawn from all uses, at most one a block
 
@@ -73,6 +85,29 @@ class Community:
     size: int
     uses: int  # of its features, summed
     tokens: list[int]  # those that tell its features' strongest uses from all features'
+
+
+@dataclass(frozen=True)
+class PathwayFeatures:
+    """What one pathway of a routed model carries."""
+
+    index: int
+    load: float  # share of tokens that choose it
+    carries: int  # features whose largest carrier in the layer it is, with z above `telling_z`
+    features: list[int]  # those with the largest parts, at most 20
+
+
+@dataclass(frozen=True)
+class LayerCarriers:
+    """The pathways of one routed layer, and how far features gather in single ones."""
+
+    layer: int
+    concentration: float  # Σ largest part / Σ parts, over features: 1 where one pathway alone moves each feature
+    null_mean: float  # with the layer's neurons dealt to groups of the same sizes at random
+    null_sd: float
+    z: float | None
+    part: float | None  # median over features of the parts of all pathways together
+    pathways: list[PathwayFeatures] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -109,6 +144,7 @@ class FeatureResults:
     telling_z: float  # z above which one of d_sae features is expected by chance in 20 texts (Bonferroni)
     families: dict[str, FeatureFamily] = field(default_factory=dict)
     graph: CoActivationGraph | None = None  # null with too few features or tokens
+    layers: list[LayerCarriers] = field(default_factory=list)  # routed layers that add directly to what is read
     vocabulary: list[str] = field(default_factory=list)  # texts of the tokens that occur below
     features: list[Feature] = field(default_factory=list)
     version: int = FEATURES_VERSION

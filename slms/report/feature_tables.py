@@ -1,16 +1,18 @@
 """`features.csv` and what `eval.py features` prints."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from slms.report.feature_schema import Feature, FeatureResults
+from slms.report.feature_schema import Feature, FeatureResults, LayerCarriers
 from slms.report.reading import visible
 from slms.report.tables import interval, number, text_table
 
 COLUMNS = (
     "feature", "uses", "density", "mean", "max", "community", "family", "prefers", "si", "z", "lift", "tokens",
-    "promoted", "suppressed", "neighbour", "cosine",
+    "promoted", "suppressed", "neighbour", "cosine", "layer", "pathway", "part", "part_z",
 )  # fmt: skip
+PATHWAY_COLUMNS = ("layer", "pathway", "load", "carries", "features", "tokens")
 SHOWN = 12
 
 
@@ -21,13 +23,26 @@ def feature_rows(results: FeatureResults) -> Iterator[list[Any]]:
         family = best_family(f)
         p = f.preferences[family] if family else None
         near = f.neighbours[0] if f.neighbours else None
+        carrier = max(f.carriers, key=lambda c: c.part, default=None)
         yield [
             f.index, f.uses, f.density, f.mean, f.max, f.community, family, p and p.prefers, p and p.si, p and p.z,
             p and p.lift, " ".join(visible(t) for t in peak_tokens(f, words)),
             " ".join(visible(words[e.token]) for e in f.promoted[:5]),
             " ".join(visible(words[e.token]) for e in f.suppressed[:5]),
-            near and near.feature, near and near.cosine,
+            near and near.feature, near and near.cosine, carrier and carrier.layer, carrier and carrier.pathway,
+            carrier and carrier.part, carrier and carrier.z,
         ]  # fmt: skip
+
+
+def pathway_rows(results: FeatureResults) -> Iterator[list[Any]]:
+    """One row a pathway: its load, how many features it carries, the strongest of them and their tokens."""
+    for layer in results.layers:
+        for p in layer.pathways:
+            tokens = [peak_tokens(results.features[i], results.vocabulary)[0] for i in p.features]
+            yield [
+                layer.layer, p.index, p.load, p.carries, " ".join(map(str, p.features)),
+                " ".join(visible(t) for t in dict.fromkeys(tokens)),
+            ]  # fmt: skip
 
 
 def best_family(feature: Feature) -> str | None:
@@ -65,6 +80,7 @@ def summary(results: FeatureResults) -> str:
             f"z {number(g.z, 0)}, stability {g.stability:.2f}"
         )
     parts.append(_most_telling(results))
+    parts += [_layer_pathways(results, layer) for layer in results.layers]
     return "\n\n".join(parts)
 
 
@@ -85,3 +101,17 @@ def _most_telling(results: FeatureResults) -> str:
     head = ["feature", "density", "SI", "z", "prefers", "strongest at", "promotes"]
     table = text_table(head, rows, left=1)
     return table + "\n  SI: of use and class, chance subtracted; z: over the sd of permuted labels"
+
+
+def _layer_pathways(results: FeatureResults, layer: LayerCarriers) -> str:
+    rows = []
+    for row, p in zip(pathway_rows(replace(results, layers=[layer])), layer.pathways, strict=True):
+        rows.append([f"p{p.index}", f"{100 * p.load:.0f} %", str(p.carries), row[-1][:60]])
+    table = text_table([f"L{layer.layer}", "chosen", "carries", "strongest at"], rows)
+    carried = sum(p.carries for p in layer.pathways)
+    note = (
+        f"  {carried} of {results.d_sae} features have a carrier with z > {results.telling_z:.1f}; median part of all "
+        f"pathways {number(layer.part, 2)}\n  gathered in one pathway {layer.concentration:.3f}; random groups of the "
+        f"same neurons {layer.null_mean:.3f} ± {layer.null_sd:.4f}, z {number(layer.z, 1)}"
+    )
+    return f"{table}\n{note}"

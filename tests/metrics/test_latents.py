@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from slms.metrics import latents as module
-from slms.metrics.functional import joint_choices, joint_counts, specialization_index
+from slms.metrics.functional import (
+    document_specialization_index,
+    joint_choices,
+    joint_counts,
+    specialization_index,
+)
 from slms.metrics.latents import LatentCounts
 
 FAMILIES = {"pos": 5, "rare": 3}
@@ -51,6 +56,17 @@ def test_index_of_all_latents_and_of_each(text):
     assert score.value == pytest.approx(wanted.value) and score.null_sd == pytest.approx(wanted.null_sd)
     assert score.units_z[0] > 20 > 5 > score.units_z[1:6].abs().max()
     assert score.units[6].isnan()
+
+
+def test_labels_of_documents_are_permuted_among_documents(text):
+    on, _, documents = text
+    by_document = {"pos": documents % 5, "rare": documents % 3}
+    counts = LatentCounts(7, FAMILIES, of_documents=("pos",))
+    counts.update(*on.nonzero().T, by_document, documents)
+    scores = counts.compute()
+    table, totals = joint_counts(on, by_document["pos"], 5, documents % 16, 16)
+    assert scores["pos"].z == document_specialization_index(table, totals).z
+    assert scores["rare"].value == specialization_index(*counts.tables("rare"), joint_choices(on)).value
 
 
 def test_many_latents_have_no_null_as_a_whole(text, monkeypatch):

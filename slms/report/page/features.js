@@ -17,8 +17,11 @@ function make(tag, attributes = {}, ...children) {
   element.append(...children.filter((child) => child !== null && child !== undefined));
   return element;
 }
-const number = (x, digits = 3) => (x === null || x === undefined ? "–" : Number(x).toPrecision(digits).replace(/e\+?/, "e"));
-const percent = (x) => (x === 0 ? "0 %" : `${Number((100 * x).toPrecision(2))} %`);
+const number = (x, digits = 3) => {
+  if (x === null || x === undefined) return "–";
+  return Math.abs(x) >= 10 ** digits ? Math.round(x).toLocaleString("en") : Number(x).toPrecision(digits);
+};
+const percent = (x) => `${x === 0 ? 0 : Number((100 * x).toPrecision(2))}\u00a0%`;
 // A token in a list shows its whitespace; in a context only what would break the line.
 const marked = (text) => text.replace(/ /g, "␣").replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/\r/g, "␍") || "(empty)";
 

@@ -4,10 +4,14 @@ function context(found, top) {
   const line = make("div", { class: "context" }, make("span", { class: "value" }, number(found.activations[found.peak])));
   found.tokens.forEach((token, i) => {
     const text = words[token].replace(/\n/g, "⏎"), value = found.activations[i];
-    if (!value && i !== found.peak) return line.append(text);
-    const span = make("span", { class: i === found.peak ? "peak" : null, title: `${marked(words[token])}  ${number(value)}` }, text);
+    // The space before a word is left out of the mark, which would otherwise hang at the end of a line.
+    const space = text.trim() ? text.length - text.trimStart().length : 0;
+    if (i > 0) line.append(text.slice(0, space));
+    if (!value && i !== found.peak) return line.append(text.slice(space));
+    const title = `${marked(words[token])}  ${number(value)}`;
+    const span = make("span", { class: i === found.peak ? "peak" : null, title }, text.slice(space));
     span.style.backgroundColor = `rgba(var(--heat), ${(0.08 + 0.55 * Math.min(value / top, 1)).toFixed(2)})`;
-    line.append(span);
+    return line.append(span);
   });
   return line;
 }
@@ -75,12 +79,12 @@ function featureView(f) {
     f.random.length ? make("h3", {}, "Uses drawn at random") : null, ...f.random.map((c) => context(c, top)));
   const preferences = Object.entries(f.preferences).filter(([, p]) => p.prefers !== null)
     .map(([family, p]) => [family, p.prefers, p.share === null ? "–" : percent(p.share), `${number(p.lift, 2)}×`,
-      p.si === null ? "–" : p.si.toFixed(3), p.z === null ? "–" : number(p.z, 2)]);
+      p.si === null ? "–" : p.si.toFixed(3), p.z === null ? "–" : number(p.z, 3)]);
   const right = make("section", {},
     f.promoted.length ? make("div", { class: "effects" }, effects("Promotes", "up", f.promoted),
       effects("Suppresses", "down", f.suppressed)) : null,
     f.promoted.length ? make("p", { class: "note" }, "Logits per unit of activation, direct path.") : null,
-    f.uses ? make("h3", {}, `Activations of ${f.uses} uses`) : null, f.uses ? histogram(f) : null,
+    f.uses ? make("h3", {}, `Activations of ${f.uses.toLocaleString("en")} uses`) : null, f.uses ? histogram(f) : null,
     preferences.length ? make("h3", {}, "What its use tells about the word") : null,
     preferences.length ? table(["labels", "prefers", "share", "lift", "SI", "z"], preferences, 2) : null,
     make("h3", {}, "Nearest decoder directions"),
@@ -118,10 +122,10 @@ function overview() {
       + "which is subtracted, 1 a use that tells the class for certain. 95 % interval over documents; z over the standard deviation of permuted labels."),
     table(["labels", "SI", "null sd", "z", "ceiling", `features with z > ${data.telling_z.toFixed(1)}`, "labelled tokens"],
       Object.entries(data.families).map(([name, f]) => [name, f.si.value === null ? "–" : f.si.value.toFixed(3) + between(f.si),
-        number(f.si.null_sd, 1), number(f.si.z, 2), number(f.si.ceiling, 2), String(f.telling), percent(f.coverage)])),
+        number(f.si.null_sd, 1), number(f.si.z, 3), number(f.si.ceiling, 2), String(f.telling), percent(f.coverage)])),
     ...(g ? [make("h3", {}, "Features used together"),
       make("p", { class: "note" }, `Leiden communities of the positive co-activation graph of ${g.features} features at ${g.tokens} tokens. `
-        + `Q ${g.q.toFixed(3)}${between(g)}; with each feature's tokens shuffled ${g.null_mean.toFixed(3)} ± ${number(g.null_sd, 1)}, z ${number(g.z, 2)}; `
+        + `Q ${g.q.toFixed(3)}${between(g)}; with each feature's tokens shuffled ${g.null_mean.toFixed(3)} ± ${number(g.null_sd, 1)}, z ${number(g.z, 3)}; `
         + `agreement of three seeds ${g.stability.toFixed(2)}.`),
       table(["community", "tokens that tell it from the others", "features", "uses"], g.communities.map((c) =>
         [make("a", { href: `#c=${c.index}` }, String(c.index)), make("span", {}, ...chips(c.tokens.map((t) => words[t]))),

@@ -1,0 +1,93 @@
+"""What pathways carry, from `slms.sae.carriers` to the content of `features.json` and its figure.
+
+Shapes: p pathways, s latents.
+"""
+
+import math
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from slms.report.describe import finite
+from slms.report.feature_schema import Carrier, LayerCarriers, PathwayFeatures
+from slms.report.palette import LABEL, TICK, TITLE, new_figure
+from slms.sae.carriers import Carried
+
+SHOWN = 20
+LIMIT = 0.5  # colours saturate where a pathway brings half of a feature's rise
+
+
+def carried_features(found: Carried, bound: float) -> Tensor:
+    """int64 [s], the pathway that brings most of each feature's rise; −1 where none does with z above `bound`."""
+    part = torch.where(found.z > bound, found.part, -math.inf).nan_to_num(nan=-math.inf)
+    best = part.max(0)
+    return torch.where(best.values > 0, best.indices, -1)
+
+
+def describe_layer_carriers(found: Carried, bound: float) -> LayerCarriers:
+    """One routed layer's pathways."""
+    owner, c = carried_features(found, bound), found.concentration
+    pathways = []
+    for p, load in enumerate(found.load.tolist()):
+        mine = (owner == p).nonzero()[:, 0]
+        best = mine[found.part[p, mine].argsort(descending=True, stable=True)][:SHOWN]
+        pathways.append(PathwayFeatures(p, load, len(mine), best.tolist()))
+    together = found.part.sum(0)
+    return LayerCarriers(
+        layer=found.layer,
+        concentration=c.value,
+        null_mean=c.null_mean,
+        null_sd=c.null_sd,
+        z=finite(c.z),
+        part=finite(together[together.isfinite()].median()) if together.isfinite().any() else None,
+        pathways=pathways,
+    )
+
+
+def describe_carriers(carried: list[Carried], bound: float) -> dict[int, list[Carrier]]:
+    """Feature → its largest carrier in each routed layer, where it has one."""
+    carriers: dict[int, list[Carrier]] = {}
+    for found in carried:
+        for latent, p in enumerate(carried_features(found, bound).tolist()):
+            if p >= 0:
+                part, z, lift = (float(table[p, latent]) for table in (found.part, found.z, found.lift))
+                carrier = Carrier(found.layer, p, round(part, 3), finite(round(z, 1)), round(lift, 2))
+                carriers.setdefault(latent, []).append(carrier)
+    return carriers
+
+
+def carriers_figure(carried: list[Carried], bound: float, title: str) -> Figure:
+    """One panel a layer: which part of each feature's rise each pathway brings; features sorted by their carrier."""
+    width, high = 12.0, 0.17 * max(len(found.load) for found in carried) + 1.0
+    figure = new_figure(width, 0.7 + high * len(carried))
+    grid = figure.add_gridspec(len(carried), 1, left=0.07, right=0.86, top=1 - 0.75 / figure.get_figheight(),
+                               bottom=0.55 / figure.get_figheight(), hspace=0.75 / (high - 0.75))  # fmt: skip
+    figure.text(0.02, 1 - 0.3 / figure.get_figheight(), title, fontsize=TITLE, fontweight="bold", parse_math=False)
+    panels = [_panel(figure.add_subplot(grid[i]), found, bound) for i, found in enumerate(carried)]
+    bar = figure.colorbar(panels[0], cax=figure.add_axes((0.93, 0.25, 0.014, 0.5)), extend="both")
+    bar.set_label("part of the feature's rise", fontsize=LABEL)
+    bar.ax.tick_params(labelsize=TICK)
+    return figure
+
+
+def _panel(axes: Axes, found: Carried, bound: float):
+    owner, c = carried_features(found, bound), found.concentration
+    mine = (owner >= 0).nonzero()[:, 0]
+    strength = found.part[owner[mine], mine]
+    order = mine[torch.argsort(owner[mine].double() - strength / (strength.abs().max() + 1), stable=True)]
+    # Without any carried feature the panel still says so.
+    shown = found.part[:, order] if len(order) else torch.zeros(len(found.load), 1)
+    image = axes.imshow(shown, cmap="PuOr_r", vmin=-LIMIT, vmax=LIMIT, aspect="auto", interpolation="nearest")
+    counts = torch.bincount(owner[mine], minlength=len(found.load)).tolist()
+    axes.set_yticks(range(len(counts)), [f"p{p}" for p in range(len(counts))], fontsize=7)
+    right = axes.secondary_yaxis("right")
+    right.set_yticks(range(len(counts)), [str(count) for count in counts], fontsize=7)
+    right.tick_params(length=0)
+    against = f"gathered in one pathway {c.value:.3f}; random groups {c.null_mean:.3f} ± {c.null_sd:.3f}, z {c.z:.1f}"
+    axes.set_title(f"L{found.layer}: {len(order)} of {len(owner)} features carried · {against}", loc="left",
+                   fontsize=LABEL, parse_math=False)  # fmt: skip
+    axes.set_xlabel("features, sorted by the pathway that carries them (right: how many)", fontsize=TICK)
+    axes.tick_params(axis="x", labelsize=TICK)
+    return image
