@@ -20,6 +20,7 @@ from slms.models.flops import flops_per_token
 from slms.models.io import save_model
 from slms.models.source import BaseConfig, resolve
 from slms.report.assemble import assemble
+from slms.report.card import run_card
 from slms.report.facts import command_line, config_digest, hardware, versions
 from slms.report.figures import monosemanticity_figure
 from slms.report.measure import measure, random_model
@@ -78,7 +79,7 @@ class ResultsWriter(Callback):
             if self.results.layers:
                 write_figure(directory / FIGURE_FILE, monosemanticity_figure(self.results))
             if self.save_model:
-                save_model(net, module.tokenizer, directory / "model")
+                save_model(net, module.tokenizer, directory / "model", run_card(net, self.results))
             log_hyperparameters(trainer, _config(directory, module), self.results, trainer.global_step - 1)
         trainer.strategy.barrier("results")
 

@@ -4,6 +4,7 @@ A crash or a full disk never costs an earlier result.
 """
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,13 +37,18 @@ def replacing(path: Path | str) -> Iterator[Path]:
     try:
         yield temporary
         os.fsync(handle)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files private; a result is as readable as any other file
+        make_readable(temporary)  # mkstemp makes files private
         os.replace(temporary, path)
     finally:
         os.close(handle)
         temporary.unlink(missing_ok=True)
+
+
+def make_readable(path: Path) -> None:
+    """Give a file or directory the mode that the umask leaves: a result is as readable as any other file."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 @contextmanager
@@ -59,8 +65,11 @@ def sole_owner(directory: Path) -> Iterator[None]:
     except Timeout:
         raise ValueError(f"{directory}: another process is writing this run; wait for it or stop it") from None
     try:
-        for unfinished in directory.rglob(f"{PART}*"):
-            unfinished.unlink(missing_ok=True)
+        for unfinished in list(directory.rglob(f"{PART}*")):
+            if unfinished.is_dir():
+                shutil.rmtree(unfinished)
+            else:
+                unfinished.unlink(missing_ok=True)
         yield
     finally:
         lock.release()

@@ -12,7 +12,6 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,14 +19,13 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from slms.data import labels as lb
+from slms.data.files import SUFFIXES, file_texts, text_of
 from slms.data.stories import story
 from slms.files import cache_dir, write_npz
 
 logger = logging.getLogger(__name__)
 
 EMBEDDED = "stories"
-SUFFIXES = (".txt", ".jsonl", ".parquet")
-SEPARATOR = "<|endoftext|>"
 HOLD_OUT = 50  # without a validation corpus, every 50th document of a file is held out
 
 
@@ -112,69 +110,13 @@ def documents(
             yield Document(made.text, made.words, made.plot)
             index += 1
     elif (path := Path(name)).suffix in SUFFIXES or path.exists():
-        for i, text in enumerate(_file_texts(path, text_field)):
+        for i, text in enumerate(file_texts(path, text_field)):
             held_out = validation is None and i % HOLD_OUT == 0
             if split == "all" or held_out == (split != "train"):
                 yield Document(text)
     else:
         for text in _hub_texts(name, "train" if split == "all" else split, text_field, config):
             yield Document(text)
-
-
-def _file_texts(path: Path, text_field: str) -> Iterator[str]:
-    if not path.is_file():
-        raise ValueError(f"corpus {path}: no such file")
-    if path.suffix == ".txt":
-        yield from _txt_texts(path)
-    elif path.suffix == ".jsonl":
-        with path.open(encoding="utf-8", errors="strict") as file:
-            try:
-                for number, line in enumerate(file, 1):
-                    if line.strip():
-                        yield _field(json.loads(line), text_field, f"{path}:{number}")
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise ValueError(f"corpus {path}: not UTF-8 JSON lines: {error}") from None
-    elif path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
-                for number, row in enumerate(batch.to_pylist()):
-                    yield _field(row, text_field, f"{path} row {number}")
-        except (OSError, pa.ArrowInvalid) as error:
-            raise ValueError(f"corpus {path}: not a parquet file: {error}") from None
-    else:
-        raise ValueError(f"corpus {path}: the ending must be one of {', '.join(SUFFIXES)}")
-
-
-def _txt_texts(path: Path) -> Iterator[str]:
-    """Documents between `<|endoftext|>` lines, or between blank lines where a file has no such line."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            marked = any(SEPARATOR in line for line in islice(file, 10_000))
-        with path.open(encoding="utf-8") as file:
-            lines: list[str] = []
-            for line in file:
-                ends = SEPARATOR in line if marked else not line.strip()
-                if ends:
-                    lines.append(line.split(SEPARATOR)[0] if marked else "")
-                    if text := "".join(lines).strip():
-                        yield text
-                    lines = [line.split(SEPARATOR)[-1]] if marked else []
-                else:
-                    lines.append(line)
-            if text := "".join(lines).strip():
-                yield text
-    except UnicodeDecodeError as error:
-        raise ValueError(f"corpus {path}: not UTF-8 text: {error}") from None
-
-
-def _field(row: object, field: str, where: str) -> str:
-    text = row.get(field) if isinstance(row, dict) else None
-    if not isinstance(text, str):
-        raise ValueError(f"corpus {where}: no text in field {field!r}")
-    return text
 
 
 def _hub_texts(name: str, split: str, text_field: str, config: str | None) -> Iterator[str]:
@@ -185,7 +127,7 @@ def _hub_texts(name: str, split: str, text_field: str, config: str | None) -> It
     try:
         stream = datasets.load_dataset(name, config, split=split, streaming=True)
         for row in stream:
-            yield _field(row, text_field, name)
+            yield text_of(row, text_field, name)
     except ValueError as error:
         raise ValueError(f"corpus {name!r}, split {split!r}: {error}") from None
     except OSError as error:
@@ -256,7 +198,7 @@ def _make_arrays(spec: BlockSpec, tokenizer: PreTrainedTokenizerBase) -> dict[st
     total, n_documents = 0, 0
     dtype = np.uint16 if len(tokenizer) < 2**16 else np.uint32
     while spec.n_tokens is None or total < spec.n_tokens:
-        batch = list(islice(source, 256))
+        batch = _portion(source)
         if not batch:
             break
         for document, encoded in zip(batch, _encode(batch, tokenizer, spec.with_labels), strict=True):
@@ -286,6 +228,18 @@ def _make_arrays(spec: BlockSpec, tokenizer: PreTrainedTokenizerBase) -> dict[st
         arrays["labels_frequency"] = lb.frequency_bins(arrays["input_ids"])
         names = labeller.names() | {"frequency": lb.FREQUENCY_BINS}
     return arrays | {"label_names": np.asarray(json.dumps(names))}
+
+
+def _portion(source: Iterator[Document], documents: int = 256, characters: int = 1 << 22) -> list[Document]:
+    """The next documents, at most so many, fewer where they are long, so that memory stays bounded."""
+    portion: list[Document] = []
+    length = 0
+    for document in source:
+        portion.append(document)
+        length += len(document.text)
+        if len(portion) == documents or length >= characters:
+            break
+    return portion
 
 
 class _Encoded(NamedTuple):

@@ -101,7 +101,7 @@ def _place(base: BaseConfig, resolved: Resolved | None = None) -> Path:
 
 
 def _config(path: Path) -> PreTrainedConfig:
-    return AutoConfig.from_pretrained(path, local_files_only=True)
+    return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
 
 
 def _random(config: PreTrainedConfig, seed: int, dtype: torch.dtype) -> PreTrainedModel:

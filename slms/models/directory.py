@@ -1,16 +1,32 @@
 """Model directories in Hugging Face format: whether one can be loaded, checked before anything is built."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
+logger = logging.getLogger(__name__)
+
+_IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
+"""Keys by which a configuration can ask transformers for kernels from the hub: `owner/name`."""
+_LONGEST_HEADER = 100_000_000
+"""bytes; the format's own limit"""
+
 
 def weight_files(path: Path) -> list[Path]:
-    """A model directory's weight files, safetensors before pickled ones; empty where one is missing."""
+    """A model directory's weight files, safetensors before pickled ones; empty where one is missing.
+
+    Raises ValueError for an index that is none, or that names a file outside the directory.
+    """
     for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
         index = path / f"{stem}.{ending}.index.json"
         if index.is_file():
-            names = set(json.loads(index.read_text())["weight_map"].values())
+            weight_map = read_object(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+                raise ValueError(f"{index} has no `weight_map` of tensor names to file names.")
+            names = set(weight_map.values())
+            if outside := sorted(name for name in names if name in ("", ".", "..") or set(name) & set("/\\\0")):
+                raise ValueError(f"{index} names {outside[0]!r}; weights must lie in the model's own directory.")
             if all((path / name).is_file() for name in names):
                 return sorted(path / name for name in names)
         elif (path / f"{stem}.{ending}").is_file():
@@ -26,16 +42,21 @@ def check_directory(path: Path, weights: bool = True) -> dict[str, Any]:
         raise FileNotFoundError(f"base `{path}` is no directory.")
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"{path} holds no config.json; a model in Hugging Face format has one.")
-    try:
-        config = json.loads((path / "config.json").read_text())
-        kind = config["model_type"]
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path / 'config.json'} is no model configuration in JSON: {error}.") from None
+    config = read_object(path / "config.json")
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        raise ValueError(f"{path / 'config.json'} is no model configuration: `model_type` is {kind!r}.")
+    own_code = "auto_map" in config
     if kind not in CONFIG_MAPPING:
-        reason = (
-            "it brings its own code, which is never run" if "auto_map" in config else "transformers does not know it"
-        )
+        reason = "it brings its own code, which is never run" if own_code else "transformers does not know it"
         raise ValueError(f"{path / 'config.json'} has model type `{kind}`: {reason}.")
+    for key in _IMPLEMENTATIONS:
+        if "/" in str(config.get(key)):
+            raise ValueError(
+                f"{path / 'config.json'}: `{key}` is {config[key]!r}; code from the hub is never fetched or run."
+            )
+    if own_code:
+        logger.warning("%s brings code of its own (auto_map), which is not run: transformers' %s is used", path, kind)
     if weights:
         files = weight_files(path)
         if not files:
@@ -43,6 +64,19 @@ def check_directory(path: Path, weights: bool = True) -> dict[str, Any]:
         for file in files:
             check_complete(file)
     return config
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; ValueError, one line, where it holds none."""
+    try:
+        content = json.loads(file.read_bytes())
+    except RecursionError:
+        raise ValueError(f"{file} is no JSON: nested too deeply.") from None
+    except ValueError as error:  # malformed, not UTF-8, or a number of thousands of digits
+        raise ValueError(f"{file} is no JSON: {str(error).splitlines()[0]}.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds no JSON object.")
+    return content
 
 
 def check_complete(file: Path) -> None:
@@ -53,11 +87,10 @@ def check_complete(file: Path) -> None:
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         try:
-            header = json.loads(stream.read(length)) if 8 + length <= size else None
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            header = None
-    if not isinstance(header, dict):
-        raise ValueError(f"{file} is truncated or no safetensors file ({size} bytes).")
-    end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
+            header = json.loads(stream.read(length)) if 8 + length <= min(size, 8 + _LONGEST_HEADER) else None
+            ends = [int(t["data_offsets"][1]) for name, t in header.items() if name != "__metadata__"]
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+            raise ValueError(f"{file} is truncated or no safetensors file ({size} bytes).") from None
+    end = max(ends, default=0)
     if size != 8 + length + end:
         raise ValueError(f"{file} is truncated: it has {size} bytes, its header asks for {8 + length + end}.")

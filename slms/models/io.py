@@ -17,8 +17,10 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
+from slms.files import make_readable, write_atomic
 from slms.models import routed_lm  # noqa: F401  registers the routed classes with transformers' Auto classes
 from slms.models.attention import prepare
+from slms.models.card import CARD, model_card
 from slms.models.directory import check_directory
 from slms.models.hub import tokenizer_files
 
@@ -32,8 +34,16 @@ class Base(NamedTuple):
     tokenizer: PreTrainedTokenizerBase | None
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, directory: str | Path) -> Path:
-    """Write model and tokenizer to a directory, which is replaced as a whole, or left as it was if writing fails."""
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    directory: str | Path,
+    card: str | None = None,
+) -> Path:
+    """Write model and tokenizer to a directory, which is replaced as a whole, or left as it was if writing fails.
+
+    card: the text of its README.md, with the hub's metadata; by default what the model itself tells.
+    """
     target = Path(directory)
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists() and not (target.is_dir() and ((target / "config.json").is_file() or not any(target.iterdir()))):
@@ -45,6 +55,9 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
             model.save_pretrained(new, safe_serialization=True)
             if tokenizer is not None:
                 tokenizer.save_pretrained(new)
+        write_atomic(new / CARD, card or model_card(model))
+        for file in new.rglob("*"):
+            make_readable(file)
         if target.exists():
             os.rename(target, old)
         os.rename(new, target)
@@ -72,6 +85,7 @@ def read_model(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
                 path,
                 dtype=dtype or "auto",
                 local_files_only=True,
+                trust_remote_code=False,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
@@ -92,7 +106,12 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
     if (path / "tokenizer.json").is_file() and not (path / "tokenizer_config.json").is_file():
         return PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"))
     with quiet_transformers():
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+        try:
+            return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        except ValueError as error:
+            if "trust_remote_code" not in str(error):
+                raise
+            raise ValueError(f"{path}: its tokenizer is code of its own (auto_map), which is never run.") from None
 
 
 @contextlib.contextmanager

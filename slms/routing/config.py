@@ -102,4 +102,19 @@ class RoutingConfig:
             raise ValueError(
                 f"`routing.{unknown[0]}` is not a routing option; the options are {', '.join(sorted(known))}."
             )
+        for field in dataclasses.fields(cls):
+            if field.name in values and not _fits(field.type, values[field.name]):
+                kind = getattr(field.type, "__name__", "list of whole numbers or null")
+                raise ValueError(f"`routing.{field.name}` is {values[field.name]!r}; it must be of type {kind}.")
         return cls(**values)
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    """Whether a plain JSON value is of a field's type; a Literal's words are checked by the class itself."""
+    if get_origin(kind) is Literal:
+        return True
+    if kind is float:
+        return type(value) in (int, float)
+    if kind in (int, bool, str):
+        return type(value) is kind
+    return value is None or (isinstance(value, list) and all(type(item) is int for item in value))

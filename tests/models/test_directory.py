@@ -41,9 +41,13 @@ def test_trailing_bytes_are_named_too(model_dir):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("{", r"config\.json is no model configuration in JSON"),
-        ("[1]", r"config\.json is no model configuration in JSON"),
-        ('{"d": 1}', r"config\.json is no model configuration in JSON: 'model_type'"),
+        ("{", r"config\.json is no JSON"),
+        ("[1]", r"config\.json holds no JSON object"),
+        ('{"d": 1}', r"config\.json is no model configuration: `model_type` is None"),
+        ('{"model_type": ["gpt2"]}', r"`model_type` is \['gpt2'\]"),
+        ("[" * 100_000, r"config\.json is no JSON: nested too deeply"),
+        ('{"model_type": "gpt2", "attn_implementation": "owner/kernel"}', "code from the hub is never fetched or run"),
+        ('{"model_type": "gpt2", "_attn_implementation": {"": "owner/kernel"}}', "code from the hub is never"),
         ('{"model_type": "mine"}', "has model type `mine`: transformers does not know it"),
         ('{"model_type": "mine", "auto_map": {"AutoConfig": "x.Y"}}', "it brings its own code, which is never run"),
     ],
@@ -55,9 +59,10 @@ def test_bad_configurations_are_refused(model_dir, content, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_native_type_with_remote_code_passes_because_that_code_is_ignored(model_dir):
+def test_a_native_type_with_remote_code_passes_because_that_code_is_ignored(model_dir, caplog):
     (model_dir / "config.json").write_text('{"model_type": "gpt2", "auto_map": {"AutoConfig": "x.Y"}}')
     assert check_directory(model_dir)["model_type"] == "gpt2"
+    assert "brings code of its own (auto_map), which is not run" in caplog.text
 
 
 def test_missing_pieces_are_named(model_dir, tmp_path):
@@ -79,6 +84,28 @@ def test_sharded_weights_count_only_when_every_shard_is_there(model_dir):
     assert weight_files(model_dir) == []
     save_file({"u": torch.ones(2)}, model_dir / "model-00002-of-00002.safetensors")
     assert len(weight_files(model_dir)) == 2
+
+
+@pytest.mark.parametrize("name", ["../weights.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "a\\b"])
+def test_an_index_names_files_of_its_own_directory_only(model_dir, name):
+    (model_dir / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))
+    with pytest.raises(ValueError, match="weights must lie in the model's own directory"):
+        check_directory(model_dir)
+
+
+@pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": 3}', '{"weight_map": {"w": 3}}', "{", "\xff"])
+def test_an_index_that_is_none_is_refused(model_dir, index):
+    (model_dir / "model.safetensors.index.json").write_bytes(index.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json"):
+        check_directory(model_dir)
+
+
+@pytest.mark.parametrize("header", [b"[1]", b'{"w": 1}', b'{"w": {"data_offsets": ["a", "b"]}}', b'{"w": {}}', b"\xff"])
+def test_a_header_of_another_make_is_refused(model_dir, header):
+    file = model_dir / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match="truncated or no safetensors file"):
+        check_complete(file)
 
 
 def test_safetensors_win_over_pickled_weights(model_dir):

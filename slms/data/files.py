@@ -1,0 +1,132 @@
+"""Text files → documents, one at a time: whatever a file holds, memory stays bounded and errors name the place.
+
+`.txt`: documents between `<|endoftext|>` marks, or between blank lines where there is no such mark. `.jsonl` and
+`.parquet`: one document a row, in a field of text.
+"""
+
+import json
+from collections.abc import Iterator
+from itertools import count, islice
+from pathlib import Path
+from typing import TextIO
+
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+SEPARATOR = "<|endoftext|>"
+LONGEST = 1 << 24
+"""Characters of a line or a document; a `.txt` document that is longer is cut at a line's end, all else is refused."""
+LARGEST_GROUP = 1 << 31
+"""Bytes that a row group of a parquet file may expand to, by its own account."""
+
+
+def file_texts(path: Path, text_field: str = "text") -> Iterator[str]:
+    """The documents of a file, in order.
+
+    Raises:
+        ValueError: no such file, an ending that is none of `SUFFIXES`, a line or row that cannot be read (file:line).
+    """
+    if not path.is_file():
+        raise ValueError(f"corpus {path}: no such file")
+    if path.suffix == ".txt":
+        yield from _txt_texts(path)
+    elif path.suffix == ".jsonl":
+        yield from _jsonl_texts(path, text_field)
+    elif path.suffix == ".parquet":
+        yield from _parquet_texts(path, text_field)
+    else:
+        raise ValueError(f"corpus {path}: the ending must be one of {', '.join(SUFFIXES)}")
+
+
+def text_of(row: object, field: str, where: str) -> str:
+    """The text in a field of a row, as Unicode that a tokenizer takes; ValueError naming `where` if there is none."""
+    text = row.get(field) if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        raise ValueError(f"corpus {where}: no text in field {field!r}")
+    if len(text) > LONGEST:
+        raise ValueError(f"corpus {where}: a document of {len(text):,} characters; it must have at most {LONGEST:,}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON can spell half a character: \ud83d
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _lines(file: TextIO, path: Path) -> Iterator[tuple[int, str]]:
+    """Lines numbered from 1, none of them longer than `LONGEST`."""
+    try:
+        for number in count(1):
+            line = file.readline(LONGEST + 1)
+            if len(line) > LONGEST:
+                raise ValueError(f"corpus {path}:{number}: a line of more than {LONGEST:,} characters")
+            if not line:
+                return
+            yield number, line
+    except UnicodeDecodeError as error:
+        raise ValueError(f"corpus {path}: not UTF-8 text: {error}") from None
+
+
+def _txt_texts(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8") as file:
+        marked = any(SEPARATOR in line for _, line in islice(_lines(file, path), 10_000))
+    with path.open(encoding="utf-8") as file:
+        lines: list[str] = []
+        length = 0
+        for _, line in _lines(file, path):
+            if length + len(line) > LONGEST:
+                yield "".join(lines).strip()
+                lines, length = [], 0
+            if SEPARATOR in line if marked else not line.strip():
+                lines.append(line.split(SEPARATOR)[0] if marked else "")
+                if text := "".join(lines).strip():
+                    yield text
+                lines = [line.split(SEPARATOR)[-1]] if marked else []
+                length = sum(map(len, lines))
+            else:
+                lines.append(line)
+                length += len(line)
+        if text := "".join(lines).strip():
+            yield text
+
+
+def _jsonl_texts(path: Path, text_field: str) -> Iterator[str]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in _lines(file, path):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except RecursionError:
+                raise ValueError(f"corpus {path}:{number}: not UTF-8 JSON lines: nested too deeply") from None
+            except ValueError as error:
+                raise ValueError(f"corpus {path}:{number}: not UTF-8 JSON lines: {error}") from None
+            yield text_of(row, text_field, f"{path}:{number}")
+
+
+def _parquet_texts(path: Path, text_field: str) -> Iterator[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        schema = pq.read_schema(path)
+        kinds = [schema.field(i).type for i in schema.get_all_field_indices(text_field)]
+        kinds = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in kinds]
+        if len(kinds) != 1 or not (pa.types.is_string(kinds[0]) or pa.types.is_large_string(kinds[0])):
+            raise ValueError(f"corpus {path}: no text in field {text_field!r}")
+        # As a dictionary, a text is held once however often it occurs: a file of kilobytes can hold it a million times.
+        with pq.ParquetFile(path, read_dictionary=[text_field]) as file:
+            number = 0
+            for group in range(file.num_row_groups):
+                _check_group(path, file.metadata.row_group(group), group)
+                for batch in file.iter_batches(batch_size=256, row_groups=[group], columns=[text_field]):
+                    for value in batch.column(0):
+                        yield text_of({text_field: value.as_py()}, text_field, f"{path} row {number}")
+                        number += 1
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise ValueError(f"corpus {path}: not a parquet file of UTF-8 text: {str(error).splitlines()[0]}") from None
+
+
+def _check_group(path: Path, group, index: int) -> None:
+    size = sum(group.column(i).total_uncompressed_size for i in range(group.num_columns))
+    if size > LARGEST_GROUP:
+        raise ValueError(
+            f"corpus {path}: row group {index} expands to {size:,} bytes; it must be at most {LARGEST_GROUP:,}"
+        )

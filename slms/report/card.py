@@ -1,0 +1,67 @@
+"""The model card of a finished run: what was measured on its model, in words and in the hub's metadata."""
+
+from huggingface_hub import EvalResult
+from transformers import PreTrainedModel
+
+from slms.models.card import model_card, portable
+from slms.report.schema import Loss, Results
+from slms.report.tables import number, share
+
+
+def run_card(model: PreTrainedModel, results: Results) -> str:
+    """The card of the model that a run leaves behind."""
+    base, data = results.base, results.data
+    corpus = data.name if data.source != "local" else portable(data.name)
+    perplexity = EvalResult(
+        task_type="text-generation",
+        dataset_type=corpus,
+        dataset_name=corpus,
+        dataset_split="validation",
+        metric_type="perplexity",
+        metric_value=round(results.losses.model.perplexity, 4),
+    )
+    return model_card(
+        model,
+        name=results.run.name,
+        base=portable(base.name),
+        corpus=corpus,
+        results=[perplexity],
+        measured=measured_text(results),
+    )
+
+
+def measured_text(results: Results) -> str:
+    """The headline numbers as Markdown tables, with what they were measured on and by which command."""
+    losses, run, data = results.losses, results.run, results.data
+    rows = [_loss_row("this model", losses.model)]
+    if losses.dense is not None:
+        rows.insert(0, _loss_row("dense base, before training", losses.dense))
+    tables = ["| | nats/token | 95 % interval | perplexity |\n|---|---|---|---|\n" + "\n".join(rows)]
+    if results.layers and results.compute is not None:
+        compute = results.compute
+        tables.append(
+            f"{share(compute.active_fraction)} of all MLP neurons execute; FLOPs saved: {share(compute.mlp_saved)} of "
+            f"the MLPs (routers included), {share(compute.total_saved)} of the whole model (head included)."
+        )
+        lines = [
+            f"| {layer.layer} | {number(layer.purity.value)} | {number(layer.purity.null_sd, 5)} | "
+            f"{number(layer.entropy.value, 2)} | {share(layer.utilization.value)} |"
+            for layer in results.layers
+        ]
+        head = "| layer | purity, chance subtracted | sd under chance | H(token given pathway), nats | pathways used |"
+        tables.append(f"{head}\n|---|---|---|---|---|\n" + "\n".join(lines))
+    tokens = data.validation_tokens or losses.model.tokens
+    place = portable(data.name) if data.source == "local" else data.name
+    done = f"trained on {run.tokens_trained:,} tokens in {run.steps:,} steps (seed {run.seed})"
+    with_ = f"slms {run.versions.get('slms', '')}, torch {run.versions.get('torch', '')}"
+    tables += [
+        f"On {tokens:,} validation tokens of `{place}`; {done} with {with_} on {run.hardware.get('device', '')} by",
+        f"```bash\n{portable(run.command)}\n```",
+        "The run's `llm_routing_results.json` holds every number with its interval and null.",
+    ]
+    return "\n\n".join(tables)
+
+
+def _loss_row(name: str, loss: Loss) -> str:
+    interval = "" if loss.low is None or loss.high is None else f"[{loss.low:.4f}, {loss.high:.4f}]"
+    return f"| {name} | {loss.nats:.4f} | {interval} | {loss.perplexity:.3f} |"

@@ -1,0 +1,44 @@
+"""The card of a run: its measured numbers, and nothing of the machine it ran on."""
+
+from dataclasses import replace
+
+import pytest
+from huggingface_hub import ModelCard
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from slms.models.convert import route
+from slms.report.card import run_card
+from slms.routing import RoutingConfig
+
+
+def tiny_model():
+    config = GPT2Config(vocab_size=11, n_embd=8, n_layer=2, n_head=2, n_inner=8, n_positions=16)
+    return route(GPT2LMHeadModel(config).eval(), RoutingConfig(n_pathways=4, k=2, router_init="random"), None)
+
+
+@pytest.fixture
+def results(results_factory):
+    return results_factory(layers=(0, 2), n_pathways=4)
+
+
+def test_the_card_holds_the_numbers_of_the_results_file(results):
+    results = replace(results, run=replace(results.run, command="python train.py --output_dir=/secret/place/runs"))
+    card = ModelCard(run_card(tiny_model(), results))
+    loss = results.losses.model
+    assert f"| this model | {loss.nats:.4f} |" in card.content
+    (found,) = card.data.eval_results
+    assert found.metric_value == round(loss.perplexity, 4) and card.data.model_name == results.run.name
+    for layer in results.layers:
+        assert f"| {layer.layer} | {layer.purity.value:.3f} |" in card.content
+    assert "--output_dir=runs" in card.content and "/secret" not in card.content
+
+
+def test_a_local_corpus_is_named_without_its_place(results):
+    data = replace(results.data, source="local", name="/secret/place/text.txt")
+    content = run_card(tiny_model(), replace(results, data=data))
+    assert "text.txt" in content and "/secret" not in content
+
+
+def test_a_dense_run_has_losses_only(results):
+    dense = replace(results, layers=[], routing=None, compute=None)
+    assert "pathways used" not in run_card(tiny_model(), dense)
