@@ -10,6 +10,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test depends on a network
 import pytest
 import torch
 
+from tests.processes import Run, directory, flags, make_base
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is decorated, so before any import of ours
 
@@ -33,3 +35,19 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("no real data: set SLMS_SHARED_DATA to a directory with stories260K/, text/, tokenizers/")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    """Where the small runs of `tests.processes` go, with the model that they start from."""
+    made = tmp_path_factory.mktemp("small")
+    make_base(made)
+    return made
+
+
+@pytest.fixture(scope="session")
+def one_run(folder) -> Path:
+    """The run directory of a small run of one process that nothing disturbed."""
+    run = Run(folder / "one.log", flags(folder, "one"))
+    assert run.join() == [0], run.said()
+    return directory(folder, "one")

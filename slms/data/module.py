@@ -3,8 +3,10 @@
 Shapes: `b` blocks of a batch, `t` position.
 """
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import lightning as L
 import numpy as np
@@ -91,17 +93,26 @@ class ResumableLoader(DataLoader):
     def _shape(self) -> dict[str, int]:
         return {"blocks_per_batch": self.order.batch_size * self.order.world, "batches_per_epoch": len(self.order)}
 
+    @cached_property
+    def _text(self) -> int:
+        return zlib.crc32(np.ascontiguousarray(self.dataset.blocks.input_ids))
+
     def state_dict(self) -> dict[str, int]:
         """The position after the last batch handed out: the same on every rank, and for any number of ranks."""
-        return dict(zip(("epoch", "done"), self._position, strict=True)) | self._shape
+        return dict(zip(("epoch", "done"), self._position, strict=True)) | self._shape | {"text": self._text}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on after `state`; the end of an epoch is the start of the next one.
 
         Raises:
-            ValueError: a batch of all ranks together has another size than before, so positions mean other blocks.
+            ValueError: the blocks are others than before, or a batch of all ranks together has another size, so that
+                positions mean other blocks.
         """
         epoch, done = state["epoch"], state["done"]
+        if state.get("text", self._text) != self._text:
+            raise ValueError(
+                "the training text has changed since the checkpoint; a resumed run must read the same text"
+            )
         if any(state.get(name, number) != number for name, number in self._shape.items()):
             raise ValueError(
                 f"data.batch_size is {self.order.batch_size} on {self.order.world} process(es), {len(self.order)} "

@@ -67,10 +67,12 @@ def damage(path: Path) -> str | None:
         return "truncated or damaged checkpoint"
 
 
-def _damage_of_file(file: Any) -> str | None:
+def _damage_of_file(file: Path | io.BytesIO) -> str | None:
     with zipfile.ZipFile(file) as archive:
         if (bad := archive.testzip()) is not None:
             return f"damaged checkpoint ({bad} fails its checksum)"
+    if isinstance(file, io.BytesIO):
+        file.seek(0)
     torch.load(file, map_location="cpu", weights_only=True, mmap=isinstance(file, Path))
     return None
 
@@ -80,13 +82,20 @@ def _damage_of_shards(directory: Path) -> str | None:
     if (why := _damage_of_file(directory / SHARDED)) is not None:
         return why
     with (directory / ".metadata").open("rb") as file:
-        metadata = _MetadataUnpickler(file).load()
+        try:
+            metadata = _MetadataUnpickler(file).load()
+        except pickle.UnpicklingError as error:
+            raise error if isinstance(error, _PickledCode) else EOFError from None
     for entry in metadata.storage_data.values():
         with (directory / entry.relative_path).open("rb") as file:
             file.seek(entry.offset)
             if (why := _damage_of_file(io.BytesIO(file.read(entry.length)))) is not None:
                 return why
     return None
+
+
+class _PickledCode(pickle.UnpicklingError):
+    pass
 
 
 class _MetadataUnpickler(pickle.Unpickler):
@@ -102,9 +111,9 @@ class _MetadataUnpickler(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        """The class; UnpicklingError for any other."""
+        """The class; _PickledCode for any other."""
         if name in self.allowed.get(module, "").split() or (
             module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         ):
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name}")
+        raise _PickledCode(f"{module}.{name}")

@@ -71,3 +71,16 @@ def test_weights_and_checkpoint_are_those_of_the_last_good_step(tmp_path):
 def test_a_finite_run_is_left_alone(tmp_path):
     model = _fit(lambda y: y, [1.0, 2.0, 3.0], tmp_path, enable_checkpointing=False)
     assert model.seen == pytest.approx([1.0, 0.9, 0.7])
+
+
+def test_a_loss_that_explodes_though_finite(tmp_path):
+    """Ten times the lowest running mean is too much: 1 → .95 + .05·300 = 15.95."""
+    with pytest.raises(ValueError, match=r"training loss is 300.0 at step 2; it must be below 10 times its lowest, 1"):
+        _fit(lambda y: 0 * y + y.detach(), [1.0, 1.0, 300.0], tmp_path,
+             enable_checkpointing=False)  # fmt: skip
+
+
+@pytest.mark.parametrize("max_rise", [0.5, 1.0])
+def test_a_rise_that_forbids_training_is_refused(max_rise):
+    with pytest.raises(ValueError, match="max_rise is"):
+        NanGuard(max_rise=max_rise)

@@ -55,7 +55,8 @@ def test_a_loader_resumes_exactly_where_it_stopped():
 def test_a_state_at_the_end_of_an_epoch_begins_the_next():
     loader = data().train_dataloader()
     loader.load_state_dict({"epoch": 0, "done": len(loader)})
-    assert loader.state_dict() == {"epoch": 1, "done": 0, "blocks_per_batch": 2, "batches_per_epoch": 4}
+    state = loader.state_dict()
+    assert (state["epoch"], state["done"]) == (1, 0)
 
 
 @pytest.mark.parametrize("blocks_per_batch, fits", [(2, True), (4, False)])
@@ -65,10 +66,16 @@ def test_a_state_of_batches_of_another_size_is_refused(blocks_per_batch, fits):
     state = {"epoch": 0, "done": 1, "blocks_per_batch": blocks_per_batch, "batches_per_epoch": 4}
     if fits:
         loader.load_state_dict(state)
-        assert loader.state_dict() == state
+        assert loader.state_dict().items() >= state.items()
     else:
         with pytest.raises(ValueError, match=r"batch_size is 2 on 1 process.*keep batch_size × processes at 4"):
             loader.load_state_dict(state)
+
+
+def test_a_state_of_another_text_is_refused():
+    state = data(seed=1).train_dataloader().state_dict()
+    with pytest.raises(ValueError, match="text has changed since the checkpoint"):
+        data(seed=2).train_dataloader().load_state_dict(state)
 
 
 def test_ranks_share_the_validation_blocks_without_overlap():
