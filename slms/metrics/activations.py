@@ -13,6 +13,7 @@ from slms.metrics.functional import ActivationSparsity, LegacySparsity, jackknif
 
 # Document groups of the jackknife behind intervals, as in `PathwayCounts`.
 N_GROUPS = 16
+_HEAD = 4  # columns of a kept token before its activations
 
 
 class LayerSparsity(NamedTuple):
@@ -52,10 +53,11 @@ class SparsitySums(Metric):
         group = doc_ids % N_GROUPS
         self.measures.index_add_(0, group, measures.nan_to_num(0.0))
         self.defined.index_add_(0, group, (~measures.isnan()).long())
-        positive = activations.double().clamp(min=0)
-        above = (activations > self.threshold).sum().double()
+        positive = activations.float().clamp(min=0)
+        above = (activations > self.threshold).float().sum(-1).sum(dtype=torch.float64)
         count = above.new_tensor(activations.numel())
-        self.legacy_sums += torch.stack([above, count, positive.sum(), positive.square().sum()])
+        squares = positive.square().sum(-1).sum(dtype=torch.float64)
+        self.legacy_sums += torch.stack([above, count, positive.sum(-1).sum(dtype=torch.float64), squares])
 
     def compute(self) -> LayerSparsity:
         some = self.defined.sum(1) > 0
@@ -85,22 +87,27 @@ class CoActivation(Metric):
     def __init__(self, n_neurons: int, n_kept: int = 4096, seed: int = 0) -> None:
         super().__init__()
         self.n_neurons, self.n_kept, self.seed = n_neurons, n_kept, seed
-        # Columns: hash (two of 24 bits, exact in float32), document group, activations. One state, so that it merges.
-        empty = torch.zeros(n_kept, 3 + n_neurons)
+        # Columns: hash (two of 24 bits, exact in float32), document group, token id, activations. One state, so that it
+        # merges.
+        empty = torch.zeros(n_kept, _HEAD + n_neurons)
         empty[:, 0] = torch.inf
         self.add_state("kept", empty, dist_reduce_fx=self._smallest)
 
-    def update(self, activations: Tensor, doc_ids: Tensor, positions: Tensor) -> None:
-        """Offer the activations [n, f] of real tokens, with documents [n] and positions [n] that identify them."""
+    def update(self, activations: Tensor, doc_ids: Tensor, positions: Tensor, token_ids: Tensor | None = None) -> None:
+        """Offer the activations [n, f] of real tokens, with documents [n] and positions [n] that identify them.
+
+        token_ids: [n], below 2^24, for `tokens`.
+        """
         high, low = _hash(doc_ids, positions, self.seed)
         # Only tokens that would be kept are copied: after the first r, few are.
         admitted = high <= self.kept[:, 0].max()
-        columns = [high, low, (doc_ids % N_GROUPS).float()]
+        ids = torch.zeros_like(high) if token_ids is None else token_ids.float()
+        columns = [high, low, (doc_ids % N_GROUPS).float(), ids]
         offered = torch.cat([torch.stack(columns, dim=1)[admitted], activations[admitted].float()], dim=1)
         self.kept = self._smallest(torch.cat([self.kept, offered])[None])
 
     def _smallest(self, tables: Tensor) -> Tensor:
-        """The r rows of smallest hash of stacked tables [processes, rows, 3 + f]."""
+        """The r rows of smallest hash of stacked tables [processes, rows, 4 + f]."""
         rows = tables.flatten(0, 1)
         key = rows[:, 0].double() * 2**24 + rows[:, 1].double()
         return rows[key.argsort(stable=True)[: self.n_kept]]
@@ -108,7 +115,11 @@ class CoActivation(Metric):
     def compute(self) -> tuple[Tensor, Tensor]:
         """Activations [≤ r, f] and the document group [≤ r] of each, ready for `modularity`."""
         kept = self.kept[self.kept[:, 0].isfinite()]
-        return kept[:, 3:], kept[:, 2].long()
+        return kept[:, _HEAD:], kept[:, 2].long()
+
+    def tokens(self) -> Tensor:
+        """The token ids [≤ r] of the rows that `compute` returns."""
+        return self.kept[self.kept[:, 0].isfinite(), 3].long()
 
 
 def _hash(doc_ids: Tensor, positions: Tensor, seed: int) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """What the units of a place (neurons of a layer, pathways, latents) are on for, by every label family at once.
 
 Shapes: n tokens, u units, g document groups, s strata, c classes, r rows of the table (one for each group, stratum and
-class of every family), m families.
+class of every family), k rows that occur.
 """
 
 from collections.abc import Mapping
@@ -60,6 +60,19 @@ def telling_strata(tokens: Tensor, classes: Tensor, n_classes: int, n_ids: int, 
     return strata, float(told[best].sum() / told.sum()) if told.sum() > 0 else 0.0
 
 
+class Rows(NamedTuple):
+    """A batch's tokens by the row of the table that they add to."""
+
+    row: Tensor
+    """int64 [k], the rows with tokens, ascending"""
+    size: Tensor
+    """int64 [k], tokens of each"""
+    token: Tensor
+    """int64, the tokens of the first row, then of the second, …"""
+    n: int
+    """tokens of the batch"""
+
+
 class CountLayout:
     """Which row of a table of counts a token adds to, for each family; the same for every place.
 
@@ -75,8 +88,13 @@ class CountLayout:
             start += size
         self.n_rows = start
 
-    def rows(self, tokens: Tensor, classes: Mapping[str, Tensor], doc_ids: Tensor) -> Tensor:
-        """int64 [m, n], −1 where a token's class or stratum is unknown; classes: of each family int64 [n]."""
+    def rows(self, tokens: Tensor, classes: Mapping[str, Tensor], doc_ids: Tensor, kept: Tensor | None = None) -> Rows:
+        """The rows of n tokens, for `UnitCounts.update` of every place.
+
+        Args:
+            tokens: int64 [n]; classes: of each family int64 [n], −1 where unknown; doc_ids: int64 [n].
+            kept: bool [n], False at tokens that do not count.
+        """
         rows = []
         for name, family in self.families.items():
             c, known = classes[name], classes[name] >= 0
@@ -87,8 +105,13 @@ class CountLayout:
                 known = known & (stratum >= 0)
                 groups = (doc_ids % N_GROUPS_GIVEN_TOKEN) * family.shape[1] + stratum
                 cell = groups * family.n_classes + c
+            known = known if kept is None else known & kept
             rows.append(torch.where(known, cell + self.slices[name].start, -1))
-        return torch.stack(rows)
+        flat = torch.stack(rows).flatten()
+        order = flat.argsort(stable=True)
+        order = order[int((flat < 0).sum()) :]
+        row, size = flat[order].unique_consecutive(return_counts=True)
+        return Rows(row, size, order % len(tokens), len(tokens))
 
 
 class UnitCounts(Metric):
@@ -108,23 +131,17 @@ class UnitCounts(Metric):
         self.add_state("counts", torch.zeros(layout.n_rows, n_units, dtype=torch.int32), dist_reduce_fx="sum")
         self.add_state("totals", torch.zeros(layout.n_rows, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, on: Tensor, rows: Tensor) -> None:
-        """Add tokens: on bool [n, u], rows [m, n] of `CountLayout.rows`."""
-        if on.dtype != torch.bool or on.dim() != 2 or rows.shape != (len(self.layout.families), len(on)):
-            raise ValueError(
-                f"on is {on.dtype} {tuple(on.shape)}, rows {tuple(rows.shape)}; they must be bool [tokens, units] and "
-                f"[{len(self.layout.families)}, tokens]."
-            )
-        flat = rows.flatten()
-        order = flat.argsort(stable=True)
-        order = order[flat[order] >= 0]
-        if not len(order):
+    def update(self, on: Tensor, rows: Rows) -> None:
+        """Add a batch's tokens: on bool [n, u], rows from the layout."""
+        if on.dtype != torch.bool or on.shape != (rows.n, self.n_units):
+            raise ValueError(f"on is {on.dtype} {tuple(on.shape)}; it must be bool [{rows.n}, {self.n_units}].")
+        if not len(rows.row):
             return
-        row, size = flat[order].unique_consecutive(return_counts=True)
         # Sums of ones are exact in float32 up to 2^24 tokens a call.
-        sums = torch.nn.functional.embedding_bag(order % len(on), on.float(), size.cumsum(0) - size, mode="sum")
-        self.counts[row] += sums.round().int()
-        self.totals[row] += size
+        first = rows.size.cumsum(0) - rows.size
+        sums = torch.nn.functional.embedding_bag(rows.token, on.float(), first, mode="sum")
+        self.counts.index_put_((rows.row,), self.counts[rows.row] + sums.int())
+        self.totals[rows.row] += rows.size
 
     def tables(self, family: str) -> tuple[Tensor, Tensor]:
         """Counts [g, (s,) u, c] and totals [g, (s,) c] of a family."""

@@ -80,6 +80,6 @@ def test_telling_strata_are_the_tokens_of_several_classes():
 
 
 def test_wrong_shapes_are_refused():
-    metric = UnitCounts(layout(torch.tensor([0, 1])), 70)
+    metric = UnitCounts(CountLayout({"pos": Family(5)}), 70)
     with pytest.raises(ValueError, match="must be bool"):
-        metric.update(torch.ones(3, 70), torch.zeros(3, 3).long())
+        metric.update(torch.ones(900, 70), metric.layout.rows(*stream()[1:3], stream()[3]))

@@ -1,0 +1,238 @@
+"""How specialised the units of a model are: one pass over text, then AS, SI, coherence and Q, each with its nulls.
+
+Shapes: b blocks, t position, n tokens (b·t), u units, f neurons, r sampled tokens.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from slms.data.text import Blocks
+from slms.lit.evaluate import batches
+from slms.metrics.activations import CoActivation, LayerSparsity, SparsitySums
+from slms.metrics.communities import Modularity, modularity
+from slms.metrics.functional import (
+    ActivationSparsity,
+    PartitionModularity,
+    Score,
+    coactivation,
+    partition_modularity,
+    semantic_coherence,
+)
+from slms.metrics.units import CountLayout, Family, UnitCounts, telling_strata
+from slms.report.units import UnitReader
+
+GIVEN_TOKEN = " | token"  # what a family conditional on the token is called by
+OF_DOCUMENTS = ("domain", "task")  # families whose class is that of the whole document
+MOST_IN_GRAPH = 4096  # units of the co-activation graph, the most used first
+
+Progress = Callable[[Iterable, str, int], Iterable]
+
+
+class Place(NamedTuple):
+    """What was measured of one place: a layer's neurons or pathways, or a coder's latents."""
+
+    name: str
+    n_units: int
+    n_tokens: int
+    load: Tensor
+    """[u], share of tokens at which a unit is on"""
+    sparsity: LayerSparsity
+    si: dict[str, Score]
+    """by family; families conditional on the token end in ` | token`"""
+    best_class: dict[str, Tensor]
+    """int64 [u], of each unconditional family the class that most makes a unit's tokens differ; −1 for a unit never on"""
+    coherence: Score
+    graph: Modularity | None
+    in_graph: Tensor
+    """int64, the units (of pathways, the neurons) that the graph holds"""
+    partition: PartitionModularity | None
+    """of the given communities, where the reader has them"""
+    top_tokens: Tensor
+    """int64 [u, k], tokens at which a unit is strongest in the sample, the strongest first; −1: none"""
+
+
+class Measured(NamedTuple):
+    """All places, and what the numbers rest on."""
+
+    places: list[Place]
+    label_names: dict[str, tuple[str, ...]]
+    coverage: dict[str, float]
+    """of each family the share of tokens with a known class; of a conditional one the share of n·H(C | token) covered"""
+    seconds: dict[str, float]
+    """of reading the text and of each kind of number"""
+
+
+class _Tables(nn.Module):
+    """What one place gathers while the text streams by."""
+
+    def __init__(self, reader: UnitReader, name: str, layout: CountLayout, n_sampled: int, threshold: float):
+        super().__init__()
+        self.counts = UnitCounts(layout, reader.places[name])
+        self.sparsity = SparsitySums(reader.out_norm[name], threshold)
+        self.strength = CoActivation(reader.places[name], n_sampled)
+        self.activations = CoActivation(reader.n_activations[name], n_sampled)
+        self.to(reader.model.device)
+        for metric in (self.counts, self.sparsity, self.strength, self.activations):
+            metric.distributed_available_fn = lambda: False  # one process measures by itself
+
+
+def measure_units(
+    reader: UnitReader,
+    blocks: Blocks,
+    batch_size: int = 16,
+    families: Sequence[str] | None = None,
+    given_token: Sequence[str] = (),
+    n_nulls: int = 10,
+    n_sampled: int = 2048,
+    graph: bool = True,
+    threshold: float = 0.0,
+    progress: Progress = lambda items, what, n: items,
+) -> Measured:
+    """Measure every place of a reader on labelled blocks; memory does not grow with the number of tokens.
+
+    Args:
+        families: label families of the blocks; None takes all.
+        given_token: families also measured conditional on the token, over the 32 tokens with most to tell.
+        n_nulls: token-shuffled copies of the graph behind the null of Q.
+        n_sampled: tokens kept for the graph, for coherence and for how units go together.
+        graph: False leaves Q out.
+        threshold: above which the legacy share of active neurons counts.
+        progress: wraps an iteration, given what it does and how many steps it has.
+    """
+    names = list(blocks.label_names if families is None else families)
+    for flag, wanted in (("--families", names), ("--given_token", given_token)):
+        if unknown := [family for family in wanted if family not in blocks.label_names]:
+            raise ValueError(
+                f"{flag} {unknown[0]}: this text has no such labels; it has {', '.join(blocks.label_names)}"
+            )
+    layout, coverage = _layout(blocks, names, given_token)
+    tables = {name: _Tables(reader, name, layout, n_sampled, threshold) for name in reader.places}
+    seconds = {"reading": time.process_time()}
+    n_batches = -(-len(blocks.input_ids) // batch_size)
+    done = 0
+    for batch in progress(batches(blocks, batch_size), "reading", n_batches):
+        _add(reader, tables, layout, _trimmed(batch), done)
+        done += batch["input_ids"].numel()
+    seconds["reading"] = time.process_time() - seconds["reading"]
+    places = []
+    for name in progress(list(tables), "scoring", len(tables)):
+        places.append(_scored(reader, name, tables[name], blocks, n_nulls, graph, seconds))
+    return Measured(places, {name: blocks.label_names[name] for name in names}, coverage, seconds)
+
+
+def _layout(blocks: Blocks, names: Sequence[str], given_token: Sequence[str]) -> tuple[CountLayout, dict[str, float]]:
+    families, coverage = {}, {}
+    real = blocks.doc_ids >= 0 if blocks.doc_ids is not None else blocks.input_ids >= 0
+    ids = torch.from_numpy(blocks.input_ids[real].astype("int64"))
+    for name in names:
+        families[name] = Family(len(blocks.label_names[name]), name in OF_DOCUMENTS)
+        coverage[name] = float((blocks.labels[name][real] >= 0).mean())
+    for name in given_token:
+        n, classes = len(blocks.label_names[name]), torch.from_numpy(blocks.labels[name][real].astype("int64"))
+        strata, share = telling_strata(ids, classes, n, int(ids.max()) + 1)
+        if int(strata.max()) >= 0:  # where every token has one class, the token says it all
+            families[name + GIVEN_TOKEN] = Family(n, name in OF_DOCUMENTS, strata)
+            coverage[name + GIVEN_TOKEN] = share
+    return CountLayout(families), coverage
+
+
+def _trimmed(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the columns on the right that are padding in every row."""
+    width = int((batch["doc_ids"] >= 0).any(0).nonzero().max()) + 1
+    return {name: column[:, :width] for name, column in batch.items() if column.dim() == 2}
+
+
+@torch.no_grad()
+def _add(reader: UnitReader, tables: Mapping[str, _Tables], layout: CountLayout, batch: dict, done: int) -> None:
+    device = reader.model.device
+    flat = {name: column.flatten().to(device) for name, column in batch.items()}
+    ids, docs = flat["input_ids"], flat["doc_ids"]
+    classes = {name: flat["labels_" + name.removesuffix(GIVEN_TOKEN)] for name in layout.families}
+    real = docs >= 0
+    rows = layout.rows(ids, classes, docs.clamp(min=0), real)
+    position = torch.arange(done, done + len(ids), device=device)
+    for name, found in reader.read(batch["input_ids"].to(device)).items():
+        kept = real if found.kept is None else real & found.kept
+        table, every = tables[name], bool(kept.all())
+        own = rows if found.kept is None else layout.rows(ids, classes, docs.clamp(min=0), kept)
+        table.counts.update(found.on, own)
+
+        def of(x: Tensor, kept: Tensor = kept, every: bool = every) -> Tensor:
+            return x if every else x[kept]
+
+        table.sparsity.update(of(found.executed), of(docs))
+        table.strength.update(of(found.strength), of(docs), of(position), of(ids))
+        if found.activations.shape != found.strength.shape:  # of neurons and latents |a| is the strength
+            table.activations.update(of(found.activations).abs(), of(docs), of(position), of(ids))
+
+
+def _scored(
+    reader: UnitReader, name: str, table: _Tables, blocks: Blocks, n_nulls: int, graph: bool, seconds: dict[str, float]
+) -> Place:
+    """Everything about one place, from its tables."""
+    start = time.process_time()
+
+    def clock(what: str) -> None:
+        nonlocal start
+        seconds[what] = seconds.get(what, 0.0) + time.process_time() - start
+        start = time.process_time()
+
+    sparsity = table.sparsity.compute()
+    clock("AS")
+    strength, groups = table.strength.compute()
+    on = strength > (reader.thresholds[name] if hasattr(reader, "thresholds") else 0)
+    few = on if on.shape[1] <= MOST_IN_GRAPH else None
+    families = table.counts.layout.families
+    si = {family: table.counts.scores(family, few) for family in families}
+    plain = [family for family in families if families[family].strata is None]
+    best = {family: _best_class(*table.counts.tables(family)) for family in plain}
+    clock("SI")
+    embedding = reader.model.get_input_embeddings().weight.detach()
+    tokens = table.strength.tokens()
+    coherence = semantic_coherence(torch.where(on, strength, 0.0), tokens, embedding, groups)
+    top = _top_tokens(torch.where(on, strength, 0.0), tokens)
+    clock("coherence")
+    found, partition, members = None, None, torch.arange(0)
+    if graph:
+        activations = strength
+        if name in reader.partition:
+            activations, groups = table.activations.compute()
+            partition = partition_modularity(coactivation(activations), reader.partition[name])
+        members = _most_used(activations)
+        found = modularity(activations[:, members], groups, n_nulls) if len(members) > 2 else None
+        clock("Q")
+    return Place(
+        name=name, n_units=reader.places[name], n_tokens=sparsity.n, load=on.double().mean(0).cpu(),
+        sparsity=sparsity, si=si, best_class=best, coherence=coherence, graph=found, in_graph=members.cpu(),
+        partition=partition, top_tokens=top.cpu(),
+    )  # fmt: skip
+
+
+def _most_used(activations: Tensor, fewest: int = 20) -> Tensor:
+    """Units that are active at some tokens, at most `MOST_IN_GRAPH`, the most used first taken; ascending."""
+    used = (activations > 0).sum(0)
+    order = used.argsort(descending=True, stable=True)[:MOST_IN_GRAPH]
+    return order[used[order] >= min(fewest, len(activations))].sort().values
+
+
+def _best_class(counts: Tensor, totals: Tensor) -> Tensor:
+    """[u], the class with the largest share of KL(p(c | unit) ‖ p(c)); −1 for a unit never on."""
+    here, everywhere = counts.sum(0).double(), totals.sum(0).double()
+    p = here / here.sum(1, keepdim=True)
+    gain = torch.special.xlogy(p, p / (everywhere / everywhere.sum()).clamp(min=1e-300))
+    return torch.where(here.sum(1) > 0, gain.nan_to_num(-torch.inf).argmax(1), -1)
+
+
+def _top_tokens(strength: Tensor, tokens: Tensor, k: int = 10) -> Tensor:
+    value, rows = strength.topk(min(k, len(strength)), dim=0)
+    return torch.where(value > 0, tokens[rows], -1).T
+
+
+def sparsity_scores(place: LayerSparsity) -> dict[str, tuple[float, float]]:
+    """Each measure of activation sparsity with the half-width of its interval."""
+    values, halves = place.value._asdict(), cast(ActivationSparsity, place.half_width)._asdict()
+    return {name: (float(value), float(halves[name])) for name, value in values.items()}

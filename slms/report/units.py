@@ -1,0 +1,189 @@
+"""The units of a model, read during its forward pass: neurons, pathways of routed MLPs, latents of sparse coders.
+
+Shapes: b blocks, t position, n tokens (b·t), u units, f neurons, d model.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kernels.reference import neuron_weights
+from slms.data.sites import Site, read_sites
+from slms.data.text import Blocks
+from slms.models.anatomy import list_layers, mlp_inputs, neuron_activations, neurons, read_mlp
+from slms.models.routed_mlp import record_routes, routed_layers
+from slms.sae.evaluate import Placed, judged
+
+SAMPLE_TOKENS = 4096
+
+
+class Activity(NamedTuple):
+    """One batch's units of one place."""
+
+    strength: Tensor
+    """[n, u], at least 0: how strongly a unit responds"""
+    on: Tensor
+    """bool [n, u]"""
+    activations: Tensor
+    """[n, f] whose sparsity and co-activation is measured: the units' own, of pathways those of their neurons"""
+    executed: Tensor
+    """[n, f] the same as the model uses them: gated, 0 where a pathway is skipped"""
+    kept: Tensor | None = None
+    """bool [n], tokens that count; None: all"""
+
+
+class UnitReader(Protocol):
+    """Where units are and how a batch activates them."""
+
+    kind: str
+    places: Mapping[str, int]
+    """name → units u"""
+    n_activations: Mapping[str, int]
+    """name → f of `Activity.activations`"""
+    out_norm: Mapping[str, Tensor]
+    """name → [f], how far one unit of each activation moves the residual stream"""
+    partition: Mapping[str, Tensor]
+    """name → int64 [f], the given communities; empty where there are none"""
+    model: PreTrainedModel
+
+    def read(self, input_ids: Tensor) -> dict[str, Activity]:
+        """Run the model on token blocks [b, t]."""
+
+
+class NeuronReader:
+    """Neurons at the input of the down-projection; on where |a| is in its own largest share of a sample of the text.
+
+    A fixed share makes neurons, layers and activation functions comparable: at a fixed threshold 10 % of the neurons of
+    one model are on and 60 % of another's, and SI grows with the rate. A ReLU neuron that is active less often than the
+    share is on where it is active.
+
+    Args:
+        blocks: the text from which the thresholds are sampled.
+        layers: indices; None takes all.
+        share: of tokens at which a neuron is on.
+    """
+
+    kind = "neurons"
+
+    def __init__(self, model: PreTrainedModel, blocks: Blocks, layers: Sequence[int] | None = None, share: float = 0.1):
+        if not 0 < share < 1:
+            raise ValueError(f"--active_share {share}: it must lie between 0 and 1")
+        infos = [layer for layer in list_layers(model) if layers is None or layer.index in layers]
+        self.model, self.names = model, {layer.index: layer.name for layer in infos}
+        self.places = self.n_activations = {layer.name: layer.d_ff for layer in infos}
+        self.out_norm = out_norms(model, self.names)
+        self.partition: dict[str, Tensor] = {}
+        self.thresholds = {name: _quantile(a.abs(), 1 - share) for name, a in self._sample(blocks).items()}
+
+    def _sample(self, blocks: Blocks) -> dict[str, Tensor]:
+        """Activations of blocks spread evenly over the text."""
+        n_blocks = min(len(blocks.input_ids), max(SAMPLE_TOKENS // blocks.input_ids.shape[1], 1))
+        rows = np.linspace(0, len(blocks.input_ids) - 1, n_blocks).round().astype(int)
+        parts: dict[str, list[Tensor]] = {name: [] for name in self.places}
+        for start in range(0, n_blocks, 4):
+            picked = rows[start : start + 4]
+            ids = torch.from_numpy(blocks.input_ids[picked].astype(np.int64))
+            real = torch.ones(ids.numel(), dtype=torch.bool)
+            if blocks.doc_ids is not None:
+                real = torch.from_numpy(blocks.doc_ids[picked] >= 0).flatten()
+            for name, a in self._activations(ids).items():
+                parts[name].append(a[real.to(a.device)])
+        return {name: torch.cat(found) for name, found in parts.items()}
+
+    def _activations(self, input_ids: Tensor) -> dict[str, Tensor]:
+        with neuron_activations(self.model, self.names) as found:
+            run_body(self.model, input_ids)
+        return {name: found[index].float() for index, name in self.names.items()}
+
+    def read(self, input_ids: Tensor) -> dict[str, Activity]:
+        """Run the model on token blocks [b, t]."""
+        activity = {}
+        for name, a in self._activations(input_ids).items():
+            strength = a.abs()
+            activity[name] = Activity(strength, strength > self.thresholds[name], a, a)
+        return activity
+
+
+class PathwayReader:
+    """Pathways of the routed MLPs; on where chosen, the stronger the higher the router's score.
+
+    `activations` are those that all neurons would have: with skipped pathways at 0, neurons of one pathway would go
+    together because they are skipped together, whatever they do.
+    """
+
+    kind = "pathways"
+
+    def __init__(self, model: PreTrainedModel):
+        self.layers = routed_layers(model)
+        if not self.layers:
+            raise ValueError("--units pathways: the model has none; it is dense")
+        names = {layer.index: layer.name for layer in list_layers(model)}
+        self.model, self.names = model, {index: names[index] for index in self.layers}
+        self.places = {self.names[i]: layer.config.n_pathways for i, layer in self.layers.items()}
+        self.n_activations = {self.names[i]: len(layer.permutation) for i, layer in self.layers.items()}
+        self.out_norm = out_norms(model, self.names)
+        self.partition = {}
+        for i, layer in self.layers.items():
+            sizes = torch.tensor(layer.offsets).diff()
+            row_pathway = torch.arange(len(sizes)).repeat_interleave(sizes)
+            self.partition[self.names[i]] = row_pathway[layer.permutation.argsort().cpu()]
+
+    def read(self, input_ids: Tensor) -> dict[str, Activity]:
+        """Run the model on token blocks [b, t]."""
+        with record_routes(self.model) as routes, mlp_inputs(self.model, self.names) as inputs:
+            run_body(self.model, input_ids)
+        activity = {}
+        for index, name in self.names.items():
+            layer, found = self.layers[index], routes[index]
+            a = neurons(read_mlp(layer), inputs[index]).float()
+            weight = neuron_weights(found.gates, found.chosen, layer.offsets)[:, layer.permutation.argsort()]
+            strength = torch.where(found.chosen, 1 + found.scores.sigmoid(), 0.0)
+            activity[name] = Activity(strength, found.chosen, a, a * weight.to(a.dtype))
+        return activity
+
+
+class LatentReader:
+    """Latents of a sparse coder at its place; on where positive, at the tokens that the coder is meant for."""
+
+    kind = "features"
+
+    def __init__(self, model: PreTrainedModel, coder: Placed, W_dec: Tensor, name: str, site: Site, special: Tensor):
+        self.model, self.coder, self.site, self.special = model, coder, site, special
+        self.places = self.n_activations = {name: len(W_dec)}
+        self.out_norm = {name: W_dec.detach().norm(dim=1)}
+        self.partition: dict[str, Tensor] = {}
+        self.name = name
+
+    def read(self, input_ids: Tensor) -> dict[str, Activity]:
+        """Run the model on token blocks [b, t]."""
+        x = read_sites(self.model, input_ids, [self.site])[self.site.name]
+        kept = judged(input_ids, x, self.special, self.coder.longest)
+        latents = x.new_zeros(len(x), self.places[self.name])
+        picks, values = self.coder.features(x[kept])
+        latents[kept.nonzero()[:, 0][picks.rows], picks.indices] = values.clamp(min=0)
+        return {self.name: Activity(latents, latents > 0, latents, latents, kept)}
+
+
+@torch.no_grad()
+def run_body(model: PreTrainedModel, input_ids: Tensor) -> None:
+    """A forward pass without the embedding head, whose logits no unit needs."""
+    model.base_model(input_ids=input_ids.to(model.device), use_cache=False)
+
+
+def out_norms(model: PreTrainedModel, names: Mapping[int, str]) -> dict[str, Tensor]:
+    """[f] ‖w_out,i‖ of each neuron of the named layers."""
+    return {name: read_mlp(model.get_submodule(name)).W_out.norm(dim=1) for name in names.values()}
+
+
+def _quantile(x: Tensor, q: float) -> Tensor:
+    """[f], a value that about a share q of each column of x [n, f] does not exceed."""
+    k = min(int(q * len(x)), len(x) - 1)
+    if x.device.type == "cpu":  # partial sorts of NumPy are several times as fast as torch's
+        columns = x.T.contiguous().numpy()
+        columns.partition(k, axis=1)
+        return torch.from_numpy(columns[:, k].copy())
+    return x.kthvalue(k + 1, dim=0).values
