@@ -174,12 +174,16 @@ def load_blocks(spec: BlockSpec, tokenizer: PreTrainedTokenizerBase) -> Blocks:
     """The blocks of `spec`, from the cache or made now and cached.
 
     Raises:
-        ValueError: the corpus holds less than one block of text.
+        ValueError: the corpus holds less than one block of text, or its file changed while it was read.
     """
-    path = cache_dir() / "blocks" / f"{spec.digest(tokenizer)}.npz"
+    digest = spec.digest(tokenizer)
+    path = cache_dir() / "blocks" / f"{digest}.npz"
     if not path.exists():
         logger.info("tokenising %s (%s) to %s tokens", spec.corpus, spec.split, spec.n_tokens or "all")
-        write_npz(path, **_make_arrays(spec, tokenizer))
+        arrays = _make_arrays(spec, tokenizer)
+        if spec.digest(tokenizer) != digest:
+            raise ValueError(f"corpus {spec.corpus}: the file changed or vanished while it was read; start again")
+        write_npz(path, **arrays)
     with np.load(path, allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files}
     names = json.loads(str(arrays["label_names"]))

@@ -1,8 +1,10 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from slms.data import text
 from slms.data.text import BlockSpec, CorpusConfig, documents, load_blocks
 from slms.models.io import read_tokenizer
 from slms.models.source import EMBEDDED
@@ -137,3 +139,21 @@ def test_corpus_config_needs_one_kind_of_name():
     assert pair.resolve("embedded") == "stories" and pair.resolve("hub") == "a/b"
     with pytest.raises(ValueError, match="has no `embedded` entry"):
         CorpusConfig(hub="a/b").resolve("embedded")
+
+
+@pytest.mark.parametrize("fault", [Path.unlink, lambda path: path.write_text("other text")])
+def test_a_file_that_changes_or_vanishes_while_it_is_read_leaves_no_blocks(tmp_path, tokenizer, monkeypatch, fault):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n\n".join("Once upon a time there was a dog." for _ in range(100)))
+    monkeypatch.setenv("SLMS_CACHE", str(tmp_path / "cache"))
+    original = text._encode
+
+    def encode(*args):
+        if corpus.exists():
+            fault(corpus)
+        return original(*args)
+
+    monkeypatch.setattr(text, "_encode", encode)
+    with pytest.raises(ValueError, match=r"corpus .*corpus.txt: the file changed or vanished while it was read"):
+        load_blocks(spec(corpus, "train", n_tokens=256, with_labels=False), tokenizer)
+    assert not list((tmp_path / "cache").rglob("*.npz"))
