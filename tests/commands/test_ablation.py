@@ -1,0 +1,58 @@
+"""`eval.py ablation`: files and table on a dense and a routed model; what bad input gets."""
+
+import csv
+import json
+
+import pytest
+
+import eval as evaluation
+import slms
+from slms.models.base import BaseConfig, load_base
+
+
+@pytest.fixture(scope="module", params=["dense", "routed"])
+def model(request, tmp_path_factory) -> tuple[str, str]:
+    """A tiny random model with the embedded tokenizer."""
+    directory = tmp_path_factory.mktemp(request.param)
+    net, tokenizer = load_base(BaseConfig(name="stories-1m", init="random", d_model=8, n_layers=2, n_heads=2))
+    if request.param == "routed":
+        ids = tokenizer("Once upon a time there was a dog. " * 10, return_tensors="pt").input_ids
+        net = slms.route(net, slms.RoutingConfig(n_pathways=4, k=2, layers=[1]), calibration=ids)
+    slms.save_model(net, tokenizer, str(directory))
+    return str(directory), request.param
+
+
+FLAGS = ["--n_tokens=2048", "--block_size=64", "--families", "token_class"]
+
+
+def test_files_and_table(model, tmp_path, capsys):
+    path, kind = model
+    layers = ["--layers", "1"] if kind == "dense" else []
+    evaluation.main(["ablation", path, *FLAGS, *layers, f"--output_dir={tmp_path}"])
+    printed = capsys.readouterr().out
+    directory = next((tmp_path / "ablation").iterdir())
+    (row,) = csv.DictReader((directory / "ablation.csv").open())
+    cells = list(csv.DictReader((directory / "matrix.csv").open()))
+    assert row["layer"] == "1" and row["kind"] == {"dense": "community", "routed": "pathway"}[kind]
+    assert row["random_sets"] and float(row["low"]) <= float(row["si_causal"]) <= float(row["high"])
+    assert {cell["unit"] for cell in cells} == {str(u) for u in range(int(row["units"]))}
+    assert json.loads((directory / "ablation.json").read_text())["rows"][0]["family"] == "token_class"
+    assert (directory / "ablation.png").stat().st_size > 5000
+    assert "SI-causal" in printed and "token_class" in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--layers", "7"], ["--layers 7", "0 to 1"]),
+        (["--families", "colour"], ["--families colour", "pos"]),
+        (["--by=noise"], ["by", "noise"]),
+        (["--corpus=none.txt"], ["none.txt", "no such file"]),
+    ],
+)
+def test_bad_input_is_one_line(model, flags, told, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        evaluation.main(["ablation", model[0], *FLAGS[:2], *flags, f"--output_dir={tmp_path}"])
+    error = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and "\n" not in error and all(word in error for word in told), error
+    assert not any(tmp_path.iterdir())
