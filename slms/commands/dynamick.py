@@ -172,10 +172,12 @@ def token_ids(subject: Subject) -> Tensor:
 
 def dense_of(model: str, dense: str | None) -> PreTrainedModel:
     """The dense model that a routed one is compared with."""
-    base = run_base(model)
-    if dense is None and base is None:
+    if dense is not None:
+        found = open_model(dense).model
+    elif (base := run_base(model)) is not None:
+        found = load_base(base).model.eval()
+    else:
         raise ValueError(f"--model {model}: a routed model, and no run that names its base; give --dense")
-    found = open_model(dense).model if base is None or dense is not None else load_base(base).model.eval()
     if routed_layers(found):
         raise ValueError(f"--dense {dense}: this model is routed too")
     return found
@@ -201,7 +203,7 @@ class _Session:
     def routed_points(self, model: PreTrainedModel, rules: list[str], densities: list[float] | None) -> Iterator[Point]:
         own = next(iter(routed_layers(model).values())).config.rule
         grid = [(name, target) for name in rules or [own] for target in densities or [None]]
-        for name, target in tqdm(grid, "routed", leave=False, delay=2):
+        for name, target in tqdm(grid, "routed", leave=False, delay=2, disable=None):
             set_routed_rule(model, name, target, self.calibration[:BUDGET_BLOCKS], self.batch_size)
             yield self.point("routed", name, target, model)
 
@@ -210,9 +212,9 @@ class _Session:
         costs = None
         if by_loss and min(targets) < 1:
             steps = len(layer_sizes(model)) * (len(LEVELS) - 1)
-            with tqdm(total=steps, desc=f"{rule}: budget", leave=False, delay=2) as bar:
+            with tqdm(total=steps, desc=f"{rule}: budget", leave=False, delay=2, disable=None) as bar:
                 costs = layer_costs(model, self.calibration[:BUDGET_BLOCKS], self.batch_size, bar.update)
-        for target in tqdm(targets, rule, leave=False, delay=2):
+        for target in tqdm(targets, rule, leave=False, delay=2, disable=None):
             set_budget(model, densities_for(model, costs, target))
             yield self.point("dense", rule, target, model)
 

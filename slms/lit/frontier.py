@@ -56,19 +56,29 @@ class Cost(NamedTuple):
 @torch.inference_mode()
 def measure_quality(model: PreTrainedModel, blocks: Blocks, batch_size: int) -> Quality:
     """Losses by document over the second half of each block, and what was executed there."""
-    loss, sums = DocumentLoss(), {index: [0.0, 0.0, 0] for index in find_mlps(model)}
-    with _observing(model, lambda index, kept: _add(sums[index], kept)), masking(model):
+    loss, shares = DocumentLoss(), _Shares()
+    with _observing(model, shares.add), masking(model):
         for batch in batches(blocks, batch_size):
+            shares.weight = len(batch["input_ids"])
             half = batch["input_ids"].shape[1] // 2
             nll = token_nll(model, batch["input_ids"].to(model.device))[:, half:].cpu()
             loss.update(nll.flatten(), batch["doc_ids"][:, half + 1 :].flatten())
-    return Quality(loss, {i: Kept(x / calls, f / calls) for i, (x, f, calls) in sums.items() if calls})
+    return Quality(loss, shares.means())
 
 
-def _add(sums: list, kept: Kept) -> None:
-    sums[0] += kept.inputs
-    sums[1] += kept.neurons
-    sums[2] += 1
+class _Shares:
+    """Means by layer over batches of unequal size."""
+
+    def __init__(self) -> None:
+        self.weight, self.sums = 1, dict[int, tuple[float, float, int]]()
+
+    def add(self, layer: int, kept: Kept) -> None:
+        inputs, neurons, total = self.sums.get(layer, (0.0, 0.0, 0))
+        w = self.weight
+        self.sums[layer] = (inputs + w * kept.inputs, neurons + w * kept.neurons, total + w)
+
+    def means(self) -> dict[int, Kept]:
+        return {i: Kept(inputs / total, neurons / total) for i, (inputs, neurons, total) in self.sums.items()}
 
 
 @contextmanager
@@ -190,11 +200,12 @@ def set_routed_rule(model: PreTrainedModel, rule: str, density: float | None, bl
 
     def found(value: float) -> float:
         configure(**{"top_p" if rule == "top_p" else "tau": value})
-        shares: list[float] = []
-        with _observing(model, lambda _, kept: shares.append(kept.neurons)):
+        shares = _Shares()
+        with _observing(model, shares.add):
             for part in blocks.split(batch_size):
+                shares.weight = len(part)
                 model(part.to(model.device), use_cache=False, logits_to_keep=1)
-        return sum(shares) / len(shares)
+        return sum(kept.neurons for kept in shares.means().values()) / len(layers)
 
     low, high = 0.0, 1.0
     for _ in range(10):

@@ -174,11 +174,11 @@ def closing_line(frontier: Frontier) -> str:
             f"model {best.decode.model:.1f}× in decode (prefill {best.prefill.mlp:.1f}×, {best.prefill.model:.1f}×) "
             f"on {frontier.device}"
         )
-    free = [p for p in frontier.points if p.density < 1 and p.ratio.value <= FREE]
+    free = [p for p in frontier.points if p.model_flops < frontier.model_flops and p.ratio.value <= FREE]
     if not free:
         near = min((p for p in frontier.points if p.density < 1), key=lambda p: p.ratio.value, default=None)
         tail = f"; the nearest is {near.name} at density {near.density:.2f}, ×{near.ratio.value:.3f}" if near else ""
-        return f"at ≤ 1 % perplexity nothing below density 1 remains{tail}"
+        return f"at ≤ 1 % perplexity nothing saves FLOPs{tail}"
     least = min(free, key=lambda p: p.model_flops)
     line = (
         f"at ≤ 1 % perplexity {least.name} at density {least.density:.2f} saves most FLOPs "

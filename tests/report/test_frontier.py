@@ -1,0 +1,93 @@
+"""The frontier's table, break-even densities and closing line, on points whose answer is known."""
+
+import pytest
+
+from slms.metrics.functional import Interval
+from slms.report.frontier import (
+    COLUMNS,
+    Frontier,
+    Point,
+    Speedup,
+    best_point,
+    break_even,
+    break_evens,
+    closing_line,
+    frontier_table,
+    rows,
+)
+
+
+def point(rule, density, ratio, model=None, mlp=None, subject="dense", flops=1.0):
+    speed = None if model is None else Speedup(100 * model, 100.0, model, mlp or model)
+    loss = Interval(1.0, 0.9, 1.1, 1000)
+    return Point(subject, rule, density, density, loss, Interval(ratio, ratio - 0.001, ratio + 0.001, 1000),
+                 50 * flops * density, 50 + 50 * flops * density, speed, speed, {0: density})  # fmt: skip
+
+
+def frontier(*points):
+    return Frontier(Interval(1.0, 0.9, 1.1, 1000), 50.0, 100.0, "a chip, 1 thread", list(points))
+
+
+def test_the_best_is_the_fastest_of_the_free():
+    found = frontier(
+        point("griffin", 0.5, 1.009, model=1.4, mlp=1.9),
+        point("static", 0.35, 1.02, model=1.8),
+        point("oracle", 0.35, 1.001, model=0.9),
+        point("teal", 1.0, 1.0, model=1.5),
+    )
+    best = best_point(found)
+    assert best.rule == "griffin"
+    assert closing_line(found) == (
+        "at ≤ 1 % perplexity the best is griffin at density 0.50: MLP 1.9×, model 1.4× in decode (prefill 1.9×, 1.4×) "
+        "on a chip, 1 thread"
+    )
+
+
+def test_honest_lines_where_nothing_qualifies():
+    slow = frontier(point("oracle", 0.5, 1.005, model=0.8), point("static", 0.5, 1.3, model=2.0))
+    assert closing_line(slow) == (
+        "at ≤ 1 % perplexity oracle at density 0.50 saves most FLOPs (25.0 % of the model), but none is faster than "
+        "the dense model in decode on a chip, 1 thread"
+    )
+    untimed = frontier(point("oracle", 0.5, 1.005))
+    assert closing_line(untimed).endswith("saves most FLOPs (25.0 % of the model)")
+    bad = frontier(point("static", 0.5, 1.3, model=2.0), point("oracle", 0.5, 1.2, model=2.0))
+    assert closing_line(bad) == (
+        "at ≤ 1 % perplexity nothing saves FLOPs; the nearest is oracle at density 0.50, ×1.200"
+    )
+    assert closing_line(frontier()) == "at ≤ 1 % perplexity nothing saves FLOPs"
+
+
+@pytest.mark.parametrize(
+    ("densities", "speedups", "expected"),
+    [
+        ([0.25, 0.5, 1.0], [2.0, 1.2, 0.8], 0.75),
+        ([1.0, 0.25, 0.5], [0.8, 2.0, 1.2], 0.75),
+        ([0.5, 1.0], [0.9, 0.5], None),
+        ([0.5, 1.0], [1.5, 1.1], None),
+        ([0.5], [1.5], None),
+        ([0.2, 0.4, 0.6, 0.8], [1.5, 0.9, 1.1, 0.9], 0.7),  # noise: the last crossing
+    ],
+)
+def test_break_even(densities, speedups, expected):
+    found = break_even(densities, speedups)
+    assert found == pytest.approx(expected) if expected is not None else found is None
+
+
+def test_table_and_rows():
+    found = frontier(
+        point("oracle", 0.25, 1.001, model=1.5),
+        point("oracle", 1.0, 1.0, model=0.5),
+        point("top_k", 0.625, 1.01, model=1.1, subject="routed"),
+        point("static", 0.25, 1.5),
+    )
+    assert break_evens(found)["oracle"] == {"decode": 0.625, "prefill": 0.625}
+    assert break_evens(found)["static"] == {"decode": None, "prefill": None}
+    table = frontier_table(found)
+    assert max(len(line) for line in table.splitlines()) <= 110
+    assert "routed: top_k" in table and "oracle 0.62" in table and "routed: top_k faster" in table
+    assert all(len(row) == len(COLUMNS) for row in rows(found))
+    row = dict(zip(COLUMNS, rows(found)[2], strict=True))
+    assert row["subject"] == "routed" and row["mlp_share"] == 0.625 and row["decode_model_speedup"] == 1.1
+    assert dict(zip(COLUMNS, rows(found)[3], strict=True))["prefill_mlp_speedup"] is None
+    assert "in turns" not in frontier_table(frontier(point("static", 0.25, 1.5)))

@@ -1,0 +1,32 @@
+"""The frontier figure: every rule in the legend, the marks where the numbers say, with and without timing."""
+
+import pytest
+
+from slms.metrics.functional import Interval
+from slms.report.frontier import Frontier, Point, Speedup
+from slms.report.frontier_figure import CEILING, frontier_figure
+
+
+def point(rule, density, ratio, timed, subject="dense"):
+    speed = Speedup(150.0, 100.0, 1.5, 2.0) if timed else None
+    return Point(subject, rule, density, density, Interval(1.0, 0.9, 1.1, 9), Interval(ratio, ratio, ratio, 9),
+                 density, 1 + density, speed, speed, {})  # fmt: skip
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_figure(timed):
+    names = ["oracle", "cett", "teal", "cats", "low_rank", "griffin", "static", "router"]
+    points = [point(name, rho, ratio, timed) for name in names for rho, ratio in ((0.5, 1.1), (0.25, 9.0))]
+    points.append(point("top_k", 0.6, 1.02, timed, "routed"))
+    found = Frontier(Interval(1.0, 0.9, 1.1, 9), 1.0, 2.0, "a chip", points)
+    figure = frontier_figure(found, "a model")
+    assert len(figure.axes) == (2 if timed else 1)
+    axes = figure.axes[0]
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert {*names, "routed: top_k"} <= set(lines)
+    assert lines["oracle"].get_xdata().tolist() == [0.25, 0.5]
+    assert lines["oracle"].get_ydata().tolist() == [CEILING, 1.1]  # what is far off stands at the edge
+    looks = {(line.get_color(), line.get_marker()) for name, line in lines.items() if name in names}
+    assert len(looks) == len(names)
+    if timed:
+        assert figure.axes[1].get_lines()[0].get_xdata().tolist() == [1.5, 1.5]
