@@ -19,13 +19,12 @@ from slms.models.routed_mlp import routed_layers
 
 
 @torch.no_grad()
-def apply_rule(model: PreTrainedModel, rule: str, calibration: Tensor, centre: bool | None = None) -> PreTrainedModel:
+def apply_rule(model: PreTrainedModel, rule: str, calibration: Tensor, centre: bool = True) -> PreTrainedModel:
     """A copy of a dense model in which every MLP runs under `rule`, at density 1 until `set_densities`.
 
     The copy shares the model's parameters (no memory but the rule's own) and is for inference. calibration: token ids
-    [b, t]. centre: whether skipped neurons leave their calibrated mean; by default in MLPs without a gate, whose
-    activations have one: docs/log.md. Raises ValueError for an unknown rule, a routed
-    model, or an MLP that the rule does not suit.
+    [b, t]. centre: whether skipped neurons leave their calibrated mean; measured in docs/log.md. Raises ValueError for
+    an unknown rule, a routed model, or an MLP that the rule does not suit.
     """
     if rule not in RULES:
         raise ValueError(f"`rule` is {rule!r}; on a dense model it must be one of {', '.join(RULES)}.")

@@ -44,14 +44,14 @@ class DynamicMLP(nn.Module):
     per_token = True
     """whether each token has its own set, which only pays for a few tokens"""
 
-    def __init__(self, weights: MLPWeights, x: Tensor, centre: bool | None = None) -> None:
+    def __init__(self, weights: MLPWeights, x: Tensor, centre: bool = True) -> None:
         super().__init__()
         self.weights, self.act = weights, ACTIVATIONS[weights.activation]
         self.gated = weights.W_gate is not None
         self.f, self.d = weights.W_in.shape
         h = neurons(weights, x)
-        self.centre = not self.gated if centre is None else centre
-        self.mean = h.mean((0, 1)) if self.centre else torch.zeros_like(h[0, 0])
+        self.centre = centre
+        self.mean = h.mean((0, 1)) if centre else torch.zeros_like(h[0, 0])
         b_out = 0 if weights.b_out is None else weights.b_out
         self.constant = b_out + self.mean @ weights.W_out
         self.out_norm = weights.W_out.norm(dim=1)

@@ -99,7 +99,7 @@ def masked(mlp, x):
 
 @pytest.mark.parametrize("rule", ["oracle", "cett", "static", "griffin"])
 def test_definition(rule, weights, x, tokens):
-    mlp = RULES[rule](weights, x, centre=True)
+    mlp = RULES[rule](weights, x)
     for density in (0.25, 0.5, 1.0):
         mlp.density = density
         torch.testing.assert_close(masked(mlp, tokens), slow(rule, weights, x, tokens, density) if density < 1
@@ -115,7 +115,7 @@ def test_cats(gated_weights, x, tokens):
 
 def test_teal(weights, x, tokens):
     """Inputs of both projections below the quantile of their calibration magnitudes are replaced by their means."""
-    mlp = RULES["teal"](weights, x, centre=True)
+    mlp = RULES["teal"](weights, x)
     mlp.density = 0.4
     h_all, mean = calibrated(weights, x)
     x_mean = x.flatten(0, 1).double().mean(0).tolist()
@@ -136,7 +136,6 @@ def test_low_rank_at_full_rank_is_the_oracle(weights, x, tokens, monkeypatch):
     import slms.models.dynamic.rules as rules
 
     oracle, low = RULES["oracle"](weights, x), RULES["low_rank"](weights, x)
-    assert oracle.centre == (weights.W_gate is None)
     exact, fit = rules.fit_low_rank, rules.fit_low_rank
     monkeypatch.setattr(rules, "fit_low_rank", lambda W, x, rank: exact(W, x, 6, ridge=0.0))
     full = RULES["low_rank"](weights, x)
@@ -179,7 +178,7 @@ def test_executing_is_masking(weights, x, tokens, batch, centre):
 
 def test_many_tokens_run_dense_under_sets_of_single_tokens(weights, x, tokens):
     for rule in names(weights):
-        mlp = RULES[rule](weights, x, centre=True)
+        mlp = RULES[rule](weights, x)
         mlp.density = 0.3
         many = torch.cat([tokens] * 2, 1)
         executed = mlp(many)
@@ -223,7 +222,7 @@ def test_flops_and_observed_shares(weights, x, tokens):
     one, matrices = 2 * d * f, 2 + (weights.W_gate is not None)
     seen = []
     for rule in names(weights):
-        mlp = RULES[rule](weights, x, centre=True)
+        mlp = RULES[rule](weights, x)
         mlp.density, mlp.observe = 0.5, seen.append
         masked(mlp, x)
         kept = seen[-1]
@@ -245,7 +244,7 @@ def test_nan_propagates(weights, x, tokens):
     tokens = tokens[:1, :1].clone()
     tokens[0, 0, 2] = float("nan")
     for rule in names(weights):
-        mlp = RULES[rule](weights, x, centre=True)
+        mlp = RULES[rule](weights, x)
         mlp.density = 0.5
         if rule != "griffin":
             assert mlp(tokens).isnan().any(), rule
