@@ -1,0 +1,121 @@
+"""`eval.py suite`: specialization across models of several sizes."""
+
+from pathlib import Path
+from typing import Literal
+
+from tqdm.auto import tqdm
+
+from slms.commands.subject import open_subject
+from slms.report.artifacts import artifact_directory, write_csv, write_json
+from slms.report.facts import command_line, hardware, versions
+from slms.report.palette import write_figure
+from slms.report.suite import (
+    SUITE_COLUMNS,
+    Point,
+    judge,
+    measure_point,
+    read_point,
+    suite_figure,
+    suite_rows,
+    suite_table,
+    write_point,
+)
+
+PYTHIA = tuple(f"EleutherAI/pythia-{size}-deduped" for size in ("70m", "160m", "410m", "1b", "1.4b", "2.8b"))
+STORIES = tuple(f"dense_stories_{size}" for size in ("0.1m", "0.4m", "1m", "3m"))
+
+
+def suite(
+    models: list[str] | None = None,
+    suite: Literal["pythia", "stories"] | None = None,
+    runs: str = "runs",
+    corpus: str = "stories",
+    validation: str | None = None,
+    split: str = "validation",
+    block_size: int = 256,
+    n_tokens: int = 32_768,
+    n_nulls: int = 10,
+    batch_size: int = 16,
+    output_dir: str = "artifacts",
+) -> None:
+    """AS, SI and Q of models of several sizes against their parameters: slopes with 95 % intervals and a verdict.
+
+    The verdict (rises, falls, no trend) follows a rule fixed before anything was measured: slms/report/suite.py. A
+    model's numbers are kept as soon as it is measured, and a suite that was stopped goes on from them.
+
+    Args:
+        models: run directories, model directories, `stories-1m` or Hugging Face ids; or give `suite`.
+        suite: pythia (70m to 2.8b, deduped, from the hub), or stories: the last finished run of each of the four
+            configs dense_stories_*.yaml.
+        runs: where the stories suite was trained, the `--output_dir` of train.py.
+        corpus: `stories`, a .txt/.jsonl/.parquet file or a dataset id; the same for all models.
+        validation: a second corpus that holds the validation split.
+        split: train, validation or test.
+        block_size: context in tokens.
+        n_tokens: tokens to measure on.
+        n_nulls: token-shuffled graphs behind the null of Q.
+        batch_size: blocks of one forward pass.
+        output_dir: suite.csv, suite.json, suite.png and models/*.json go to OUTPUT_DIR/suite/NAME/.
+    """
+    if (models is None) == (suite is None):
+        raise ValueError("give either --models or --suite")
+    names = list(models or ()) if suite is None else list(PYTHIA) if suite == "pythia" else stories_runs(runs)
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"--models {' '.join(names)}: give at least one model, each once")
+    text = {"corpus": corpus, "validation": validation, "block_size": block_size, "n_tokens": n_tokens}
+    directory = Path(output_dir) / "suite" / (suite or "models")
+    points = []
+    for name in tqdm(names, "models", leave=False, delay=2):
+        settings = {"model": name, "weights": _written(name), **text, "split": split, "n_nulls": n_nulls}
+        kept = artifact_directory(directory, "models", name)
+        path = kept.with_name(f"{kept.name}.json")
+        point = read_point(path, settings)
+        if point is None:
+            point = _measure(name, text, split, batch_size, n_nulls)
+            write_point(path, point, settings)
+        points.append(point)
+    points.sort(key=lambda point: point.parameters)
+    verdicts = judge(points)
+    write_csv(directory / "suite.csv", SUITE_COLUMNS, suite_rows(points))
+    write_json(
+        directory / "suite.json",
+        {**text, "split": split, "n_nulls": n_nulls, "models": names, "command": command_line(), "versions": versions(),
+         "hardware": hardware(), "verdicts": [verdict._asdict() for verdict in verdicts]},
+    )  # fmt: skip
+    write_figure(directory / "suite.png", suite_figure(suite or "models", points, verdicts))
+    print(suite_table(points, verdicts))
+    print(f"written to {directory}")
+
+
+def _measure(name: str, text: dict, split: str, batch_size: int, n_nulls: int) -> Point:
+    subject = open_subject(name, split, **text)
+    return measure_point(
+        _short(name), subject.model, subject.blocks, batch_size, n_nulls,
+        lambda items, what, n: tqdm(items, what, n, leave=False, delay=2),
+    )  # fmt: skip
+
+
+def _short(name: str) -> str:
+    """A model's name for tables: of a run, the run's name."""
+    path = Path(name)
+    return path.resolve().parent.name if (path / "config.yaml").is_file() else path.name or name
+
+
+def _written(name: str) -> list[int]:
+    """When the weights of a local model were written, so that numbers of a retrained one are not taken for its own."""
+    return sorted(path.stat().st_mtime_ns for path in Path(name).glob("**/model*.safetensors"))
+
+
+def stories_runs(runs: str) -> list[str]:
+    """The last finished run of each size of the stories suite."""
+    found = []
+    for name in STORIES:
+        finished = sorted(
+            path.parent for path in (Path(runs) / name).glob("*/model") if (path / "config.json").is_file()
+        )
+        if not finished:
+            raise ValueError(
+                f"--runs {runs}: no finished run of {name}; python train.py --config {name}.yaml makes one"
+            )
+        found.append(str(finished[-1]))
+    return found
