@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
+from slms.data.stream import Corpus, StreamLoader, TokenStream
 from slms.data.text import Blocks, BlockSpec, CorpusConfig, load_blocks
 
 
@@ -137,7 +138,9 @@ class TextData(L.LightningDataModule):
         epoch_tokens: tokens of one epoch; null makes one pass over the prepared tokens an epoch.
         val_tokens: tokens to validate on.
         seed: order of the blocks, and the embedded corpus's stories.
-        num_workers: loader processes; blocks are read from memory, so none is needed.
+        num_workers: loader processes; blocks are read from memory, so none is needed, unless text is streamed.
+        stream: read and tokenise the training text while training, for corpora larger than memory; `train_tokens` then
+            is only what the conversion is calibrated on, and `epoch_tokens` must be given.
     """
 
     def __init__(
@@ -152,8 +155,11 @@ class TextData(L.LightningDataModule):
         val_tokens: int = 131_072,
         seed: int = 0,
         num_workers: int = 0,
+        stream: bool = False,
     ):
         super().__init__()
+        if stream and (epoch_tokens is None or train_tokens is None):
+            raise ValueError("data.stream needs data.epoch_tokens, and data.train_tokens for the calibration")
         checks = {"block_size": block_size, "batch_size": batch_size, "val_tokens": val_tokens}
         checks |= {"train_tokens": train_tokens, "epoch_tokens": epoch_tokens}
         for name, value in checks.items():
@@ -162,7 +168,7 @@ class TextData(L.LightningDataModule):
         self.corpus, self.tokenizer, self.source = corpus, tokenizer, source
         self.block_size, self.batch_size = block_size, batch_size
         self.train_tokens, self.epoch_tokens, self.val_tokens = train_tokens, epoch_tokens, val_tokens
-        self.seed, self.num_workers = seed, num_workers
+        self.seed, self.num_workers, self.streams = seed, num_workers, stream
         self.corpus_name = corpus.resolve(source)
 
     def _spec(self, split: str, n_tokens: int | None) -> BlockSpec:
@@ -207,10 +213,15 @@ class TextData(L.LightningDataModule):
             )
         return batches
 
-    def train_dataloader(self) -> ResumableLoader:
+    def train_dataloader(self) -> ResumableLoader | StreamLoader:
         """Batches in the resumable order, dealt to ranks."""
         world = self.trainer.world_size if self.trainer else 1
         rank = self.trainer.global_rank if self.trainer else 0
+        if self.streams:
+            c = self.corpus
+            corpus = Corpus(self.corpus_name, self.seed, c.validation, c.text_field)
+            stream = TokenStream(corpus, self.tokenizer, self.batch_size, self.block_size, rank, world)
+            return StreamLoader(stream, self.batches_per_epoch(), self.num_workers)
         n_blocks = len(self.train_blocks.input_ids)
         order = BlockOrder(n_blocks, self.batch_size, self.batches_per_epoch(), self.seed, rank, world)
         return ResumableLoader(BlockDataset(self.train_blocks), order, num_workers=self.num_workers)

@@ -119,21 +119,34 @@ def documents(
             yield Document(text)
 
 
-def _hub_texts(name: str, split: str, text_field: str, config: str | None) -> Iterator[str]:
-    """Stream a hub corpus: nothing is downloaded beyond what is read."""
+def hub_dataset(name: str, split: str, config: str | None = None):
+    """A split of a hub corpus, or of a directory in its form, as a stream: no more is downloaded than is read.
+
+    Raises:
+        ValueError: no such corpus, split or configuration, or the hub cannot be reached.
+    """
     import datasets
 
     datasets.disable_progress_bars()
     try:
-        stream = datasets.load_dataset(name, config, split=split, streaming=True)
-        for row in stream:
-            yield text_of(row, text_field, name)
+        return datasets.load_dataset(name, config, split=split, streaming=True)
     except ValueError as error:
         raise ValueError(f"corpus {name!r}, split {split!r}: {error}") from None
     except OSError as error:
-        raise ValueError(
-            f"corpus {name!r} is no file here and the hub cannot be reached: {str(error).splitlines()[0]}"
-        ) from None
+        raise _unreachable(name, error) from None
+
+
+def _hub_texts(name: str, split: str, text_field: str, config: str | None) -> Iterator[str]:
+    try:
+        for row in hub_dataset(name, split, config):
+            yield text_of(row, text_field, name)
+    except OSError as error:  # lost on the way
+        raise _unreachable(name, error) from None
+
+
+def _unreachable(name: str, error: OSError) -> ValueError:
+    reason = str(error).splitlines()[0]
+    return ValueError(f"corpus {name!r} is no file here and the hub cannot be reached: {reason}")
 
 
 class BlockSpec(NamedTuple):
@@ -244,6 +257,11 @@ def _portion(source: Iterator[Document], documents: int = 256, characters: int =
         if len(portion) == documents or length >= characters:
             break
     return portion
+
+
+def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of one document with its separator."""
+    return next(_encode([Document(text)], tokenizer, False)).ids
 
 
 class _Encoded(NamedTuple):
