@@ -10,7 +10,6 @@ from torch import Tensor
 from callbacks.tensorboard import writers
 from slms.report.measure import token_texts
 from slms.report.reading import markdown
-from slms.sae.evaluate import Used
 from slms.sae.examples import BestUses
 
 
@@ -54,10 +53,10 @@ class FeatureExamples(Callback):
         self._begin()
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Mapping[str, Used], batch: Mapping[str, Tensor],
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Mapping[str, Tensor],
         batch_idx: int, dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        """Offer what each coder used of the batch."""
+        """Offer what each coder used of the batch: `outputs` is label → `Used`."""
         if trainer.sanity_checking or not trainer.is_global_zero or not self.n_features:
             return
         ids, first = batch["input_ids"].cpu(), sum(part.numel() for part in self.ids)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -21,7 +22,6 @@ from slms.report.describe_features import (
 from slms.report.feature_page import write_features
 from slms.report.feature_schema import FeatureResults
 from slms.report.feature_tables import COLUMNS, PATHWAY_COLUMNS, feature_rows, pathway_rows, summary
-from slms.report.measure import token_texts
 from slms.report.palette import write_figure
 from slms.sae.baselines import FixedCoder
 from slms.sae.carriers import Carried, PathwayCarriers, carrying_layers
@@ -136,7 +136,7 @@ def _results(
         corpus=subject.text["corpus"],
         split=split,
         tokens=reader.tokens,
-        documents=int(blocks.doc_ids.max()) + 1,
+        documents=len(np.unique(blocks.doc_ids)),
         l0=int(reader.uses.sum()) / reader.tokens,
         dead=int((reader.uses == 0).sum()),
         logits=method,
@@ -144,7 +144,7 @@ def _results(
         families=describe_families(reader, scores, blocks),
         graph=None if graph is None else describe_graph(graph, described),
         layers=[describe_layer_carriers(found, bound) for found in carried],
-        vocabulary=token_texts(subject.tokenizer, list(vocabulary.ids)),
+        vocabulary=vocabulary.texts(subject.tokenizer),
         features=described,
     )
     return results, carried

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from slms.data.text import Blocks
 from slms.metrics.communities import Modularity, modularity
@@ -27,6 +28,7 @@ from slms.report.feature_schema import (
     Preference,
     UseContext,
 )
+from slms.report.measure import token_texts
 from slms.sae.carriers import Carried
 from slms.sae.features import BINS_AN_OCTAVE, OCTAVES, Context, LatentReader
 from slms.sae.logits import Effects
@@ -45,6 +47,10 @@ class Vocabulary:
     def __call__(self, token_id: int) -> int:
         """The index of an id, new or known."""
         return self.ids.setdefault(int(token_id), len(self.ids))
+
+    def texts(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        """Their texts. Half a character, which UTF-8 cannot hold and browsers stumble over, is written out."""
+        return [text.encode("utf-8", "backslashreplace").decode() for text in token_texts(tokenizer, list(self.ids))]
 
 
 class Graph(NamedTuple):

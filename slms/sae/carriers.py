@@ -145,14 +145,15 @@ class _LayerSums:
         null = torch.tensor(
             [_largest(of_neuron, group[torch.randperm(len(group), generator=generator)]) for _ in range(n_nulls)]
         )
-        value, mean, spread = _largest(of_neuron, group), float(null.mean()), float(null.std())
+        value, null_mean, null_sd = _largest(of_neuron, group), float(null.mean()), float(null.std())
+        z = (value - null_mean) / null_sd if null_sd > 0 else torch.nan
         return Carried(
             layer=layer,
             load=self.chosen / n,
             part=excess / rise,
             z=excess / sd,
             lift=(self.together / uses) / (self.chosen / n)[:, None],
-            concentration=Concentration(value, mean, spread, (value - mean) / spread if spread > 0 else torch.nan),
+            concentration=Concentration(value, null_mean, null_sd, z),
         )
 
 

@@ -87,6 +87,9 @@ function featureView(f) {
     f.uses ? make("h3", {}, `Activations of ${f.uses.toLocaleString("en")} uses`) : null, f.uses ? histogram(f) : null,
     preferences.length ? make("h3", {}, "What its use tells about the word") : null,
     preferences.length ? table(["labels", "prefers", "share", "lift", "SI", "z"], preferences, 2) : null,
+    f.carriers.length ? make("h3", {}, "Pathways that carry it") : null,
+    f.carriers.length ? table(["layer", "pathway", "part of its rise", "z", "chosen at its uses"], f.carriers.map((c) =>
+      [`L${c.layer}`, make("a", { href: `#p=${c.layer}.${c.pathway}` }, `p${c.pathway}`), percent(c.part), number(c.z, 3), `${number(c.lift, 2)}×`])) : null,
     make("h3", {}, "Nearest decoder directions"),
     table(["feature", "strongest at", "cosine"], f.neighbours.map((n) =>
       [link(n.feature), make("span", {}, ...chips(summaries[n.feature].tokens.slice(0, 4))), n.cosine.toFixed(2)]), 2));
@@ -111,6 +114,26 @@ function communityView(c) {
       summaries[f.index].family ? siOf(f, summaries[f.index].family).toFixed(3) : "–"]), 2)];
 }
 
+function pathwayView(layer, p) {
+  return [make("div", { class: "bar" }, back(), make("h2", {}, `Layer ${layer.layer}, pathway ${p.index}`)),
+    facts([["chosen at", `${percent(p.load)} of tokens`], ["carries", `${p.carries} features`]]),
+    make("p", { class: "note" }, "It carries a feature if of the layer's pathways it brings most of the rise of the feature's "
+      + "pre-activation at its uses over the mean, directly, and more than with its outputs shuffled among tokens."),
+    table(["feature", "strongest at", "part of its rise", "density"], p.features.map((i) => [link(i),
+      make("span", {}, ...chips(summaries[i].tokens.slice(0, 4))),
+      percent(features[i].carriers.find((c) => c.layer === layer.layer).part), percent(features[i].density)]), 2)];
+}
+
+function pathways() {
+  return data.layers.flatMap((layer) => [make("h3", {}, `Pathways of layer ${layer.layer}`),
+    make("p", { class: "note" }, `Features gather in one pathway: ${layer.concentration.toFixed(3)} (1: one pathway alone moves each feature); `
+      + `random groups of the same neurons ${layer.null_mean.toFixed(3)} ± ${number(layer.null_sd, 1)}, z ${number(layer.z, 3)}.`),
+    table(["pathway", "its features are strongest at", "carries", "chosen"], layer.pathways.map((p) =>
+      [make("a", { href: `#p=${layer.layer}.${p.index}` }, `p${p.index}`),
+        make("span", {}, ...chips([...new Set(p.features.map((i) => summaries[i].tokens[0]))].slice(0, 6))),
+        String(p.carries), percent(p.load)]), 2)]);
+}
+
 function overview() {
   const g = data.graph, between = (e) => (e.low === null ? "" : ` [${e.low.toFixed(3)}, ${e.high.toFixed(3)}]`);
   const place = data.site === data.target ? data.site : `${data.site} to ${data.target}`;
@@ -130,6 +153,7 @@ function overview() {
       table(["community", "tokens that tell it from the others", "features", "uses"], g.communities.map((c) =>
         [make("a", { href: `#c=${c.index}` }, String(c.index)), make("span", {}, ...chips(c.tokens.map((t) => words[t]))),
           String(c.size), c.uses.toLocaleString("en")]), 2)] : []),
+    ...pathways(),
     make("h3", {}, "Logit effects"), make("p", { class: "note" }, data.logits),
     make("h3", {}, "Keys"),
     make("p", { class: "note" }, ...[["/", "search"], ["j", ""], ["k", "next, previous feature"], ["o", "this page"], ["t", "light or dark"], ["Esc", "leave the search"]]
@@ -139,9 +163,11 @@ function overview() {
 // --- navigation ------------------------------------------------------------------------------------------------------
 
 function route() {
-  const [kind, value] = location.hash.slice(1).split("="), id = Number(value);
+  const [kind, value = ""] = location.hash.slice(1).split("="), id = Number(value);
+  const [layer, p] = value.split(".").map(Number), routed = kind === "p" && data.layers.find((l) => l.layer === layer);
   selected = kind === "f" && features[id] ? id : null;
   const view = selected !== null ? featureView(features[id])
+    : routed && routed.pathways[p] ? pathwayView(routed, routed.pathways[p])
     : kind === "c" && communities.has(id) ? communityView(communities.get(id)) : overview();
   $("view").replaceChildren(...view.filter((part) => part !== null));
   $("view").scrollTop = 0;
