@@ -81,8 +81,7 @@ class SparseAutoencoder(L.LightningModule):
             trainee = Trainee(spec, source, target, x, y)
             self.trainees.append(trainee)
             self.quality.append(CoderQuality(y.shape[1], trainee.coder.d_sae))
-            logger.info("%s: %s, %d latents, lr %.2g", trainee.label, spec.coder.kind, trainee.coder.d_sae,
-                        self.optimizer_config.peak(trainee.coder.d_sae))  # fmt: skip
+            logger.info("%s: %s, %d latents", trainee.label, spec.coder.kind, trainee.coder.d_sae)
 
     # --- training ----------------------------------------------------------------------------------------------------
 
@@ -99,8 +98,8 @@ class SparseAutoencoder(L.LightningModule):
 
     def configure_optimizers(self):
         """Adam, one parameter group a coder, with warm-up and linear decay."""
-        optimizer = self.optimizer_config.adam([trainee.coder for trainee in self.trainees])
         total = self.total_steps
+        optimizer = self.optimizer_config.adam([trainee.coder for trainee in self.trainees], total)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.optimizer_config.share(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -33,7 +33,7 @@ def fit(
     Returns:
         `trainee`, ready for inference.
     """
-    adam = optimizer.adam([trainee.coder])
+    adam = optimizer.adam([trainee.coder], steps)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: optimizer.share(step, steps))
     trainee.train()
     for step in range(steps):

@@ -8,13 +8,16 @@ import torch
 from slms.sae.base import Coder
 from slms.sae.coders import BatchTopK
 
+LONG_RUN = 100_000  # steps
+
 
 @dataclass(frozen=True)
 class CoderOptimizerConfig:
     """Adam(0.9, 0.999, eps 6.25e-10) and its schedule.
 
     Args:
-        lr: peak learning rate; null takes 2e-4/√(latents / 2¹⁴) (Gao et al., arXiv:2406.04093), at most `max_lr`.
+        lr: peak learning rate; null takes 2e-4/√(latents / 2¹⁴) (Gao et al., arXiv:2406.04093), which is for 10⁵
+            steps and more, times √(10⁵ / steps) for a run of fewer, at most `max_lr`.
         max_lr: bound on the automatic learning rate.
         warmup_steps: steps of linear warm-up, at most a twentieth of the run.
         decay: share of the run, at its end, over which the learning rate falls linearly to 0.
@@ -25,7 +28,7 @@ class CoderOptimizerConfig:
     """
 
     lr: float | None = None
-    max_lr: float = 1e-3
+    max_lr: float = 1e-2
     warmup_steps: int = 1000
     decay: float = 0.2
     sparsity_warmup: float = 0.05
@@ -42,9 +45,15 @@ class CoderOptimizerConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"model.optimizer.{name} is {getattr(self, name)}; it must lie in [0, 1]")
 
-    def peak(self, d_sae: int) -> float:
-        """Peak learning rate of a coder with d_sae latents."""
-        return self.lr or min(2e-4 / (d_sae / 2**14) ** 0.5, self.max_lr)
+    def peak(self, d_sae: int, total: int) -> float:
+        """Peak learning rate of a coder with d_sae latents in a run of `total` steps.
+
+        >>> [CoderOptimizerConfig().peak(2**14, steps) for steps in (10**6, 1000)]
+        [0.0002, 0.002]
+        """
+        # 500 steps of 512 tokens, 1,024 latents: FVU .100 at Gao's rate, .041 at ten times it (docs/log.md).
+        short = max(LONG_RUN / max(total, 1), 1.0) ** 0.5
+        return self.lr or min(2e-4 / (d_sae / 2**14) ** 0.5 * short, self.max_lr)
 
     def warmup(self, total: int) -> int:
         """Steps of warm-up in a run of `total`."""
@@ -67,9 +76,9 @@ class CoderOptimizerConfig:
         """Tokens without use that make a latent dead in a run of `tokens`."""
         return self.dead_tokens or max(min(tokens // 20, 10_000_000), 1)
 
-    def adam(self, coders: Iterable[Coder]) -> torch.optim.Adam:
-        """The optimizer, one parameter group a coder, at peak learning rates."""
-        groups = [{"params": list(coder.parameters()), "lr": self.peak(coder.d_sae)} for coder in coders]
+    def adam(self, coders: Iterable[Coder], total: int) -> torch.optim.Adam:
+        """The optimizer of a run of `total` steps, one parameter group a coder, at peak learning rates."""
+        groups = [{"params": list(coder.parameters()), "lr": self.peak(coder.d_sae, total)} for coder in coders]
         return torch.optim.Adam(groups, betas=(0.9, 0.999), eps=6.25e-10, fused=True)
 
     def prepare(self, coder: Coder, step: int, total: int) -> None:

@@ -46,7 +46,7 @@ def place(tmp_path_factory):
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", model_max_length=64)
     fast.save_pretrained(directory)
-    torch.manual_seed(0)
+    torch.manual_seed(3)  # not the seed that `random_twin` takes: the control must be another model
     config = GPTNeoConfig(vocab_size=41, hidden_size=8, num_layers=2, num_heads=2, attention_types=[[["global"], 2]],
                           max_position_embeddings=64, bos_token_id=0, eos_token_id=0)  # fmt: skip
     GPTNeoForCausalLM(config).save_pretrained(directory)
@@ -100,7 +100,7 @@ def test_figures_and_baselines(place, name, capsys):
     assert results["PCA"]["l0"]["value"] == pytest.approx(ours["l0"]["value"], abs=1)
     assert ours["fvu"]["value"] < results["random coder"]["fvu"]["value"] < 1
     for result in results.values():
-        assert result["fvu"]["low"] < result["fvu"]["value"] < result["fvu"]["high"]
+        assert result["fvu"]["low"] <= result["fvu"]["value"] <= result["fvu"]["high"] > result["fvu"]["low"]
         assert result["recovered"].keys() == result["ce_ablated"].keys() == {"zero", "mean"}
         assert result["kl"]["value"] > 0
         share = (result["ce_ablated"]["zero"]["value"] - result["ce"]["value"]) / (
@@ -125,7 +125,7 @@ def test_specialization_of_latents_is_that_of_their_definition(place):
     x = read_sites(opened.subject.model, batch["input_ids"], [opened.source])["residual.0"]
     kept = batch["input_ids"].flatten() != 0
     on = (opened.coder.encode(x[kept]) > 0).double()
-    family = next(iter(out["si"]["this coder"]))
+    family = "frequency"
     classes = batch[f"labels_{family}"].flatten()[kept]
     known = classes >= 0
     one_hot = torch.nn.functional.one_hot(classes[known], len(opened.subject.blocks.label_names[family])).double()

@@ -199,16 +199,6 @@ def test_geometric_median_resists_outliers():
     assert geometric_median(x).norm() < 0.5 < x.mean(0).norm()
 
 
-def test_learning_rate_and_its_schedule():
-    config = CoderOptimizerConfig(warmup_steps=5, decay=0.5)
-    shares = [config.share(step, 100) for step in (0, 4, 5, 49, 50, 75, 100)]
-    assert shares == [0.2, 1.0, 1.0, 1.0, 1.0, 0.5, 0.0]
-    assert config.peak(2**14) == 2e-4
-    assert config.peak(2**12) == pytest.approx(4e-4)
-    assert config.peak(2**6) == 1e-3
-    assert CoderOptimizerConfig(lr=0.5).peak(2**14) == 0.5
-
-
 def test_bad_configurations(place):
     base = BaseConfig(name=str(place))
     with pytest.raises(ValueError, match=r"site 'residual\.7'.*residual\.1"):

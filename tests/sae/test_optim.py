@@ -1,0 +1,62 @@
+"""Learning rates, schedule and what counts as dead; refusals."""
+
+import pytest
+
+from slms.sae.coders import build_coder
+from slms.sae.config import CoderConfig
+from slms.sae.optim import CoderOptimizerConfig
+
+
+def test_schedule():
+    config = CoderOptimizerConfig(warmup_steps=5, decay=0.5)
+    shares = [config.share(step, 100) for step in (0, 4, 5, 49, 50, 75, 100)]
+    assert shares == [0.2, 1.0, 1.0, 1.0, 1.0, 0.5, 0.0]
+    assert CoderOptimizerConfig(warmup_steps=0, decay=0).share(100, 100) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("d_sae", "steps", "lr"),
+    [(2**14, 10**5, 2e-4), (2**14, 10**7, 2e-4), (2**12, 10**5, 4e-4), (2**14, 10**3, 2e-3), (2**6, 10, 1e-2)],
+)
+def test_automatic_learning_rate(d_sae, steps, lr):
+    assert CoderOptimizerConfig().peak(d_sae, steps) == pytest.approx(lr)
+
+
+def test_given_learning_rate_and_one_group_a_coder():
+    config = CoderOptimizerConfig(lr=0.5)
+    assert config.peak(2**14, 10) == 0.5
+    coders = [build_coder(CoderConfig(d_sae=s, k=2), 4) for s in (8, 16)]
+    groups = CoderOptimizerConfig(max_lr=1.0).adam(coders, 10**5).param_groups
+    assert [group["lr"] for group in groups] == [pytest.approx(2e-4 * (2**14 / s) ** 0.5) for s in (8, 16)]
+
+
+def test_dead_after_a_twentieth_of_the_run_at_most_ten_million_tokens():
+    assert [CoderOptimizerConfig().dead_after(n) for n in (10, 1000, 10**9)] == [1, 50, 10**7]
+    assert CoderOptimizerConfig(dead_tokens=7).dead_after(1000) == 7
+
+
+def test_what_a_step_sets():
+    coder = build_coder(CoderConfig(d_sae=8, k=2), 4)
+    config = CoderOptimizerConfig(sparsity_warmup=0.1)
+    shares = []
+    for step in (0, 49, 99, 100, 999):
+        config.prepare(coder, step, 1000)
+        shares.append(coder.sparsity_share)
+    assert shares == [0.01, 0.5, 1.0, 1.0, 1.0]
+    assert coder.memory == 20
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("lr", 0.0),
+        ("max_lr", -1.0),
+        ("dead_tokens", 0),
+        ("warmup_steps", -1),
+        ("decay", 2.0),
+        ("sparsity_warmup", -0.1),
+    ],
+)
+def test_refused(option, value):
+    with pytest.raises(ValueError, match=rf"model\.optimizer\.{option} is {value}"):
+        CoderOptimizerConfig(**{option: value})
