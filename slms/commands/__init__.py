@@ -6,7 +6,21 @@ from typing import Any
 
 from slms.commands.arguments import arranged
 
-NAMES = ("layers", "perplexity", "pathways", "compare", "probes", "sae", "features", "doctor", "dynamick")
+NAMES = (
+    "layers",
+    "perplexity",
+    "pathways",
+    "compare",
+    "specialization",
+    "probes",
+    "ablation",
+    "suite",
+    "sae",
+    "features",
+    "dynamick",
+    "harness",
+    "doctor",
+)
 """In the order of `eval.py --help`; each is a function in the module of its name."""
 
 

@@ -7,7 +7,8 @@ Weights are read neuron-major: a neuron is row i of W_in (and W_gate) and row i 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
@@ -144,6 +145,29 @@ def list_layers(model: PreTrainedModel | str) -> list[LayerInfo]:
         name = f"{adapter.layers}.{index}.{adapter.mlp}"
         layers.append(LayerInfo(index, name, d, f, weights.activation, weights.W_gate is not None))
     return layers
+
+
+def named_layers(model: PreTrainedModel, names: Sequence[str] | None) -> list[int]:
+    """Indices of the layers called `names`: `gpt_neox.layers.10.mlp`, or `10`, or `L10`; all of them for None.
+
+    Raises:
+        ValueError: there is no such layer; the nearest names are given.
+    """
+    known = {layer.name: layer.index for layer in list_layers(model)}
+    if names is None:
+        return list(known.values())
+    numbers = {f"{prefix}{index}": index for index in known.values() for prefix in ("", "L")}
+    for name in names:
+        if name not in known and name not in numbers:
+            # Of equally near names, those with the same number are meant.
+            number = [part for part in name.split(".") if part.isdigit()]
+            alike = [k for k in known if number and number[0] in k.split(".")]
+            near = dict.fromkeys([*alike, *difflib.get_close_matches(name, known, n=3, cutoff=0.0)])
+            raise ValueError(f"--layers {name}: no MLP of this model; the nearest of its {len(known)} are "
+                             f"{', '.join(list(near)[:3])}")  # fmt: skip
+    if not names:
+        raise ValueError("--layers is empty; leave it out to take all layers")
+    return list(dict.fromkeys((known | numbers)[name] for name in names))
 
 
 def _adapter_of_mlp(mlp: nn.Module) -> Adapter:

@@ -5,7 +5,7 @@ Shapes: b blocks, t position, n tokens (b·t), u units, f neurons, r sampled tok
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from slms.lit.evaluate import batches
 from slms.metrics.activations import CoActivation, LayerSparsity, SparsitySums
 from slms.metrics.communities import Modularity, modularity
 from slms.metrics.functional import (
-    ActivationSparsity,
     PartitionModularity,
     Score,
     coactivation,
@@ -44,7 +43,7 @@ class Place(NamedTuple):
     si: dict[str, Score]
     """by family; families conditional on the token end in ` | token`"""
     best_class: dict[str, Tensor]
-    """int64 [u], of each unconditional family the class that most makes a unit's tokens differ; −1 for a unit never on"""
+    """int64 [u], of each unconditional family the class that most sets a unit's tokens apart; −1 for a unit never on"""
     coherence: Score
     graph: Modularity | None
     in_graph: Tensor
@@ -61,7 +60,7 @@ class Measured(NamedTuple):
     places: list[Place]
     label_names: dict[str, tuple[str, ...]]
     coverage: dict[str, float]
-    """of each family the share of tokens with a known class; of a conditional one the share of n·H(C | token) covered"""
+    """of each family, the share of tokens with a known class; of a conditional one, the share of n·H(C | token)"""
     seconds: dict[str, float]
     """of reading the text and of each kind of number"""
 
@@ -230,9 +229,3 @@ def _best_class(counts: Tensor, totals: Tensor) -> Tensor:
 def _top_tokens(strength: Tensor, tokens: Tensor, k: int = 10) -> Tensor:
     value, rows = strength.topk(min(k, len(strength)), dim=0)
     return torch.where(value > 0, tokens[rows], -1).T
-
-
-def sparsity_scores(place: LayerSparsity) -> dict[str, tuple[float, float]]:
-    """Each measure of activation sparsity with the half-width of its interval."""
-    values, halves = place.value._asdict(), cast(ActivationSparsity, place.half_width)._asdict()
-    return {name: (float(value), float(halves[name])) for name, value in values.items()}

@@ -1,0 +1,159 @@
+"""`eval.py specialization`: how specialised the units of a model are."""
+
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from slms.commands.coder import coder_directories, open_coder, special_ids
+from slms.commands.subject import Subject, open_subject
+from slms.data.probes import MANIFEST, read_tasks
+from slms.data.prompts import prompt_blocks
+from slms.models.anatomy import named_layers
+from slms.report.artifacts import artifact_directory, write_csv, write_json
+from slms.report.facts import command_line, hardware, versions
+from slms.report.measure import random_model, token_texts
+from slms.report.palette import write_figure
+from slms.report.specialization import Measured, measure_units
+from slms.report.specialization_figure import specialization_figure
+from slms.report.specialization_rows import Row, rows_of, unit_columns, unit_rows
+from slms.report.specialization_table import specialization_table
+from slms.report.units import LatentReader, NeuronReader, PathwayReader, UnitReader
+from slms.sae.baselines import FixedCoder
+
+UNITS = ("neurons", "pathways", "features")
+DEFAULT_GIVEN = ("semantic", "domain")
+
+
+def specialization(
+    model: str | None = None,
+    units: str = "neurons",
+    sae: str | None = None,
+    layers: list[str] | None = None,
+    corpus: str | None = None,
+    validation: str | None = None,
+    split: str = "validation",
+    block_size: int | None = None,
+    n_tokens: int | None = None,
+    batch_size: int = 16,
+    families: list[str] | None = None,
+    given_token: list[str] | None = None,
+    probe_manifest: str | None = None,
+    task_id: list[str] | None = None,
+    active_share: float = 0.1,
+    n_nulls: int = 10,
+    graph: bool = True,
+    random: bool = True,
+    output_dir: str = "artifacts",
+) -> None:
+    """Activation sparsity, specialization index, semantic coherence and modularity, each with null, z and 95 % interval.
+
+    AS: Gini, Hoyer, share of neurons holding .9 of a token's contributions, participation ratio / N, exact zeros.
+    SI: adjusted mutual information of a unit and a label of the token (0 chance, 1 tells the class), also given the
+    token, and with the task of a prompt. Coherence: mean cosine of the embeddings of the tokens that activate a unit
+    most. Q: modularity of the co-activation graph against neurons whose tokens are shuffled.
+
+    Args:
+        model: a run directory, a model directory, `stories-1m` or a Hugging Face id; of features, what the SAE names.
+        units: neurons, pathways (of a routed model) or features (of a sparse autoencoder).
+        sae: a SAELens directory, or a run with `saes/`; for features.
+        layers: names such as gpt_neox.layers.10.mlp, or numbers; all by default. Of neurons.
+        corpus: `stories`, a .txt/.jsonl/.parquet file or a dataset id; the run's own corpus, else `stories`.
+        validation: a second corpus that holds the validation split.
+        split: train, validation or test.
+        block_size: context in tokens; the run's, else 256.
+        n_tokens: tokens to measure on; the run's, else 131072.
+        batch_size: blocks of one forward pass.
+        families: label families for SI (token_class, frequency, pos, semantic, number, domain); all by default.
+        given_token: families whose SI is also computed given the token; semantic and domain by default, where known.
+        probe_manifest: prompts whose task is a label; the project's own by default.
+        task_id: tasks of the manifest; all by default.
+        active_share: a neuron is on at this share of tokens, where its |activation| is largest.
+        n_nulls: token-shuffled graphs behind the null of Q.
+        graph: measure Q, the slowest part.
+        random: also measure the model with random weights.
+        output_dir: specialization.csv, .json, .png and units.csv go to OUTPUT_DIR/specialization/NAME/.
+    """
+    if units not in UNITS:
+        raise ValueError(f"--units {units}: it must be one of {', '.join(UNITS)}")
+    if units == "features":
+        if sae is None:
+            raise ValueError("--units features needs --sae, a SAELens directory or a run with saes/")
+        paths = coder_directories(Path(sae))
+    elif model is None:
+        raise ValueError(f"--units {units} needs --model")
+    text = {
+        "corpus": corpus,
+        "validation": validation,
+        "block_size": block_size,
+        "n_tokens": n_tokens or (131_072 if units == "features" else None),
+    }
+    tasks = read_tasks(probe_manifest or MANIFEST, task_id)
+
+    def measure(reader: UnitReader, subject: Subject, graphs: int, what: str) -> tuple[Measured, Measured]:
+        """On the text, and on the tasks' prompts."""
+        given = [name for name in DEFAULT_GIVEN if name in subject.blocks.label_names]
+        on_text = measure_units(
+            reader, subject.blocks, batch_size, families, given if given_token is None else given_token, graphs,
+            graph=graph, progress=lambda items, step, n: tqdm(items, f"{what}: {step}", n, leave=False, delay=2),
+        )  # fmt: skip
+        context = getattr(subject.model.config, "max_position_embeddings", subject.text["block_size"])
+        prompts = prompt_blocks(tasks, subject.tokenizer, context)
+        return on_text, measure_units(reader, prompts, batch_size, graph=False)
+
+    found: list[tuple[Measured, Measured]] = []
+    beside: list[tuple[Measured, Measured]] = []
+    if units == "features":
+        for path in paths:
+            opened = open_coder(str(path), model, split=split, batch_size=batch_size, **text)
+            subject, coder = opened.subject, opened.coder
+            placed = FixedCoder(coder, opened.source, opened.target, opened.x, opened.y)
+            special = special_ids(subject)
+            features = LatentReader(subject.model, placed, coder.W_dec, path.name, opened.source, special)
+            found.append(measure(features, subject, n_nulls, path.name))
+    else:
+        assert model is not None
+        subject = open_subject(model, split, **text)
+        chosen = named_layers(subject.model, layers)
+        nets = {"model": subject.model} | ({"random weights": random_model(subject.model)} if random else {})
+        for name, net in nets.items():
+            reader = (
+                NeuronReader(net, subject.blocks, chosen, active_share) if units == "neurons" else PathwayReader(net)
+            )
+            (found if name == "model" else beside).append(
+                measure(reader, subject, n_nulls if name == "model" else 2, name)
+            )
+    on_text, on_prompts = _joined([pair[0] for pair in found]), _joined([pair[1] for pair in found])
+    rows = rows_of(on_text, _joined([pair[0] for pair in beside]) if beside else None)
+    rows += _of_tasks(rows_of(on_prompts, _joined([pair[1] for pair in beside]) if beside else None))
+
+    directory = artifact_directory(output_dir, "specialization", sae if units == "features" and sae else str(model))
+    if units == "pathways":
+        directory = directory.with_name(f"{directory.name}-pathways")
+    ids = sorted({i for place in on_text.places for i in place.top_tokens.flatten().tolist()} - {-1})
+    texts = dict(zip(ids, token_texts(subject.tokenizer, ids), strict=True))
+    write_csv(directory / "specialization.csv", Row._fields, rows)
+    write_csv(directory / "units.csv", unit_columns(on_text), unit_rows(on_text, texts))
+    about = {
+        "model": subject.name, "units": units, "sae": sae, **subject.text, "split": split,
+        "tokens": on_text.places[0].n_tokens, "documents": int(subject.blocks.doc_ids.max()) + 1,
+        "prompt_tokens": on_prompts.places[0].n_tokens, "tasks": [task.task_id for task in tasks],
+        "active_share": active_share if units == "neurons" else None, "coverage": on_text.coverage,
+        "seconds": on_text.seconds, "command": command_line(), "versions": versions(),
+        "hardware": hardware(subject.model.device),
+    }  # fmt: skip
+    write_json(directory / "specialization.json", about | {"rows": [row._asdict() for row in rows]})
+    name = directory.name if units == "features" else subject.name
+    write_figure(directory / "specialization.png", specialization_figure(rows, name, units))
+    print(specialization_table(rows, about))
+    print(f"\nwritten to {directory}")
+
+
+def _joined(parts: list[Measured]) -> Measured:
+    """Several coders' places as one measurement."""
+    seconds = {key: sum(part.seconds[key] for part in parts) for key in parts[0].seconds}
+    places = [place for part in parts for place in part.places]
+    return Measured(places, parts[0].label_names, parts[0].coverage, seconds)
+
+
+def _of_tasks(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row.family == "task"]
