@@ -6,6 +6,7 @@ evolution        how the routers settle over training; evolution.png
 results          llm_routing_results.json, llm_monosemanticity.png, model/, the closing table
 coders           the sparse autoencoders of a run, as SAELens directories
 examples         a few of their latents with their strongest uses, each epoch
+kernels          time the backends of routed MLPs at this run's shapes, where asked to
 nan_guard        stop at a loss or gradient that is not finite
 progress         what the terminal shows
 """
@@ -13,6 +14,7 @@ progress         what the terminal shows
 from callbacks.coders import CoderWriter
 from callbacks.evolution import Evolution
 from callbacks.examples import FeatureExamples
+from callbacks.kernels import KernelCalibration
 from callbacks.metrics_csv import MetricsCsv
 from callbacks.nan_guard import NanGuard
 from callbacks.progress import Progress
@@ -24,6 +26,7 @@ CALLBACKS = {
     "progress": Progress,
     "metrics_csv": MetricsCsv,
     "nan_guard": NanGuard,
+    "kernels": KernelCalibration,
     "specialization": Specialization,
     "evolution": Evolution,
     "results": ResultsWriter,

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from kernels.costs import machine
 from slms.commands.subject import Subject, open_model, open_subject, run_base
+from slms.lit.calibrate import KernelOptions, calibrate_kernels
 from slms.lit.frontier import (
     DENSE_RULES,
     ROUTED_RULES,
@@ -49,6 +50,7 @@ from slms.report.frontier_figure import frontier_figure
 from slms.report.palette import write_figure
 
 BUDGET_BLOCKS = 4
+AS_ESTIMATED = KernelOptions()
 
 
 def dynamick(
@@ -65,6 +67,7 @@ def dynamick(
     calibration_tokens: int = 8192,
     batch_size: int = 16,
     seconds: float = 1.0,
+    kernels: KernelOptions = AS_ESTIMATED,
     output_dir: str = "artifacts",
 ) -> None:
     """Perplexity, FLOPs and measured speed of executing a share of the MLPs, rule by rule, against the dense model.
@@ -88,6 +91,8 @@ def dynamick(
         calibration_tokens: of the training split, for thresholds, predictors, routers and budgets.
         batch_size: blocks of one forward pass.
         seconds: how long each point is timed; 0 leaves the speed out.
+        kernels: --kernels.calibrate times the backends of routed MLPs at this model's shapes first, and keeps the
+            table; by default they are chosen by estimate where this machine has none.
         output_dir: dynamick.csv, dynamick.json and frontier.png go to OUTPUT_DIR/dynamick/NAME/.
     """
     densities = None if k is None else parse_densities(k)
@@ -99,7 +104,7 @@ def dynamick(
     calibration = token_ids(open_subject(model, "train", n_tokens=calibration_tokens, **given))
     routed = subject.model if routed_layers(subject.model) else None
     base = subject.model if routed is None else dense_of(model, dense)
-    session = _Session(base, subject, calibration, batch_size, seconds)
+    session = _Session(base, subject, calibration, batch_size, seconds, kernels.calibrate)
     points: list[Point] = []
     if routed is not None:
         points += session.routed_points(routed, _named(rule, ROUTED_RULES), densities)
@@ -186,9 +191,18 @@ def dense_of(model: str, dense: str | None) -> PreTrainedModel:
 class _Session:
     """One text, one dense model: points are measured against it."""
 
-    def __init__(self, dense: PreTrainedModel, subject: Subject, calibration: Tensor, batch_size: int, seconds: float):
+    def __init__(
+        self,
+        dense: PreTrainedModel,
+        subject: Subject,
+        calibration: Tensor,
+        batch_size: int,
+        seconds: float,
+        calibrate: bool,
+    ):
         self.dense, self.blocks, self.calibration = dense, subject.blocks, calibration
         self.batch_size, self.seconds, self.block_size = batch_size, seconds, subject.text["block_size"]
+        self.calibrate = calibrate
         self.prompt = token_ids(subject)[:1, : self.block_size - 1].to(dense.device)
         self.quality = measure_quality(dense, self.blocks, batch_size)
         self.cost = count_cost(dense, dense, {}, self.block_size)
@@ -201,6 +215,7 @@ class _Session:
         return Frontier(self.quality.loss.compute(), self.cost.mlp, self.cost.total, device, points)
 
     def routed_points(self, model: PreTrainedModel, rules: list[str], densities: list[float] | None) -> Iterator[Point]:
+        self.prepare(model)
         own = next(iter(routed_layers(model).values())).config.rule
         grid = [(name, target) for name in rules or [own] for target in densities or [None]]
         for name, target in tqdm(grid, "routed", leave=False, delay=2, disable=None):
@@ -209,6 +224,7 @@ class _Session:
 
     def dense_points(self, rule: str, targets: list[float], by_loss: bool) -> Iterator[Point]:
         model = under_rule(self.dense, rule, self.calibration)
+        self.prepare(model)
         costs = None
         if by_loss and min(targets) < 1:
             steps = len(layer_sizes(model)) * (len(LEVELS) - 1)
@@ -217,6 +233,13 @@ class _Session:
         for target in tqdm(targets, rule, leave=False, delay=2, disable=None):
             set_budget(model, densities_for(model, costs, target))
             yield self.point("dense", rule, target, model)
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Where asked to, time the kernels of a routed model at one token, a prompt and a batch, and say what runs."""
+        if self.calibrate and routed_layers(model):
+            tokens = (1, self.prompt.shape[1], self.batch_size * self.block_size)
+            for line in calibrate_kernels(model, tokens, model.dtype):
+                print(line)
 
     def point(self, subject: str, rule: str, target: float | None, model: PreTrainedModel) -> Point:
         quality: Quality = measure_quality(model, self.blocks, self.batch_size)

@@ -1,0 +1,60 @@
+"""Measuring which backend is fastest for a routed model on this machine, once; what is known is not measured again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from kernels.calibrate import calibrate
+from kernels.costs import Shape, key, load_table
+from kernels.dispatch import explain
+from slms.models.routed_mlp import RoutedMLP, routed_layers
+
+
+@dataclass(frozen=True)
+class KernelOptions:
+    """How routed MLPs are executed."""
+
+    calibrate: bool = False
+    """Time every backend at this model's shapes first, and keep the table; by default backends are chosen by estimate
+    where this machine has no table."""
+
+
+def calibrate_kernels(
+    model: nn.Module, tokens: Sequence[int], dtype: torch.dtype, training: bool = False, seconds: float = 0.2
+) -> list[str]:
+    """Calibrate every shape of the model's routed MLPs at these numbers of tokens; one line each of what will run.
+
+    A shape, type and direction that the machine's table already has at these numbers of tokens is not timed again.
+    tokens: of one call, largest last. dtype: in which the MLPs run. training: forward and backward, else forward alone.
+    """
+    lines, seen = [], set()
+    for mlp in routed_layers(model).values():
+        shape = shape_of(mlp, dtype, training)
+        if shape in seen:
+            continue
+        seen.add(shape)
+        density = mlp.k / mlp.config.n_pathways
+        known = {row["tokens"] for row in load_table().get(key(shape), [])}
+        if not set(tokens) <= known:
+            calibrate(
+                shape.d_model, shape.d_ff, shape.n_pathways, gated=shape.gated, activation=mlp.activation, dtype=dtype,
+                device=shape.device, training=training, tokens=sorted(known | set(tokens)),
+                densities=sorted({density, 0.25, 0.5, 1.0}), seconds=seconds,
+            )  # fmt: skip
+        said = explain(
+            tokens[-1], shape.d_model, mlp.offsets, density, gated=shape.gated, training=training, dtype=dtype,
+            device=shape.device,
+        )  # fmt: skip
+        source = "already calibrated" if set(tokens) <= known else "calibrated now"
+        direction = "training" if training else "inference"
+        lines.append(f"routed MLPs {shape.d_model}×{shape.d_ff}, {shape.dtype}, {direction}, {source}: {said}")
+    return lines
+
+
+def shape_of(mlp: RoutedMLP, dtype: torch.dtype, training: bool) -> Shape:
+    """The part of a routed MLP's calls that a calibration belongs to."""
+    f, d = mlp.W_in.shape
+    name, device = str(dtype).removeprefix("torch."), mlp.W_in.device.type
+    return Shape(d, f, mlp.config.n_pathways, mlp.W_gate is not None, name, device, training)
