@@ -70,13 +70,18 @@ def open_model(model: str) -> Base:
 def run_base(model: str) -> BaseConfig | None:
     """The base that a run started from; None where `model` is no run directory."""
     config = Path(model) / "config.yaml"
-    return BaseConfig(**_section(config, "model")["base"]) if config.is_file() else None
+    if not config.is_file():
+        return None
+    try:
+        return BaseConfig(**_section(config, "model")["base"])
+    except (KeyError, TypeError):
+        raise ValueError(f"{config}: not the config.yaml of a run") from None
 
 
 def _section(config: Path, name: str) -> dict:
     try:
         section = yaml.safe_load(config.read_text(encoding="utf-8"))[name]
-    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError):
         section = None
     if not isinstance(section, dict):
         raise ValueError(f"{config}: not the config.yaml of a run")

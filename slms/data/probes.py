@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 from slms.data.stories.probes import KINDS, probes
 from slms.data.text import documents
 
+MOST = 1_000_000
+"""items, repetitions or tokens that one line of a manifest can ask for"""
 MANIFEST = Path(__file__).resolve().parents[2] / "configs" / "probe_tasks.jsonl"
 
 
@@ -77,6 +79,8 @@ def read_tasks(manifest: str | Path = MANIFEST, task_ids: Sequence[str] | None =
                 pairs.setdefault(pair[0], []).append(pair[1])
                 continue
             wanted = task_ids is None or row.get("task_id") in task_ids
+            if wanted:
+                _check_place(row.get("source"), path.parent)
             task = _task(row, read_source=wanted)
             if task.task_id in tasks:
                 raise _BadLine(f"task_id {task.task_id!r} occurs twice")
@@ -188,6 +192,22 @@ def _stories(source: dict) -> list[Item]:
     return [Item(p.prompt, p.answer, p.foil) for p in probes(kind, _count(source, "n"), seed)]
 
 
+def _check_place(source: Any, beside: Path) -> None:
+    """A manifest from elsewhere names no file of this machine but those that came with it."""
+    name = source.get("name") if isinstance(source, dict) and source.get("type") == "dataset" else None
+    if not isinstance(name, str):
+        return
+    try:
+        place = Path(name).expanduser().resolve()
+        inside = any(place.is_relative_to(root.resolve()) for root in (beside, Path()))
+    except (ValueError, RuntimeError, OSError):  # a NUL, no such home, a name too long
+        inside = False
+    if not inside:
+        raise _BadLine(
+            f"source.name is {name[:80]!r}; it must be a corpus, or a file below the manifest or the current directory"
+        )
+
+
 def _dataset(source: dict) -> list[Item]:
     name, split = _text(source, "name"), _text(source, "split", "validation")
     texts = documents(name, split, text_field=_text(source, "text_key", "text"), config=source.get("config"))
@@ -224,6 +244,8 @@ def _count(row: dict, field: str, default: int | None = None) -> int:
     value = row.get(field, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise _BadLine(f"{field} is {value!r}; it must be a whole number of at least 1")
+    if value > MOST:
+        raise _BadLine(f"{field} is {value:,}; it must be at most {MOST:,}")
     return value
 
 

@@ -153,6 +153,8 @@ class TrainCLI(LightningCLI):
     def before_instantiate_classes(self):
         """Decide hub or embedded once for model and data, say so, and name the run directory."""
         config = self.config
+        if config.name is not None and (not config.name or set(config.name) & set("/\\\0") or config.name[0] == "."):
+            raise ValueError(f"--name is {config.name!r}; it must be one file name: the run goes to OUTPUT_DIR/NAME/")
         resolved = resolve(config.model.base)
         config.model.base.source = config.data.source = resolved.kind
         print(resolved.note, flush=True)

@@ -21,7 +21,7 @@ from slms.files import make_readable, write_atomic
 from slms.models import routed_lm  # noqa: F401  registers the routed classes with transformers' Auto classes
 from slms.models.attention import prepare
 from slms.models.card import CARD, model_card
-from slms.models.directory import check_directory
+from slms.models.directory import check_directory, read_object
 from slms.models.hub import tokenizer_files
 
 logger = logging.getLogger(__name__)
@@ -108,10 +108,11 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
     with quiet_transformers():
         try:
             return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        except ValueError as error:
-            if "trust_remote_code" not in str(error):
-                raise
-            raise ValueError(f"{path}: its tokenizer is code of its own (auto_map), which is never run.") from None
+        except (ValueError, OSError) as error:
+            config = path / "tokenizer_config.json"
+            if config.is_file() and "auto_map" in read_object(config):
+                raise ValueError(f"{path}: its tokenizer is code of its own (auto_map), which is never run.") from None
+            raise ValueError(f"{path}: its tokenizer cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
 @contextlib.contextmanager

@@ -96,6 +96,8 @@ class RoutingConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RoutingConfig":
         """Inverse of :meth:`to_dict`; absent fields take their default, unknown ones raise ``ValueError``."""
+        if not isinstance(values, dict):
+            raise ValueError(f"`routing` is {values!r}; it must be a mapping of options.")
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:

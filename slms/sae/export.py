@@ -197,15 +197,22 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; an SAE directory holds {CONFIG} and {WEIGHTS}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path}: not JSON: nested too deeply") from None
+    except ValueError as error:  # malformed, not UTF-8, or a number of thousands of digits
+        raise ValueError(f"{path}: not JSON: {str(error).splitlines()[0]}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path}: holds no object")
+    for key in ("d_in", "d_sae", "d_out", "k"):
+        if key in config and not (type(config[key]) is int and 0 < config[key] < 2**31):
+            raise ValueError(f"{path}: {key} is {config[key]!r}; it must be a whole number above 0")
+    if not isinstance(config.get("metadata") or {}, dict):
+        raise ValueError(f"{path}: metadata is {config['metadata']!r}; it must be an object")
     required = ["architecture", "d_in", "d_sae", "dtype"] + ["k"] * (config.get("architecture") == "topk")
     for key in required:
         if key not in config:
             raise ValueError(f"{path}: key {key!r} is missing")
-    if config["architecture"] not in ARCHITECTURES:
+    if str(config["architecture"]) not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise ValueError(f"{path}: architecture is {config['architecture']!r}; it must be one of {known}")
     for key in ("normalize_activations", "reshape_activations"):

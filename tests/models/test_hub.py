@@ -1,5 +1,6 @@
 """The hub's client against a small server that speaks the hub's protocol, and against silence."""
 
+import base64
 import http.server
 import json
 import threading
@@ -11,8 +12,11 @@ import torch
 import transformers as hf
 
 import slms
+from slms.models.convert import route
 from slms.models.hub import cached_snapshot, download, hub_trouble
-from slms.models.source import BaseConfig, resolve
+from slms.models.io import read_tokenizer
+from slms.models.source import EMBEDDED, BaseConfig, resolve
+from slms.routing import RoutingConfig
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
@@ -51,6 +55,27 @@ def hub(cache, monkeypatch):
             self.end_headers()
             if body:
                 self.wfile.write(content)
+
+        def do_POST(self) -> None:
+            """Uploads: the card's metadata, how files go up, and the commit with their content."""
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            asked.append(self.path)
+            path = self.path.partition("?")[0].strip("/")
+            answer = {"errors": [], "warnings": []}
+            if "/preupload/" in path:
+                names = [file["path"] for file in json.loads(body)["files"]]
+                answer = {"files": [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]}
+            elif "/commit/" in path:
+                repo = path.removeprefix("api/models/").partition("/commit/")[0]
+                entries = [json.loads(line) for line in body.splitlines()]
+                repos[repo] = {e["value"]["path"]: base64.b64decode(e["value"]["content"]) for e in entries
+                               if e["key"] == "file"}  # fmt: skip
+                answer = {"commitOid": SHA, "commitUrl": f"{address}/{repo}/commit/{SHA}"}
+            content = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
 
         def do_GET(self) -> None:
             self._answer(True)
@@ -125,6 +150,21 @@ def test_safetensors_are_preferred_and_pickled_weights_then_not_downloaded(hub, 
     path = download("someone/both", None, ["config.json"], weights=True)
     assert sorted(p.name for p in path.iterdir()) == ["config.json", "model.safetensors"]
     assert not any("pytorch_model" in path for path in asked if "resolve" in path)
+
+
+def test_a_saved_model_goes_up_and_comes_down_by_plain_huggingface_hub(hub, tiny, tokens, tmp_path):
+    repos, asked = hub
+    repos["me/routed"] = {}
+    routed = route(tiny("gpt2"), RoutingConfig(n_pathways=5, k=2), tokens(4, 16))
+    tokenizer = read_tokenizer(EMBEDDED["stories-1m"])
+    slms.save_model(routed, tokenizer, tmp_path / "model")
+    huggingface_hub.HfApi(token="t").upload_folder(folder_path=tmp_path / "model", repo_id="me/routed")
+    assert any("validate-yaml" in path for path in asked)
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(repos["me/routed"])
+    assert not any(str(tmp_path).encode() in content for content in repos["me/routed"].values())
+    pulled, again = slms.load_base("me/routed")
+    assert type(pulled) is type(routed) and torch.equal(pulled(tokens(1, 9)).logits, routed(tokens(1, 9)).logits)
+    assert again("a b").input_ids == tokenizer("a b").input_ids
 
 
 def test_a_half_cached_model_is_not_cached(hub, published):

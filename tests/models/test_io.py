@@ -150,3 +150,23 @@ def test_loading_is_silent(tiny, tmp_path, capfd):
     save_model(tiny("gpt_neo"), None, tmp_path / "m")
     load_model(tmp_path / "m")
     assert capfd.readouterr() == ("", "")
+
+
+def test_files_have_the_mode_that_the_umask_leaves(tiny, tmp_path):
+    before = os.umask(0o027)
+    try:
+        save_model(tiny("gpt2"), None, tmp_path / "m")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "m", *(tmp_path / "m").iterdir())}
+    assert modes.pop("m") == 0o750 and set(modes.values()) == {0o640} and "model.safetensors" in modes
+
+
+def test_a_tokenizer_with_code_of_its_own_is_refused(tiny, tmp_path):
+    save_model(tiny("gpt2"), None, tmp_path / "m")
+    own = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", None]}}
+    (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps(own))
+    (tmp_path / "m" / "mine.py").write_text(f"open({str(tmp_path / 'proof')!r}, 'w')")
+    with pytest.raises(ValueError, match="its tokenizer is code of its own") as caught:
+        load_model(tmp_path / "m")
+    assert "\n" not in str(caught.value) and not (tmp_path / "proof").exists()

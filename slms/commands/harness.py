@@ -1,0 +1,98 @@
+"""`eval.py harness`: lm-eval's tasks on a dense, routed or dynamic-k model."""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from slms.commands.subject import open_model, open_subject
+from slms.lit.frontier import set_budget, set_routed_rule, under_rule
+from slms.metrics.harness import TaskScore, installed, score
+from slms.models.dynamic import masking
+from slms.models.routed_mlp import routed_layers
+from slms.report.artifacts import artifact_directory, write_csv, write_json
+from slms.report.facts import command_line, versions
+from slms.report.tables import text_table
+
+
+def harness(
+    model: str,
+    tasks: list[str],
+    include_path: str | None = None,
+    shots: int | None = None,
+    limit: int | None = None,
+    rule: str | None = None,
+    k: float | None = None,
+    corpus: str | None = None,
+    calibration_tokens: int = 8192,
+    batch_size: int = 16,
+    output_dir: str = "artifacts",
+) -> None:
+    """Tasks of lm-eval (an optional dependency: `pip install -e '.[harness]'`), by its own metrics.
+
+    Args:
+        model: a run directory, a model directory, `stories-1m` or a Hugging Face id; dense or routed.
+        tasks: names of lm-eval's tasks or groups, as `lambada_openai blimp`.
+        include_path: a directory with more task files; those that name Python code are refused.
+        shots: worked examples before each question; the task's own number by default.
+        limit: documents of each task; all by default.
+        rule: execute the MLPs under this rule of `eval.py dynamick`; needs --k.
+        k: density that the rule keeps: the share of neurons executed (of a routed model, in its routed layers).
+        corpus: text that a rule is calibrated on; the run's own, else `stories`.
+        calibration_tokens: how many tokens of it.
+        batch_size: sequences of one forward pass.
+        output_dir: harness.csv and harness.json go to OUTPUT_DIR/harness/NAME/.
+    """
+    for name, value in (("limit", limit), ("batch_size", batch_size), ("calibration_tokens", calibration_tokens)):
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} is {value}; it must be at least 1")
+    if (rule is None) != (k is None):
+        raise ValueError("--rule and --k belong together: a rule keeps a density")
+    if k is not None and not 0 < k <= 1:
+        raise ValueError(f"--k is {k}; it must be above 0 and at most 1")
+    if not installed():
+        raise ValueError("harness needs the package lm-eval: pip install -e '.[harness]'")
+    net, tokenizer = open_model(model)
+    if rule is not None and k is not None:
+        text = open_subject(model, "train", corpus=corpus, n_tokens=calibration_tokens).blocks.input_ids
+        net = dynamic(net, rule, k, torch.from_numpy(text.astype("int64")), batch_size)
+    with masking(net) if rule is not None else nullcontext():
+        include = None if include_path is None else Path(include_path)
+        scores = score(net, tokenizer, tasks, include, shots, limit, batch_size)
+    directory = artifact_directory(output_dir, "harness", model)
+    write_csv(directory / "harness.csv", TaskScore._fields, scores)
+    write_json(
+        directory / "harness.json",
+        {"model": model, "rule": rule, "k": k, "limit": limit, "command": command_line(),
+         "versions": versions() | lm_eval_version(), "scores": [row._asdict() for row in scores]},
+    )  # fmt: skip
+    print(f"{model}{f' under {rule} at density {k:g}' if rule else ''}, by lm-eval {lm_eval_version()['lm_eval']}\n")
+    print(score_table(scores))
+    print(f"\nwritten to {directory}")
+
+
+def dynamic(net: PreTrainedModel, rule: str, k: float, calibration: torch.Tensor, batch_size: int) -> PreTrainedModel:
+    """A model that executes density k of its MLPs by a rule, calibrated on token ids [b, t]."""
+    if routed_layers(net):
+        set_routed_rule(net, rule, k, calibration, batch_size)
+        return net
+    made = under_rule(net, rule, calibration)
+    set_budget(made, k)
+    return made
+
+
+def lm_eval_version() -> dict[str, str]:
+    """The version of lm-eval that gave the numbers."""
+    import importlib.metadata
+
+    return {"lm_eval": importlib.metadata.version("lm_eval")}
+
+
+def score_table(scores: list[TaskScore]) -> str:
+    """One row a metric."""
+    rows = [
+        [s.task, s.metric, f"{s.value:.4f}", "–" if s.stderr is None else f"{s.stderr:.4f}", f"{s.n:,}", str(s.shots)]
+        for s in scores
+    ]
+    return text_table(["task", "metric", "value", "± se", "documents", "shots"], rows, left=2)
