@@ -23,6 +23,7 @@ from slms.report.feature_page import write_features
 from slms.report.feature_schema import FeatureResults
 from slms.report.feature_tables import COLUMNS, PATHWAY_COLUMNS, feature_rows, pathway_rows, summary
 from slms.report.palette import write_figure
+from slms.report.reading import shorten
 from slms.sae.baselines import FixedCoder
 from slms.sae.carriers import Carried, PathwayCarriers, carrying_layers
 from slms.sae.features import ContextReader, LatentReader, neighbours, read_uses
@@ -79,7 +80,7 @@ def features(
         write_csv(place / "features.csv", COLUMNS, feature_rows(results))
         if carried:
             write_csv(place / "pathways.csv", PATHWAY_COLUMNS, pathway_rows(results))
-            title = f"Which pathway carries which feature of {results.site}: {results.model}"
+            title = f"Which pathway carries which feature of {results.site}: {shorten(results.model, 60)}"
             write_figure(place / "pathways.png", carriers_figure(carried, results.telling_z, title))
         write_features(place, results)
         print(f"{summary(results)}\n\nwritten to {place}")

@@ -16,7 +16,7 @@ from slms.report.palette import LABEL, TICK, TITLE, new_figure
 from slms.sae.carriers import Carried
 
 SHOWN = 20
-LIMIT = 0.5  # colours saturate where a pathway brings half of a feature's rise
+SATURATED = 0.9  # of the features' largest parts; the colours of the others tell them apart
 
 
 def carried_features(found: Carried, bound: float) -> Tensor:
@@ -60,26 +60,26 @@ def describe_carriers(carried: list[Carried], bound: float) -> dict[int, list[Ca
 
 def carriers_figure(carried: list[Carried], bound: float, title: str) -> Figure:
     """One panel a layer: which part of each feature's rise each pathway brings; features sorted by their carrier."""
-    width, high = 12.0, 0.17 * max(len(found.load) for found in carried) + 1.0
-    figure = new_figure(width, 0.7 + high * len(carried))
-    grid = figure.add_gridspec(len(carried), 1, left=0.07, right=0.86, top=1 - 0.75 / figure.get_figheight(),
-                               bottom=0.55 / figure.get_figheight(), hspace=0.75 / (high - 0.75))  # fmt: skip
-    figure.text(0.02, 1 - 0.3 / figure.get_figheight(), title, fontsize=TITLE, fontweight="bold", parse_math=False)
-    panels = [_panel(figure.add_subplot(grid[i]), found, bound) for i, found in enumerate(carried)]
-    bar = figure.colorbar(panels[0], cax=figure.add_axes((0.93, 0.25, 0.014, 0.5)), extend="both")
-    bar.set_label("part of the feature's rise", fontsize=LABEL)
-    bar.ax.tick_params(labelsize=TICK)
+    high = 0.17 * max(len(found.load) for found in carried) + 1.0
+    height = 0.7 + high * len(carried)
+    figure = new_figure(12.0, height)
+    grid = figure.add_gridspec(len(carried), 1, left=0.05, right=0.87, top=1 - 0.75 / height, bottom=0.55 / height,
+                               hspace=0.75 / (high - 0.75))  # fmt: skip
+    figure.text(0.02, 1 - 0.3 / height, title, fontsize=TITLE, fontweight="bold", parse_math=False)
+    for i, found in enumerate(carried):
+        _panel(figure, figure.add_subplot(grid[i]), found, bound)
     return figure
 
 
-def _panel(axes: Axes, found: Carried, bound: float):
+def _panel(figure: Figure, axes: Axes, found: Carried, bound: float) -> None:
     owner, c = carried_features(found, bound), found.concentration
     mine = (owner >= 0).nonzero()[:, 0]
     strength = found.part[owner[mine], mine]
     order = mine[torch.argsort(owner[mine].double() - strength / (strength.abs().max() + 1), stable=True)]
     # Without any carried feature the panel still says so.
     shown = found.part[:, order] if len(order) else torch.zeros(len(found.load), 1)
-    image = axes.imshow(shown, cmap="PuOr_r", vmin=-LIMIT, vmax=LIMIT, aspect="auto", interpolation="nearest")
+    limit = float(strength.quantile(SATURATED)) if len(order) else 1.0
+    image = axes.imshow(shown, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
     counts = torch.bincount(owner[mine], minlength=len(found.load)).tolist()
     axes.set_yticks(range(len(counts)), [f"p{p}" for p in range(len(counts))], fontsize=7)
     right = axes.secondary_yaxis("right")
@@ -90,4 +90,7 @@ def _panel(axes: Axes, found: Carried, bound: float):
                    fontsize=LABEL, parse_math=False)  # fmt: skip
     axes.set_xlabel("features, sorted by the pathway that carries them (right: how many)", fontsize=TICK)
     axes.tick_params(axis="x", labelsize=TICK)
-    return image
+    box = axes.get_position()
+    bar = figure.colorbar(image, cax=figure.add_axes((0.925, box.y0, 0.012, box.height)), extend="both")
+    bar.set_label("part of the feature's rise", fontsize=TICK)
+    bar.ax.tick_params(labelsize=7)

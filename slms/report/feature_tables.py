@@ -96,18 +96,18 @@ def _most_telling(results: FeatureResults) -> str:
         p = f.preferences[family]
         tokens = " ".join(visible(t, 10) for t in peak_tokens(f, results.vocabulary)[:3])
         promotes = " ".join(visible(results.vocabulary[e.token], 10) for e in f.promoted[:3])
-        rows.append([str(f.index), f"{100 * f.density:.2f} %", number(p.si), number(p.z, 0),
-                     f"{visible(p.prefers or '–', 12)} {p.lift:.1f}×", tokens[:30], promotes[:30]])  # fmt: skip
-    head = ["feature", "density", "SI", "z", "prefers", "strongest at", "promotes"]
-    table = text_table(head, rows, left=1)
+        rows.append([str(f.index), tokens[:30], promotes[:30], f"{visible(p.prefers or '–', 12)} {p.lift:.1f}×",
+                     f"{100 * f.density:.2f} %", number(p.si), number(p.z, 0)])  # fmt: skip
+    head = ["feature", "strongest at", "promotes", "prefers", "density", "SI", "z"]
+    table = text_table(head, rows, left=4)
     return table + "\n  SI: of use and class, chance subtracted; z: over the sd of permuted labels"
 
 
 def _layer_pathways(results: FeatureResults, layer: LayerCarriers) -> str:
     rows = []
     for row, p in zip(pathway_rows(replace(results, layers=[layer])), layer.pathways, strict=True):
-        rows.append([f"p{p.index}", f"{100 * p.load:.0f} %", str(p.carries), row[-1][:60]])
-    table = text_table([f"L{layer.layer}", "chosen", "carries", "strongest at"], rows)
+        rows.append([f"p{p.index}", row[-1][:60], str(p.carries), f"{100 * p.load:.0f} %"])
+    table = text_table([f"L{layer.layer}", "its features are strongest at", "carries", "chosen"], rows, left=2)
     carried = sum(p.carries for p in layer.pathways)
     note = (
         f"  {carried} of {results.d_sae} features have a carrier with z > {results.telling_z:.1f}; median part of all "
