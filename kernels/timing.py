@@ -61,11 +61,11 @@ class Spread(NamedTuple):
 def time_together(alternatives: Mapping[str, Callable[[], object]], device: str, seconds: float) -> dict[str, Spread]:
     """Runs the alternatives in turns for about this long, at least five rounds after a warm-up.
 
-    On the CPU the processor time of the process is taken, which neighbours disturb least; elsewhere synchronised wall
-    time.
+    With one CPU thread the processor time of the process is taken, which neighbours disturb least; with several, whose
+    times would be added up, wall time; on a GPU synchronised wall time.
     """
     cuda = device != "cpu"
-    clock = time.perf_counter_ns if cuda else time.process_time_ns
+    clock = time.perf_counter_ns if cuda or torch.get_num_threads() > 1 else time.process_time_ns
 
     def once(run: Callable[[], object]) -> float:
         if cuda:

@@ -1,5 +1,8 @@
 """The frontier's table, break-even densities and closing line, on points whose answer is known."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from slms.metrics.functional import Interval
@@ -91,3 +94,10 @@ def test_table_and_rows():
     assert row["subject"] == "routed" and row["mlp_share"] == 0.625 and row["decode_model_speedup"] == 1.1
     assert dict(zip(COLUMNS, rows(found)[3], strict=True))["prefill_mlp_speedup"] is None
     assert "in turns" not in frontier_table(frontier(point("static", 0.25, 1.5)))
+
+
+def test_the_columns_stand_in_the_formats_page():
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    table = page.split("| column of dynamick.csv | meaning |")[1].split("\n\n")[0]
+    first_cells = " ".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
+    assert re.findall(r"`(\w+)`", first_cells) == list(COLUMNS)
