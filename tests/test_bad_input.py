@@ -1,5 +1,6 @@
 """What a user's mistake gets: one line on stderr that names it, exit code 2, nothing written, nothing lost."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,10 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import BloomConfig, BloomForCausalLM
 
 import eval as evaluation
 import train
+from slms.sae.coders import build_coder
+from slms.sae.config import CoderConfig
+from slms.sae.export import Provenance, save
 
 ROOT = Path(__file__).resolve().parents[1]
 EMBEDDED = ["--config=routed_tinystories.yaml", "--model.base.source=embedded", "--data.block_size=64",
@@ -113,6 +118,68 @@ def test_eval_refuses_in_one_line(args, names, tmp_path, capsys, monkeypatch):
     assert ": error: " in line
     assert all(name in line for name in names), line
     assert not (tmp_path / "artifacts").exists()
+
+
+CODERS = ["--config=sae_tinystories.yaml", "--model.base.source=embedded", "--data.block_size=64",
+          "--data.train_tokens=4096", "--data.epoch_tokens=4096", "--data.val_tokens=4096",
+          "--data.buffer.batch_size=64", "--data.buffer.chunk_tokens=1024", "--trainer.accelerator=cpu"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (["--model.coders=[{site: residual.9}]"], ["'residual.9'", "not in this model", "residual.7"]),
+        (["--model.coders=[{site: mlp_in.3, target: mlp_out.33}]"], ["'mlp_out.33'", "mlp_out.3"]),
+        (["--model.coders=[{site: residual.3, coder: {k: 2000}}]"], ["coder.k", "2000", "1024 latents"]),
+        (["--model.coders=[{site: residual.3, coder: {d_sae: 0}}]"], ["coder.d_sae", "0", "at least 1"]),
+        (["--model.coders=[{site: residual.3, coder: {kind: top_k}}]"], ["kind", "top_k"]),
+        (["--model.coders=[]"], ["model.coders", "at least one"]),
+        (["--data.buffer.batch_size=2048"], ["data.buffer.batch_size", "2048", "1024"]),
+    ],
+    ids=lambda v: v[0] if isinstance(v, list) and v[0].startswith("--") else "",
+)
+def test_a_coder_that_cannot_be_trained_is_refused(flags, names, tmp_path, capsys):
+    line = refused(train.main, [*CODERS, f"--output_dir={tmp_path / 'runs'}", *flags], capsys)
+    assert all(name in line for name in names), line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_activations_of_another_model_are_refused(tmp_path, capsys):
+    made_from = tmp_path / "cache" / "activations.json"
+    made_from.parent.mkdir()
+    made_from.write_text('{"model": "0123456789abcdef"}')
+    flags = [f"--output_dir={tmp_path / 'runs'}", f"--data.buffer.cache={made_from.parent}"]
+    line = refused(train.main, [*CODERS, *flags], capsys)
+    assert "data.buffer.cache" in line and str(made_from.parent) in line and "0123456789abcdef" in line
+    assert [path.name for path in made_from.parent.iterdir()] == ["activations.json"]
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "names"),
+    [
+        ("tensor", ["sae_weights.safetensors", "'b_enc' is missing"]),
+        ("key", ["cfg.json", "'d_sae' is missing"]),
+        ("hook", ["blocks.9.hook_resid_post", "no site of this model", "blocks.7.hook_resid_post"]),
+        ("width", ["its input has 8 dimensions", "64"]),
+        ("directory", ["cfg.json", "no such file"]),
+    ],
+)
+def test_a_coder_that_cannot_be_read_is_refused(damage, names, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    layer = 9 if damage == "hook" else 3
+    coder = build_coder(CoderConfig(kind="topk", d_sae=32, k=4), 8 if damage == "width" else 64)
+    save(coder, Path("coder"), Provenance("stories-1m", f"blocks.{layer}.hook_resid_post", context_size=64))
+    config, weights = Path("coder/cfg.json"), Path("coder/sae_weights.safetensors")
+    if damage == "tensor":
+        save_file({name: t for name, t in load_file(weights).items() if name != "b_enc"}, weights)
+    elif damage == "key":
+        config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "d_sae"}))
+    elif damage == "directory":
+        config.unlink()
+    line = refused(evaluation.main, ["sae", "coder", "--n_tokens=256"], capsys)
+    assert all(name in line for name in names), line
+    assert not Path("artifacts").exists()
 
 
 def test_the_real_process_exits_with_2():
