@@ -22,7 +22,7 @@ class BalanceConfig:
     weight_steps: int | None = None
     """Optimizer steps from ``weight_start`` to ``weight``, which the last of them has; the whole run when null."""
     momentum: float = 0.9
-    """Share of the past in the running pathway frequencies; 0 uses the current global batch alone."""
+    """Share of the past in the running pathway frequencies; 0 uses the last global batch alone."""
     z_weight: float = 0.001
     """Weight of the router z-loss (ST-MoE, arXiv:2202.08906)."""
     bias_rate: float = 0.0
@@ -50,13 +50,16 @@ class BalanceConfig:
 
 
 class GlobalBalance(nn.Module):
-    """L = P · Σ_p f_p · P̄_p over the global batch (Demons in the Detail, arXiv:2501.11873).
+    """L = P · Σ_p f_p · P̄_p with frequencies of global batches (Demons in the Detail, arXiv:2501.11873).
 
     P̄_p is this micro-batch's mean router probability over real tokens and carries the gradient. f_p is the share of
-    *hard* choices that went to pathway p (Σ_p f_p = 1, whatever k), detached: counts are summed over ranks and over
-    the micro-batches of the optimizer step so far, then blended with the steps before it, f = (μE + (1−μ)f_now)/w with
-    E the running mean and w its accumulated weight, so that the start is not biased towards 0. L is 1 when either
-    factor is uniform and grows to P as both collapse onto one pathway.
+    *hard* choices that went to pathway p (Σ_p f_p = 1, whatever k), detached: the running mean, with `momentum`, over
+    the optimizer steps before this one, of counts summed over all ranks and micro-batches of a step. L is 1 when either
+    factor is uniform, as f is before the first step, and grows to P as both collapse onto one pathway.
+
+    The paper counts the step under way as well. Its first micro-batches do not know the later ones, so the loss would
+    depend on how a global batch is cut; by steps before alone, 1 process or 4, accumulation 1 or 4 give the same
+    gradient, and ranks need to communicate once an optimizer step.
 
     Ranks contribute the gradient of their local mean; averaged over ranks, as DDP does, that is the gradient of the
     global batch for equal numbers of real tokens. Call :meth:`step` once after each optimizer step. In eval mode
@@ -83,27 +86,29 @@ class GlobalBalance(nn.Module):
         n_real = probs.shape[0] if mask is None else mask.sum().clamp_min(1)
         counts = chosen.detach().sum(0)
         if self.training:
-            if dist.is_available() and dist.is_initialized():
-                dist.all_reduce(counts)
             self.counts += counts
-            frequency = self._blend()[0]
+            frequency = self._past()
         else:
             frequency = _normalised(counts)
         return self.n_routed * (frequency.to(probs) * probs.sum(0) / n_real).sum()
 
-    def _blend(self) -> tuple[Tensor, Tensor, Tensor]:
-        average = self.momentum * self.average + (1.0 - self.momentum) * _normalised(self.counts)
-        weight = self.momentum * self.average_weight + (1.0 - self.momentum)
-        return average / weight, average, weight
+    def _past(self) -> Tensor:
+        """Running mean over the steps so far, divided by its weight so that the start is not biased towards 0."""
+        started = self.average_weight > 0
+        return torch.where(started, self.average / torch.where(started, self.average_weight, 1.0), 1 / self.n_routed)
 
     @torch.no_grad()
     def step(self) -> Tensor:
-        """End an optimizer step: fold its counts into the running mean and return its frequencies [p − n_shared]."""
+        """End an optimizer step: fold its counts into the running mean and return its frequencies [p − n_shared].
+
+        Every rank must call it: the counts are summed over ranks.
+        """
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(self.counts)
         load = _normalised(self.counts)
         if self.counts.sum() > 0:
-            _, average, weight = self._blend()
-            self.average.copy_(average)
-            self.average_weight.copy_(weight)
+            self.average.mul_(self.momentum).add_(load, alpha=1.0 - self.momentum)
+            self.average_weight.mul_(self.momentum).add_(1.0 - self.momentum)
             self.counts.zero_()
         return load
 

@@ -27,7 +27,7 @@ def frequencies(chosen: torch.Tensor) -> torch.Tensor:
 def test_gradient_against_the_formula():
     """L = P Σ f_p mean_n softmax(s_n)_p with f fixed: ∂L/∂s_nq = (P/N) prob_nq (f_q − Σ_p f_p prob_np)."""
     r = routes()
-    loss = GlobalBalance(P, momentum=0.0)(r.probs, r.chosen)
+    loss = GlobalBalance(P).eval()(r.probs, r.chosen)
     (gradient,) = torch.autograd.grad(loss, r.scores)
     f, probs = frequencies(r.chosen), r.scores.detach().softmax(-1)
     torch.testing.assert_close(loss, P * (f * probs.mean(0)).sum())
@@ -40,20 +40,20 @@ def test_floor_is_exactly_one_at_uniform_whatever_k(k):
     """Not k: f is divided by the number of choices, not of tokens (OLMoE issue 45)."""
     chosen = torch.stack([torch.arange(P).roll(i) < k for i in range(2 * P)])
     probs = torch.full((2 * P, P), 1 / P)
-    assert GlobalBalance(P)(probs, chosen).item() == pytest.approx(1.0, abs=1e-6)
+    assert GlobalBalance(P).eval()(probs, chosen).item() == pytest.approx(1.0, abs=1e-6)
 
 
 def test_collapse_costs_p():
     chosen = torch.zeros(N, P, dtype=torch.bool)
     chosen[:, 3] = True
-    assert GlobalBalance(P)(chosen.float(), chosen).item() == pytest.approx(P)
+    assert GlobalBalance(P).eval()(chosen.float(), chosen).item() == pytest.approx(P)
 
 
 def test_frequencies_are_hard_counts_not_probabilities():
     chosen = torch.zeros(N, P, dtype=torch.bool)
     chosen[:, 0] = True
     probs = torch.tensor([0.4, 0.15, 0.15, 0.15, 0.15]).expand(N, -1)
-    loss = GlobalBalance(P)(probs, chosen).item()
+    loss = GlobalBalance(P).eval()(probs, chosen).item()
     assert loss == pytest.approx(P * 0.4)
     assert loss != pytest.approx(P * (probs[0] ** 2).sum().item(), abs=0.1)
 
@@ -63,9 +63,10 @@ def test_padding_does_not_count():
     r.scores.data[~mask] = torch.tensor([100.0, 0, 0, 0, 0], dtype=torch.float64)
     padded = select(r.scores, k=K)
     real = select(r.scores[mask], k=K)
-    masked = GlobalBalance(P)(padded.probs, padded.chosen, mask)
-    torch.testing.assert_close(masked, GlobalBalance(P)(real.probs, real.chosen))
-    assert abs(masked - GlobalBalance(P)(padded.probs, padded.chosen)) > 0.05
+    module = GlobalBalance(P).eval()
+    masked = module(padded.probs, padded.chosen, mask)
+    torch.testing.assert_close(masked, module(real.probs, real.chosen))
+    assert abs(masked - module(padded.probs, padded.chosen)) > 0.05
     torch.testing.assert_close(z_loss(padded.scores, mask), z_loss(real.scores))
     (gradient,) = torch.autograd.grad(masked + z_loss(padded.scores, mask), r.scores)
     assert not gradient[~mask].any() and gradient[mask].any()
@@ -79,35 +80,56 @@ def test_a_batch_of_padding_only_is_zero_not_nan():
 
 def test_frequencies_cover_all_micro_batches_of_an_optimizer_step():
     """Not the last micro-batch alone (ms-swift issue 6787)."""
-    first, second = routes(seed=1, skew=3.0), routes(seed=2, skew=-3.0)
+    first, second, third = routes(seed=1, skew=3.0), routes(seed=2, skew=-3.0), routes(seed=3)
     module = GlobalBalance(P, momentum=0.0)
     module(first.probs, first.chosen)
-    loss = module(second.probs, second.chosen)
+    module(second.probs, second.chosen)
     f = frequencies(torch.cat([first.chosen, second.chosen]))
-    torch.testing.assert_close(loss, P * (f * second.probs.mean(0)).sum(), rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(module.step().double(), f, rtol=1e-6, atol=1e-9)
-    fresh = module(second.probs, second.chosen)
-    torch.testing.assert_close(fresh, P * (frequencies(second.chosen) * second.probs.mean(0)).sum(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        module(third.probs, third.chosen), P * (f * third.probs.mean(0)).sum(), rtol=1e-6, atol=0
+    )
+    module.step()
+    alone = P * (frequencies(third.chosen) * third.probs.mean(0)).sum()
+    torch.testing.assert_close(module(third.probs, third.chosen), alone, rtol=1e-6, atol=0)
+
+
+def test_how_a_global_batch_is_cut_makes_no_difference():
+    """One micro-batch a step, or four: with counts of the step under way their gradients would differ."""
+    past, now = routes(n=8 * N, seed=1, skew=3.0), routes(n=8 * N, seed=2, skew=-3.0)
+    gradients = []
+    for cuts in (1, 4):
+        module = GlobalBalance(P)
+        for part in past.chosen.chunk(cuts):
+            module(part.double(), part)
+        module.step()
+        probs = now.scores.softmax(-1).chunk(cuts)
+        loss = sum(module(p, c) for p, c in zip(probs, now.chosen.chunk(cuts), strict=True)) / cuts
+        gradients.append(torch.autograd.grad(loss, now.scores)[0])
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+    assert gradients[0].abs().max() > 1e-5
 
 
 def test_the_momentum_buffer_enters_the_loss():
     """The first implementation updated it and never used it."""
-    past, now = routes(seed=1, skew=3.0), routes(seed=2, skew=-3.0)
+    past, later, now = routes(seed=1, skew=3.0), routes(seed=2, skew=-3.0), routes(seed=3)
     module = GlobalBalance(P, momentum=0.9)
-    module(past.probs, past.chosen)
-    module.step()
+    for r in (past, later):
+        module(r.probs, r.chosen)
+        module.step()
     loss = module(now.probs, now.chosen)
     weights = torch.tensor([0.9 * 0.1, 0.1], dtype=torch.float64) / 0.19
-    f = weights[0] * frequencies(past.chosen) + weights[1] * frequencies(now.chosen)
+    f = weights[0] * frequencies(past.chosen) + weights[1] * frequencies(later.chosen)
     torch.testing.assert_close(loss, P * (f * now.probs.mean(0)).sum(), rtol=1e-6, atol=0)
 
 
 def test_the_running_mean_is_not_biased_to_zero_at_the_start():
     module, r = GlobalBalance(P, momentum=0.99), routes()
+    torch.testing.assert_close(module(r.probs, r.chosen).item(), 1.0)  # nothing is known yet: uniform
     for _ in range(3):
+        module.step()
         loss = module(r.probs, r.chosen)
         torch.testing.assert_close(loss, P * (frequencies(r.chosen) * r.probs.mean(0)).sum(), rtol=1e-5, atol=0)
-        module.step()
 
 
 def test_only_probabilities_carry_gradient_and_calls_do_not_chain():
@@ -124,17 +146,21 @@ def test_layers_pooled_together_would_hide_their_collapse():
     """Why there is one module per layer (transformers issues 28255 and 31464 concatenate them)."""
     chosen = [torch.zeros(N, 2, dtype=torch.bool) for _ in range(2)]
     chosen[0][:, 0], chosen[1][:, 1] = True, True
-    each = [GlobalBalance(2)(c.float(), c).item() for c in chosen]
+    each = [GlobalBalance(2).eval()(c.float(), c).item() for c in chosen]
     pooled = torch.cat(chosen)
-    assert each == [2.0, 2.0] and GlobalBalance(2)(pooled.float(), pooled).item() == 1.0
+    assert each == [2.0, 2.0] and GlobalBalance(2).eval()(pooled.float(), pooled).item() == 1.0
 
 
 def test_shared_pathways_are_left_out():
     scores = torch.randn(N, P, dtype=torch.float64)
     r = select(scores, k=3, n_shared=1)
     alone = select(scores[:, 1:], k=2)
-    module = GlobalBalance(P, n_shared=1)
-    torch.testing.assert_close(module(r.probs, r.chosen), GlobalBalance(P - 1)(alone.probs, alone.chosen))
+    module, reference = GlobalBalance(P, n_shared=1), GlobalBalance(P - 1)
+    for _ in range(2):
+        torch.testing.assert_close(module(r.probs, r.chosen), reference(alone.probs, alone.chosen))
+        reference.step()
+        module.step()
+    module(r.probs, r.chosen)
     assert module.step().shape == (P - 1,)
     torch.testing.assert_close(z_loss(scores, n_shared=1), z_loss(scores[:, 1:]))
 
@@ -265,6 +291,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path: Path, monk
     for step in range(2):
         halves = torch.cat([gradients[step] for gradients, _ in parts]) / 2
         torch.testing.assert_close(halves, alone[step], rtol=1e-6, atol=1e-10)
+    assert alone[0].abs().max() < 1e-9 < 1e-6 < alone[1].abs().max()  # the first step knows no past
     for _, average in parts:
         assert torch.equal(average, module.average)
 
