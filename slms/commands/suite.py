@@ -1,7 +1,6 @@
 """`eval.py suite`: specialization across models of several sizes."""
 
 from pathlib import Path
-from typing import Literal
 
 from tqdm.auto import tqdm
 
@@ -27,7 +26,7 @@ STORIES = tuple(f"dense_stories_{size}" for size in ("0.1m", "0.4m", "1m", "3m")
 
 def suite(
     models: list[str] | None = None,
-    suite: Literal["pythia", "stories"] | None = None,
+    suite: str | None = None,
     runs: str = "runs",
     corpus: str = "stories",
     validation: str | None = None,
@@ -59,6 +58,8 @@ def suite(
     """
     if (models is None) == (suite is None):
         raise ValueError("give either --models or --suite")
+    if suite not in (None, "pythia", "stories"):
+        raise ValueError(f"--suite {suite}: it must be pythia or stories; other models are given as --models")
     names = list(models or ()) if suite is None else list(PYTHIA) if suite == "pythia" else stories_runs(runs)
     if not names or len(set(names)) < len(names):
         raise ValueError(f"--models {' '.join(names)}: give at least one model, each once")

@@ -21,7 +21,7 @@ Shapes: m models.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,13 +93,15 @@ def measure_point(
     if missing := {"pos", "semantic"} - set(blocks.label_names):
         raise ValueError(f"the text has no labels of the family {sorted(missing)[0]!r}, which the suite needs")
     found = {}
-    for kind, net in (("trained", model), ("random", random_model(model))):
-        places = measure_units(
-            NeuronReader(net, blocks), blocks, batch_size, ["pos", "semantic"], n_nulls=n_nulls,
-            progress=lambda items, what, n, kind=kind: progress(items, f"{name}, {kind}: {what}", n),
-        ).places  # fmt: skip
+    for kind, net in (("trained", model), ("random weights", random_model(model))):
+
+        def told(items: Iterable, what: str, n: int, kind: str = kind) -> Iterable:
+            return progress(items, f"{name}, {kind}: {what}", n)
+
+        reader = NeuronReader(net, blocks)
+        places = measure_units(reader, blocks, batch_size, ["pos", "semantic"], n_nulls=n_nulls, progress=told).places
         found[kind] = {metric: _mean(places, metric) for metric in METRICS}
-    values = {m: Value(*found["trained"][m], random=found["random"][m][0]) for m in METRICS}
+    values = {m: Value(*found["trained"][m], random=found["random weights"][m][0]) for m in METRICS}
     without, total = parameters(model)
     config = model.config
     loss = document_loss(model, blocks, batch_size).compute()
@@ -184,14 +186,12 @@ SUITE_COLUMNS = (*Point._fields[:7], "metric", *Value._fields)
 
 def suite_table(points: Sequence[Point], verdicts: Sequence[Verdict]) -> str:
     """For the terminal."""
-    head = ["model", "params", "total", "nats", *(cell for metric in METRICS for cell in (metric, "± 95 %", "random"))]
+    head = ["model", "params", "total", "nats", *(f"{metric} ± 95 %" for metric in METRICS)]
     rows = []
     for p in points:
-        cells = [p.model, amount(p.parameters), amount(p.total_parameters), number(p.nats)]
-        for metric in METRICS:
-            v = p.values[metric]
-            cells += [number(v.value), number((v.high - v.low) / 2), number(v.random)]
-        rows.append(cells)
+        measured = [f"{number(v.value)} ± {number((v.high - v.low) / 2)}" for v in p.values.values()]
+        rows.append([p.model, amount(p.parameters), amount(p.total_parameters), number(p.nats), *measured])
+        rows.append(["  random weights", "", "", "", *(f"{number(v.random)}        " for v in p.values.values())])
     judged = [
         [v.metric, number(v.slope), interval(v.low, v.high), number(v.difference_slope),
          interval(v.difference_low, v.difference_high), v.verdict]
@@ -199,7 +199,7 @@ def suite_table(points: Sequence[Point], verdicts: Sequence[Verdict]) -> str:
     ]  # fmt: skip
     second = ["", "slope per decade", "95 % interval", "trained − random", "95 % interval", "verdict"]
     notes = [
-        "  params: without embeddings; random: the same architecture with random weights; AS: Gini; Q: minus its null",
+        "  params: without embeddings; AS: Gini; SI: chance subtracted; Q: its null subtracted; means over layers",
         f"  verdict: the rule in slms/report/suite.py, {len(points)} models",
     ]
     if len(points) < FEWEST:
@@ -244,6 +244,8 @@ def _panel(axes: Axes, points: Sequence[Point], verdict: Verdict) -> None:
         ends = [min(x), max(x)]
         fitted = (line.intercept + line.slope * torch.tensor(ends, dtype=torch.float64).log10()).tolist()
         axes.plot(ends, fitted, color=COLOURS[1], linewidth=1.2, label="least squares")
+    axes.set_xticks(x, [amount(n) for n in x])
+    axes.minorticks_off()
     dress(axes, _WHAT[verdict.metric], x="parameters without embeddings")
     slope = f"{verdict.slope:+.3f} a decade {interval(verdict.low, verdict.high)}: {verdict.verdict}"
     axes.text(0.02, 0.97, slope, transform=axes.transAxes, va="top", fontsize=LABEL, color=COLOURS[1])
