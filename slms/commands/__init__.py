@@ -11,6 +11,8 @@ NAMES = (
     "perplexity",
     "pathways",
     "compare",
+    "capture",
+    "sparsity",
     "specialization",
     "probes",
     "ablation",

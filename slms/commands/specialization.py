@@ -45,7 +45,7 @@ def specialization(
     random: bool = True,
     output_dir: str = "artifacts",
 ) -> None:
-    """Activation sparsity, specialization index, semantic coherence and modularity, each with null, z and 95 % interval.
+    """Activation sparsity, specialization, semantic coherence and modularity of units, with nulls and 95 % intervals.
 
     AS: Gini, Hoyer, share of neurons holding .9 of a token's contributions, participation ratio / N, exact zeros.
     SI: adjusted mutual information of a unit and a label of the token (0 chance, 1 tells the class), also given the

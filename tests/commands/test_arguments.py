@@ -23,6 +23,7 @@ def suite(models: list[str], task_id: list[str] | None = None, n_tokens: int = 5
         ('suite --models=["a-b"]', {"models": ["a-b"]}),
         ("suite --models a --task-id x y --n-tokens 7", {"models": ["a"], "task_id": ["x", "y"], "n_tokens": 7}),
         ("suite a --task-id=x-y --given=false", {"models": ["a"], "task_id": ["x-y"], "given": False}),
+        ("suite a --task-id x --n-tokens 2 --task-id y", {"models": ["a"], "task_id": ["x", "y"], "n_tokens": 2}),
         ("suite a --task-id=null", {"models": ["a"], "task_id": None}),
     ],
 )

@@ -1,0 +1,155 @@
+"""`eval.py sparsity`, also installed as the console script `sparsity`: activation sparsity by layer."""
+
+import sys
+from itertools import islice
+from typing import Any
+
+import torch
+from jsonargparse import auto_cli
+from tqdm.auto import tqdm
+
+from slms.cli import Parser, one_line_errors
+from slms.commands.arguments import arranged
+from slms.commands.subject import open_model
+from slms.data.probes import MANIFEST, Item, Task, read_tasks
+from slms.data.prompts import prompt_blocks
+from slms.data.text import EMBEDDED, documents
+from slms.metrics.functional import ActivationSparsity
+from slms.models.anatomy import list_layers, named_layers
+from slms.report.artifacts import artifact_directory, write_csv, write_json
+from slms.report.facts import command_line
+from slms.report.sparsity import STEPS, Sparsity, measure_sparsity
+from slms.report.tables import number, share, text_table
+
+DTYPES = {"auto": None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+MEASURES = [f"{name}{end}" for name in ActivationSparsity._fields for end in ("", "_low", "_high")]
+COLUMNS = ["layer", "frac", "pr", "kept", *MEASURES, "frac_neurons", "pr_neurons", "tokens"]
+
+
+def sparsity(
+    model: str,
+    prompt: str | None = None,
+    dataset: str = EMBEDDED,
+    split: str = "validation",
+    num_docs: int = 4,
+    max_tokens: int = 2048,
+    threshold: float = 0.0,
+    output_dir: str = "artifacts",
+    layers: list[str] | None = None,
+    dtype: str = "auto",
+    probe_manifest: str | None = None,
+    task_id: list[str] | None = None,
+    tolerance: float = 0.01,
+    batch_size: int = 8,
+) -> None:
+    """Activation sparsity of each MLP: shares of its neurons, between 0 and 1, with 95 % intervals over documents.
+
+    kept: smallest share of neurons with which perplexity rises by at most the tolerance. gini, hoyer: 0 when all
+    neurons contribute alike, 1 when one does; top_mass: share of neurons that holds .9 of a token's contributions;
+    participation: (Σe)²/(N Σe²); zeros: exact zeros. frac and pr, as earlier scripts defined them, are of the MLP's
+    output: share above the threshold, and (Σy⁺)²/Σ(y⁺)² pooled over tokens, which grows with their number.
+
+    Args:
+        model: a run directory, a model directory, `stories-1m` or a Hugging Face id.
+        prompt: measure on this text, read NUM_DOCS times as earlier scripts do (pr depends on it).
+        dataset: `stories`, a .txt/.jsonl/.parquet file or a dataset id.
+        split: train, validation or test.
+        num_docs: documents to read; −1 reads a whole split.
+        max_tokens: tokens of each document that are read.
+        threshold: above which `frac` counts a value.
+        output_dir: sparsity.csv and sparsity.json go to OUTPUT_DIR/sparsity/NAME/.
+        layers: names such as gpt_neox.layers.10.mlp, or numbers; all by default.
+        dtype: auto (as stored), float32, float16 or bfloat16.
+        probe_manifest: measure on each task of this manifest instead; with only `task_id`, of the project's own.
+        task_id: tasks of the manifest; all by default.
+        tolerance: rise of perplexity allowed for `kept`, as a share.
+        batch_size: documents of one forward pass.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype {dtype}: it must be one of {', '.join(DTYPES)}")
+    if max_tokens < 2 or batch_size < 1 or not tolerance > 0 or (num_docs < 1 and num_docs != -1):
+        raise ValueError("--max_tokens must be at least 2, --batch_size 1, --tolerance above 0, --num_docs 1 or −1")
+    by_task = probe_manifest is not None or task_id is not None
+    tasks = read_tasks(probe_manifest or MANIFEST, task_id) if by_task else [_text(prompt, dataset, split, num_docs)]
+    net, tokenizer = open_model(model)
+    net = net if DTYPES[dtype] is None else net.to(DTYPES[dtype])
+    chosen = named_layers(net, layers)
+    names = {layer.index: layer.name for layer in list_layers(net)}
+    context = getattr(net.config, "max_position_embeddings", max_tokens)
+    rows: list[list[Any]] = []
+    about: list[dict[str, Any]] = []
+    with tqdm(total=len(tasks) * (STEPS + 2), leave=False, delay=2) as bar:
+
+        def step(what: str) -> None:
+            bar.set_description(what)
+            bar.update()
+
+        for task in tasks:
+            blocks = prompt_blocks([task], tokenizer, context, max_tokens)
+            found = measure_sparsity(net, blocks, chosen, threshold, tolerance, batch_size, step)
+            task_rows = _rows(found, {i: names[i] for i in chosen})
+            rows += [[task.task_id, *row] if by_task else row for row in task_rows]
+            about.append({"task_id": task.task_id, "texts": len(blocks.input_ids)} | _whole(found))
+            _print(task.task_id if by_task else "", found, names, tolerance)
+    directory = artifact_directory(output_dir, "sparsity", model)
+    columns = ["task_id", *COLUMNS] if by_task else COLUMNS
+    write_csv(directory / "sparsity.csv", columns, rows)
+    settings = {"model": model, "dataset": None if by_task or prompt else dataset, "split": split, "dtype": dtype,
+                "threshold": threshold, "tolerance": tolerance, "max_tokens": max_tokens, "num_docs": num_docs,
+                "command": command_line(), "texts": about}  # fmt: skip
+    write_json(directory / "sparsity.json", settings | {"rows": [dict(zip(columns, row, strict=True)) for row in rows]})
+    print(f"written to {directory}")
+
+
+def main() -> None:
+    """The console script."""
+    with one_line_errors("sparsity"):
+        args = arranged(["sparsity", *sys.argv[1:]], {"sparsity": sparsity})[1:]
+        auto_cli(sparsity, args=args, as_positional=False, parser_class=Parser, prog="sparsity")
+
+
+def _text(prompt: str | None, dataset: str, split: str, num_docs: int) -> Task:
+    """What is read without a manifest, as a task."""
+    if prompt is not None:
+        return Task("prompt", "", "", (Item(prompt),) * max(num_docs, 1))
+    if num_docs == -1 and dataset == EMBEDDED:
+        raise ValueError("--num_docs -1: the embedded stories have no end; name a number")
+    found = islice(documents(dataset, split), None if num_docs == -1 else num_docs)
+    items = tuple(Item(document.text) for document in found)
+    if not items:
+        raise ValueError(f"--dataset {dataset}: no text in split {split!r}")
+    return Task("text", "", "", items)
+
+
+def _rows(found: Sparsity, names: dict[int, str]) -> list[list[Any]]:
+    rows = []
+    for i, name in names.items():
+        layer, output = found.neurons[i], found.output[i]
+        row: list[Any] = [name, float(output.frac), float(output.pr), found.sufficient and found.sufficient.kept[i]]
+        for value, half in zip(layer.value, layer.half_width, strict=True):
+            row += [float(value), float(value - half), float(value + half)]
+        rows.append([*row, float(layer.legacy.frac), float(layer.legacy.pr), layer.n])
+    return rows
+
+
+def _whole(found: Sparsity) -> dict[str, Any]:
+    if found.sufficient is None:
+        return {}
+    kept = found.sufficient.kept
+    return {"kept": sum(kept.values()) / len(kept), "cett": found.sufficient.cett,
+            "perplexity": found.sufficient.perplexity, "perplexity_dense": found.sufficient.dense}  # fmt: skip
+
+
+def _print(title: str, found: Sparsity, names: dict[int, str], tolerance: float) -> None:
+    head = ["layer", "kept", "Gini", "Hoyer", ".9 mass", "PR/N", "zeros", "frac", "pr"]
+    rows = []
+    for i, layer in found.neurons.items():
+        kept = found.sufficient.kept[i] if found.sufficient else None
+        cells = [number(float(value)) for value in layer.value]
+        rows.append([names[i], share(kept), *cells, number(float(found.output[i].frac)), f"{found.output[i].pr:.4g}"])
+    if title:
+        print(f"\n{title}")
+    print(text_table(head, rows))
+    if whole := _whole(found):
+        print(f"  kept: {share(whole['kept'])} of the neurons hold perplexity at {whole['perplexity']:.3f}, within "
+              f"{100 * tolerance:g} % of {whole['perplexity_dense']:.3f}; CETT {whole['cett']:.3f}")  # fmt: skip

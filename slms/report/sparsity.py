@@ -1,0 +1,184 @@
+"""Activation sparsity by layer: what the sources report of an MLP's output, what its neurons do, and how few suffice.
+
+Shapes: n tokens, f neurons, d model.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from slms.data.sites import Site, replaced
+from slms.data.text import Blocks
+from slms.metrics.activations import LayerSparsity, SparsitySums
+from slms.metrics.functional import LegacySparsity, cett_threshold, largest_within
+from slms.metrics.loss import DocumentLoss
+from slms.models.anatomy import list_layers, mlp_outputs, neuron_activations, read_mlp
+
+CETT_TOKENS = 512  # on which the thresholds of a CETT are found
+STEPS = 7  # bisections of the CETT: to within 1/128
+
+
+class Sufficient(NamedTuple):
+    """The fewest neurons that keep perplexity within the tolerance."""
+
+    kept: dict[int, float]
+    """by layer, mean share of neurons executed"""
+    cett: float
+    """relative error of every layer's output, on average over tokens (ProSparse, arXiv 2402.13516)"""
+    perplexity: float
+    """with only those neurons"""
+    dense: float
+    """perplexity with all of them"""
+
+
+class Sparsity(NamedTuple):
+    """One text."""
+
+    neurons: dict[int, LayerSparsity]
+    """by layer, at the input of the down-projection"""
+    output: dict[int, LegacySparsity]
+    """by layer, of the MLP's output, as earlier scripts measured it"""
+    sufficient: Sufficient | None
+
+
+@torch.no_grad()
+def measure_sparsity(
+    model: PreTrainedModel,
+    blocks: Blocks,
+    layers: Sequence[int],
+    threshold: float = 0.0,
+    tolerance: float | None = 0.01,
+    batch_size: int = 8,
+    progress: Callable[[str], object] = lambda step: None,
+) -> Sparsity:
+    """Sparsity of the layers on blocks whose padding has document −1.
+
+    Args:
+        threshold: above which the legacy `frac` counts an activation.
+        tolerance: by which perplexity may rise for `sufficient`: the same CETT in all `layers`, neurons of contribution
+            |a_i|·‖w_i‖ below each layer's threshold skipped; None leaves it out.
+        progress: called with each step's name before it.
+    """
+    weights = {i: read_mlp(model.get_submodule(_names(model)[i])).W_out.float() for i in layers}
+    sums = {i: SparsitySums(weights[i].norm(dim=1), threshold).to(model.device) for i in layers}
+    pooled = {i: torch.zeros(4, dtype=torch.float64) for i in layers}
+    sample: dict[int, list[Tensor]] = {i: [] for i in layers}
+    sampled = 0
+    progress("sparsity")
+    for ids, docs in _batches(blocks, batch_size):
+        real = (docs >= 0).flatten()
+        with neuron_activations(model, layers) as found, mlp_outputs(model, layers) as outputs:
+            model.base_model(input_ids=ids.to(model.device), use_cache=False)
+        for i in layers:
+            kept = found[i][real.to(found[i].device)]
+            sums[i].update(kept.float(), docs.flatten()[real].to(kept.device))
+            pooled[i] += _pooled(outputs[i].flatten(0, 1)[real.to(kept.device)], threshold)
+            if sampled < CETT_TOKENS:
+                sample[i].append(kept[: CETT_TOKENS - sampled].float())
+        sampled += int(real.sum())
+    output = {
+        i: LegacySparsity(p[0] / p[1], torch.where(p[3] > 0, p[2].square() / p[3], 0.0)) for i, p in pooled.items()
+    }
+    neurons = {i: metric.compute() for i, metric in sums.items()}
+    if tolerance is None:
+        return Sparsity(neurons, output, None)
+    acts = {i: torch.cat(parts) for i, parts in sample.items()}
+    return Sparsity(neurons, output, _sufficient(model, blocks, acts, weights, tolerance, batch_size, progress))
+
+
+def _pooled(y: Tensor, threshold: float) -> Tensor:
+    """Elements above the threshold, all elements, Σ y⁺ and Σ (y⁺)²."""
+    positive = y.float().clamp(min=0)
+    above = (y > threshold).sum().double()
+    return torch.stack(
+        [above, above.new_tensor(y.numel()), positive.sum().double(), positive.square().sum().double()]
+    ).cpu()
+
+
+def _sufficient(
+    model: PreTrainedModel,
+    blocks: Blocks,
+    acts: Mapping[int, Tensor],
+    weights: Mapping[int, Tensor],
+    tolerance: float,
+    batch_size: int,
+    progress: Callable[[str], object],
+) -> Sufficient:
+    dense, _ = _perplexity(model, blocks, {}, weights, batch_size)
+    tried: dict[float, tuple[float, dict[int, float]]] = {}
+
+    def perplexity(cett: float) -> float:
+        progress(f"perplexity at CETT {cett:.3f}")
+        thresholds = {i: cett_threshold(a, weights[i], cett, steps=10) for i, a in acts.items()}
+        tried[cett] = _perplexity(model, blocks, thresholds, weights, batch_size)
+        return tried[cett][0]
+
+    best = largest_within(perplexity, dense * (1 + tolerance), 0.0, 1.0, STEPS)
+    if best not in tried:
+        perplexity(best)
+    reached, kept = tried[best]
+    return Sufficient(kept, best, reached, dense)
+
+
+def _perplexity(
+    model: PreTrainedModel,
+    blocks: Blocks,
+    thresholds: Mapping[int, float],
+    weights: Mapping[int, Tensor],
+    batch_size: int,
+) -> tuple[float, dict[int, float]]:
+    """Perplexity, and each layer's share of neurons kept, when contributions below a threshold are skipped."""
+    kept = {i: torch.zeros(2, dtype=torch.float64) for i in thresholds}
+    loss = DocumentLoss()
+    for ids, docs in _batches(blocks, batch_size):
+        with _skipping(model, thresholds, weights, kept, (docs >= 0).flatten()):
+            logits = model(input_ids=ids.to(model.device), use_cache=False).logits[:, :-1].float().cpu()
+        nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        counted = (docs[:, 1:] >= 0).flatten()
+        loss.update(nll.flatten()[counted], docs[:, 1:].flatten()[counted])
+    return math.exp(loss.compute().value), {i: float(on / of) for i, (on, of) in kept.items()}
+
+
+@contextmanager
+def _skipping(
+    model: PreTrainedModel,
+    thresholds: Mapping[int, float],
+    weights: Mapping[int, Tensor],
+    kept: Mapping[int, Tensor],
+    real: Tensor,
+) -> Iterator[None]:
+    def skip(i: int) -> Callable[[Tensor, Tensor], Tensor]:
+        norm = weights[i].norm(dim=1)
+
+        def by(_: Tensor, a: Tensor) -> Tensor:
+            stays = a.float().abs() * norm >= thresholds[i]
+            chosen = stays[real.to(stays.device)]
+            kept[i] += torch.tensor([float(chosen.sum()), float(chosen.numel())], dtype=torch.float64)
+            return torch.where(stays, a, 0.0)
+
+        return by
+
+    with ExitStack() as stack:
+        for i in thresholds:
+            stack.enter_context(replaced(model, Site("neurons", i), Site("neurons", i), skip(i)))
+        yield
+
+
+def _batches(blocks: Blocks, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Token ids and documents [b, t], without columns of padding alone."""
+    assert blocks.doc_ids is not None
+    for start in range(0, len(blocks.input_ids), batch_size):
+        docs = blocks.doc_ids[start : start + batch_size]
+        width = int(np.flatnonzero((docs >= 0).any(0)).max()) + 1
+        ids = blocks.input_ids[start : start + batch_size, :width].astype(np.int64)
+        yield torch.from_numpy(ids), torch.from_numpy(docs[:, :width].astype(np.int64))
+
+
+def _names(model: PreTrainedModel) -> dict[int, str]:
+    return {layer.index: layer.name for layer in list_layers(model)}
