@@ -81,18 +81,18 @@ class Run:
 
     Args:
         log: what they print goes to `log` with the rank as its ending.
-        args: of train.py.
+        args: of `main`.
         ranks: each rank's environment; one process by default.
         kill: for ranks that are to die, when.
-        before: called in each process before training.
+        main: what each process runs; train.py by default.
     """
 
     def __init__(self, log: Path, args: list[str], ranks: list[dict[str, str]] | None = None,
-                 kill: dict[int, str] | None = None, before: Callable[[], None] | None = None):  # fmt: skip
+                 kill: dict[int, str] | None = None, main: Callable[[list[str]], None] | None = None):  # fmt: skip
         self.logs = [log.with_suffix(f".{rank}") for rank in range(len(ranks or [{}]))]
         cache = {name: os.environ[name] for name in ("SLMS_CACHE", "HF_HUB_OFFLINE")}
         self.processes = [
-            CONTEXT.Process(target=_train, args=(args, cache | env, str(path), (kill or {}).get(rank), before))
+            CONTEXT.Process(target=_train, args=(args, cache | env, str(path), (kill or {}).get(rank), main))
             for rank, (env, path) in enumerate(zip(ranks or [{}], self.logs, strict=True))
         ]
         for process in self.processes:
@@ -112,7 +112,7 @@ class Run:
         return "\n".join(log.read_text() for log in self.logs if log.exists())
 
 
-def _train(args: list[str], env: dict[str, str], log: str, kill: str | None, before) -> None:
+def _train(args: list[str], env: dict[str, str], log: str, kill: str | None, main) -> None:
     os.environ.update(env)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
@@ -126,9 +126,7 @@ def _train(args: list[str], env: dict[str, str], log: str, kill: str | None, bef
     torch.set_num_threads(1)
     if kill is not None:
         _kill_at(kill)
-    if before is not None:
-        before()
-    train.main(args)
+    (main or train.main)(args)
 
 
 def _kill_at(when: str) -> None:

@@ -1,10 +1,18 @@
 """One process, two and four with the same global batch are the same run, also resumed on another number of them."""
 
+import json
 import signal
+from pathlib import Path
 
+import lightning as L
 import pytest
+import torch
 
+from slms.data.module import TextData
+from slms.data.text import CorpusConfig
 from slms.lit.checkpoint import damage
+from slms.models.io import read_tokenizer
+from slms.models.source import EMBEDDED
 from slms.report.metrics_csv import read_rows
 from slms.report.results import read_results
 from tests.processes import Run, directory, flags, slurm, torchrun
@@ -44,6 +52,24 @@ def test_two_processes_under_torchrun_and_four_under_slurm_are_one_process(folde
 
 
 @pytest.mark.slow
+def test_four_micro_batches_a_step_are_one(folder, one_run):
+    cut = Run(folder / "cut.log", flags(folder, "cut", "--data.batch_size=2", "--trainer.accumulate_grad_batches=4"))
+    assert cut.join() == [0], cut.said()
+    assert_same_run(folder, "cut")
+
+
+@pytest.mark.slow
+def test_bf16(folder, one_run):
+    """Autocast to bfloat16: the losses of fp32 to the two digits that it has."""
+    run = Run(folder / "bf16.log", flags(folder, "bf16", "--trainer.precision=bf16-mixed"))
+    assert run.join() == [0], run.said()
+    assert (
+        abs(read_results(directory(folder, "bf16")).losses.model.nats - read_results(one_run).losses.model.nats) < 0.02
+    )
+    assert numbers(folder, "bf16") != numbers(folder, "one")
+
+
+@pytest.mark.slow
 def test_a_lost_process_stops_the_others_with_the_reason_and_one_process_goes_on(folder, one_run):
     lost = Run(folder / "lost.log", flags(folder, "lost", *several(2)), torchrun(2), kill={1: "4:0.02"})
     assert lost.join() == [2, -signal.SIGKILL], lost.said()
@@ -76,3 +102,47 @@ def test_another_global_batch_is_refused_in_one_line(folder, one_run):
     assert run.join() == [2, 2]
     lines = [line for line in run.said().splitlines() if "error" in line]
     assert len(lines) == 2 and all("keep batch_size × processes at 8" in line for line in lines), run.said()
+
+
+class Reader(L.LightningModule):
+    """Learns nothing and remembers the first token ids of each batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.seen = torch.nn.Parameter(torch.zeros(())), []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(batch["input_ids"][:, :8].tolist())
+        return self.weight
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def read_streams(args):
+    """Eight batches of a streamed corpus at once, and in two runs with a checkpoint between them."""
+    corpus, folder = Path(args[0]), Path(args[1])
+    seen = {}
+    for name, steps, start in (("whole", 8, None), ("first", 3, None), ("second", 8, folder / "first.ckpt")):
+        module = Reader()
+        data = TextData(
+            CorpusConfig(str(corpus), validation=str(corpus)), read_tokenizer(EMBEDDED["stories-1m"]), block_size=32,
+            batch_size=2, train_tokens=64, epoch_tokens=640, val_tokens=64, stream=True,
+        )  # fmt: skip
+        trainer = L.Trainer(max_steps=steps, accelerator="cpu", devices=2, strategy="ddp", logger=False,
+                            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+                            enable_checkpointing=False, limit_val_batches=0, default_root_dir=folder)  # fmt: skip
+        trainer.fit(module, data, ckpt_path=start, weights_only=True)
+        trainer.save_checkpoint(folder / f"{name}.ckpt")
+        seen[name] = module.seen
+    assert seen["first"] + seen["second"] == seen["whole"], seen
+    (folder / f"seen.{trainer.global_rank}").write_text(json.dumps(seen["whole"]))
+
+
+def test_streams_of_two_processes_resume_where_each_stood(tmp_path):
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"text": f"The dog saw {i} cats. " * (1 + i % 3)}) + "\n" for i in range(40)))
+    run = Run(tmp_path / "log", [str(corpus), str(tmp_path)], torchrun(2), main=read_streams)
+    assert run.join() == [0, 0], run.said()
+    first, second = (json.loads((tmp_path / f"seen.{rank}").read_text()) for rank in range(2))
+    assert len(first) == len(second) == 8 and not any(a == b for a, b in zip(first, second, strict=True))

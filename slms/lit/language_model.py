@@ -143,12 +143,19 @@ class LanguageModel(L.LightningModule):
 
     def configure_optimizers(self):
         """AdamW with a warm-up–cosine schedule over the whole run."""
-        optimizer = build_optimizer(self.net, self.optimizer_config)
+        optimizer = build_optimizer(self.net, self.optimizer_config, fused=self.trainer.precision != "16-mixed")
         total = self.total_steps
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: lr_share(step, total, self.optimizer_config)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        """Clip; Lightning itself refuses to for a fused optimizer under bf16, though no loss is scaled there."""
+        if self.trainer.precision == "bf16-mixed" and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_batch_start(self, batch, batch_idx):
         """Anneal k from all pathways to `routing.k`, and gates from 1 to graded."""

@@ -35,8 +35,11 @@ class OptimizerConfig:
                 raise ValueError(f"model.optimizer.{name} is {getattr(self, name)}; it must lie in [0, 1]")
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters in three kinds of groups: matrices, vectors, routers."""
+def build_optimizer(model: nn.Module, config: OptimizerConfig, fused: bool = True) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters in three kinds of groups: matrices, vectors, routers.
+
+    fused: one kernel for the whole step; it cannot follow a loss scaler (`16-mixed`) whose gradients are clipped.
+    """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -52,7 +55,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
         ],
         lr=config.lr,
         betas=config.betas,
-        fused=True,
+        fused=fused,
     )
 
 
