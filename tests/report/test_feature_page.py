@@ -82,7 +82,7 @@ def test_style_and_script_are_pinned_and_nothing_else_may_load(made):
         assert f"{tag}-src 'sha256-{digest}'" in policy
     assert policy.startswith("default-src 'none'")
     sources = [value for _, a in made.tags for key, value in a.items() if key in ("src", "href")]
-    assert set(sources) == {"#", "data:,"}
+    assert set(sources) == {"#overview", "data:,"}
 
 
 def test_script_sets_no_markup():

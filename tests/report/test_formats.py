@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from callbacks.specialization import log_values
-from slms.report import schema
+from slms.report import feature_schema, feature_tables, schema
 from slms.report.coder_tables import COLUMNS
 from slms.report.compare import ComparedRun
 from slms.report.metrics_csv import Row
@@ -18,7 +18,7 @@ from slms.sae.export import ARCHITECTURES
 from slms.sae.quality import Quality
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
-OBJECTS = [kind for kind in vars(schema).values() if dataclasses.is_dataclass(kind)]
+OBJECTS = [kind for kind in {**vars(schema), **vars(feature_schema)}.values() if dataclasses.is_dataclass(kind)]
 WORDS = {str: "string", int: "integer", float: "number", Any: "any", dict[str, Any]: "any"}
 
 
@@ -68,6 +68,9 @@ def test_no_section_of_an_object_that_is_gone():
 def test_columns():
     assert [row[0] for row in table("column")] == list(Row._fields)
     assert [row[0] for row in table("column of compare.csv")] == list(ComparedRun._fields)
+    for name, columns in (("features.csv", feature_tables.COLUMNS), ("pathways.csv", feature_tables.PATHWAY_COLUMNS)):
+        named = [column for row in table(f"column of {name}") for column in row[0].split("`, `")]
+        assert sorted(named) == sorted(columns)
 
 
 def test_metrics_of_routed_layers(results_factory):

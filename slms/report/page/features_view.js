@@ -66,6 +66,7 @@ function table(head, rows, left = 1) {
     make("tbody", {}, ...rows.map((row) => make("tr", {}, ...row.map(cell("td")))))));
 }
 
+const model = data.model.split("/").slice(-3).join("/"); // a run: its name, time and `model`
 const link = (index) => make("a", { href: `#f=${index}` }, String(index));
 const chips = (tokens) => tokens.map((text) => make("span", { class: "chip tokens" }, marked(text)));
 const back = () => make("button", { id: "back", type: "button", onclick: () => document.body.classList.remove("reading") }, "‹ list");
@@ -88,7 +89,7 @@ function featureView(f) {
     preferences.length ? make("h3", {}, "What its use tells about the word") : null,
     preferences.length ? table(["labels", "prefers", "share", "lift", "SI", "z"], preferences, 2) : null,
     f.carriers.length ? make("h3", {}, "Pathways that carry it") : null,
-    f.carriers.length ? table(["layer", "pathway", "part of its rise", "z", "chosen at its uses"], f.carriers.map((c) =>
+    f.carriers.length ? table(["layer", "pathway", "part of its rise", "z", "chosen"], f.carriers.map((c) =>
       [`L${c.layer}`, make("a", { href: `#p=${c.layer}.${c.pathway}` }, `p${c.pathway}`), percent(c.part), number(c.z, 3), `${number(c.lift, 2)}×`])) : null,
     make("h3", {}, "Nearest decoder directions"),
     table(["feature", "strongest at", "cosine"], f.neighbours.map((n) =>
@@ -138,7 +139,7 @@ function overview() {
   const g = data.graph, between = (e) => (e.low === null ? "" : ` [${e.low.toFixed(3)}, ${e.high.toFixed(3)}]`);
   const place = data.site === data.target ? data.site : `${data.site} to ${data.target}`;
   return [make("div", { class: "bar" }, back(), make("h2", {}, "All features")),
-    facts([["model", data.model], ["site", place], ["coder", data.kind], ["features", `${data.d_sae - data.dead} used of ${data.d_sae}`],
+    facts([["model", model], ["site", place], ["coder", data.kind], ["features", `${data.d_sae - data.dead} used of ${data.d_sae}`],
       ["features a token", data.l0.toFixed(1)], ["text", `${data.tokens.toLocaleString("en")} tokens of ${data.corpus} (${data.split})`]]),
     make("h3", {}, "What features tell about the word"),
     make("p", { class: "note" }, "SI: adjusted mutual information of one use and the word's class; 0 is what permuted labels give, "
@@ -187,7 +188,7 @@ function keys(event) {
   }
   if (typing) return undefined;
   const actions = { "/": () => { document.body.classList.remove("reading"); $("query").focus(); }, j: () => move(1), k: () => move(-1),
-    o: () => { location.hash = ""; }, t: theme };
+    o: () => { location.hash = "overview"; }, t: theme };
   if (actions[event.key]) {
     event.preventDefault();
     actions[event.key]();
@@ -208,7 +209,7 @@ function start() {
   document.documentElement.dataset.theme = stored || (dark.matches ? "dark" : "light");
   if (!stored) dark.addEventListener("change", () => { document.documentElement.dataset.theme = dark.matches ? "dark" : "light"; });
   $("home").textContent = `Features of ${data.site}`;
-  $("subtitle").textContent = `${data.model} · ${data.kind}, ${data.d_sae} latents · ${data.tokens.toLocaleString("en")} tokens of ${data.corpus}`;
+  $("subtitle").textContent = `${model} · ${data.kind}, ${data.d_sae} latents · ${data.tokens.toLocaleString("en")} tokens of ${data.corpus}`;
   $("sort").append(...Object.keys(SORTS).map((name) => make("option", {}, name)));
   $("sort").value = "SI";
   $("community").append(...[...communities.values()].map((c) =>
