@@ -5,6 +5,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from slms.models.checksums import check_checksums
+
 logger = logging.getLogger(__name__)
 
 _IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
@@ -63,6 +65,7 @@ def check_directory(path: Path, weights: bool = True) -> dict[str, Any]:
             raise FileNotFoundError(f"{path} holds no complete weights (model.safetensors or pytorch_model.bin).")
         for file in files:
             check_complete(file)
+        check_checksums(path, files)
     return config
 
 

@@ -21,6 +21,7 @@ from slms.files import make_readable, write_atomic
 from slms.models import routed_lm  # noqa: F401  registers the routed classes with transformers' Auto classes
 from slms.models.attention import prepare
 from slms.models.card import CARD, model_card
+from slms.models.checksums import write_checksums
 from slms.models.directory import check_directory, read_object
 from slms.models.hub import tokenizer_files
 
@@ -55,6 +56,7 @@ def save_model(
             model.save_pretrained(new, safe_serialization=True)
             if tokenizer is not None:
                 tokenizer.save_pretrained(new)
+        write_checksums(new)
         write_atomic(new / CARD, card or model_card(model))
         for file in new.rglob("*"):
             make_readable(file)

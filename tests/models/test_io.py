@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import slms
 from slms.models.attention import SDPASelfAttention
+from slms.models.checksums import CHECKSUMS
 from slms.models.convert import route
 from slms.models.io import load_model, save_model
 from slms.models.routed_mlp import routed_layers
@@ -112,6 +113,7 @@ def test_a_directory_that_holds_something_else_is_not_replaced(tiny, tmp_path):
 def test_missing_and_misshapen_weights_are_named_never_filled_in(tiny, tokens, config, tmp_path):
     save_model(route(tiny("llama"), config, tokens(4, 16)), None, tmp_path / "m")
     file = tmp_path / "m" / "model.safetensors"
+    (tmp_path / "m" / CHECKSUMS).unlink()  # as for weights that were changed on purpose
     weights = load_file(file)
     name = "model.layers.0.mlp.router.out.weight"
     save_file({k: v for k, v in weights.items() if k != name}, file, metadata={"format": "pt"})
