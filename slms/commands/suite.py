@@ -54,7 +54,8 @@ def suite(
         n_tokens: tokens to measure on.
         n_nulls: token-shuffled graphs behind the null of Q.
         batch_size: blocks of one forward pass.
-        output_dir: suite.csv, suite.json, suite.png and models/*.json go to OUTPUT_DIR/suite/NAME/.
+        output_dir: suite.csv, suite.json and suite.png go to OUTPUT_DIR/suite/NAME/, each model's numbers to
+            OUTPUT_DIR/suite/measured/.
     """
     if (models is None) == (suite is None):
         raise ValueError("give either --models or --suite")
@@ -68,7 +69,7 @@ def suite(
     points = []
     for name in tqdm(names, "models", leave=False, delay=2):
         settings = {"model": name, "weights": _written(name), **text, "split": split, "n_nulls": n_nulls}
-        kept = artifact_directory(directory, "models", name)
+        kept = artifact_directory(directory.parent, "measured", name)  # whatever suite a model was measured for
         path = kept.with_name(f"{kept.name}.json")
         point = read_point(path, settings)
         if point is None:
