@@ -6,6 +6,8 @@ import time
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
+from callbacks.parts import release_memory
+
 SHOWN = {"train/loss/lm": "train", "val/loss": "val nats", "val/perplexity": "perplexity"}
 
 
@@ -33,8 +35,9 @@ class Progress(TQDMProgressBar):
         self._tokens += 0 if ids is None else ids.numel() * trainer.world_size
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the line."""
+        """Print the line, and end what the validation held in memory."""
         super().on_validation_end(trainer, pl_module)
+        release_memory()
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         metrics, total = trainer.callback_metrics, trainer.estimated_stepping_batches
