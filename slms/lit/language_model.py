@@ -34,15 +34,28 @@ class DistillConfig:
     Args:
         logits: weight of KL(base ‖ model) per token, in nats.
         mlp: weight of the squared error of each routed MLP's output, relative to the base output's variance.
+        anneal: share of the steps over which both weights fall linearly to 0, and the base is no longer run; null keeps
+            them.
     """
 
     logits: float = 0.0
     mlp: float = 0.0
+    anneal: float | None = None
 
     def __post_init__(self):
         for name in ("logits", "mlp"):
             if getattr(self, name) < 0:
                 raise ValueError(f"model.distill.{name} is {getattr(self, name)}; it must not be negative")
+        if self.anneal is not None and not 0 < self.anneal <= 1:
+            raise ValueError(f"model.distill.anneal is {self.anneal}; it must lie in (0, 1]")
+
+    def share_at(self, share: float) -> float:
+        """Factor on both weights after `share` of the steps.
+
+        >>> [DistillConfig(anneal=0.5).share_at(share) for share in (0.0, 0.25, 0.5, 1.0)]
+        [1.0, 0.5, 0.0, 0.0]
+        """
+        return 1.0 if self.anneal is None else max(0.0, 1.0 - share / self.anneal)
 
 
 def annealed_k(share: float, n_pathways: int, k: int) -> int:
@@ -167,7 +180,9 @@ class LanguageModel(L.LightningModule):
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """Cross-entropy, load balancing, z-loss and distillation of one batch."""
         ids = batch["input_ids"]
-        with record_routes(self.net) as routes, mlp_outputs(self.net, self._distilled_layers) as outputs:
+        taught = self.distill.share_at(self.global_step / self.total_steps) if self.teacher else 0.0
+        layers = list(routed_layers(self.net)) if taught and self.distill.mlp else []
+        with record_routes(self.net) as routes, mlp_outputs(self.net, layers) as outputs:
             logits = self.net(ids, use_cache=False).logits
         nll = F.cross_entropy(rearrange(logits[:, :-1], "b t v -> (b t) v"), rearrange(ids[:, 1:], "b t -> (b t)"))
         terms = {"lm": nll}
@@ -178,9 +193,9 @@ class LanguageModel(L.LightningModule):
                 "balance": self.balance.weight_at(self.global_step, self.total_steps),
                 "z": self.balance.z_weight,
             }
-        if self.teacher:
+        if taught:
             terms |= self._distill_terms(ids, logits, outputs)
-            weights |= {"distill_logits": self.distill.logits, "distill_mlp": self.distill.mlp}
+            weights |= {"distill_logits": taught * self.distill.logits, "distill_mlp": taught * self.distill.mlp}
         loss = sum(weights[name] * term for name, term in terms.items())
         self._log_losses(terms | {"total": loss})
         return loss
@@ -201,14 +216,10 @@ class LanguageModel(L.LightningModule):
         z = [z_loss(r.scores, n_shared=self.routing.n_shared) for r in routes.values()]
         return {"balance": torch.stack(balance).mean(), "z": torch.stack(z).mean()}
 
-    @property
-    def _distilled_layers(self) -> list[int]:
-        return list(routed_layers(self.net)) if self.teacher and self.distill.mlp else []
-
     def _distill_terms(self, ids, logits, outputs) -> dict[str, torch.Tensor]:
         """KL(base ‖ model) per token in nats, and the MLP outputs' squared error over the base's variance."""
         teacher = self.teacher[0].to(ids.device)
-        with torch.no_grad(), mlp_outputs(teacher, self._distilled_layers) as wanted:
+        with torch.no_grad(), mlp_outputs(teacher, list(outputs)) as wanted:
             target = teacher(ids, use_cache=False).logits
         kl = F.kl_div(
             logits.log_softmax(-1).flatten(0, 1), target.log_softmax(-1).flatten(0, 1), reduction="batchmean",

@@ -1,0 +1,70 @@
+"""Distillation from the frozen base: what is added to the loss, and when it ends."""
+
+import lightning
+import pytest
+import torch
+import torch.nn.functional as F
+
+from slms.data.module import TextData
+from slms.data.text import CorpusConfig
+from slms.lit.language_model import DistillConfig, LanguageModel
+from slms.models.base import BaseConfig
+from slms.routing import RoutingConfig
+
+STEPS = 4
+
+
+def fit(distill: DistillConfig) -> tuple[LanguageModel, list[float], list[int]]:
+    """A routed model after four steps, its distillation losses as logged, and the steps at which the base was run."""
+    model = LanguageModel(
+        BaseConfig(name="stories-1m"), RoutingConfig(layers=[1]), distill=distill, calibration_tokens=256
+    )
+    data = TextData(
+        CorpusConfig(name="stories"), model.tokenizer, block_size=32, batch_size=2, train_tokens=64 * STEPS,
+        epoch_tokens=64 * STEPS, val_tokens=64,
+    )  # fmt: skip
+    asked: list[int] = []
+    losses: list[float] = []
+
+    class Watch(lightning.Callback):
+        def on_train_start(self, trainer, module):
+            module.teacher[0].register_forward_hook(lambda *_: asked.append(module.global_step))
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            losses.append(float(trainer.callback_metrics.get("train/loss/distill_logits", torch.nan)))
+
+    trainer = lightning.Trainer(
+        max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, num_sanity_val_steps=0,
+        limit_val_batches=0, enable_model_summary=False, accelerator="cpu", log_every_n_steps=1, callbacks=[Watch()],
+        use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(model, data)
+    return model, losses, asked
+
+
+@pytest.mark.parametrize("anneal, steps", [(None, [0, 1, 2, 3]), (0.5, [0, 1])])
+def test_base_runs_as_long_as_it_teaches(anneal, steps):
+    _, losses, asked = fit(DistillConfig(logits=1.0, anneal=anneal))
+    assert asked == steps
+    assert losses[0] > 0
+
+
+def test_terms_are_the_divergence_and_the_relative_error():
+    model, _, _ = fit(DistillConfig(logits=1.0, mlp=1.0))
+    ids = torch.randint(3, 2000, (2, 16))
+    wanted = model.teacher[0](ids, use_cache=False).logits
+    logits = model.net(ids, use_cache=False).logits
+    mlp = model.teacher[0].transformer.h[1].mlp
+    seen: list[torch.Tensor] = []
+    handle = mlp.register_forward_hook(lambda module, args, out: seen.append(out))
+    terms = model._distill_terms(ids, logits, {1: torch.zeros(2, 16, 64)})
+    handle.remove()
+    p, log_p, log_q = wanted.softmax(-1), wanted.log_softmax(-1), logits.log_softmax(-1)
+    torch.testing.assert_close(terms["distill_logits"], (p * (log_p - log_q)).sum(-1).mean())
+    torch.testing.assert_close(terms["distill_mlp"], F.mse_loss(seen[-1], torch.zeros(2, 16, 64)) / seen[-1].var())
+
+
+@pytest.mark.parametrize("anneal", [0.0, -1.0, 1.5])
+def test_anneal_out_of_range_is_refused(anneal):
+    with pytest.raises(ValueError, match=r"model.distill.anneal is .*; it must lie in \(0, 1\]"):
+        DistillConfig(anneal=anneal)
