@@ -5,7 +5,7 @@ from typing import Any
 
 from slms.report.reading import visible
 from slms.report.specialization_rows import MEAN, Row, short_names
-from slms.report.tables import FAMILIES_A_TABLE, INDENT, amount, number, share, text_table
+from slms.report.tables import FAMILIES_A_TABLE, INDENT, WIDTH, amount, number, share, text_table
 
 SPARSITY = {"gini": "Gini", "hoyer": "Hoyer", "top_mass": ".9 mass", "participation": "PR/N", "zeros": "zeros"}
 
@@ -15,11 +15,8 @@ def specialization_table(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
     at = {(row.place, row.metric, row.family): row for row in rows}
     found = list(dict.fromkeys(row.place for row in rows if row.place != MEAN))
     places = dict(zip([*found, MEAN], [*short_names(found), MEAN], strict=True))
-    blocks = [
-        f"{about['model']}: {about['units']} on {amount(about['tokens'])} tokens of {about['corpus']} "
-        f"({about['split']}, {about['documents']} documents)",
-        _first(places, at),
-    ]
+    text = f"{amount(about['tokens'])} tokens of {about['corpus']} ({about['split']}, {about['documents']} documents)"
+    blocks = [f"{about['model']}: {about['units']} on {text}"[:WIDTH], _first(places, at)]
     families = list(dict.fromkeys((row.metric, row.family) for row in rows if row.metric in ("si", "si_given_token")))
     for start in range(0, len(families), FAMILIES_A_TABLE):
         blocks.append(_si(places, at, families[start : start + FAMILIES_A_TABLE]))
