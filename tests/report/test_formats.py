@@ -11,9 +11,12 @@ import pytest
 
 from callbacks.specialization import log_values
 from slms.report import feature_schema, feature_tables, schema
+from slms.report.ablation import CellRow, LayerRow
 from slms.report.coder_tables import COLUMNS
 from slms.report.compare import ComparedRun
 from slms.report.metrics_csv import Row
+from slms.report.probes import ProbeRow
+from slms.report.suite import SUITE_COLUMNS
 from slms.sae.export import ARCHITECTURES
 from slms.sae.quality import Quality
 
@@ -68,6 +71,9 @@ def test_no_section_of_an_object_that_is_gone():
 def test_columns():
     assert [row[0] for row in table("column")] == list(Row._fields)
     assert [row[0] for row in table("column of compare.csv")] == list(ComparedRun._fields)
+    for name, row in (("probes", ProbeRow), ("ablation", LayerRow), ("matrix", CellRow)):
+        assert [cells[0] for cells in table(f"column of {name}.csv")] == list(row._fields)
+    assert [row[0] for row in table("column of suite.csv")] == list(SUITE_COLUMNS)
     for name, columns in (("features.csv", feature_tables.COLUMNS), ("pathways.csv", feature_tables.PATHWAY_COLUMNS)):
         named = [column for row in table(f"column of {name}") for column in row[0].split("`, `")]
         assert sorted(named) == sorted(columns)
