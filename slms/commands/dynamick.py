@@ -49,7 +49,6 @@ from slms.report.frontier import (
 from slms.report.frontier_figure import frontier_figure
 from slms.report.palette import write_figure
 
-BUDGET_BLOCKS = 4
 AS_ESTIMATED = KernelOptions()
 
 
@@ -65,6 +64,7 @@ def dynamick(
     block_size: int | None = None,
     n_tokens: int = 32_768,
     calibration_tokens: int = 8192,
+    budget_tokens: int = 4096,
     batch_size: int = 16,
     seconds: float = 1.0,
     kernels: KernelOptions = AS_ESTIMATED,
@@ -88,7 +88,8 @@ def dynamick(
         split: train, validation or test; calibration is always on train.
         block_size: context in tokens; the run's, else 256.
         n_tokens: tokens to measure on.
-        calibration_tokens: of the training split, for thresholds, predictors, routers and budgets.
+        calibration_tokens: of the training split, for thresholds, predictors and routers.
+        budget_tokens: so many of them to measure, layer by layer, what a density costs.
         batch_size: blocks of one forward pass.
         seconds: how long each point is timed; 0 leaves the speed out.
         kernels: --kernels.calibrate times the backends of routed MLPs at this model's shapes first, and keeps the
@@ -104,7 +105,7 @@ def dynamick(
     calibration = token_ids(open_subject(model, "train", n_tokens=calibration_tokens, **given))
     routed = subject.model if routed_layers(subject.model) else None
     base = subject.model if routed is None else dense_of(model, dense)
-    session = _Session(base, subject, calibration, batch_size, seconds, kernels.calibrate)
+    session = _Session(base, subject, calibration, budget_tokens, batch_size, seconds, kernels.calibrate)
     points: list[Point] = []
     if routed is not None:
         points += session.routed_points(routed, _named(rule, ROUTED_RULES), densities)
@@ -121,7 +122,7 @@ def dynamick(
     write_csv(directory / "dynamick.csv", COLUMNS, rows(frontier))
     write_json(directory / "dynamick.json", {
         "model": model, "dense": dense or (str(run_base(model)) if routed is not None else model), **subject.text,
-        "split": split, "calibration_tokens": calibration.numel(), "budget": budget, "command": command_line(),
+        "split": split, "calibration_tokens": calibration.numel(), "budget_tokens": budget_tokens, "budget": budget, "command": command_line(),
         "hardware": hardware(base.device), "versions": versions(), "device": frontier.device,
         "dense_loss": frontier.dense._asdict(), "mlp_flops": frontier.mlp_flops, "model_flops": frontier.model_flops,
         "points": [dict(zip(COLUMNS, row, strict=True)) | {"layers": p.layers}
@@ -196,6 +197,7 @@ class _Session:
         dense: PreTrainedModel,
         subject: Subject,
         calibration: Tensor,
+        budget_tokens: int,
         batch_size: int,
         seconds: float,
         calibrate: bool,
@@ -203,6 +205,7 @@ class _Session:
         self.dense, self.blocks, self.calibration = dense, subject.blocks, calibration
         self.batch_size, self.seconds, self.block_size = batch_size, seconds, subject.text["block_size"]
         self.calibrate = calibrate
+        self.budget_blocks = calibration[: max(1, budget_tokens // self.block_size)]
         self.prompt = token_ids(subject)[:1, : self.block_size - 1].to(dense.device)
         self.quality = measure_quality(dense, self.blocks, batch_size)
         self.cost = count_cost(dense, dense, {}, self.block_size)
@@ -219,7 +222,7 @@ class _Session:
         own = next(iter(routed_layers(model).values())).config.rule
         grid = [(name, target) for name in rules or [own] for target in densities or [None]]
         for name, target in tqdm(grid, "routed", leave=False, delay=2, disable=None):
-            set_routed_rule(model, name, target, self.calibration[:BUDGET_BLOCKS], self.batch_size)
+            set_routed_rule(model, name, target, self.budget_blocks, self.batch_size)
             yield self.point("routed", name, target, model)
 
     def dense_points(self, rule: str, targets: list[float], by_loss: bool) -> Iterator[Point]:
@@ -229,7 +232,7 @@ class _Session:
         if by_loss and min(targets) < 1:
             steps = len(layer_sizes(model)) * (len(LEVELS) - 1)
             with tqdm(total=steps, desc=f"{rule}: budget", leave=False, delay=2, disable=None) as bar:
-                costs = layer_costs(model, self.calibration[:BUDGET_BLOCKS], self.batch_size, bar.update)
+                costs = layer_costs(model, self.budget_blocks, self.batch_size, bar.update)
         for target in tqdm(targets, rule, leave=False, delay=2, disable=None):
             set_budget(model, densities_for(model, costs, target))
             yield self.point("dense", rule, target, model)

@@ -109,6 +109,17 @@ def test_strided_inputs_and_expanded_gradient(make_case, backend):
         torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradient_that_is_not_contiguous(make_case, backend):
+    case = make_case(gated=True)
+    upstream = torch.randn(case.x.shape[::-1], generator=torch.Generator().manual_seed(2)).t()
+    assert not upstream.is_contiguous()
+    grads = torch.autograd.grad(case.run(backend), case.leaves(), upstream)
+    expected = torch.autograd.grad(case.reference(), case.leaves(), upstream)
+    for actual, wanted in zip(grads, expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("backend", SKIPPING)
 def test_backward_twice(make_case, backend):
     case = make_case()

@@ -119,6 +119,31 @@ def test_expanded_gradient_and_backward_twice(make_case):
 
 
 @pytest.mark.parametrize("n", [2, 18])
+def test_all_tokens_on_one_pathway(make_case, check_case, n):
+    case = make_case(n=n)
+    chosen = torch.zeros_like(case.chosen)
+    chosen[:, 1] = True
+    check_case(on_device(case._replace(chosen=chosen)), "triton")
+
+
+def test_inputs_and_gradient_that_are_not_contiguous(make_case):
+    case = on_device(make_case(n=18, gated=True))
+    strided = case._replace(
+        x=case.x.detach().t().contiguous().t().requires_grad_(),
+        W_in=case.W_in.detach().t().contiguous().t().requires_grad_(),
+        W_out=torch.stack([case.W_out.detach()] * 2, 2)[:, :, 0].requires_grad_(),
+        gates=case.gates.detach().t().contiguous().t().requires_grad_(),
+        chosen=case.chosen.t().contiguous().t(),
+    )
+    upstream = torch.randn(case.x.shape[::-1], generator=torch.Generator().manual_seed(2)).to(DEVICE).t()
+    assert not (upstream.is_contiguous() or strided.x.is_contiguous() or strided.W_out.is_contiguous())
+    grads = torch.autograd.grad(strided.run("triton"), strided.leaves(), upstream)
+    expected = torch.autograd.grad(case.reference(), case.leaves(), upstream)
+    for actual, wanted in zip(grads, expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [2, 18])
 def test_opcheck(make_case, n):
     torch.library.opcheck(ops.on_gpu, on_device(make_case(n=n)))
 
