@@ -127,7 +127,6 @@ def forget_choices() -> None:
     _installed.cache_clear()
 
 
-@torch.compiler.assume_constant_result
 def _auto(
     n_tokens: int,
     density: float,
@@ -141,6 +140,10 @@ def _auto(
 ) -> str:
     shape = Shape(d_model, d_ff, n_pathways, gated, dtype, device, training)
     return _choose(shape, *_rounded(n_tokens, density)).backend
+
+
+# All that torch.compiler.assume_constant_result does; it imports the compiler first, 1.5 s where nothing is compiled.
+_auto._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def explain(

@@ -54,6 +54,7 @@ def harness(
     if not installed():
         raise ValueError("harness needs the package lm-eval: pip install -e '.[harness]'")
     net, tokenizer = open_model(model)
+    assert tokenizer is not None, model  # load_base raises without one
     if rule is not None and k is not None:
         text = open_subject(model, "train", corpus=corpus, n_tokens=calibration_tokens).blocks.input_ids
         net = dynamic(net, rule, k, torch.from_numpy(text.astype("int64")), batch_size)

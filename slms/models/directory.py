@@ -11,6 +11,8 @@ logger = logging.getLogger(__name__)
 
 _IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 """Keys by which a configuration can ask transformers for kernels from the hub: `owner/name`."""
+_LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "attention_types")
+_MOST_LAYERS = 4096
 _LONGEST_HEADER = 100_000_000
 """bytes; the format's own limit"""
 
@@ -48,6 +50,7 @@ def check_directory(path: Path, weights: bool = True) -> dict[str, Any]:
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise ValueError(f"{path / 'config.json'} is no model configuration: `model_type` is {kind!r}.")
+    _check_sizes(path / "config.json", config)
     own_code = "auto_map" in config
     if kind not in CONFIG_MAPPING:
         reason = "it brings its own code, which is never run" if own_code else "transformers does not know it"
@@ -69,6 +72,20 @@ def check_directory(path: Path, weights: bool = True) -> dict[str, Any]:
     return config
 
 
+def _check_sizes(file: Path, content: Any, key: str = "") -> None:
+    """Raise ValueError for sizes that no model has: transformers would build its layers one by one, for ever."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            _check_sizes(file, value, name)
+    elif isinstance(content, list):
+        for value in content:
+            _check_sizes(file, value, key)
+    elif isinstance(content, int):
+        most = _MOST_LAYERS if key in _LAYERS else 2**53
+        if content > most:
+            raise ValueError(f"{file}: `{key}` is {str(content)[:20]}; it must be at most {most:,}.")
+
+
 def read_object(file: Path) -> dict[str, Any]:
     """The object in a JSON file; ValueError, one line, where it holds none."""
     try:
@@ -87,13 +104,16 @@ def check_complete(file: Path) -> None:
     if file.suffix != ".safetensors":
         return
     size = file.stat().st_size
+    broken = f"{file} is truncated or no safetensors file ({size} bytes)."
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
+        if length > min(size - 8, _LONGEST_HEADER):
+            raise ValueError(broken)
         try:
-            header = json.loads(stream.read(length)) if 8 + length <= min(size, 8 + _LONGEST_HEADER) else None
+            header = json.loads(stream.read(length))
             ends = [int(t["data_offsets"][1]) for name, t in header.items() if name != "__metadata__"]
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-            raise ValueError(f"{file} is truncated or no safetensors file ({size} bytes).") from None
+            raise ValueError(broken) from None
     end = max(ends, default=0)
     if size != 8 + length + end:
         raise ValueError(f"{file} is truncated: it has {size} bytes, its header asks for {8 + length + end}.")

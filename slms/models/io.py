@@ -93,6 +93,11 @@ def read_model(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
             )
         except pickle.UnpicklingError:
             raise ValueError(f"{path}: its pickled weights hold more than tensors, and are not loaded.") from None
+        except (ValueError, OSError):
+            raise
+        except Exception as error:  # whatever transformers makes of a configuration that fits no model
+            what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            raise ValueError(f"{path}: transformers cannot build this model ({what}).") from error
     wrong = sorted(info["missing_keys"]) + sorted(key for key, *_ in info["mismatched_keys"])
     if wrong:
         raise ValueError(

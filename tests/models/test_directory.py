@@ -46,6 +46,12 @@ def test_trailing_bytes_are_named_too(model_dir):
         ('{"d": 1}', r"config\.json is no model configuration: `model_type` is None"),
         ('{"model_type": ["gpt2"]}', r"`model_type` is \['gpt2'\]"),
         ("[" * 100_000, r"config\.json is no JSON: nested too deeply"),
+        ('{"model_type": "gpt2", "n_layer": 1000000}', "`n_layer` is 1000000; it must be at most 4,096"),
+        ('{"model_type": "gpt_neo", "attention_types": [[["global"], 5000]]}', "`attention_types` is 5000; it must be"),
+        (
+            '{"model_type": "gpt2", "x": {"y": [1, 1' + "0" * 30 + "]}}",
+            "`y` is 1000000000",
+        ),
         ('{"model_type": "gpt2", "attn_implementation": "owner/kernel"}', "code from the hub is never fetched or run"),
         ('{"model_type": "gpt2", "_attn_implementation": {"": "owner/kernel"}}', "code from the hub is never"),
         ('{"model_type": "mine"}', "has model type `mine`: transformers does not know it"),
