@@ -75,7 +75,7 @@ class ResumableLoader(DataLoader):
 
     def __init__(self, dataset: BlockDataset, order: BlockOrder, **kwargs):
         super().__init__(dataset, sampler=order, batch_size=None, generator=torch.Generator(), **kwargs)
-        self.order = order
+        self.order, self._ids = order, dataset.blocks.input_ids
         self._position = (order.epoch, order.done)
         self._resumed = True
 
@@ -96,7 +96,7 @@ class ResumableLoader(DataLoader):
 
     @cached_property
     def _text(self) -> int:
-        return zlib.crc32(np.ascontiguousarray(self.dataset.blocks.input_ids))
+        return zlib.crc32(np.ascontiguousarray(self._ids).data)
 
     def state_dict(self) -> dict[str, int]:
         """The position after the last batch handed out: the same on every rank, and for any number of ranks."""
@@ -160,7 +160,7 @@ class TextData(L.LightningDataModule):
         super().__init__()
         if stream and (epoch_tokens is None or train_tokens is None):
             raise ValueError("data.stream needs data.epoch_tokens, and data.train_tokens for the calibration")
-        checks = {"block_size": block_size, "batch_size": batch_size, "val_tokens": val_tokens}
+        checks: dict[str, int | None] = {"block_size": block_size, "batch_size": batch_size, "val_tokens": val_tokens}
         checks |= {"train_tokens": train_tokens, "epoch_tokens": epoch_tokens}
         for name, value in checks.items():
             if value is not None and value < (2 if name == "block_size" else 1):
@@ -186,6 +186,7 @@ class TextData(L.LightningDataModule):
 
     def blocks(self, split: str) -> Blocks:
         """The blocks of `train`, `validation` or `test`."""
+        assert self.tokenizer is not None  # linked from the model
         return load_blocks(
             self._spec(split, self.train_tokens if split == "train" else self.val_tokens), self.tokenizer
         )
@@ -218,6 +219,7 @@ class TextData(L.LightningDataModule):
         world = self.trainer.world_size if self.trainer else 1
         rank = self.trainer.global_rank if self.trainer else 0
         if self.streams:
+            assert self.tokenizer is not None
             c = self.corpus
             corpus = Corpus(self.corpus_name, self.seed, c.validation, c.text_field)
             stream = TokenStream(corpus, self.tokenizer, self.batch_size, self.block_size, rank, world)

@@ -111,7 +111,7 @@ class StreamLoader(DataLoader):
     def __len__(self) -> int:
         return self.batches_per_epoch
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+    def __iter__(self):
         if not self._resumed and self.done > 0:
             self.epoch, self.done = self.epoch + 1, 0
         self._resumed = False
