@@ -26,7 +26,7 @@ class KernelCalibration(Callback):
         """The model is routed by now."""
         if not self.calibrate:
             return
-        data = trainer.datamodule
+        data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it when fit begins
         tokens, dtype = data.batch_size * data.block_size, compute_dtype(str(trainer.precision))
         if trainer.is_global_zero:
             for training in (True, False):

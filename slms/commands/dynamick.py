@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +120,12 @@ def dynamick(
     directory = artifact_directory(output_dir, "dynamick", model)
     best = best_point(frontier)
     write_csv(directory / "dynamick.csv", COLUMNS, rows(frontier))
+    compared = dense or (str(run_base(model)) if routed is not None else model)
     write_json(directory / "dynamick.json", {
-        "model": model, "dense": dense or (str(run_base(model)) if routed is not None else model), **subject.text,
-        "split": split, "calibration_tokens": calibration.numel(), "budget_tokens": budget_tokens, "budget": budget, "command": command_line(),
-        "hardware": hardware(base.device), "versions": versions(), "device": frontier.device,
-        "dense_loss": frontier.dense._asdict(), "mlp_flops": frontier.mlp_flops, "model_flops": frontier.model_flops,
+        "model": model, "dense": compared, **subject.text, "split": split, "calibration_tokens": calibration.numel(),
+        "budget": budget, "budget_tokens": budget_tokens, "command": command_line(), "device": frontier.device,
+        "hardware": hardware(base.device), "versions": versions(), "dense_loss": frontier.dense._asdict(),
+        "mlp_flops": frontier.mlp_flops, "model_flops": frontier.model_flops,
         "points": [dict(zip(COLUMNS, row, strict=True)) | {"layers": p.layers}
                    for row, p in zip(rows(frontier), points, strict=True)],
         "break_even": break_evens(frontier), "best": None if best is None else [best.name, best.density],
@@ -220,7 +221,8 @@ class _Session:
     def routed_points(self, model: PreTrainedModel, rules: list[str], densities: list[float] | None) -> Iterator[Point]:
         self.prepare(model)
         own = next(iter(routed_layers(model).values())).config.rule
-        grid = [(name, target) for name in rules or [own] for target in densities or [None]]
+        targets: Sequence[float | None] = densities or [None]
+        grid = [(name, target) for name in rules or [own] for target in targets]
         for name, target in tqdm(grid, "routed", leave=False, delay=2, disable=None):
             set_routed_rule(model, name, target, self.budget_blocks, self.batch_size)
             yield self.point("routed", name, target, model)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -188,9 +188,9 @@ def set_routed_rule(model: PreTrainedModel, rule: str, density: float | None, bl
     """
     layers = routed_layers(model)
 
-    def configure(**changes: object) -> None:
+    def configure(**changes: Any) -> None:
         for mlp in layers.values():
-            mlp.router.config = replace(mlp.router.config, rule=rule, **changes)
+            mlp.router.config = replace(mlp.router.config, **{"rule": rule, **changes})
 
     configure()
     if density is None:

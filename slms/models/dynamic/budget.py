@@ -3,14 +3,14 @@
 Shapes: l layers, s levels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 LEVELS = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
 """Densities at which a layer's cost is measured, ascending."""
 
 
 def allocate(
-    costs: dict[int, Sequence[float]], sizes: dict[int, int], target: float, levels: Sequence[float] = LEVELS
+    costs: Mapping[int, Sequence[float]], sizes: Mapping[int, int], target: float, levels: Sequence[float] = LEVELS
 ) -> dict[int, float]:
     """Densities by layer whose mean, weighted by size, is `target`: from dense, the cheapest step down again and again.
 

@@ -116,6 +116,13 @@ class DynamicMLP(nn.Module):
     def _up(self, x: Tensor, keep: Tensor) -> Tensor:
         return dots(x, self.weights.W_in, keep, self.weights.b_in)
 
+    def _chosen(self, x: Tensor, keep: Tensor) -> Tensor:
+        """Activations [n, f] of the kept neurons."""
+        u = self._up(x, keep)
+        if self.weights.W_gate is None:
+            return self.act(u)
+        return self.act(dots(x, self.weights.W_gate, keep, self.weights.b_gate)) * u
+
     def _observed(self, kept: Kept) -> None:
         if self.observe is not None:
             self.observe(kept)
@@ -173,6 +180,7 @@ class CATS(DynamicMLP):
         self.threshold = threshold_at(self.sample, density)
 
     def _gate(self, x: Tensor) -> Tensor:
+        assert self.weights.W_gate is not None, "checked by fit"
         return self.act(F.linear(x, self.weights.W_gate, self.weights.b_gate))
 
     def keep(self, x: Tensor, h: Tensor) -> Tensor:
@@ -250,11 +258,7 @@ class LowRank(Oracle):
 
     def skipping(self, x: Tensor) -> Tensor:
         keep = self.keep(x, x)
-        u = self._up(x, keep)
-        if self.weights.W_gate is None:
-            return self._down(self.act(u), keep)
-        gate = dots(x, self.weights.W_gate, keep, self.weights.b_gate)
-        return self._down(self.act(gate) * u, keep)
+        return self._down(self._chosen(x, keep), keep)
 
     def flops(self, kept: Kept) -> float:
         matrices = 3 if self.gated else 2
@@ -326,9 +330,7 @@ class GRIFFIN(Static):
         if not can_skip(x):
             return self.dense(x)
         keep, x_flat = self.sets[:, 0], x[:, 0]
-        u = self._up(x_flat, keep)
-        gate = dots(x_flat, self.weights.W_gate, keep, self.weights.b_gate) if self.gated else None
-        return self._down(self.act(u) if gate is None else self.act(gate) * u, keep).view(x.shape)
+        return self._down(self._chosen(x_flat, keep), keep).view(x.shape)
 
     def _prefill(self, x: Tensor) -> Tensor:
         h = neurons(self.weights, x)
