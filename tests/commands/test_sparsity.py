@@ -62,7 +62,7 @@ def test_the_console_script_takes_the_sources_flags_by_task(tmp_path, monkeypatc
     assert script == f"{command.__name__}:main"
     monkeypatch.setattr(sys, "argv", ["sparsity", "--model", "stories-1m", "--probe-manifest",
                                       str(ROOT / "configs" / "probe_tasks.jsonl"), "--task-id", "toy_arithmetic",
-                                      "--task-id", "stories_place", "--max-tokens", "32", "--layers", "3", "--tolerance=1e9",
+                                      "--task-id", "stories_place", "--max-tokens=32", "--layers=3", "--tolerance=1e9",
                                       f"--output-dir={tmp_path}"])  # fmt: skip
     command.main()
     rows = rows_of(tmp_path)

@@ -10,12 +10,16 @@ from typing import Any
 import pytest
 
 from callbacks.specialization import log_values
+from slms.commands.sparsity import COLUMNS as SPARSITY_COLUMNS
+from slms.data.capture import COLUMNS as CAPTURE_COLUMNS
 from slms.report import feature_schema, feature_tables, schema
 from slms.report.ablation import CellRow, LayerRow
 from slms.report.coder_tables import COLUMNS
 from slms.report.compare import ComparedRun
 from slms.report.metrics_csv import Row
 from slms.report.probes import ProbeRow
+from slms.report.specialization_rows import UNIT_COLUMNS
+from slms.report.specialization_rows import Row as SpecializationRow
 from slms.report.suite import SUITE_COLUMNS
 from slms.sae.export import ARCHITECTURES
 from slms.sae.quality import Quality
@@ -77,6 +81,18 @@ def test_columns():
     for name, columns in (("features.csv", feature_tables.COLUMNS), ("pathways.csv", feature_tables.PATHWAY_COLUMNS)):
         named = [column for row in table(f"column of {name}") for column in row[0].split("`, `")]
         assert sorted(named) == sorted(columns)
+
+
+def test_columns_of_sparsity_and_specialization():
+    named = [column for row in table("column of sparsity.csv") for column in row[0].split("`, `")]
+    assert named == SPARSITY_COLUMNS
+    assert [row[0] for row in table("column of specialization.csv")] == list(SpecializationRow._fields)
+    named = [column for row in table("column of units.csv") for column in row[0].split("`, `")]
+    assert named == [*UNIT_COLUMNS, "si_<family>", "z_<family>", "class_<family>", "top_tokens"]
+
+
+def test_tensors_of_a_capture():
+    assert [row[0] for row in table("tensor of a shard")][:-1] == list(CAPTURE_COLUMNS)
 
 
 def test_metrics_of_routed_layers(results_factory):
