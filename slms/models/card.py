@@ -105,7 +105,8 @@ def _routing(model: PreTrainedModel) -> str:
     config = first.config
     choice = {"top_k": f"the best {config.k}", "top_p": f"the fewest with a share of {config.top_p:g}",
               "threshold": f"those within {config.tau:g} of the best"}[config.rule]  # fmt: skip
-    by = "are the same for every token" if config.router == "static" else f"are chosen for each token by a `{config.router}` router"
+    chosen = f"are chosen for each token by a `{config.router}` router"
+    by = "are the same for every token" if config.router == "static" else chosen
     return (
         f"The MLPs of layers {', '.join(map(str, layers))} are split into {config.n_pathways} pathways of neurons "
         f"(partition `{config.partition}`); {choice} {by}, and only their neurons are computed."
