@@ -140,6 +140,16 @@ def test_a_manifest_reads_no_file_elsewhere(name):
         read_tasks("m.jsonl")
 
 
+@pytest.mark.parametrize(
+    "name", ["../../elsewhere", "/tmp/elsewhere", "a/b", "..", ".hidden", "a\\b", "x" * 300, "a\x00"]
+)
+def test_a_task_s_name_leads_nowhere(name, capsys):
+    row = {"task_id": name, "source": {"type": "prompt", "text": "Once upon a time"}}
+    Path("m.jsonl").write_text(json.dumps(row))
+    line = refused(evaluation.main, ["capture", "stories-1m", "--probe_manifest=m.jsonl"], capsys)
+    assert "m.jsonl:1: task_id is " in line and not Path("artifacts").exists()
+
+
 def test_a_manifest_cannot_ask_for_more_than_memory_holds():
     row = {"task_id": "t", "source": {"type": "prompt", "text": "a"}, "repeat": 10**15}
     Path("m.jsonl").write_text(json.dumps(row))

@@ -11,6 +11,7 @@ line: BLiMP's `sentence_good` and `sentence_bad` (Warstadt et al. 2020, arXiv 19
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -131,7 +132,7 @@ def _pair(row: dict, file_name: str) -> tuple[str, Item] | None:
     if "sentence_good" in row or "sentence_bad" in row:
         good, bad = _text(row, "sentence_good"), _text(row, "sentence_bad")
         name = row.get("UID", file_name)
-        return name if isinstance(name, str) else file_name, _checked(Item("", good, bad))
+        return _name(name, "UID") if isinstance(name, str) else file_name, _checked(Item("", good, bad))
     if "clean_prefix" in row:
         texts = (_text(row, field) for field in ("clean_prefix", "clean_answer", "patch_answer"))
         return file_name, _checked(Item(*texts))
@@ -144,7 +145,7 @@ _FIELDS = {"task_id", "domain", "description", "source", "max_tokens", "repeat"}
 def _task(row: dict, read_source: bool) -> Task:
     if unknown := sorted(set(row) - _FIELDS):
         raise _BadLine(f"unknown field {unknown[0]!r}; a task has {', '.join(sorted(_FIELDS))}")
-    name = _text(row, "task_id")
+    name = _name(_text(row, "task_id"), "task_id")
     source = row.get("source")
     if not isinstance(source, dict):
         raise _BadLine("field 'source' is missing or no object")
@@ -231,6 +232,13 @@ def _text(row: dict, field: str, default: str | None = None, within: str = "") -
     if not isinstance(value, str) or (default is None and not value):
         raise _BadLine(f"field {within + field!r} is missing, empty or no text")
     return value
+
+
+def _name(text: str, field: str) -> str:
+    """A task's name; results are filed under it, so it can be no path."""
+    if not re.fullmatch(r"[\w+ -][\w.+ -]{0,99}", text):
+        raise _BadLine(f"{field} is {text[:80]!r}; it must be letters, digits, spaces and _ - + . (at most 100)")
+    return text
 
 
 def _list(row: dict, field: str) -> list[Any]:
