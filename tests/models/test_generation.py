@@ -92,9 +92,8 @@ def test_a_tied_head_is_stored_once(saved):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
-def test_a_compiled_forward_gives_the_same_logits(tiny, tokens, family):
-    routed, ids = route(tiny(family), CONFIG, tokens(4, 16)), tokens(2, 9)
+def test_a_compiled_forward_gives_the_same_logits(tiny, tokens):
+    routed, ids = route(tiny("llama"), CONFIG, tokens(4, 16)), tokens(2, 9)
     compiled = torch.compile(routed, backend="aot_eager", fullgraph=True)
     with torch.no_grad():
         torch.testing.assert_close(compiled(ids, use_cache=False).logits, routed(ids, use_cache=False).logits,
