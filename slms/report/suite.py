@@ -21,6 +21,7 @@ Shapes: m models.
 """
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -193,8 +194,8 @@ def suite_table(points: Sequence[Point], verdicts: Sequence[Verdict]) -> str:
         rows.append([p.model, amount(p.parameters), amount(p.total_parameters), number(p.nats), *measured])
         rows.append(["  random weights", "", "", "", *(f"{number(v.random)}        " for v in p.values.values())])
     judged = [
-        [v.metric, number(v.slope), interval(v.low, v.high), number(v.difference_slope),
-         interval(v.difference_low, v.difference_high), v.verdict]
+        [v.metric, number(v.slope), _interval(v.low, v.high), number(v.difference_slope),
+         _interval(v.difference_low, v.difference_high), v.verdict]
         for v in verdicts
     ]  # fmt: skip
     second = ["", "slope per decade", "95 % interval", "trained − random", "95 % interval", "verdict"]
@@ -205,6 +206,10 @@ def suite_table(points: Sequence[Point], verdicts: Sequence[Verdict]) -> str:
     if len(points) < FEWEST:
         notes.append(f"  a slope needs at least {FEWEST} models")
     return "\n".join([text_table(head, rows), "", text_table(second, judged), *notes])
+
+
+def _interval(low: float, high: float) -> str:
+    return interval(low, high) if math.isfinite(low) else ""
 
 
 def suite_figure(name: str, points: Sequence[Point], verdicts: Sequence[Verdict]) -> Figure:
@@ -247,7 +252,8 @@ def _panel(axes: Axes, points: Sequence[Point], verdict: Verdict) -> None:
     axes.set_xticks(x, [amount(n) for n in x])
     axes.minorticks_off()
     dress(axes, _WHAT[verdict.metric], x="parameters without embeddings")
-    slope = f"{verdict.slope:+.3f} a decade {interval(verdict.low, verdict.high)}: {verdict.verdict}"
+    slope = f"{verdict.slope:+.3f} a decade {_interval(verdict.low, verdict.high)}: {verdict.verdict}"
+    slope = slope if math.isfinite(verdict.slope) else verdict.verdict
     axes.text(0.02, 0.97, slope, transform=axes.transAxes, va="top", fontsize=LABEL, color=COLOURS[1])
     low, high = axes.get_ylim()
     axes.set_ylim(low - 0.04 * (high - low), high + 0.14 * (high - low))
