@@ -150,7 +150,7 @@ def look_at_devices() -> list[str]:
     from slms.report.facts import hardware
 
     cpu = hardware("cpu")
-    lines = [f"cpu: {cpu['processor']}, {cpu['cores']} cores, {cpu['threads']} threads for PyTorch"]
+    lines = [f"cpu: {cpu['processor']}, {cpu['cores']} cores, PyTorch threads: {cpu['threads']}"]
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             p = torch.cuda.get_device_properties(index)
