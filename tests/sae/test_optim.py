@@ -19,15 +19,22 @@ def test_schedule():
     [(2**14, 10**5, 2e-4), (2**14, 10**7, 2e-4), (2**12, 10**5, 4e-4), (2**14, 10**3, 2e-3), (2**6, 10, 1e-2)],
 )
 def test_automatic_learning_rate(d_sae, steps, lr):
-    assert CoderOptimizerConfig().peak(d_sae, steps) == pytest.approx(lr)
+    assert CoderOptimizerConfig().peak(CoderConfig(kind="topk"), d_sae, steps) == pytest.approx(lr)
+    long = CoderOptimizerConfig().peak(CoderConfig(kind="topk"), d_sae, 10**6)
+    assert CoderOptimizerConfig().peak(CoderConfig(kind="gated"), d_sae, steps) == long
 
 
-def test_given_learning_rate_and_one_group_a_coder():
+def test_given_learning_rate_and_groups_of_each_coder():
     config = CoderOptimizerConfig(lr=0.5)
-    assert config.peak(2**14, 10) == 0.5
-    coders = [build_coder(CoderConfig(d_sae=s, k=2), 4) for s in (8, 16)]
+    assert config.peak(CoderConfig(), 2**14, 10) == 0.5
+    coders = [build_coder(CoderConfig(d_sae=s, k=2, kind=kind), 4) for s, kind in ((8, "topk"), (16, "gated"))]
     groups = CoderOptimizerConfig(max_lr=1.0).adam(coders, 10**5).param_groups
-    assert [group["lr"] for group in groups] == [pytest.approx(2e-4 * (2**14 / s) ** 0.5) for s in (8, 16)]
+    rates = [2e-4 * (2**14 / s) ** 0.5 for s in (8, 16)]
+    assert [g["lr"] for g in groups] == pytest.approx([rates[0], rates[0] / 2, rates[1], rates[1] / 2])
+    for i, coder in enumerate(coders):
+        found = [id(p) for group in groups[2 * i : 2 * i + 2] for p in group["params"]]
+        assert sorted(found) == sorted(id(p) for p in coder.parameters())
+        assert {id(p) for p in groups[2 * i]["params"]} == {id(coder.W_enc), id(coder.W_dec)}
 
 
 def test_dead_after_a_twentieth_of_the_run_at_most_ten_million_tokens():
