@@ -18,8 +18,8 @@ class NanGuard(Callback):
     """Raises ValueError (one line, exit code 2) when the loss or the gradient norm is not finite, or the loss explodes.
 
     Checked before the optimizer's step, so the weights, and every checkpoint on disk, are those of the last good step.
-    All ranks decide together. `stopped.json` in the run directory names the blocks of the batch on every rank. Under
-    `16-mixed` gradients are left to the loss scaler, which skips such steps.
+    All ranks decide together, once a step. `stopped.json` in the run directory names the blocks of the step's batches
+    on every rank. Under `16-mixed` gradients are left to the loss scaler, which skips such steps.
 
     Args:
         max_rise: the loss explodes where its running mean, over about 20 batches, exceeds this many times its lowest;
@@ -32,46 +32,56 @@ class NanGuard(Callback):
             raise ValueError(f"nan_guard.max_rise is {max_rise}; it must be above 1, or null")
         self.max_rise = max_rise
         self._mean, self._lowest = math.nan, math.inf
-        self._blocks: Tensor | None = None
+        self._blocks: list[int] = []  # of the optimizer step under way
+        self._complaint: dict[str, str] | None = None  # the first thing wrong with it on this rank
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
         """Remember the batch."""
-        self._blocks = batch.get("block_ids") if isinstance(batch, dict) else None
+        blocks = batch.get("block_ids") if isinstance(batch, dict) else None
+        self._blocks += [] if blocks is None else blocks.tolist()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Check the loss."""
+        """Look at the loss."""
         value = float(loss.detach())
-        good, rule = math.isfinite(value), "finite"
-        if good:
-            self._mean = value if math.isnan(self._mean) else 0.95 * self._mean + 0.05 * value
-            self._lowest = min(self._lowest, self._mean)
-            if self.max_rise is not None and self._mean > self.max_rise * abs(self._lowest):
-                good, rule = False, f"below {self.max_rise:g} times its lowest, {self._lowest:.4g} (nan_guard.max_rise)"
-        self._check(trainer, "training loss", value, good, rule)
+        if not math.isfinite(value):
+            self._complain("training loss", value, "finite")
+            return
+        self._mean = value if math.isnan(self._mean) else 0.95 * self._mean + 0.05 * value
+        self._lowest = min(self._lowest, self._mean)
+        if self.max_rise is not None and self._mean > self.max_rise * abs(self._lowest):
+            rule = f"below {self.max_rise:g} times its lowest, {self._lowest:.4g} (nan_guard.max_rise)"
+            self._complain("training loss", value, rule)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Check the gradients."""
+        """Look at the gradients, and stop where any rank has a complaint."""
         if trainer.precision != "16-mixed":
             norm = torch.nn.utils.get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
             value = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # sharded under FSDP2
-            self._check(trainer, "gradient norm", value, math.isfinite(value), "finite")
+            if not math.isfinite(value):
+                self._complain("gradient norm", value, "finite")
+        if not trainer.strategy.reduce_boolean_decision(self._complaint is None, all=True):
+            self._stop(trainer)
+        self._blocks = []
 
-    def _check(self, trainer: Trainer, what: str, value: float, good: bool, rule: str) -> None:
-        if trainer.strategy.reduce_boolean_decision(good, all=True):
-            return
-        blocks = None if self._blocks is None else self._blocks.tolist()
-        mine = {"rank": trainer.global_rank, "value": repr(value), "good": good, "block_ids": blocks}
-        ranks = _gather(mine)
-        bad = next(rank for rank in ranks if not rank["good"])
-        kept = getattr(trainer.checkpoint_callback, "last_model_path", "") or "none was written yet"
-        stop = {"step": trainer.global_step, "epoch": trainer.current_epoch, "what": what, "ranks": ranks}
+    def _complain(self, what: str, value: float, rule: str) -> None:
+        self._complaint = self._complaint or {"what": what, "value": repr(value), "rule": rule}
+
+    def _stop(self, trainer: Trainer) -> None:
+        ranks = _gather({"rank": trainer.global_rank, "complaint": self._complaint, "block_ids": self._blocks})
+        wrong = [rank for rank in ranks if rank["complaint"]]
+        bad = next((rank for rank in wrong if rank["complaint"]["what"] == "training loss"), wrong[0])
         path = run_directory(trainer) / STOPPED_FILE
-        if trainer.is_global_zero and any(rank["block_ids"] for rank in ranks):
-            write_atomic(path, json.dumps(stop, indent=1) + "\n")
-        named = f" Blocks of the batch: {_short(bad['block_ids'])} (all in {path})." if bad["block_ids"] else ""
+        named = ""
+        if bad["block_ids"]:
+            named = f" Blocks of the batch: {_short(bad['block_ids'])} (all in {path})."
+            if trainer.is_global_zero:
+                stop = {"step": trainer.global_step, "epoch": trainer.current_epoch, "ranks": ranks}
+                write_atomic(path, json.dumps(stop, indent=1) + "\n")
+        kept = getattr(trainer.checkpoint_callback, "last_model_path", "") or "none was written yet"
+        complaint = bad["complaint"]
         raise ValueError(
-            f"{what} is {bad['value']} at step {trainer.global_step}; it must be {rule}. Training stopped.{named} "
-            f"The last good checkpoint: {kept}"
+            f"{complaint['what']} is {complaint['value']} at step {trainer.global_step}; it must be "
+            f"{complaint['rule']}. Training stopped.{named} The last good checkpoint: {kept}"
         )
 
 
