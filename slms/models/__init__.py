@@ -5,6 +5,7 @@ base                     files → dense model and tokenizer, pretrained or rand
 anatomy                  the MLPs of every architecture, neuron-major; hooks
 attention, small_heads   exact, faster substitutes for modules of transformers
 partition, routed_mlp    neurons → pathways; the MLP that runs only the chosen ones
+dynamic                  rules that choose neurons of dense MLPs without training, and carry them out
 convert, calibration     dense → routed model, started as near to the dense one as calibration allows
 routed_config, routed_lm the routed Hugging Face classes
 registration             what makes transformers' Auto classes know them
