@@ -1,11 +1,10 @@
 """`eval.py ablation`: which classes of tokens suffer without a pathway or a community of neurons."""
 
-from pathlib import Path
 from typing import Literal
 
 from tqdm.auto import tqdm
 
-from slms.commands.subject import open_subject
+from slms.commands.subject import open_subject, short_name
 from slms.models.anatomy import find_mlps
 from slms.models.routed_mlp import routed_layers
 from slms.report.ablation import (
@@ -89,7 +88,7 @@ def ablation(
         {"model": model, **subject.text, "split": split, "by": by, "seed": seed, "command": command_line(),
          "nats": float(whole.nll.mean()), "rows": [row._asdict() for row in rows]},
     )  # fmt: skip
-    figure = ablation_figure(Path(model).name, measured, asked[0], blocks.label_names[asked[0]])
+    figure = ablation_figure(short_name(model), measured, asked[0], blocks.label_names[asked[0]])
     write_figure(directory / "ablation.png", figure)
     print(f"{model} on {subject.text['corpus']} ({split}): {len(whole.nll):,} predicted tokens, "
           f"{float(whole.nll.mean()):.4f} nats/token with nothing ablated")  # fmt: skip

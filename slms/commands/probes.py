@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from slms.commands.subject import open_model
+from slms.commands.subject import open_model, short_name
 from slms.data.probes import MANIFEST, read_tasks
 from slms.lit.probes import margins, n_forwards
 from slms.report.artifacts import artifact_directory, write_csv, write_json
@@ -62,7 +62,7 @@ def probes(
         {"model": model, "probe_manifest": Path(probe_manifest).name, "command": command_line(),
          "tasks": [row._asdict() for row in rows]},
     )  # fmt: skip
-    write_figure(directory / "probes.png", probe_figure(Path(model).name, rows))
+    write_figure(directory / "probes.png", probe_figure(short_name(model), rows))
     print(probe_table(rows))
     if silent:
         print(f"  without answers, not scored: {', '.join(silent)}")

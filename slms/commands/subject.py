@@ -67,6 +67,12 @@ def open_model(model: str) -> Base:
     return Base(net.eval(), tokenizer)
 
 
+def short_name(model: str) -> str:
+    """What tables and figures call a model: a run's name, a directory's, or the last part of a hub id."""
+    path = Path(model)
+    return path.resolve().parent.name if (path / "config.yaml").is_file() else path.name or model
+
+
 def run_base(model: str) -> BaseConfig | None:
     """The base that a run started from; None where `model` is no run directory."""
     config = Path(model) / "config.yaml"

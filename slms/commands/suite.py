@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from slms.commands.subject import open_subject
+from slms.commands.subject import open_subject, short_name
 from slms.report.artifacts import artifact_directory, write_csv, write_json
 from slms.report.facts import command_line, hardware, versions
 from slms.report.palette import write_figure
@@ -92,15 +92,9 @@ def suite(
 def _measure(name: str, text: dict, split: str, batch_size: int, n_nulls: int) -> Point:
     subject = open_subject(name, split, **text)
     return measure_point(
-        _short(name), subject.model, subject.blocks, batch_size, n_nulls,
+        short_name(name), subject.model, subject.blocks, batch_size, n_nulls,
         lambda items, what, n: tqdm(items, what, n, leave=False, delay=2),
     )  # fmt: skip
-
-
-def _short(name: str) -> str:
-    """A model's name for tables: of a run, the run's name."""
-    path = Path(name)
-    return path.resolve().parent.name if (path / "config.yaml").is_file() else path.name or name
 
 
 def _written(name: str) -> list[int]:
