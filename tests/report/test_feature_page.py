@@ -106,7 +106,7 @@ def test_a_browser_shows_hostile_tokens_as_text(tmp_path):
     shown = subprocess.run(
         [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
          "--virtual-time-budget=2000", "--dump-dom", f"file://{tmp_path}/features.html#f=0"],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=600,
     ).stdout  # fmt: skip
     assert "data-ready=" in shown, "the script did not run to its end"
     assert "Feature 0" in shown and "&lt;img src=x onerror=alert(1)&gt;" in shown
