@@ -22,6 +22,7 @@ from slms.sae.baselines import FixedCoder
 
 UNITS = ("neurons", "pathways", "features")
 DEFAULT_GIVEN = ("semantic", "domain")
+MOST_PROMPTS = 32  # of a task: those of all tasks then cost a tenth of the text
 
 
 def specialization(
@@ -65,7 +66,7 @@ def specialization(
         batch_size: blocks of one forward pass.
         families: label families for SI (token_class, frequency, pos, semantic, number, domain); all by default.
         given_token: families whose SI is also computed given the token; semantic and domain by default, where known.
-        probe_manifest: prompts whose task is a label; the project's own by default.
+        probe_manifest: prompts whose task is a label, the first 32 of each; the project's own by default.
         task_id: tasks of the manifest; all by default.
         active_share: a neuron is on at this share of tokens, where its |activation| is largest.
         n_nulls: token-shuffled graphs behind the null of Q.
@@ -87,7 +88,7 @@ def specialization(
         "block_size": block_size,
         "n_tokens": n_tokens or (131_072 if units == "features" else None),
     }
-    tasks = read_tasks(probe_manifest or MANIFEST, task_id)
+    tasks = [task._replace(items=task.items[:MOST_PROMPTS]) for task in read_tasks(probe_manifest or MANIFEST, task_id)]
 
     def measure(reader: UnitReader, subject: Subject, graphs: int, what: str) -> tuple[Measured, Measured]:
         """On the text, and on the tasks' prompts."""

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from slms.data.text import Blocks
 from slms.lit.evaluate import batches
@@ -73,9 +74,10 @@ class _Tables(nn.Module):
         self.counts = UnitCounts(layout, reader.places[name])
         self.sparsity = SparsitySums(reader.out_norm[name], threshold)
         self.strength = CoActivation(reader.places[name], n_sampled)
-        self.activations = CoActivation(reader.n_activations[name], n_sampled)
+        # Of neurons and latents the strength is |a|; only pathways have activations of other units, their neurons.
+        self.activations = CoActivation(reader.n_activations[name], n_sampled) if name in reader.partition else None
         self.to(reader.model.device)
-        for metric in (self.counts, self.sparsity, self.strength, self.activations):
+        for metric in (child for child in self.children() if isinstance(child, Metric)):
             metric.distributed_available_fn = lambda: False  # one process measures by itself
 
 
@@ -165,7 +167,7 @@ def _add(reader: UnitReader, tables: Mapping[str, _Tables], layout: CountLayout,
 
         table.sparsity.update(of(found.executed), of(docs))
         table.strength.update(of(found.strength), of(docs), of(position), of(ids))
-        if found.activations.shape != found.strength.shape:  # of neurons and latents |a| is the strength
+        if table.activations is not None:
             table.activations.update(of(found.activations).abs(), of(docs), of(position), of(ids))
 
 
@@ -198,7 +200,7 @@ def _scored(
     found, partition, members = None, None, torch.arange(0)
     if graph:
         activations = strength
-        if name in reader.partition:
+        if table.activations is not None:
             activations, groups = table.activations.compute()
             partition = partition_modularity(coactivation(activations), reader.partition[name])
         members = _most_used(activations)
