@@ -84,7 +84,7 @@ def suite(
         {**text, "split": split, "n_nulls": n_nulls, "models": names, "command": command_line(), "versions": versions(),
          "hardware": hardware(), "verdicts": [verdict._asdict() for verdict in verdicts]},
     )  # fmt: skip
-    write_figure(directory / "suite.png", suite_figure(suite or "models", points, verdicts))
+    write_figure(directory / "suite.png", suite_figure(suite or "", points, verdicts))
     print(suite_table(points, verdicts))
     print(f"written to {directory}")
 

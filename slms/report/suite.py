@@ -218,7 +218,7 @@ def suite_figure(name: str, points: Sequence[Point], verdicts: Sequence[Verdict]
     grid = figure.add_gridspec(2, 2, left=0.065, right=0.985, top=0.86, bottom=0.075, hspace=0.3, wspace=0.16)
     for i, verdict in enumerate(verdicts):
         _panel(figure.add_subplot(grid[i // 2, i % 2]), points, verdict)
-    heading = f"{name}: specialization against scale"
+    heading = "Specialization against scale" + (f": {name}" if name else "")
     figure.text(0.02, 0.955, heading, fontsize=TITLE + 2, fontweight="bold", parse_math=False)
     note = f"{len(points)} models on the same {amount(points[0].tokens)} tokens; means over layers with 95 % intervals"
     figure.text(0.02, 0.922, note, fontsize=LABEL, color="#444444", parse_math=False)
