@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.processes", "train"])
+CONTEXT.set_forkserver_preload(["tests.processes", "train", "slms.models.routed_lm", "torch.utils.tensorboard"])
 TIMEOUT = 600  # seconds; a shared machine may be slow
 
 
