@@ -5,13 +5,14 @@ from typing import Any
 
 from slms.report.reading import visible
 from slms.report.specialization_rows import MEAN, Row, short_names
-from slms.report.tables import FAMILIES_A_TABLE, INDENT, WIDTH, amount, number, share, text_table
+from slms.report.tables import INDENT, WIDTH, amount, number, share, text_table
 
-SPARSITY = {"gini": "Gini", "hoyer": "Hoyer", "top_mass": ".9 mass", "participation": "PR/N", "zeros": "zeros"}
+SPARSITY = {"gini": "Gini", "top_mass": ".9 mass", "participation": "PR/N", "zeros": "zeros"}
+FAMILIES_A_TABLE = 2
 
 
 def specialization_table(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
-    """Sparsity, coherence and Q by place, then SI, three families a table."""
+    """Sparsity, coherence and Q by place, then SI, two families a table."""
     at = {(row.place, row.metric, row.family): row for row in rows}
     found = list(dict.fromkeys(row.place for row in rows if row.place != MEAN))
     places = dict(zip([*found, MEAN], [*short_names(found), MEAN], strict=True))
@@ -27,7 +28,7 @@ def specialization_table(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
 def _first(places: Mapping[str, str], at: Mapping[tuple[str, str, str], Row]) -> str:
     head = ["place", *SPARSITY.values(), "coherence", "z", "Q", "Q null", "z", "stable"]
     with_partition = any((place, "q_partition", "") in at for place in places)
-    head += ["Q pathways", "z"] if with_partition else []
+    head += ["Q path.", "z"] if with_partition else []
     body = []
     for place, name in places.items():
         cells = [number(_value(at, place, "sparsity", measure)) for measure in SPARSITY]
