@@ -64,8 +64,8 @@ def _si(places: Mapping[str, str], at: Mapping[tuple[str, str, str], Row], famil
 
 def _notes(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
     covered = [f"{visible(name.replace(' ', ''), 16)} {share(value)}" for name, value in about["coverage"].items()]
-    lines = [f"labelled (given the token: of what there is to tell): {', '.join(covered[:3])}"]
-    lines += [", ".join(covered[i : i + 4]) for i in range(3, len(covered), 4)]
+    lines = [f"labelled (given the token: of what there is to tell): {', '.join(covered[:2])}"]
+    lines += [", ".join(covered[i : i + 4]) for i in range(2, len(covered), 4)]
     lines.append("z: standard deviations of the null (labels or tokens permuted), already subtracted but from Q;")
     lines.append("rand.: the same model with random weights; stable: adjusted Rand index of communities over seeds")
     return "\n".join(INDENT + line for line in lines)
