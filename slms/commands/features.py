@@ -90,6 +90,7 @@ def _results(
     directory: str, opened: OpenCoder, split: str, batch_size: int, n_strongest: int, n_random: int
 ) -> tuple[FeatureResults, list[Carried]]:
     subject, blocks = opened.subject, opened.subject.blocks
+    assert blocks.doc_ids is not None, "a subject's blocks carry their documents"
     coder = FixedCoder(opened.coder, opened.source, opened.target, opened.x, opened.y)
     _fits(directory, coder, opened)
     reader = LatentReader(opened.coder.d_sae, blocks, n_strongest, n_random)

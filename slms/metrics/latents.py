@@ -1,7 +1,5 @@
 """What the latents of a sparse coder are used for. Shapes: n tokens, z uses, g groups, s latents, c classes."""
 
-from typing import cast
-
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -29,6 +27,9 @@ class LatentCounts(Metric):
     full_state_update = False
     higher_is_better = None
     is_differentiable = False
+    n_tokens: Tensor
+    uses: Tensor
+    together: Tensor
 
     def __init__(
         self, n_latents: int, families: dict[str, int], of_documents: tuple[str, ...] = ("domain",), n_groups: int = 16
@@ -71,19 +72,18 @@ class LatentCounts(Metric):
             counts.view(-1).index_add_(0, cell, known[tokens].long())
 
     def _count_together(self, tokens: Tensor, latents: Tensor, n: int) -> None:
-        together = cast(Tensor, self.together)
         uses = torch.bincount(tokens, minlength=n)
         many = uses[tokens]  # [z] how many pairs each use begins
         if int(many.sum()) > _MOST_PAIRS:
             on = torch.zeros(n, self.n_latents, device=tokens.device)
             on[tokens, latents] = 1.0
-            together += torch.einsum("nu,nw->uw", on, on).round().long()
+            self.together += torch.einsum("nu,nw->uw", on, on).round().long()
             return
         start = (uses.cumsum(0) - uses)[tokens]  # [z] where the token's uses begin
         step = torch.arange(int(many.sum()), device=tokens.device) - (many.cumsum(0) - many).repeat_interleave(many)
         second = latents[start.repeat_interleave(many) + step]
         pair = latents.repeat_interleave(many) * self.n_latents + second
-        together.view(-1).index_add_(0, pair, torch.ones_like(pair))
+        self.together.view(-1).index_add_(0, pair, torch.ones_like(pair))
 
     def tables(self, family: str) -> tuple[Tensor, Tensor]:
         """The counts [g, s, c] and totals [g, c] of a family."""
@@ -103,7 +103,6 @@ class LatentCounts(Metric):
             elif self.n_latents > _MOST_TOGETHER:
                 score = specialization_index(counts, totals)._replace(null_sd=torch.nan, z=torch.nan)
             else:
-                together, n = cast(Tensor, self.together), int(cast(Tensor, self.n_tokens))
-                score = specialization_index(counts, totals, together, n)
+                score = specialization_index(counts, totals, self.together, int(self.n_tokens))
             scores[family] = score
         return scores

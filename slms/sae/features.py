@@ -110,7 +110,7 @@ class LatentReader:
     @property
     def uses(self) -> Tensor:
         """[s] tokens that use each latent."""
-        return self.counts.uses  # type: ignore[return-value]
+        return self.counts.uses
 
     def sample(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Activations [r, len(latents)] of some latents at the sampled tokens, and the tokens' documents [r]."""

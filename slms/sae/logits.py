@@ -7,7 +7,7 @@ Shapes: n tokens, d model, o width of a site, s latents, v vocabulary.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ def mean_jacobian(norm: nn.Module, x: Tensor) -> Tensor:
 
 def written(model: PreTrainedModel, site: Site, W_dec: Tensor) -> Tensor | str:
     """What decoder rows W_dec [s, o] at `site` add to the residual stream, [s, d]; or why they add nothing directly."""
-    layer = model.get_submodule(adapter_of(model).layers)[site.layer]
+    layer = cast(nn.ModuleList, model.get_submodule(adapter_of(model).layers))[site.layer]
     if site.kind == "mlp_in":
         return "the input of an MLP reaches the logits through the MLP only"
     if site.kind != "residual" and hasattr(layer, "post_feedforward_layernorm"):
