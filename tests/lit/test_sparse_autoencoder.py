@@ -48,7 +48,7 @@ TRANSCODER = CoderSpec("mlp_in.1", "mlp_out.1", coder=CoderConfig(kind="topk", d
 
 def make(place, coders=(AUTOENCODER, TRANSCODER), **optimizer):
     module = SparseAutoencoder(
-        BaseConfig(name=str(place)), list(coders), CoderOptimizerConfig(**{"lr": 3e-3, "dead_tokens": 400} | optimizer)
+        BaseConfig(name=str(place)), list(coders), CoderOptimizerConfig(**{"lr": 1e-2, "dead_tokens": 400} | optimizer)
     )
     data = ActivationData(
         CorpusConfig(name=str(place / "text.txt")), module.tokenizer, "local",
