@@ -9,6 +9,7 @@ from torchmetrics import Metric
 from slms.metrics.functional import (
     Score,
     Utilization,
+    document_specialization_index,
     entropy,
     joint_choices,
     joint_counts,
@@ -46,6 +47,7 @@ class PathwayCounts(Metric):
         given_token: families whose specialization is also computed conditional on the family `token`; each keeps a
             table of 8 · tokens · p · c bytes per group, in 4 groups.
         n_groups: document groups of the jackknife behind the intervals.
+        of_documents: families whose classes belong to whole documents: their null permutes documents, not tokens.
     """
 
     full_state_update = False
@@ -56,12 +58,14 @@ class PathwayCounts(Metric):
     conditional_groups = 4
 
     def __init__(
-        self, n_pathways: int, families: dict[str, int], given_token: tuple[str, ...] = (), n_groups: int = 16
-    ) -> None:
+        self, n_pathways: int, families: dict[str, int], given_token: tuple[str, ...] = (), n_groups: int = 16,
+        of_documents: tuple[str, ...] = ("domain",),
+    ) -> None:  # fmt: skip
         super().__init__()
         if given_token and "token" not in families:
             raise ValueError(f"given_token is {given_token}; families {tuple(families)} must then hold 'token'.")
         self.n_pathways, self.families, self.given_token, self.n_groups = n_pathways, families, given_token, n_groups
+        self.of_documents = of_documents
         self._add("together", n_pathways, n_pathways)
         self._add("n_tokens")
         for family, n_classes in families.items():
@@ -120,11 +124,15 @@ class PathwayCounts(Metric):
             conditional, conditional_totals = (table.unflatten(0, strata) for table in self._tables_given_token(family))
             given_token = specialization_index(conditional, conditional_totals, self._scaled_together(totals))
         together = self._scaled_together(totals)
+        if family in self.of_documents:
+            specialization = document_specialization_index(counts, totals)
+        else:
+            specialization = specialization_index(counts, totals, together)
         return FamilyScores(
             purity=purity(counts, totals, together),
             purity_legacy=purity_legacy(counts),
             entropy=entropy(counts.sum(0)),
-            specialization=specialization_index(counts, totals, together),
+            specialization=specialization,
             given_token=given_token,
         )
 

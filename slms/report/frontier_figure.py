@@ -52,7 +52,9 @@ def _lines(axes: Axes, frontier: Frontier, place: Callable[[Point], float | None
     axes.axhline(_rise(FREE), color=GREY, linewidth=1.2, linestyle="--", label="1 % more perplexity")
     axes.set_yscale("log")
     axes.set_ylim(bottom=FLOOR * 0.9)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"≤ {100 * y:g} %" if y == FLOOR else f"{100 * y:,.6g} %"))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda y, _: f"≤ {100 * y:g} %" if y == FLOOR else f"{100 * y:,.6g} %")
+    )
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 

@@ -130,7 +130,7 @@ def _layer_block(results: Results) -> str:
     tables = [text_table(head, rows)]
     names = families(results)
     tables += [_si_table(results, names[i : i + FAMILIES_A_TABLE]) for i in range(0, len(names), FAMILIES_A_TABLE)]
-    note = "null: with permuted labels, already subtracted; z: value / its sd; max load: over the mean"
+    note = "null: labels permuted (domain: by document), subtracted; z: value / sd; max load: over the mean"
     return "\n\n".join(tables) + f"\n{INDENT}{note}"
 
 

@@ -95,6 +95,24 @@ def test_reset_and_constant_memory():
     assert same(metric.compute(), filled(batches(1)).compute())
 
 
+def test_labels_of_documents_are_judged_by_documents():
+    """Pathways that follow the document, and labels of documents that mean nothing: structure under tokens only."""
+    draw = torch.Generator().manual_seed(0)
+    documents = torch.arange(320).repeat_interleave(40)
+    favourite = torch.randint(0, 4, (320,), generator=draw)[documents]
+    label = torch.randint(0, 8, (320,), generator=draw)[documents]
+    noise = torch.rand(len(documents), 4, generator=draw)
+    chosen = torch.zeros_like(noise).scatter(
+        1, (noise + 0.5 * (favourite[:, None] == torch.arange(4))).argmax(1)[:, None], 1
+    )
+    z = {}
+    for of_documents in ((), ("domain",)):
+        metric = PathwayCounts(4, {"domain": 8}, of_documents=of_documents)
+        metric.update(chosen.bool(), {"domain": label}, documents)
+        z[of_documents] = float(metric.compute().families["domain"].specialization.z)
+    assert z[()] > 10 and abs(z[("domain",)]) < 4
+
+
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="must be the families"):
         PathwayCounts(6, FAMILIES).update(torch.ones(2, 6).bool(), {"token": torch.zeros(2).long()}, torch.zeros(2))
