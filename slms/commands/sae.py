@@ -130,7 +130,7 @@ def _measure(
 ) -> tuple[dict[str, Quality], dict[str, dict[str, Score]]]:
     """Quality of each coder, and SI by label family of those with latents, over the whole text."""
     families = {family: len(names) for family, names in blocks.label_names.items()}
-    widths = {name: c.k if isinstance(c, PCA) else c.coder.d_sae for name, c in coders.items()}
+    widths = {name: c.k if isinstance(c, PCA) else c.coder.d_sae for name, c in coders.items()}  # type: ignore[attr-defined]
     qualities = {name: CoderQuality(len(coder.mean), widths[name]) for name, coder in coders.items()}
     counts = {name: LatentCounts(widths[name], families) for name, c in coders.items() if not isinstance(c, PCA)}
     n_batches = -(-len(blocks.input_ids) // batch_size)

@@ -5,7 +5,7 @@ Shapes: n tokens, d width of a site.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,15 @@ from slms.sae.optim import CoderOptimizerConfig
 from slms.sae.trainee import Trainee
 
 
+class Batches(Protocol):
+    """An iterator or an `ActivationStream`."""
+
+    def __next__(self) -> dict[str, Tensor]: ...
+
+
 def fit(
     trainee: Trainee,
-    batches: Iterator[dict[str, Tensor]],
+    batches: Batches,
     steps: int,
     optimizer: CoderOptimizerConfig = CoderOptimizerConfig(),  # noqa: B008  frozen
     clip: float = 1.0,

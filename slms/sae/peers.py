@@ -39,6 +39,7 @@ from slms.sae.trainee import CoderSpec, Trainee
 Library = Literal["ours", "saelens", "dictionary_learning"]
 Kind = Literal["topk", "batch_topk"]
 Recipe = Literal["default", "scaled"]
+DEFAULT: Recipe = "default"
 N_TEST = 32_768
 SAMPLE = 65_536
 
@@ -57,6 +58,7 @@ def dump(
         seed: order of the rows.
     """
     lm, tokenizer = load_base(model)
+    assert tokenizer is not None  # `load_base` refuses a base without one
     place = find_site(lm.eval(), site)
     blocks = load_blocks(BlockSpec(corpus, "train", None, "text", seed, 256, n_tokens, False), tokenizer).input_ids
     special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
@@ -189,7 +191,7 @@ def dictionary_learning(task: Task) -> Trained:
     sample = task.sample()
     scaled = task.recipe == "scaled"
     scale = sample.square().sum(1).mean().rsqrt().item()
-    options = {"warmup_steps": 1000} if not scaled else {"warmup_steps": task.steps // 20}
+    options: dict[str, float] = {"warmup_steps": 1000} if not scaled else {"warmup_steps": task.steps // 20}
     if scaled:
         options |= {
             "decay_start": int(0.8 * task.steps), "threshold_start_step": task.steps // 20, "auxk_alpha": 1 / 32,
@@ -279,7 +281,7 @@ def train(
     for seed in seeds:
         for kind in kinds:
             for library in libraries:
-                for recipe in recipes if library != "ours" else ["default"]:
+                for recipe in recipes if library != "ours" else (DEFAULT,):
                     for lr in lrs:
                         task = Task(activations, kind, d_sae, k, batch_size, steps, seed, lr, recipe)
                         begin = time.process_time()
