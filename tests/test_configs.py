@@ -57,8 +57,8 @@ def test_pythia_yamls_build_on_their_architectures(size, shared_data, tmp_path):
     if size == "70m":  # the whole conversion, uncalibrated: the larger ones differ in size only
         from slms.models.convert import route
 
-        assert list(routed_layers(route(cli.model.net, cli.model.routing))) == [0, 2, 4]
-    assert cli.model.routing.routed_layers(layers) == list(range(0, layers, 2))
+        assert list(routed_layers(route(cli.model.net, cli.model.routing))) == [1, 3, 5]
+    assert cli.model.routing.routed_layers(layers) == list(range(1, layers, 2))
     assert not any(tmp_path.glob("routed_pythia*"))
 
 
