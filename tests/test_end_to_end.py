@@ -62,7 +62,7 @@ def test_a_run_leaves_what_the_design_promises(routed):
     results = read_results(routed)
     assert results.run.role == "routed" and results.base.source == "embedded"
     assert results.run.tokens_trained == 8192 and results.run.steps == 32
-    assert [layer.layer for layer in results.layers] == [0, 2, 4, 6]
+    assert [layer.layer for layer in results.layers] == [1, 3, 5, 7]
     assert all(abs(layer.density - 0.25) < 1e-6 for layer in results.layers)
     assert results.losses.dense is not None and results.compute is not None
     assert abs(results.compute.active_fraction - 0.625) < 1e-6  # half of the layers at a quarter

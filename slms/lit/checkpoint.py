@@ -10,11 +10,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from slms.files import replacing
 
 SHARDED = "meta.pt"  # what Lightning puts beside the shards
+
+
+class StepCheckpoint(ModelCheckpoint):
+    """Lightning's, but what falls on an epoch's last step is written behind the epoch's validation.
+
+    A run that is resumed from between the two would leave that validation out.
+    """
+
+    _held: tuple[Any, Any, int] | None = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save where a step's turn has come; hold it back at an epoch's last."""
+        if trainer.is_last_batch:
+            self._held = outputs, batch, batch_idx
+        else:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what was held back."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if self._held is not None:
+            super().on_train_batch_end(trainer, pl_module, *self._held)
+            self._held = None
 
 
 class WholeCheckpointIO(TorchCheckpointIO):

@@ -16,14 +16,14 @@ import torch
 import yaml
 from jsonargparse import ActionConfigFile
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from slms.cli import OneLineErrors
 from slms.data.module import TextData
 from slms.files import sole_owner
 from slms.lit import strategies
-from slms.lit.checkpoint import WholeCheckpointIO, find_checkpoint, step_of
+from slms.lit.checkpoint import StepCheckpoint, WholeCheckpointIO, find_checkpoint, step_of
 from slms.lit.language_model import LanguageModel
 from slms.lit.logger import TensorBoard
 from slms.models.base import resolve
@@ -144,7 +144,7 @@ class TrainCLI(LightningCLI):
             default=None,
             help="a checkpoint, or a run directory whose last one to resume",
         )
-        for key, callback in {"checkpoint": ModelCheckpoint, **self._callbacks}.items():
+        for key, callback in {"checkpoint": StepCheckpoint, **self._callbacks}.items():
             parser.add_lightning_class_args(callback, key)
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.every_n_train_steps": 200})
         parser.link_arguments("model.tokenizer", "data.tokenizer", apply_on="instantiate")

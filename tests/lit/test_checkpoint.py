@@ -1,10 +1,12 @@
 import pickle
 
+import lightning
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from lightning.pytorch.demos.boring_classes import BoringModel
 
-from slms.lit.checkpoint import WholeCheckpointIO, damage, find_checkpoint, step_of
+from slms.lit.checkpoint import StepCheckpoint, WholeCheckpointIO, damage, find_checkpoint, step_of
 
 
 @pytest.fixture
@@ -109,3 +111,25 @@ def test_pickled_code_in_metadata_or_in_a_shard_is_refused_and_not_run(shards, c
     (shards / ".metadata").write_bytes(good)
     dcp.save({"optimizer_0": {"lr": Boom()}}, checkpoint_id=shards, no_dist=True)
     assert "pickled code" in damage(shards)
+
+
+def test_what_falls_on_an_epoch_s_last_step_is_written_behind_its_validation(tmp_path):
+    """A run resumed from between the two would leave the validation out."""
+    seen, written = [], lambda: sorted(step_of(path) for path in tmp_path.glob("step*.ckpt"))
+
+    class Watch(lightning.Callback):
+        def on_validation_start(self, trainer, module):
+            seen.append((trainer.global_step, written()))
+
+    def fit(epochs, ckpt_path=None):
+        checkpoint = StepCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1, save_last=True)
+        lightning.Trainer(
+            max_epochs=epochs, limit_train_batches=4, limit_val_batches=1, num_sanity_val_steps=0, logger=False,
+            accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, callbacks=[checkpoint, Watch()],
+        ).fit(BoringModel(), ckpt_path=ckpt_path)  # fmt: skip
+
+    fit(2)
+    assert seen == [(4, [2]), (8, [2, 4, 6])]
+    assert written() == [2, 4, 6, 8] and step_of(tmp_path / "last.ckpt") == 8
+    fit(3, ckpt_path=tmp_path / "last.ckpt")
+    assert seen[2:] == [(12, [2, 4, 6, 8, 10])] and written() == [2, 4, 6, 8, 10, 12]
