@@ -70,6 +70,20 @@ def test_sigkill_at_a_random_step_loses_nothing(folder, one_run, trial):
     assert read_results(run).losses == read_results(one_run).losses and not left_over(run)
 
 
+def test_resumed_from_behind_the_end_of_an_epoch(folder):
+    """A checkpoint due at the epoch's last step is written one step later; the corpus goes on where it stopped."""
+    epochs = ["--data.epoch_tokens=768", "--trainer.max_epochs=2", "--checkpoint.every_n_train_steps=3"]
+    whole = Run(folder / "epochs.log", flags(folder, "epochs", *epochs))
+    killed = Run(folder / "epoch.log", flags(folder, "epoch", *epochs), kill={0: "5:0.0"})
+    assert whole.join() == [0] and killed.join() == [-signal.SIGKILL], killed.said()
+    run = directory(folder, "epoch")
+    assert step_of(run / "checkpoints" / "last.ckpt") == 4
+    again = Run(folder / "epoch.log", flags(folder, "epoch", *epochs, f"--ckpt_path={run}"))
+    assert again.join() == [0], again.said()
+    run = max((folder / "epoch").iterdir())
+    assert training(run) == training(directory(folder, "epochs"))
+
+
 @pytest.fixture
 def from_step(monkeypatch):
     """Call something when a step begins."""

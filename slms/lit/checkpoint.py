@@ -20,28 +20,24 @@ SHARDED = "meta.pt"  # what Lightning puts beside the shards
 
 
 class StepCheckpoint(ModelCheckpoint):
-    """Lightning's, but what falls on an epoch's last step is written behind the epoch's validation.
+    """Lightning's, but what falls on an epoch's last step is written one step later, behind the epoch's validation.
 
-    A run that is resumed from between the two would leave that validation out.
+    A run that is resumed from between the two would leave that validation out. The last step of all has results.
     """
 
-    _held: tuple[Any, Any, int] | None = None
+    _held = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save where a step's turn has come; hold it back at an epoch's last."""
-        if trainer.is_last_batch:
-            self._held = outputs, batch, batch_idx
-        else:
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what was held back."""
-        super().on_train_epoch_end(trainer, pl_module)
-        if self._held is not None:
-            super().on_train_batch_end(trainer, pl_module, *self._held)
-            self._held = None
+        every = self._every_n_train_steps
+        if trainer.is_last_batch and trainer.num_training_batches > 1:
+            self._held = every > 0 and trainer.global_step % every == 0
+            return
+        self._every_n_train_steps = 1 if self._held else every
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._every_n_train_steps, self._held = every, False
 
 
 class WholeCheckpointIO(TorchCheckpointIO):

@@ -113,7 +113,7 @@ def test_pickled_code_in_metadata_or_in_a_shard_is_refused_and_not_run(shards, c
     assert "pickled code" in damage(shards)
 
 
-def test_what_falls_on_an_epoch_s_last_step_is_written_behind_its_validation(tmp_path):
+def test_what_falls_on_an_epoch_s_last_step_is_written_one_step_later(tmp_path):
     """A run resumed from between the two would leave the validation out."""
     seen, written = [], lambda: sorted(step_of(path) for path in tmp_path.glob("step*.ckpt"))
 
@@ -129,7 +129,7 @@ def test_what_falls_on_an_epoch_s_last_step_is_written_behind_its_validation(tmp
         ).fit(BoringModel(), ckpt_path=ckpt_path)  # fmt: skip
 
     fit(2)
-    assert seen == [(4, [2]), (8, [2, 4, 6])]
-    assert written() == [2, 4, 6, 8] and step_of(tmp_path / "last.ckpt") == 8
+    assert seen == [(4, [2]), (8, [2, 5, 6])]
+    assert written() == [2, 5, 6] and step_of(tmp_path / "last.ckpt") == 6
     fit(3, ckpt_path=tmp_path / "last.ckpt")
-    assert seen[2:] == [(12, [2, 4, 6, 8, 10])] and written() == [2, 4, 6, 8, 10, 12]
+    assert seen[2:] == [(8, [2, 5, 6]), (12, [2, 5, 6, 9, 10])]
