@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
 from kernels import cpu
 
 
-@torch.library.custom_op("kernels::grouped", mutates_args=(), device_types="cpu")
+@custom_op("kernels::grouped", mutates_args=(), device_types="cpu")
 def grouped(
     x: Tensor,
     W_in: Tensor,
@@ -28,7 +29,7 @@ def grouped(
     return cpu.grouped_forward(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
 
 
-@torch.library.custom_op("kernels::rows", mutates_args=(), device_types="cpu")
+@custom_op("kernels::rows", mutates_args=(), device_types="cpu")
 def rows(
     x: Tensor,
     W_in: Tensor,
@@ -46,7 +47,7 @@ def rows(
     return rows_forward(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
 
 
-@torch.library.custom_op("kernels::grouped_backward", mutates_args=(), device_types="cpu")
+@custom_op("kernels::grouped_backward", mutates_args=(), device_types="cpu")
 def grouped_backward(
     grad: Tensor,
     x: Tensor,
@@ -63,7 +64,7 @@ def grouped_backward(
     return cpu.grouped_backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
 
 
-@torch.library.custom_op("kernels::on_gpu", mutates_args=())
+@custom_op("kernels::on_gpu", mutates_args=())
 def on_gpu(
     x: Tensor,
     W_in: Tensor,
@@ -82,7 +83,7 @@ def on_gpu(
     return forward(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
 
 
-@torch.library.custom_op("kernels::on_gpu_backward", mutates_args=())
+@custom_op("kernels::on_gpu_backward", mutates_args=())
 def on_gpu_backward(
     grad: Tensor,
     x: Tensor,

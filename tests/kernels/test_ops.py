@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.library import opcheck
 
 from kernels import ACTIVATIONS, ops
 
@@ -133,9 +134,9 @@ def test_backward_twice(make_case, backend):
 @pytest.mark.parametrize("op", [ops.grouped, ops.rows])
 def test_opcheck(make_case, op, gated):
     case = make_case(gated=gated)
-    torch.library.opcheck(op, case)
+    opcheck(op, case)
     detached = [t.detach() if isinstance(t, torch.Tensor) else t for t in case]
-    torch.library.opcheck(ops.grouped_backward, [torch.ones_like(detached[0]), *detached])
+    opcheck(ops.grouped_backward, [torch.ones_like(detached[0]), *detached])
 
 
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
