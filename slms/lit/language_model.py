@@ -17,7 +17,7 @@ from slms.lit.evaluate import document_loss, token_nll
 from slms.lit.optim import OptimizerConfig, build_optimizer, lr_share
 from slms.lit.strategies import shard
 from slms.metrics.loss import DocumentLoss
-from slms.models.anatomy import mlp_outputs
+from slms.models.activations import mlp_outputs
 from slms.models.base import BaseConfig, load_base
 from slms.models.convert import route
 from slms.models.routed_mlp import record_routes, routed_layers, set_k, set_ramp

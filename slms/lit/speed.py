@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kernels.timing import Spread, time_together
-from slms.models.anatomy import find_mlps, mlp_inputs
+from slms.models.activations import mlp_inputs
+from slms.models.anatomy import find_mlps
 
 
 class Pair(NamedTuple):

@@ -2,7 +2,7 @@
 
 source, hub, directory   a name → files on this machine, checked before anything is built
 base                     files → dense model and tokenizer, pretrained or random
-anatomy                  the MLPs of every architecture, neuron-major; hooks
+anatomy, activations     the MLPs of every architecture, neuron-major; what flows through them
 attention, small_heads   exact, faster substitutes for modules of transformers
 partition, routed_mlp    neurons → pathways; the MLP that runs only the chosen ones
 dynamic                  rules that choose neurons of dense MLPs without training, and carry them out

@@ -8,18 +8,16 @@ Weights are read neuron-major: a neuron is row i of W_in (and W_gate) and row i 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from kernels.reference import ACTIVATIONS, neuron_weights
+from kernels.reference import ACTIVATIONS
 from slms.models.routed_mlp import RoutedMLP
 
 
@@ -170,7 +168,7 @@ def named_layers(model: PreTrainedModel, names: Sequence[str] | None) -> list[in
     return list(dict.fromkeys((known | numbers)[name] for name in names))
 
 
-def _adapter_of_mlp(mlp: nn.Module) -> Adapter:
+def adapter_of_mlp(mlp: nn.Module) -> Adapter:
     for adapter in dict.fromkeys(ADAPTERS.values()):
         if all(part is None or hasattr(mlp, part) for part in (adapter.up, adapter.down, adapter.act, adapter.gate)):
             return adapter
@@ -193,7 +191,7 @@ def read_mlp(mlp: nn.Module) -> MLPWeights:
         rows = {n: getattr(mlp, n) for n in ("W_in", "W_out", "b_in", "W_gate", "b_gate")}
         rows = {n: None if w is None else w.detach()[order] for n, w in rows.items()}
         return MLPWeights(**rows, b_out=None if mlp.b_out is None else mlp.b_out.detach(), activation=mlp.activation)
-    adapter = _adapter_of_mlp(mlp)
+    adapter = adapter_of_mlp(mlp)
     up, down, act = getattr(mlp, adapter.up), getattr(mlp, adapter.down), getattr(mlp, adapter.act)
     gate = getattr(mlp, adapter.gate) if adapter.gate else None
     if type(act) not in _ACTIVATION_OF:
@@ -236,74 +234,3 @@ def neurons(weights: MLPWeights, x: Tensor) -> Tensor:
     return (
         up.mul_(act(nn.functional.linear(x, weights.W_gate, weights.b_gate))) if weights.W_gate is not None else act(up)
     )
-
-
-Read = Callable[[Tensor], Tensor]
-
-
-@contextmanager
-def _captured(points: dict[int, tuple[nn.Module, Read]], pre: bool = True) -> Iterator[dict[int, Tensor]]:
-    """Yield a dict that every forward fills with {index: read(the module's input, or its output where not ``pre``)}."""
-    found: dict[int, Tensor] = {}
-    with ExitStack() as stack:
-        for index, (module, read) in points.items():
-
-            def hook(
-                _: nn.Module, inputs: tuple, output: Tensor | None = None, index: int = index, read: Read = read
-            ) -> None:
-                found[index] = read(inputs[0] if output is None else output)
-
-            handle = module.register_forward_pre_hook(hook) if pre else module.register_forward_hook(hook)
-            stack.callback(handle.remove)
-        yield found
-
-
-def _chosen_mlps(model: PreTrainedModel, layers: Iterable[int] | None) -> dict[int, nn.Module]:
-    mlps = find_mlps(model)
-    wanted = list(mlps if layers is None else layers)
-    unknown = [i for i in wanted if i not in mlps]
-    if unknown:
-        raise ValueError(f"`layers` names {unknown[0]}; the model has layers 0 to {len(mlps) - 1}.")
-    return {i: mlps[i] for i in wanted}
-
-
-def _flat(x: Tensor) -> Tensor:
-    return rearrange(x, "... d -> (...) d")
-
-
-@contextmanager
-def mlp_inputs(model: PreTrainedModel, layers: Iterable[int] | None = None) -> Iterator[dict[int, Tensor]]:
-    """Yield {layer: inputs [n, d] of its MLP}, filled by every forward; all layers by default."""
-    with _captured({i: (mlp, _flat) for i, mlp in _chosen_mlps(model, layers).items()}) as found:
-        yield found
-
-
-@contextmanager
-def mlp_outputs(model: PreTrainedModel, layers: Iterable[int] | None = None) -> Iterator[dict[int, Tensor]]:
-    """Yield {layer: outputs [b, t, d] of its MLP, before the residual is added}, filled by every forward."""
-    with _captured({i: (mlp, lambda y: y) for i, mlp in _chosen_mlps(model, layers).items()}, pre=False) as found:
-        yield found
-
-
-@contextmanager
-def neuron_activations(model: PreTrainedModel, layers: Iterable[int] | None = None) -> Iterator[dict[int, Tensor]]:
-    """Yield {layer: activations [n, f] of its neurons}, filled by every forward, without gradients.
-
-    They are read at the input of the down-projection. A routed MLP's are in the dense model's order of neurons and
-    carry its gates: zero where a neuron's pathway was not chosen.
-    """
-
-    def point(mlp: nn.Module) -> tuple[nn.Module, Read]:
-        if isinstance(mlp, RoutedMLP):
-            return mlp, lambda x: _routed_neurons(mlp, _flat(x))
-        return getattr(mlp, _adapter_of_mlp(mlp).down), lambda h: _flat(h).detach()
-
-    with _captured({i: point(mlp) for i, mlp in _chosen_mlps(model, layers).items()}) as found:
-        yield found
-
-
-@torch.no_grad()
-def _routed_neurons(mlp: RoutedMLP, x: Tensor) -> Tensor:
-    routes = mlp.router.route(x, mlp.k)
-    weight = neuron_weights(routes.gates, routes.chosen, mlp.offsets)[:, mlp.permutation.argsort()]
-    return neurons(read_mlp(mlp), x) * weight.to(x.dtype)

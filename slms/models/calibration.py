@@ -16,7 +16,8 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from slms.models.anatomy import MLPWeights, mlp_inputs, neurons
+from slms.models.activations import mlp_inputs
+from slms.models.anatomy import MLPWeights, neurons
 from slms.routing import PathwayRouter
 
 MAX_TOKENS = 65_536

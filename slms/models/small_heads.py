@@ -32,12 +32,7 @@ ROW2, ROW3 = 2 * ROW, 3 * ROW
 f32 = np.float32
 UNSEEN = f32(-1e30)
 # Reordering sums is what lets the compiler vectorise them; NaN keeps its meaning.
-JIT: dict[str, Any] = {
-    "nogil": True,
-    "cache": True,
-    "fastmath": {"reassoc", "contract", "nsz", "arcp"},
-    "error_model": "numpy",
-}
+JIT: dict[str, Any] = dict(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
 
 
 @intrinsic

@@ -8,7 +8,7 @@ import torch
 import eval as evaluation
 import slms
 from slms.data.capture import read_capture
-from slms.models.anatomy import neuron_activations
+from slms.models.activations import neuron_activations
 
 
 def test_a_task_is_captured_at_the_neurons(tmp_path, capsys):

@@ -12,7 +12,7 @@ import torch
 import eval as evaluation
 import slms
 from slms.commands import sparsity as command
-from slms.models.anatomy import neuron_activations
+from slms.models.activations import neuron_activations
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "Once upon a time, there was a girl named Lily. She had a red ball."

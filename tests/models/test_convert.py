@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from transformers import GPTNeoXForCausalLM, OPTConfig, OPTForCausalLM
 
 import slms
-from slms.models.anatomy import find_mlps, mlp_inputs, mlp_outputs, neuron_activations, read_mlp
+from slms.models.activations import mlp_inputs, mlp_outputs, neuron_activations
+from slms.models.anatomy import find_mlps, read_mlp
 from slms.models.convert import route
 from slms.models.routed_mlp import record_routes, routed_layers, set_k
 from slms.routing import RoutingConfig

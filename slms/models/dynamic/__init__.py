@@ -2,7 +2,8 @@
 
 from slms.models.dynamic.budget import LEVELS, allocate
 from slms.models.dynamic.convert import apply_rule, dynamic_layers, masking, set_densities
-from slms.models.dynamic.rules import RULES, DynamicMLP, Kept
+from slms.models.dynamic.mlp import DynamicMLP, Kept
+from slms.models.dynamic.rules import RULES
 
 __all__ = [
     "LEVELS",

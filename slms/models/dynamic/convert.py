@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from slms.models.anatomy import dropout_of, find_mlps, read_mlp, replace_mlp
 from slms.models.calibration import layer_inputs
-from slms.models.dynamic.rules import RULES, DynamicMLP
+from slms.models.dynamic.mlp import DynamicMLP
+from slms.models.dynamic.rules import RULES
 from slms.models.routed_mlp import routed_layers
 
 

@@ -14,127 +14,15 @@ Shapes: b blocks, t position, d model, f neurons, q rank.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from kernels.activations import ACTIVATIONS
-from kernels.neurons import dots, sums
+from kernels.neurons import sums
 from slms.models.anatomy import MLPWeights, neurons
+from slms.models.dynamic.mlp import DynamicMLP, Kept, can_skip
 from slms.models.dynamic.predictor import fit_low_rank
-
-FEW = 8
-"""Up to so many tokens, rows of single tokens are gathered; measured break-even 4 to 16 (docs/benchmarks.md)."""
-
-
-class Kept(NamedTuple):
-    """Shares of a layer's weights that a call used, averaged over tokens."""
-
-    inputs: float
-    """of the columns of W_in and W_gate; 1 for rules that choose neurons"""
-    neurons: float
-    """of the neurons"""
-
-
-class DynamicMLP(nn.Module):
-    """A dense MLP under a rule. x [b, t, d] at construction are calibration inputs, in forward the tokens to run."""
-
-    per_token = True
-    """whether each token has its own set, which only pays for a few tokens"""
-
-    def __init__(self, weights: MLPWeights, x: Tensor, centre: bool = True) -> None:
-        super().__init__()
-        self.weights, self.act = weights, ACTIVATIONS[weights.activation]
-        self.gated = weights.W_gate is not None
-        self.f, self.d = weights.W_in.shape
-        h = neurons(weights, x)
-        self.centre = centre
-        self.mean = h.mean((0, 1)) if centre else torch.zeros_like(h[0, 0])
-        b_out = 0 if weights.b_out is None else weights.b_out
-        self.constant = b_out + self.mean @ weights.W_out
-        self.out_norm = weights.W_out.norm(dim=1)
-        self.masking = False
-        self.observe: Callable[[Kept], None] | None = None
-        self.fit(x, h)
-        self.density = 1.0
-
-    @property
-    def density(self) -> float:
-        """Share of the neurons (for `teal`: also of the inputs) to keep; thresholds are quantiles of calibration."""
-        return self._density
-
-    @density.setter
-    def density(self, value: float) -> None:
-        if not 0 < value <= 1:
-            raise ValueError(f"`density` is {value}; it must be above 0 and at most 1.")
-        self._density, self.k = value, max(1, round(value * self.f))
-        self.set(value)
-
-    def fit(self, x: Tensor, h: Tensor) -> None:
-        """Take what the rule needs from calibration inputs x [b, t, d] and activations h [b, t, f]."""
-
-    def set(self, density: float) -> None:
-        """Adjust to a density."""
-
-    def keep(self, x: Tensor, h: Tensor) -> Tensor:
-        """The neurons [b, t, f] bool to execute; h [b, t, f] are all activations."""
-        raise NotImplementedError
-
-    def flops(self, kept: Kept) -> float:
-        """FLOPs of one token: 2 · (weights used), what choosing costs included."""
-        raise NotImplementedError
-
-    def masked(self, x: Tensor) -> Tensor:
-        """What the rule computes, by computing everything and leaving out: for quality, never for speed."""
-        h = neurons(self.weights, x)
-        keep = self.keep(x, h)
-        self._observed(Kept(1.0, keep.float().mean().item()))
-        return ((h - self.mean) * keep) @ self.weights.W_out + self.constant
-
-    def skipping(self, x: Tensor) -> Tensor:
-        """The same reading only what was chosen, for x [n, d]."""
-        raise NotImplementedError
-
-    def dense(self, x: Tensor) -> Tensor:
-        """The MLP without any rule."""
-        return F.linear(neurons(self.weights, x), self.weights.W_out.t(), self.weights.b_out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Output [b, t, d]: masked while `masking`, else executed (see the head of this file)."""
-        if self.masking:
-            return self.masked(x)
-        n = x.shape[:-1].numel()
-        if self.per_token and (n > FEW or not can_skip(x)):
-            return self.dense(x)
-        return self.skipping(x.reshape(n, self.d)).view(x.shape)
-
-    def _down(self, h: Tensor, keep: Tensor) -> Tensor:
-        return sums(h - self.mean, self.weights.W_out, keep) + self.constant
-
-    def _up(self, x: Tensor, keep: Tensor) -> Tensor:
-        return dots(x, self.weights.W_in, keep, self.weights.b_in)
-
-    def _chosen(self, x: Tensor, keep: Tensor) -> Tensor:
-        """Activations [n, f] of the kept neurons."""
-        u = self._up(x, keep)
-        if self.weights.W_gate is None:
-            return self.act(u)
-        return self.act(dots(x, self.weights.W_gate, keep, self.weights.b_gate)) * u
-
-    def _observed(self, kept: Kept) -> None:
-        if self.observe is not None:
-            self.observe(kept)
-
-    def _size(self) -> int:
-        """FLOPs of one matrix."""
-        return 2 * self.f * self.d
-
-
-def can_skip(x: Tensor) -> bool:
-    """Whether row-sparse products run for such inputs; elsewhere per-token rules execute the dense MLP."""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
 
 
 class Oracle(DynamicMLP):
@@ -223,8 +111,11 @@ class TEAL(DynamicMLP):
         h = h - self.mean
         return h, keep_x, ~(h.abs() < self.h_threshold)
 
+    def keep(self, x: Tensor, h: Tensor) -> Tensor:
+        return self._hidden(x, _masked_product)[2]
+
     def masked(self, x: Tensor) -> Tensor:
-        h, keep_x, keep_h = self._hidden(x, lambda v, W, keep: (v * keep) @ W)
+        h, keep_x, keep_h = self._hidden(x, _masked_product)
         self._observed(Kept(keep_x.float().mean().item(), keep_h.float().mean().item()))
         return (h * keep_h) @ self.weights.W_out + self.constant
 
@@ -234,6 +125,10 @@ class TEAL(DynamicMLP):
 
     def flops(self, kept: Kept) -> float:
         return self._size() * ((2 if self.gated else 1) * kept.inputs + kept.neurons)
+
+
+def _masked_product(x: Tensor, W: Tensor, keep: Tensor) -> Tensor:
+    return (x * keep) @ W
 
 
 class LowRank(Oracle):
@@ -274,9 +169,12 @@ class Static(Oracle):
         self.score = self.importance(h).square().mean((0, 1))
 
     def set(self, density: float) -> None:
-        self.chosen = top_k(self.score, self.k)
-        self.compact = compacted(self.weights, self.chosen)
-        self.rest = self.constant - self.mean[self.chosen] @ self.compact.W_out
+        self.hold(top_k(self.score, self.k))
+
+    def hold(self, chosen: Tensor) -> None:
+        """Copy out the neurons [f] bool that every token from now on executes."""
+        self.chosen, self.compact = chosen, compacted(self.weights, chosen)
+        self.rest = self.constant - self.mean[chosen] @ self.compact.W_out
 
     def keep(self, x: Tensor, h: Tensor) -> Tensor:
         return self.chosen.expand(*x.shape[:-1], self.f)
@@ -336,9 +234,7 @@ class GRIFFIN(Static):
         h = neurons(self.weights, x)
         self.sets = self.prompt_set(h)
         if len(x) == 1:  # one sequence: its neurons are copied out once, and every token after runs a smaller MLP
-            self.chosen = self.sets[0, 0]
-            self.compact = compacted(self.weights, self.chosen)
-            self.rest = self.constant - self.mean[self.chosen] @ self.compact.W_out
+            self.hold(self.sets[0, 0])
         return F.linear(h, self.weights.W_out.t(), self.weights.b_out)
 
 

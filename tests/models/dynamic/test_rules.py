@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from slms.models.dynamic import RULES, DynamicMLP
-from slms.models.dynamic.rules import FEW, GRIFFIN, sampled, threshold_at
+from slms.models.dynamic.mlp import FEW
+from slms.models.dynamic.rules import GRIFFIN, sampled, threshold_at
 
 ACT = {"gelu_new": lambda a: 0.5 * a * (1 + math.tanh(math.sqrt(2 / math.pi) * (a + 0.044715 * a**3))),
        "silu": lambda a: a / (1 + math.exp(-a))}  # fmt: skip
