@@ -3,6 +3,8 @@
 import sys
 import time
 
+import psutil
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
@@ -12,7 +14,7 @@ SHOWN = {"train/loss/lm": "train", "val/loss": "val nats", "val/perplexity": "pe
 
 
 class Progress(TQDMProgressBar):
-    """Lightning's bar on a terminal, and everywhere a line with loss, speed and time left after each validation.
+    """Lightning's bar on a terminal, and everywhere a line after each validation: loss, speed, memory, time left.
 
     Args:
         refresh_rate: batches between two updates of the bar.
@@ -51,6 +53,9 @@ class Progress(TQDMProgressBar):
         ]
         if self._tokens:
             shown.append(f"{self._tokens / seconds:,.0f} tokens/s")
+        shown.append(f"{psutil.Process().memory_info().rss / 1e6:,.0f} MB")
+        if trainer.strategy.root_device.type == "cuda":
+            shown.append(f"GPU {torch.cuda.max_memory_allocated(trainer.strategy.root_device) / 1e6:,.0f} MB")
         line = (
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  step {trainer.global_step:,}/{total:,}  "
             f"{'  '.join(shown)}  {left / 60:.1f} min left"

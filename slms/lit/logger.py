@@ -1,6 +1,9 @@
-"""TensorBoard that cannot end a run: where its writer fails, one warning, and the run goes on without it."""
+"""TensorBoard that cannot end a run: its files stay small however long the run, and where its writer fails, one
+warning, and the run goes on without it.
+"""
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +12,31 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 logger = logging.getLogger(__name__)
 
+FULL = {"add_scalar": 4096, "add_figure": 32, "add_text": 32, "add_histogram": 32}
+
+
+def is_kept(n: int, full: int) -> bool:
+    """Whether the n-th entry of a tag (from 0) is written: the first `full`, then every second up to twice as many,
+    every fourth up to four times as many, …: N entries leave about full · (1 + log₂(N/full)/2).
+
+    >>> [n for n in range(32) if is_kept(n, 4)]
+    [0, 1, 2, 3, 4, 6, 8, 12, 16, 24]
+    """
+    return n % (1 << (n // full).bit_length()) == 0
+
 
 class TensorBoard(TensorBoardLogger):
-    """Lightning's TensorBoard logger, whose writer is given up at its first OSError: `metrics.csv` has every number."""
+    """Lightning's TensorBoard logger, whose files are bounded and whose writer is given up at its first OSError.
+
+    A tag's first 4,096 scalars and 32 figures, texts or histograms are written, of later ones ever fewer (`is_kept`);
+    TensorBoard itself shows 1,000 scalars and 10 figures of a tag. `metrics.csv` has every number.
+    """
 
     failed = False
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.written: Counter[tuple[str, str]] = Counter()  # entries so far by method and tag
 
     @property
     def experiment(self) -> Any:
@@ -38,6 +61,11 @@ class _Guarded:
         def call(*args: Any, **kwargs: Any) -> Any:
             if self._owner.failed:
                 return None
+            if name in FULL:
+                key = (name, args[0] if args else kwargs["tag"])
+                self._owner.written[key] += 1
+                if not is_kept(self._owner.written[key] - 1, FULL[name]):
+                    return None
             try:
                 return getattr(self._writer(), name)(*args, **kwargs)
             except OSError as error:

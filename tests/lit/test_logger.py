@@ -1,4 +1,6 @@
 import pytest
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from slms.lit.logger import TensorBoard
 
@@ -24,3 +26,17 @@ def test_numbers_reach_the_event_file_until_the_writer_fails(tmp_path, caplog):
 def test_a_programming_error_is_not_hidden(tmp_path):
     with pytest.raises(AttributeError):
         TensorBoard(tmp_path, "name", "version").experiment.add_nothing()
+
+
+def test_a_long_run_leaves_few_entries_of_a_tag(tmp_path):
+    logger = TensorBoard(tmp_path, "name", "version", default_hp_metric=False)
+    for step in range(3 * 4096):
+        logger.log_metrics({"loss": float(step), "rare": 1.0} if step < 10 else {"loss": float(step)}, step)
+    for step in range(3 * 32):
+        logger.experiment.add_figure("figure", Figure(figsize=(0.1, 0.1)), step)
+    logger.finalize("success")
+    events = EventAccumulator(logger.log_dir, {"scalars": 0, "images": 0}).Reload()
+    steps = [event.step for event in events.Scalars("loss")]
+    assert steps == [*range(4096), *range(4096, 8192, 2), *range(8192, 12288, 4)]
+    assert len(events.Scalars("rare")) == 10
+    assert [event.step for event in events.Images("figure")] == [*range(32), *range(32, 64, 2), *range(64, 96, 4)]
