@@ -167,13 +167,16 @@ class TrainCLI(LightningCLI):
             self.directory = Path(config.output_dir) / name / datetime.now().strftime("%Y%m%d-%H%M%S")
 
     def instantiate_trainer(self, **kwargs):
-        """The trainer, which logs and keeps checkpoints in the run directory."""
+        """The trainer, which logs, keeps checkpoints and writes `--trainer.profiler`'s report in the run directory."""
         place = self.directory.absolute()
         redone = None if self.checkpoint is None else step_of(self.checkpoint)  # TensorBoard forgets what came after
         logger = TensorBoard(
             place.parents[1], place.parent.name, place.name, default_hp_metric=False, purge_step=redone
         )
-        return super().instantiate_trainer(logger=logger, plugins=[WholeCheckpointIO()], **kwargs)
+        trainer = super().instantiate_trainer(logger=logger, plugins=[WholeCheckpointIO()], **kwargs)
+        profiler = trainer.profiler  # by default it writes to a log that `quiet` has silenced
+        profiler.dirpath, profiler.filename = profiler.dirpath or place, profiler.filename or "profile"
+        return trainer
 
     def fit(self) -> None:
         """Train, alone in the run directory. A run refused before its first step leaves no directory behind.

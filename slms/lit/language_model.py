@@ -233,10 +233,11 @@ class LanguageModel(L.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self._sums.clear()
         routed = routed_layers(self.net)
-        for i, balance in self.balances.items():
-            load = balance.step()
-            if self.balance.bias_rate:
-                bias_update(routed[int(i)].router.selection_bias, load, self.balance.bias_rate)
+        with self.trainer.profiler.profile("GlobalBalance.step"):
+            for i, balance in self.balances.items():
+                load = balance.step()
+                if self.balance.bias_rate:
+                    bias_update(routed[int(i)].router.selection_bias, load, self.balance.bias_rate)
 
     def on_validation_epoch_start(self):
         """Count this validation's tokens only."""
