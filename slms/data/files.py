@@ -74,15 +74,13 @@ def _txt_texts(path: Path) -> Iterator[str]:
             if length + len(line) > LONGEST:
                 yield "".join(lines).strip()
                 lines, length = [], 0
-            if SEPARATOR in line if marked else not line.strip():
-                lines.append(line.split(SEPARATOR)[0] if marked else "")
-                if text := "".join(lines).strip():
+            *ended, rest = line.split(SEPARATOR) if marked else ([""] * 2 if not line.strip() else [line])
+            for end in ended:
+                if text := "".join([*lines, end]).strip():
                     yield text
-                lines = [line.split(SEPARATOR)[-1]] if marked else []
-                length = sum(map(len, lines))
-            else:
-                lines.append(line)
-                length += len(line)
+                lines, length = [], 0
+            lines.append(rest)
+            length += len(rest)
         if text := "".join(lines).strip():
             yield text
 

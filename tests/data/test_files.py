@@ -112,3 +112,11 @@ def test_other_columns_of_a_parquet_are_not_read(tmp_path):
 def test_half_a_character_becomes_the_replacement_character(tmp_path):
     (tmp_path / "c.jsonl").write_text(json.dumps({"text": "a \ud83d b \ud83d\ude00"}))
     assert list(file_texts(tmp_path / "c.jsonl")) == ["a \ufffd b \U0001f600"]
+
+
+def test_a_line_may_hold_several_documents(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text("a<|endoftext|>b b<|endoftext|>c\nd\n<|endoftext|>\n<|endoftext|><|endoftext|>e\n")
+    assert list(file_texts(path)) == ["a", "b b", "c\nd", "e"]
+    path.write_text("a\nb\n\n \nc\n\nd")
+    assert list(file_texts(path)) == ["a\nb", "c", "d"]
