@@ -32,6 +32,15 @@ def _one_line(message: object) -> str:
 class OneLineErrors:
     """A parser whose mistakes are one line on stderr, without the usage page."""
 
+    def parse_args(self, *args, **kwargs):
+        """As jsonargparse does it; what overflows or nests without end is a mistake like any other."""
+        try:
+            return super().parse_args(*args, **kwargs)
+        except OverflowError as error:
+            self.error(f"a number is too large: {error}")
+        except RecursionError:
+            self.error("the configuration is nested too deeply")
+
     def error(self, message, ex=None):
         """Print the part of `message` that says what is wrong; exit code 2."""
         print(f"{self.prog}: error: {_one_line(message)}", file=sys.stderr)

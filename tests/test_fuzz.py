@@ -174,7 +174,7 @@ def test_training_configs(tmp_path, parser, monkeypatch):
 
     def read():
         trains_coders(["--config", str(path)])
-        config = parser.parse_args(["--config", str(path)], defaults=False)
+        config = parser.parse_args(["--config", str(path)])
         resolve(as_base(config.model.base))
         CorpusConfig(**vars(config.data.corpus)).resolve("embedded")
         if config.model.routing is not None:

@@ -46,7 +46,8 @@ def trains_coders(args: list[str]) -> bool:
         config = yaml.safe_load(found.read_text(encoding="utf-8")) if found else {}
     except (yaml.YAMLError, UnicodeDecodeError):
         return False  # the full parser says what is wrong with it
-    return isinstance(config, dict) and "coders" in (config.get("model") or {})
+    model = config.get("model") if isinstance(config, dict) else None
+    return isinstance(model, dict) and "coders" in model
 
 
 class _FindConfig(ActionConfigFile):

@@ -46,11 +46,9 @@ class RoutingConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if get_origin(field.type) is Literal and getattr(self, field.name) not in get_args(field.type):
-                allowed = ", ".join(get_args(field.type))
-                raise ValueError(
-                    f"`routing.{field.name}` is {getattr(self, field.name)!r}; it must be one of {allowed}."
-                )
+            value = getattr(self, field.name)
+            if not _fits(field.type, value):
+                raise ValueError(f"`routing.{field.name}` is {value!r}; it must be {_kind(field.type)}.")
         for name in ("n_pathways", "k", "every_n_layers", "router_hidden"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`routing.{name}` is {getattr(self, name)}; it must be at least 1.")
@@ -104,19 +102,24 @@ class RoutingConfig:
             raise ValueError(
                 f"`routing.{unknown[0]}` is not a routing option; the options are {', '.join(sorted(known))}."
             )
-        for field in dataclasses.fields(cls):
-            if field.name in values and not _fits(field.type, values[field.name]):
-                kind = getattr(field.type, "__name__", "list of whole numbers or null")
-                raise ValueError(f"`routing.{field.name}` is {values[field.name]!r}; it must be of type {kind}.")
         return cls(**values)
 
 
 def _fits(kind: Any, value: Any) -> bool:
-    """Whether a plain JSON value is of a field's type; a Literal's words are checked by the class itself."""
+    """Whether a plain JSON value is of a field's type."""
     if get_origin(kind) is Literal:
-        return True
+        return value in get_args(kind)
     if kind is float:
         return type(value) in (int, float)
     if kind in (int, bool, str):
         return type(value) is kind
     return value is None or (isinstance(value, list) and all(type(item) is int for item in value))
+
+
+def _kind(kind: Any) -> str:
+    """A field's type in words."""
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}.get(
+        kind, "a list of whole numbers or null"
+    )
