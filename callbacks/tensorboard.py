@@ -24,7 +24,8 @@ def log_layers(
 ) -> None:
     """Utilization bars, a pathway × class heatmap for each family in `heatmaps`, and top tokens as a text table."""
     for writer in writers(trainer):
-        writer.add_figure("val/utilization", utilization_figure(layers), step)
+        # not `val/utilization`: TensorBoard shows a tag as scalar or as figure, never as both
+        writer.add_figure("val/load_by_pathway", utilization_figure(layers), step)
         for family in heatmaps:
             if any(family in pathway.profile for layer in layers for pathway in layer.pathways):
                 writer.add_figure(f"val/pathways_by_{family}", heatmap_figure(layers, family, labels[family]), step)
@@ -34,14 +35,13 @@ def log_layers(
 
 def top_token_table(layer: Layer, labels: dict[str, Labels]) -> str:
     """A Markdown table of a layer's pathways: load, purity, preferred class of each family, most telling tokens."""
-    families = [family for family in labels if any(family in pathway.profile for pathway in layer.pathways)]
-    head = ["pathway", "load", "purity", *families, "tokens (lift)"]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines = ["| pathway | load | purity | prefers | tokens (lift) |", "|" + " --- |" * 5]
     for pathway in layer.pathways:
         tokens = ", ".join(f"`{_cell(visible(token.text))}` {token.lift:.1f}×" for token in pathway.top_tokens)
-        prefers = [_cell(preferred_class(pathway, family, labels[family].share) or "–") for family in families]
+        classes = {f: preferred_class(pathway, f, labels[f].share) for f in labels if f in pathway.profile}
+        prefers = ", ".join(f"{family} {_cell(found)}" for family, found in classes.items() if found) or "–"
         purity = "–" if pathway.purity is None else f"{pathway.purity:.3f}"
-        cells = [str(pathway.index), f"{pathway.load * layer.n_pathways:.2f}×", purity, *prefers, tokens]
+        cells = [str(pathway.index), f"{pathway.load * layer.n_pathways:.2f}×", purity, prefers, tokens]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -51,7 +51,7 @@ def _cell(text: str) -> str:
 
 
 def log_hyperparameters(trainer: Trainer, config: dict[str, Any], results: Results, step: int) -> None:
-    """The run's row in the HPARAMS tab: the configuration against its final numbers.
+    """The run's row in the HPARAMS tab: what its model, data and seed were against its final numbers.
 
     `run_name="."` keeps the row in the run's own directory; the final numbers have tags of their own, because
     `add_hparams` also draws them as scalars.
@@ -64,7 +64,20 @@ def log_hyperparameters(trainer: Trainer, config: dict[str, Any], results: Resul
     if purities:
         final["final/purity"] = sum(purities) / len(purities)
     for writer in writers(trainer):
-        writer.add_hparams(flatten(config), final, run_name=".", global_step=step)
+        writer.add_hparams(hyperparameters(config), final, run_name=".", global_step=step)
+
+
+def hyperparameters(config: dict[str, Any]) -> dict[str, str | int | float | bool]:
+    """Of a run's configuration what it compares by: routing first, then the model, data, seed and length.
+
+    >>> hyperparameters({"trainer": {"max_epochs": 2, "devices": 1}, "model": {"lr": 0.1, "routing": {"k": 4}}})
+    {'model.routing.k': 4, 'model.lr': 0.1, 'trainer.max_epochs': 2}
+    """
+    model, trainer = dict(config.get("model") or {}), config.get("trainer") or {}
+    routing = flatten({"model": {"routing": model.pop("routing", None) or {}}})
+    length = {key: trainer.get(key) for key in ("max_epochs", "max_steps", "precision", "accumulate_grad_batches")}
+    rest = {"model": model, "data": config.get("data"), "seed": config.get("seed_everything"), "trainer": length}
+    return routing | flatten(rest)
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:

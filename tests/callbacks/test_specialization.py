@@ -53,8 +53,9 @@ def test_probing_leaves_training_as_it_was(make, tmp_path):
 
 def test_tensorboard_shows_bars_heatmaps_and_tokens(fit, events):
     tags = events.Tags()
-    assert {"val/utilization", "val/pathways_by_pos", "val/pathways_by_semantic"} <= set(tags["images"])
-    assert [image.step for image in events.Images("val/utilization")] == [3, 7]
+    assert {"val/load_by_pathway", "val/pathways_by_pos", "val/pathways_by_semantic"} <= set(tags["images"])
+    assert not set(tags["images"]) & set(tags["scalars"])  # TensorBoard would show but one of the two
+    assert [image.step for image in events.Images("val/load_by_pathway")] == [3, 7]
     text = events.Tensors("val/top_tokens/L1/text_summary")[-1].tensor_proto.string_val[0].decode()
     assert text.startswith("| pathway | load | purity |") and text.count("\n| ") == 1 + 4
 
