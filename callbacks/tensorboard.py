@@ -68,16 +68,15 @@ def log_hyperparameters(trainer: Trainer, config: dict[str, Any], results: Resul
 
 
 def hyperparameters(config: dict[str, Any]) -> dict[str, str | int | float | bool]:
-    """Of a run's configuration what it compares by: routing first, then the model, data, seed and length.
+    """Of a run's configuration what runs are compared by: model, data, seed and length.
 
     >>> hyperparameters({"trainer": {"max_epochs": 2, "devices": 1}, "model": {"lr": 0.1, "routing": {"k": 4}}})
-    {'model.routing.k': 4, 'model.lr': 0.1, 'trainer.max_epochs': 2}
+    {'model.lr': 0.1, 'model.routing.k': 4, 'trainer.max_epochs': 2}
     """
-    model, trainer = dict(config.get("model") or {}), config.get("trainer") or {}
-    routing = flatten({"model": {"routing": model.pop("routing", None) or {}}})
+    trainer = config.get("trainer") or {}
     length = {key: trainer.get(key) for key in ("max_epochs", "max_steps", "precision", "accumulate_grad_batches")}
-    rest = {"model": model, "data": config.get("data"), "seed": config.get("seed_everything"), "trainer": length}
-    return routing | flatten(rest)
+    kept = {"model": config.get("model"), "data": config.get("data"), "seed": config.get("seed_everything")}
+    return flatten(kept | {"trainer": length})
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:

@@ -55,10 +55,10 @@ def damage_tree(rng: random.Random, tree):
                 break
             node = child
         if not (isinstance(node, dict | list) and node):
-            return rng.choice(HOSTILE)
+            return copy.deepcopy(rng.choice(HOSTILE))
         match rng.randrange(4):
             case 0:
-                node[key] = rng.choice(HOSTILE)
+                node[key] = copy.deepcopy(rng.choice(HOSTILE))
             case 1:
                 del node[key]
             case 2 if isinstance(node, dict):
@@ -176,7 +176,8 @@ def test_training_configs(tmp_path, parser, monkeypatch):
         trains_coders(["--config", str(path)])
         config = parser.parse_args(["--config", str(path)])
         resolve(as_base(config.model.base))
-        CorpusConfig(**vars(config.data.corpus)).resolve("embedded")
+        if (corpus := config.data.get("corpus")) is not None:
+            CorpusConfig(**vars(corpus)).resolve("embedded")
         if config.model.routing is not None:
             RoutingConfig(**vars(config.model.routing)).routed_layers(8)
 

@@ -44,7 +44,7 @@ def trains_coders(args: list[str]) -> bool:
     found = find_config(parser.parse_known_args(args)[0].config or "")
     try:
         config = yaml.safe_load(found.read_text(encoding="utf-8")) if found else {}
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
         return False  # the full parser says what is wrong with it
     model = config.get("model") if isinstance(config, dict) else None
     return isinstance(model, dict) and "coders" in model
