@@ -17,6 +17,8 @@ def main(args: list[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     with one_line_errors("eval.py"):
         commands = asked(args)
+        if not args:
+            raise ValueError(f"name a command: {', '.join(commands)}")
         auto_cli(
             commands,
             args=arranged(args, commands),

@@ -43,6 +43,8 @@ def refused(main, args: list[str], capsys) -> str:
     [
         (["--model.routing.kk=3"], ["kk"]),
         (["--model.routing.k=x"], ['"k"', "x"]),
+        (["--model.routing.first_layer=null"], ["routing.first_layer", "None", "whole number"]),
+        (["--model.optimizer.lr=1" + "0" * 400], ["too large"]),
         (["--model.routing.k=17"], ["routing.k", "17", "routing.n_pathways", "16"]),
         (["--model.routing.n_pathways=300", "--model.routing.k=4"], ["n_pathways", "300", "256"]),
         (["--model.routing.layers=[9]"], ["routing.layers", "[9]", "0 to 7"]),
@@ -102,6 +104,7 @@ def test_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, cap
 @pytest.mark.parametrize(
     ("args", "names"),
     [
+        ([], ["layers, perplexity", "doctor"]),
         (["perplexity", "./nowhere"], ["nowhere"]),
         (["perplexity", "stories-1m", "--corpus=nowhere.jsonl"], ["nowhere.jsonl"]),
         (["perplexity", "stories-1m", "--block_size=9999"], ["--block_size", "9999", "2048"]),
