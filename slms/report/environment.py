@@ -118,12 +118,12 @@ def requirements() -> list[str]:
 
 
 def packages(wanted: Iterable[str]) -> list[Package]:
-    """Each requirement beside what is installed; those of other platforms are left out.
+    """Each requirement beside what is installed, once for all extras; those of other platforms are left out.
 
     >>> packages(["no-such-package>=2; extra == 'more'"])
     [Package(name='no-such-package', installed=None, wanted='>=2', extra='more', fits=False)]
     """
-    found = []
+    found: dict[str, Package] = {}
     for line in wanted:
         need = Requirement(line)
         extra = _extra(need)
@@ -134,8 +134,10 @@ def packages(wanted: Iterable[str]) -> list[Package]:
         except importlib.metadata.PackageNotFoundError:
             version = None
         fits = version is not None and need.specifier.contains(version, prereleases=True)
-        found.append(Package(need.name, version, str(need.specifier), extra, fits))
-    return found
+        if need.name in found and extra is not None:
+            extra = ", ".join(filter(None, (found[need.name].extra, extra)))
+        found[need.name] = Package(need.name, version, str(need.specifier), extra, fits)
+    return list(found.values())
 
 
 def _extra(need: Requirement) -> str | None:
