@@ -123,7 +123,7 @@ def packages(wanted: Iterable[str]) -> list[Package]:
     >>> packages(["no-such-package>=2; extra == 'more'"])
     [Package(name='no-such-package', installed=None, wanted='>=2', extra='more', fits=False)]
     """
-    found: dict[str, Package] = {}
+    found: dict[tuple[str, str, bool], Package] = {}
     for line in wanted:
         need = Requirement(line)
         extra = _extra(need)
@@ -134,9 +134,9 @@ def packages(wanted: Iterable[str]) -> list[Package]:
         except importlib.metadata.PackageNotFoundError:
             version = None
         fits = version is not None and need.specifier.contains(version, prereleases=True)
-        if need.name in found and extra is not None:
-            extra = ", ".join(filter(None, (found[need.name].extra, extra)))
-        found[need.name] = Package(need.name, version, str(need.specifier), extra, fits)
+        key = (need.name, str(need.specifier), extra is None)
+        extras = ", ".join(filter(None, (found[key].extra if key in found else None, extra)))
+        found[key] = Package(need.name, version, str(need.specifier), extras or None, fits)
     return list(found.values())
 
 
