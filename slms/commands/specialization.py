@@ -1,5 +1,6 @@
 """`eval.py specialization`: how specialised the units of a model are."""
 
+import time
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -117,12 +118,14 @@ def specialization(
         chosen = named_layers(subject.model, layers)
         nets = {"model": subject.model} | ({"random weights": random_model(subject.model)} if random else {})
         for name, net in nets.items():
+            start = time.process_time()
             reader = (
                 NeuronReader(net, subject.blocks, chosen, active_share) if units == "neurons" else PathwayReader(net)
             )
-            (found if name == "model" else beside).append(
-                measure(reader, subject, n_nulls if name == "model" else 2, name)
-            )
+            spent = time.process_time() - start
+            on_text, on_prompts = measure(reader, subject, n_nulls if name == "model" else 2, name)
+            on_text.seconds["thresholds"] = spent
+            (found if name == "model" else beside).append((on_text, on_prompts))
     on_text, on_prompts = _joined([pair[0] for pair in found]), _joined([pair[1] for pair in found])
     rows = rows_of(on_text, _joined([pair[0] for pair in beside]) if beside else None)
     rows += _of_tasks(rows_of(on_prompts, _joined([pair[1] for pair in beside]) if beside else None))

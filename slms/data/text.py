@@ -197,6 +197,7 @@ def load_blocks(spec: BlockSpec, tokenizer: PreTrainedTokenizerBase) -> Blocks:
         if spec.digest(tokenizer) != digest:
             raise ValueError(f"corpus {spec.corpus}: the file changed or vanished while it was read; start again")
         write_npz(path, **arrays)
+        del arrays  # or the text would be in memory twice
     with np.load(path, allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files}
     names = json.loads(str(arrays["label_names"]))
@@ -209,10 +210,12 @@ def load_blocks(spec: BlockSpec, tokenizer: PreTrainedTokenizerBase) -> Blocks:
 def _make_arrays(spec: BlockSpec, tokenizer: PreTrainedTokenizerBase) -> dict[str, np.ndarray]:
     source = documents(spec.corpus, spec.split, spec.seed, spec.validation, spec.text_field)
     labeller = lb.Labeller(tokenizer) if spec.with_labels else None
-    ids: list[np.ndarray] = []
-    docs: list[np.ndarray] = []
-    classes: list[dict[str, np.ndarray]] = []
+    columns: dict[str, tuple[np.dtype, bytearray]] = {}  # that grow in place: the text is in memory once
     total, n_documents = 0, 0
+
+    def add(name: str, values: np.ndarray) -> None:
+        columns.setdefault(name, (values.dtype, bytearray()))[1].extend(values.tobytes())
+
     dtype = np.uint16 if len(tokenizer) < 2**16 else np.uint32
     while spec.n_tokens is None or total < spec.n_tokens:
         batch = _portion(source)
@@ -221,11 +224,12 @@ def _make_arrays(spec: BlockSpec, tokenizer: PreTrainedTokenizerBase) -> dict[st
         for document, encoded in zip(batch, _encode(batch, tokenizer, spec.with_labels), strict=True):
             if spec.n_tokens is not None and total >= spec.n_tokens:
                 break
-            ids.append(np.asarray(encoded.ids, dtype=dtype))
+            add("input_ids", np.asarray(encoded.ids, dtype=dtype))
             total += len(encoded.ids)
             if labeller is not None:
-                docs.append(np.full(len(encoded.ids), n_documents, dtype=np.int32))
-                classes.append(labeller(document, encoded.ids, encoded.spans))
+                add("doc_ids", np.full(len(encoded.ids), n_documents, dtype=np.int32))
+                for family, classes in labeller(document, encoded.ids, encoded.spans).items():
+                    add(f"labels_{family}", classes)
             n_documents += 1
     n_blocks = min(total, spec.n_tokens or total) // spec.block_size
     if n_blocks == 0:
@@ -234,14 +238,12 @@ def _make_arrays(spec: BlockSpec, tokenizer: PreTrainedTokenizerBase) -> dict[st
             f"{spec.split!r}: {total} tokens of text, less than one block of data.block_size ({spec.block_size})"
         )
 
-    def blocks(parts: list[np.ndarray]) -> np.ndarray:
-        return np.concatenate(parts)[: n_blocks * spec.block_size].reshape(n_blocks, spec.block_size)
-
-    arrays = {"input_ids": blocks(ids)}
+    arrays = {
+        name: np.frombuffer(column, dtype)[: n_blocks * spec.block_size].reshape(n_blocks, spec.block_size)
+        for name, (dtype, column) in columns.items()
+    }
     names: dict[str, tuple[str, ...]] = {}
     if labeller is not None:
-        arrays["doc_ids"] = blocks(docs)
-        arrays |= {f"labels_{family}": blocks([c[family] for c in classes]) for family in classes[0]}
         arrays["labels_frequency"] = lb.frequency_bins(arrays["input_ids"])
         names = labeller.names() | {"frequency": lb.FREQUENCY_BINS}
     return arrays | {"label_names": np.asarray(json.dumps(names))}

@@ -20,6 +20,7 @@ from slms.metrics.functional import (
 
 N_GROUPS = 16  # document groups of the jackknife, as in `PathwayCounts`
 N_GROUPS_GIVEN_TOKEN = 8  # tables given the token are as many times larger as there are strata
+_PART = 65_536  # tokens whose ids and classes are held as int64 at once
 
 
 class Family(NamedTuple):
@@ -45,18 +46,19 @@ def telling_strata(tokens: Tensor, classes: Tensor, n_classes: int, n_ids: int, 
     A token that always has the same class (most words have one part of speech) has nothing to tell beyond itself.
 
     Args:
-        tokens: int64 [n]; classes: int64 [n], −1 where unknown.
+        tokens: int [n], below n_ids; classes: int [n], −1 where unknown.
     """
-    known = classes >= 0
-    ids, index = tokens[known].unique(return_inverse=True)
-    table = torch.zeros(len(ids), n_classes, dtype=torch.float64)
-    table.index_put_((index, classes[known]), torch.ones(len(index), dtype=torch.float64), accumulate=True)
+    counts = torch.zeros(n_ids * n_classes, dtype=torch.int64)
+    for ids, of_ids in zip(tokens.split(_PART), classes.split(_PART), strict=True):
+        known = of_ids >= 0
+        counts += torch.bincount(ids[known].long() * n_classes + of_ids[known].long(), minlength=len(counts))
+    table = counts.view(n_ids, n_classes).double()
     n = table.sum(1)
     told = torch.special.xlogy(n, n) - torch.special.xlogy(table, table).sum(1)
     best = told.argsort(descending=True, stable=True)[:most]
     best = best[told[best] > 0]
     strata = torch.full((n_ids,), -1)
-    strata[ids[best]] = torch.arange(len(best))
+    strata[best] = torch.arange(len(best))
     return strata, float(told[best].sum() / told.sum()) if told.sum() > 0 else 0.0
 
 

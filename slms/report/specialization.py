@@ -63,7 +63,7 @@ class Measured(NamedTuple):
     coverage: dict[str, float]
     """of each family, the share of tokens with a known class; of a conditional one, the share of n·H(C | token)"""
     seconds: dict[str, float]
-    """of reading the text and of each kind of number"""
+    """CPU time of the model's own forward passes, of counting beside them, and of each kind of number"""
 
 
 class _Tables(nn.Module):
@@ -112,13 +112,14 @@ def measure_units(
             )
     layout, coverage = _layout(blocks, names, given_token)
     tables = {name: _Tables(reader, name, layout, n_sampled, threshold) for name in reader.places}
-    seconds = {"reading": time.process_time()}
+    start, forward = time.process_time(), reader.forward_seconds
     n_batches = -(-len(blocks.input_ids) // batch_size)
     done = 0
     for batch in progress(batches(blocks, batch_size), "reading", n_batches):
         _add(reader, tables, layout, _trimmed(batch), done)
         done += batch["input_ids"].numel()
-    seconds["reading"] = time.process_time() - seconds["reading"]
+    seconds = {"forward": reader.forward_seconds - forward}
+    seconds["counting"] = time.process_time() - start - seconds["forward"]
     places = []
     for name in progress(list(tables), "scoring", len(tables)):
         places.append(_scored(reader, name, tables[name], blocks, n_nulls, graph, seconds))
@@ -128,13 +129,13 @@ def measure_units(
 def _layout(blocks: Blocks, names: Sequence[str], given_token: Sequence[str]) -> tuple[CountLayout, dict[str, float]]:
     families, coverage = {}, {}
     real = blocks.doc_ids >= 0 if blocks.doc_ids is not None else blocks.input_ids >= 0
-    ids = torch.from_numpy(blocks.input_ids[real].astype("int64"))
+    ids = torch.from_numpy(blocks.input_ids[real])
     for name in names:
         families[name] = Family(len(blocks.label_names[name]), name in OF_DOCUMENTS)
         coverage[name] = float((blocks.labels[name][real] >= 0).mean())
     for name in given_token:
-        n, classes = len(blocks.label_names[name]), torch.from_numpy(blocks.labels[name][real].astype("int64"))
-        strata, share = telling_strata(ids, classes, n, int(ids.max()) + 1)
+        n, classes = len(blocks.label_names[name]), torch.from_numpy(blocks.labels[name][real])
+        strata, share = telling_strata(ids, classes, n, int(blocks.input_ids.max()) + 1)
         if int(strata.max()) >= 0:  # where every token has one class, the token says it all
             families[name + GIVEN_TOKEN] = Family(n, name in OF_DOCUMENTS, strata)
             coverage[name + GIVEN_TOKEN] = share
@@ -188,10 +189,12 @@ def _scored(
     on = strength > (reader.thresholds[name] if hasattr(reader, "thresholds") else 0)
     few = on if on.shape[1] <= MOST_IN_GRAPH else None
     families = table.counts.layout.families
-    si = {family: table.counts.scores(family, few) for family in families}
     plain = [family for family in families if families[family].strata is None]
+    si = {family: table.counts.scores(family, few) for family in plain}
     best = {family: _best_class(*table.counts.tables(family)) for family in plain}
     clock("SI")
+    si |= {family: table.counts.scores(family, few) for family in families if family not in si}
+    clock("SI given the token")
     embedding = reader.model.get_input_embeddings().weight.detach()
     tokens = table.strength.tokens()
     coherence = semantic_coherence(torch.where(on, strength, 0.0), tokens, embedding, groups)

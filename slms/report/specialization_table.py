@@ -68,7 +68,22 @@ def _notes(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
     lines += [", ".join(covered[i : i + 4]) for i in range(2, len(covered), 4)]
     lines.append("z: standard deviations of the null (labels or tokens permuted), already subtracted but from Q;")
     lines.append("rand.: the same model with random weights; stable: adjusted Rand index of communities over seeds")
+    lines += _cost(about["seconds"])
     return "\n".join(INDENT + line for line in lines)
+
+
+def _cost(seconds: Mapping[str, float]) -> list[str]:
+    """CPU time against that of the model's own forward passes over the same tokens."""
+    known, given = {"forward", "thresholds", "counting", "AS", "SI"}, "SI given the token"
+    cost = sum(value for key, value in seconds.items() if key in known)
+    all_of_si = cost + seconds[given]
+    ratio, ratio_given = (part / max(seconds["forward"], 1e-9) for part in (cost, all_of_si))
+    rest = [f"{key} {value:.1f}" for key, value in seconds.items() if key not in {*known, given}]
+    return [
+        f"CPU seconds: forward passes {seconds['forward']:.1f}; with AS and SI {cost:.1f} ({ratio:.2f} times), "
+        f"also SI given",
+        f"the token {all_of_si:.1f} ({ratio_given:.2f} times); {', '.join(rest)}",
+    ]
 
 
 def _value(at: Mapping[tuple[str, str, str], Row], *key: str) -> float | None:

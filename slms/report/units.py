@@ -3,6 +3,7 @@
 Shapes: b blocks, t position, n tokens (b·t), u units, f neurons, d model.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -50,6 +51,8 @@ class UnitReader(Protocol):
     partition: Mapping[str, Tensor]
     """name → int64 [f], the given communities; empty where there are none"""
     model: PreTrainedModel
+    forward_seconds: float
+    """CPU time of the model's own forward passes so far, without the embedding head where it is not needed"""
 
     def read(self, input_ids: Tensor) -> dict[str, Activity]:
         """Run the model on token blocks [b, t]."""
@@ -75,6 +78,7 @@ class NeuronReader:
             raise ValueError(f"--active_share {share}: it must lie between 0 and 1")
         infos = [layer for layer in list_layers(model) if layers is None or layer.index in layers]
         self.model, self.names = model, {layer.index: layer.name for layer in infos}
+        self.forward_seconds = 0.0
         self.places = self.n_activations = {layer.name: layer.d_ff for layer in infos}
         self.out_norm = out_norms(model, self.names)
         self.partition: dict[str, Tensor] = {}
@@ -97,7 +101,7 @@ class NeuronReader:
 
     def _activations(self, input_ids: Tensor) -> dict[str, Tensor]:
         with neuron_activations(self.model, self.names) as found:
-            run_body(self.model, input_ids)
+            self.forward_seconds += run_body(self.model, input_ids)
         return {name: found[index].float() for index, name in self.names.items()}
 
     def read(self, input_ids: Tensor) -> dict[str, Activity]:
@@ -124,6 +128,7 @@ class PathwayReader:
             raise ValueError("--units pathways: the model has none; it is dense")
         names = {layer.index: layer.name for layer in list_layers(model)}
         self.model, self.names = model, {index: names[index] for index in self.layers}
+        self.forward_seconds = 0.0
         self.places = {self.names[i]: layer.config.n_pathways for i, layer in self.layers.items()}
         self.n_activations = {self.names[i]: len(layer.permutation) for i, layer in self.layers.items()}
         self.out_norm = out_norms(model, self.names)
@@ -136,7 +141,7 @@ class PathwayReader:
     def read(self, input_ids: Tensor) -> dict[str, Activity]:
         """Run the model on token blocks [b, t]."""
         with record_routes(self.model) as routes, mlp_inputs(self.model, self.names) as inputs:
-            run_body(self.model, input_ids)
+            self.forward_seconds += run_body(self.model, input_ids)
         activity = {}
         for index, name in self.names.items():
             layer, found = self.layers[index], routes[index]
@@ -157,11 +162,13 @@ class LatentReader:
         self.places = self.n_activations = {name: len(W_dec)}
         self.out_norm = {name: W_dec.detach().norm(dim=1)}
         self.partition: dict[str, Tensor] = {}
-        self.name = name
+        self.name, self.forward_seconds = name, 0.0
 
     def read(self, input_ids: Tensor) -> dict[str, Activity]:
         """Run the model on token blocks [b, t]."""
+        start = time.process_time()
         x = read_sites(self.model, input_ids, [self.site])[self.site.name]
+        self.forward_seconds += time.process_time() - start
         kept = judged(input_ids, x, self.special, self.coder.longest)
         latents = x.new_zeros(len(x), self.places[self.name])
         picks, values = self.coder.features(x[kept])
@@ -170,9 +177,11 @@ class LatentReader:
 
 
 @torch.no_grad()
-def run_body(model: PreTrainedModel, input_ids: Tensor) -> None:
-    """A forward pass without the embedding head, whose logits no unit needs."""
+def run_body(model: PreTrainedModel, input_ids: Tensor) -> float:
+    """A forward pass without the embedding head, whose logits no unit needs; its CPU seconds."""
+    start = time.process_time()
     model.base_model(input_ids=input_ids.to(model.device), use_cache=False)
+    return time.process_time() - start
 
 
 def out_norms(model: PreTrainedModel, names: Mapping[int, str]) -> dict[str, Tensor]:

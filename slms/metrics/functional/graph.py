@@ -83,8 +83,8 @@ def nearest_neighbours(adjacency: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def shuffled_tokens(activations: Tensor, generator: torch.Generator) -> Tensor:
     """Each neuron's activations [n, f] in a token order of its own: the same marginals, independent neurons."""
     n, f = activations.shape
-    order = torch.stack([torch.randperm(n, generator=generator) for _ in range(f)], dim=1)
-    return activations.gather(0, order.to(activations.device))
+    order = torch.stack([torch.randperm(n, generator=generator) for _ in range(f)])
+    return activations.T.gather(1, order.to(activations.device)).T
 
 
 def adjusted_rand_index(a: Tensor, b: Tensor) -> float:
