@@ -49,7 +49,7 @@ def ablation(
         corpus: `stories`, a .txt/.jsonl/.parquet file or a dataset id; the run's own corpus, else `stories`.
         validation: a second corpus that holds the validation split.
         split: train, validation or test.
-        block_size: context in tokens; the run's, else 256.
+        block_size: context in tokens; the run's, else 256 or the model's context.
         n_tokens: tokens to measure on; each unit takes one forward pass over them, two with the control.
         layers: indices; by default the routed layers, or all of a dense model.
         families: label families (pos, semantic, token_class, …); by default pos, semantic and token_class. The first is

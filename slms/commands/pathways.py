@@ -37,7 +37,7 @@ def pathways(
         corpus: `stories`, a .txt/.jsonl/.parquet file or a dataset id; the run's own corpus, else `stories`.
         validation: a second corpus that holds the validation split.
         split: train, validation or test.
-        block_size: context in tokens; the run's, else 256.
+        block_size: context in tokens; the run's, else 256 or the model's context.
         n_tokens: tokens to measure on; the run's, else 131072.
         batch_size: blocks of one forward pass.
         given_token: label families (pos, semantic, …) whose SI is also computed conditional on the token.

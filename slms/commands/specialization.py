@@ -62,7 +62,7 @@ def specialization(
         corpus: `stories`, a .txt/.jsonl/.parquet file or a dataset id; the run's own corpus, else `stories`.
         validation: a second corpus that holds the validation split.
         split: train, validation or test.
-        block_size: context in tokens; the run's, else 256.
+        block_size: context in tokens; the run's, else 256 or the model's context.
         n_tokens: tokens to measure on; the run's, else 131072.
         batch_size: blocks of one forward pass.
         families: label families for SI (token_class, frequency, pos, semantic, number, domain); all by default.

@@ -27,6 +27,8 @@ class Subject(NamedTuple):
 def open_subject(model: str, split: str = "validation", **text) -> Subject:
     """Load a model and its text; what the caller leaves at None comes from the run's config, else from `DEFAULTS`.
 
+    Nobody having said how long, blocks are no longer than the model's context.
+
     Args:
         model: a run directory, a model directory, an embedded name or a hub id.
         split: which split of the corpus.
@@ -44,6 +46,8 @@ def open_subject(model: str, split: str = "validation", **text) -> Subject:
     if text.get("corpus") is not None and text.get("validation") is None:
         settings["validation"] = None
     limit = getattr(net.config, "max_position_embeddings", settings["block_size"])
+    if text.get("block_size") is None and not from_run:
+        settings["block_size"] = min(settings["block_size"], limit)
     if settings["block_size"] > limit:
         raise ValueError(f"--block_size {settings['block_size']}: the model's context holds at most {limit} tokens")
     spec = BlockSpec(

@@ -23,7 +23,7 @@ from slms.metrics.functional import (
     semantic_coherence,
 )
 from slms.metrics.units import CountLayout, Family, UnitCounts, telling_strata
-from slms.report.units import UnitReader
+from slms.report.units import UnitReader, logits_seconds
 
 GIVEN_TOKEN = " | token"  # what a family conditional on the token is called by
 OF_DOCUMENTS = ("domain", "task")  # families whose class is that of the whole document
@@ -63,7 +63,7 @@ class Measured(NamedTuple):
     coverage: dict[str, float]
     """of each family, the share of tokens with a known class; of a conditional one, the share of n·H(C | token)"""
     seconds: dict[str, float]
-    """CPU time of the model's own forward passes, of counting beside them, and of each kind of number"""
+    """CPU time of the model's forward passes, of the logits that they left out, of counting, of each kind of number"""
 
 
 class _Tables(nn.Module):
@@ -120,6 +120,7 @@ def measure_units(
         done += batch["input_ids"].numel()
     seconds = {"forward": reader.forward_seconds - forward}
     seconds["counting"] = time.process_time() - start - seconds["forward"]
+    seconds["logits"] = logits_seconds(reader.model, done)
     places = []
     for name in progress(list(tables), "scoring", len(tables)):
         places.append(_scored(reader, name, tables[name], blocks, n_nulls, graph, seconds))

@@ -73,16 +73,15 @@ def _notes(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
 
 
 def _cost(seconds: Mapping[str, float]) -> list[str]:
-    """CPU time against that of the model's own forward passes over the same tokens."""
-    known, given = {"forward", "thresholds", "counting", "AS", "SI"}, "SI given the token"
+    """CPU time against that of the model's own forward pass over the same tokens, logits included."""
+    own, given = seconds["forward"] + seconds["logits"], "SI given the token"
+    known = {"forward", "thresholds", "counting", "AS", "SI"}
     cost = sum(value for key, value in seconds.items() if key in known)
-    all_of_si = cost + seconds[given]
-    ratio, ratio_given = (part / max(seconds["forward"], 1e-9) for part in (cost, all_of_si))
-    rest = [f"{key} {value:.1f}" for key, value in seconds.items() if key not in {*known, given}]
+    whole = (cost + seconds[given]) / own
+    rest = [f"{key} {value:.1f}" for key, value in seconds.items() if key not in {*known, given, "logits"}]
     return [
-        f"CPU seconds: forward passes {seconds['forward']:.1f}; with AS and SI {cost:.1f} ({ratio:.2f} times), "
-        f"also SI given",
-        f"the token {all_of_si:.1f} ({ratio_given:.2f} times); {', '.join(rest)}",
+        f"CPU seconds: the model's own forward pass {own:.1f}; AS and SI, its part of that pass included, {cost:.1f}",
+        f"({cost / own:.2f} times), SI given the token {seconds[given]:.1f} ({whole:.2f} in all), " + ", ".join(rest),
     ]
 
 

@@ -184,6 +184,16 @@ def run_body(model: PreTrainedModel, input_ids: Tensor) -> float:
     return time.process_time() - start
 
 
+@torch.no_grad()
+def logits_seconds(model: PreTrainedModel, n_tokens: int, timed: int = 4096) -> float:
+    """CPU time of the logits of so many tokens, which `run_body` leaves out, from those of `timed` tokens."""
+    head = model.get_output_embeddings()
+    x = torch.randn(timed, head.weight.shape[1], dtype=head.weight.dtype, device=head.weight.device)
+    start = time.process_time()
+    head(x)
+    return (time.process_time() - start) * n_tokens / timed
+
+
 def out_norms(model: PreTrainedModel, names: Mapping[int, str]) -> dict[str, Tensor]:
     """[f] ‖w_out,i‖ of each neuron of the named layers."""
     return {name: read_mlp(model.get_submodule(name)).W_out.norm(dim=1) for name in names.values()}

@@ -1,7 +1,8 @@
 """Communities and their Q against planted blocks and noise.
 
 `SLMS_NOISE_SEEDS=100 pytest tests/metrics/test_communities.py -k width` scores noise of 64 to 4,096 neurons at so many
-seeds: an hour of CPU, two thirds of it for 4,096 neurons; `-k "width and 64"` is one width. By default three at two.
+seeds: a quarter of an hour of CPU, two thirds of it for 4,096 neurons; `-k "width and 64"` is one width. By default
+three seeds at two widths.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from slms.metrics.communities import leiden
 from slms.metrics.functional import adjusted_rand_index, coactivation, graph, modularity, partition_quality
 
 NOISE_SEEDS = int(os.environ.get("SLMS_NOISE_SEEDS", "0"))
+TOKENS = 512
 
 
 def blocks(n, f, c, correlation, seed=0):
@@ -60,10 +62,10 @@ def test_noise_scores_0_at_every_width(width, request, capsys):
     """
     seeds = NOISE_SEEDS or 3
     version = hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in (communities, graph))).hexdigest()[:12]
-    key = f"noise/{version}/{width}"
+    key = f"noise/{version}/{TOKENS}x{width}"
     z = request.config.cache.get(key, []) if NOISE_SEEDS else []
     for seed in range(len(z), seeds):
-        x = torch.relu(torch.randn(2048, width, generator=torch.Generator().manual_seed(1000 * width + seed)))
+        x = torch.relu(torch.randn(TOKENS, width, generator=torch.Generator().manual_seed(1000 * width + seed)))
         z.append(modularity(x, n_seeds=2, seed=seed).z)
         if NOISE_SEEDS:
             request.config.cache.set(key, z)
