@@ -6,7 +6,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from slms.commands.coder import coder_directories, open_coder, special_ids
-from slms.commands.subject import Subject, open_subject
+from slms.commands.subject import Subject, open_subject, short_name
 from slms.data.probes import MANIFEST, read_tasks
 from slms.data.prompts import prompt_blocks
 from slms.models.anatomy import named_layers
@@ -146,7 +146,7 @@ def specialization(
         "hardware": hardware(subject.model.device),
     }  # fmt: skip
     write_json(directory / "specialization.json", about | {"rows": [row._asdict() for row in rows]})
-    name = directory.name if units == "features" else subject.name
+    name = directory.name if units == "features" else short_name(subject.name)
     write_figure(directory / "specialization.png", specialization_figure(rows, name, units))
     print(specialization_table(rows, about))
     print(f"\nwritten to {directory}")
