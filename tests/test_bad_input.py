@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BloomConfig, BloomForCausalLM
 
 import eval as evaluation
+import slms
 import train
 from slms.sae.coders import build_coder
 from slms.sae.config import CoderConfig
@@ -90,6 +91,13 @@ def test_a_model_without_known_mlps_prints_the_adapters(tmp_path, capsys):
     flags = [f"--model.base.name={tmp_path / 'm'}", "--model.base.tokenizer=stories-1m"]
     line = refused(train.main, [*EMBEDDED[:1], *EMBEDDED[2:], *flags, "--data.corpus.name=stories"], capsys)
     assert "Bloom" in line and "gpt_neox" in line and "llama" in line
+    slms.load_base("stories-1m").tokenizer.save_pretrained(tmp_path / "m")
+    capsys.readouterr()
+    for command in ("layers", "capture", "sparsity", "specialization", "ablation", "suite"):
+        named = ["--models", str(tmp_path / "m")] if command == "suite" else [str(tmp_path / "m")]
+        line = refused(evaluation.main, [command, *named, f"--output_dir={tmp_path / 'a'}"], capsys)
+        assert "bloom" in line and "gpt_neox" in line and "llama" in line
+    assert not (tmp_path / "a").exists()
 
 
 def test_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, capsys):

@@ -23,8 +23,8 @@ from slms.metrics.functional import coactivation
 from slms.metrics.functional.causal import CausalScore, causal_specialization
 from slms.models.anatomy import find_mlps
 from slms.models.routed_mlp import RoutedMLP
+from slms.report.heatmap import name_cells
 from slms.report.palette import LABEL, TICK, TITLE, new_figure
-from slms.report.reading import visible
 from slms.report.tables import number, text_table
 
 SMALLEST = 4  # neurons; a smaller community is left in place
@@ -223,17 +223,12 @@ def _panel(axes: Axes, a: LayerAblation, family: str, names: list[str], shown: l
     order = sorted(range(len(shares)), key=lambda u: (int(best[u]), -float(shares[u, best[u]])))
     image = axes.imshow(shares[order], cmap="Blues", vmin=0, vmax=0.5, aspect="auto", interpolation="nearest")
     for y, unit in enumerate(order):
+        if not shares[unit].any():
+            continue  # nothing is lost without it
         axes.plot(int(best[unit]), y, "s", color="white" if shares[unit, best[unit]] > 0.3 else "black", markersize=2.5)
     whole = sums.sum(1) / totals.sum()
-    every = max(1, math.ceil(len(order) / 32))
-    ticks = [f"{'p' if a.kind == 'pathway' else 'c'}{u} {float(whole[u]):+.3f}" for u in order]
-    axes.set_yticks(range(0, len(order), every), ticks[::every], fontsize=7)
-    if lowest:
-        labels = [visible(name, 14) for name in names]
-        axes.set_xticks(range(len(names)), labels, fontsize=TICK, rotation=90, parse_math=False)
-    else:
-        axes.set_xticks([])
+    units = [f"{'p' if a.kind == 'pathway' else 'c'}{u} {float(whole[u]):+.3f}" for u in order]
+    name_cells(axes, units, names if lowest else [])
     score = a.scores[family]
     axes.set_title(f"L{a.layer}   SI-causal {score.value:.2f} (z {score.z:.0f})", loc="left", fontsize=LABEL)
-    axes.set_frame_on(False)
     return image

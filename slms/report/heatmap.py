@@ -72,15 +72,17 @@ def _panel(
     rows = lift_rows(layer, family, labels, classes)
     matrix = [values for _, values in rows]
     image = axes.imshow(matrix, cmap="PuOr_r", vmin=-LIMIT, vmax=LIMIT, aspect="auto", interpolation="nearest")
-    every = max(1, math.ceil(len(rows) / 32))
-    axes.set_yticks(range(0, len(rows), every), [f"p{index}" for index, _ in rows[::every]], fontsize=7)
-    if names:
-        shown = [visible(name, 14) for name in classes]
-        axes.set_xticks(range(len(classes)), shown, fontsize=TICK, rotation=90, parse_math=False)
-    else:
-        axes.set_xticks([])
+    name_cells(axes, [f"p{index}" for index, _ in rows], classes if names else [])
     axes.set_title(f"L{layer.layer}", loc="left", fontsize=TITLE)
     if y_label:
         axes.set_ylabel("pathway", fontsize=LABEL)
-    axes.set_frame_on(False)
     return image
+
+
+def name_cells(axes: Axes, units: list[str], classes: list[str]) -> None:
+    """Name the rows (32 at most) and columns of a unit × class image; no classes, no names under it."""
+    every = max(1, math.ceil(len(units) / 32))
+    axes.set_yticks(range(0, len(units), every), units[::every], fontsize=7)
+    names = [visible(name, 14) for name in classes]
+    axes.set_xticks(range(len(names)), names, fontsize=TICK, rotation=90, parse_math=False)
+    axes.set_frame_on(False)

@@ -9,6 +9,8 @@ import eval as evaluation
 import slms
 from slms.data.capture import read_capture
 from slms.models.activations import neuron_activations
+from slms.models.base import BaseConfig, load_base
+from slms.models.io import save_model
 
 
 def test_a_task_is_captured_at_the_neurons(tmp_path, capsys):
@@ -37,6 +39,22 @@ def test_a_corpus_is_captured_to_its_length(tmp_path):
     assert sum(len(shard.tensors["token_ids"]) for shard in shards) == 700
     assert shards[0].tensors["transformer.h.7.mlp"].dtype == torch.float16
     assert json.loads((directory / "capture.json").read_text())["site"] == "residual"
+
+
+def test_a_capture_of_another_model_is_refused_and_kept(tmp_path, capsys):
+    args = ["capture", str(tmp_path / "m"), "--n-tokens=200", f"--output-dir={tmp_path / 'a'}"]
+    for width in (8, 16):
+        base = load_base(BaseConfig(name="stories-1m", init="random", d_model=width, n_layers=1, n_heads=2))
+        save_model(base.model, base.tokenizer, tmp_path / "m")
+        if width == 8:
+            evaluation.main(args)
+    written = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        evaluation.main(args)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and "holds a capture with model_digest" in line
+    assert written == {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(

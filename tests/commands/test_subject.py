@@ -13,5 +13,5 @@ def test_blocks_are_no_longer_than_the_context_unless_asked_for(tmp_path):
     base.model.transformer.wpe.weight.data = base.model.transformer.wpe.weight.data[:32]
     save_model(base.model, base.tokenizer, tmp_path)
     assert open_subject(str(tmp_path), n_tokens=512).blocks.input_ids.shape == (16, 32)
-    with pytest.raises(ValueError, match="--block_size 64: .* at most 32"):
+    with pytest.raises(ValueError, match=r"--block_size 64: .* at most 32"):
         open_subject(str(tmp_path), n_tokens=512, block_size=64)

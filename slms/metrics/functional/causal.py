@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from slms.metrics.functional.intervals import jackknife
+from slms.metrics.functional.score import against_null
 
 FEWEST_TOKENS = 30  # of a class in each half of the documents; the mean over fewer says nothing
 
@@ -77,12 +78,7 @@ def causal_specialization(sums: Tensor, totals: Tensor, null_sums: Tensor, null_
         left_out.append(_ratio(part[0].sum(), part[1].sum()))
     half = float(jackknife(torch.stack(left_out)))
     return CausalScore(
-        value=value,
-        low=value - half,
-        high=value + half,
-        null_mean=null_mean,
-        null_sd=null_sd,
-        z=value / null_sd if null_sd > 0 else torch.nan,
+        **against_null(value, half, null_mean, null_sd),
         units=_ratio(on_best, whole) - null_units,
         best=kept[(sums.sum(0) / totals.sum(0)).argmax(-1)],
         n_classes=len(kept),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from slms.metrics.functional.intervals import jackknife
-from slms.metrics.functional.score import Score
+from slms.metrics.functional.score import Score, against_null
 
 
 class Strongest(NamedTuple):
@@ -101,12 +101,7 @@ def semantic_coherence(
     unit_sd = (of_units - of_units.nanmean(0)).square().nanmean(0).sqrt()
     units = found - of_units.nanmean(0)
     return Score(
-        value=value,
-        low=value - half,
-        high=value + half,
-        null_mean=chance,
-        null_sd=sd,
-        z=value / sd if sd > 0 else torch.nan,
+        **against_null(value, half, chance, sd),
         ceiling=1 - chance,
         n=n,
         units=units,

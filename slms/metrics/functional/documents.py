@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from slms.metrics.functional.intervals import jackknife
-from slms.metrics.functional.score import Score, undefined
+from slms.metrics.functional.score import Score, against_null, undefined
 from slms.metrics.functional.specialization import (
     class_entropy,
     event_information,
     layer_information,
     mutual_information,
+    stratified,
 )
 
 
@@ -30,13 +31,7 @@ def document_specialization_index(counts: Tensor, totals: Tensor, n_permutations
     Args:
         counts: [g, u, c] or [g, s, u, c]; totals: [g, c] or [g, s, c]; the class of a document's tokens is one.
     """
-    counts, totals = counts.double().cpu(), totals.double().cpu()
-    if counts.dim() == 3:
-        counts, totals = counts[:, None], totals[:, None]
-    if counts.dim() != 4 or totals.shape != (*counts.shape[:2], counts.shape[3]):
-        raise ValueError(
-            f"counts {tuple(counts.shape)} and totals {tuple(totals.shape)} must be [g, (s,) u, c] and [g, (s,) c]."
-        )
+    counts, totals = stratified(counts, totals)
     n, on = int(totals.sum()), counts.sum((0, 1, 3))
     used, seen = totals.sum(1) > 0, totals.sum((0, 1)) > 0  # [g, c], [c]
     if seen.sum() < 2:
@@ -65,12 +60,7 @@ def document_specialization_index(counts: Tensor, totals: Tensor, n_permutations
     unit_chance = of_units.mean(0)
     excess = mutual_information(everything, every) - unit_chance
     return Score(
-        value=value,
-        low=value - half,
-        high=value + half,
-        null_mean=float(chance / entropy),
-        null_sd=null_sd,
-        z=value / null_sd if null_sd > 0 else torch.nan,
+        **against_null(value, half, float(chance / entropy), null_sd),
         ceiling=float(bound / entropy),
         n=n,
         units=torch.where(on > 0, excess / (entropy - unit_chance), torch.nan),

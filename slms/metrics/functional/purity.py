@@ -9,7 +9,7 @@ from torch import Tensor
 from slms.metrics.functional.chance import moments, sum_variance
 from slms.metrics.functional.entropy import entropy
 from slms.metrics.functional.intervals import jackknife
-from slms.metrics.functional.score import Score, layer_null_sd, undefined
+from slms.metrics.functional.score import Score, against_null, layer_null_sd, undefined
 
 # A pathway chosen less often says nothing about its classes; the threshold of the sources, kept for both purities.
 MIN_EVENTS = 10
@@ -98,12 +98,7 @@ def purity(counts: Tensor, totals: Tensor, together: Tensor | None = None) -> Sc
     null_sd = layer_null_sd(load, scale * sd, None if together is None else together[used][:, used], n) / layer_cross
     blank = torch.full([len(used)], torch.nan, dtype=torch.float64)
     return Score(
-        value=value,
-        low=value - half,
-        high=value + half,
-        null_mean=float((load * chance).sum()) / layer_cross,
-        null_sd=null_sd,
-        z=value / null_sd if null_sd > 0 else torch.nan,
+        **against_null(value, half, float((load * chance).sum()) / layer_cross, null_sd),
         ceiling=float((load * bound).sum()) / layer_cross,
         n=n,
         units=blank.masked_scatter(used, (kl - chance) * scale / cross),

@@ -38,6 +38,19 @@ def undefined(n: int, n_units: int) -> Score:
     return Score(*[torch.nan] * 7, n=n, units=units, units_z=units.clone())
 
 
+def against_null(value: float, half: float, null_mean: float, null_sd: float) -> dict[str, float]:
+    """The fields of a score that follow from its value, the half-width of its interval and its null."""
+    z = value / null_sd if null_sd > 0 else torch.nan
+    return {
+        "value": value,
+        "low": value - half,
+        "high": value + half,
+        "null_mean": null_mean,
+        "null_sd": null_sd,
+        "z": z,
+    }
+
+
 def layer_null_sd(weights: Tensor, sd: Tensor, together: Tensor | None, n: int) -> float:
     """Null sd of Σ w_u x_u, x_u being quadratic in the counts of unit u.
 

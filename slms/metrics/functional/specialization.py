@@ -10,7 +10,19 @@ from torch import Tensor
 
 from slms.metrics.functional.chance import moments, sum_variance
 from slms.metrics.functional.intervals import jackknife
-from slms.metrics.functional.score import Score, layer_null_sd, undefined
+from slms.metrics.functional.score import Score, against_null, layer_null_sd, undefined
+
+
+def stratified(counts: Tensor, totals: Tensor) -> tuple[Tensor, Tensor]:
+    """Counts as float64 [g, s, u, c] and totals [g, s, c] on the CPU; without strata s is 1."""
+    counts, totals = counts.double().cpu(), totals.double().cpu()
+    if counts.dim() == 3:
+        counts, totals = counts[:, None], totals[:, None]
+    if counts.dim() != 4 or totals.shape != (*counts.shape[:2], counts.shape[3]):
+        raise ValueError(
+            f"counts {tuple(counts.shape)} and totals {tuple(totals.shape)} must be [g, (s,) u, c] and [g, (s,) c]."
+        )
+    return counts, totals
 
 
 def mutual_information(counts: Tensor, totals: Tensor) -> Tensor:
@@ -60,13 +72,7 @@ def specialization_index(
         together: [u, u], from `joint_choices`, for the layer's null. All is NaN with fewer than two classes.
         n_together: tokens behind `together` where it was counted on others than `totals`.
     """
-    counts, totals = counts.double().cpu(), totals.double().cpu()
-    if counts.dim() == 3:
-        counts, totals = counts[:, None], totals[:, None]
-    if counts.dim() != 4 or totals.shape != (*counts.shape[:2], counts.shape[3]):
-        raise ValueError(
-            f"counts {tuple(counts.shape)} and totals {tuple(totals.shape)} must be [g, (s,) u, c] and [g, (s,) c]."
-        )
+    counts, totals = stratified(counts, totals)
     n, on = int(totals.sum()), counts.sum((0, 1, 3))
     # A stratum of a single class has nothing to tell and no entropy; without it every sum is the same, only faster.
     telling = (totals.sum(0) > 0).sum(-1) > 1
@@ -90,12 +96,7 @@ def specialization_index(
     null_sd = layer_null_sd(torch.ones_like(on), null.event_sd, together, n_together or n)
     null_sd /= float(events * (of_classes - layer_chance))
     return Score(
-        value=value,
-        low=value - half,
-        high=value + half,
-        null_mean=float(layer_chance / of_classes),
-        null_sd=null_sd,
-        z=value / null_sd if null_sd > 0 else torch.nan,
+        **against_null(value, half, float(layer_chance / of_classes), null_sd),
         ceiling=float(bound / of_classes),
         n=n,
         units=torch.where(on > 0, units, torch.nan),
