@@ -14,6 +14,7 @@ from slms.metrics.functional import Score
 from slms.metrics.latents import LatentCounts
 from slms.models.base import random_twin
 from slms.report.artifacts import artifact_directory, write_csv, write_json
+from slms.report.coder_figure import coder_figure
 from slms.report.coder_tables import (
     COLUMNS,
     figure_rows,
@@ -22,6 +23,8 @@ from slms.report.coder_tables import (
     quality_table,
     specialization_table,
 )
+from slms.report.palette import write_figure
+from slms.report.reading import shorten
 from slms.sae.baselines import PCA, FixedCoder, random_coder
 from slms.sae.config import CoderConfig
 from slms.sae.control import train_control
@@ -62,7 +65,7 @@ def sae(
         baselines: also measure PCA and a random coder at the same L0.
         control_tokens: tokens on which to train, at the same L0, a coder of the model with random weights; 0 trains
             none.
-        output_dir: quality.json and quality.csv go to OUTPUT_DIR/sae/NAME/.
+        output_dir: quality.json, quality.csv and quality.png go to OUTPUT_DIR/sae/NAME/.
     """
     if control_tokens < 0:
         raise ValueError(f"--control_tokens {control_tokens}: it must not be negative")
@@ -116,6 +119,10 @@ def _report(
     }
     write_json(place / "quality.json", content)
     write_csv(place / "quality.csv", COLUMNS, figure_rows(results, scores))
+    title = f"{coder.config.kind}, {coder.d_sae:,} latents, of {shorten(subject.name, 50)} at {opened.place}"
+    tokens = results["this coder"].fvu.n
+    subtitle = f"{subject.text['corpus']}, {split}, {tokens:,} tokens; 95 % intervals over documents"
+    write_figure(place / "quality.png", coder_figure(results, title, subtitle))
     print(f"\nwritten to {place}")
 
 

@@ -20,7 +20,7 @@ def quality_table(results: Mapping[str, Quality]) -> str:
     head = ["coder", "L0", "FVU", "95 % interval", "CE recovered", "95 % interval", "from mean", "KL", "dead"]
     rows = []
     for name, q in results.items():
-        recovered = {way: q.recovered[way] if _tells(q, way) else None for way in q.recovered}
+        recovered = {way: q.recovered[way] if tells(q, way) else None for way in q.recovered}
         zero, mean = recovered["zero"], recovered["mean"]
         rows.append([
             name, number(q.l0.value, 1), number(q.fvu.value, 4), interval(q.fvu.low, q.fvu.high, 4),
@@ -30,7 +30,8 @@ def quality_table(results: Mapping[str, Quality]) -> str:
     return text_table(head, rows)
 
 
-def _tells(q: Quality, way: str) -> bool:
+def tells(q: Quality, way: str) -> bool:
+    """Whether ablating the site to "zero" or its "mean" costs enough for a share of it to mean something."""
     return q.ce_ablated[way].value - q.ce_clean.value >= ABLATION_TELLS
 
 

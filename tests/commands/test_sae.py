@@ -3,6 +3,7 @@
 import json
 
 import lightning as L
+import matplotlib.image
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -115,6 +116,7 @@ def test_figures_and_baselines(place, name, capsys):
     rows = (artifacts(place, name) / "quality.csv").read_text().splitlines()
     assert rows[0] == "coder,figure,value,low,high,n"
     assert len(rows) == len({row.rsplit(",", 4)[0] for row in rows})
+    assert matplotlib.image.imread(artifacts(place, name) / "quality.png").shape[:2] == (460, 1500)
 
 
 def test_specialization_of_latents_is_that_of_their_definition(place):
