@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from slms.commands.subject import Subject, open_subject
-from slms.data.sites import Site, find_site, read_sites, site_of_hook
+from slms.data.sites import Site, find_pair, find_site, read_sites, site_of_hook
 from slms.lit.evaluate import batches
 from slms.sae.base import Coder
 from slms.sae.export import load
@@ -59,6 +59,7 @@ def open_coder(
     source = _place(subject, directory, site, metadata.get("hook_name"), "site")
     written = metadata.get("hook_name_out")
     to = _place(subject, directory, target, written, "target") if target or written else source
+    find_pair(subject.model, source.name, to.name)
     if coder.is_transcoder and to == source:
         raise ValueError(f"{directory}: a transcoder whose cfg.json names no target; give --target")
     x, y = _sample(subject, source, to, batch_size)

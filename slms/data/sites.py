@@ -79,6 +79,23 @@ def find_site(model: PreTrainedModel, name: str) -> Site:
     return Site(kind, int(layer), int(pathway[0]) if pathway else None)
 
 
+def find_pair(model: PreTrainedModel, source: str, target: str | None) -> tuple[Site, Site]:
+    """Where a coder reads and where it writes; without `target` both are `source`.
+
+    Raises:
+        ValueError: no such site, or a target that the model computes before the source.
+    """
+    x = find_site(model, source)
+    y = x if target is None else find_site(model, target)
+    if _order(y) < _order(x):
+        raise ValueError(f"site {source!r} has target {target!r}, which the model computes before it")
+    return x, y
+
+
+def _order(site: Site) -> tuple[int, int]:
+    return site.layer, ("mlp_in", "neurons", "pathway", "mlp_out", "residual").index(site.kind)
+
+
 def site_width(model: PreTrainedModel, site: Site) -> int:
     """Dimension of a site's activations."""
     weights = read_mlp(find_mlps(model)[site.layer])

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
-from slms.data.sites import find_site, hf_name, site_width
+from slms.data.sites import find_pair, hf_name, site_width
 from slms.models.base import BaseConfig, load_base
 from slms.sae.base import Losses
 from slms.sae.evaluate import Used, measure
@@ -50,7 +50,7 @@ class SparseAutoencoder(L.LightningModule):
         self.base, self.specs, self.optimizer_config = base, coders, optimizer
         model, self.tokenizer = load_base(base)
         self._frozen = [model.eval().requires_grad_(False)]  # a list keeps it out of the state dict
-        self.sites = [(find_site(model, spec.site), find_site(model, spec.target or spec.site)) for spec in self.specs]
+        self.sites = [find_pair(model, spec.site, spec.target) for spec in self.specs]
         for spec, (source, _) in zip(self.specs, self.sites, strict=True):
             spec.coder.width(site_width(model, source))  # an impossible k is refused before anything is gathered
         special = {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id} - {None}
@@ -68,6 +68,10 @@ class SparseAutoencoder(L.LightningModule):
         """Gather a first chunk of activations and initialise every coder from it."""
         if stage != "fit" or self.stream is not None:
             return
+        block_size = self.trainer.datamodule.block_size
+        limit = getattr(self.lm.config, "max_position_embeddings", block_size)
+        if block_size > limit:
+            raise ValueError(f"data.block_size is {block_size}; the base's context holds at most {limit} tokens")
         self.lm.to(self.device if self.trainer is None else self.trainer.strategy.root_device)
         unique = list(dict.fromkeys(site for pair in self.sites for site in pair))
         self.stream = self.trainer.datamodule.stream(self.lm, unique)
@@ -135,18 +139,17 @@ class SparseAutoencoder(L.LightningModule):
         self.log_dict({f"train/{name}/{trainee.label}": value.float() for name, value in values.items()})
 
     def on_before_optimizer_step(self, optimizer):
-        """Keep the decoders' gradients tangent to the unit sphere."""
+        """Keep the gradients of decoders of unit rows tangent to the sphere."""
         for trainee in self.trainees:
             trainee.coder.project_gradient()
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
-        """Clip each coder by its own norm: they are separate models."""
-        if gradient_clip_val:
-            for trainee in self.trainees:
-                nn.utils.clip_grad_norm_(trainee.coder.parameters(), gradient_clip_val)
+        """Clip each coder by its own norm, as they are separate models: by `optimizer.clip`, not by the trainer's."""
+        for trainee in self.trainees:
+            self.optimizer_config.clip_gradient(trainee.coder)
 
     def optimizer_step(self, *args, **kwargs):
-        """After a step, decoders return to the unit sphere."""
+        """After a step, decoders of unit rows return to the sphere."""
         super().optimizer_step(*args, **kwargs)
         for trainee in self.trainees:
             trainee.coder.after_step()

@@ -21,6 +21,7 @@ from slms.sae.sparse import Picks, decode, encode
 # Small, so that Adam's first steps turn its rows fast and later ones, when they have grown, slowly. TopK, 500 steps:
 # FVU .032 against .039 with rows of norm 1 (docs/log.md).
 ENCODER_SCALE = 0.1
+DECODER_SCALE = 0.03  # of free rows, for the same reason
 
 
 class Losses(NamedTuple):
@@ -50,6 +51,9 @@ class Coder(nn.Module):
 
     Parameters are stored a latent a row: W_enc [s, i], W_dec [s, o], b_enc [s], b_dec [o], W_skip [o, i] or None. An
     autoencoder subtracts b_dec from its input; a transcoder does not.
+
+    W_dec's rows have norm 1, or while training may have any (`free_rows`): an activation is then what it would be with
+    the norm moved into the encoder, as `slms.sae.export.fold_scale` moves it at the end.
     """
 
     def __init__(self, config: CoderConfig, d_in: int, d_out: int | None = None):
@@ -69,12 +73,25 @@ class Coder(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(o))
         self.W_skip = nn.Parameter(torch.zeros(o, d_in)) if config.skip else None
         self.sparsity_share = 1.0  # of config.sparsity; a trainer warms it up
+        self.free_rows = False
         self._scratch: Tensor | None = None
 
     @property
     def shift(self) -> Tensor | None:
         """What is subtracted from the input."""
         return None if self.is_transcoder else self.b_dec
+
+    @property
+    def norms(self) -> Tensor | None:
+        """[s] norms of W_dec's rows where they are free, without gradient."""
+        return torch.linalg.vector_norm(self.W_dec.detach(), dim=1) if self.free_rows else None
+
+    def free(self) -> None:
+        """Let W_dec's rows have any norm from now on, and start small: as with the encoder's, the first steps turn them
+        fast. Only for kinds whose loss sees no activation but through the reconstruction."""
+        self.free_rows = True
+        with torch.no_grad():
+            self.W_dec.mul_(DECODER_SCALE)
 
     # --- what a kind defines -----------------------------------------------------------------------------------------
 
@@ -104,11 +121,18 @@ class Coder(nn.Module):
     @torch.no_grad()
     def features(self, x: Tensor) -> tuple[Picks, Tensor]:
         """Latents in use and their activations, of x [n, i]."""
-        picks, z = encode(x, self.shift, self.W_enc, self.b_enc, self.pick, self._workspace(x))
-        return picks, self.activate(z, picks.indices)
+        norms = self.norms
+        picks, z = self._picked(x, norms)
+        values = self.activate(z, picks.indices)
+        return picks, values if norms is None else values * norms[picks.indices]
+
+    def _picked(self, x: Tensor, norms: Tensor | None) -> tuple[Picks, Tensor]:
+        """What is picked and its pre-activations [z], as the parameters give them: free rows keep their norms."""
+        return encode(x, self.shift, self.W_enc, self.b_enc, self.pick, self._workspace(x), norms)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Activations [n, s] of x [n, i], by dense products, differentiable."""
+        """Activations [n, s] of x [n, i], by dense products, differentiable; of a coder whose rows are not free."""
+        assert not self.free_rows, "fold_scale first"
         pre = self.project(x)
         if self.b_enc is not None:
             pre = pre + self.b_enc
@@ -136,8 +160,8 @@ class Coder(nn.Module):
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
         """ŷ [n, o] of x [n, i] by sparse products: as `forward`, up to the order of summation."""
-        picks, values = self.features(x)
-        return self._output(decode(picks, values, self.W_dec), x)
+        picks, z = self._picked(x, self.norms)
+        return self._output(decode(picks, self.activate(z, picks.indices), self.W_dec), x)
 
     def _output(self, decoded: Tensor, x: Tensor) -> Tensor:
         output = decoded + self.b_dec
@@ -159,16 +183,18 @@ class Coder(nn.Module):
             y: [n, o], the target; x itself for an autoencoder.
             dead: [s] bool, latents that AuxK revives.
         """
-        picks, z = encode(x, self.shift, self.W_enc, self.b_enc, self.pick, self._workspace(x))
+        norms = self.norms
+        picks, z = self._picked(x, norms)
         values = self.activate(z, picks.indices)
         reconstruction, output = self.errors(z, values, picks, x, y)
         sparsity = self.config.sparsity * self.sparsity_share * self.penalty(z, values, picks)
-        aux = self.aux_k(x, (y - output).detach(), dead)
+        aux = self.aux_k(x, (y - output).detach(), dead, norms)
         total = reconstruction + sparsity + self.config.aux * aux
         parts = [part.detach() for part in (reconstruction, sparsity, aux, output)]
-        return Losses(total, *parts, picks, values.detach())
+        activations = values.detach() if norms is None else values.detach() * norms[picks.indices]
+        return Losses(total, *parts, picks, activations)
 
-    def aux_k(self, x: Tensor, residual: Tensor, dead: Tensor | None) -> Tensor:
+    def aux_k(self, x: Tensor, residual: Tensor, dead: Tensor | None, norms: Tensor | None = None) -> Tensor:
         """AuxK (Gao et al., arXiv:2406.04093, appendix A.2): Σ‖e − ê‖² / Σ‖e − ē‖².
 
         ê is decoded from the k_aux largest activations among the dead latents, without b_dec; e is the residual,
@@ -184,22 +210,27 @@ class Coder(nn.Module):
         acts = self.revived(F.linear(centred, self.W_enc.index_select(0, rows), bias), rows)
         k_aux = min(self.config.k_aux or max(self.d_out // 2, 1), len(rows))
         if k_aux < len(rows):
-            top = acts.topk(k_aux, dim=1, sorted=False)
-            acts = torch.zeros_like(acts).scatter(1, top.indices, top.values)
+            ranked = acts if norms is None else acts * norms[rows]
+            top = ranked.topk(k_aux, dim=1, sorted=False).indices
+            acts = torch.zeros_like(acts).scatter(1, top, acts.gather(1, top))
         errors = (residual - acts @ self.W_dec.index_select(0, rows)).square().sum(1).mean()
         variance = (residual - residual.mean(0)).square().sum(1).mean()
         return errors / variance.clamp_min(torch.finfo(variance.dtype).tiny)
 
     @torch.no_grad()
     def project_gradient(self) -> None:
-        """Take from W_dec's gradient what would only change the rows' norms."""
+        """Take from W_dec's gradient what would only change the rows' norms, where they are not free."""
+        if self.free_rows:
+            return
         # By blocks of rows that stay in cache: 11 ms against 26 ms at once (d 512, s 16,384, one core).
         for gradient, rows in zip(self.W_dec.grad.split(256), self.W_dec.split(256), strict=True):
             gradient.addcmul_(rows, (gradient * rows).sum(1, keepdim=True), value=-1)
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Return W_dec's rows to the unit sphere."""
+        """Return W_dec's rows to the unit sphere, where they are not free."""
+        if self.free_rows:
+            return
         self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True))
 
     @torch.no_grad()

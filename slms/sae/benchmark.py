@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from slms.sae.coders import KINDS, build_coder
 from slms.sae.config import CoderConfig
+from slms.sae.optim import CoderOptimizerConfig
 from slms.sae.reference import reference_loss
 
 Step = Callable[[Tensor], None]
@@ -30,6 +31,8 @@ def our_step(d: int, config: CoderConfig, dense: bool = False) -> Step:
     `dense` takes the reference's loss and Adam's default implementation.
     """
     coder = build_coder(config, d)
+    if config.fixed_k:
+        coder.free()
     optimizer = torch.optim.Adam(coder.parameters(), lr=2e-4, eps=6.25e-10, fused=not dense)
     since_fired = torch.zeros(coder.d_sae, dtype=torch.int64)
 
@@ -37,7 +40,7 @@ def our_step(d: int, config: CoderConfig, dense: bool = False) -> Step:
         losses = None if dense else coder.loss(x, x)
         (reference_loss(coder, x, x) if losses is None else losses.total).backward()
         coder.project_gradient()
-        nn.utils.clip_grad_norm_(coder.parameters(), 1.0)
+        CoderOptimizerConfig().clip_gradient(coder)
         optimizer.step()
         optimizer.zero_grad()
         coder.after_step()

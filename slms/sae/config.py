@@ -54,6 +54,11 @@ class CoderConfig:
         if list(self.prefixes) != sorted(set(self.prefixes)) or self.prefixes[0] <= 0 or self.prefixes[-1] != 1:
             raise ValueError(f"coder.prefixes is {self.prefixes}; it must ascend from above 0 to exactly 1")
 
+    @property
+    def fixed_k(self) -> bool:
+        """Whether the number of latents in use is set, not the outcome of a penalty."""
+        return self.kind in ("topk", "batch_topk", "matryoshka")
+
     def width(self, d_in: int) -> int:
         """Latents of a coder of inputs of dimension d_in.
 

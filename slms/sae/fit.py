@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from slms.sae.optim import CoderOptimizerConfig
 from slms.sae.trainee import Trainee
@@ -25,7 +25,6 @@ def fit(
     batches: Batches,
     steps: int,
     optimizer: CoderOptimizerConfig = CoderOptimizerConfig(),  # noqa: B008  frozen
-    clip: float = 1.0,
 ) -> Trainee:
     """Train for `steps`; a run of `train.py` on the same batches ends with the same weights, bit for bit.
 
@@ -34,7 +33,6 @@ def fit(
         batches: activations {site: [n, d]}, all of one n.
         steps: how many batches to train on.
         optimizer: Adam and its schedule.
-        clip: bound on the gradient's norm.
 
     Returns:
         `trainee`, ready for inference.
@@ -51,7 +49,7 @@ def fit(
         adam.zero_grad()
         losses.total.backward()
         trainee.coder.project_gradient()
-        nn.utils.clip_grad_norm_(trainee.coder.parameters(), clip)
+        optimizer.clip_gradient(trainee.coder)
         adam.step()
         schedule.step()
         trainee.coder.after_step()

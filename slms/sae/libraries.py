@@ -19,6 +19,7 @@ from slms.sae.trainee import CoderSpec, Trainee
 Kind = Literal["topk", "batch_topk"]
 Recipe = Literal["default", "scaled"]
 SAMPLE = 65_536
+OURS = CoderOptimizerConfig()
 
 
 class Task(NamedTuple):
@@ -106,7 +107,8 @@ def saelens(task: Task) -> Trained:
         cfg=SAETrainerConfig(
             n_checkpoints=0, checkpoint_path=None, save_final_checkpoint=False, device="cpu", autocast=False, lr=lr,
             total_training_samples=task.steps * task.batch_size, lr_end=lr / 10, lr_scheduler_name="constant",
-            lr_warm_up_steps=task.steps // 20 if scaled else 0, lr_decay_steps=task.steps // 5 if scaled else 0,
+            lr_warm_up_steps=task.steps // 20 if scaled else 0,
+            lr_decay_steps=int(OURS.decay * task.steps) if scaled else 0,
             adam_beta1=0.9, adam_beta2=0.999, n_restart_cycles=1, train_batch_size_samples=task.batch_size,
             dead_feature_window=max(task.steps // 20, 1) if scaled else 1000, feature_sampling_window=2000,
             logger=LoggingConfig(log_to_wandb=False),
@@ -137,7 +139,8 @@ def dictionary_learning(task: Task) -> Trained:
     options: dict[str, float] = {"warmup_steps": 1000} if not scaled else {"warmup_steps": task.steps // 20}
     if scaled:
         options |= {
-            "decay_start": int(0.8 * task.steps), "threshold_start_step": task.steps // 20, "auxk_alpha": 1 / 32,
+            "decay_start": int((1 - OURS.decay) * task.steps), "threshold_start_step": task.steps // 20,
+            "auxk_alpha": 1 / 32,
             "threshold_beta": 1 - 1 / min(max(task.steps // 50, 10), 1000),
         }  # fmt: skip
     trainer = (TopKTrainer if task.kind == "topk" else BatchTopKTrainer)(

@@ -42,10 +42,15 @@ def reference_loss(coder: Coder, x: Tensor, y: Tensor, dead: Tensor | None = Non
         return loss
     e = (y - output(f)).detach()
     k_aux = min(config.k_aux or coder.d_out // 2, int(dead.sum()))
-    top = z.masked_fill(~dead, -torch.inf).topk(k_aux, dim=1)
-    acts = torch.zeros_like(z).scatter(1, top.indices, top.values.relu())
+    top = (z * _norms(coder)).masked_fill(~dead, -torch.inf).topk(k_aux, dim=1)
+    acts = torch.zeros_like(z).scatter(1, top.indices, z.gather(1, top.indices).relu())
     aux = (e - acts @ coder.W_dec).square().sum() / (e - e.mean(0)).square().sum()
     return loss + config.aux * aux
+
+
+def _norms(coder: Coder) -> Tensor:
+    """What latents are ranked by, times their activation: the decoder's norms where they are free."""
+    return coder.W_dec.detach().norm(dim=1) if coder.free_rows else torch.ones(coder.d_sae).to(coder.W_dec)
 
 
 def _features(coder: Coder, z: Tensor, a: Tensor) -> tuple[Tensor, Tensor | float]:
@@ -55,11 +60,11 @@ def _features(coder: Coder, z: Tensor, a: Tensor) -> tuple[Tensor, Tensor | floa
         case "relu":
             return z.relu(), z.relu().sum(1).mean()
         case "topk":
-            top = z.topk(config.k, dim=1)
-            return torch.zeros_like(z).scatter(1, top.indices, top.values.relu()), 0.0
+            chosen = (z * _norms(coder)).topk(config.k, dim=1).indices
+            return torch.zeros_like(z).scatter(1, chosen, z.gather(1, chosen).relu()), 0.0
         case "batch_topk" | "matryoshka":
-            top = z.flatten().topk(n * config.k)
-            return torch.zeros_like(z).flatten().scatter(0, top.indices, top.values.relu()).view_as(z), 0.0
+            chosen = (z * _norms(coder)).flatten().topk(n * config.k).indices
+            return torch.zeros(z.numel()).to(z).scatter(0, chosen, z.flatten()[chosen].relu()).view_as(z), 0.0
         case "jump_relu":
             theta, eps = coder.threshold, config.bandwidth
             moving = theta - theta.detach()

@@ -170,6 +170,7 @@ def encode(
     b_enc: Tensor | None,
     pick: Callable[[Tensor], Picks],
     scratch: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> tuple[Picks, Tensor]:
     """Pre-activations (x − shift) W_encᵀ + b_enc at the latents that `pick` chooses from all of them, [n, s].
 
@@ -178,8 +179,9 @@ def encode(
         shift: [d], subtracted from x, or None.
         W_enc: [s, d].
         b_enc: [s] or None.
-        pick: pre-activations [n, s] → picks; sees no gradient.
+        pick: pre-activations [n, s], times `weights`, → picks; sees no gradient.
         scratch: [n, s] to compute into: fresh pages for 64 MB cost a fifth of the product itself.
+        weights: [s], above 0: what a unit of each latent's pre-activation counts when latents are chosen; None: alike.
 
     Returns:
         The picks and their pre-activations [z], differentiable in x, shift, W_enc and b_enc.
@@ -190,8 +192,10 @@ def encode(
             pre = torch.mm(centred, W_enc.T, out=scratch)
         else:
             pre = torch.addmm(b_enc, centred, W_enc.T, out=scratch)
-        picks = pick(pre)
+        picks = pick(pre if weights is None else pre.mul_(weights))
         z = pre.view(-1)[picks.flat]
+        if weights is not None:
+            z /= weights[picks.indices]
     return picks, _Encode.apply(x, shift, W_enc, b_enc, picks, z, centred)
 
 

@@ -63,6 +63,8 @@ class Trainee(nn.Module):
         self.spec, self.source, self.target = spec, source, target
         is_transcoder = source != target
         self.coder = build_coder(spec.coder, x.shape[1], y.shape[1] if is_transcoder else None)
+        if spec.coder.fixed_k:
+            self.coder.free()
         self.register_buffer("scale_in", _scale(x))
         self.register_buffer("scale_out", _scale(y))
         self.register_buffer("mean", y.mean(0))

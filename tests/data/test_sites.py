@@ -5,7 +5,17 @@ import torch
 from torch.testing import assert_close
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from slms.data.sites import Site, find_site, hf_name, read_sites, replaced, site_names, site_of_hook, site_width
+from slms.data.sites import (
+    Site,
+    find_pair,
+    find_site,
+    hf_name,
+    read_sites,
+    replaced,
+    site_names,
+    site_of_hook,
+    site_width,
+)
 from slms.models.anatomy import find_mlps, read_mlp, replace_mlp
 from slms.models.routed_mlp import RoutedMLP, record_routes
 from slms.routing import RoutingConfig
@@ -140,6 +150,16 @@ def test_unknown_site_gives_the_nearest_names():
         find_site(gpt_neo(), "residual.9")
     with pytest.raises(ValueError, match="pathway"):
         find_site(gpt_neo(), "pathway.1.0")
+
+
+def test_a_target_comes_behind_its_source():
+    model = gpt_neo()
+    assert find_pair(model, "mlp_in.1", "mlp_out.1") == (Site("mlp_in", 1), Site("mlp_out", 1))
+    assert find_pair(model, "mlp_in.1", None) == (Site("mlp_in", 1), Site("mlp_in", 1))
+    find_pair(model, "residual.0", "mlp_in.1")
+    for source, target in (("residual.1", "mlp_out.1"), ("mlp_in.1", "residual.0")):
+        with pytest.raises(ValueError, match=f"'{source}' has target '{target}', which the model computes before it"):
+            find_pair(model, source, target)
 
 
 def test_names_elsewhere():

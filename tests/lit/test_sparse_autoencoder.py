@@ -94,7 +94,7 @@ def test_run_learns_and_reports(place, tmp_path):
         assert f"train/dead/{label}" in values
     assert module.trainees[0].coder.threshold > 0
     for trainee in module.trainees:
-        assert_close(trainee.coder.W_dec.norm(dim=1), torch.ones(trainee.coder.d_sae))
+        assert_close(trainee.folded().W_dec.norm(dim=1), torch.ones(trainee.coder.d_sae))
     assert all(not parameter.requires_grad for parameter in module.lm.parameters())
     assert not any("lm" in name or "_frozen" in name for name in module.state_dict())
     tags = _tags(tmp_path)
@@ -191,6 +191,13 @@ def test_a_perfect_coder_recovers_everything_and_zero_nothing(place):
         assert found.fvu.value == pytest.approx(0, abs=1e-9) if factor else found.fvu.value >= 1
         assert found.dead == 0.75
         assert found.l0.n == int((batch["input_ids"] != 0).sum())
+
+
+def test_blocks_longer_than_the_context_are_refused(place, tmp_path):
+    module, data = make(place)
+    module.lm.config.max_position_embeddings = 15
+    with pytest.raises(ValueError, match=r"data.block_size is 16; the base's context holds at most 15 tokens"):
+        trainer(tmp_path).fit(module, data)
 
 
 def test_geometric_median_resists_outliers():

@@ -9,16 +9,22 @@ from torch.testing import assert_close
 from slms.sae import sparse
 from slms.sae.coders import KINDS, BatchTopK, build_coder
 from slms.sae.config import CoderConfig
+from slms.sae.export import fold_scale
 from slms.sae.reference import reference_loss
 
 D, S, N = 7, 48, 13
 
 
 def make(kind, d_out=None, skip=False, **options):
-    """A coder in float64 whose parameters are all away from their initial values, and a batch."""
+    """A coder in float64 whose parameters are all away from their initial values, and a batch.
+
+    `KIND free` has free rows.
+    """
     torch.manual_seed(3)
     options = {"d_sae": S, "k": 5, "k_aux": 3, "sparsity": 0.3, "aux": 0.5, "bandwidth": 0.4} | options
+    kind, _, free = kind.partition(" ")
     coder = build_coder(CoderConfig(kind=kind, skip=skip, **options), D, d_out).double()
+    coder.free_rows = bool(free)
     with torch.no_grad():
         for name, parameter in coder.named_parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -37,7 +43,8 @@ def gradients(coder, loss):
 
 
 SHAPES = {"autoencoder": (None, False), "transcoder": (5, False), "skip": (5, True)}
-CASES = list(itertools.product(KINDS, SHAPES, ("none", "few", "many")))
+FREE = ["topk free", "batch_topk free", "matryoshka free"]
+CASES = list(itertools.product([*KINDS, *FREE], SHAPES, ("none", "few", "many")))
 
 
 @pytest.mark.parametrize("dense_share", [0.0, 1.0], ids=["dense products", "sparse products"])
@@ -57,7 +64,7 @@ def test_loss_and_every_gradient_equal_dense_autograd(kind, shape, dead, dense_s
         assert wanted[name].abs().max() > 0, f"{name} has no gradient: the test would prove nothing"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *FREE])
 def test_aux_k_reaches_the_dead_latents_encoder(kind):
     coder, x, y = make(kind)
     mask = torch.arange(S) >= S - 4
@@ -70,7 +77,7 @@ def test_aux_k_reaches_the_dead_latents_encoder(kind):
     assert coder.W_enc.grad[~mask].abs().max() == 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *FREE])
 def test_input_gradient(kind):
     coder, x, y = make(kind)
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -89,6 +96,40 @@ def test_sparse_and_dense_inference_agree(kind, shape):
     assert_close(coder.reconstruct(x), coder(x), rtol=1e-12, atol=1e-12)
     picks, values = coder.features(x)
     assert_close(picks.dense(values), coder.encode(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", FREE)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_free_rows_are_the_coder_with_their_norms_in_the_encoder(kind, shape):
+    coder, x, y = make(kind, *SHAPES[shape])
+    losses = coder.loss(x, y, torch.arange(S) < 20)
+    coder.observe(losses)
+    if isinstance(coder, BatchTopK):
+        coder.threshold.mul_(0.97)  # away from the value that it is made of
+    folded = fold_scale(coder, 1.0)
+    assert_close(folded.W_dec.norm(dim=1), torch.ones(S).double())
+    same = folded.loss(x, y, torch.arange(S) < 20)
+    for one, other in zip(losses, same, strict=True):
+        if isinstance(one, torch.Tensor):
+            assert_close(one, other)
+    plain, _, _ = make(kind.split()[0], *SHAPES[shape])
+    assert not torch.equal(plain.loss(x, y).picks.indices, losses.picks.indices), "norms choose no other latents"
+    for training in (True, False):
+        coder.train(training), folded.train(training)
+        (picks, values), (others, wanted) = coder.features(x), folded.features(x)
+        assert torch.equal(picks.flat, others.flat)
+        assert_close(values, wanted)
+        assert_close(coder.reconstruct(x), folded(x))
+
+
+def test_free_rows_keep_their_norms():
+    coder, x, y = make("topk free")
+    before = coder.W_dec.detach().clone()
+    coder.loss(x, y).total.backward()
+    gradient = coder.W_dec.grad.clone()
+    coder.project_gradient()
+    coder.after_step()
+    assert torch.equal(coder.W_dec.grad, gradient) and torch.equal(coder.W_dec, before)
 
 
 def test_topk_uses_k_latents_and_batch_topk_k_on_average():
