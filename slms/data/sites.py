@@ -126,7 +126,7 @@ def hf_name(model: PreTrainedModel, site: Site) -> str:
 def _attach(model: PreTrainedModel, site: Site, see: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
     """Call `see` with the site's activations [..., d] at each forward; what it returns takes their place."""
     adapter = adapter_of(model)
-    layer = model.get_submodule(adapter.layers)[site.layer]
+    layer = model.get_submodule(f"{adapter.layers}.{site.layer}")
     mlp = getattr(layer, adapter.mlp)
 
     def on_input(_: nn.Module, inputs: tuple):

@@ -25,7 +25,7 @@ def coder_figure(results: Mapping[str, Quality], title: str, subtitle: str = "")
     figure.text(0.02, 0.865, subtitle, fontsize=LABEL, color="#444444", parse_math=False)
     grid = figure.add_gridspec(1, 3, left=0.095, right=0.985, top=0.75, bottom=0.14, wspace=0.14)
     colours = dict(zip(results, COLOURS, strict=False))
-    fvu, recovered, densities = (figure.add_subplot(cell) for cell in grid)
+    fvu, recovered, densities = (figure.add_subplot(grid[i]) for i in range(3))
     _estimates(fvu, {name: [q.fvu] for name, q in results.items()}, colours)
     dress(fvu, "Variance left unexplained (FVU)", "of the mean predictor's; lower is better")
     found = {name: [q.recovered[way] for way in q.recovered if tells(q, way)] for name, q in results.items()}

@@ -67,6 +67,7 @@ def random_coder(source: Site, target: Site, x: Tensor, y: Tensor, d_sae: int, k
     with torch.no_grad():
         coder.b_dec.copy_(y.mean(0))
         if is_transcoder:
+            assert coder.b_enc is not None
             coder.b_enc.copy_(-(coder.W_enc @ x.mean(0)))
         ours = coder.reconstruct(x) - y.mean(0)
         # One factor on the activations: without it, k overlapping directions overshoot.

@@ -73,6 +73,8 @@ class Matryoshka(BatchTopK):
     The loss of reconstruction is the mean of the prefixes' errors.
     """
 
+    ends: Tensor
+
     def __init__(self, config: CoderConfig, d_in: int, d_out: int | None = None):
         super().__init__(config, d_in, d_out)
         ends = [max(round(share * self.d_sae), 1) for share in config.prefixes]

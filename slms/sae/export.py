@@ -22,13 +22,13 @@ from torch import Tensor
 from slms.files import replacing, write_atomic
 from slms.sae.base import Coder
 from slms.sae.coders import BatchTopK, build_coder
-from slms.sae.config import CoderConfig
+from slms.sae.config import CoderConfig, Kind
 
 FORMAT = "6.54.12"  # the version of SAELens whose format this is
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
 
 _BASE = ("W_enc", "b_enc", "W_dec", "b_dec")
-ARCHITECTURES: dict[str, tuple[str, tuple[str, ...]]] = {
+ARCHITECTURES: dict[str, tuple[Kind, tuple[str, ...]]] = {
     "standard": ("relu", _BASE),
     "topk": ("topk", _BASE),
     "jumprelu": ("jump_relu", (*_BASE, "threshold")),

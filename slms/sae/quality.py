@@ -47,6 +47,9 @@ class CoderQuality(Metric):
     in slot i modulo `n_slots`.
     """
 
+    sums: Tensor
+    total: Tensor
+    uses: Tensor
     full_state_update = False
     higher_is_better = None
     is_differentiable = False

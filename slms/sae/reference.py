@@ -12,27 +12,31 @@ import torch
 from torch import Tensor
 
 from slms.sae.base import Coder
+from slms.sae.coders import BatchTopK, Gated, JumpReLU, ReLU, TopK
 
 
 def reference_loss(coder: Coder, x: Tensor, y: Tensor, dead: Tensor | None = None) -> Tensor:
     """The loss that `coder.loss(x, y, dead).total` must equal, gradients included."""
     config, kind = coder.config, coder.config.kind
     a = (x if coder.is_transcoder else x - coder.b_dec) @ coder.W_enc.T
-    z = a + (coder.b_gate if kind == "gated" else coder.b_enc)
+    bias = coder.b_gate if isinstance(coder, Gated) else coder.b_enc
+    assert bias is not None
+    z = a + bias
     f, penalty = _features(coder, z, a)
 
     def output(acts: Tensor, frozen: bool = False) -> Tensor:
-        W, b, skip = coder.W_dec, coder.b_dec, coder.W_skip
-        if frozen:
-            W, b, skip = W.detach(), b.detach(), None if skip is None else skip.detach()
-        return acts @ W + b + (0 if skip is None else x @ skip.T)
+        def still(parameter: Tensor) -> Tensor:
+            return parameter.detach() if frozen else parameter
+
+        decoded = acts @ still(coder.W_dec) + still(coder.b_dec)
+        return decoded if coder.W_skip is None else decoded + x @ still(coder.W_skip).T
 
     def error(acts: Tensor, frozen: bool = False) -> Tensor:
         return (y - output(acts, frozen)).square().sum(1).mean()
 
     if kind == "matryoshka":
         ends = [round(share * coder.d_sae) for share in config.prefixes]
-        loss = sum(error(f * (torch.arange(coder.d_sae) < end)) for end in ends) / len(ends)
+        loss = torch.stack([error(f * (torch.arange(coder.d_sae) < end)) for end in ends]).mean()
     else:
         loss = error(f)
     if kind == "gated":
@@ -56,23 +60,23 @@ def _norms(coder: Coder) -> Tensor:
 def _features(coder: Coder, z: Tensor, a: Tensor) -> tuple[Tensor, Tensor | float]:
     """Activations [n, s] and the penalty before its weight."""
     config, n = coder.config, len(z)
-    match config.kind:
-        case "relu":
+    match coder:
+        case ReLU():
             return z.relu(), z.relu().sum(1).mean()
-        case "topk":
+        case TopK():
             chosen = (z * _norms(coder)).topk(config.k, dim=1).indices
             return torch.zeros_like(z).scatter(1, chosen, z.gather(1, chosen).relu()), 0.0
-        case "batch_topk" | "matryoshka":
+        case BatchTopK():  # and Matryoshka
             chosen = (z * _norms(coder)).flatten().topk(n * config.k).indices
             return torch.zeros(z.numel()).to(z).scatter(0, chosen, z.flatten()[chosen].relu()).view_as(z), 0.0
-        case "jump_relu":
+        case JumpReLU():
             theta, eps = coder.threshold, config.bandwidth
             moving = theta - theta.detach()
             window = ((z - theta).abs() < eps / 2).to(z.dtype).detach()
             f = z.relu() * (z > theta) - theta.detach() / eps * window * moving
             l0 = ((z > theta).to(z.dtype) - window / eps * moving).sum(1).mean()
             return f, (l0 / config.k - 1).square()
-        case "gated":
+        case Gated():
             return (a * coder.r_mag.exp() + coder.b_mag).relu() * (z > 0), z.relu().sum(1).mean()
-        case kind:
-            raise AssertionError(kind)
+        case _:
+            raise AssertionError(config.kind)
