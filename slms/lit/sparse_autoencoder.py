@@ -144,9 +144,9 @@ class SparseAutoencoder(L.LightningModule):
             trainee.coder.project_gradient()
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
-        """Clip each coder by its own norm, as they are separate models: by `optimizer.clip`, not by the trainer's."""
+        """Clip each coder by its own norm, as they are separate models: by the smaller of both bounds."""
         for trainee in self.trainees:
-            self.optimizer_config.clip_gradient(trainee.coder)
+            self.optimizer_config.clip_gradient(trainee.coder, gradient_clip_val)
 
     def optimizer_step(self, *args, **kwargs):
         """After a step, decoders of unit rows return to the sphere."""

@@ -95,13 +95,14 @@ class CoderOptimizerConfig:
             groups.append({"params": [p for p in parameters if p.dim() == 1], "lr": lr / coder.d_in**0.5})
         return torch.optim.Adam(groups, betas=(0.9, 0.999), eps=6.25e-10, fused=True)
 
-    def clip_gradient(self, coder: Coder) -> None:
-        """Scale a coder's gradient to `clip` where it is longer: after the first steps of a fixed k, it always is.
+    def clip_gradient(self, coder: Coder, bound: float | None = None) -> None:
+        """Scale a coder's gradient to `clip`, or `bound` if less, where it is longer: with a fixed k, it always is.
 
         Gradients fall with the error, tenfold in a short run. Adam's memory of the first ones, 1,000 steps long, would
         hold the later steps back: stories-1m, TopK, 500 steps, FVU .041 without and .036 with (docs/log.md).
         """
-        nn.utils.clip_grad_norm_(coder.parameters(), self.clip or (0.01 if coder.config.fixed_k else 1.0))
+        clip = self.clip or (0.01 if coder.config.fixed_k else 1.0)
+        nn.utils.clip_grad_norm_(coder.parameters(), min(clip, bound or clip))
 
     def prepare(self, coder: Coder, step: int, total: int) -> None:
         """Set what depends on the step alone: the penalty's warm-up, and how far back a threshold remembers."""

@@ -1,8 +1,10 @@
 """Options of a coder: what is refused, and how it says so."""
 
+from typing import get_args
+
 import pytest
 
-from slms.sae.config import CoderConfig
+from slms.sae.config import CoderConfig, Kind
 
 
 @pytest.mark.parametrize(
@@ -25,6 +27,10 @@ def test_refused(option, value):
     with pytest.raises(ValueError, match=rf"coder\.{option} is") as error:
         CoderConfig(**{option: value})
     assert str(value) in str(error.value)
+
+
+def test_kinds_with_a_fixed_k():
+    assert [kind for kind in get_args(Kind) if CoderConfig(kind=kind).fixed_k] == ["topk", "batch_topk", "matryoshka"]
 
 
 def test_width():

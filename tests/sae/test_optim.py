@@ -1,6 +1,7 @@
 """Learning rates, schedule and what counts as dead; refusals."""
 
 import pytest
+import torch
 
 from slms.sae.coders import build_coder
 from slms.sae.config import CoderConfig
@@ -54,10 +55,29 @@ def test_what_a_step_sets():
 
 
 @pytest.mark.parametrize(
+    ("kind", "clip", "bound", "wanted"),
+    [("topk", None, None, 0.01), ("topk", None, 1.0, 0.01), ("topk", None, 1e-3, 1e-3), ("topk", 0.2, None, 0.2),
+     ("relu", None, None, 1.0), ("relu", 5.0, 2.0, 2.0)],
+)  # fmt: skip
+def test_gradients_are_scaled_to_the_bound(kind, clip, bound, wanted):
+    coder = build_coder(CoderConfig(kind=kind, d_sae=8, k=2), 4)
+    for factor, length in ((100.0, wanted), (1e-4, 1e-4)):  # a short one stays as it is
+        for parameter in coder.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        n = sum(parameter.numel() for parameter in coder.parameters()) ** 0.5
+        for parameter in coder.parameters():
+            parameter.grad.mul_(factor / n)
+        CoderOptimizerConfig(clip=clip).clip_gradient(coder, bound)
+        found = torch.cat([parameter.grad.flatten() for parameter in coder.parameters()]).norm().item()
+        assert found == pytest.approx(length, rel=1e-3)
+
+
+@pytest.mark.parametrize(
     ("option", "value"),
     [
         ("lr", 0.0),
         ("max_lr", -1.0),
+        ("clip", 0.0),
         ("dead_tokens", 0),
         ("warmup_steps", -1),
         ("decay", 2.0),
