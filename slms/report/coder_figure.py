@@ -55,6 +55,8 @@ def _estimates(axes: Axes, rows: Mapping[str, Sequence[Interval]], colours: Mapp
                           xycoords=("axes fraction", "data"), color="#444444")  # fmt: skip
     axes.set_yticks(range(len(rows)), list(rows) if names else [""] * len(rows))
     axes.set_ylim(len(rows) - 0.4, -0.6)
+    if not any(rows.values()):
+        axes.set_xticks([])
     axes.margins(x=0.12)
 
 

@@ -26,7 +26,7 @@ class CoderOptimizerConfig:
         decay: share of the run, at its end, over which the learning rate falls linearly to 0.
         sparsity_warmup: share of the run over which the penalty of `relu`, `gated` and `jump_relu` coders grows to its
             weight.
-        dead_tokens: tokens without use after which a latent counts as dead; null takes a twentieth of the run, at most
+        dead_tokens: tokens without use after which a latent counts as dead; null takes a hundredth of the run, at most
             10 million.
     """
 
@@ -79,7 +79,7 @@ class CoderOptimizerConfig:
 
     def dead_after(self, tokens: int) -> int:
         """Tokens without use that make a latent dead in a run of `tokens`."""
-        return self.dead_tokens or max(min(tokens // 20, 10_000_000), 1)
+        return self.dead_tokens or max(min(tokens // 100, 10_000_000), 1)
 
     def adam(self, coders: Iterable[Coder], total: int) -> torch.optim.Adam:
         """The optimizer of a run of `total` steps, at peak learning rates: each coder's matrices, then its vectors.

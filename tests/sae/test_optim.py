@@ -38,8 +38,8 @@ def test_given_learning_rate_and_groups_of_each_coder():
         assert {id(p) for p in groups[2 * i]["params"]} == {id(coder.W_enc), id(coder.W_dec)}
 
 
-def test_dead_after_a_twentieth_of_the_run_at_most_ten_million_tokens():
-    assert [CoderOptimizerConfig().dead_after(n) for n in (10, 1000, 10**9)] == [1, 50, 10**7]
+def test_dead_after_a_hundredth_of_the_run_at_most_ten_million_tokens():
+    assert [CoderOptimizerConfig().dead_after(n) for n in (10, 5000, 10**10)] == [1, 50, 10**7]
     assert CoderOptimizerConfig(dead_tokens=7).dead_after(1000) == 7
 
 
