@@ -8,6 +8,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from slms.commands.coder import OpenCoder, coder_directories, open_coder, special_ids
+from slms.commands.subject import short_name
 from slms.data.text import Blocks, BlockSpec, load_blocks
 from slms.lit.evaluate import batches
 from slms.metrics.functional import Score
@@ -24,7 +25,6 @@ from slms.report.coder_tables import (
     specialization_table,
 )
 from slms.report.palette import write_figure
-from slms.report.reading import shorten
 from slms.sae.baselines import PCA, FixedCoder, random_coder
 from slms.sae.config import CoderConfig
 from slms.sae.control import train_control
@@ -119,7 +119,7 @@ def _report(
     }
     write_json(place / "quality.json", content)
     write_csv(place / "quality.csv", COLUMNS, figure_rows(results, scores))
-    title = f"{coder.config.kind}, {coder.d_sae:,} latents, of {shorten(subject.name, 50)} at {opened.place}"
+    title = f"{coder.config.kind}, {coder.d_sae:,} latents, of {short_name(subject.name)} at {opened.place}"
     tokens = results["this coder"].fvu.n
     subtitle = f"{subject.text['corpus']}, {split}, {tokens:,} tokens; 95 % intervals over documents"
     write_figure(place / "quality.png", coder_figure(results, title, subtitle))

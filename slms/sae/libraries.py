@@ -55,11 +55,6 @@ class Task(NamedTuple):
             for start in range(0, len(order) - self.batch_size + 1, self.batch_size):
                 yield torch.from_numpy(self.train[np.sort(order[start : start + self.batch_size])])
 
-    @property
-    def dead_after(self) -> int:
-        """Tokens without use that make a latent of ours dead."""
-        return OURS.dead_after(self.steps * self.batch_size)
-
     def sample(self) -> Tensor:
         """The first rows, for scales and centres."""
         return torch.from_numpy(np.array(self.train[:SAMPLE]))
@@ -115,7 +110,7 @@ def saelens(task: Task) -> Trained:
             lr_warm_up_steps=task.steps // 20 if scaled else 0,
             lr_decay_steps=int(OURS.decay * task.steps) if scaled else 0,
             adam_beta1=0.9, adam_beta2=0.999, n_restart_cycles=1, train_batch_size_samples=task.batch_size,
-            dead_feature_window=max(task.dead_after // task.batch_size, 1) if scaled else 1000,
+            dead_feature_window=max(task.steps // 20, 1) if scaled else 1000,
             feature_sampling_window=2000,
             logger=LoggingConfig(log_to_wandb=False),
         ),
@@ -154,7 +149,7 @@ def dictionary_learning(task: Task) -> Trained:
         lr=task.lr, device="cpu", seed=task.seed, **options,
     )  # fmt: skip
     if scaled:
-        trainer.dead_feature_threshold = task.dead_after
+        trainer.dead_feature_threshold = max(task.steps * task.batch_size // 20, 1)
     for step, batch in zip(range(task.steps), task.batches(), strict=False):
         trainer.update(step, batch * scale)
     ae = trainer.ae.eval()

@@ -5,8 +5,9 @@
     python -m slms.sae.peers table results.jsonl
 
 `train` for a peer wants an environment that has it. Each peer trains by its own trainer, in two recipes: `default`,
-its own defaults with its normalisation of the input, and `scaled`, what it offers of warm-up, decay, AuxK and dead
-windows set to the same shares of the run as ours, at learning rate `lr`. FVU is of held-out tokens, in float64; of
+its own defaults with its normalisation of the input, and `scaled`, what it offers of AuxK, and of warm-up and decay at
+the same shares of the run as ours, with a twentieth of the run as dead window (at a hundredth, as ours, SAELens does
+worse: FVU .031 against .029, stories260K, TopK), at learning rate `lr`. FVU is of held-out tokens, in float64; of
 BatchTopK it is taken at each coder's own threshold, and at the threshold that gives exactly k latents a token.
 
 Shapes: n tokens, d width of the site, s latents.
