@@ -43,7 +43,8 @@ class Rates(NamedTuple):
 # Measured by `python -m kernels.bench`, one thread; see docs/benchmarks.md.
 RATES = {"float32": Rates(130e3, 8.0), "bfloat16": Rates(700e3, 40.0), "float16": Rates(130e3, 40.0)}
 MEMORY = 12e3  # bytes per µs that one core reads
-LOOP = 35e3  # floating-point operations per µs in the compiled row loops
+LOOP = 110e3  # floating-point operations per µs in the compiled row loops
+CELL = 0.02  # µs of those loops for a token and pathway, beside them
 
 
 class Chip(NamedTuple):
@@ -90,7 +91,11 @@ def estimate(backend: str, shape: Shape, n_tokens: int, density: float) -> float
     pairs = n_tokens * shape.n_pathways * density
     read = 1 - (1 - density) ** n_tokens  # share of pathways that some token chose, if choices were independent
     if backend == "rows":
-        return 30 + max(read * weights * size / MEMORY, density * 2 * n_tokens * weights / LOOP)
+        passes = 3.5 if shape.training else 1.0  # hidden activations are computed again
+        work = read * weights * size / MEMORY + density * 2 * n_tokens * weights / LOOP
+        if shape.training and shape.dtype != "float32":  # the backward pass is that of "grouped"
+            return estimate("grouped", shape, n_tokens, density)
+        return 25 + passes * (work + CELL * pairs)
     blocks = max(1.0, read * shape.n_pathways) * (matrices + 1) * rates.small_matmul
     passes = passes * 4 / 3 if shape.training else passes  # hidden activations are computed again
     work = max(density * 2 * n_tokens * weights / rates.matmul, read * weights * size / MEMORY)
@@ -144,6 +149,8 @@ def save_measurements(shape: Shape, rows: list[dict]) -> Path:
 class Choice(NamedTuple):
     backend: str
     reason: str
+    times: dict[str, float]
+    """expected µs by backend"""
 
 
 def cheapest(backends: Iterable[str], shape: Shape, n_tokens: int, density: float) -> Choice:
@@ -164,7 +171,7 @@ def cheapest(backends: Iterable[str], shape: Shape, n_tokens: int, density: floa
         source = "estimated, not calibrated here"
     best = min(times, key=times.__getitem__)
     listing = ", ".join(f"{name} {_time(us)}" for name, us in sorted(times.items(), key=lambda item: item[1]))
-    return Choice(best, f"{listing} ({source})")
+    return Choice(best, f"{listing} ({source})", times)
 
 
 def _time(us: float) -> str:

@@ -6,6 +6,7 @@ Shapes: n tokens, d model, f neurons, p pathways.
 import functools
 import importlib.util
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -19,14 +20,15 @@ from kernels.cpu import grouped_forward
 from kernels.dense import dense
 from kernels.ops import grouped, on_gpu, rows
 from kernels.reference import routed_mlp_reference
+from kernels.router import Router
 
 log = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "reference", "dense", "grouped", "rows", "triton")
-# Rows are read once per call, but products are formed one token at a time: beyond this, matrix products win.
-ROWS_TOKENS = 16
 # A choice made without looking at the data (on CUDA, inside torch.compile) supposes this share of pathways.
 SUPPOSED_DENSITY = 0.25
+# µs that a router and a rule take as some twenty operations of PyTorch, which a fused call saves (measured 130 to 180).
+ROUTER_OPERATIONS = 130
 
 
 def check_arguments(x, W_in, W_out, gates, chosen, offsets, activation, b_in, W_gate, b_gate) -> None:
@@ -94,9 +96,7 @@ def candidates(shape: Shape, n_tokens: int) -> list[str]:
     """The backends that "auto" weighs for such a call, all of which can run here."""
     if shape.device == "cuda":
         return ["dense", "triton"] if refusal("triton", "cuda", getattr(torch, shape.dtype)) is None else ["dense"]
-    names = ["dense", "grouped"]
-    if n_tokens <= ROWS_TOKENS and not shape.training:
-        names.append("rows")
+    names = ["dense", "grouped", "rows"]
     return [name for name in names if refusal(name, shape.device, getattr(torch, shape.dtype)) is None]
 
 
@@ -124,6 +124,7 @@ def _few_sizes(n_tokens: int) -> int:
 def forget_choices() -> None:
     """Makes "auto" decide anew, as after a calibration or an installation."""
     _choose.cache_clear()
+    _fusing_pays.cache_clear()
     _installed.cache_clear()
 
 
@@ -144,6 +145,44 @@ def _auto(
 
 # All that torch.compiler.assume_constant_result does; it imports the compiler first, 1.5 s where nothing is compiled.
 _auto._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def fuses(x: Tensor, W_in: Tensor, density: float, n_pathways: int, gated: bool, backend: str) -> bool:
+    """Whether `fused_mlp` can run on x [n, d], and is what `backend` asks for or "auto" expects to be fastest."""
+    if x.device.type != "cpu" or x.dtype != W_in.dtype or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    if backend not in ("auto", "rows") or torch.is_autocast_enabled("cpu") or refusal("rows", "cpu", x.dtype):
+        return False
+    f, d = W_in.shape
+    return backend == "rows" or _fusing_pays(len(x), density, d, f, n_pathways, gated, x.dtype)
+
+
+@functools.lru_cache(maxsize=4096)
+def _fusing_pays(n: int, density: float, d: int, f: int, n_pathways: int, gated: bool, dtype: torch.dtype) -> bool:
+    shape = Shape(d, f, n_pathways, gated, str(dtype).removeprefix("torch."), "cpu", False)
+    times = _choose(shape, *_rounded(n, density)).times
+    return times.get("rows", math.inf) <= min(times.values()) + ROUTER_OPERATIONS
+
+
+def fused_mlp(
+    x: Tensor,
+    router: Router,
+    W_in: Tensor,
+    b_in: Tensor | None,
+    W_gate: Tensor | None,
+    b_gate: Tensor | None,
+    W_out: Tensor,
+    b_out: Tensor | None,
+    offsets: Sequence[int],
+    activation: str,
+) -> Tensor:
+    """y = b_out + `routed_mlp` of x [n, d] at the gates and choices of `kernels.router.choose`, in one compiled call.
+
+    For float32 or bfloat16 on the CPU, without gradient; see `fuses`. Weights, the router's too, are of the type of x.
+    """
+    from kernels.fused import fused_forward  # numba takes half a second to import and is optional
+
+    return fused_forward(x, router, W_in, b_in, W_gate, b_gate, W_out, b_out, offsets, activation)
 
 
 def explain(

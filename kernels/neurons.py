@@ -11,9 +11,11 @@ Shapes: n tokens, r rows, c columns of W.
 import numba
 import numpy as np
 import torch
+from numba import types
+from numba.extending import overload
 from torch import Tensor
 
-from kernels.rows import MATH, _array, _wide
+from kernels.vectors import MATH, bits_as_float
 
 
 def dots_reference(x: Tensor, W: Tensor, keep: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -24,6 +26,17 @@ def dots_reference(x: Tensor, W: Tensor, keep: Tensor, bias: Tensor | None = Non
 def sums_reference(v: Tensor, W: Tensor, keep: Tensor) -> Tensor:
     """y [n, c] = Σ over kept rows i of v[:, i] W[i]; v and keep [n, r], W [r, c]. Executes dense FLOPs."""
     return torch.where(keep, v, 0) @ W
+
+
+def _wide(value):
+    """A stored number as float32; bfloat16 arrives as its uint16 bits, the upper half of a float32's."""
+
+
+@overload(_wide, inline="always")
+def _wide_overload(value):
+    if value == types.uint16:
+        return lambda value: bits_as_float(np.uint32(value) << np.uint32(16))
+    return lambda value: value
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
@@ -37,7 +50,7 @@ def _kept(keep, t, index):
     return count
 
 
-@numba.njit(nogil=True, cache=True, fastmath=MATH, error_model="numpy")
+@numba.njit(nogil=True, cache=True, fastmath=set(MATH), error_model="numpy")
 def _dots(x, W, keep, bias, out):
     """out [n, r] float32 begins as zeros; x float32; W, bias float32 or uint16 bits; an empty bias stands for None."""
     index = np.empty(W.shape[0], np.int64)
@@ -65,7 +78,7 @@ def _dots(x, W, keep, bias, out):
                 out[t, index[j]] += _wide(bias[index[j]])
 
 
-@numba.njit(nogil=True, cache=True, fastmath=MATH, error_model="numpy")
+@numba.njit(nogil=True, cache=True, fastmath=set(MATH), error_model="numpy")
 def _sums(v, W, keep, out):
     """out [n, c] float32 begins as zeros; v float32; W float32 or uint16 bits."""
     index = np.empty(W.shape[0], np.int64)
@@ -93,6 +106,13 @@ def check(v: Tensor, W: Tensor, keep: Tensor, rows: int, columns: int) -> None:
         raise ValueError(f"`W` has shape {tuple(W.shape)}; the other arguments ask for {(rows, columns)}.")
     if keep.dtype != torch.bool or tuple(keep.shape) != (len(v), rows):
         raise ValueError(f"`keep` is {keep.dtype} {tuple(keep.shape)}; it must be torch.bool {(len(v), rows)}.")
+
+
+def _array(tensor: Tensor | None, absent: Tensor) -> np.ndarray:
+    tensor = (absent if tensor is None else tensor).detach().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.view(torch.uint16)
+    return tensor.numpy()
 
 
 _NONE = torch.empty(0)

@@ -1,7 +1,7 @@
 """The backends as PyTorch operators: `torch.compile(fullgraph=True)` and autograd pass through them.
 
-All compute the same function. `kernels::grouped` and `kernels::rows` share a backward; `kernels::on_gpu` (Triton) has
-its own.
+All compute the same function, and each has its own backward; that of `kernels::rows` is float32 alone and leaves other
+types to `kernels::grouped`.
 """
 
 from collections.abc import Sequence
@@ -62,6 +62,26 @@ def grouped_backward(
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     return cpu.grouped_backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
+
+
+@custom_op("kernels::rows_backward", mutates_args=(), device_types="cpu")
+def rows_backward(
+    grad: Tensor,
+    x: Tensor,
+    W_in: Tensor,
+    b_in: Tensor | None,
+    W_gate: Tensor | None,
+    b_gate: Tensor | None,
+    W_out: Tensor,
+    gates: Tensor,
+    chosen: Tensor,
+    offsets: Sequence[int],
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from kernels import rows as compiled
+
+    backward = compiled.rows_backward if x.dtype == torch.float32 else cpu.grouped_backward
+    return backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
 
 
 @custom_op("kernels::on_gpu", mutates_args=())
@@ -129,8 +149,7 @@ def _backward_by(op):
     return backward
 
 
-grouped_backward.register_fake(fake_backward)
-on_gpu_backward.register_fake(fake_backward)
-for op, backward in ((grouped, grouped_backward), (rows, grouped_backward), (on_gpu, on_gpu_backward)):
+for op, backward in ((grouped, grouped_backward), (rows, rows_backward), (on_gpu, on_gpu_backward)):
+    backward.register_fake(fake_backward)
     op.register_fake(fake_forward)
     op.register_autograd(_backward_by(backward), setup_context=save_inputs)

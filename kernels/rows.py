@@ -1,155 +1,355 @@
-"""Routed MLP for a few tokens on the CPU: compiled loops (numba) that read just the rows of the chosen neurons.
+"""Routed MLP on the CPU in compiled loops (numba): the rows of chosen neurons are read in place, nothing is packed.
 
-At one to eight tokens an MLP is bound by reading its weights, and library matrix products cost more to start than the
-work takes. Each weight row is read once and used for all tokens of its pathway while it is in the cache.
+Library products cost more to start than a few tokens' work takes, and pack the weights of every pathway anew. Here one
+loop goes over the pathways; in each, over blocks of its tokens and chunks of its neurons that stay in the first cache,
+up, activation, gate and down without leaving them. The backward pass computes hidden activations again.
 
-Shapes: n tokens, d model, f neurons, p pathways.
+With several threads each takes its share of *every* pathway's neurons, so the work is even whatever was chosen; sums
+over threads are formed in order, so results are reproducible for a number of threads. The threads are PyTorch's own
+(OpenMP); where its library is not GNU's, one thread runs.
+
+Shapes: n tokens, d model, f neurons, p pathways; inside a pathway: r tokens that chose it.
 """
 
+import ctypes
 import functools
-import math
 from collections.abc import Sequence
 
 import numba
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic, overload, register_jitable
+from numba import carray
+from numba.extending import register_jitable
 from torch import Tensor
 
-# Reordering sums is what lets the compiler vectorise them; NaN and infinity keep their meaning.
-MATH = {"reassoc", "contract", "nsz", "arcp"}
-GELU, GELU_TANH, RELU, SILU = range(4)
-CHUNK = 16  # neurons whose rows stay in the first cache while all tokens of a pathway use them
-CODES = {"gelu": GELU, "gelu_new": GELU_TANH, "gelu_pytorch_tanh": GELU_TANH, "relu": RELU, "silu": SILU}
+from kernels.cpu import Gradients
+from kernels.pointwise import CODES, activate, activate_and_derive
+from kernels.vectors import MATH, bytes_at, call_for_int, dots, floats, prefetch, sums
 
+BLOCK = 128  # tokens whose inputs and outputs stay in the second cache
+OPTIONS = dict(nogil=True, cache=True, fastmath=set(MATH), error_model="numpy")
 
-@intrinsic
-def _float_of_bits(typing_context, bits):
-    def codegen(context, builder, signature, args):
-        return builder.bitcast(args[0], ir.FloatType())
+dots_4, dots_2, dots_1 = (dots(4, tokens) for tokens in (4, 2, 1))
+dots_4h, dots_2h, dots_1h = (dots(4, tokens, half=True) for tokens in (4, 2, 1))
+sums_4, sums_2, sums_1 = sums(4, 4), sums(2, 8), sums(1, 8)
+sums_4h, sums_2h, sums_1h = sums(4, 4, half=True), sums(2, 8, half=True), sums(1, 8, half=True)
 
-    return types.float32(types.uint32), codegen
-
-
-def _wide(value):
-    """A stored number as float32; bfloat16 arrives as its uint16 bits, the upper half of a float32's."""
-
-
-@overload(_wide, inline="always")
-def _wide_overload(value):
-    if value == types.uint16:
-        return lambda value: _float_of_bits(np.uint32(value) << np.uint32(16))  # type: ignore[call-arg]
-    return lambda value: value
+# What a loop is told: numbers and addresses, then the offsets. 0 stands for an input that is None.
+N, D, P, CODE, SIZE, THREAD, THREADS, X, W_IN, B_IN, W_GATE, B_GATE, W_OUT, GATES, CHOSEN, Y = range(16)
+GRAD, D_X, D_W_IN, D_B_IN, D_W_GATE, D_B_GATE, D_W_OUT, D_GATES = range(15, 23)
+ROUTER_IN, ROUTER_B_IN, ROUTER_OUT, ROUTER_B_OUT, WIDTH, K, GATE, RAMP, BIAS, B_OUT = range(23, 33)
+OFFSETS = 33
 
 
 @register_jitable
-def _act(a, code):
-    if code == GELU:
-        return np.float32(0.5) * a * np.float32(1.0 + math.erf(a * 0.7071067811865476))
-    if code == GELU_TANH:
-        return np.float32(0.5) * a * np.float32(1.0 + math.tanh(0.7978845608028654 * (a + 0.044715 * a * a * a)))
-    if code == RELU:
-        return np.float32(0.0) if a < 0 else a  # a comparison with NaN is false: NaN stays
-    return a / np.float32(1.0 + math.exp(-a))
+def fetch_share(start, end, t, n):
+    """Of the memory from start to end, the part that belongs to tokens t to t + 4 of n."""
+    for address in range(start + (end - start) * t // n // 64 * 64, start + (end - start) * (t + 4) // n, 64):
+        prefetch(address)
 
 
 @register_jitable
-def _dot(x, W, f):
-    total = np.float32(0)
-    for i in range(x.shape[0]):
-        total += x[i] * _wide(W[f, i])
-    return total
+def dot_rows(rows, tokens, n_rows, n_tokens, d, out, stride, size, ahead=0, ahead_end=0):
+    """out[j · stride + t] = row_j · token_t; tables and out are padded to multiples of four.
 
-
-@register_jitable
-def _dot4(x, W, f):
-    """Four rows at a time: one load of x serves four products, and four streams of memory are read at once."""
-    s0 = s1 = s2 = s3 = np.float32(0)
-    for i in range(x.shape[0]):
-        value = x[i]
-        s0 += value * _wide(W[f, i])
-        s1 += value * _wide(W[f + 1, i])
-        s2 += value * _wide(W[f + 2, i])
-        s3 += value * _wide(W[f + 3, i])
-    return s0, s1, s2, s3
-
-
-@register_jitable
-def _up(x, W, bias, first, last, out):
-    """out[j] = x · W[first + j] + bias[first + j]"""
-    m = last - first
-    whole = m - m % 4
-    for j in range(0, whole, 4):
-        out[j], out[j + 1], out[j + 2], out[j + 3] = _dot4(x, W, first + j)
-    for j in range(whole, m):
-        out[j] = _dot(x, W, first + j)
-    if bias.shape[0] > 0:
-        for j in range(m):
-            out[j] += _wide(bias[first + j])
-
-
-@register_jitable
-def _down(h, W, first, last, y):
-    """y += Σ_j h[j] W[first + j]"""
-    m = last - first
-    whole = m - m % 4
-    for j in range(0, whole, 4):
-        f = first + j
-        h0, h1, h2, h3 = h[j], h[j + 1], h[j + 2], h[j + 3]
-        for i in range(y.shape[0]):
-            y[i] += h0 * _wide(W[f, i]) + h1 * _wide(W[f + 1, i]) + h2 * _wide(W[f + 2, i]) + h3 * _wide(W[f + 3, i])
-    for j in range(whole, m):
-        hidden, f = h[j], first + j
-        for i in range(y.shape[0]):
-            y[i] += hidden * _wide(W[f, i])
-
-
-@numba.njit(nogil=True, cache=True, fastmath=MATH, error_model="numpy")
-def _rows(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, code, y):
-    """Adds to y [n, d] float32; x and gates float32; weights float32 or uint16 bits; empty arrays stand for None."""
-    n = x.shape[0]
-    tokens = np.empty(n, np.int64)
-    u, v = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
-    for p in range(offsets.shape[0] - 1):
-        r = 0
-        for t in range(n):
-            if chosen[t, p]:
-                tokens[r] = t
-                r += 1
-        if r == 0:
-            continue
-        for first in range(offsets[p], offsets[p + 1], CHUNK):
-            last = min(first + CHUNK, offsets[p + 1])
-            for q in range(r):
-                t = tokens[q]
-                gate = gates[t, p]
-                _up(x[t], W_in, b_in, first, last, u)
-                if W_gate.shape[0] > 0:
-                    _up(x[t], W_gate, b_gate, first, last, v)
-                    for j in range(last - first):
-                        u[j] *= _act(v[j], code) * gate
+    ahead, ahead_end: memory that will be wanted next, fetched meanwhile: 5 % of a large call.
+    """
+    for t in range(0, n_tokens, 4):
+        left = n_tokens - t
+        fetch_share(ahead, ahead_end, t, n_tokens)
+        for j in range(0, n_rows, 4):
+            w, x, o = rows + 8 * j, tokens + 8 * t, out + 4 * (j * stride + t)
+            if size == 4:
+                if left > 2:
+                    dots_4(w, x, d, o, stride)
+                elif left == 2:
+                    dots_2(w, x, d, o, stride)
                 else:
-                    for j in range(last - first):
-                        u[j] = _act(u[j], code) * gate
-                _down(u, W_out, first, last, y[t])
+                    dots_1(w, x, d, o, stride)
+            elif left > 2:
+                dots_4h(w, x, d, o, stride)
+            elif left == 2:
+                dots_2h(w, x, d, o, stride)
+            else:
+                dots_1h(w, x, d, o, stride)
 
 
-@functools.lru_cache
-def _bounds(offsets: tuple[int, ...]) -> np.ndarray:
-    return np.array(offsets, np.int64)
+@register_jitable
+def sum_rows(out, rows, n_out, n_rows, d, factors, by_row, by_out, size, ahead=0, ahead_end=0):
+    """out_t += Σ_k factors[k · by_row + t · by_out] row_k; the table out is padded to a multiple of four."""
+    for t in range(0, n_out, 4):
+        left, o, f = n_out - t, out + 8 * t, factors + 4 * t * by_out
+        fetch_share(ahead, ahead_end, t, n_out)
+        if size == 4:
+            if left > 2:
+                sums_4(o, rows, n_rows, d, f, by_row, by_out)
+            elif left == 2:
+                sums_2(o, rows, n_rows, d, f, by_row, by_out)
+            else:
+                sums_1(o, rows, n_rows, d, f, by_row, by_out)
+        elif left > 2:
+            sums_4h(o, rows, n_rows, d, f, by_row, by_out)
+        elif left == 2:
+            sums_2h(o, rows, n_rows, d, f, by_row, by_out)
+        else:
+            sums_1h(o, rows, n_rows, d, f, by_row, by_out)
 
 
-_NO_WEIGHTS = {dtype: torch.empty(0, 0, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
-_NO_BIAS = {dtype: torch.empty(0, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
+@register_jitable
+def padded(count):
+    return (count + 3) & ~3
 
 
-def _array(tensor: Tensor | None, absent: Tensor) -> np.ndarray:
-    tensor = (absent if tensor is None else tensor).detach().contiguous()
-    if tensor.dtype == torch.bfloat16:
-        tensor = tensor.view(torch.uint16)
-    return tensor.numpy()
+@register_jitable
+def tokens_of(chosen, p, tokens):
+    """Writes the tokens that chose pathway p, ascending; returns how many."""
+    r = 0
+    for t in range(chosen.shape[0]):
+        if chosen[t, p]:
+            tokens[r] = t
+            r += 1
+    return r
+
+
+@register_jitable
+def name_tokens(table, base, bytes_per_row, tokens, spare):
+    """Addresses of these tokens' rows; what pads the table names the spare row, or where there is none the last."""
+    count = tokens.shape[0]
+    for t in range(padded(count)):
+        table[t] = base + tokens[min(t, count - 1)] * bytes_per_row if t < count or spare == 0 else spare
+
+
+@register_jitable
+def name_neurons(table, base, bytes_per_row, first, count, spare):
+    for j in range(padded(count)):
+        table[j] = base + (first + min(j, count - 1)) * bytes_per_row if j < count or spare == 0 else spare
+
+
+@register_jitable
+def add_bias(u, address, first, count, stride):
+    if address:
+        bias = carray(floats(address), (first + count,))
+        for j in range(count):
+            for t in range(stride):
+                u[j * stride + t] += bias[first + j]
+
+
+@register_jitable
+def _chunk(d, r):
+    """Neurons whose rows are used by all tokens of a block while they are in the first cache."""
+    return 64 if r == 1 else max(8, min(16, 8192 // max(d, 1) & ~3))
+
+
+@numba.njit(**OPTIONS)
+def forward_loop(a, thread, threads):
+    """Adds to Y [threads, n, d]."""
+    n, d, size = a[N], a[D], a[SIZE]
+    chosen, gates = carray(bytes_at(a[CHOSEN]), (n, a[P])), carray(floats(a[GATES]), (n, a[P]))
+    y = a[Y] + thread * n * d * 4
+    tokens, g, spare = np.empty(n, np.int64), np.empty(BLOCK, np.float32), np.zeros(d, np.float32)
+    xs, ys = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
+    w_in, w_gate, w_out = np.empty(64, np.int64), np.empty(64, np.int64), np.empty(64, np.int64)
+    u, v = np.empty(16 * BLOCK, np.float32), np.empty(16 * BLOCK, np.float32)
+    for p in range(a[P]):
+        begin, m = a[OFFSETS + p], a[OFFSETS + p + 1] - a[OFFSETS + p]
+        low, high = begin + m * thread // threads, begin + m * (thread + 1) // threads
+        r = tokens_of(chosen, p, tokens)
+        chunk = _chunk(d, r)
+        for start in range(0, r if high > low else 0, BLOCK):
+            block = tokens[start : min(start + BLOCK, r)]
+            count = block.shape[0]
+            stride = 1 if count == 1 else padded(count)
+            ahead = size * d if count > 4 else 0  # to fewer tokens fetching ahead costs more than it brings
+            name_tokens(xs, a[X], 4 * d, block, 0)
+            name_tokens(ys, y, 4 * d, block, spare.ctypes.data)
+            for t in range(stride):
+                g[t] = gates[block[t], p] if t < count else np.float32(0)
+            for first in range(low, high, chunk):
+                few = min(chunk, high - first)
+                name_neurons(w_in, a[W_IN], size * d, first, few, 0)
+                name_neurons(w_out, a[W_OUT], size * d, first, few, 0)
+                dot_rows(
+                    w_in.ctypes.data, xs.ctypes.data, few, count, d, u.ctypes.data, stride, size,
+                    w_out[0], w_out[0] + ahead * few,
+                )  # fmt: skip
+                add_bias(u, a[B_IN], first, few, stride)
+                if a[W_GATE]:
+                    name_neurons(w_gate, a[W_GATE], size * d, first, few, 0)
+                    dot_rows(w_gate.ctypes.data, xs.ctypes.data, few, count, d, v.ctypes.data, stride, size)
+                    add_bias(v, a[B_GATE], first, few, stride)
+                    activate(v, a[CODE], few * stride)
+                    for i in range(few * stride):
+                        u[i] *= v[i]
+                else:
+                    activate(u, a[CODE], few * stride)
+                for j in range(few):
+                    for t in range(stride):
+                        u[j * stride + t] *= g[t]
+                sum_rows(
+                    ys.ctypes.data, w_out.ctypes.data, count, few, d, u.ctypes.data, stride, 1, size,
+                    w_in[0] + ahead * few, w_in[0] + ahead * min(2 * few, high - first),
+                )  # fmt: skip
+
+
+@numba.njit(**OPTIONS)
+def backward_loop(a, thread, threads):
+    """Adds to D_X [threads, n, d] and D_GATES [threads, n, p]; writes this thread's rows of every weight's gradient.
+
+    With u = x W_inᵀ + b_in, v = x W_gateᵀ + b_gate, h = act(u) or act(v) ⊙ u, e = grad W_outᵀ (before the gate):
+    d gate = ⟨h, e⟩, dh = gate · e, dW_out = (gate · h)ᵀ grad; du, dv from dh; dW_in = duᵀ x; dx = du W_in + dv W_gate.
+    """
+    n, d, code = a[N], a[D], a[CODE]
+    row = 4 * d
+    chosen, gates = carray(bytes_at(a[CHOSEN]), (n, a[P])), carray(floats(a[GATES]), (n, a[P]))
+    d_gates = carray(floats(a[D_GATES] + thread * n * a[P] * 4), (n, a[P]))
+    d_x = a[D_X] + thread * n * row
+    f = a[OFFSETS + a[P]]
+    gated = a[W_GATE] != 0
+    d_in, d_out = carray(floats(a[D_W_IN]), (f, d)), carray(floats(a[D_W_OUT]), (f, d))
+    d_gate = carray(floats(a[D_W_GATE]), (f if gated else 0, d))
+    db_in = carray(floats(a[D_B_IN]), (f if a[B_IN] else 0,))
+    db_gate = carray(floats(a[D_B_GATE]), (f if a[B_GATE] else 0,))
+    tokens, g, spare = np.empty(n, np.int64), np.empty(BLOCK, np.float32), np.zeros(d, np.float32)
+    xs, gs, dxs = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
+    w, dw = np.empty(16, np.int64), np.empty(16, np.int64)
+    u, v, e = np.empty(16 * BLOCK, np.float32), np.empty(16 * BLOCK, np.float32), np.empty(16 * BLOCK, np.float32)
+    slope = np.empty(16 * BLOCK, np.float32)
+    for p in range(a[P]):
+        begin, m = a[OFFSETS + p], a[OFFSETS + p + 1] - a[OFFSETS + p]
+        low, high = begin + m * thread // threads, begin + m * (thread + 1) // threads
+        d_in[low:high] = 0
+        d_out[low:high] = 0
+        if a[B_IN]:
+            db_in[low:high] = 0
+        if gated:
+            d_gate[low:high] = 0
+            if a[B_GATE]:
+                db_gate[low:high] = 0
+        r = tokens_of(chosen, p, tokens)
+        chunk = max(8, min(16, 8192 // d & ~3))
+        for start in range(0, r if high > low else 0, BLOCK):
+            block = tokens[start : min(start + BLOCK, r)]
+            count = block.shape[0]
+            stride = padded(count)
+            name_tokens(xs, a[X], row, block, 0)
+            name_tokens(gs, a[GRAD], row, block, 0)
+            name_tokens(dxs, d_x, row, block, spare.ctypes.data)
+            for t in range(stride):
+                g[t] = gates[block[t], p] if t < count else np.float32(0)
+            for first in range(low, high, chunk):
+                few = min(chunk, high - first)
+                size = few * stride
+                name_neurons(w, a[W_IN], row, first, few, 0)
+                dot_rows(w.ctypes.data, xs.ctypes.data, few, count, d, u.ctypes.data, stride, 4)
+                add_bias(u, a[B_IN], first, few, stride)
+                if gated:
+                    name_neurons(w, a[W_GATE], row, first, few, 0)
+                    dot_rows(w.ctypes.data, xs.ctypes.data, few, count, d, v.ctypes.data, stride, 4)
+                    add_bias(v, a[B_GATE], first, few, stride)
+                    activate_and_derive(v, slope, code, size)  # v = act(v)
+                else:
+                    activate_and_derive(u, slope, code, size)  # u = h
+                name_neurons(w, a[W_OUT], row, first, few, 0)
+                dot_rows(w.ctypes.data, gs.ctypes.data, few, count, d, e.ctypes.data, stride, 4)
+                for j in range(few):
+                    for t in range(stride):
+                        i = j * stride + t
+                        h = u[i] * v[i] if gated else u[i]
+                        de = g[t] * e[i]
+                        if t < count:
+                            d_gates[block[t], p] += h * e[i]
+                        if gated:
+                            slope[i] *= de * u[i]  # dv
+                            e[i] = de * v[i]  # du
+                        else:
+                            e[i] = de * slope[i]
+                        u[i] = h * g[t]
+                name_neurons(dw, a[D_W_OUT], row, first, few, spare.ctypes.data)
+                sum_rows(dw.ctypes.data, gs.ctypes.data, few, count, d, u.ctypes.data, 1, stride, 4)
+                name_neurons(dw, a[D_W_IN], row, first, few, spare.ctypes.data)
+                sum_rows(dw.ctypes.data, xs.ctypes.data, few, count, d, e.ctypes.data, 1, stride, 4)
+                name_neurons(w, a[W_IN], row, first, few, 0)
+                sum_rows(dxs.ctypes.data, w.ctypes.data, count, few, d, e.ctypes.data, stride, 1, 4)
+                if a[B_IN]:
+                    for j in range(few):
+                        for t in range(count):
+                            db_in[first + j] += e[j * stride + t]
+                if gated:
+                    name_neurons(dw, a[D_W_GATE], row, first, few, spare.ctypes.data)
+                    sum_rows(dw.ctypes.data, xs.ctypes.data, few, count, d, slope.ctypes.data, 1, stride, 4)
+                    name_neurons(w, a[W_GATE], row, first, few, 0)
+                    sum_rows(dxs.ctypes.data, w.ctypes.data, count, few, d, slope.ctypes.data, stride, 1, 4)
+                    if a[B_GATE]:
+                        for j in range(few):
+                            for t in range(count):
+                                db_gate[first + j] += slope[j * stride + t]
+
+
+def _forward_member(arguments):
+    a = carray(arguments, (OFFSETS,), np.int64)
+    a = carray(arguments, (OFFSETS + a[P] + 1,), np.int64)
+    forward_loop(a, np.int64(call_for_int(a[THREAD])), np.int64(call_for_int(a[THREADS])))
+
+
+def _backward_member(arguments):
+    a = carray(arguments, (OFFSETS,), np.int64)
+    a = carray(arguments, (OFFSETS + a[P] + 1,), np.int64)
+    backward_loop(a, np.int64(call_for_int(a[THREAD])), np.int64(call_for_int(a[THREADS])))
+
+
+@functools.cache
+def _member(loop):
+    """The loop as a C function that each thread of a team calls; compiled when first wanted."""
+    function = _forward_member if loop is forward_loop else _backward_member
+    return numba.cfunc("void(voidptr)", cache=True)(function)
+
+
+@functools.cache
+def _openmp() -> tuple[ctypes.CDLL | None, int, int]:
+    """PyTorch's OpenMP library, if it is GNU's, and the addresses of its functions for thread and team size."""
+    library = ctypes.CDLL(None)
+    try:
+        library.GOMP_parallel.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
+        names = (library.omp_get_thread_num, library.omp_get_num_threads)
+    except AttributeError:
+        return None, 0, 0
+    thread, threads = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in names)
+    return library, thread, threads
+
+
+def team_size() -> int:
+    """Threads that a loop will run on."""
+    threads = torch.get_num_threads()
+    return threads if threads > 1 and _openmp()[0] is not None else 1
+
+
+def run(loop, team: int, arguments: np.ndarray) -> None:
+    """Calls loop(arguments, thread, threads) on a team of threads."""
+    if team == 1:
+        loop(arguments, 0, 1)
+    else:
+        library, arguments[THREAD], arguments[THREADS] = _openmp()
+        library.GOMP_parallel(_member(loop).address, arguments.ctypes.data, team, 0)
+
+
+def packed(arguments: list[int], offsets: Sequence[int]) -> np.ndarray:
+    """What a loop is told, from its first numbers and addresses."""
+    return np.array([*arguments, *[0] * (OFFSETS - len(arguments)), *offsets], np.int64)
+
+
+def address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def as_float(tensor: Tensor | None) -> Tensor | None:
+    """Contiguous float32. What is so already is returned at once: each operation of PyTorch costs a µs, cold three."""
+    if tensor is None or (tensor.dtype == torch.float32 and tensor.is_contiguous()):
+        return tensor
+    return tensor.detach().float().contiguous()
+
+
+def contiguous(tensor: Tensor | None) -> Tensor | None:
+    return tensor if tensor is None or tensor.is_contiguous() else tensor.detach().contiguous()
 
 
 def rows_forward(
@@ -165,24 +365,43 @@ def rows_forward(
     activation: str,
 ) -> Tensor:
     """The same function as `kernels.cpu.grouped_forward`, for float32 and bfloat16, accumulated in float32."""
-    no_weights, no_bias = _NO_WEIGHTS[W_in.dtype], _NO_BIAS[W_in.dtype]
-    y = torch.zeros(x.shape, dtype=torch.float32)
-    _rows(  # type: ignore[call-arg]
-        x.detach().float().contiguous().numpy(),
-        *(
-            _array(tensor, absent)
-            for tensor, absent in (
-                (W_in, no_weights),
-                (b_in, no_bias),
-                (W_gate, no_weights),
-                (b_gate, no_bias),
-                (W_out, no_weights),
-            )
-        ),
-        gates.detach().float().contiguous().numpy(),
-        chosen.contiguous().numpy(),
-        _bounds(tuple(offsets)),
-        CODES[activation],
-        y.numpy(),
-    )
-    return y.to(x.dtype)
+    (n, d), team = x.shape, team_size()
+    y = torch.zeros(team, n, d)
+    # Held here, as the loop knows addresses alone.
+    held = (
+        as_float(x), contiguous(W_in), as_float(b_in), contiguous(W_gate), as_float(b_gate), contiguous(W_out),
+        as_float(gates), chosen.contiguous(), y,
+    )  # fmt: skip
+    head = [n, d, len(offsets) - 1, CODES[activation], W_in.element_size(), 0, 0]
+    arguments = head + [address(tensor) for tensor in held]
+    run(forward_loop, team, packed(arguments, offsets))
+    return (y[0] if team == 1 else y.sum(0)).to(x.dtype)
+
+
+def rows_backward(
+    grad: Tensor,
+    x: Tensor,
+    W_in: Tensor,
+    b_in: Tensor | None,
+    W_gate: Tensor | None,
+    b_gate: Tensor | None,
+    W_out: Tensor,
+    gates: Tensor,
+    chosen: Tensor,
+    offsets: Sequence[int],
+    activation: str,
+) -> Gradients:
+    """The gradients of `rows_forward` for float32, as `kernels.cpu.grouped_backward` gives them."""
+    (n, d), p, team = x.shape, len(offsets) - 1, team_size()
+    inputs = [as_float(t) for t in (x, W_in, b_in, W_gate, b_gate, W_out, gates)]
+    held = (*inputs, chosen.contiguous(), as_float(grad))
+
+    def like(tensor: Tensor | None) -> Tensor:
+        return x.new_empty(0 if tensor is None else tensor.shape)
+
+    d_x, d_gates = torch.zeros(team, n, d), torch.zeros(team, n, p)
+    weights = [like(tensor) for tensor in (W_in, b_in, W_gate, b_gate, W_out)]
+    head = [n, d, p, CODES[activation], 4, 0, 0]
+    outputs = [d_x, *weights, d_gates]
+    run(backward_loop, team, packed(head + [address(t) for t in (*held, *outputs)], offsets))
+    return Gradients(d_x.sum(0), *weights, d_gates.sum(0).to(gates.dtype))

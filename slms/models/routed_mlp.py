@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from einops import einsum
 from torch import Tensor, nn
 
-from kernels import routed_mlp
+from kernels import Router, fused_mlp, fuses, routed_mlp
+from kernels.router import GATES
 from slms.models.partition import pathway_offsets
 from slms.routing import PathwayRouter, Routes, RoutingConfig
 
@@ -96,6 +97,8 @@ class RoutedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Output [..., d], in x's dtype, of x [..., d]."""
         flat = x.reshape(-1, x.shape[-1])
+        if self._fuses(flat):
+            return self._fused(flat).reshape(x.shape)
         routes = self.router.route(flat, self._k)
         if self.recorder is not None:
             self.recorder(routes)
@@ -122,6 +125,29 @@ class RoutedMLP(nn.Module):
         if self.b_out is not None:
             y = y + self.b_out.to(dtype)
         return F.dropout(y.to(x.dtype), self.dropout, self.training).reshape(x.shape)
+
+    def _fuses(self, x: Tensor) -> bool:
+        """Whether one compiled call can do all of it: inference of what nobody watches, where rows are the fastest."""
+        config, p = self.config, self.config.n_pathways
+        return (
+            self.recorder is None
+            and self.mean_out is None
+            and config.rule == "top_k"
+            and config.n_shared == 0
+            and self.router.kind != "static"
+            and self.router.gate in GATES
+            and fuses(x, self.W_in, self._k / p, p, self.W_gate is not None, config.backend)
+        )
+
+    def _fused(self, x: Tensor) -> Tensor:
+        router = self.router
+        first, last = router.hidden, router.out
+        chooser = Router(
+            None if first is None else first.weight, None if first is None else first.bias, last.weight, last.bias,
+            router.selection_bias, self._k, router.gate, router.ramp if router.blend is None else router.blend,
+        )  # fmt: skip
+        weights = (self.W_in, self.b_in, self.W_gate, self.b_gate, self.W_out, self.b_out)
+        return fused_mlp(x, chooser, *weights, self.offsets, self.activation)
 
     def extra_repr(self) -> str:
         f, d = self.W_in.shape

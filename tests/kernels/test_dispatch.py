@@ -62,11 +62,13 @@ def test_training_is_calibrated_apart(make_case):
     ("n", "d", "f", "density", "training", "dtype", "expected"),
     [
         (1, 512, 2048, 0.25, False, torch.float32, "rows"),
-        (1024, 512, 2048, 0.25, False, torch.float32, "grouped"),
-        (2048, 512, 2048, 0.25, True, torch.float32, "grouped"),
+        (1024, 512, 2048, 0.25, False, torch.float32, "rows"),
+        (1024, 512, 2048, 0.25, False, torch.float16, "grouped"),
+        (2048, 512, 2048, 0.25, True, torch.float32, "rows"),
+        (2048, 512, 2048, 0.25, True, torch.bfloat16, "grouped"),
         (2048, 512, 2048, 1.0, True, torch.float32, "dense"),
         (64, 512, 2048, 0.25, False, torch.bfloat16, "dense"),
-        (64, 64, 256, 0.25, True, torch.float32, "dense"),
+        (64, 64, 256, 0.25, True, torch.float32, "rows"),
     ],
 )
 def test_without_calibration(n, d, f, density, training, dtype, expected):
@@ -141,3 +143,18 @@ def test_autocast_runs_in_the_lower_type(make_case, close):
         assert output.dtype == torch.bfloat16
         close(output, case.reference(), torch.bfloat16, backend)
         assert torch.autograd.grad(output.sum(), case.W_in)[0].dtype == torch.float32
+
+
+def fuses(backend="auto", n=1, dtype=torch.float32, d=512, weights=None):
+    weights = torch.empty(4 * d, d, dtype=weights or dtype)
+    return dispatch.fuses(torch.zeros(n, d, dtype=dtype), weights, 0.25, 16, False, backend)
+
+
+def test_fuses_where_rows_win_and_nothing_needs_an_operator():
+    assert not fuses()  # gradients are wanted
+    with torch.no_grad():
+        assert fuses() and fuses(n=1024) and fuses(dtype=torch.bfloat16) and fuses("rows", n=1024, dtype=torch.bfloat16)
+        assert not fuses(n=1024, dtype=torch.bfloat16)  # dense, on matrix units
+        assert not fuses("dense") and not fuses(dtype=torch.float16) and not fuses(weights=torch.float64)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not fuses()

@@ -1,0 +1,50 @@
+"""A router as the compiled call of `kernels.fused` takes it, and what it computes in plain PyTorch.
+
+Shapes: n tokens, d model, h router's hidden units, p pathways.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+UNIT, SIGMOID, SOFTMAX = range(3)
+GATES = {"unit": UNIT, "sigmoid": SIGMOID, "softmax": SOFTMAX, "ramp": SIGMOID, "blend": SOFTMAX}
+"""The gates that are known here, and the value that each has or tends to."""
+
+
+class Router(NamedTuple):
+    """s = W_out relu(W_in x + b_in) + b_out, or W_out x + b_out; the k largest of s + bias are chosen."""
+
+    W_in: Tensor | None
+    """[h, d], or None: the scores are linear in x"""
+    b_in: Tensor | None
+    W_out: Tensor
+    """[p, h] or [p, d]"""
+    b_out: Tensor
+    bias: Tensor
+    """[p], counts for the choice alone"""
+    k: int
+    gate: str
+    """unit: 1; sigmoid: v = σ(s); softmax: v = k · softmax of s over the chosen; ramp and blend: 1 + λ (v − 1)"""
+    ramp: Tensor | None
+    """λ, of the gates that have one"""
+
+
+def choose(x: Tensor, router: Router) -> tuple[Tensor, Tensor]:
+    """Gates [n, p], float32 and 0 where not chosen, and what is chosen [n, p], of x [n, d]."""
+    features = x.float()
+    if router.W_in is not None and router.b_in is not None:
+        features = F.linear(features, router.W_in.float(), router.b_in.float()).relu()
+    scores = F.linear(features, router.W_out.float(), router.b_out.float())
+    order = (scores + router.bias.float()).argsort(dim=1, descending=True, stable=True)
+    chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(1, order[:, : router.k], True)
+    kind = GATES[router.gate]
+    if kind == SOFTMAX:
+        value = router.k * scores.masked_fill(~chosen, -torch.inf).softmax(1)
+    else:
+        value = scores.sigmoid() if kind == SIGMOID else torch.ones_like(scores)
+    if router.ramp is not None and router.gate in ("ramp", "blend"):
+        value = 1 + router.ramp.float() * (value - 1)
+    return torch.where(chosen, value, 0), chosen

@@ -1,0 +1,40 @@
+"""The plain router against its definition, written per token."""
+
+import math
+
+import pytest
+import torch
+
+from kernels.router import GATES, Router, choose
+
+
+def make_router(d=24, p=6, h=10, k=2, gate="ramp", linear=False, seed=0) -> Router:
+    generator = torch.Generator().manual_seed(seed)
+    first = (None, None) if linear else (torch.randn(h, d, generator=generator), torch.randn(h, generator=generator))
+    width = d if linear else h
+    last = (torch.randn(p, width, generator=generator) * 0.2, torch.randn(p, generator=generator))
+    return Router(*first, *last, torch.randn(p, generator=generator), k, gate, torch.tensor(0.3))
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("linear", [False, True])
+def test_choice_and_gates(gate, linear):
+    router = make_router(gate=gate, linear=linear)
+    x = torch.randn(9, 24, generator=torch.Generator().manual_seed(1))
+    gates, chosen = choose(x, router)
+    for t in range(9):
+        features = x[t] if linear else (router.W_in @ x[t] + router.b_in).clamp(min=0)
+        s = router.W_out @ features + router.b_out
+        best = sorted(range(6), key=lambda q: -(s + router.bias)[q].item())[:2]
+        total = sum(math.exp(s[q]) for q in best)
+        assert set(chosen[t].nonzero().view(-1).tolist()) == set(best)
+        for q in range(6):
+            value = {"unit": 1.0, "sigmoid": s[q].sigmoid().item()}
+            value["softmax"] = 2 * math.exp(s[q]) / total
+            value["ramp"], value["blend"] = (1 + 0.3 * (value[kind] - 1) for kind in ("sigmoid", "softmax"))
+            assert gates[t, q].item() == pytest.approx(value[gate] if q in best else 0.0, abs=1e-5)
+
+
+def test_equal_scores_are_taken_from_the_left():
+    flat = make_router(k=3)._replace(W_out=torch.zeros(6, 10), b_out=torch.zeros(6), bias=torch.zeros(6))
+    assert choose(torch.zeros(2, 24), flat)[1].tolist() == [[True] * 3 + [False] * 3] * 2

@@ -1,0 +1,41 @@
+"""What is particular to the compiled loops beside the parity of all backends (test_ops.py): blocks, chunks, threads."""
+
+import pytest
+import torch
+
+from kernels import cpu, rows
+
+
+def detached(case) -> list:
+    return [value.detach() if isinstance(value, torch.Tensor) else value for value in case]
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("sizes", [dict(n=300, d=33), dict(n=129, d=16), dict(n=6, d=1100)])
+def test_blocks_chunks_and_threads(make_case, close, threads, gated, sizes):
+    # more tokens than a block, more neurons than a chunk, fewer neurons than threads, none at all
+    case = detached(make_case(offsets=(0, 37, 38, 38, 70), gated=gated, **sizes))
+    close(rows.rows_forward(*case), cpu.grouped_forward(*case), torch.float32, "output")
+    upstream = torch.randn(case[0].shape, generator=torch.Generator().manual_seed(1))
+    wanted = cpu.grouped_backward(upstream, *case)
+    for name, actual, expected in zip(wanted._fields, rows.rows_backward(upstream, *case), wanted, strict=True):
+        close(actual, expected, torch.float32, name)
+
+
+def test_same_bits_every_time(make_case, threads):
+    case = detached(make_case(n=50, d=40))
+    assert torch.equal(rows.rows_forward(*case), rows.rows_forward(*case))
+
+
+def test_team_without_gnu_openmp(monkeypatch):
+    monkeypatch.setattr(rows, "_openmp", lambda: (None, 0, 0))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    assert rows.team_size() == 1
