@@ -2,7 +2,7 @@
 
 from kernels.activations import ACTIVATIONS
 from kernels.calibrate import calibrate
-from kernels.dispatch import BACKENDS, explain, fused_mlp, fuses, routed_mlp
+from kernels.dispatch import BACKENDS, explain, fuses, prepare_fused, routed_mlp
 from kernels.reference import routed_mlp_reference
 from kernels.router import Router, choose
 
@@ -13,8 +13,8 @@ __all__ = [
     "calibrate",
     "choose",
     "explain",
-    "fused_mlp",
     "fuses",
+    "prepare_fused",
     "routed_mlp",
     "routed_mlp_reference",
 ]

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from kernels.dense import dense
 from kernels.ops import grouped, on_gpu, rows
 from kernels.reference import routed_mlp_reference
 from kernels.router import Router
+
+if TYPE_CHECKING:
+    from kernels.fused import FusedMLP
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +152,7 @@ _auto._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def fuses(x: Tensor, W_in: Tensor, density: float, n_pathways: int, gated: bool, backend: str) -> bool:
-    """Whether `fused_mlp` can run on x [n, d], and is what `backend` asks for or "auto" expects to be fastest."""
+    """Whether `prepare_fused` can run on x [n, d], and is what `backend` asks for or "auto" expects to be fastest."""
     if x.device.type != "cpu" or x.dtype != W_in.dtype or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     if backend not in ("auto", "rows") or torch.is_autocast_enabled("cpu") or refusal("rows", "cpu", x.dtype):
@@ -164,8 +168,7 @@ def _fusing_pays(n: int, density: float, d: int, f: int, n_pathways: int, gated:
     return times.get("rows", math.inf) <= min(times.values()) + ROUTER_OPERATIONS
 
 
-def fused_mlp(
-    x: Tensor,
+def prepare_fused(
     router: Router,
     W_in: Tensor,
     b_in: Tensor | None,
@@ -175,14 +178,15 @@ def fused_mlp(
     b_out: Tensor | None,
     offsets: Sequence[int],
     activation: str,
-) -> Tensor:
-    """y = b_out + `routed_mlp` of x [n, d] at the gates and choices of `kernels.router.choose`, in one compiled call.
+) -> "FusedMLP":
+    """A function of x [n, d]: b_out + `routed_mlp` at the gates and choices of `kernels.choose`, in compiled loops.
 
     For float32 or bfloat16 on the CPU, without gradient; see `fuses`. Weights, the router's too, are of the type of x.
+    They must not move, but may change in place unless the function says that they were `copied`.
     """
-    from kernels.fused import fused_forward  # numba takes half a second to import and is optional
+    from kernels.fused import FusedMLP  # numba takes half a second to import and is optional
 
-    return fused_forward(x, router, W_in, b_in, W_gate, b_gate, W_out, b_out, offsets, activation)
+    return FusedMLP(router, W_in, b_in, W_gate, b_gate, W_out, b_out, offsets, activation)
 
 
 def explain(

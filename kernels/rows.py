@@ -24,7 +24,7 @@ from torch import Tensor
 
 from kernels.cpu import Gradients
 from kernels.pointwise import CODES, activate, activate_and_derive
-from kernels.vectors import MATH, bytes_at, call_for_int, dots, floats, prefetch, sums
+from kernels.vectors import MATH, bits_as_float, bytes_at, call_for_int, dots, floats, halves, prefetch, sums
 
 BLOCK = 128  # tokens whose inputs and outputs stay in the second cache
 OPTIONS = dict(nogil=True, cache=True, fastmath=set(MATH), error_model="numpy")
@@ -126,9 +126,21 @@ def name_neurons(table, base, bytes_per_row, first, count, spare):
 
 
 @register_jitable
-def add_bias(u, address, first, count, stride):
-    if address:
-        bias = carray(floats(address), (first + count,))
+def numbers(address, count, size):
+    """A vector as float32: itself if its numbers have four bytes, else a wider copy; empty at address 0."""
+    if address == 0:
+        return np.empty(0, np.float32)
+    if size == 4:
+        return carray(floats(address), (count,))
+    stored, wide = carray(halves(address), (count,)), np.empty(count, np.float32)
+    for i in range(count):
+        wide[i] = bits_as_float(np.uint32(stored[i]) << np.uint32(16))
+    return wide
+
+
+@register_jitable
+def add_bias(u, bias, first, count, stride):
+    if bias.shape[0] > 0:
         for j in range(count):
             for t in range(stride):
                 u[j * stride + t] += bias[first + j]
@@ -145,6 +157,7 @@ def forward_loop(a, thread, threads):
     """Adds to Y [threads, n, d]."""
     n, d, size = a[N], a[D], a[SIZE]
     chosen, gates = carray(bytes_at(a[CHOSEN]), (n, a[P])), carray(floats(a[GATES]), (n, a[P]))
+    b_in, b_gate = numbers(a[B_IN], a[OFFSETS + a[P]], size), numbers(a[B_GATE], a[OFFSETS + a[P]], size)
     y = a[Y] + thread * n * d * 4
     tokens, g, spare = np.empty(n, np.int64), np.empty(BLOCK, np.float32), np.zeros(d, np.float32)
     xs, ys = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
@@ -172,11 +185,11 @@ def forward_loop(a, thread, threads):
                     w_in.ctypes.data, xs.ctypes.data, few, count, d, u.ctypes.data, stride, size,
                     w_out[0], w_out[0] + ahead * few,
                 )  # fmt: skip
-                add_bias(u, a[B_IN], first, few, stride)
+                add_bias(u, b_in, first, few, stride)
                 if a[W_GATE]:
                     name_neurons(w_gate, a[W_GATE], size * d, first, few, 0)
                     dot_rows(w_gate.ctypes.data, xs.ctypes.data, few, count, d, v.ctypes.data, stride, size)
-                    add_bias(v, a[B_GATE], first, few, stride)
+                    add_bias(v, b_gate, first, few, stride)
                     activate(v, a[CODE], few * stride)
                     for i in range(few * stride):
                         u[i] *= v[i]
@@ -205,6 +218,7 @@ def backward_loop(a, thread, threads):
     d_x = a[D_X] + thread * n * row
     f = a[OFFSETS + a[P]]
     gated = a[W_GATE] != 0
+    b_in, b_gate = numbers(a[B_IN], f, 4), numbers(a[B_GATE], f, 4)
     d_in, d_out = carray(floats(a[D_W_IN]), (f, d)), carray(floats(a[D_W_OUT]), (f, d))
     d_gate = carray(floats(a[D_W_GATE]), (f if gated else 0, d))
     db_in = carray(floats(a[D_B_IN]), (f if a[B_IN] else 0,))
@@ -241,11 +255,11 @@ def backward_loop(a, thread, threads):
                 size = few * stride
                 name_neurons(w, a[W_IN], row, first, few, 0)
                 dot_rows(w.ctypes.data, xs.ctypes.data, few, count, d, u.ctypes.data, stride, 4)
-                add_bias(u, a[B_IN], first, few, stride)
+                add_bias(u, b_in, first, few, stride)
                 if gated:
                     name_neurons(w, a[W_GATE], row, first, few, 0)
                     dot_rows(w.ctypes.data, xs.ctypes.data, few, count, d, v.ctypes.data, stride, 4)
-                    add_bias(v, a[B_GATE], first, few, stride)
+                    add_bias(v, b_gate, first, few, stride)
                     activate_and_derive(v, slope, code, size)  # v = act(v)
                 else:
                     activate_and_derive(u, slope, code, size)  # u = h
@@ -369,7 +383,7 @@ def rows_forward(
     y = torch.zeros(team, n, d)
     # Held here, as the loop knows addresses alone.
     held = (
-        as_float(x), contiguous(W_in), as_float(b_in), contiguous(W_gate), as_float(b_gate), contiguous(W_out),
+        as_float(x), *map(contiguous, (W_in, b_in, W_gate, b_gate, W_out)),
         as_float(gates), chosen.contiguous(), y,
     )  # fmt: skip
     head = [n, d, len(offsets) - 1, CODES[activation], W_in.element_size(), 0, 0]

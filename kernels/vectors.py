@@ -226,6 +226,7 @@ def _pointer_at(element, kind):
 # Pointers at an address, for `numba.carray`.
 floats = _pointer_at(FLOAT, types.float32)
 bytes_at = _pointer_at(ir.IntType(8), types.uint8)
+halves = _pointer_at(HALF, types.uint16)
 
 
 @intrinsic

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import einsum
 from torch import Tensor, nn
 
-from kernels import Router, fused_mlp, fuses, routed_mlp
+from kernels import Router, fuses, prepare_fused, routed_mlp
 from kernels.router import GATES
 from slms.models.partition import pathway_offsets
 from slms.routing import PathwayRouter, Routes, RoutingConfig
@@ -60,6 +60,7 @@ class RoutedMLP(nn.Module):
         self.register_buffer("mean_out", torch.zeros(config.n_pathways, d_model) if config.mean_compensation else None)
         self.router = PathwayRouter(d_model, config)
         self.recorder: Callable[[Routes], None] | None = None
+        self._prepared: tuple | None = None
 
     @property
     def k(self) -> int:
@@ -140,14 +141,26 @@ class RoutedMLP(nn.Module):
         )
 
     def _fused(self, x: Tensor) -> Tensor:
+        """All of it in one compiled call, prepared when first wanted and again once a tensor has moved."""
         router = self.router
-        first, last = router.hidden, router.out
-        chooser = Router(
-            None if first is None else first.weight, None if first is None else first.bias, last.weight, last.bias,
-            router.selection_bias, self._k, router.gate, router.ramp if router.blend is None else router.blend,
-        )  # fmt: skip
-        weights = (self.W_in, self.b_in, self.W_gate, self.b_gate, self.W_out, self.b_out)
-        return fused_mlp(x, chooser, *weights, self.offsets, self.activation)
+        hidden, out = router.hidden, router.out
+        owners = [self._parameters, router._parameters, router._buffers, out._parameters]
+        if hidden is not None:
+            owners.append(hidden._parameters)
+        where = [self._k, x.dtype, *(0 if t is None else t.data_ptr() for owner in owners for t in owner.values())]
+        if self._prepared is None or self._prepared[0] != where:
+            first = (None, None) if hidden is None else (hidden.weight, hidden.bias)
+            ramp = router.ramp if router.blend is None else router.blend
+            chooser = Router(*first, out.weight, out.bias, router.selection_bias, self._k, router.gate, ramp)
+            weights = (self.W_in, self.b_in, self.W_gate, self.b_gate, self.W_out, self.b_out)
+            run = prepare_fused(chooser, *weights, self.offsets, self.activation)
+            if run.copied:  # of tensors that are not contiguous, whose numbers may change
+                return run(x)
+            self._prepared = (where, run)
+        return self._prepared[1](x)
+
+    def __getstate__(self) -> dict:
+        return super().__getstate__() | {"_prepared": None}
 
     def extra_repr(self) -> str:
         f, d = self.W_in.shape

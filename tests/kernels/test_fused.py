@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels import Router, choose, fused_mlp, routed_mlp_reference
+from kernels import Router, choose, prepare_fused, routed_mlp_reference
 from kernels.router import GATES
 
 D, P, H = 24, 6, 10
@@ -36,7 +36,7 @@ def expected(x, router, weights, offsets, activation="gelu"):
 
 def run(x, router, weights, offsets, activation="gelu"):
     with torch.no_grad():
-        return fused_mlp(x, router, *weights, offsets, activation)
+        return prepare_fused(router, *weights, offsets, activation)(x)
 
 
 @pytest.mark.parametrize("n", [0, 1, 3, 140])
