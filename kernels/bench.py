@@ -5,10 +5,12 @@ Every line is one shape, number of tokens, density and direction, with all alter
 dense        the plain MLP, the faster of W_out stored as [d, f] and neuron-major; with --compile also compiled
 masked       the reference: all neurons computed, then weighted
 grouped_mm   pairs gathered, `torch.nn.functional.grouped_mm`, summed by `embedding_bag` (forward, equal pathways)
-auto         `kernels.routed_mlp`
-router       two linear layers (hidden 128) and top-k; its time is added to auto's before the speedup is taken
+auto         `kernels.routed_mlp` with gates and choices given
+routed       the router (two linear layers, hidden 128), its choice and the MLP, as a routed model executes them: in one
+             fused call where that pays, else by operations of PyTorch and `kernels.routed_mlp`
 
-Times are µs (20th, 50th and 80th percentile); roofline: the larger of bytes over copy bandwidth and operations over
+Times are µs (20th, 50th and 80th percentile of processor time with one thread, of wall time with several); speedup:
+the faster dense over routed, medians; roofline: the larger of bytes over copy bandwidth and operations over
 matrix speed, both measured first, as a share of auto's median; error: of auto's output against the reference, relative
 to its largest number. No line is printed for a call whose output or gradients miss the reference.
 """
@@ -28,7 +30,8 @@ from torch import Tensor
 from kernels.activations import ACTIVATIONS
 from kernels.calibrate import call_backend, one_pass
 from kernels.costs import Shape, machine
-from kernels.dispatch import explain
+from kernels.dispatch import explain, fuses, prepare_fused
+from kernels.router import Router, choose
 from kernels.timing import Call, Spread, random_call, time_together
 
 # d_model, d_ff, gated; layers of models in use, and the embedded one.
@@ -42,10 +45,10 @@ SHAPES = {
 }
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}
 CACHES = 64 << 20  # weights of this many bytes are taken in rotation, so that they come from memory as in a whole model
-PATHWAYS = 16
+PATHWAYS, HIDDEN = 16, 128
 COLUMNS = (
-    "shape dtype pass tokens density backend auto_p20 auto_p50 auto_p80 dense_p50 masked_p50 grouped_mm_p50 router_p50 "
-    "speedup ideal GB/s TFLOP/s roofline error"
+    "shape dtype pass tokens density backend auto_p50 routed_p20 routed_p50 routed_p80 dense_p50 masked_p50 "
+    "grouped_mm_p50 speedup ideal GB/s TFLOP/s roofline error"
 ).split()
 
 
@@ -96,9 +99,38 @@ def parity(call: Call, shape: Shape, activation: str) -> float:
     return errors[0]
 
 
-def rotating(runs: list[Callable[[], object]]) -> Callable[[], object]:
-    turns = itertools.cycle(runs)
+def rotating(runs: list[Callable[[], object]], first: int = 0) -> Callable[[], object]:
+    """One run a call, in turns; alternatives begin at different ones, or each would find its weights in the caches."""
+    turns = itertools.cycle(runs[first % len(runs) :] + runs[: first % len(runs)])
     return lambda: next(turns)()
+
+
+def random_router(shape: Shape, density: float, seed: int) -> Router:
+    """A router of a routed model's form whose choices are spread evenly."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int, scale: float = 1.0) -> Tensor:
+        values = torch.randn(*size, generator=generator) * scale
+        return values.to(device=shape.device, dtype=getattr(torch, shape.dtype)).requires_grad_(shape.training)
+
+    d, p, k = shape.d_model, shape.n_pathways, max(1, round(density * shape.n_pathways))
+    first = normal(HIDDEN, d, scale=d**-0.5), normal(HIDDEN, scale=0.1)
+    bias = torch.zeros(p, device=shape.device, dtype=getattr(torch, shape.dtype))
+    return Router(*first, normal(p, HIDDEN, scale=HIDDEN**-0.5), normal(p, scale=0.1), bias, k, "sigmoid", None)
+
+
+def routed(call: Call, router: Router, activation: str) -> Callable[[], Tensor]:
+    """Router, choice and MLP."""
+    p = call.chosen.shape[1]
+    if fuses(call.x, call.W_in, router.k / p, p, call.W_gate is not None, "auto"):
+        run = prepare_fused(router, call.W_in, call.b_in, call.W_gate, None, call.W_out, None, call.offsets, activation)
+        return lambda: run(call.x)
+
+    def separately() -> Tensor:
+        gates, chosen = choose(call.x, router)
+        return call_backend(call._replace(gates=gates, chosen=chosen), activation, "auto")
+
+    return separately
 
 
 def limits(device: str, dtype: str) -> tuple[float, float]:
@@ -124,36 +156,32 @@ def measure(
     calls = [random_call(shape, n_tokens, density, seed) for seed in range(copies)]
     error = parity(calls[0], shape, activation)
     transposed = [call.W_out.detach().t().contiguous().requires_grad_(shape.training) for call in calls]
-    router = torch.nn.Sequential(
-        torch.nn.Linear(shape.d_model, 128), torch.nn.ReLU(), torch.nn.Linear(128, shape.n_pathways)
-    ).to(shape.device, getattr(torch, shape.dtype))
-    k = max(1, round(density * shape.n_pathways))
+    routers = [random_router(shape, density, seed) for seed in range(copies)]
 
-    def route() -> object:
-        scores = router(calls[0].x)
-        if shape.training:
-            return torch.autograd.grad(scores.sum(), list(router.parameters()))
-        return scores.topk(k, 1)
-
-    def alternative(forward: Callable[[Call], Tensor]) -> Callable[[], object]:
-        return rotating([one_pass(call, shape, functools.partial(forward, call)) for call in calls])
+    def alternative(forward: Callable[[Call], Tensor], turn: int) -> Callable[[], object]:
+        return rotating([one_pass(call, shape, functools.partial(forward, call)) for call in calls], turn)
 
     plain = [
         one_pass(c, shape, functools.partial(dense_mlp, c, activation, t))
         for c, t in zip(calls, transposed, strict=True)
     ]
+    with torch.set_grad_enabled(shape.training):
+        whole = [
+            one_pass(c, shape, routed(c, r, activation), [t for t in r if isinstance(t, Tensor) and t.requires_grad])
+            for c, r in zip(calls, routers, strict=True)
+        ]
     runs = {
-        "auto": alternative(lambda call: call_backend(call, activation, "auto")),
-        "dense": rotating(plain),
-        "dense, neuron-major": alternative(lambda call: dense_mlp(call, activation, None)),
-        "masked": alternative(lambda call: call_backend(call, activation, "reference")),
-        "router": route if shape.training else torch.no_grad()(route),
+        "auto": alternative(lambda call: call_backend(call, activation, "auto"), 0),
+        "dense": rotating(plain, 1),
+        "routed": rotating(whole, 2),
+        "dense, neuron-major": alternative(lambda call: dense_mlp(call, activation, None), 3),
+        "masked": alternative(lambda call: call_backend(call, activation, "reference"), 4),
     }
     if not shape.training:
-        runs["grouped_mm"] = alternative(lambda call: grouped_mm_mlp(call, activation))
+        runs["grouped_mm"] = alternative(lambda call: grouped_mm_mlp(call, activation), 5)
     if compiled:
         fast = torch.compile(dense_mlp)
-        runs["dense, compiled"] = alternative(lambda call: fast(call, activation, None))
+        runs["dense, compiled"] = alternative(lambda call: fast(call, activation, None), 6)
     times: dict[str, Spread] = time_together(runs, shape.device, seconds)
     dense = min(spread.p50 for run, spread in times.items() if run.startswith("dense"))
     auto = times["auto"]
@@ -178,12 +206,12 @@ def measure(
         n_tokens,
         density,
         said.split()[0],
-        *(f"{value:.0f}" for value in auto),
+        f"{auto.p50:.0f}",
+        *(f"{value:.0f}" for value in times["routed"]),
         f"{dense:.0f}",
         f"{times['masked'].p50:.0f}",
         f"{times['grouped_mm'].p50:.0f}" if "grouped_mm" in times else "",
-        f"{times['router'].p50:.0f}",
-        f"{dense / (auto.p50 + times['router'].p50):.2f}",
+        f"{dense / times['routed'].p50:.2f}",
         f"{1 / density:.2f}",
         f"{bytes_read / auto.p50 / 1e3:.1f}",
         f"{operations / auto.p50 / 1e6:.3f}",

@@ -31,11 +31,13 @@ def call_backend(call: Call, activation: str, backend: str) -> Tensor:
     )
 
 
-def one_pass(call: Call, shape: Shape, forward: Callable[[], Tensor]) -> Callable[[], object]:
-    """Forward alone without autograd, or forward and backward of every input that has a gradient."""
+def one_pass(
+    call: Call, shape: Shape, forward: Callable[[], Tensor], more: Sequence[Tensor] = ()
+) -> Callable[[], object]:
+    """Forward alone without autograd, or forward and backward of every input that has a gradient, and of `more`."""
     if not shape.training:
         return torch.no_grad()(forward)
-    leaves = [t for t in call if isinstance(t, Tensor) and t.requires_grad]
+    leaves = [*(t for t in call if isinstance(t, Tensor) and t.requires_grad), *more]
     upstream = torch.ones_like(call.x)
 
     def run() -> object:

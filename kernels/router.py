@@ -38,8 +38,10 @@ def choose(x: Tensor, router: Router) -> tuple[Tensor, Tensor]:
     if router.W_in is not None and router.b_in is not None:
         features = F.linear(features, router.W_in.float(), router.b_in.float()).relu()
     scores = F.linear(features, router.W_out.float(), router.b_out.float())
-    order = (scores + router.bias.float()).argsort(dim=1, descending=True, stable=True)
-    chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(1, order[:, : router.k], True)
+    ranked = scores.detach() + router.bias.float()
+    least = ranked.topk(router.k).values[:, -1:]
+    above, ties = ranked > least, ranked == least
+    chosen = above | (ties & (ties.cumsum(1) <= router.k - above.sum(1, keepdim=True)))  # of equals, those to the left
     kind = GATES[router.gate]
     if kind == SOFTMAX:
         value = router.k * scores.masked_fill(~chosen, -torch.inf).softmax(1)

@@ -227,7 +227,7 @@ def backward_loop(a, thread, threads):
     xs, gs, dxs = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
     w, dw = np.empty(16, np.int64), np.empty(16, np.int64)
     u, v, e = np.empty(16 * BLOCK, np.float32), np.empty(16 * BLOCK, np.float32), np.empty(16 * BLOCK, np.float32)
-    slope = np.empty(16 * BLOCK, np.float32)
+    slope, dg = np.empty(16 * BLOCK, np.float32), np.empty(BLOCK, np.float32)
     for p in range(a[P]):
         begin, m = a[OFFSETS + p], a[OFFSETS + p + 1] - a[OFFSETS + p]
         low, high = begin + m * thread // threads, begin + m * (thread + 1) // threads
@@ -250,11 +250,25 @@ def backward_loop(a, thread, threads):
             name_tokens(dxs, d_x, row, block, spare.ctypes.data)
             for t in range(stride):
                 g[t] = gates[block[t], p] if t < count else np.float32(0)
+            dg[:stride] = 0
             for first in range(low, high, chunk):
                 few = min(chunk, high - first)
                 size = few * stride
                 name_neurons(w, a[W_IN], row, first, few, 0)
-                dot_rows(w.ctypes.data, xs.ctypes.data, few, count, d, u.ctypes.data, stride, 4)
+                there = (first * row, (first + few) * row) if count > 4 else (0, 0)  # this chunk's rows, in any matrix
+                out = a[W_OUT]
+                dot_rows(
+                    w.ctypes.data,
+                    xs.ctypes.data,
+                    few,
+                    count,
+                    d,
+                    u.ctypes.data,
+                    stride,
+                    4,
+                    out + there[0],
+                    out + there[1],
+                )
                 add_bias(u, b_in, first, few, stride)
                 if gated:
                     name_neurons(w, a[W_GATE], row, first, few, 0)
@@ -264,14 +278,25 @@ def backward_loop(a, thread, threads):
                 else:
                     activate_and_derive(u, slope, code, size)  # u = h
                 name_neurons(w, a[W_OUT], row, first, few, 0)
-                dot_rows(w.ctypes.data, gs.ctypes.data, few, count, d, e.ctypes.data, stride, 4)
+                out = a[D_W_OUT]
+                dot_rows(
+                    w.ctypes.data,
+                    gs.ctypes.data,
+                    few,
+                    count,
+                    d,
+                    e.ctypes.data,
+                    stride,
+                    4,
+                    out + there[0],
+                    out + there[1],
+                )
                 for j in range(few):
                     for t in range(stride):
                         i = j * stride + t
                         h = u[i] * v[i] if gated else u[i]
                         de = g[t] * e[i]
-                        if t < count:
-                            d_gates[block[t], p] += h * e[i]
+                        dg[t] += h * e[i]
                         if gated:
                             slope[i] *= de * u[i]  # dv
                             e[i] = de * v[i]  # du
@@ -279,11 +304,35 @@ def backward_loop(a, thread, threads):
                             e[i] = de * slope[i]
                         u[i] = h * g[t]
                 name_neurons(dw, a[D_W_OUT], row, first, few, spare.ctypes.data)
-                sum_rows(dw.ctypes.data, gs.ctypes.data, few, count, d, u.ctypes.data, 1, stride, 4)
+                sum_rows(
+                    dw.ctypes.data,
+                    gs.ctypes.data,
+                    few,
+                    count,
+                    d,
+                    u.ctypes.data,
+                    1,
+                    stride,
+                    4,
+                    a[D_W_IN] + there[0],
+                    a[D_W_IN] + there[1],
+                )
                 name_neurons(dw, a[D_W_IN], row, first, few, spare.ctypes.data)
                 sum_rows(dw.ctypes.data, xs.ctypes.data, few, count, d, e.ctypes.data, 1, stride, 4)
                 name_neurons(w, a[W_IN], row, first, few, 0)
-                sum_rows(dxs.ctypes.data, w.ctypes.data, count, few, d, e.ctypes.data, stride, 1, 4)
+                sum_rows(
+                    dxs.ctypes.data,
+                    w.ctypes.data,
+                    count,
+                    few,
+                    d,
+                    e.ctypes.data,
+                    stride,
+                    1,
+                    4,
+                    a[W_IN] + there[1],
+                    a[W_IN] + there[1] + there[1] - there[0],
+                )
                 if a[B_IN]:
                     for j in range(few):
                         for t in range(count):
@@ -297,6 +346,8 @@ def backward_loop(a, thread, threads):
                         for j in range(few):
                             for t in range(count):
                                 db_gate[first + j] += slope[j * stride + t]
+            for t in range(count):
+                d_gates[block[t], p] += dg[t]
 
 
 def _forward_member(arguments):
@@ -366,6 +417,11 @@ def contiguous(tensor: Tensor | None) -> Tensor | None:
     return tensor if tensor is None or tensor.is_contiguous() else tensor.detach().contiguous()
 
 
+def _total(parts: Tensor) -> Tensor:
+    """The sum over threads [threads, …], without a pass over memory where there is one."""
+    return parts[0] if len(parts) == 1 else parts.sum(0)
+
+
 def rows_forward(
     x: Tensor,
     W_in: Tensor,
@@ -389,7 +445,7 @@ def rows_forward(
     head = [n, d, len(offsets) - 1, CODES[activation], W_in.element_size(), 0, 0]
     arguments = head + [address(tensor) for tensor in held]
     run(forward_loop, team, packed(arguments, offsets))
-    return (y[0] if team == 1 else y.sum(0)).to(x.dtype)
+    return _total(y).to(x.dtype)
 
 
 def rows_backward(
@@ -418,4 +474,4 @@ def rows_backward(
     head = [n, d, p, CODES[activation], 4, 0, 0]
     outputs = [d_x, *weights, d_gates]
     run(backward_loop, team, packed(head + [address(t) for t in (*held, *outputs)], offsets))
-    return Gradients(d_x.sum(0), *weights, d_gates.sum(0).to(gates.dtype))
+    return Gradients(_total(d_x), *weights, _total(d_gates).to(gates.dtype))

@@ -29,7 +29,7 @@ def test_table(tiny, capsys, tmp_path):
         for direction, tokens in (("forward", "1"), ("forward", "40"), ("train", "8"))
     ]
     for row in rows:
-        assert float(row["auto_p20"]) <= float(row["auto_p50"]) <= float(row["auto_p80"])
+        assert float(row["routed_p20"]) <= float(row["routed_p50"]) <= float(row["routed_p80"])
         assert float(row["speedup"]) > 0 and float(row["error"]) <= 1e-5
         assert (row["grouped_mm_p50"] == "") == (row["pass"] == "train")
     out = capsys.readouterr().out.splitlines()
