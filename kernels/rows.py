@@ -14,6 +14,7 @@ Shapes: n tokens, d model, f neurons, p pathways; inside a pathway: r tokens tha
 import ctypes
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numba
 import numpy as np
@@ -27,7 +28,7 @@ from kernels.pointwise import CODES, activate, activate_and_derive
 from kernels.vectors import MATH, bits_as_float, bytes_at, call_for_int, dots, floats, halves, prefetch, sums
 
 BLOCK = 128  # tokens whose inputs and outputs stay in the second cache
-OPTIONS = dict(nogil=True, cache=True, fastmath=set(MATH), error_model="numpy")
+OPTIONS: dict[str, Any] = dict(nogil=True, cache=True, fastmath=set(MATH), error_model="numpy")
 
 dots_4, dots_2, dots_1 = (dots(4, tokens) for tokens in (4, 2, 1))
 dots_4h, dots_2h, dots_1h = (dots(4, tokens, half=True) for tokens in (4, 2, 1))
@@ -394,6 +395,7 @@ def run(loop, team: int, arguments: np.ndarray) -> None:
         loop(arguments, 0, 1)
     else:
         library, arguments[THREAD], arguments[THREADS] = _openmp()
+        assert library is not None, team
         library.GOMP_parallel(_member(loop).address, arguments.ctypes.data, team, 0)
 
 
@@ -470,8 +472,8 @@ def rows_backward(
         return x.new_empty(0 if tensor is None else tensor.shape)
 
     d_x, d_gates = torch.zeros(team, n, d), torch.zeros(team, n, p)
-    weights = [like(tensor) for tensor in (W_in, b_in, W_gate, b_gate, W_out)]
+    dW_in, db_in, dW_gate, db_gate, dW_out = weights = [like(t) for t in (W_in, b_in, W_gate, b_gate, W_out)]
     head = [n, d, p, CODES[activation], 4, 0, 0]
     outputs = [d_x, *weights, d_gates]
     run(backward_loop, team, packed(head + [address(t) for t in (*held, *outputs)], offsets))
-    return Gradients(_total(d_x), *weights, _total(d_gates).to(gates.dtype))
+    return Gradients(_total(d_x), dW_in, db_in, dW_gate, db_gate, dW_out, _total(d_gates).to(gates.dtype))

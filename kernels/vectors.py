@@ -12,11 +12,13 @@ as the upper halves of float32.
 
 from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import extending, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+
+intrinsic: Any = extending.intrinsic  # its stubs ask callers for the typing context too
 
 LANES = 16
 # Reordering sums is what lets the compiler vectorise them; NaN and infinity keep their meaning.

@@ -144,14 +144,15 @@ class RoutedMLP(nn.Module):
         """All of it in one compiled call, prepared when first wanted and again once a tensor has moved."""
         router = self.router
         hidden, out = router.hidden, router.out
-        owners = [self._parameters, router._parameters, router._buffers, out._parameters]
+        assert out is not None, router.kind  # `_fuses` has seen to it
+        owners: list[dict] = [self._parameters, router._parameters, router._buffers, out._parameters]
         if hidden is not None:
             owners.append(hidden._parameters)
         where = [self._k, x.dtype, *(0 if t is None else t.data_ptr() for owner in owners for t in owner.values())]
         if self._prepared is None or self._prepared[0] != where:
-            first = (None, None) if hidden is None else (hidden.weight, hidden.bias)
+            W, b = (None, None) if hidden is None else (hidden.weight, hidden.bias)
             ramp = router.ramp if router.blend is None else router.blend
-            chooser = Router(*first, out.weight, out.bias, router.selection_bias, self._k, router.gate, ramp)
+            chooser = Router(W, b, out.weight, out.bias, router.selection_bias, self._k, router.gate, ramp)
             weights = (self.W_in, self.b_in, self.W_gate, self.b_gate, self.W_out, self.b_out)
             run = prepare_fused(chooser, *weights, self.offsets, self.activation)
             if run.copied:  # of tensors that are not contiguous, whose numbers may change
