@@ -90,6 +90,7 @@ def test_training_and_eval_give_the_same_number(routed, tmp_path, capsys):
 def test_eval_pathways_gives_the_run_s_own_numbers(routed, tmp_path):
     evaluation.main(["pathways", str(routed), f"--output_dir={tmp_path}"])
     again, first = read_results(tmp_path / "pathways"), read_results(routed)
+    assert again.run.name == first.run.name and again.base == first.base
     assert [layer.purity for layer in again.layers] == [layer.purity for layer in first.layers]
     assert abs(again.losses.dense.nats - first.losses.dense.nats) < 1e-6
     assert (tmp_path / "pathways" / "llm_monosemanticity.png").stat().st_size > 10_000

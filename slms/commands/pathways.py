@@ -4,11 +4,12 @@ import datetime
 import time
 from pathlib import Path
 
-from slms.commands.subject import open_subject, run_base
+from slms.commands.subject import open_subject, run_base, short_name
 from slms.lit.evaluate import document_loss
 from slms.models.base import load_base
 from slms.models.flops import flops_per_token
 from slms.models.routed_mlp import routed_layers
+from slms.models.source import resolve
 from slms.report.assemble import assemble
 from slms.report.facts import command_line, hardware, versions
 from slms.report.figures import monosemanticity_figure
@@ -59,10 +60,13 @@ def pathways(
     base = run_base(model)
     dense = None if base is None else document_loss(load_base(base).model, subject.blocks, batch_size)
     config = subject.model.config.routing
-    asked = model if base is None else base.hub or base.name
+    came_from = Base(name=model, source="local", asked=model)
+    if base is not None:
+        found = resolve(base)
+        came_from = Base(name=found.name, source=found.kind, asked=base.hub or base.name or found.name)
     results = assemble(
         Run(
-            name=Path(model).name,
+            name=short_name(model),
             role="static" if config["router"] == "static" else "routed",
             command=command_line(),
             config_digest=None,
@@ -74,7 +78,7 @@ def pathways(
             versions=versions(),
             hardware=hardware(subject.model.device),
         ),
-        Base(name=asked, source="local" if base is None else base.source, asked=asked),
+        came_from,
         Data(
             name=subject.text["corpus"],
             source="embedded" if subject.text["corpus"] == "stories" else "local",
