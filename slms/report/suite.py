@@ -10,7 +10,8 @@ The rule was written before any suite was measured:
    Neurons count as on at their own strongest tenth of the tokens, so that the rate is the same at every size.
 2. The same is measured of each model with random weights in its place.
 3. Each number is regressed on log10 of the parameters without embeddings, by least squares; the slope's 95 % interval
-   is Student's at n − 2 degrees of freedom, so the scatter between models widens it.
+   is Student's at n − 2 degrees of freedom, so the scatter between models widens it. Models of one size (seeds; added
+   with them) are one point, their mean: copies of a size do not make more sizes lie on a line.
 4. Verdict: `rises` if the interval of the slope lies above 0 for the trained models and also for the difference
    trained − random, `falls` if both lie below 0, else `no trend`. Fewer than three models have no verdict. The numbers
    are judged each by itself at 95 %; four independent ones without any trend show at least one in 18 % of suites.
@@ -153,9 +154,12 @@ def judge(points: Sequence[Point]) -> list[Verdict]:
 
 
 def _trend(points: Sequence[Point], metric: str, minus_random: bool) -> Trend:
-    x = torch.tensor([p.parameters for p in points], dtype=torch.float64).log10()
-    y = [p.values[metric].value - (p.values[metric].random if minus_random else 0) for p in points]
-    return trend(x, torch.tensor(y, dtype=torch.float64))
+    of_size: dict[int, list[float]] = {}
+    for p in points:
+        value = p.values[metric]
+        of_size.setdefault(p.parameters, []).append(value.value - (value.random if minus_random else 0))
+    x = torch.tensor(list(of_size), dtype=torch.float64).log10()
+    return trend(x, torch.tensor([sum(y) / len(y) for y in of_size.values()], dtype=torch.float64))
 
 
 def write_point(path: Path, point: Point, settings: dict) -> None:
@@ -203,8 +207,8 @@ def suite_table(points: Sequence[Point], verdicts: Sequence[Verdict]) -> str:
         "  params: without embeddings; AS: Gini; SI: chance subtracted; Q: its null subtracted; means over layers",
         f"  verdict: the rule in slms/report/suite.py, {len(points)} models",
     ]
-    if len(points) < FEWEST:
-        notes.append(f"  a slope needs at least {FEWEST} models")
+    if len({p.parameters for p in points}) < FEWEST:
+        notes.append(f"  a slope needs models of at least {FEWEST} sizes")
     return "\n".join([text_table(head, rows), "", text_table(second, judged), *notes])
 
 
@@ -245,11 +249,12 @@ def _panel(axes: Axes, points: Sequence[Point], verdict: Verdict) -> None:
     axes.plot(x, [v.value for v in values], "o", color=COLOURS[0], markersize=7, label="trained")
     axes.plot(x, [v.random for v in values], "_", color=GREY, markersize=14, markeredgewidth=2, label="random weights")
     line = _trend(points, verdict.metric, minus_random=False)
-    if line.n >= FEWEST and len(set(x)) > 1:
+    if line.n >= FEWEST:
         ends = [min(x), max(x)]
         fitted = (line.intercept + line.slope * torch.tensor(ends, dtype=torch.float64).log10()).tolist()
         axes.plot(ends, fitted, color=COLOURS[1], linewidth=1.2, label="least squares")
-    axes.set_xticks(x, [amount(n) for n in x])
+    sizes = sorted(set(x))
+    axes.set_xticks(sizes, [amount(n) for n in sizes])
     axes.minorticks_off()
     dress(axes, _WHAT[verdict.metric], x="parameters without embeddings")
     slope = f"{verdict.slope:+.3f} a decade {_interval(verdict.low, verdict.high)}: {verdict.verdict}"

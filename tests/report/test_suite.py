@@ -37,6 +37,15 @@ def test_verdicts_need_the_trained_and_the_difference():
     assert first.slope == pytest.approx(0.05, abs=0.002)  # per decade
 
 
+def test_seeds_of_a_size_are_one_point():
+    once = [point(i, 0.05, 0.0) for i in range(4)]
+    apart = [once[0], *(p._replace(values={m: Value(*(x + d for x in v)) for m, v in p.values.items()})
+                        for p in once[1:] for d in (-0.02, 0.02))]  # fmt: skip
+    for one, several in zip(judge(once), judge(apart), strict=True):
+        assert several[1:4] == pytest.approx(one[1:4]) and several.verdict == one.verdict
+    assert {v.verdict for v in judge([point(0, 0, 0), point(1, 1, 0), point(1, 1, 0)])} == {"too few models"}
+
+
 def test_parameters_without_embeddings():
     model = init_base(BaseConfig(name="stories-1m", init="random", d_model=8, n_layers=2, n_heads=2, vocab=50))
     without, total = parameters(model)
@@ -64,5 +73,5 @@ def test_table_and_figure():
     assert "rises" in table and "falls" in table and max(map(len, table.splitlines())) <= 110
     figure = suite_figure("stories", points, judge(points))
     assert len(figure.axes) == 4 and any("rises" in text.get_text() for text in figure.axes[0].texts)
-    assert "a slope needs at least 3 models" in suite_table(points[:2], judge(points[:2]))
+    assert "a slope needs models of at least 3 sizes" in suite_table(points[:2], judge(points[:2]))
     suite_figure("two", points[:2], judge(points[:2]))
