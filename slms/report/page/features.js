@@ -21,6 +21,8 @@ const number = (x, digits = 3) => {
   if (x === null || x === undefined) return "–";
   return Math.abs(x) >= 10 ** digits ? Math.round(x).toLocaleString("en") : Number(x).toPrecision(digits);
 };
+const fixed = (x, digits) => x.toFixed(digits).replace(/^-(?=[0.]*$)/, "");
+const score = (z) => (z === null || Math.abs(z) >= 10 ? number(z) : fixed(z, 1));
 const percent = (x) => `${x === 0 ? 0 : Number((100 * x).toPrecision(2))}\u00a0%`;
 // A token in a list shows its whitespace; in a context only what would break the line.
 const marked = (text) => text.replace(/ /g, "␣").replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/\r/g, "␍") || "(empty)";
@@ -111,7 +113,7 @@ function row(f, place) {
       make("span", { class: "tokens" }, tokens.length ? tokens.slice(0, 6).map(marked).join("  ") : "never used")),
     make("div", { class: "small" },
       make("span", {}, p && p.prefers ? `${family}: ${p.prefers} ${number(p.lift, 2)}×` : " "),
-      make("span", {}, `SI ${p ? p.si.toFixed(3) : "–"}`), make("span", {}, percent(f.density)),
+      make("span", {}, `SI ${p ? fixed(p.si, 3) : "–"}`), make("span", {}, percent(f.density)),
       make("span", {}, `max ${number(f.max)}`)));
   element.style.top = `${place * ROW}px`;
   return element;

@@ -49,7 +49,7 @@ function histogram(f) {
   add("line", { x1: 0, y1: high, x2: n * step, y2: high });
   const every = Math.max(Math.ceil(n / Math.max(Math.floor((n * step) / 70), 1)), 1);
   for (let i = 0; i <= n; i += every) {
-    const anchor = i === 0 ? "start" : i * step > wide - 20 ? "end" : "middle";
+    const anchor = i * step < 50 ? "start" : i * step > wide - 20 ? "end" : "middle";
     add("text", { x: i * step, y: high + 14, "text-anchor": anchor }, number(edge(i), 2));
   }
   add("text", { x: n * step, y: high + 27, "text-anchor": n * step > 120 ? "end" : "start" }, "activation, log scale");
@@ -80,17 +80,17 @@ function featureView(f) {
     f.random.length ? make("h3", {}, "Uses drawn at random") : null, ...f.random.map((c) => context(c, top)));
   const preferences = Object.entries(f.preferences).filter(([, p]) => p.prefers !== null)
     .map(([family, p]) => [family, p.prefers, p.share === null ? "–" : percent(p.share), `${number(p.lift, 2)}×`,
-      p.si === null ? "–" : p.si.toFixed(3), p.z === null ? "–" : number(p.z, 3)]);
+      p.si === null ? "–" : fixed(p.si, 3), score(p.z)]);
   const right = make("section", {},
     f.promoted.length ? make("div", { class: "effects" }, effects("Promotes", "up", f.promoted),
       effects("Suppresses", "down", f.suppressed)) : null,
     f.promoted.length ? make("p", { class: "note" }, "Logits per unit of activation, direct path.") : null,
-    f.uses ? make("h3", {}, `Activations of ${f.uses.toLocaleString("en")} uses`) : null, f.uses ? histogram(f) : null,
+    f.uses ? make("h3", {}, `Activations of ${f.uses.toLocaleString("en")} ${f.uses === 1 ? "use" : "uses"}`) : null, f.uses ? histogram(f) : null,
     preferences.length ? make("h3", {}, "What its use tells about the word") : null,
     preferences.length ? table(["labels", "prefers", "share", "lift", "SI", "z"], preferences, 2) : null,
     f.carriers.length ? make("h3", {}, "Pathways that carry it") : null,
     f.carriers.length ? table(["layer", "pathway", "part of its rise", "z", "chosen"], f.carriers.map((c) =>
-      [`L${c.layer}`, make("a", { href: `#p=${c.layer}.${c.pathway}` }, `p${c.pathway}`), percent(c.part), number(c.z, 3), `${number(c.lift, 2)}×`])) : null,
+      [`L${c.layer}`, make("a", { href: `#p=${c.layer}.${c.pathway}` }, `p${c.pathway}`), percent(c.part), score(c.z), `${number(c.lift, 2)}×`])) : null,
     make("h3", {}, "Nearest decoder directions"),
     table(["feature", "strongest at", "cosine"], f.neighbours.map((n) =>
       [link(n.feature), make("span", {}, ...chips(summaries[n.feature].tokens.slice(0, 4))), n.cosine.toFixed(2)]), 2));
