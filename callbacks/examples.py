@@ -78,7 +78,8 @@ class FeatureExamples(Callback):
             return
         ids = torch.cat(self.ids)
         distinct, index = ids.unique(return_inverse=True)
-        texts = [token_texts(getattr(pl_module, "tokenizer", None), distinct.tolist())[i] for i in index.tolist()]
+        words = token_texts(getattr(pl_module, "tokenizer", None), distinct.tolist())
+        texts = [words[i] for i in index.tolist()]
         for label, best in self.best.items():
             chosen = self.chosen.setdefault(label, _spread(self.uses[label], self.n_features))
             table = self._table(chosen, best, self.uses[label] / len(ids), texts)

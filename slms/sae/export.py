@@ -220,6 +220,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     for key in required:
         if key not in config:
             raise ValueError(f"{path}: key {key!r} is missing")
+    if config["architecture"] == "topk" and config["k"] > config["d_sae"]:
+        raise ValueError(f"{path}: k is {config['k']}; it must be at most d_sae ({config['d_sae']})")
     if str(config["architecture"]) not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise ValueError(f"{path}: architecture is {config['architecture']!r}; it must be one of {known}")

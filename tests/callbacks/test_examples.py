@@ -72,6 +72,14 @@ def test_strongest_uses_as_a_table(logged):
     assert table.count("\n") == 3
 
 
+def test_each_token_is_decoded_once(logged, monkeypatch):
+    asked = []
+    decode = Tokens.decode
+    monkeypatch.setattr(Tokens, "decode", lambda self, ids, **_: asked.append(tuple(ids)) or decode(self, ids))
+    epoch(FeatureExamples(), logged[0], (1.0, 3.0))
+    assert asked and len(asked) <= len(TEXTS)
+
+
 def test_the_latents_of_the_first_epoch_stay_and_are_checkpointed(logged):
     trainer, texts = logged
     callback = FeatureExamples(n_features=1)

@@ -134,6 +134,11 @@ BROKEN = {
     "architecture": (_drop("architecture"), "'architecture' is missing"),
     "d_sae": (_drop("d_sae"), "'d_sae' is missing"),
     "k": (_drop("k"), "'k' is missing"),
+    "k above d_sae": (
+        lambda config, tensors: config.update(k=S + 1),
+        rf"k is {S + 1}; it must be at most d_sae \({S}\)",
+    ),
+    "no k": (lambda config, tensors: config.update(k=0), "k is 0; it must be a whole number above 0"),
     "tensor": (lambda config, tensors: tensors.pop("b_enc"), "tensor 'b_enc' is missing"),
     "extra": (lambda config, tensors: tensors.update(scaling_factor=torch.ones(S)), "'scaling_factor' is none of"),
     "shape": (lambda config, tensors: config.update(d_in=D + 1), r"W_enc has shape \(6, 32\)"),
