@@ -85,7 +85,7 @@ def estimate(backend: str, shape: Shape, n_tokens: int, density: float) -> float
     passes = 3.0 if shape.training else 1.0
     weights = matrices * shape.d_model * shape.d_ff
     if backend in ("dense", "reference"):
-        work = max(2 * n_tokens * weights / rates.matmul, weights * size / MEMORY)
+        work = 2 * n_tokens * weights / rates.matmul + weights * size / MEMORY
         masking = n_tokens * shape.d_ff * 1.5e-3  # activation, mask and products per neuron, elementwise
         return passes * (matrices * rates.small_matmul + work + masking)
     pairs = n_tokens * shape.n_pathways * density

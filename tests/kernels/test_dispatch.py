@@ -67,7 +67,8 @@ def test_training_is_calibrated_apart(make_case):
         (2048, 512, 2048, 0.25, True, torch.float32, "rows"),
         (2048, 512, 2048, 0.25, True, torch.bfloat16, "grouped"),
         (2048, 512, 2048, 1.0, True, torch.float32, "dense"),
-        (64, 512, 2048, 0.25, False, torch.bfloat16, "dense"),
+        (64, 512, 2048, 0.25, False, torch.bfloat16, "rows"),
+        (64, 512, 2048, 1.0, False, torch.bfloat16, "dense"),
         (64, 64, 256, 0.25, True, torch.float32, "rows"),
     ],
 )
