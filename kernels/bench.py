@@ -123,7 +123,9 @@ def routed(call: Call, router: Router, activation: str) -> Callable[[], Tensor]:
     """Router, choice and MLP."""
     p = call.chosen.shape[1]
     if fuses(call.x, call.W_in, router.k / p, p, call.W_gate is not None, "auto"):
-        run = prepare_fused(router, call.W_in, call.b_in, call.W_gate, None, call.W_out, None, call.offsets, activation)
+        run = prepare_fused(
+            router, call.W_in, call.b_in, call.W_gate, None, call.W_out, None, None, call.offsets, activation
+        )
         return lambda: run(call.x)
 
     def separately() -> Tensor:

@@ -176,17 +176,19 @@ def prepare_fused(
     b_gate: Tensor | None,
     W_out: Tensor,
     b_out: Tensor | None,
+    mean_out: Tensor | None,
     offsets: Sequence[int],
     activation: str,
 ) -> "FusedMLP":
     """A function of x [n, d]: b_out + `routed_mlp` at the gates and choices of `kernels.choose`, in compiled loops.
 
-    For float32 or bfloat16 on the CPU, without gradient; see `fuses`. Weights, the router's too, are of the type of x.
-    They must not move, but may change in place unless the function says that they were `copied`.
+    mean_out [p, d]: added for every pathway that is not chosen. For float32 or bfloat16 on the CPU, without gradient;
+    see `fuses`. Weights, the router's too, are of the type of x. They must not move, but may change in place unless
+    the function says that they were `copied`.
     """
     from kernels.fused import FusedMLP  # numba takes half a second to import and is optional
 
-    return FusedMLP(router, W_in, b_in, W_gate, b_gate, W_out, b_out, offsets, activation)
+    return FusedMLP(router, W_in, b_in, W_gate, b_gate, W_out, b_out, mean_out, offsets, activation)
 
 
 def explain(

@@ -53,17 +53,28 @@ def _scores(a, start, count, out):
     return stride
 
 
+@register_jitable
+def _begin_output(a, chosen):
+    """The output's bias, and where they are given the mean outputs of the pathways that are not chosen."""
+    n, p, d = a[r.N], a[r.P], a[r.D]
+    y, bias = carray(floats(a[r.Y]), (n, d)), r.numbers(a[r.B_OUT], d, a[r.SIZE])
+    means = r.numbers(a[r.MEAN], p * d, a[r.SIZE])
+    for t in range(n):
+        for i in range(d):
+            y[t, i] = bias[i] if bias.shape[0] > 0 else np.float32(0)
+        for q in range(p if means.shape[0] > 0 else 0):
+            if not chosen[t, q]:
+                for i in range(d):
+                    y[t, i] += means[q * d + i]
+
+
 @numba.njit(**r.OPTIONS)
 def choose_loop(a, thread, threads):
-    """Writes CHOSEN and GATES [n, p], and the output's bias to the first part of Y."""
+    """Writes CHOSEN and GATES [n, p], and what the output begins with to the first part of Y."""
     n, p, k, kind = a[r.N], a[r.P], a[r.K], a[r.GATE]
     chosen, gates = carray(bytes_at(a[r.CHOSEN]), (n, p)), carray(floats(a[r.GATES]), (n, p))
     bias, b_out = r.numbers(a[r.BIAS], p, a[r.SIZE]), r.numbers(a[r.ROUTER_B_OUT], p, a[r.SIZE])
     share = r.numbers(a[r.RAMP], 1, a[r.SIZE])[0] if a[r.RAMP] else np.float32(1)
-    y, b_y = carray(floats(a[r.Y]), (n, a[r.D])), r.numbers(a[r.B_OUT], a[r.D], a[r.SIZE])
-    for t in range(n):
-        for i in range(a[r.D]):
-            y[t, i] = b_y[i] if a[r.B_OUT] else np.float32(0)
     table, s = np.empty(r.padded(p) * r.BLOCK, np.float32), np.empty(p, np.float32)
     ranked, above = np.empty(p, np.float32), np.empty(p, np.int32)
     for start in range(0, n, r.BLOCK):
@@ -92,6 +103,7 @@ def choose_loop(a, thread, threads):
                 if chosen[t, q]:
                     value = gates[t, q] * k / total if kind == SOFTMAX else gates[t, q]
                     gates[t, q] = value if share == 1 else 1 + share * (value - 1)
+    _begin_output(a, chosen)
 
 
 class FusedMLP:
@@ -106,12 +118,15 @@ class FusedMLP:
         b_gate: Tensor | None,
         W_out: Tensor,
         b_out: Tensor | None,
+        mean_out: Tensor | None,
         offsets: Sequence[int],
         activation: str,
     ):
-        given = (W_in, b_in, W_gate, b_gate, W_out, *router[:5], router.ramp, b_out)
+        given = (W_in, b_in, W_gate, b_gate, W_out, *router[:5], router.ramp, b_out, mean_out)
         # Held, as the loops know addresses alone.
         self.held = [r.contiguous(tensor) for tensor in given]
+        self.bytes = W_out.nbytes * (2 if W_gate is None else 3)
+        self.density = router.k / (len(offsets) - 1)
         self.copied = any(ours is not tensor for ours, tensor in zip(self.held, given, strict=True))
         addresses = [r.address(tensor) for tensor in self.held]
         first, last, bias, ramp = addresses[5:7], addresses[7:9], addresses[9], addresses[10]
@@ -121,14 +136,15 @@ class FusedMLP:
                 *(0, *addresses[:5], 0, 0, 0),
                 *[0] * (r.ROUTER_IN - r.Y - 1),
                 *(*first, *last, len(router.W_in) if router.W_in is not None else 0, router.k, GATES[router.gate]),
-                *(ramp if router.gate in ("ramp", "blend") else 0, bias, addresses[11]),
+                *(ramp if router.gate in ("ramp", "blend") else 0, bias, *addresses[11:]),
             ],
             offsets,
         )
 
     def __call__(self, x: Tensor) -> Tensor:
         """Output [n, d] of x [n, d]."""
-        (n, d), team, told = x.shape, r.team_size(), self.told.copy()
+        (n, d), told = x.shape, self.told.copy()
+        team = r.team_size(self.bytes * min(1.0, n * self.density))
         wide = r.as_float(x)
         y = torch.empty(1, n, d) if team == 1 else torch.zeros(team, n, d)
         gates, chosen = torch.empty(n, int(told[r.P])), torch.empty(n, int(told[r.P]), dtype=torch.bool)

@@ -132,7 +132,6 @@ class RoutedMLP(nn.Module):
         config, p = self.config, self.config.n_pathways
         return (
             self.recorder is None
-            and self.mean_out is None
             and config.rule == "top_k"
             and config.n_shared == 0
             and self.router.kind != "static"
@@ -145,7 +144,7 @@ class RoutedMLP(nn.Module):
         router = self.router
         hidden, out = router.hidden, router.out
         assert out is not None, router.kind  # `_fuses` has seen to it
-        owners: list[dict] = [self._parameters, router._parameters, router._buffers, out._parameters]
+        owners: list[dict] = [self._parameters, self._buffers, router._parameters, router._buffers, out._parameters]
         if hidden is not None:
             owners.append(hidden._parameters)
         where = [self._k, x.dtype, *(0 if t is None else t.data_ptr() for owner in owners for t in owner.values())]
@@ -153,7 +152,7 @@ class RoutedMLP(nn.Module):
             W, b = (None, None) if hidden is None else (hidden.weight, hidden.bias)
             ramp = router.ramp if router.blend is None else router.blend
             chooser = Router(W, b, out.weight, out.bias, router.selection_bias, self._k, router.gate, ramp)
-            weights = (self.W_in, self.b_in, self.W_gate, self.b_gate, self.W_out, self.b_out)
+            weights = (self.W_in, self.b_in, self.W_gate, self.b_gate, self.W_out, self.b_out, self.mean_out)
             run = prepare_fused(chooser, *weights, self.offsets, self.activation)
             if run.copied:  # of tensors that are not contiguous, whose numbers may change
                 return run(x)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels import Router, choose, prepare_fused, routed_mlp_reference
+from kernels import Router, choose, prepare_fused, routed_mlp_reference, rows
 from kernels.router import GATES
 
 D, P, H = 24, 6, 10
@@ -36,7 +36,7 @@ def expected(x, router, weights, offsets, activation="gelu"):
 
 def run(x, router, weights, offsets, activation="gelu"):
     with torch.no_grad():
-        return prepare_fused(router, *weights, offsets, activation)(x)
+        return prepare_fused(router, *weights, None, offsets, activation)(x)
 
 
 @pytest.mark.parametrize("n", [0, 1, 3, 140])
@@ -62,7 +62,8 @@ def test_one_and_all_pathways(close, k):
     close(run(*case), expected(*case), torch.float32, "output")
 
 
-def test_threads_agree(close):
+def test_threads_agree(close, monkeypatch):
+    monkeypatch.setattr(rows, "TEAM_BYTES", 0)
     case = make(33, gated=True)
     before = torch.get_num_threads()
     try:

@@ -11,7 +11,8 @@ def detached(case) -> list:
 
 
 @pytest.fixture(params=[1, 2, 3])
-def threads(request):
+def threads(request, monkeypatch):
+    monkeypatch.setattr(rows, "TEAM_BYTES", 0)
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param

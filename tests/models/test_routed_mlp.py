@@ -248,11 +248,15 @@ def test_records_while_compiled():
 @pytest.mark.parametrize("router", ["mlp", "linear"])
 def test_inference_in_one_compiled_call(monkeypatch, gate, router):
     torch.manual_seed(0)
-    config = RoutingConfig(n_pathways=5, k=2, gate=gate, router=router, router_hidden=7)
+    config = RoutingConfig(
+        n_pathways=5, k=2, gate=gate, router=router, router_hidden=7, mean_compensation=router == "mlp"
+    )
     mlp = RoutedMLP(12, 33, config, activation="gelu", layer_index=0, gated=True).eval()
     for parameter in mlp.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     mlp.router.selection_bias.normal_()
+    if mlp.mean_out is not None:
+        mlp.mean_out.normal_()
     if mlp.router.ramp is not None:
         mlp.router.ramp.fill_(0.3)
     x = torch.randn(3, 4, 12)
@@ -289,7 +293,7 @@ def test_inference_in_one_compiled_call(monkeypatch, gate, router):
 def test_not_in_one_call_where_something_else_is_wanted():
     x = torch.randn(3, 12)
     with torch.no_grad():
-        for change in (dict(), dict(rule="top_p"), dict(n_shared=1), dict(gate="graded"), dict(mean_compensation=True)):
+        for change in (dict(), dict(rule="top_p"), dict(n_shared=1), dict(gate="graded"), dict(router="static")):
             config = RoutingConfig(n_pathways=5, k=2, **change)
             mlp = RoutedMLP(12, 33, config, activation="gelu", layer_index=0)
             assert mlp._fuses(x) == (change == {}), change
