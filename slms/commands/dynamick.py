@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from kernels.costs import machine
-from slms.commands.subject import Subject, open_model, open_subject, run_base
+from slms.commands.subject import Subject, open_model, open_subject, run_base, short_name
 from slms.lit.calibrate import KernelOptions, calibrate_kernels
 from slms.lit.frontier import (
     DENSE_RULES,
@@ -131,7 +130,7 @@ def dynamick(
         "break_even": break_evens(frontier), "best": None if best is None else [best.name, best.density],
         "closing": closing_line(frontier),
     })  # fmt: skip
-    write_figure(directory / "frontier.png", frontier_figure(frontier, f"{Path(model).name}: what skipping costs"))
+    write_figure(directory / "frontier.png", frontier_figure(frontier, f"{short_name(model)}: what skipping costs"))
     print(f"{model} on {subject.text['corpus']} ({split}), {frontier.dense.n:,} tokens: {frontier_table(frontier)}")
     print(f"\nwritten to {directory}\n{closing_line(frontier)}")
 

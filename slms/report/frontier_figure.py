@@ -17,9 +17,9 @@ def frontier_figure(frontier: Frontier, title: str) -> Figure:
     """Panels: perplexity over dense against the share of the MLPs' FLOPs; against the speedup of decoding, if timed."""
     timed = any(p.decode for p in frontier.points)
     figure = new_figure(15 if timed else 8.5, 7)
-    figure.text(0.045 if timed else 0.08, 0.955, title, fontsize=15, fontweight="bold", parse_math=False)
-    figure.text(0.045 if timed else 0.08, 0.92, closing_line(frontier), fontsize=LABEL, color="#444444", wrap=True)
-    grid = figure.add_gridspec(1, 2 if timed else 1, left=0.05 if timed else 0.1, right=0.985, top=0.85, bottom=0.2)
+    figure.text(0.06 if timed else 0.1, 0.955, title, fontsize=15, fontweight="bold", parse_math=False)
+    figure.text(0.06 if timed else 0.1, 0.92, closing_line(frontier), fontsize=LABEL, color="#444444", wrap=True)
+    grid = figure.add_gridspec(1, 2 if timed else 1, left=0.065 if timed else 0.12, right=0.985, top=0.85, bottom=0.2)
     axes = figure.add_subplot(grid[0])
     dress(axes, "Quality and FLOPs", "FLOPs of the MLPs, share of dense (routers and predictors included)",
           "more perplexity than the dense model")  # fmt: skip
