@@ -153,7 +153,13 @@ _auto._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def fuses(x: Tensor, W_in: Tensor, density: float, n_pathways: int, gated: bool, backend: str) -> bool:
     """Whether `prepare_fused` can run on x [n, d], and is what `backend` asks for or "auto" expects to be fastest."""
-    if x.device.type != "cpu" or x.dtype != W_in.dtype or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if (
+        type(x) is not Tensor
+        or x.device.type != "cpu"
+        or x.dtype != W_in.dtype
+        or torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+    ):
         return False
     if backend not in ("auto", "rows") or torch.is_autocast_enabled("cpu") or refusal("rows", "cpu", x.dtype):
         return False

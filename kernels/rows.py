@@ -375,11 +375,11 @@ def _member(loop):
 @functools.cache
 def _openmp() -> tuple[ctypes.CDLL | None, int, int]:
     """PyTorch's OpenMP library, if it is GNU's, and the addresses of its functions for thread and team size."""
-    library = ctypes.CDLL(None)
     try:
+        library = ctypes.CDLL(None)
         library.GOMP_parallel.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
         names = (library.omp_get_thread_num, library.omp_get_num_threads)
-    except AttributeError:
+    except (AttributeError, OSError, TypeError):  # another library, or a system that does not list its symbols
         return None, 0, 0
     thread, threads = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in names)
     return library, thread, threads

@@ -136,8 +136,14 @@ class RoutedMLP(nn.Module):
             and config.n_shared == 0
             and self.router.kind != "static"
             and self.router.gate in GATES
+            and self._is_plain()
             and fuses(x, self.W_in, self._k / p, p, self.W_gate is not None, config.backend)
         )
+
+    def _is_plain(self) -> bool:
+        """Weights that lie in memory as they are used: no parametrization, adapter, sharded or fake tensor."""
+        plain = all(type(tensor) is nn.Parameter for tensor in self._parameters.values() if tensor is not None)
+        return plain and self._modules.keys() == {"router"} and not any(m._modules for m in self.router.children())
 
     def _fused(self, x: Tensor) -> Tensor:
         """All of it in one compiled call, prepared when first wanted and again once a tensor has moved."""

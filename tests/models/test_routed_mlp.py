@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from slms.models.partition import partition
 from slms.models.routed_mlp import RoutedMLP, record_routes, routed_layers, set_k, set_ramp
@@ -298,3 +299,21 @@ def test_not_in_one_call_where_something_else_is_wanted():
             mlp = RoutedMLP(12, 33, config, activation="gelu", layer_index=0)
             assert mlp._fuses(x) == (change == {}), change
     assert not RoutedMLP(12, 33, RoutingConfig(n_pathways=5, k=2), activation="gelu", layer_index=0)._fuses(x)
+
+
+def test_not_in_one_call_with_weights_that_are_computed():
+    torch.manual_seed(0)
+    mlp = RoutedMLP(12, 33, RoutingConfig(n_pathways=5, k=2), activation="gelu", layer_index=0)
+    doubled = copy.deepcopy(mlp)
+    parametrize.register_parametrization(doubled, "W_out", Doubled())
+    adapted = copy.deepcopy(mlp)
+    parametrize.register_parametrization(adapted.router.out, "bias", Doubled())
+    x = torch.randn(3, 12)
+    with torch.no_grad():
+        assert mlp._fuses(x) and not doubled._fuses(x) and not adapted._fuses(x)
+        torch.testing.assert_close(doubled(x) - mlp.b_out, 2 * (mlp(x) - mlp.b_out))
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, weight):
+        return 2 * weight
