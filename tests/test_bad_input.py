@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from transformers import BloomConfig, BloomForCausalLM
 
@@ -199,3 +200,19 @@ def test_the_real_process_exits_with_2():
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("train.py: error: ")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("section", "value"), [("data.corpus", [{"name": "stories"}]), ("data", 3), ("model.optimizer", 1), ("trainer", [])]
+)
+def test_a_section_of_a_config_that_is_no_mapping_is_named(section, value, tmp_path, capsys):
+    config = {"model": {"base": {"name": "stories-1m"}}, "data": {"corpus": {"name": "stories"}}}
+    *parents, last = section.split(".")
+    node = config
+    for parent in parents:
+        node = node[parent]
+    node[last] = value
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    line = refused(train.main, ["--config", str(tmp_path / "c.yaml"), f"--output_dir={tmp_path / 'runs'}"], capsys)
+    assert f"{section} is {value}" in line and "mapping" in line
+    assert not (tmp_path / "runs").exists()

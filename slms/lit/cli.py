@@ -11,6 +11,7 @@ import warnings
 from argparse import ArgumentParser
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -41,17 +42,21 @@ def trains_coders(args: list[str]) -> bool:
     """Whether the config that `args` name is for sparse autoencoders: whether its model has `coders`."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-c", "--config")
-    found = find_config(parser.parse_known_args(args)[0].config or "")
-    try:
-        config = yaml.safe_load(found.read_text(encoding="utf-8")) if found else {}
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
-        return False  # the full parser says what is wrong with it
+    config = read_yaml(find_config(parser.parse_known_args(args)[0].config or ""))
     model = config.get("model") if isinstance(config, dict) else None
     return isinstance(model, dict) and "coders" in model
 
 
+def read_yaml(path: Path | None) -> Any:
+    """What a YAML file holds; None where it cannot be read: the parser says what is wrong with it."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) if path else None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+        return None
+
+
 class _FindConfig(ActionConfigFile):
-    """`--config X` also looks into configs/."""
+    """`--config X` also looks into configs/; whatever has options of its own must be a mapping in it."""
 
     def __call__(self, parser, cfg, value, option_string=None):
         """Replace a config's name by its path."""
@@ -59,6 +64,16 @@ class _FindConfig(ActionConfigFile):
         if found is None:
             known = ", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))
             parser.error(f"--config {value}: no such file; configs/ has {known}")
+        config = read_yaml(found)
+        for keys in sorted(
+            {tuple(action.dest.split(".")[:-1]) for action in parser._actions}
+        ):  # jsonargparse takes any
+            node = config
+            for key in keys:
+                node = node.get(key) if isinstance(node, dict) else None
+            if node is not None and not isinstance(node, dict):
+                where = f"{'.'.join(keys)} is {node!r:.60}" if keys else found
+                parser.error(f"{where}: it must be a mapping of options")
         super().__call__(parser, cfg, str(found), option_string)
 
 
