@@ -65,9 +65,8 @@ class _FindConfig(ActionConfigFile):
             known = ", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))
             parser.error(f"--config {value}: no such file; configs/ has {known}")
         config = read_yaml(found)
-        for keys in sorted(
-            {tuple(action.dest.split(".")[:-1]) for action in parser._actions}
-        ):  # jsonargparse takes any
+        options = [action.dest for action in parser._actions if not action.dest.endswith(".help")]
+        for keys in sorted({tuple(option.split(".")[:-1]) for option in options}):  # jsonargparse takes anything
             node = config
             for key in keys:
                 node = node.get(key) if isinstance(node, dict) else None
