@@ -15,10 +15,11 @@ from numba import carray
 from numba.extending import register_jitable
 from torch import Tensor
 
-from kernels import rows as r
+from kernels import loops
 from kernels.pointwise import CODES, exp, sigmoid
 from kernels.router import GATES, SIGMOID, SOFTMAX, Router
-from kernels.vectors import bytes_at, floats
+from kernels.rows import address, as_float, contiguous, packed, run, team_size
+from kernels.vectors import bytes_at, floats, numbers
 
 
 @register_jitable
@@ -29,26 +30,26 @@ def keep(*arrays):
 @register_jitable
 def _scores(a, start, count, out):
     """out[p · stride + t] = score p of token start + t, without the output's bias; returns the stride."""
-    stride, d, size = r.padded(count), a[r.D], a[r.SIZE]
+    stride, d, size = loops.padded(count), a[loops.D], a[loops.SIZE]
     tokens = np.empty(stride, np.int64)
     for t in range(stride):
-        tokens[t] = a[r.X] + (start + min(t, count - 1)) * 4 * d
-    width = a[r.WIDTH]
-    rows = np.empty(r.padded(max(width, a[r.P])), np.int64)
+        tokens[t] = a[loops.X] + (start + min(t, count - 1)) * 4 * d
+    width = a[loops.WIDTH]
+    rows = np.empty(loops.padded(max(width, a[loops.P])), np.int64)
     features = np.empty((stride, width), np.float32)
     if width > 0:
-        hidden = np.empty((r.padded(width), stride), np.float32)
-        r.name_neurons(rows, a[r.ROUTER_IN], size * d, 0, width, 0)
-        r.dot_rows(rows.ctypes.data, tokens.ctypes.data, width, count, d, hidden.ctypes.data, stride, size)
-        bias = r.numbers(a[r.ROUTER_B_IN], width, size)
+        hidden = np.empty((loops.padded(width), stride), np.float32)
+        loops.name_neurons(rows, a[loops.ROUTER_IN], size * d, 0, width, 0)
+        loops.dot_rows(rows.ctypes.data, tokens.ctypes.data, width, count, d, hidden.ctypes.data, stride, size)
+        bias = numbers(a[loops.ROUTER_B_IN], width, size)
         for t in range(stride):
             for j in range(width):
                 value = hidden[j, t] + bias[j]
                 features[t, j] = np.float32(0) if value < 0 else value
             tokens[t] = features.ctypes.data + t * 4 * width
         d = width
-    r.name_neurons(rows, a[r.ROUTER_OUT], size * d, 0, a[r.P], 0)
-    r.dot_rows(rows.ctypes.data, tokens.ctypes.data, a[r.P], count, d, out.ctypes.data, stride, size)
+    loops.name_neurons(rows, a[loops.ROUTER_OUT], size * d, 0, a[loops.P], 0)
+    loops.dot_rows(rows.ctypes.data, tokens.ctypes.data, a[loops.P], count, d, out.ctypes.data, stride, size)
     keep(rows, tokens, features)
     return stride
 
@@ -56,9 +57,9 @@ def _scores(a, start, count, out):
 @register_jitable
 def _begin_output(a, chosen):
     """The output's bias, and where they are given the mean outputs of the pathways that are not chosen."""
-    n, p, d = a[r.N], a[r.P], a[r.D]
-    y, bias = carray(floats(a[r.Y]), (n, d)), r.numbers(a[r.B_OUT], d, a[r.SIZE])
-    means = r.numbers(a[r.MEAN], p * d, a[r.SIZE])
+    n, p, d = a[loops.N], a[loops.P], a[loops.D]
+    y, bias = carray(floats(a[loops.Y]), (n, d)), numbers(a[loops.B_OUT], d, a[loops.SIZE])
+    means = numbers(a[loops.MEAN], p * d, a[loops.SIZE])
     for t in range(n):
         for i in range(d):
             y[t, i] = bias[i] if bias.shape[0] > 0 else np.float32(0)
@@ -68,17 +69,17 @@ def _begin_output(a, chosen):
                     y[t, i] += means[q * d + i]
 
 
-@numba.njit(**r.OPTIONS)
+@numba.njit(**loops.OPTIONS)
 def choose_loop(a, thread, threads):
     """Writes CHOSEN and GATES [n, p], and what the output begins with to the first part of Y."""
-    n, p, k, kind = a[r.N], a[r.P], a[r.K], a[r.GATE]
-    chosen, gates = carray(bytes_at(a[r.CHOSEN]), (n, p)), carray(floats(a[r.GATES]), (n, p))
-    bias, b_out = r.numbers(a[r.BIAS], p, a[r.SIZE]), r.numbers(a[r.ROUTER_B_OUT], p, a[r.SIZE])
-    share = r.numbers(a[r.RAMP], 1, a[r.SIZE])[0] if a[r.RAMP] else np.float32(1)
-    table, s = np.empty(r.padded(p) * r.BLOCK, np.float32), np.empty(p, np.float32)
+    n, p, k, kind = a[loops.N], a[loops.P], a[loops.K], a[loops.GATE]
+    chosen, gates = carray(bytes_at(a[loops.CHOSEN]), (n, p)), carray(floats(a[loops.GATES]), (n, p))
+    bias, b_out = numbers(a[loops.BIAS], p, a[loops.SIZE]), numbers(a[loops.ROUTER_B_OUT], p, a[loops.SIZE])
+    share = numbers(a[loops.RAMP], 1, a[loops.SIZE])[0] if a[loops.RAMP] else np.float32(1)
+    table, s = np.empty(loops.padded(p) * loops.BLOCK, np.float32), np.empty(p, np.float32)
     ranked, above = np.empty(p, np.float32), np.empty(p, np.int32)
-    for start in range(0, n, r.BLOCK):
-        count = min(r.BLOCK, n - start)
+    for start in range(0, n, loops.BLOCK):
+        count = min(loops.BLOCK, n - start)
         stride = _scores(a, start, count, table)
         for i in range(count):
             t = start + i
@@ -124,17 +125,17 @@ class FusedMLP:
     ):
         given = (W_in, b_in, W_gate, b_gate, W_out, *router[:5], router.ramp, b_out, mean_out)
         # Held, as the loops know addresses alone.
-        self.held = [r.contiguous(tensor) for tensor in given]
+        self.held = [contiguous(tensor) for tensor in given]
         self.bytes = W_out.nbytes * (2 if W_gate is None else 3)
         self.density = router.k / (len(offsets) - 1)
         self.copied = any(ours is not tensor for ours, tensor in zip(self.held, given, strict=True))
-        addresses = [r.address(tensor) for tensor in self.held]
+        addresses = [address(tensor) for tensor in self.held]
         first, last, bias, ramp = addresses[5:7], addresses[7:9], addresses[9], addresses[10]
-        self.told = r.packed(
+        self.told = packed(
             [
                 *(0, W_in.shape[1], len(offsets) - 1, CODES[activation], W_in.element_size(), 0, 0),
                 *(0, *addresses[:5], 0, 0, 0),
-                *[0] * (r.ROUTER_IN - r.Y - 1),
+                *[0] * (loops.ROUTER_IN - loops.Y - 1),
                 *(*first, *last, len(router.W_in) if router.W_in is not None else 0, router.k, GATES[router.gate]),
                 *(ramp if router.gate in ("ramp", "blend") else 0, bias, *addresses[11:]),
             ],
@@ -144,13 +145,13 @@ class FusedMLP:
     def __call__(self, x: Tensor) -> Tensor:
         """Output [n, d] of x [n, d]."""
         (n, d), told = x.shape, self.told.copy()
-        team = r.team_size(self.bytes * min(1.0, n * self.density))
-        wide = r.as_float(x)
+        team = team_size(self.bytes * min(1.0, n * self.density))
+        wide = as_float(x)
         y = torch.empty(1, n, d) if team == 1 else torch.zeros(team, n, d)
-        gates, chosen = torch.empty(n, int(told[r.P])), torch.empty(n, int(told[r.P]), dtype=torch.bool)
-        told[r.N], told[r.X], told[r.Y] = n, r.address(wide), y.data_ptr()
-        told[r.GATES], told[r.CHOSEN] = gates.data_ptr(), chosen.data_ptr()
+        gates, chosen = torch.empty(n, int(told[loops.P])), torch.empty(n, int(told[loops.P]), dtype=torch.bool)
+        told[loops.N], told[loops.X], told[loops.Y] = n, address(wide), y.data_ptr()
+        told[loops.GATES], told[loops.CHOSEN] = gates.data_ptr(), chosen.data_ptr()
         choose_loop(told, 0, 1)
-        r.run(r.forward_loop, team, told)
+        run(loops.forward_loop, team, told)
         total = y[0] if team == 1 else y.sum(0)
         return total if total.dtype == x.dtype else total.to(x.dtype)

@@ -1,4 +1,4 @@
-"""Tile products in LLVM vector code, the inside of the compiled loops of `kernels.rows` and `kernels.router`.
+"""Tile products in LLVM vector code, the inside of the compiled loops of `kernels.loops` and `kernels.fused`.
 
 Rows are named by tables of addresses, so that neither tokens nor neurons are gathered or packed. A tile keeps its sums
 in registers: 4 × 4 of them with 16 lanes reached 140 of the 170 GFLOP/s that MKL reaches in large products on a Xeon
@@ -14,9 +14,11 @@ from collections.abc import Callable
 from itertools import product
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
-from numba import extending, types
+from numba import carray, extending, types
 from numba.core import cgutils
+from numba.extending import register_jitable
 
 intrinsic: Any = extending.intrinsic  # its stubs ask callers for the typing context too
 
@@ -254,3 +256,23 @@ def prefetch(typing_context, address):
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
+
+
+@register_jitable
+def fetch_share(start, end, t, n):
+    """Of the memory from start to end, the part that belongs to tokens t to t + 4 of n."""
+    for address in range(start + (end - start) * t // n // 64 * 64, start + (end - start) * (t + 4) // n, 64):
+        prefetch(address)
+
+
+@register_jitable
+def numbers(address, count, size):
+    """A vector as float32: itself if its numbers have four bytes, else a wider copy; empty at address 0."""
+    if address == 0:
+        return np.empty(0, np.float32)
+    if size == 4:
+        return carray(floats(address), (count,))
+    stored, wide = carray(halves(address), (count,)), np.empty(count, np.float32)
+    for i in range(count):
+        wide[i] = bits_as_float(np.uint32(stored[i]) << np.uint32(16))
+    return wide

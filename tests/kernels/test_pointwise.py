@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kernels import ACTIVATIONS
+from kernels.loops import OPTIONS
 from kernels.pointwise import CODES, activate, activate_and_derive, exp
-from kernels.rows import OPTIONS
 
 COMPILED = {**OPTIONS, "cache": False}
 
