@@ -17,6 +17,7 @@ class TidyCsvLogger(Logger):
         super().__init__()
         self.path = path
         self.epoch = 0
+        self._step, self._written = -1, set[str]()  # what the file has of the latest step
 
     @property
     def name(self) -> str:
@@ -38,14 +39,19 @@ class TidyCsvLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append `metrics`; Lightning adds the entry `epoch`, which becomes a column."""
-        metrics = dict(metrics)
+        """Append what of `metrics` the step does not have yet; Lightning adds `epoch`, which becomes a column."""
+        metrics, step = dict(metrics), step or 0
         self.epoch = int(metrics.pop("epoch", self.epoch))
-        append_rows(self.path, [Row(step or 0, self.epoch, *split_key(k), float(v)) for k, v in metrics.items()])
+        if step != self._step:
+            self._step, self._written = step, set()
+        new = {key: value for key, value in metrics.items() if key not in self._written}
+        self._written |= set(new)
+        append_rows(self.path, [Row(step, self.epoch, *split_key(k), float(v)) for k, v in new.items()])
 
     @rank_zero_only
     def resume_at(self, step: int) -> None:
         """Forget rows from `step` on, which a run resumed there writes again, and a line that a kill tore."""
+        self._step = -1
         if self.path.is_file():
             write_rows(self.path, [row for row in read_rows(self.path, torn_tail=True) if row.step < step])
 
@@ -63,6 +69,7 @@ class MetricsCsv(Callback):
     def __init__(self) -> None:
         super().__init__()
         self.logger: TidyCsvLogger | None = None
+        self._step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Add the CSV logger behind the trainer's own."""
@@ -73,5 +80,14 @@ class MetricsCsv(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Continue a resumed run's file, or begin a new one."""
+        self._step = trainer.global_step
         if self.logger is not None:
             self.logger.resume_at(trainer.global_step)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
+        """Write a step's rows ahead of its checkpoint: Lightning logs behind it, and a kill between would lose them."""
+        due = trainer.global_step != self._step and trainer.global_step % trainer.log_every_n_steps == 0
+        self._step = trainer.global_step
+        if due and self.logger is not None:
+            metrics = {key: float(v) for key, v in trainer.callback_metrics.items() if key.startswith("train/")}
+            self.logger.log_metrics(metrics | {"epoch": trainer.current_epoch}, trainer.global_step - 1)

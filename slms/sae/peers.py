@@ -143,7 +143,6 @@ def train(
     test = torch.from_numpy(np.load(Path(acts) / "test.npy"))
     if not 0 < batch_size <= len(activations):
         raise ValueError(f"--batch_size {batch_size}: it must be between 1 and the {len(activations)} tokens of {acts}")
-    logging.disable(logging.WARNING)  # the peers' own
     steps = steps or len(activations) // batch_size
     for seed in seeds:
         for kind in kinds:
@@ -188,4 +187,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)  # the peers' own
     main()

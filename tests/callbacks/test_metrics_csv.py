@@ -90,3 +90,21 @@ def test_a_resumed_run_ends_with_the_rows_of_one_that_never_stopped(fit, make, t
     wanted = {row[:5]: row.value for row in read_rows(fit.directory / METRICS_FILE) if row.metric != "epoch"}
     found = {row[:5]: row.value for row in read_rows(directory / METRICS_FILE)}
     assert found == pytest.approx(wanted, nan_ok=True)
+
+
+def test_a_step_s_rows_are_written_once_and_before_its_checkpoint(make, tmp_path):
+    """A run killed right after a checkpoint is resumed behind that step: its rows must be there already."""
+    make_module, make_data, make_trainer = make
+    found = []
+
+    class Saves(ModelCheckpoint):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            rows = [row for row in read_rows(tmp_path / METRICS_FILE) if row.metric == "loss"]
+            found.append((trainer.global_step, [row.step for row in rows if row.place == "lm"]))
+
+    model = make_module()
+    callbacks = [MetricsCsv(), Saves(dirpath=tmp_path)]
+    options = {"max_epochs": 1, "limit_train_batches": 4, "limit_val_batches": 0, "enable_checkpointing": True}
+    make_trainer(tmp_path, callbacks, **options).fit(model, make_data(model))
+    assert found == [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (4, [0, 1, 2, 3])]
+    assert [row.step for row in read_rows(tmp_path / METRICS_FILE) if row.place == "lm"] == [0, 1, 2, 3]

@@ -17,8 +17,9 @@ def test_results_are_those_of_the_final_model(fit):
     results = read_results(fit.directory)
     assert results == fit.callbacks["results"].results
     loss = document_loss(fit.model.net, fit.data.val_blocks, 4).compute()
-    assert results.losses.model.nats == loss.value and results.losses.model.low == loss.low
-    assert results.losses.model.perplexity == math.exp(loss.value)
+    assert results.losses.model.nats == pytest.approx(loss.value, rel=1e-6)
+    assert results.losses.model.low == pytest.approx(loss.low, rel=1e-6)  # of two passes one records routes
+    assert results.losses.model.perplexity == pytest.approx(math.exp(loss.value), rel=1e-6)
     base = fit.model.base_loss.compute()
     assert results.losses.dense.nats == base.value
     assert results.losses.difference.nats == pytest.approx(loss.value - base.value)
