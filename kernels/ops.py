@@ -7,13 +7,12 @@ types to `kernels::grouped`.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
-from torch.library import custom_op
+from torch import Tensor, library
 
 from kernels import cpu
 
 
-@custom_op("kernels::grouped", mutates_args=(), device_types="cpu")
+@library.custom_op("kernels::grouped", mutates_args=(), device_types="cpu")
 def grouped(
     x: Tensor,
     W_in: Tensor,
@@ -29,7 +28,7 @@ def grouped(
     return cpu.grouped_forward(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
 
 
-@custom_op("kernels::rows", mutates_args=(), device_types="cpu")
+@library.custom_op("kernels::rows", mutates_args=(), device_types="cpu")
 def rows(
     x: Tensor,
     W_in: Tensor,
@@ -47,7 +46,7 @@ def rows(
     return rows_forward(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
 
 
-@custom_op("kernels::grouped_backward", mutates_args=(), device_types="cpu")
+@library.custom_op("kernels::grouped_backward", mutates_args=(), device_types="cpu")
 def grouped_backward(
     grad: Tensor,
     x: Tensor,
@@ -64,7 +63,7 @@ def grouped_backward(
     return cpu.grouped_backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
 
 
-@custom_op("kernels::rows_backward", mutates_args=(), device_types="cpu")
+@library.custom_op("kernels::rows_backward", mutates_args=(), device_types="cpu")
 def rows_backward(
     grad: Tensor,
     x: Tensor,
@@ -84,7 +83,7 @@ def rows_backward(
     return backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
 
 
-@custom_op("kernels::on_gpu", mutates_args=())
+@library.custom_op("kernels::on_gpu", mutates_args=())
 def on_gpu(
     x: Tensor,
     W_in: Tensor,
@@ -103,7 +102,7 @@ def on_gpu(
     return forward(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
 
 
-@custom_op("kernels::on_gpu_backward", mutates_args=())
+@library.custom_op("kernels::on_gpu_backward", mutates_args=())
 def on_gpu_backward(
     grad: Tensor,
     x: Tensor,

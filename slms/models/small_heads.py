@@ -22,8 +22,7 @@ import torch
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, register_jitable
-from torch import Tensor
-from torch.library import custom_op
+from torch import Tensor, library
 
 LONGEST = 2048
 SIZES = (4, 8)
@@ -245,7 +244,7 @@ def _over_heads(function, heads: int, *arrays) -> None:
     list(_workers(n).map(lambda low, high: function(*arrays, low, high), bounds, bounds[1:]))
 
 
-@custom_op("slms::small_heads", mutates_args=(), device_types="cpu")
+@library.custom_op("slms::small_heads", mutates_args=(), device_types="cpu")
 def _forward(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
     o, lse = torch.empty_like(q), q.new_empty(q.shape[0] * q.shape[2], q.shape[1])
     arrays = [x.detach().numpy() for x in (q, k, v, o, lse)]
@@ -253,7 +252,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tens
     return o, lse
 
 
-@custom_op("slms::small_heads_backward", mutates_args=(), device_types="cpu")
+@library.custom_op("slms::small_heads_backward", mutates_args=(), device_types="cpu")
 def _backward(
     q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, g: Tensor, window: int
 ) -> tuple[Tensor, Tensor, Tensor]:

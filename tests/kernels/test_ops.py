@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.library import opcheck
+from torch import library
 
 from kernels import ACTIVATIONS, ops
 
@@ -134,9 +134,9 @@ def test_backward_twice(make_case, backend):
 @pytest.mark.parametrize("op", [ops.grouped, ops.rows])
 def test_opcheck(make_case, op, gated):
     case = make_case(gated=gated)
-    opcheck(op, case)
+    library.opcheck(op, case)
     detached = [t.detach() if isinstance(t, torch.Tensor) else t for t in case]
-    opcheck(ops.grouped_backward, [torch.ones_like(detached[0]), *detached])
+    library.opcheck(ops.grouped_backward, [torch.ones_like(detached[0]), *detached])
 
 
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.library import opcheck
+from torch import library
 
 from slms.models.small_heads import LONGEST, serves, small_head_attention
 
@@ -74,7 +74,7 @@ def test_nan_is_not_hidden(where):
 def test_operator_check():
     """Schema, fake tensors and autograd registration, as torch.compile needs them."""
     inputs = tuple(draw(1, 17, 2, 4, seed=s).requires_grad_() for s in range(3))
-    opcheck(torch.ops.slms.small_heads.default, (*inputs, 9))
+    library.opcheck(torch.ops.slms.small_heads.default, (*inputs, 9))
 
 
 def test_what_it_serves():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.library import opcheck
+from torch import library
 
 from kernels import ACTIVATIONS, ops
 from kernels.gpu import grouped, launch, tiles
@@ -146,7 +146,7 @@ def test_inputs_and_gradient_that_are_not_contiguous(make_case):
 
 @pytest.mark.parametrize("n", [2, 18])
 def test_opcheck(make_case, n):
-    opcheck(ops.on_gpu, on_device(make_case(n=n)))
+    library.opcheck(ops.on_gpu, on_device(make_case(n=n)))
 
 
 @pytest.mark.gpu
