@@ -132,6 +132,7 @@ class RoutedMLP(nn.Module):
         config, p = self.config, self.config.n_pathways
         return (
             self.recorder is None
+            and not (self.training and self.dropout)
             and config.rule == "top_k"
             and config.n_shared == 0
             and self.router.kind != "static"

@@ -64,6 +64,8 @@ def test_not_in_one_call_where_something_else_is_wanted():
             config = RoutingConfig(n_pathways=5, k=2, **change)
             mlp = RoutedMLP(12, 33, config, activation="gelu", layer_index=0)
             assert mlp._fuses(x) == (change == {}), change
+        mlp = RoutedMLP(12, 33, RoutingConfig(n_pathways=5, k=2), activation="gelu", layer_index=0, dropout=0.5)
+        assert not mlp.train()._fuses(x) and mlp.eval()._fuses(x)
     assert not RoutedMLP(12, 33, RoutingConfig(n_pathways=5, k=2), activation="gelu", layer_index=0)._fuses(x)
 
 
