@@ -127,7 +127,7 @@ def under_rule(dense: PreTrainedModel, rule: str, calibration: Tensor) -> PreTra
         return apply_rule(dense, rule, calibration)
     smallest = min(len(read_mlp(mlp).W_in) for mlp in find_mlps(dense).values())
     n = min(PATHWAYS, smallest)
-    config = RoutingConfig(n_pathways=n, k=n, every_n_layers=1, gate="unit", mean_compensation=True)
+    config = RoutingConfig(n_pathways=n, k=n, every_n_layers=1, router="linear", gate="unit", mean_compensation=True)
     return convert.route(dense, config, calibration).eval()
 
 
