@@ -98,8 +98,8 @@ def on_gpu(
 ) -> Tensor:
     from kernels.gpu import launch  # Triton exists for Linux alone
 
-    forward = launch.decode_forward if len(x) <= launch.DECODE_TOKENS else launch.grouped_forward
-    return forward(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
+    with torch.cuda.device_of(x):  # Triton launches on the current device
+        return launch.on_gpu(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
 
 
 @library.custom_op("kernels::on_gpu_backward", mutates_args=())
@@ -116,9 +116,10 @@ def on_gpu_backward(
     offsets: Sequence[int],
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    from kernels.gpu import launch
+    from kernels.gpu.backward import on_gpu_backward
 
-    return launch.grouped_backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
+    with torch.cuda.device_of(x):
+        return on_gpu_backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
 
 
 def fake_forward(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation):

@@ -1,7 +1,8 @@
 """Compiles every shipped Triton configuration ahead of time for chips that are not at hand, and says what each takes.
 
-`python -m kernels.gpu.aot` prints a table (JSON with --json): registers, spills, shared memory, and whether tensor-core
-instructions and 16-byte loads were generated. It shows that the kernels fit, not how fast they are. Needs no GPU.
+`python -m kernels.gpu.aot` prints a table of maxima (each variant by itself as JSON with --json): registers, spills,
+shared memory, programs that a multiprocessor takes at once, and whether tensor-core instructions and 16-byte loads were
+generated. It shows that the kernels fit, not how fast they are. Needs no GPU.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,36 +20,44 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.gpu import decode, grouped, routes, tiles
+from kernels.gpu import decode, gradients, grouped, routes, tiles
 
 CHIPS = (80, 90)
-# What a program may take on these chips: registers of a thread, shared bytes of a block.
-REGISTERS = 255
-SHARED = {80: 163 * 1024, 90: 227 * 1024}
+# What these chips have: registers and threads of a multiprocessor, shared bytes of a program, of a multiprocessor.
+REGISTERS, THREADS = 65536, 2048
+SHARED = {80: (163 * 1024, 164 * 1024), 90: (227 * 1024, 228 * 1024)}
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 WIDE = r"ld\.global[.\w]*\.v4\.b32|ld\.global[.\w]*\.v2\.b64|cp\.async[.\w]*\.shared\.global[^;]*, 0x10"
-ACTIVATION = {"ACT": "gelu_tanh", "BIASED": True}
+NARROW = r"ld\.global[.\w]*(?<!v2)(?<!v4)\.b16|cp\.async[.\w]*\.shared\.global[^;]*, 0x[48]\b"
+# As at run time: tensors are aligned, and d_model and the pathway size divide by 16.
+MULTIPLES = ("d", "M", "r", "c")
 
 
 class Variant(NamedTuple):
     """One kernel with one configuration."""
 
     name: str
+    """kernel, arithmetic, size of its tiles"""
     kernel: triton.JITFunction
     types: Mapping[str, str]
     """pointer and scalar types of its arguments; "i32" where not named"""
     constants: Mapping[str, object]
     warps: int
     stages: int
-    products: bool
-    """whether it multiplies matrices"""
+    resident: tuple[int, int] | None = None
+    """programs of a persistent kernel that one multiprocessor of each chip must take"""
+    odd: bool = False
+    """sizes that do not divide by 16"""
 
 
 class Resources(NamedTuple):
     """What the assembler reports for one variant on one chip."""
 
     name: str
+    gated: bool
+    activation: str
+    odd: bool
     chip: int
     registers: int
     spills: int
@@ -56,56 +65,90 @@ class Resources(NamedTuple):
     shared: int
     """bytes of shared memory per program"""
     threads: int
+    programs: int
+    """that one multiprocessor takes at once"""
+    resident: int
+    """that the launch counts on; 0 if it counts on none"""
     tensor_core: str
     """"wgmma", "mma" or "" for none"""
     wide_loads: bool
-    """whether operands are loaded 16 bytes at a time"""
+    """whether operands are loaded 16 bytes at a time; numbers of tokens and biases are not"""
 
 
 def _pointers(names: str, element: str) -> dict[str, str]:
     return {name: f"*{element}" for name in names.split()}
 
 
-def variants(dtypes=tuple(TYPES), gated=(False, True)) -> Iterator[Variant]:
-    """Every kernel at every configuration of `kernels.gpu.tiles`, as `kernels.gpu.launch` starts them."""
-    metadata = _pointers("token pair starts tile_pathway tile_row offsets counts before", "i32")
+def variants(quick: bool) -> Iterator[Variant]:
+    """Every kernel at every configuration of `kernels.gpu.tiles`, as the launches start them.
+
+    quick: without float16, whose machine code is that of bfloat16 but for the names of types, of activations GELU's
+    approximation alone, of MLPs without a gate bfloat16 alone, no odd sizes, no TF32.
+    """
+    metadata = _pointers("token pair starts tile_pathway tile_row n_tiles offsets counts before", "i32")
     metadata |= _pointers("chosen", "u8")
     sizes = {"P": 16, "PP": 16}
-    yield Variant("count", routes._count, metadata, sizes | {"TOKENS": routes.TOKENS}, 4, 3, False)
-    yield Variant("scan", routes._scan, metadata, sizes | {"ROWS": 128, "STEP": 64}, 4, 3, False)
-    yield Variant("place", routes._place, metadata, sizes | {"TOKENS": routes.TOKENS}, 4, 3, False)
-    for dtype in dtypes:
-        short = TYPES[dtype]
+    yield Variant("count", routes._count, metadata, sizes | {"TOKENS": routes.TOKENS}, 4, 3)
+    yield Variant("scan", routes._scan, metadata, sizes | {"ROWS": 128, "STEP": 64}, 4, 3)
+    yield Variant("place", routes._place, metadata, sizes | {"TOKENS": routes.TOKENS}, 4, 3)
+    for dtype, short in TYPES.items():
+        if quick and dtype == torch.float16:
+            continue
         data = _pointers("x grad W W_in b_in W_gate b_gate W_out hidden hidden_gate du dv", short)
         data |= _pointers("left right out bias rows y", short)
         data |= metadata | _pointers("gates d_gates partial", "fp32")
-        math = {"PRECISION": "ieee", "UPCAST": False}
-        family = tiles.family(dtype)
         columns = {"P": 16, "COLS": tiles.COMBINE_COLS, "UPCAST": False}
-        yield Variant(f"combine {short}", grouped.combine, data, columns, 4, 3, False)
-        added = data | {"chosen": "*u8"}
-        yield Variant(f"add_slices {short}", decode.add_slices, added, columns, 4, 3, False)
-        for gate in gated:
-            shape = "gated" if gate else "plain"
-            common = math | ACTIVATION | {"GATED": gate, "GATE_BIASED": gate}
-            for size in ("large", "small"):
-                shipped = tiles.TILES[family, size]
-                for name, kernel, tile, constants in (
-                    ("up", grouped.up, shipped.up, common),
-                    ("down", grouped.down, shipped.down, math | {"GATED": gate}),
-                    ("hidden_gradients", grouped.hidden_gradients, shipped.hidden, common),
-                    ("weight_gradient", grouped.weight_gradient, shipped.weight, math | {"BIASED": True}),
-                ):
-                    settings = tile.launch()
-                    warps, stages = settings.pop("num_warps"), settings.pop("num_stages")
-                    label = f"{name} {short} {shape} {size}"
-                    yield Variant(label, kernel, data, constants | settings, warps, stages, True)
+        yield Variant(f"combine {short}", grouped.combine, data, columns, 4, 3)
+        yield Variant(f"add_slices {short}", decode.add_slices, data, columns, 4, 3)
+        for gated, activation, odd, precision in _settings(short, quick):
+            product = {"ALIGNED": not odd, "PRECISION": precision, "UPCAST": False}
+            common = product | {"ACT": activation, "BIASED": True, "GATED": gated, "GATE_BIASED": gated}
+            label = short if precision == "ieee" else precision
+            yield from _grouped(dtype, label, data, product, common, activation == "gelu_tanh", odd)
             for size in ("one", "few"):
-                slice_tile = tiles.DECODE_TILES[family, size]
+                slice_tile = tiles.DECODE_TILES[tiles.family(dtype), size]
                 constants = common | {"ONE": size == "one", "N": 1 if size == "one" else 16}
                 constants |= {"ROWS": slice_tile.rows, "INNER": slice_tile.inner}
-                label = f"slices {short} {shape} {size}"
-                yield Variant(label, decode.slices, data, constants, slice_tile.warps, 3, size == "few")
+                yield Variant(f"slices {label} {size}", decode.slices, data, constants, slice_tile.warps, 3, None, odd)
+
+
+def _settings(short: str, quick: bool) -> Iterator[tuple[bool, str, bool, str]]:
+    """What a type is compiled for, one departure from the usual at a time: gate, activation, odd sizes, precision."""
+    for gated in (True, False):
+        if quick and not gated and short != "bf16":
+            continue
+        yield gated, "gelu_tanh", False, "ieee"
+        if quick:
+            continue
+        for activation in ("gelu", "relu", "silu"):
+            yield gated, activation, False, "ieee"
+        yield gated, "gelu_tanh", True, "ieee"
+        if short == "fp32":
+            yield gated, "gelu_tanh", False, "tf32"
+
+
+def _grouped(dtype, label, data, product, common, products_too, odd) -> Iterator[Variant]:
+    """The grouped kernels in both sizes of tiles; down and weight_gradient, which know no activation, if asked for."""
+    gated = common["GATED"]
+    for size in ("large", "small"):
+        shipped = tiles.TILES[tiles.family(dtype), size]
+        kernels = [
+            ("up", grouped.up, shipped.gated_up if gated else shipped.up, common),
+            ("hidden_gradients", gradients.hidden_gradients, shipped.gated_hidden if gated else shipped.hidden, common),
+        ]
+        if products_too:
+            kernels.append(
+                ("down", grouped.down, shipped.gated_down if gated else shipped.down, product | {"GATED": gated})
+            )
+        if products_too and gated:
+            kernels.append(("down", grouped.down, shipped.down, product | {"GATED": False}))
+            biased = product | {"BIASED": True}
+            kernels.append(("weight_gradient", gradients.weight_gradient, shipped.weight, biased))
+        for name, kernel, tile, constants in kernels:
+            settings = tile.launch()
+            warps, stages = settings.pop("num_warps"), settings.pop("num_stages")
+            resident = None if name == "weight_gradient" else tile.resident
+            yield Variant(f"{name} {label} {size}", kernel, data, constants | settings, warps, stages, resident, odd)
 
 
 def compile_variant(variant: Variant, chip: int) -> Resources:
@@ -113,8 +156,7 @@ def compile_variant(variant: Variant, chip: int) -> Resources:
     signature, attributes = {}, {}
     for index, name in enumerate(variant.kernel.arg_names):
         signature[name] = "constexpr" if name in variant.constants else variant.types.get(name, "i32")
-        # As at run time: tensors are aligned, and d_model and the pathway size divide by 16.
-        if signature[name].startswith("*") or name in ("d", "M"):
+        if signature[name].startswith("*") or (name in MULTIPLES and not variant.odd):
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(variant.kernel, signature, variant.constants, attributes)
     options = {"num_warps": variant.warps, "num_stages": variant.stages}
@@ -126,34 +168,57 @@ def compile_variant(variant: Variant, chip: int) -> Resources:
         command = [str(TOOLS / "cuobjdump"), "--dump-resource-usage", file.name]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     usage = {name: int(count) for name, count in re.findall(r"(REG|STACK|LOCAL):(\d+)", report)}
+    threads, shared, registers = 32 * variant.warps, compiled.metadata.shared, usage["REG"]
+    fit = (REGISTERS // (-(-registers // 8) * 8 * threads), THREADS // threads, SHARED[chip][1] // (shared + 1024))
     return Resources(
         name=variant.name,
+        gated=bool(variant.constants.get("GATED")),
+        activation=str(variant.constants.get("ACT", "")),
+        odd=variant.odd,
         chip=chip,
-        registers=usage["REG"],
+        registers=registers,
         spills=usage["STACK"] + usage["LOCAL"],
-        shared=compiled.metadata.shared,
-        threads=32 * variant.warps,
+        shared=shared,
+        threads=threads,
+        programs=min(fit),
+        resident=variant.resident[CHIPS.index(chip)] if variant.resident else 0,
         tensor_core="wgmma" if "wgmma.mma_async" in ptx else "mma" if "mma.sync" in ptx else "",
-        wide_loads=bool(re.search(WIDE, ptx)),
+        wide_loads=len(re.findall(WIDE, ptx)) > len(re.findall(NARROW, ptx)),
     )
+
+
+def summary(table: Sequence[Resources]) -> Iterator[str]:
+    """One line a kernel, size and chip: the most that any of its variants takes; odd sizes apart."""
+    columns = "kernel|chip|variants|registers × threads|spilled bytes|shared bytes|programs|tensor cores|16-byte loads"
+    yield "| " + columns.replace("|", " | ") + " |"
+    yield "|---" * 9 + "|"
+    keys = dict.fromkeys((row.name, row.odd, row.chip) for row in table)
+    for name, odd, chip in keys:
+        rows = [row for row in table if (row.name, row.odd, row.chip) == (name, odd, chip)]
+        cells = (
+            name + ", odd sizes" * odd,
+            f"sm_{chip}",
+            len(rows),
+            f"{max(row.registers for row in rows)} × {rows[0].threads}",
+            max(row.spills for row in rows),
+            max(row.shared for row in rows),
+            min(row.programs for row in rows),
+            "/".join(sorted({row.tensor_core or "–" for row in rows})),
+            "/".join(sorted({"yes" if row.wide_loads else "no" for row in rows})),
+        )
+        yield "| " + " | ".join(str(cell) for cell in cells) + " |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON list instead of a table")
-    parser.add_argument("--quick", action="store_true", help="gated MLPs only, which take the most")
+    parser.add_argument("--quick", action="store_true", help="the part that the tests check, see `variants`")
     arguments = parser.parse_args()
-    wanted = variants(gated=(True,)) if arguments.quick else variants()
-    table = [compile_variant(variant, chip) for variant in wanted for chip in CHIPS]
+    table = [compile_variant(variant, chip) for variant in variants(arguments.quick) for chip in CHIPS]
     if arguments.json:
         json.dump([row._asdict() for row in table], sys.stdout)
         return
-    print("| kernel | chip | registers × threads | spilled bytes | shared bytes | tensor cores | 16-byte loads |")
-    print("|---|---|---|---|---|---|---|")
-    for r in table:
-        wide = "yes" if r.wide_loads else "no"
-        cells = (r.name, f"sm_{r.chip}", f"{r.registers} × {r.threads}", r.spills, r.shared, r.tensor_core or "–", wide)
-        print("| " + " | ".join(str(cell) for cell in cells) + " |")
+    print(*summary(table), sep="\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ Shapes: n tokens (N, padded to what a tensor core takes), d model, f neurons, p 
 import triton
 import triton.language as tl
 
-from kernels.gpu.pieces import activate, multiply, narrow
+from kernels.gpu.pieces import activate, multiply, narrow, span
 
 
 @triton.jit
@@ -66,6 +66,7 @@ def slices(
     BIASED: tl.constexpr,
     GATED: tl.constexpr,
     GATE_BIASED: tl.constexpr,
+    ALIGNED: tl.constexpr,
     ONE: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -80,9 +81,9 @@ def slices(
     c = tl.load(chosen + t * P + pathway, mask=real, other=0) != 0
     if tl.max(c.to(tl.int32), 0) == 0:
         return
-    first = tl.load(offsets + pathway)
+    first, m = span(offsets, pathway, ALIGNED)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    present = row < tl.load(offsets + pathway + 1) - first
+    present = row < m
     f = (first + row).to(tl.int64)
     u = product(x, W_in, t, f, real, present, n, d, ONE, PRECISION, UPCAST, N, ROWS, INNER)
     if BIASED:

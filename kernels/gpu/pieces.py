@@ -1,4 +1,4 @@
-"""What the Triton kernels share: activations with derivatives in float32, and matrix products by type.
+"""What the Triton kernels share: activations with derivatives in float32, pathways' neurons, matrix products by type.
 
 Triton's interpreter computes on the raw bits of bfloat16 and cuts them off instead of rounding; for it alone, UPCAST
 turns operands into float32 first and rounds results to nearest as a GPU does.
@@ -36,6 +36,18 @@ def slope(a, ACT: tl.constexpr):
         tl.static_assert(ACT == "gelu_tanh")
         s = tl.sigmoid(1.5957691216057308 * (a + 0.044715 * a * a * a))
         return s + a * s * (1.0 - s) * 1.5957691216057308 * (1.0 + 0.134145 * a * a)
+
+
+@triton.jit
+def span(offsets, pathway, ALIGNED: tl.constexpr):
+    """The first neuron of a pathway and the number of its neurons.
+
+    ALIGNED promises that all offsets divide by 16: only then may 16 bytes be loaded at a time along neurons.
+    """
+    first, end = tl.load(offsets + pathway), tl.load(offsets + pathway + 1)
+    if ALIGNED:
+        first, end = tl.multiple_of(first, 16), tl.multiple_of(end, 16)
+    return first, end - first
 
 
 @triton.jit

@@ -26,9 +26,16 @@ class Routes(NamedTuple):
     starts: Tensor
     """[p + 1] first pair of each pathway, then the number of pairs"""
     tile_pathway: Tensor
-    """[tiles] pathway that a tile works on, -1 for a spare tile"""
+    """[most tiles there can be] pathway that a tile works on; undefined from the last tile on"""
     tile_row: Tensor
-    """[tiles] first pair of a tile"""
+    """[most tiles there can be] first pair of a tile"""
+    n_tiles: Tensor
+    """[1] tiles that there are"""
+
+    @property
+    def work(self) -> tuple[Tensor, ...]:
+        """What a persistent kernel takes of it."""
+        return self.token, self.starts, self.tile_pathway, self.tile_row, self.n_tiles
 
 
 @triton.jit
@@ -47,8 +54,8 @@ def _scan(
     starts,
     tile_pathway,
     tile_row,
-    n_blocks,
     n_tiles,
+    n_blocks,
     ROWS: tl.constexpr,
     P: tl.constexpr,
     PP: tl.constexpr,
@@ -69,13 +76,15 @@ def _scan(
     tl.store(starts + P, tl.sum(running, 0))
     tiles = (running + ROWS - 1) // ROWS
     tile_end = tl.cumsum(tiles, 0)
-    for first in range(0, n_tiles, STEP):
+    count = tl.sum(tiles, 0)
+    tl.store(n_tiles, count)
+    for first in range(0, count, STEP):
         i = first + tl.arange(0, STEP)
         mine = (i[:, None] >= (tile_end - tiles)[None, :]) & (i[:, None] < tile_end[None, :])
-        pathway = tl.sum(tl.where(mine, p[None, :] + 1, 0), 1) - 1
+        pathway = tl.sum(tl.where(mine, p[None, :], 0), 1)
         row = tl.sum(tl.where(mine, start[None, :] + (i[:, None] - (tile_end - tiles)[None, :]) * ROWS, 0), 1)
-        tl.store(tile_pathway + i, pathway, mask=i < n_tiles)
-        tl.store(tile_row + i, row, mask=i < n_tiles)
+        tl.store(tile_pathway + i, pathway, mask=i < count)
+        tl.store(tile_row + i, row, mask=i < count)
 
 
 @triton.jit
@@ -104,11 +113,11 @@ def find_routes(chosen: Tensor, rows_per_tile: int, capacity: int) -> Routes:
         return torch.empty(size, dtype=torch.int32, device=chosen.device)
 
     counts, starts, token, pair = ints(blocks, p), ints(p + 1), ints(capacity), ints(n, p)
-    tile_pathway, tile_row = ints(tiles), ints(tiles)
+    tile_pathway, tile_row, n_tiles = ints(tiles), ints(tiles), ints(1)
     cells = chosen.contiguous().view(torch.uint8)
     if blocks:
         _count[(blocks,)](cells, counts, n, **sizes, TOKENS=TOKENS)
-    _scan[(1,)](counts, starts, tile_pathway, tile_row, blocks, tiles, ROWS=rows_per_tile, **sizes, STEP=64)
+    _scan[(1,)](counts, starts, tile_pathway, tile_row, n_tiles, blocks, ROWS=rows_per_tile, **sizes, STEP=64)
     if blocks:
         _place[(blocks,)](cells, counts, starts, token, pair, n, capacity, **sizes, TOKENS=TOKENS)
-    return Routes(token, pair, starts, tile_pathway, tile_row)
+    return Routes(token, pair, starts, tile_pathway, tile_row, n_tiles)

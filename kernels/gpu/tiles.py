@@ -18,6 +18,8 @@ class Tile(NamedTuple):
     inner: int
     warps: int
     stages: int
+    resident: tuple[int, int] = (1, 1)
+    """programs that one multiprocessor of sm_80, of sm_90 takes at once: the grid of a persistent kernel"""
 
     def launch(self) -> dict[str, int]:
         return {
@@ -30,38 +32,54 @@ class Tile(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """The tiles of each grouped kernel. up, down and hidden share their rows, as they share the routes."""
+    """The tiles of each grouped kernel. All but weight share their rows, as they share the routes."""
 
     up: Tile
+    gated_up: Tile
     down: Tile
+    gated_down: Tile
+    """for dx of a gated MLP"""
     hidden: Tile
+    gated_hidden: Tile
     weight: Tile
 
 
 # Chosen by what fits without spilling (`python -m kernels.gpu.aot`), not yet by timing: no GPU has run them.
 TILES = {
     ("half", "large"): Tiles(
-        up=Tile(128, 64, 64, 8, 3),
-        down=Tile(128, 128, 32, 8, 3),
-        hidden=Tile(128, 32, 64, 8, 2),
-        weight=Tile(64, 128, 32, 8, 3),
+        up=Tile(128, 128, 64, 8, 3),
+        gated_up=Tile(128, 64, 64, 8, 3),
+        down=Tile(128, 128, 64, 8, 3, (1, 2)),
+        gated_down=Tile(128, 128, 32, 8, 3, (1, 2)),
+        hidden=Tile(128, 64, 64, 8, 3),
+        gated_hidden=Tile(128, 32, 64, 8, 3),
+        weight=Tile(128, 128, 64, 8, 6),
     ),
     ("half", "small"): Tiles(
-        up=Tile(16, 64, 64, 4, 3),
-        down=Tile(16, 64, 64, 4, 3),
-        hidden=Tile(16, 64, 64, 4, 3),
-        weight=Tile(64, 64, 16, 4, 3),
+        up=Tile(16, 64, 128, 4, 3, (3, 5)),
+        gated_up=Tile(16, 64, 64, 4, 3, (4, 5)),
+        down=Tile(16, 64, 64, 4, 3, (4, 5)),
+        gated_down=Tile(16, 64, 64, 4, 3, (4, 5)),
+        hidden=Tile(16, 64, 64, 4, 3, (3, 5)),
+        gated_hidden=Tile(16, 64, 64, 4, 3, (2, 3)),
+        weight=Tile(64, 64, 32, 4, 6),
     ),
     ("float", "large"): Tiles(
-        up=Tile(64, 32, 16, 4, 2),
-        down=Tile(64, 64, 16, 8, 2),
-        hidden=Tile(64, 32, 16, 8, 2),
-        weight=Tile(32, 64, 32, 8, 2),
+        up=Tile(64, 64, 16, 8, 2),
+        gated_up=Tile(64, 32, 16, 4, 2, (2, 3)),
+        down=Tile(64, 64, 16, 8, 2, (2, 3)),
+        gated_down=Tile(64, 64, 16, 8, 2, (2, 3)),
+        hidden=Tile(64, 32, 32, 8, 2),
+        gated_hidden=Tile(64, 32, 32, 8, 2),
+        weight=Tile(64, 64, 16, 8, 3),
     ),
     ("float", "small"): Tiles(
-        up=Tile(16, 64, 32, 4, 2),
-        down=Tile(16, 64, 32, 4, 2),
-        hidden=Tile(16, 32, 32, 4, 2),
+        up=Tile(16, 64, 32, 4, 2, (2, 5)),
+        gated_up=Tile(16, 64, 32, 4, 2, (2, 5)),
+        down=Tile(16, 64, 32, 4, 2, (6, 6)),
+        gated_down=Tile(16, 64, 32, 4, 2, (6, 6)),
+        hidden=Tile(16, 32, 32, 4, 3, (4, 5)),
+        gated_hidden=Tile(16, 32, 32, 4, 3, (4, 5)),
         weight=Tile(32, 64, 16, 4, 2),
     ),
 }

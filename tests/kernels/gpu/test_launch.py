@@ -5,7 +5,7 @@ import torch
 from torch import library
 
 from kernels import ACTIVATIONS, ops
-from kernels.gpu import grouped, launch, tiles
+from kernels.gpu import gradients, grouped, launch, tiles
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -58,6 +58,18 @@ def test_large_tiles(make_case, check_case, monkeypatch):
     """The tiles for many tokens, at a size that the interpreter can bear."""
     monkeypatch.setattr(launch, "tiles_for", lambda dtype, n: tiles.TILES[tiles.family(dtype), "large"])
     check_case(on_device(make_case(n=70, d=40, offsets=(0, 70, 100), gated=True)), "triton")
+
+
+@pytest.mark.parametrize("programs", [1, 3, 500])
+@pytest.mark.parametrize("gated", [False, True])
+def test_persistent_programs(make_case, check_case, monkeypatch, programs, gated):
+    """Any number of programs do all tiles: two pathways of several tiles with several columns, one of none."""
+    monkeypatch.setattr(launch, "places", lambda device, resident: programs)
+    case = make_case(n=60, d=70, offsets=(0, 96, 192, 208), gated=gated)
+    chosen = case.chosen.clone()
+    chosen[:, 1] = False
+    chosen[5:, 2] = True
+    check_case(on_device(case._replace(chosen=chosen)), "triton")
 
 
 @pytest.mark.parametrize("n", [1, 4, 20])
@@ -180,9 +192,10 @@ def test_offsets_past_2_to_the_31(make_case):
         starts=torch.tensor([last, last + 1], **ints),
         tile_pathway=torch.zeros(1, **ints),
         tile_row=torch.full((1,), last, **ints),
+        n_tiles=torch.ones(1, **ints),
         offsets=torch.tensor([0, d], **ints),
     )
-    math = dict(PRECISION="ieee", UPCAST=False, ROWS=16, COLS=64, INNER=64)
+    math = dict(ALIGNED=True, PRECISION="ieee", UPCAST=False, ROWS=16, COLS=64, INNER=64)
     flags = dict(ACT="relu", BIASED=False, GATED=False, GATE_BIASED=False)
     gates = torch.ones(last + 1, 1, **half)
     grouped.up[(1, 1)](x, W, W, W, W, gates, hidden, d=d, P=1, M=d, **routes, **flags, **math)
@@ -202,5 +215,5 @@ def test_offsets_past_2_to_the_31(make_case):
     token = torch.full((last + 1,), last, **ints)
     starts, offsets = routes["starts"], routes["offsets"]
     math = math | dict(ROWS=64)
-    grouped.weight_gradient[(1, 1, 1)](hidden, x, out, out, token, starts, offsets, d, d, BIASED=False, **math)
+    gradients.weight_gradient[(1, 1, 1)](hidden, x, out, out, token, starts, offsets, d, d, BIASED=False, **math)
     torch.testing.assert_close(out.float(), hidden[last:].float().T @ values.float(), rtol=2e-3, atol=2e-3)
