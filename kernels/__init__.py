@@ -1,8 +1,9 @@
 """Routed MLPs that execute only the chosen pathways: reference, CPU and Triton implementations behind one function."""
 
 from kernels.activations import ACTIVATIONS
+from kernels.backends import BACKENDS
 from kernels.calibrate import calibrate
-from kernels.dispatch import BACKENDS, explain, fuses, prepare_fused, routed_mlp
+from kernels.dispatch import explain, fuses, prepare_fused, routed_mlp
 from kernels.reference import routed_mlp_reference
 from kernels.router import Router, choose
 

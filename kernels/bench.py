@@ -122,11 +122,11 @@ def random_router(shape: Shape, density: float, seed: int) -> Router:
 def routed(call: Call, router: Router, activation: str) -> Callable[[], Tensor]:
     """Router, choice and MLP."""
     p = call.chosen.shape[1]
-    if fuses(call.x, call.W_in, router.k / p, p, call.W_gate is not None, "auto"):
+    if (backend := fuses(call.x, call.W_in, router.k / p, p, call.W_gate is not None, "auto")) is not None:
         run = prepare_fused(
             router, call.W_in, call.b_in, call.W_gate, None, call.W_out, None, None, call.offsets, activation
         )
-        return lambda: run(call.x)
+        return lambda: run(call.x, backend)
 
     def separately() -> Tensor:
         gates, chosen = choose(call.x, router)

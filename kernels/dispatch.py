@@ -4,10 +4,8 @@ Shapes: n tokens, d model, f neurons, p pathways.
 """
 
 import functools
-import importlib.util
 import logging
 import math
-import os
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -16,10 +14,11 @@ import torch
 from torch import Tensor
 
 from kernels.activations import ACTIVATIONS
+from kernels.backends import forget_installed, refusal
 from kernels.costs import Choice, Shape, cheapest
 from kernels.cpu import grouped_forward
 from kernels.dense import dense
-from kernels.ops import grouped, on_gpu, rows
+from kernels.ops import amx, grouped, on_gpu, rows
 from kernels.reference import routed_mlp_reference
 from kernels.router import Router
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "reference", "dense", "grouped", "rows", "triton")
+FUSING = ("rows", "amx")  # those with a fused call
 # A choice made without looking at the data (on CUDA, inside torch.compile) supposes this share of pathways.
 SUPPOSED_DENSITY = 0.25
 # µs that a router and a rule take as some twenty operations of PyTorch, which a fused call saves (measured 130 to 180).
@@ -67,40 +66,11 @@ def check_arguments(x, W_in, W_out, gates, chosen, offsets, activation, b_in, W_
         raise ValueError("`b_gate` is given without `W_gate`.")
 
 
-@functools.cache
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
-
-
-def refusal(backend: str, device: str, dtype: torch.dtype) -> str | None:
-    """Why a backend cannot run here, or None if it can."""
-    if backend in ("auto", "reference", "dense"):
-        return None
-    if backend not in BACKENDS:
-        return f"it must be one of {', '.join(BACKENDS)}"
-    if backend == "triton":
-        if not _installed("triton"):
-            return "it needs the package triton, which is not installed"
-        if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-            return f"it needs a CUDA device and x is on {device}"
-        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            return f"it knows float32, bfloat16 and float16, and x is {dtype}"
-        return None
-    if device != "cpu":
-        return f"it runs on the CPU and x is on {device}"
-    if backend == "rows":
-        if not _installed("numba"):
-            return "it needs the package numba, which is not installed"
-        if dtype not in (torch.float32, torch.bfloat16):
-            return f"it knows float32 and bfloat16, and x is {dtype}"
-    return None
-
-
 def candidates(shape: Shape, n_tokens: int) -> list[str]:
     """The backends that "auto" weighs for such a call, all of which can run here."""
     if shape.device == "cuda":
         return ["dense", "triton"] if refusal("triton", "cuda", getattr(torch, shape.dtype)) is None else ["dense"]
-    names = ["dense", "grouped", "rows"]
+    names = ["dense", "grouped", "rows", "amx"]
     return [name for name in names if refusal(name, shape.device, getattr(torch, shape.dtype)) is None]
 
 
@@ -129,7 +99,7 @@ def forget_choices() -> None:
     """Makes "auto" decide anew, as after a calibration or an installation."""
     _choose.cache_clear()
     _fusing_pays.cache_clear()
-    _installed.cache_clear()
+    forget_installed()
 
 
 def _auto(
@@ -147,12 +117,11 @@ def _auto(
     return _choose(shape, *_rounded(n_tokens, density)).backend
 
 
-# All that torch.compiler.assume_constant_result does; it imports the compiler first, 1.5 s where nothing is compiled.
-_auto._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_auto._dynamo_marked_constant = True  # type: ignore[attr-defined]  # see kernels.backends
 
 
-def fuses(x: Tensor, W_in: Tensor, density: float, n_pathways: int, gated: bool, backend: str) -> bool:
-    """Whether `prepare_fused` can run on x [n, d], and is what `backend` asks for or "auto" expects to be fastest."""
+def fuses(x: Tensor, W_in: Tensor, density: float, n_pathways: int, gated: bool, backend: str) -> str | None:
+    """The backend for `prepare_fused` on x [n, d], if it can run and `backend` asks for it or "auto" prefers it."""
     if (
         type(x) is not Tensor
         or x.device.type != "cpu"
@@ -160,18 +129,23 @@ def fuses(x: Tensor, W_in: Tensor, density: float, n_pathways: int, gated: bool,
         or torch.is_grad_enabled()
         or torch.compiler.is_compiling()
     ):
-        return False
-    if backend not in ("auto", "rows") or torch.is_autocast_enabled("cpu") or refusal("rows", "cpu", x.dtype):
-        return False
+        return None
+    if backend not in ("auto", *FUSING) or torch.is_autocast_enabled("cpu") or refusal("rows", "cpu", x.dtype):
+        return None
     f, d = W_in.shape
-    return backend == "rows" or _fusing_pays(len(x), density, d, f, n_pathways, gated, x.dtype)
+    if backend != "auto":
+        return backend if refusal(backend, "cpu", x.dtype) is None else None
+    return _fusing_pays(len(x), density, d, f, n_pathways, gated, x.dtype)
 
 
 @functools.lru_cache(maxsize=4096)
-def _fusing_pays(n: int, density: float, d: int, f: int, n_pathways: int, gated: bool, dtype: torch.dtype) -> bool:
+def _fusing_pays(
+    n: int, density: float, d: int, f: int, n_pathways: int, gated: bool, dtype: torch.dtype
+) -> str | None:
     shape = Shape(d, f, n_pathways, gated, str(dtype).removeprefix("torch."), "cpu", False)
     times = _choose(shape, *_rounded(n, density)).times
-    return times.get("rows", math.inf) <= min(times.values()) + ROUTER_OPERATIONS
+    best = min(FUSING, key=lambda name: times.get(name, math.inf))
+    return best if times.get(best, math.inf) <= min(times.values()) + ROUTER_OPERATIONS else None
 
 
 def prepare_fused(
@@ -186,11 +160,11 @@ def prepare_fused(
     offsets: Sequence[int],
     activation: str,
 ) -> "FusedMLP":
-    """A function of x [n, d]: b_out + `routed_mlp` at the gates and choices of `kernels.choose`, in compiled loops.
+    """b_out + `routed_mlp` at the gates and choices of `kernels.choose`, in one compiled call.
 
-    mean_out [p, d]: added for every pathway that is not chosen. For float32 or bfloat16 on the CPU, without gradient;
-    see `fuses`. Weights, the router's too, are of the type of x. They must not move, but may change in place unless
-    the function says that they were `copied`.
+    That is a function of x [n, d] and the backend that `fuses` named. mean_out [p, d]: added for every pathway that is
+    not chosen. For float32 or bfloat16 on the CPU, without gradient. Weights, the router's too, are of the type of x.
+    They must not move, but may change in place unless the function says that they were `copied`.
     """
     from kernels.fused import FusedMLP  # numba takes half a second to import and is optional
 
@@ -276,10 +250,14 @@ def routed_mlp(
         from kernels.rows import rows_forward
 
         run = rows_forward
+    elif backend == "amx" and not operator:
+        from kernels.amx import amx_forward
+
+        run = amx_forward
     elif backend == "grouped" and not operator:
         run = grouped_forward
     else:
         operators: dict[str, Callable[..., Tensor]]
-        operators = {"dense": dense, "grouped": grouped, "rows": rows, "triton": on_gpu}
+        operators = {"dense": dense, "grouped": grouped, "rows": rows, "amx": amx, "triton": on_gpu}
         run = operators[backend]
     return run(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)

@@ -16,20 +16,19 @@ from numba.extending import register_jitable
 from torch import Tensor
 
 from kernels import loops
+from kernels.amx import add_pathways, aligned, pack_some, spare_rows, up, whole, whole_rows
 from kernels.pointwise import CODES, exp, sigmoid
 from kernels.router import GATES, SIGMOID, SOFTMAX, Router
-from kernels.rows import address, as_float, contiguous, packed, run, team_size
-from kernels.vectors import bytes_at, floats, numbers
+from kernels.rows import MEMBERS, address, as_float, contiguous, packed, run, team_size, told
+from kernels.tiles import begin_tiles, end_tiles
+from kernels.vectors import bytes_at, call_for_int, floats, numbers
 
-
-@register_jitable
-def keep(*arrays):
-    """Numba frees an array after the last use of its name, which an address taken from it does not count as."""
+BLOCK = 64  # tokens whose scores are formed at a time
 
 
 @register_jitable
 def _scores(a, start, count, out):
-    """out[p · stride + t] = score p of token start + t, without the output's bias; returns the stride."""
+    """out[p · stride + t] = score p of token start + t, without the output's bias; returns the stride. X is float32."""
     stride, d, size = loops.padded(count), a[loops.D], a[loops.SIZE]
     tokens = np.empty(stride, np.int64)
     for t in range(stride):
@@ -49,40 +48,81 @@ def _scores(a, start, count, out):
             tokens[t] = features.ctypes.data + t * 4 * width
         d = width
     loops.name_neurons(rows, a[loops.ROUTER_OUT], size * d, 0, a[loops.P], 0)
-    loops.dot_rows(rows.ctypes.data, tokens.ctypes.data, a[loops.P], count, d, out.ctypes.data, stride, size)
-    keep(rows, tokens, features)
+    loops.dot_rows(rows.ctypes.data, tokens.ctypes.data, a[loops.P], count, d, out, stride, size)
+    loops.keep(rows, tokens, features)
     return stride
 
 
 @register_jitable
-def _begin_output(a, chosen):
+def _tile_scores(a, start, count, out):
+    """As `_scores`, of at most 64 tokens in bfloat16, the first layer on tile registers."""
+    d, p, width, wide, stride = a[loops.D], a[loops.P], a[loops.WIDTH], whole(a[loops.D]), 64
+    n_rows, first = (width, a[loops.ROUTER_IN]) if width > 0 else (p, a[loops.ROUTER_OUT])
+    inputs, zeros, padding = (
+        np.empty(stride * wide + 32, np.uint16),
+        np.zeros(d, np.uint16),
+        np.empty(16 * wide, np.uint16),
+    )
+    copy, results = spare_rows(n_rows, d), np.zeros((whole(n_rows), stride), np.float32)
+    rows, x = whole_rows(first, 0, n_rows, d, copy), aligned(inputs)
+    pack_some(a[loops.X], np.arange(start, start + count), d, zeros.ctypes.data, padding.ctypes.data, x)
+    for j in range(0, n_rows, 32):
+        for t in range(0, count, 32):
+            groups = 2 if count - t > 16 else 1
+            up(rows + 2 * j * wide, x + 2 * t * wide, groups, wide, results.ctypes.data + 4 * (j * stride + t), stride)
+    scores = carray(floats(out), (loops.padded(p), stride))
+    if width > 0:
+        bias, last = numbers(a[loops.ROUTER_B_IN], width, 2), np.zeros(loops.padded(p) * width, np.float32)
+        last[: p * width] = numbers(a[loops.ROUTER_OUT], p * width, 2)
+        for j in range(width):
+            for t in range(stride):
+                value = results[j, t] + bias[j]
+                results[j, t] = np.float32(0) if value < 0 else value
+        scores[:] = 0
+        out_rows, hidden = np.empty(loops.padded(p), np.int64), np.empty(loops.padded(width), np.int64)
+        loops.name_neurons(out_rows, out, 4 * stride, 0, loops.padded(p), 0)
+        loops.name_neurons(hidden, results.ctypes.data, 4 * stride, 0, width, 0)
+        loops.sum_rows(
+            out_rows.ctypes.data, hidden.ctypes.data, p, width, stride, last.ctypes.data, 1, width, 4,
+        )  # fmt: skip
+        loops.keep(out_rows, hidden, last)
+    else:
+        scores[:p] = results[:p]
+    loops.keep(inputs, zeros, padding, copy, results)
+    return stride
+
+
+@register_jitable
+def _begin_output(a, low, high, chosen):
     """The output's bias, and where they are given the mean outputs of the pathways that are not chosen."""
     n, p, d = a[loops.N], a[loops.P], a[loops.D]
     y, bias = carray(floats(a[loops.Y]), (n, d)), numbers(a[loops.B_OUT], d, a[loops.SIZE])
     means = numbers(a[loops.MEAN], p * d, a[loops.SIZE])
-    for t in range(n):
+    for t in range(low, high):
         for i in range(d):
             y[t, i] = bias[i] if bias.shape[0] > 0 else np.float32(0)
         for q in range(p if means.shape[0] > 0 else 0):
-            if not chosen[t, q]:
+            if not chosen[t - low, q]:
                 for i in range(d):
                     y[t, i] += means[q * d + i]
 
 
-@numba.njit(**loops.OPTIONS)
-def choose_loop(a, thread, threads):
-    """Writes CHOSEN and GATES [n, p], and what the output begins with to the first part of Y."""
-    n, p, k, kind = a[loops.N], a[loops.P], a[loops.K], a[loops.GATE]
-    chosen, gates = carray(bytes_at(a[loops.CHOSEN]), (n, p)), carray(floats(a[loops.GATES]), (n, p))
+@register_jitable
+def _choose(a, scores, low, high, chosen, gates):
+    """Writes chosen and gates [high - low, p] of these tokens, and what the output begins with to the first part of Y.
+
+    scores: the function that gives a block's scores, `_scores` or `_tile_scores`.
+    """
+    p, k, kind = a[loops.P], a[loops.K], a[loops.GATE]
     bias, b_out = numbers(a[loops.BIAS], p, a[loops.SIZE]), numbers(a[loops.ROUTER_B_OUT], p, a[loops.SIZE])
     share = numbers(a[loops.RAMP], 1, a[loops.SIZE])[0] if a[loops.RAMP] else np.float32(1)
-    table, s = np.empty(loops.padded(p) * loops.BLOCK, np.float32), np.empty(p, np.float32)
+    table, s = np.empty(loops.padded(p) * BLOCK, np.float32), np.empty(p, np.float32)
     ranked, above = np.empty(p, np.float32), np.empty(p, np.int32)
-    for start in range(0, n, loops.BLOCK):
-        count = min(loops.BLOCK, n - start)
-        stride = _scores(a, start, count, table)
+    for start in range(low, high, BLOCK):
+        count = min(BLOCK, high - start)
+        stride = scores(a, start, count, table.ctypes.data)
         for i in range(count):
-            t = start + i
+            t = start + i - low
             for q in range(p):
                 s[q] = table[q * stride + i] + b_out[q]
                 ranked[q] = s[q] + bias[q]
@@ -104,7 +144,46 @@ def choose_loop(a, thread, threads):
                 if chosen[t, q]:
                     value = gates[t, q] * k / total if kind == SOFTMAX else gates[t, q]
                     gates[t, q] = value if share == 1 else 1 + share * (value - 1)
-    _begin_output(a, chosen)
+    _begin_output(a, low, high, chosen)
+
+
+@numba.njit(**loops.OPTIONS)
+def choose_loop(a):
+    """Writes CHOSEN and GATES [n, p], and what the output begins with to the first part of Y."""
+    n, p = a[loops.N], a[loops.P]
+    chosen, gates = carray(bytes_at(a[loops.CHOSEN]), (n, p)), carray(floats(a[loops.GATES]), (n, p))
+    _choose(a, _scores, 0, n, chosen, gates)
+
+
+@numba.njit(**loops.OPTIONS)
+def fused_loop(a):
+    """All of it on one thread."""
+    n, p = a[loops.N], a[loops.P]
+    chosen, gates = np.empty((n, p), np.uint8), np.empty((n, p), np.float32)
+    _choose(a, _scores, 0, n, chosen, gates)
+    a[loops.CHOSEN], a[loops.GATES] = chosen.ctypes.data, gates.ctypes.data
+    loops.forward_loop(a, 0, 1)
+    loops.keep(chosen, gates)
+
+
+@numba.njit(**loops.OPTIONS)
+def fused_tiles(a, thread, threads):
+    """All of it for this thread's share of the tokens, on tile registers; X is bfloat16."""
+    n, p = a[loops.N], a[loops.P]
+    low, high = n * thread // threads, n * (thread + 1) // threads
+    chosen, gates = np.empty((high - low, p), np.uint8), np.empty((high - low, p), np.float32)
+    begin_tiles()
+    _choose(a, _tile_scores, low, high, chosen, gates)
+    add_pathways(a, low, high, chosen, gates)
+    end_tiles()
+
+
+def fused_tiles_member(arguments):
+    a = told(arguments)
+    fused_tiles(a, np.int64(call_for_int(a[loops.THREAD])), np.int64(call_for_int(a[loops.THREADS])))
+
+
+MEMBERS[fused_tiles] = fused_tiles_member
 
 
 class FusedMLP:
@@ -142,16 +221,22 @@ class FusedMLP:
             offsets,
         )
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Output [n, d] of x [n, d]."""
-        (n, d), told = x.shape, self.told.copy()
+    def __call__(self, x: Tensor, backend: str) -> Tensor:
+        """Output [n, d] of x [n, d] by the backend that `fuses` named."""
+        (n, d), a = x.shape, self.told.copy()
         team = team_size(self.bytes * min(1.0, n * self.density))
-        wide = as_float(x)
-        y = torch.empty(1, n, d) if team == 1 else torch.zeros(team, n, d)
-        gates, chosen = torch.empty(n, int(told[loops.P])), torch.empty(n, int(told[loops.P]), dtype=torch.bool)
-        told[loops.N], told[loops.X], told[loops.Y] = n, address(wide), y.data_ptr()
-        told[loops.GATES], told[loops.CHOSEN] = gates.data_ptr(), chosen.data_ptr()
-        choose_loop(told, 0, 1)
-        run(loops.forward_loop, team, told)
-        total = y[0] if team == 1 else y.sum(0)
+        tiles = backend == "amx"
+        wide = contiguous(x) if tiles else as_float(x)
+        y = torch.empty(1, n, d) if tiles or team == 1 else torch.zeros(team, n, d)
+        a[loops.N], a[loops.X], a[loops.Y] = n, address(wide), y.data_ptr()
+        if tiles:
+            run(fused_tiles, team, a)
+        elif team == 1:
+            fused_loop(a)
+        else:
+            gates, chosen = torch.empty(n, int(a[loops.P])), torch.empty(n, int(a[loops.P]), dtype=torch.bool)
+            a[loops.GATES], a[loops.CHOSEN] = gates.data_ptr(), chosen.data_ptr()
+            choose_loop(a)
+            run(loops.forward_loop, team, a)
+        total = y[0] if len(y) == 1 else y.sum(0)
         return total if total.dtype == x.dtype else total.to(x.dtype)

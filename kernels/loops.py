@@ -15,7 +15,7 @@ from numba import carray
 from numba.extending import register_jitable
 
 from kernels.pointwise import activate, activate_and_derive
-from kernels.vectors import MATH, bytes_at, call_for_int, dots, fetch_share, floats, numbers, sums
+from kernels.vectors import MATH, bytes_at, dots, fetch_share, floats, numbers, sums
 
 BLOCK = 128  # tokens whose inputs and outputs stay in the second cache
 OPTIONS: dict[str, Any] = dict(nogil=True, cache=True, fastmath=set(MATH), error_model="numpy")
@@ -77,6 +77,11 @@ def sum_rows(out, rows, n_out, n_rows, d, factors, by_row, by_out, size, ahead=0
             sums_2h(o, rows, n_rows, d, f, by_row, by_out)
         else:
             sums_1h(o, rows, n_rows, d, f, by_row, by_out)
+
+
+@register_jitable
+def keep(*arrays):
+    """Numba frees an array after the last use of its name, which an address taken from it does not count as."""
 
 
 @register_jitable
@@ -285,15 +290,3 @@ def backward_loop(a, thread, threads):
                                 db_gate[first + j] += slope[j * stride + t]
             for t in range(count):
                 d_gates[block[t], p] += dg[t]
-
-
-def forward_member(arguments):
-    a = carray(arguments, (OFFSETS,), np.int64)
-    a = carray(arguments, (OFFSETS + a[P] + 1,), np.int64)
-    forward_loop(a, np.int64(call_for_int(a[THREAD])), np.int64(call_for_int(a[THREADS])))
-
-
-def backward_member(arguments):
-    a = carray(arguments, (OFFSETS,), np.int64)
-    a = carray(arguments, (OFFSETS + a[P] + 1,), np.int64)
-    backward_loop(a, np.int64(call_for_int(a[THREAD])), np.int64(call_for_int(a[THREADS])))

@@ -1,7 +1,7 @@
 """The backends as PyTorch operators: `torch.compile(fullgraph=True)` and autograd pass through them.
 
-All compute the same function, and each has its own backward; that of `kernels::rows` is float32 alone and leaves other
-types to `kernels::grouped`.
+All compute the same function. `kernels::rows` in float32, `kernels::grouped` and `kernels::on_gpu` have a backward of
+their own; that of `kernels::rows` in bfloat16 and of `kernels::amx` is `kernels::grouped`'s.
 """
 
 from collections.abc import Sequence
@@ -44,6 +44,24 @@ def rows(
     from kernels.rows import rows_forward  # numba takes half a second to import and is optional
 
     return rows_forward(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
+
+
+@library.custom_op("kernels::amx", mutates_args=(), device_types="cpu")
+def amx(
+    x: Tensor,
+    W_in: Tensor,
+    b_in: Tensor | None,
+    W_gate: Tensor | None,
+    b_gate: Tensor | None,
+    W_out: Tensor,
+    gates: Tensor,
+    chosen: Tensor,
+    offsets: Sequence[int],
+    activation: str,
+) -> Tensor:
+    from kernels.amx import amx_forward
+
+    return amx_forward(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
 
 
 @library.custom_op("kernels::grouped_backward", mutates_args=(), device_types="cpu")
@@ -149,7 +167,9 @@ def _backward_by(op):
     return backward
 
 
-for op, backward in ((grouped, grouped_backward), (rows, rows_backward), (on_gpu, on_gpu_backward)):
+backwards = {grouped: grouped_backward, rows: rows_backward, amx: grouped_backward, on_gpu: on_gpu_backward}
+for backward in {*backwards.values()}:
     backward.register_fake(fake_backward)
+for op, backward in backwards.items():
     op.register_fake(fake_forward)
     op.register_autograd(_backward_by(backward), setup_context=save_inputs)

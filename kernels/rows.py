@@ -15,20 +15,43 @@ from collections.abc import Sequence
 import numba
 import numpy as np
 import torch
+from numba import carray
+from numba.extending import register_jitable
 from torch import Tensor
 
+from kernels import loops
 from kernels.cpu import Gradients
-from kernels.loops import OFFSETS, THREAD, THREADS, backward_loop, backward_member, forward_loop, forward_member
 from kernels.pointwise import CODES
+from kernels.vectors import call_for_int
 
 TEAM_BYTES = 3 << 20  # a quarter of a Pythia-70m MLP on two threads took 254 µs, on one 164; of a 410m one 393 and 504
 
 
+@register_jitable
+def told(arguments):
+    """What a loop is told, of which an address is known."""
+    a = carray(arguments, (loops.OFFSETS,), np.int64)
+    return carray(arguments, (loops.OFFSETS + a[loops.P] + 1,), np.int64)
+
+
+def forward_member(arguments):
+    a = told(arguments)
+    loops.forward_loop(a, np.int64(call_for_int(a[loops.THREAD])), np.int64(call_for_int(a[loops.THREADS])))
+
+
+def backward_member(arguments):
+    a = told(arguments)
+    loops.backward_loop(a, np.int64(call_for_int(a[loops.THREAD])), np.int64(call_for_int(a[loops.THREADS])))
+
+
+MEMBERS = {loops.forward_loop: forward_member, loops.backward_loop: backward_member}
+"""What each thread of a team calls in place of a loop."""
+
+
 @functools.cache
 def _member(loop):
-    """The loop as a C function that each thread of a team calls; compiled when first wanted."""
-    function = forward_member if loop is forward_loop else backward_member
-    return numba.cfunc("void(voidptr)", cache=True)(function)
+    """The loop as a C function of what it is told; compiled when first wanted."""
+    return numba.cfunc("void(voidptr)", cache=True)(MEMBERS[loop])
 
 
 @functools.cache
@@ -55,14 +78,14 @@ def run(loop, team: int, arguments: np.ndarray) -> None:
     if team == 1:
         loop(arguments, 0, 1)
     else:
-        library, arguments[THREAD], arguments[THREADS] = _openmp()
+        library, arguments[loops.THREAD], arguments[loops.THREADS] = _openmp()
         assert library is not None, team
         library.GOMP_parallel(_member(loop).address, arguments.ctypes.data, team, 0)
 
 
 def packed(arguments: list[int], offsets: Sequence[int]) -> np.ndarray:
     """What a loop is told, from its first numbers and addresses."""
-    return np.array([*arguments, *[0] * (OFFSETS - len(arguments)), *offsets], np.int64)
+    return np.array([*arguments, *[0] * (loops.OFFSETS - len(arguments)), *offsets], np.int64)
 
 
 def address(tensor: Tensor | None) -> int:
@@ -107,7 +130,7 @@ def rows_forward(
     )  # fmt: skip
     head = [n, d, len(offsets) - 1, CODES[activation], W_in.element_size(), 0, 0]
     arguments = head + [address(tensor) for tensor in held]
-    run(forward_loop, team, packed(arguments, offsets))
+    run(loops.forward_loop, team, packed(arguments, offsets))
     return _total(y).to(x.dtype)
 
 
@@ -136,5 +159,5 @@ def rows_backward(
     dW_in, db_in, dW_gate, db_gate, dW_out = weights = [like(t) for t in (W_in, b_in, W_gate, b_gate, W_out)]
     head = [n, d, p, CODES[activation], 4, 0, 0]
     outputs = [d_x, *weights, d_gates]
-    run(backward_loop, team, packed(head + [address(t) for t in (*held, *outputs)], offsets))
+    run(loops.backward_loop, team, packed(head + [address(t) for t in (*held, *outputs)], offsets))
     return Gradients(_total(d_x), dW_in, db_in, dW_gate, db_gate, dW_out, _total(d_gates).to(gates.dtype))

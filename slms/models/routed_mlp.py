@@ -98,8 +98,8 @@ class RoutedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Output [..., d], in x's dtype, of x [..., d]."""
         flat = x.reshape(-1, x.shape[-1])
-        if self._fuses(flat):
-            return self._fused(flat).reshape(x.shape)
+        if (backend := self._fuses(flat)) is not None:
+            return self._fused(flat, backend).reshape(x.shape)
         routes = self.router.route(flat, self._k)
         if self.recorder is not None:
             self.recorder(routes)
@@ -127,10 +127,10 @@ class RoutedMLP(nn.Module):
             y = y + self.b_out.to(dtype)
         return F.dropout(y.to(x.dtype), self.dropout, self.training).reshape(x.shape)
 
-    def _fuses(self, x: Tensor) -> bool:
-        """Whether one compiled call can do all of it: inference of what nobody watches, where rows are the fastest."""
+    def _fuses(self, x: Tensor) -> str | None:
+        """The backend by which one compiled call does all of it: inference of what nobody watches, where that pays."""
         config, p = self.config, self.config.n_pathways
-        return (
+        plain = (
             self.recorder is None
             and not (self.training and self.dropout)
             and config.rule == "top_k"
@@ -138,15 +138,15 @@ class RoutedMLP(nn.Module):
             and self.router.kind != "static"
             and self.router.gate in GATES
             and self._is_plain()
-            and fuses(x, self.W_in, self._k / p, p, self.W_gate is not None, config.backend)
         )
+        return fuses(x, self.W_in, self._k / p, p, self.W_gate is not None, config.backend) if plain else None
 
     def _is_plain(self) -> bool:
         """Weights that lie in memory as they are used: no parametrization, adapter, sharded or fake tensor."""
         plain = all(type(tensor) is nn.Parameter for tensor in self._parameters.values() if tensor is not None)
         return plain and self._modules.keys() == {"router"} and not any(m._modules for m in self.router.children())
 
-    def _fused(self, x: Tensor) -> Tensor:
+    def _fused(self, x: Tensor, backend: str) -> Tensor:
         """All of it in one compiled call, prepared when first wanted and again once a tensor has moved."""
         router = self.router
         hidden, out = router.hidden, router.out
@@ -162,9 +162,9 @@ class RoutedMLP(nn.Module):
             weights = (self.W_in, self.b_in, self.W_gate, self.b_gate, self.W_out, self.b_out, self.mean_out)
             run = prepare_fused(chooser, *weights, self.offsets, self.activation)
             if run.copied:  # of tensors that are not contiguous, whose numbers may change
-                return run(x)
+                return run(x, backend)
             self._prepared = (where, run)
-        return self._prepared[1](x)
+        return self._prepared[1](x, backend)
 
     def __getstate__(self) -> dict:
         return super().__getstate__() | {"_prepared": None}

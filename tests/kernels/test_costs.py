@@ -52,7 +52,7 @@ def test_a_damaged_file_is_an_error():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
 def test_estimates_grow_with_work(dtype):
     shape = SHAPE._replace(d_model=512, d_ff=2048, n_pathways=16, dtype=dtype)
-    for backend in ("dense", "grouped", "rows"):
+    for backend in ("dense", "grouped", "rows", "amx"):
         few, many = (costs.estimate(backend, shape, n, 0.25) for n in (64, 4096))
         assert 0 < few < many
     sparse, full = (costs.estimate("grouped", shape, 1024, density) for density in (0.25, 1.0))

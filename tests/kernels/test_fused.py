@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels import Router, choose, prepare_fused, routed_mlp_reference, rows
+from kernels import Router, backends, choose, prepare_fused, routed_mlp_reference, rows
 from kernels.router import GATES
 
 D, P, H = 24, 6, 10
@@ -34,9 +34,9 @@ def expected(x, router, weights, offsets, activation="gelu"):
     return y if b_out is None else y + b_out
 
 
-def run(x, router, weights, offsets, activation="gelu"):
+def run(x, router, weights, offsets, activation="gelu", backend="rows"):
     with torch.no_grad():
-        return prepare_fused(router, *weights, None, offsets, activation)(x)
+        return prepare_fused(router, *weights, None, offsets, activation)(x, backend)
 
 
 @pytest.mark.parametrize("n", [0, 1, 3, 140])
@@ -48,10 +48,22 @@ def test_parity(close, gate, linear, gated, n):
     close(run(*case), expected(*case), torch.float32, "output")
 
 
-@pytest.mark.parametrize("n", [1, 5])
-def test_bfloat16(close, n):
-    case = make(n, dtype=torch.bfloat16, gated=True)
-    output = run(*case)
+AMX = pytest.param(
+    "amx",
+    marks=pytest.mark.skipif(backends.refusal("amx", "cpu", torch.bfloat16) is not None, reason="needs a CPU with AMX"),
+)
+
+BOTH = pytest.mark.parametrize(
+    ("backend", "dtype"), [("rows", torch.float32), pytest.param(*AMX.values, torch.bfloat16, marks=AMX.marks)]
+)
+
+
+@pytest.mark.parametrize("backend", ["rows", AMX])
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize("sizes", [dict(n=0), dict(n=1), dict(n=5), dict(n=140), dict(n=70, d=33, f=211)])
+def test_bfloat16(close, sizes, linear, backend):
+    case = make(dtype=torch.bfloat16, gated=True, linear=linear, **sizes)
+    output = run(*case, backend=backend)
     assert output.dtype == torch.bfloat16
     close(output, expected(*case), torch.bfloat16, "output")
 
@@ -62,25 +74,27 @@ def test_one_and_all_pathways(close, k):
     close(run(*case), expected(*case), torch.float32, "output")
 
 
-def test_threads_agree(close, monkeypatch):
+@BOTH
+def test_threads_agree(close, monkeypatch, backend, dtype):
     monkeypatch.setattr(rows, "TEAM_BYTES", 0)
-    case = make(33, gated=True)
+    case = make(33, gated=True, dtype=dtype)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        several = run(*case)
+        several = run(*case, backend=backend)
     finally:
         torch.set_num_threads(before)
-    close(several, expected(*case), torch.float32, "output")
+    close(several, expected(*case), dtype, "output")
 
 
-def test_skipped_weights_are_never_read():
-    x, router, weights, offsets = make(3, gated=True)
-    router = router._replace(bias=torch.tensor([0.0, -1e9, 0.0, 0.0, 0.0, 0.0]))
-    clean = run(x, router, weights, offsets)
+@BOTH
+def test_skipped_weights_are_never_read(backend, dtype):
+    x, router, weights, offsets = make(3, gated=True, dtype=dtype)
+    router = router._replace(bias=torch.tensor([0.0, -1e9, 0.0, 0.0, 0.0, 0.0]).to(dtype))
+    clean = run(x, router, weights, offsets, backend=backend)
     for weight in weights[:5]:
         weight[offsets[1] : offsets[2]] = torch.nan
-    assert torch.equal(run(x, router, weights, offsets), clean)
+    assert torch.equal(run(x, router, weights, offsets, backend=backend), clean)
 
 
 def test_nan_stays_with_its_token(close):

@@ -1,0 +1,65 @@
+"""The implementations of a routed MLP by name, and which of them can run here."""
+
+import ctypes
+import functools
+import importlib.util
+import os
+import sys
+
+import torch
+
+BACKENDS = ("auto", "reference", "dense", "grouped", "rows", "amx", "triton")
+
+
+@functools.cache
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+@functools.cache
+def _tile_registers() -> bool:
+    """Whether this CPU has AMX for bfloat16 and Linux, which wants to be asked, lets this process use it."""
+    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every supported version
+    if sys.platform != "linux" or not (known.get("amx_bf16") and known.get("avx512_bw")):
+        return False
+    if os.environ.get("NUMBA_CPU_NAME") or os.environ.get("NUMBA_CPU_FEATURES"):  # compiled for another CPU
+        return False
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
+
+
+def refusal(backend: str, device: str, dtype: torch.dtype) -> str | None:
+    """Why a backend cannot run here, or None if it can."""
+    if backend in ("auto", "reference", "dense"):
+        return None
+    if backend not in BACKENDS:
+        return f"it must be one of {', '.join(BACKENDS)}"
+    if backend == "triton":
+        if not _installed("triton"):
+            return "it needs the package triton, which is not installed"
+        if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            return f"it needs a CUDA device and x is on {device}"
+        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            return f"it knows float32, bfloat16 and float16, and x is {dtype}"
+        return None
+    if device != "cpu":
+        return f"it runs on the CPU and x is on {device}"
+    if backend in ("rows", "amx") and not _installed("numba"):
+        return "it needs the package numba, which is not installed"
+    if backend == "amx":
+        if dtype != torch.bfloat16:
+            return f"it knows bfloat16, and x is {dtype}"
+        if not _tile_registers():
+            return "it needs a CPU with AMX for bfloat16, and Linux"
+    if backend == "rows" and dtype not in (torch.float32, torch.bfloat16):
+        return f"it knows float32 and bfloat16, and x is {dtype}"
+    return None
+
+
+# All that torch.compiler.assume_constant_result does; it imports the compiler first, 1.5 s where nothing is compiled.
+refusal._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def forget_installed() -> None:
+    """Looks for packages anew, as after an installation."""
+    _installed.cache_clear()
