@@ -1,9 +1,10 @@
-"""Row-sparse products for single tokens on the CPU: only the rows of a matrix that are kept are read.
+"""Row-sparse products for single tokens: only the rows of a matrix that are kept are read.
 
 Every training-free rule on a dense MLP executes through these two: `dots` forms some of the outputs of x Wᵀ (a row of W
 is an output, as in the up-projection), `sums` uses some of the inputs of v W (a row of W is an input, as in the
 down-projection stored [f, d], or in an up-projection stored [d, f]). Each token has its own rows, so nothing is shared
-between tokens: beyond a few of them a dense product is faster, and callers use that.
+between tokens: beyond a few of them a dense product is faster, and callers use that. Compiled loops run them on the
+CPU, Triton on CUDA (`kernels.gpu.sparse`), there for up to GPU_TOKENS tokens.
 
 Shapes: n tokens, r rows, c columns of W.
 """
@@ -15,7 +16,17 @@ from numba import types
 from numba.extending import overload
 from torch import Tensor
 
+from kernels.backends import refusal
 from kernels.vectors import MATH, bits_as_float
+
+GPU_TOKENS = 16
+
+
+def can_skip(x: Tensor, n_tokens: int) -> bool:
+    """Whether `dots` and `sums` run for so many tokens in tensors of this type on this device."""
+    if x.device.type == "cuda":
+        return n_tokens <= GPU_TOKENS and refusal("triton", "cuda", x.dtype) is None
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
 
 
 def dots_reference(x: Tensor, W: Tensor, keep: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -97,9 +108,10 @@ def _sums(v, W, keep, out):
 
 
 def check(v: Tensor, W: Tensor, keep: Tensor, rows: int, columns: int) -> None:
-    """Raises ValueError where shapes or types do not fit, or where the compiled loops do not run."""
-    if W.device.type != "cpu" or W.dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"`W` is {W.dtype} on {W.device}; row-sparse products know float32 and bfloat16 on the CPU.")
+    """Raises ValueError where shapes or types do not fit, or where nothing that reads kept rows alone can run."""
+    if not can_skip(W, len(v)):
+        known = f"float32 and bfloat16 on the CPU; on CUDA, with Triton, float16 too, for up to {GPU_TOKENS} tokens"
+        raise ValueError(f"`W` is {W.dtype} on {W.device}, tokens are {len(v)}; row-sparse products know {known}.")
     if v.dtype != W.dtype:
         raise ValueError(f"`W` is {W.dtype}; it must be of the type of the other factor ({v.dtype}).")
     if tuple(W.shape) != (rows, columns):
@@ -118,12 +130,21 @@ def _array(tensor: Tensor | None, absent: Tensor) -> np.ndarray:
 _NONE = torch.empty(0)
 
 
+def _on_gpu():
+    from kernels.gpu import sparse  # Triton exists for Linux alone
+
+    return sparse
+
+
 def dots(x: Tensor, W: Tensor, keep: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`dots_reference` reading only the kept rows of W; fp32 or bf16 on the CPU, accumulated in fp32, no gradient.
+    """`dots_reference` reading only the kept rows of W; accumulated in fp32, no gradient.
 
     x [n, c], W [r, c], keep [n, r] bool, bias [r] or None. Raises ValueError for what does not fit or cannot run.
     """
     check(x, W, keep, keep.shape[-1], x.shape[-1])
+    if W.device.type == "cuda":
+        with torch.cuda.device_of(W):  # Triton launches on the current device
+            return _on_gpu().dots(x, W, keep, bias)
     out = torch.zeros(keep.shape, dtype=torch.float32)
     x = x.detach().float()
     _dots(_array(x, _NONE), _array(W, _NONE), _array(keep, _NONE), _array(bias, _NONE), out.numpy())  # type: ignore[call-arg]
@@ -131,11 +152,14 @@ def dots(x: Tensor, W: Tensor, keep: Tensor, bias: Tensor | None = None) -> Tens
 
 
 def sums(v: Tensor, W: Tensor, keep: Tensor) -> Tensor:
-    """`sums_reference` reading only the kept rows of W; fp32 or bf16 on the CPU, accumulated in fp32, no gradient.
+    """`sums_reference` reading only the kept rows of W; accumulated in fp32, no gradient.
 
     v and keep [n, r], W [r, c]. Raises ValueError for what does not fit or cannot run.
     """
     check(v, W, keep, v.shape[-1], W.shape[-1])
+    if W.device.type == "cuda":
+        with torch.cuda.device_of(W):
+            return _on_gpu().sums(v, W, keep)
     out = torch.zeros(len(v), W.shape[1], dtype=torch.float32)
     _sums(_array(v.detach().float(), _NONE), _array(W, _NONE), _array(keep, _NONE), out.numpy())  # type: ignore[call-arg]
     return out.to(W.dtype)

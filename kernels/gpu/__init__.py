@@ -1,6 +1,6 @@
 """Triton implementations. Imported only where they run: the package `triton` exists for Linux alone.
 
 routes -> which rows each pathway works on; decode -> few tokens; grouped, gradients -> many tokens, forward and
-backward; tiles -> sizes that are shipped; prepare, launch, backward -> all put together; aot -> every shipped
-configuration compiled for chips that are not at hand.
+backward; tiles -> sizes that are shipped; prepare, launch, backward -> all put together; sparse -> single rows for the
+rules of dense models; aot -> every shipped configuration compiled for chips that are not at hand.
 """

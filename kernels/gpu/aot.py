@@ -6,6 +6,7 @@ generated. It shows that the kernels fit, not how fast they are. Needs no GPU.
 """
 
 import argparse
+import itertools
 import json
 import re
 import subprocess
@@ -20,7 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.gpu import decode, gradients, grouped, routes, tiles
+from kernels.gpu import decode, gradients, grouped, routes, sparse, tiles
 
 CHIPS = (80, 90)
 # What these chips have: registers and threads of a multiprocessor, shared bytes of a program, of a multiprocessor.
@@ -31,7 +32,7 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 WIDE = r"ld\.global[.\w]*\.v4\.b32|ld\.global[.\w]*\.v2\.b64|cp\.async[.\w]*\.shared\.global[^;]*, 0x10"
 NARROW = r"ld\.global[.\w]*(?<!v2)(?<!v4)\.b16|cp\.async[.\w]*\.shared\.global[^;]*, 0x[48]\b"
 # As at run time: tensors are aligned, and d_model and the pathway size divide by 16.
-MULTIPLES = ("d", "M", "r", "c")
+MULTIPLES = ("d", "M", "r", "c", "LENGTH")
 
 
 class Variant(NamedTuple):
@@ -86,7 +87,7 @@ def variants(quick: bool) -> Iterator[Variant]:
     approximation alone, of MLPs without a gate bfloat16 alone, no odd sizes, no TF32.
     """
     metadata = _pointers("token pair starts tile_pathway tile_row n_tiles offsets counts before", "i32")
-    metadata |= _pointers("chosen", "u8")
+    metadata |= _pointers("chosen keep", "u8")
     sizes = {"P": 16, "PP": 16}
     yield Variant("count", routes._count, metadata, sizes | {"TOKENS": routes.TOKENS}, 4, 3)
     yield Variant("scan", routes._scan, metadata, sizes | {"ROWS": 128, "STEP": 64}, 4, 3)
@@ -94,19 +95,28 @@ def variants(quick: bool) -> Iterator[Variant]:
     for dtype, short in TYPES.items():
         if quick and dtype == torch.float16:
             continue
+        family = tiles.family(dtype)
         data = _pointers("x grad W W_in b_in W_gate b_gate W_out hidden hidden_gate du dv", short)
-        data |= _pointers("left right out bias rows y", short)
+        data |= _pointers("left right out bias rows y v", short)
         data |= metadata | _pointers("gates d_gates partial", "fp32")
         columns = {"P": 16, "COLS": tiles.COMBINE_COLS, "UPCAST": False}
-        yield Variant(f"combine {short}", grouped.combine, data, columns, 4, 3)
-        yield Variant(f"add_slices {short}", decode.add_slices, data, columns, 4, 3)
+        yield Variant(f"combine {short}", grouped.combine, data, columns, tiles.combine_warps(dtype), 3)
+        yield Variant(f"add_slices {short}", decode.add_slices, data, columns | tiles.ADD, 4, 3)
+        math = {"PRECISION": "ieee", "UPCAST": False}
+        for size, odd in itertools.product(("one", "few"), (False,) if quick else (False, True)):
+            count = {"ONE": size == "one", "N": 1 if size == "one" else sparse.GPU_TOKENS}
+            row_tile, sum_tile = (shipped[family, size] for shipped in (tiles.DECODE_TILES, tiles.SUMS_TILES))
+            constants = math | count | {"BIASED": True, "ROWS": row_tile.rows, "INNER": row_tile.inner}
+            yield Variant(f"dot_rows {short} {size}", sparse.dot_rows, data, constants, row_tile.warps, 3, None, odd)
+            constants = math | count | {"ROWS": sum_tile.rows, "COLS": sum_tile.inner}
+            yield Variant(f"sum_rows {short} {size}", sparse.sum_rows, data, constants, sum_tile.warps, 3, None, odd)
         for gated, activation, odd, precision in _settings(short, quick):
             product = {"ALIGNED": not odd, "PRECISION": precision, "UPCAST": False}
             common = product | {"ACT": activation, "BIASED": True, "GATED": gated, "GATE_BIASED": gated}
             label = short if precision == "ieee" else precision
             yield from _grouped(dtype, label, data, product, common, activation == "gelu_tanh", odd)
             for size in ("one", "few"):
-                slice_tile = tiles.DECODE_TILES[tiles.family(dtype), size]
+                slice_tile = tiles.DECODE_TILES[family, size]
                 constants = common | {"ONE": size == "one", "N": 1 if size == "one" else 16}
                 constants |= {"ROWS": slice_tile.rows, "INNER": slice_tile.inner}
                 yield Variant(f"slices {label} {size}", decode.slices, data, constants, slice_tile.warps, 3, None, odd)

@@ -13,6 +13,9 @@ import triton.language as tl
 
 from kernels.gpu.pieces import activate, multiply, narrow, span
 
+# Loads in flight at a time: without a product of matrices, Triton does not plan ahead unless it is told to.
+STAGES = tl.constexpr(3)
+
 
 @triton.jit
 def product(
@@ -33,18 +36,22 @@ def product(
 ):
     """x W[f]ᵀ: [N, ROWS] float32; with one token a sum over rows, else on the tensor cores."""
     inner = tl.arange(0, INNER)
-    total = tl.zeros((N, ROWS), tl.float32)
-    for k in range(0, d, INNER):
-        i = k + inner
-        if ONE:
+    if ONE:
+        sums = tl.zeros((ROWS, INNER), tl.float32)
+        for k in tl.range(0, d, INNER, num_stages=STAGES):
+            i = k + inner
             w = tl.load(W + f[:, None] * d + i[None, :], mask=present[:, None] & (i < d)[None, :], other=0.0)
             a = tl.load(x + i, mask=i < d, other=0.0).to(tl.float32)
-            total += tl.sum(w.to(tl.float32) * a[None, :], 1)[None, :]
-        else:
+            sums += w.to(tl.float32) * a[None, :]
+        return tl.sum(sums, 1)[None, :]
+    else:
+        total = tl.zeros((N, ROWS), tl.float32)
+        for k in tl.range(0, d, INNER, num_stages=STAGES):
+            i = k + inner
             a = tl.load(x + t[:, None] * d + i[None, :], mask=real[:, None] & (i < d)[None, :], other=0.0)
             w = tl.load(W + f[None, :] * d + i[:, None], mask=present[None, :] & (i < d)[:, None], other=0.0)
             total = multiply(a, w, total, PRECISION, UPCAST)
-    return total
+        return total
 
 
 @triton.jit
@@ -99,7 +106,7 @@ def slices(
     h = tl.where(c[:, None] & present[None, :], h * gate[:, None], 0.0)
     block = partial + (pathway * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * n * d
     inner = tl.arange(0, INNER)
-    for k in range(0, d, INNER):
+    for k in tl.range(0, d, INNER, num_stages=STAGES):
         i = k + inner
         w = tl.load(W_out + f[:, None] * d + i[None, :], mask=present[:, None] & (i < d)[None, :], other=0.0)
         if ONE:
@@ -111,14 +118,18 @@ def slices(
 
 
 @triton.jit
-def add_slices(partial, chosen, y, n, d, S, P: tl.constexpr, COLS: tl.constexpr, UPCAST: tl.constexpr):
+def add_slices(
+    partial, chosen, y, n, d, S, P: tl.constexpr, SLICES: tl.constexpr, COLS: tl.constexpr, UPCAST: tl.constexpr
+):
     """y[t] = Σ_p Σ_s partial[p, s, t] over the pathways that t chose."""
     t = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLS + tl.arange(0, COLS)
-    total = tl.zeros((COLS,), tl.float32)
+    total = tl.zeros((SLICES, COLS), tl.float32)
     for p in range(P):
         if tl.load(chosen + t * P + p) != 0:
-            for s in range(S):
-                place = partial + ((p * S + s).to(tl.int64) * n + t) * d + column
-                total += tl.load(place, mask=column < d, other=0.0)
-    tl.store(y + t * d + column, narrow(total, y.dtype.element_ty, UPCAST), mask=column < d)
+            for first in range(0, S, SLICES):
+                s = first + tl.arange(0, SLICES)
+                row = ((p * S + s).to(tl.int64) * n + t) * d
+                mask = (s < S)[:, None] & (column < d)[None, :]
+                total += tl.load(partial + row[:, None] + column[None, :], mask=mask, other=0.0)
+    tl.store(y + t * d + column, narrow(tl.sum(total, 0), y.dtype.element_ty, UPCAST), mask=column < d)

@@ -10,7 +10,7 @@ from torch import Tensor
 from kernels.gpu import decode, grouped
 from kernels.gpu.prepare import Problem, places, prepare
 from kernels.gpu.routes import Routes, find_routes
-from kernels.gpu.tiles import COMBINE_COLS, DECODE_TILES, Tile, family, tiles_for, upcast
+from kernels.gpu.tiles import ADD, COMBINE_COLS, DECODE_TILES, Tile, combine_warps, family, tiles_for, upcast
 
 DECODE_TOKENS = 16
 
@@ -50,8 +50,8 @@ def decode_forward(call: Problem) -> Tensor:
         INNER=tile.inner,
         num_warps=tile.warps,
     )
-    grid = (n, triton.cdiv(d, COMBINE_COLS))
-    decode.add_slices[grid](partial, cells, y, n, d, s, P=p, COLS=COMBINE_COLS, UPCAST=upcast(y.dtype), num_warps=4)
+    grid = (n, triton.cdiv(d, ADD["COLS"]))
+    decode.add_slices[grid](partial, cells, y, n, d, s, P=p, **ADD, UPCAST=upcast(y.dtype))
     return y
 
 
@@ -117,6 +117,6 @@ def combine(rows: Tensor, routes: Routes, call: Problem) -> Tensor:
     y = torch.empty_like(call.x)
     (n, d), p = y.shape, call.chosen.shape[1]
     grid = (n, triton.cdiv(d, COMBINE_COLS))
-    constants = {"P": p, "COLS": COMBINE_COLS, "UPCAST": upcast(y.dtype), "num_warps": 4}
-    grouped.combine[grid](rows, routes.pair, y, d, call.capacity, **constants)
+    constants = {"P": p, "COLS": COMBINE_COLS, "UPCAST": upcast(y.dtype)}
+    grouped.combine[grid](rows, routes.pair, y, d, call.capacity, **constants, num_warps=combine_warps(y.dtype))
     return y

@@ -7,6 +7,8 @@ import torch
 
 ACTS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu"}
 COMBINE_COLS = 512
+# Few columns, so that one token's occupy every multiprocessor; many slices at once, so that none waits for another.
+ADD = {"SLICES": 64, "COLS": 32}
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -97,6 +99,20 @@ DECODE_TILES = {
     ("float", "one"): DecodeTile(16, 256, 4),
     ("float", "few"): DecodeTile(16, 64, 4),
 }
+
+
+# The same for sums over rows, where inner counts columns.
+SUMS_TILES = {
+    ("half", "one"): DecodeTile(32, 256, 4),
+    ("half", "few"): DecodeTile(32, 128, 4),
+    ("float", "one"): DecodeTile(32, 128, 4),
+    ("float", "few"): DecodeTile(32, 64, 4),
+}
+
+
+def combine_warps(dtype: torch.dtype) -> int:
+    """So many that each thread loads 16 bytes."""
+    return COMBINE_COLS * dtype.itemsize // (16 * 32)
 
 
 def family(dtype: torch.dtype) -> str:

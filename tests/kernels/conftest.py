@@ -142,6 +142,24 @@ def close():
     return assert_close
 
 
+@pytest.fixture
+def poison_new_tensors(monkeypatch):
+    """From its call on, tensors that PyTorch would leave uninitialised begin as NaN."""
+
+    def poisoned(make):
+        def empty(*args, **kwargs):
+            tensor = make(*args, **kwargs)
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+        return empty
+
+    def poison():
+        for module, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+            monkeypatch.setattr(module, name, poisoned(getattr(module, name)))
+
+    return poison
+
+
 @pytest.fixture(autouse=True)
 def private_cache(tmp_path, monkeypatch):
     """No test reads or writes the user's calibrations."""

@@ -70,7 +70,10 @@ def test_strided_arguments():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(W=torch.zeros(16, 8, dtype=torch.float64)), "`W` is torch.float64 on cpu; row-sparse products know"),
+        (
+            dict(W=torch.zeros(16, 8, dtype=torch.float64)),
+            "`W` is torch.float64 on cpu, tokens are 3; row-sparse products know",
+        ),
         (dict(W=torch.zeros(16, 8, device="meta")), "`W` is torch.float32 on meta"),
         (dict(W=torch.zeros(16, 8).bfloat16()), "`W` is torch.bfloat16; it must be of the type"),
         (dict(W=torch.zeros(15, 8)), r"`W` has shape \(15, 8\); the other arguments ask for \(16, 8\)"),

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.activations import ACTIVATIONS
-from kernels.neurons import dots, sums
+from kernels.neurons import can_skip, dots, sums
 from slms.models.anatomy import MLPWeights, neurons
 
 FEW = 8
@@ -98,7 +98,7 @@ class DynamicMLP(nn.Module, ABC):
         if self.masking:
             return self.masked(x)
         n = x.shape[:-1].numel()
-        if self.per_token and (n > FEW or not can_skip(x)):
+        if self.per_token and (n > FEW or not can_skip(x, n)):
             return self.dense(x)
         return self.skipping(x.reshape(n, self.d)).view(x.shape)
 
@@ -122,8 +122,3 @@ class DynamicMLP(nn.Module, ABC):
     def _size(self) -> int:
         """FLOPs of one matrix."""
         return 2 * self.f * self.d
-
-
-def can_skip(x: Tensor) -> bool:
-    """Whether row-sparse products run for such inputs; elsewhere per-token rules execute the dense MLP."""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)

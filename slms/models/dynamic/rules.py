@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.neurons import sums
+from kernels.neurons import can_skip, sums
 from slms.models.anatomy import MLPWeights, neurons
-from slms.models.dynamic.mlp import DynamicMLP, Kept, can_skip
+from slms.models.dynamic.mlp import DynamicMLP, Kept
 from slms.models.dynamic.predictor import fit_low_rank
 
 
@@ -225,7 +225,7 @@ class GRIFFIN(Static):
             return self.dense(x)
         if len(x) == 1:
             return self.skipping(x[0]).view(x.shape)
-        if not can_skip(x):
+        if not can_skip(x, len(x)):
             return self.dense(x)
         keep, x_flat = self.sets[:, 0], x[:, 0]
         return self._down(self._chosen(x_flat, keep), keep).view(x.shape)

@@ -90,21 +90,13 @@ def test_skipped_weights_are_never_read(make_case, n):
     assert all(torch.equal(before, after) for before, after in zip(clean, outcome(), strict=True))
 
 
-def test_every_element_is_written(make_case, monkeypatch):
+def test_every_element_is_written(make_case, poison_new_tensors):
     """Buffers that begin as NaN leave no trace."""
     case = on_device(make_case(n=20, d=16, offsets=(0, 5, 5, 20), gated=True))
     upstream = torch.ones_like(case.x)
     clean = torch.autograd.grad(case.run("triton"), case.leaves(), upstream)
 
-    def poisoned(make):
-        def empty(*args, **kwargs):
-            tensor = make(*args, **kwargs)
-            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
-
-        return empty
-
-    for module, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
-        monkeypatch.setattr(module, name, poisoned(getattr(module, name)))
+    poison_new_tensors()
     output = case.run("triton")
     grads = torch.autograd.grad(output, case.leaves(), upstream)
     assert not output.isnan().any()
