@@ -2,15 +2,19 @@
 
 Every line is one shape, number of tokens, density and direction, with all alternatives taken in turns:
 
-dense        the plain MLP, the faster of W_out stored as [d, f] and neuron-major; with --compile also compiled
+dense        the plain MLP, the faster of W_out stored as [d, f] and neuron-major; with --compile, and always on a
+             GPU, also compiled
 masked       the reference: all neurons computed, then weighted
-grouped_mm   pairs gathered, `torch.nn.functional.grouped_mm`, summed by `embedding_bag` (forward, equal pathways)
-auto         `kernels.routed_mlp` with gates and choices given
+grouped_mm   pairs gathered, `torch.nn.functional.grouped_mm`, summed by `embedding_bag` (on a GPU bfloat16 alone)
+scattermoe   ScatterMoE, where it is installed, on a GPU
+auto         `kernels.routed_mlp` with gates and choices given, or the backend that --backend names
 routed       the router (two linear layers, hidden 128), its choice and the MLP, as a routed model executes them: in one
              fused call where that pays, else by operations of PyTorch and `kernels.routed_mlp`
 
-Times are µs (20th, 50th and 80th percentile of processor time with one thread, of wall time with several); speedup:
-the faster dense over routed, medians; roofline: the larger of bytes over copy bandwidth and operations over
+Times are µs (20th, 50th and 80th percentile). On a CPU of processor time with one thread, of wall time with several.
+On a GPU between events, with the second cache overwritten before; forward passes of up to 16 tokens as one CUDA graph
+over several sets of weights, but for grouped_mm and scattermoe, which may wait for the host and run as they are.
+speedup: the faster dense over routed, medians; roofline: the larger of bytes over copy bandwidth and operations over
 matrix speed, both measured first, as a share of auto's median; error: of auto's output against the reference, relative
 to its largest number. No line is printed for a call whose output or gradients miss the reference.
 """
@@ -18,21 +22,23 @@ to its largest number. No line is printed for a call whose output or gradients m
 import argparse
 import csv
 import functools
+import importlib.util
 import itertools
 import platform
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.activations import ACTIVATIONS
+from kernels.backends import BACKENDS, refusal
 from kernels.calibrate import call_backend, one_pass
 from kernels.costs import Shape, machine
 from kernels.dispatch import explain, fuses, prepare_fused
+from kernels.rivals import dense_mlp, grouped_mm, scattermoe, scattermoe_runs
 from kernels.router import Router, choose
-from kernels.timing import Call, Spread, random_call, time_together
+from kernels.timing import Call, Spread, capture, random_call, time_together
 
 # d_model, d_ff, gated; layers of models in use, and the embedded one.
 SHAPES = {
@@ -45,47 +51,20 @@ SHAPES = {
 }
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}
 CACHES = 64 << 20  # weights of this many bytes are taken in rotation, so that they come from memory as in a whole model
+FEW = 16  # tokens of a decoding step at most
+WAITING = ("grouped_mm", "scattermoe")
 PATHWAYS, HIDDEN = 16, 128
 COLUMNS = (
     "shape dtype pass tokens density backend auto_p50 routed_p20 routed_p50 routed_p80 dense_p50 masked_p50 "
-    "grouped_mm_p50 speedup ideal GB/s TFLOP/s roofline error"
+    "grouped_mm_p50 scattermoe_p50 speedup ideal GB/s TFLOP/s roofline error"
 ).split()
 
 
-def dense_mlp(call: Call, activation: str, W_out_t: Tensor | None) -> Tensor:
-    """The MLP without routing; W_out_t [d, f] is the usual layout of W_out."""
-    act = ACTIVATIONS[activation]
-    up = F.linear(call.x, call.W_in, call.b_in)
-    hidden = act(up) if call.W_gate is None else act(F.linear(call.x, call.W_gate)) * up
-    return hidden @ call.W_out if W_out_t is None else F.linear(hidden, W_out_t)
-
-
-def grouped_mm_mlp(call: Call, activation: str) -> Tensor:
-    """The usual mixture-of-experts way in PyTorch, forward only."""
-    act = ACTIVATIONS[activation]
-    p = call.chosen.shape[1]
-    m = call.W_in.shape[0] // p
-    pathway, token = call.chosen.t().nonzero(as_tuple=True)
-    ends = call.chosen.sum(0).cumsum(0).int()
-    rows = call.x[token]
-    up = F.grouped_mm(rows, call.W_in.view(p, m, -1).transpose(1, 2), offs=ends)
-    if call.b_in is not None:
-        up = up + call.b_in.view(p, m)[pathway]
-    if call.W_gate is None:
-        hidden = act(up)
-    else:
-        hidden = up * act(F.grouped_mm(rows, call.W_gate.view(p, m, -1).transpose(1, 2), offs=ends))
-    hidden = hidden * call.gates[token, pathway].to(hidden.dtype).unsqueeze(1)
-    out = F.grouped_mm(hidden, call.W_out.view(p, m, -1), offs=ends)
-    per_token = call.chosen.sum(1)
-    return F.embedding_bag(token.argsort(stable=True), out, per_token.cumsum(0) - per_token, mode="sum")
-
-
-def parity(call: Call, shape: Shape, activation: str) -> float:
-    """Error of auto's output; SystemExit if it or a gradient is further from the reference than the type allows."""
+def parity(call: Call, shape: Shape, activation: str, tried: str) -> float:
+    """Error of the output of the backend `tried`; SystemExit if it or a gradient misses the reference by too much."""
     leaves = [t for t in call if isinstance(t, Tensor) and t.requires_grad]
     outcomes = []
-    for backend in ("auto", "reference"):
+    for backend in (tried, "reference"):
         y = call_backend(call, activation, backend)
         grads = torch.autograd.grad(y, leaves, torch.ones_like(y)) if leaves else ()
         outcomes.append([y.detach(), *grads])
@@ -105,13 +84,30 @@ def rotating(runs: list[Callable[[], object]], first: int = 0) -> Callable[[], o
     return lambda: next(turns)()
 
 
+def arrange(
+    runs: dict[str, list[Callable[[], object]]], shape: Shape, n_tokens: int
+) -> tuple[dict[str, Callable[[], object]], int]:
+    """What is timed at once, of lists of one call for each set of weights, and how many calls that is."""
+    if shape.device == "cpu":
+        return {name: rotating(calls, turn) for turn, (name, calls) in enumerate(runs.items())}, 1
+
+    def whole(name: str, calls: list[Callable[[], object]]) -> Callable[[], object]:
+        def run() -> object:
+            return [call() for call in calls]
+
+        return capture(run) if n_tokens <= FEW and not shape.training and name not in WAITING else run
+
+    return {name: whole(name, calls) for name, calls in runs.items()}, len(next(iter(runs.values())))
+
+
 def random_router(shape: Shape, density: float, seed: int) -> Router:
     """A router of a routed model's form whose choices are spread evenly."""
-    generator = torch.Generator().manual_seed(seed)
+    there = torch.device(shape.device)
+    generator = torch.Generator(there).manual_seed(seed)
 
     def normal(*size: int, scale: float = 1.0) -> Tensor:
-        values = torch.randn(*size, generator=generator) * scale
-        return values.to(device=shape.device, dtype=getattr(torch, shape.dtype)).requires_grad_(shape.training)
+        values = torch.randn(*size, generator=generator, device=there) * scale
+        return values.to(getattr(torch, shape.dtype)).requires_grad_(shape.training)
 
     d, p, k = shape.d_model, shape.n_pathways, max(1, round(density * shape.n_pathways))
     first = normal(HIDDEN, d, scale=d**-0.5), normal(HIDDEN, scale=0.1)
@@ -119,18 +115,18 @@ def random_router(shape: Shape, density: float, seed: int) -> Router:
     return Router(*first, normal(p, HIDDEN, scale=HIDDEN**-0.5), normal(p, scale=0.1), bias, k, "sigmoid", None)
 
 
-def routed(call: Call, router: Router, activation: str) -> Callable[[], Tensor]:
+def routed(call: Call, router: Router, activation: str, backend: str) -> Callable[[], Tensor]:
     """Router, choice and MLP."""
     p = call.chosen.shape[1]
-    if (backend := fuses(call.x, call.W_in, router.k / p, p, call.W_gate is not None, "auto")) is not None:
+    if (fused := fuses(call.x, call.W_in, router.k / p, p, call.W_gate is not None, backend)) is not None:
         run = prepare_fused(
             router, call.W_in, call.b_in, call.W_gate, None, call.W_out, None, None, call.offsets, activation
         )
-        return lambda: run(call.x, backend)
+        return lambda: run(call.x, fused)
 
     def separately() -> Tensor:
         gates, chosen = choose(call.x, router)
-        return call_backend(call._replace(gates=gates, chosen=chosen), activation, "auto")
+        return call_backend(call._replace(gates=gates, chosen=chosen), activation, backend)
 
     return separately
 
@@ -148,43 +144,57 @@ def limits(device: str, dtype: str) -> tuple[float, float]:
 
 
 def measure(
-    name: str, shape: Shape, n_tokens: int, density: float, seconds: float, compiled: bool, speeds: tuple[float, float]
+    name: str,
+    shape: Shape,
+    n_tokens: int,
+    density: float,
+    seconds: float,
+    compiled: bool,
+    backend: str,
+    speeds: tuple[float, float],
 ) -> dict[str, object]:
     """One line of the table."""
     activation = "silu" if shape.gated else "gelu_new"
     size = torch.empty(0, dtype=getattr(torch, shape.dtype)).element_size()
     weights = (3 if shape.gated else 2) * shape.d_model * shape.d_ff
-    copies = max(1, min(8, CACHES // (weights * size))) if n_tokens <= 16 else 1
-    calls = [random_call(shape, n_tokens, density, seed) for seed in range(copies)]
-    error = parity(calls[0], shape, activation)
-    transposed = [call.W_out.detach().t().contiguous().requires_grad_(shape.training) for call in calls]
-    routers = [random_router(shape, density, seed) for seed in range(copies)]
+    enough = 8 if shape.device != "cpu" else max(1, min(8, CACHES // (weights * size)))
+    copies = range(enough if n_tokens <= FEW else 1)
+    calls = [random_call(shape, n_tokens, density, seed) for seed in copies]
+    error = parity(calls[0], shape, activation, backend)
+    runs: dict[str, list[Callable[[], object]]] = {}
 
-    def alternative(forward: Callable[[Call], Tensor], turn: int) -> Callable[[], object]:
-        return rotating([one_pass(call, shape, functools.partial(forward, call)) for call in calls], turn)
+    def add(rival: str, forward: Callable[[Call, int], tuple[Callable[[], Tensor], list[Tensor]]]) -> None:
+        prepared = [forward(call, seed) for seed, call in enumerate(calls)]
+        runs[rival] = [one_pass(call, shape, *made) for call, made in zip(calls, prepared, strict=True)]
 
-    plain = [
-        one_pass(c, shape, functools.partial(dense_mlp, c, activation, t))
-        for c, t in zip(calls, transposed, strict=True)
-    ]
-    with torch.set_grad_enabled(shape.training):
-        whole = [
-            one_pass(c, shape, routed(c, r, activation), [t for t in r if isinstance(t, Tensor) and t.requires_grad])
-            for c, r in zip(calls, routers, strict=True)
-        ]
-    runs = {
-        "auto": alternative(lambda call: call_backend(call, activation, "auto"), 0),
-        "dense": rotating(plain, 1),
-        "routed": rotating(whole, 2),
-        "dense, neuron-major": alternative(lambda call: dense_mlp(call, activation, None), 3),
-        "masked": alternative(lambda call: call_backend(call, activation, "reference"), 4),
-    }
-    if not shape.training:
-        runs["grouped_mm"] = alternative(lambda call: grouped_mm_mlp(call, activation), 5)
-    if compiled:
-        fast = torch.compile(dense_mlp)
-        runs["dense, compiled"] = alternative(lambda call: fast(call, activation, None), 6)
-    times: dict[str, Spread] = time_together(runs, shape.device, seconds)
+    def usual(mlp: Callable[..., Tensor]) -> Callable[[Call, int], tuple[Callable[[], Tensor], list[Tensor]]]:
+        def forward(call: Call, seed: int) -> tuple[Callable[[], Tensor], list[Tensor]]:
+            transposed = call.W_out.detach().t().contiguous().requires_grad_(shape.training)
+            return functools.partial(mlp, call, activation, transposed), [transposed] * shape.training
+
+        return forward
+
+    def with_router(call: Call, seed: int) -> tuple[Callable[[], Tensor], list[Tensor]]:
+        router = random_router(shape, density, seed)
+        with torch.set_grad_enabled(shape.training):
+            run = routed(call, router, activation, backend)
+        return run, [t for t in router if isinstance(t, Tensor) and t.requires_grad]
+
+    add("auto", lambda call, _: (functools.partial(call_backend, call, activation, backend), []))
+    add("dense", usual(dense_mlp))
+    add("routed", with_router)
+    add("dense, neuron-major", lambda call, _: (functools.partial(dense_mlp, call, activation, None), []))
+    add("masked", lambda call, _: (functools.partial(call_backend, call, activation, "reference"), []))
+    if shape.device == "cpu" or shape.dtype == "bfloat16":
+        add("grouped_mm", lambda call, _: grouped_mm(call, activation))
+    if scattermoe_runs(shape.device):
+        add("scattermoe", lambda call, _: scattermoe(call, activation))
+    if compiled or shape.device != "cpu":
+        torch.compiler.reset()  # or a limit of recompilations, shared by all lines, would end compilation in silence
+        add("dense, compiled", usual(torch.compile(dense_mlp)))
+    timed, at_once = arrange(runs, shape, n_tokens)
+    totals = time_together(timed, shape.device, seconds)
+    times = {rival: Spread(*(value / at_once for value in spread)) for rival, spread in totals.items()}
     dense = min(spread.p50 for run, spread in times.items() if run.startswith("dense"))
     auto = times["auto"]
     read = 1 - (1 - density) ** n_tokens
@@ -207,12 +217,12 @@ def measure(
         "train" if shape.training else "forward",
         n_tokens,
         density,
-        said.split()[0],
+        said.split()[0] if backend == "auto" else backend,
         f"{auto.p50:.0f}",
         *(f"{value:.0f}" for value in times["routed"]),
         f"{dense:.0f}",
         f"{times['masked'].p50:.0f}",
-        f"{times['grouped_mm'].p50:.0f}" if "grouped_mm" in times else "",
+        *(f"{times[rival].p50:.0f}" if rival in times else "" for rival in WAITING),
         f"{dense / times['routed'].p50:.2f}",
         f"{1 / density:.2f}",
         f"{bytes_read / auto.p50 / 1e3:.1f}",
@@ -231,7 +241,9 @@ def table(arguments: argparse.Namespace) -> Iterator[dict[str, object]]:
         d, f, gated = SHAPES[name]
         for tokens, training in [(n, False) for n in arguments.tokens] + [(n, True) for n in arguments.training]:
             shape = Shape(d, f, PATHWAYS, gated, dtype, arguments.device, training)
-            yield measure(name, shape, tokens, density, arguments.seconds, arguments.compile, speeds[dtype])
+            yield measure(
+                name, shape, tokens, density, arguments.seconds, arguments.compile, arguments.backend, speeds[dtype]
+            )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -245,14 +257,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--seconds", type=float, default=1.0, help="time for one line, at least five rounds")
     parser.add_argument("--compile", action="store_true", help="torch.compile of the dense MLP as another rival")
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs the routed MLPs")
     parser.add_argument("--csv", help="also write the table to this file")
     arguments = parser.parse_args(argv)
     if any(not 0 < density <= 1 for density in arguments.densities):
         parser.error(f"--densities is {arguments.densities}; each must be above 0 and at most 1")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device is cuda; no CUDA device is available")
+    for dtype in arguments.dtypes:
+        if (why := refusal(arguments.backend, arguments.device, getattr(torch, dtype))) is not None:
+            parser.error(f"--backend is {arguments.backend}; {why}")
     torch.set_num_threads(arguments.threads)
-    print(f"# {machine(arguments.device)} | Python {platform.python_version()}", file=sys.stderr)
+    versions = [f"Python {platform.python_version()}"]
+    versions += [f"{name} {version(name)}" for name in ("triton", "scattermoe") if importlib.util.find_spec(name)]
+    print(f"# {' | '.join([machine(arguments.device), *versions])}", file=sys.stderr)
     lines: list[dict[str, object]] = []
     for line in table(arguments):
         if not lines:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from kernels.costs import Shape
 
+FLUSH = 256 << 20  # bytes, several times a GPU's second cache
+
 
 class Call(NamedTuple):
     """Random inputs of one routed MLP; gradients are wanted where `training` asked for them."""
@@ -27,16 +29,17 @@ class Call(NamedTuple):
 def random_call(shape: Shape, n_tokens: int, density: float, seed: int = 0) -> Call:
     """A call of this shape in which each token chooses round(density · P) pathways, at least one, at random."""
     d, f, p = shape.d_model, shape.d_ff, shape.n_pathways
-    generator = torch.Generator().manual_seed(seed)
+    there = torch.device(shape.device)
+    generator = torch.Generator(there).manual_seed(seed)
 
     def normal(*size: int, scale: float = 1.0) -> Tensor:
-        values = torch.randn(*size, generator=generator) * scale
-        return values.to(device=shape.device, dtype=getattr(torch, shape.dtype)).requires_grad_(shape.training)
+        values = torch.randn(*size, generator=generator, device=there) * scale
+        return values.to(getattr(torch, shape.dtype)).requires_grad_(shape.training)
 
     k = min(p, max(1, round(density * p)))
-    order = torch.rand(n_tokens, p, generator=generator).argsort(1)[:, :k]
-    chosen = torch.zeros(n_tokens, p, dtype=torch.bool).scatter_(1, order, True).to(shape.device)
-    gates = torch.rand(n_tokens, p, generator=generator).to(shape.device).requires_grad_(shape.training)
+    order = torch.rand(n_tokens, p, generator=generator, device=there).argsort(1)[:, :k]
+    chosen = torch.zeros(n_tokens, p, dtype=torch.bool, device=there).scatter_(1, order, True)
+    gates = torch.rand(n_tokens, p, generator=generator, device=there).requires_grad_(shape.training)
     offsets = tuple(f * i // p for i in range(p + 1))
     return Call(
         x=normal(n_tokens, d),
@@ -58,24 +61,54 @@ class Spread(NamedTuple):
     p80: float
 
 
+def capture(run: Callable[[], object]) -> Callable[[], object]:
+    """The same work as one CUDA graph, which the host starts with one call. What waits for the host cannot be."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # compiles and fills caches, which a capture must not
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def _gpu_clock() -> Callable[[Callable[[], object]], float]:
+    """Times one call between two events, in µs, after the second cache has been overwritten."""
+    flush = torch.empty(FLUSH, dtype=torch.uint8, device="cuda")
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+    def once(run: Callable[[], object]) -> float:
+        flush.zero_()
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e3
+
+    return once
+
+
+def _cpu_clock() -> Callable[[Callable[[], object]], float]:
+    clock = time.perf_counter_ns if torch.get_num_threads() > 1 else time.process_time_ns
+
+    def once(run: Callable[[], object]) -> float:
+        start = clock()
+        run()
+        return (clock() - start) / 1e3
+
+    return once
+
+
 def time_together(alternatives: Mapping[str, Callable[[], object]], device: str, seconds: float) -> dict[str, Spread]:
     """Runs the alternatives in turns for about this long, at least five rounds after a warm-up.
 
     With one CPU thread the processor time of the process is taken, which neighbours disturb least; with several, whose
-    times would be added up, wall time; on a GPU synchronised wall time.
+    times would be added up, wall time; on a GPU the time between events, its caches overwritten before.
     """
-    cuda = device != "cpu"
-    clock = time.perf_counter_ns if cuda or torch.get_num_threads() > 1 else time.process_time_ns
-
-    def once(run: Callable[[], object]) -> float:
-        if cuda:
-            torch.cuda.synchronize()
-        start = clock()
-        run()
-        if cuda:
-            torch.cuda.synchronize()
-        return (clock() - start) / 1e3
-
+    once = _cpu_clock() if device == "cpu" else _gpu_clock()
     for run in alternatives.values():
         once(run)
     times: dict[str, list[float]] = {name: [] for name in alternatives}

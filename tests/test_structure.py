@@ -27,7 +27,8 @@ def third_party(names: set[str]) -> set[str]:
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("kernels/**/*.py")), ids=lambda p: str(p.relative_to(ROOT)))
 def test_kernels_know_torch_triton_and_numba_only(path):
-    assert third_party(imported(path)) <= KERNELS
+    measured_against = {"scattermoe"} if path.name == "rivals.py" else set()
+    assert third_party(imported(path)) <= KERNELS | measured_against
 
 
 def test_functional_metrics_know_torch_only():

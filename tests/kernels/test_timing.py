@@ -2,8 +2,11 @@
 
 import time
 
+import pytest
+import torch
+
 from kernels.costs import Shape
-from kernels.timing import random_call, time_together
+from kernels.timing import capture, random_call, time_together
 
 
 def test_random_call_has_the_density_asked_for():
@@ -29,3 +32,13 @@ def test_time_together_orders_alternatives():
     assert counts["short"] == counts["long"] >= 6
     assert times["short"].p20 <= times["short"].p50 <= times["short"].p80
     assert times["short"].p50 < times["long"].p50
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs and events need a CUDA device")
+def test_a_captured_call_does_the_same_work():
+    source, target = torch.arange(8.0, device="cuda"), torch.zeros(8, device="cuda")
+    replay = capture(lambda: target.copy_(source * 2))
+    source.add_(1)
+    assert time_together({"graph": replay}, "cuda", 0.0)["graph"].p50 > 0
+    assert torch.equal(target, source * 2)
