@@ -164,7 +164,9 @@ class Choice(NamedTuple):
 
 def cheapest(backends: Iterable[str], shape: Shape, n_tokens: int, density: float) -> Choice:
     """The backend with the least expected time, and that expectation in words."""
-    measured = load_table().get(key(shape))
+    backends = list(backends)
+    # What was measured before a backend existed does not tell whether that would have been faster.
+    measured = [row for row in load_table().get(key(shape), []) if set(backends) <= row["us"].keys()]
     if measured:
         row = min(
             measured,
@@ -173,7 +175,7 @@ def cheapest(backends: Iterable[str], shape: Shape, n_tokens: int, density: floa
                 abs(row["density"] - density),
             ),
         )
-        times = {name: row["us"][name] for name in backends if name in row["us"]}
+        times = {name: row["us"][name] for name in backends}
         source = f"calibrated at {row['tokens']} tokens, density {row['density']:g}"
     else:
         times = {name: estimate(name, shape, n_tokens, density) for name in backends}

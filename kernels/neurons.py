@@ -9,7 +9,8 @@ CPU, Triton on CUDA (`kernels.gpu.sparse`), there for up to GPU_TOKENS tokens.
 Shapes: n tokens, r rows, c columns of W.
 """
 
-import numba
+import functools
+
 import numpy as np
 import torch
 from numba import types
@@ -17,7 +18,8 @@ from numba.extending import overload
 from torch import Tensor
 
 from kernels.backends import refusal
-from kernels.vectors import MATH, bits_as_float
+from kernels.compiled import njit
+from kernels.memory import bits_as_float
 
 GPU_TOKENS = 16
 
@@ -50,7 +52,7 @@ def _wide_overload(value):
     return lambda value: value
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@functools.partial(njit, inline="always")
 def _kept(keep, t, index):
     """Writes the kept rows of token t to index; returns how many."""
     count = 0
@@ -61,7 +63,7 @@ def _kept(keep, t, index):
     return count
 
 
-@numba.njit(nogil=True, cache=True, fastmath=set(MATH), error_model="numpy")
+@njit
 def _dots(x, W, keep, bias, out):
     """out [n, r] float32 begins as zeros; x float32; W, bias float32 or uint16 bits; an empty bias stands for None."""
     index = np.empty(W.shape[0], np.int64)
@@ -89,7 +91,7 @@ def _dots(x, W, keep, bias, out):
                 out[t, index[j]] += _wide(bias[index[j]])
 
 
-@numba.njit(nogil=True, cache=True, fastmath=set(MATH), error_model="numpy")
+@njit
 def _sums(v, W, keep, out):
     """out [n, c] float32 begins as zeros; v float32; W float32 or uint16 bits."""
     index = np.empty(W.shape[0], np.int64)

@@ -12,7 +12,6 @@ import functools
 import math
 from collections.abc import Sequence
 
-import numba
 import numpy as np
 import torch
 from numba import carray
@@ -20,9 +19,11 @@ from numba.extending import register_jitable
 from torch import Tensor
 
 from kernels import loops
+from kernels.backward import backward_loop
+from kernels.compiled import c_function
 from kernels.cpu import Gradients
+from kernels.memory import call_for_int
 from kernels.pointwise import CODES
-from kernels.vectors import call_for_int
 
 TEAM_BYTES = 3 << 20  # a quarter of a Pythia-70m MLP on two threads took 254 µs, on one 164; of a 410m one 393 and 504
 
@@ -41,17 +42,17 @@ def forward_member(arguments):
 
 def backward_member(arguments):
     a = told(arguments)
-    loops.backward_loop(a, np.int64(call_for_int(a[loops.THREAD])), np.int64(call_for_int(a[loops.THREADS])))
+    backward_loop(a, np.int64(call_for_int(a[loops.THREAD])), np.int64(call_for_int(a[loops.THREADS])))
 
 
-MEMBERS = {loops.forward_loop: forward_member, loops.backward_loop: backward_member}
+MEMBERS = {loops.forward_loop: forward_member, backward_loop: backward_member}
 """What each thread of a team calls in place of a loop."""
 
 
 @functools.cache
 def _member(loop):
     """The loop as a C function of what it is told; compiled when first wanted."""
-    return numba.cfunc("void(voidptr)", cache=True)(MEMBERS[loop])
+    return c_function(MEMBERS[loop], "void(voidptr)")
 
 
 @functools.cache
@@ -159,5 +160,5 @@ def rows_backward(
     dW_in, db_in, dW_gate, db_gate, dW_out = weights = [like(t) for t in (W_in, b_in, W_gate, b_gate, W_out)]
     head = [n, d, p, CODES[activation], 4, 0, 0]
     outputs = [d_x, *weights, d_gates]
-    run(loops.backward_loop, team, packed(head + [address(t) for t in (*held, *outputs)], offsets))
+    run(backward_loop, team, packed(head + [address(t) for t in (*held, *outputs)], offsets))
     return Gradients(_total(d_x), dW_in, db_in, dW_gate, db_gate, dW_out, _total(d_gates).to(gates.dtype))

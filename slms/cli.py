@@ -30,7 +30,7 @@ def _one_line(message: object) -> str:
 
 
 class OneLineErrors:
-    """A parser whose mistakes are one line on stderr, without the usage page."""
+    """A parser whose mistakes are one line on stderr, without the usage page, and whose booleans need no value."""
 
     def parse_args(self, *args, **kwargs):
         """As jsonargparse does it; what overflows or nests without end is a mistake like any other."""
@@ -40,6 +40,13 @@ class OneLineErrors:
             self.error(f"a number is too large: {error}")
         except RecursionError:
             self.error("the configuration is nested too deeply")
+
+    def add_argument(self, *args, **kwargs):
+        """As jsonargparse does it; what may be true or false is a flag as well: `--option` alone is `--option true`."""
+        action = super().add_argument(*args, **kwargs)
+        if kwargs.get("type") is bool:
+            action.nargs, action.const = "?", True
+        return action
 
     def error(self, message, ex=None):
         """Print the part of `message` that says what is wrong; exit code 2."""

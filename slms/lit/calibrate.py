@@ -8,7 +8,7 @@ from torch import nn
 
 from kernels.calibrate import calibrate
 from kernels.costs import Shape, key, load_table
-from kernels.dispatch import explain
+from kernels.dispatch import candidates, explain
 from slms.models.routed_mlp import RoutedMLP, routed_layers
 
 
@@ -36,7 +36,8 @@ def calibrate_kernels(
             continue
         seen.add(shape)
         density = mlp.k / mlp.config.n_pathways
-        known = {row["tokens"] for row in load_table().get(key(shape), [])}
+        rows = load_table().get(key(shape), [])
+        known = {row["tokens"] for row in rows if set(candidates(shape, row["tokens"])) <= row["us"].keys()}
         if not set(tokens) <= known:
             calibrate(
                 shape.d_model, shape.d_ff, shape.n_pathways, gated=shape.gated, activation=mlp.activation, dtype=dtype,

@@ -42,6 +42,11 @@ def test_a_calibration_decides(make_case, caplog):
         assert all(line.startswith(winner) for line in lines)
 
 
+def test_a_calibration_without_a_backend_of_today_is_not_used():
+    set_times(SHAPE, 8, 0.5, dense=2.0, grouped=1.0)
+    assert "not calibrated" in kernels.explain(7, 8, OFFSETS, 0.5)
+
+
 def test_logs_once_what_runs(make_case, caplog):
     case = make_case()
     with caplog.at_level(logging.INFO, "kernels.dispatch"):
@@ -52,7 +57,7 @@ def test_logs_once_what_runs(make_case, caplog):
 
 
 def test_training_is_calibrated_apart(make_case):
-    set_times(SHAPE._replace(training=True), 8, 0.5, dense=2.0, grouped=1.0)
+    set_times(SHAPE._replace(training=True), 8, 0.5, dense=2.0, grouped=1.0, rows=2.0)
     assert kernels.explain(7, 8, OFFSETS, 0.5, training=True).startswith("grouped")
     assert "not calibrated" in kernels.explain(7, 8, OFFSETS, 0.5)
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from kernels import ACTIVATIONS
-from kernels.loops import OPTIONS
+from kernels.compiled import OPTIONS
 from kernels.pointwise import CODES, activate, activate_and_derive, exp
 
-COMPILED = {**OPTIONS, "cache": False}
+COMPILED = OPTIONS
 
 
 @numba.njit(**COMPILED)

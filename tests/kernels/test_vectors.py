@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import vectors
+from kernels import compiled, vectors
 
-COMPILED = dict(fastmath=set(vectors.MATH), error_model="numpy")
+COMPILED = compiled.OPTIONS
 
 
 def table(rows: torch.Tensor) -> np.ndarray:
@@ -45,11 +45,3 @@ def test_sums(n_out, width, half):
         run(y.ctypes.data, w.ctypes.data, 5, d, factors.data_ptr(), 1, 5)
         torch.testing.assert_close(out[:n_out], before + factors @ rows.float(), rtol=1e-5, atol=1e-5)
         assert out[n_out].isnan().all()
-
-
-def test_numbers():
-    widened = numba.njit(**COMPILED)(lambda address, count, size: vectors.numbers(address, count, size))
-    for half, size in ((False, 4), (True, 2)):
-        x = some(9, half=half)
-        assert widened(x.data_ptr(), 9, size).tolist() == x.float().tolist()
-        assert len(widened(0, 9, size)) == 0  # an input that is None

@@ -1,0 +1,56 @@
+"""Compiled code is kept, in a place of its own for each version of the sources, and compiling is announced."""
+
+import functools
+import logging
+import sys
+from pathlib import Path
+
+import numba
+import pytest
+
+from kernels import compiled, loops
+
+INNER = "from numba.extending import register_jitable\n@register_jitable\ndef inner():\n    return {}\n"
+OUTER = "from inner import inner\ndef outer():\n    return inner()\n"
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Imports the function of two files anew and declares it; `edit` changes the file that it does not stand in."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(compiled, "SOURCES", tmp_path)
+    monkeypatch.setattr(compiled, "folder", functools.cache(compiled.folder.__wrapped__))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "outer.py").write_text(OUTER)
+
+    def declare(number):
+        (tmp_path / "inner.py").write_text(INNER.format(number))
+        for name in ("inner", "outer"):
+            sys.modules.pop(name, None)
+        compiled.folder.cache_clear()
+        import outer
+
+        return compiled.njit(outer.outer)
+
+    yield declare
+    for name in ("inner", "outer"):
+        sys.modules.pop(name, None)
+
+
+def test_a_change_of_another_file_is_seen_and_what_is_known_is_kept(package, tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "kernels.compiled"):
+        first = package(1)
+        assert first() == 1
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith("compiling the CPU kernels, once (about 10 s), kept in ") and str(tmp_path) in line
+    changed, again = package(2), None
+    assert changed() == 2
+    again = package(1)
+    assert again() == 1
+    assert again.stats.cache_hits and not changed.stats.cache_hits
+    assert len({f.stats.cache_path for f in (first, changed, again)}) == 2
+
+
+def test_the_loops_lie_there_and_others_do_not():
+    assert Path(loops.forward_loop.stats.cache_path).parent.name == compiled.folder().name
+    assert compiled.folder().name not in str(numba.config.CACHE_DIR)
