@@ -9,6 +9,7 @@ import sys
 import torch
 
 BACKENDS = ("auto", "reference", "dense", "grouped", "rows", "amx", "triton")
+GPU_TOKENS = 16  # of a decoding step at most: what Triton's kernels for few tokens take, and a tensor core at once
 
 
 @functools.cache

@@ -32,7 +32,7 @@ from importlib.metadata import version
 import torch
 from torch import Tensor
 
-from kernels.backends import BACKENDS, refusal
+from kernels.backends import BACKENDS, GPU_TOKENS, refusal
 from kernels.calibrate import call_backend, one_pass
 from kernels.costs import Shape, machine
 from kernels.dispatch import explain, fuses, prepare_fused
@@ -51,7 +51,6 @@ SHAPES = {
 }
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}
 CACHES = 64 << 20  # weights of this many bytes are taken in rotation, so that they come from memory as in a whole model
-FEW = 16  # tokens of a decoding step at most
 WAITING = ("grouped_mm", "scattermoe")
 PATHWAYS, HIDDEN = 16, 128
 COLUMNS = (
@@ -95,7 +94,7 @@ def arrange(
         def run() -> object:
             return [call() for call in calls]
 
-        return capture(run) if n_tokens <= FEW and not shape.training and name not in WAITING else run
+        return capture(run) if n_tokens <= GPU_TOKENS and not shape.training and name not in WAITING else run
 
     return {name: whole(name, calls) for name, calls in runs.items()}, len(next(iter(runs.values())))
 
@@ -158,7 +157,7 @@ def measure(
     size = torch.empty(0, dtype=getattr(torch, shape.dtype)).element_size()
     weights = (3 if shape.gated else 2) * shape.d_model * shape.d_ff
     enough = 8 if shape.device != "cpu" else max(1, min(8, CACHES // (weights * size)))
-    copies = range(enough if n_tokens <= FEW else 1)
+    copies = range(enough if n_tokens <= GPU_TOKENS else 1)
     calls = [random_call(shape, n_tokens, density, seed) for seed in copies]
     error = parity(calls[0], shape, activation, backend)
     runs: dict[str, list[Callable[[], object]]] = {}

@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import torch
 
+from kernels.backends import GPU_TOKENS
+
 
 class Shape(NamedTuple):
     """The part of a call that a calibration belongs to."""
@@ -56,7 +58,8 @@ class Chip(NamedTuple):
     matmul_float32: float = 40e6
     grouped_share: float = 0.6  # of a dense product's speed, published for Triton's grouped products
     memory: float = 3e6  # bytes per µs
-    launch: float = 5.0  # µs
+    launch: float = 5.0  # µs, of an operation of PyTorch
+    own_launch: float = 12.0  # µs, of a Triton kernel, called from Python
 
 
 def estimate_gpu(backend: str, shape: Shape, n_tokens: int, density: float, chip: Chip | None = None) -> float:
@@ -71,10 +74,10 @@ def estimate_gpu(backend: str, shape: Shape, n_tokens: int, density: float, chip
         return passes * (4 * chip.launch + max(weights * size / chip.memory, 2 * n_tokens * weights / speed))
     read = 1 - (1 - density) ** n_tokens
     work = density * 2 * n_tokens * weights / (speed * chip.grouped_share)
-    few = n_tokens <= 16 and not shape.training
+    few = n_tokens <= GPU_TOKENS and not shape.training
     traffic = read * weights * size + (0 if few else n_tokens * shape.n_pathways * density * 3 * shape.d_model * size)
     passes = passes * 4 / 3 if shape.training else passes
-    return passes * ((2 if few else 6) * chip.launch + max(traffic / chip.memory, work))
+    return passes * ((2 if few else 6) * chip.own_launch + max(traffic / chip.memory, work))
 
 
 def estimate(backend: str, shape: Shape, n_tokens: int, density: float) -> float:

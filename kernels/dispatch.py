@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.activations import ACTIVATIONS
-from kernels.backends import forget_installed, refusal
+from kernels.backends import GPU_TOKENS, forget_installed, refusal
 from kernels.costs import Choice, Shape, cheapest
 from kernels.cpu import grouped_forward
 from kernels.dense import dense
@@ -24,10 +24,11 @@ from kernels.router import Router
 
 if TYPE_CHECKING:
     from kernels.fused import FusedMLP
+    from kernels.gpu.step import Step
 
 log = logging.getLogger(__name__)
 
-FUSING = ("rows", "amx")  # those with a fused call
+FUSING = {"cpu": ("rows", "amx"), "cuda": ("triton",)}  # those with a fused call
 # A choice made without looking at the data (on CUDA, inside torch.compile) supposes this share of pathways.
 SUPPOSED_DENSITY = 0.25
 # µs that a router and a rule take as some twenty operations of PyTorch, which a fused call saves (measured 130 to 180).
@@ -122,29 +123,31 @@ _auto._dynamo_marked_constant = True  # type: ignore[attr-defined]  # see kernel
 
 def fuses(x: Tensor, W_in: Tensor, density: float, n_pathways: int, gated: bool, backend: str) -> str | None:
     """The backend for `prepare_fused` on x [n, d], if it can run and `backend` asks for it or "auto" prefers it."""
+    device, (f, d) = x.device.type, W_in.shape
     if (
         type(x) is not Tensor
-        or x.device.type != "cpu"
+        or device not in FUSING
+        or backend not in ("auto", *FUSING[device])
         or x.dtype != W_in.dtype
         or torch.is_grad_enabled()
         or torch.compiler.is_compiling()
+        or torch.is_autocast_enabled(device)
+        or (device == "cuda" and len(x) > GPU_TOKENS)
+        or refusal(FUSING[device][0] if backend == "auto" else backend, device, x.dtype)
     ):
         return None
-    if backend not in ("auto", *FUSING) or torch.is_autocast_enabled("cpu") or refusal("rows", "cpu", x.dtype):
-        return None
-    f, d = W_in.shape
     if backend != "auto":
-        return backend if refusal(backend, "cpu", x.dtype) is None else None
-    return _fusing_pays(len(x), density, d, f, n_pathways, gated, x.dtype)
+        return backend
+    return _fusing_pays(len(x), density, d, f, n_pathways, gated, x.dtype, device)
 
 
 @functools.lru_cache(maxsize=4096)
 def _fusing_pays(
-    n: int, density: float, d: int, f: int, n_pathways: int, gated: bool, dtype: torch.dtype
+    n: int, density: float, d: int, f: int, n_pathways: int, gated: bool, dtype: torch.dtype, device: str
 ) -> str | None:
-    shape = Shape(d, f, n_pathways, gated, str(dtype).removeprefix("torch."), "cpu", False)
+    shape = Shape(d, f, n_pathways, gated, str(dtype).removeprefix("torch."), device, False)
     times = _choose(shape, *_rounded(n, density)).times
-    best = min(FUSING, key=lambda name: times.get(name, math.inf))
+    best = min(FUSING[device], key=lambda name: times.get(name, math.inf))
     return best if times.get(best, math.inf) <= min(times.values()) + ROUTER_OPERATIONS else None
 
 
@@ -159,13 +162,18 @@ def prepare_fused(
     mean_out: Tensor | None,
     offsets: Sequence[int],
     activation: str,
-) -> "FusedMLP":
+) -> "FusedMLP | Step":
     """b_out + `routed_mlp` at the gates and choices of `kernels.choose`, in one compiled call.
 
     That is a function of x [n, d] and the backend that `fuses` named. mean_out [p, d]: added for every pathway that is
-    not chosen. For float32 or bfloat16 on the CPU, without gradient. Weights, the router's too, are of the type of x.
-    They must not move, but may change in place unless the function says that they were `copied`.
+    not chosen. For float32 or bfloat16 on the CPU, on CUDA float16 too and up to 16 tokens; without gradient. Weights,
+    the router's too, are of the type of x. They must not move, but may change in place unless the function says that
+    they were `copied`.
     """
+    if W_in.device.type == "cuda":
+        from kernels.gpu.step import Step  # Triton exists for Linux alone
+
+        return Step(router, W_in, b_in, W_gate, b_gate, W_out, b_out, mean_out, offsets, activation)
     from kernels.fused import FusedMLP  # numba takes half a second to import and is optional
 
     return FusedMLP(router, W_in, b_in, W_gate, b_gate, W_out, b_out, mean_out, offsets, activation)
@@ -256,6 +264,10 @@ def routed_mlp(
         run = amx_forward
     elif backend == "grouped" and not operator:
         run = grouped_forward
+    elif backend == "triton" and not operator:
+        from kernels.gpu import launch
+
+        run = launch.on_gpu
     else:
         operators: dict[str, Callable[..., Tensor]]
         operators = {"dense": dense, "grouped": grouped, "rows": rows, "amx": amx, "triton": on_gpu}

@@ -17,11 +17,9 @@ from numba import types
 from numba.extending import overload
 from torch import Tensor
 
-from kernels.backends import refusal
+from kernels.backends import GPU_TOKENS, refusal
 from kernels.compiled import njit
 from kernels.memory import bits_as_float
-
-GPU_TOKENS = 16
 
 
 def can_skip(x: Tensor, n_tokens: int) -> bool:

@@ -116,8 +116,7 @@ def on_gpu(
 ) -> Tensor:
     from kernels.gpu import launch  # Triton exists for Linux alone
 
-    with torch.cuda.device_of(x):  # Triton launches on the current device
-        return launch.on_gpu(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
+    return launch.on_gpu(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
 
 
 @library.custom_op("kernels::on_gpu_backward", mutates_args=())
@@ -136,7 +135,7 @@ def on_gpu_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     from kernels.gpu.backward import on_gpu_backward
 
-    with torch.cuda.device_of(x):
+    with torch.cuda.device_of(x):  # Triton launches on the current device
         return on_gpu_backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
 
 

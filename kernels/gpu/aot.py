@@ -21,7 +21,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.gpu import decode, gradients, grouped, routes, sparse, tiles
+from kernels.backends import GPU_TOKENS
+from kernels.gpu import decode, gradients, grouped, routes, sparse, step, tiles
+from kernels.router import SIGMOID
 
 CHIPS = (80, 90)
 # What these chips have: registers and threads of a multiprocessor, shared bytes of a program, of a multiprocessor.
@@ -32,7 +34,7 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 WIDE = r"ld\.global[.\w]*\.v4\.b32|ld\.global[.\w]*\.v2\.b64|cp\.async[.\w]*\.shared\.global[^;]*, 0x10"
 NARROW = r"ld\.global[.\w]*(?<!v2)(?<!v4)\.b16|cp\.async[.\w]*\.shared\.global[^;]*, 0x[48]\b"
 # As at run time: tensors are aligned, and d_model and the pathway size divide by 16.
-MULTIPLES = ("d", "M", "r", "c", "LENGTH")
+MULTIPLES = ("d", "M", "r", "c", "LENGTH", "width", "H")
 
 
 class Variant(NamedTuple):
@@ -97,14 +99,19 @@ def variants(quick: bool) -> Iterator[Variant]:
             continue
         family = tiles.family(dtype)
         data = _pointers("x grad W W_in b_in W_gate b_gate W_out hidden hidden_gate du dv", short)
-        data |= _pointers("left right out bias rows y v", short)
-        data |= metadata | _pointers("gates d_gates partial", "fp32")
+        data |= _pointers("left right out b bias ramp rows y v b_out mean_out", short)
+        data |= metadata | _pointers("gates d_gates partial inputs", "fp32")
+        router = {"KIND": SIGMOID, "RAMPED": True, "PP": 16, "INNER": tiles.PICK_INNER}
+        yield Variant(f"features {short}", step.features, data | {"out": "*fp32"}, tiles.FEATURES, 4, 3)
+        yield Variant(f"pick {short}", step.pick, data, router, 4, 3)
         columns = {"P": 16, "COLS": tiles.COMBINE_COLS, "UPCAST": False}
         yield Variant(f"combine {short}", grouped.combine, data, columns, tiles.combine_warps(dtype), 3)
-        yield Variant(f"add_slices {short}", decode.add_slices, data, columns | tiles.ADD, 4, 3)
+        for end in (False, True):
+            added = columns | tiles.ADD | {"BIASED": end, "MEANS": end}
+            yield Variant(f"add_slices {short}{' and means' * end}", decode.add_slices, data, added, 4, 3)
         math = {"PRECISION": "ieee", "UPCAST": False}
         for size, odd in itertools.product(("one", "few"), (False,) if quick else (False, True)):
-            count = {"ONE": size == "one", "N": 1 if size == "one" else sparse.GPU_TOKENS}
+            count = {"ONE": size == "one", "N": 1 if size == "one" else GPU_TOKENS}
             row_tile, sum_tile = (shipped[family, size] for shipped in (tiles.DECODE_TILES, tiles.SUMS_TILES))
             constants = math | count | {"BIASED": True, "ROWS": row_tile.rows, "INNER": row_tile.inner}
             yield Variant(f"dot_rows {short} {size}", sparse.dot_rows, data, constants, row_tile.warps, 3, None, odd)
@@ -138,9 +145,9 @@ def _settings(short: str, quick: bool) -> Iterator[tuple[bool, str, bool, str]]:
 
 
 def _grouped(dtype, label, data, product, common, products_too, odd) -> Iterator[Variant]:
-    """The grouped kernels in both sizes of tiles; down and weight_gradient, which know no activation, if asked for."""
+    """The grouped kernels in all sizes of tiles; down and weight_gradient, which know no activation, if asked for."""
     gated = common["GATED"]
-    for size in ("large", "small"):
+    for size in ("odd",) if odd else ("large", "small"):
         shipped = tiles.TILES[tiles.family(dtype), size]
         kernels = [
             ("up", grouped.up, shipped.gated_up if gated else shipped.up, common),
@@ -206,7 +213,7 @@ def summary(table: Sequence[Resources]) -> Iterator[str]:
     for name, odd, chip in keys:
         rows = [row for row in table if (row.name, row.odd, row.chip) == (name, odd, chip)]
         cells = (
-            name + ", odd sizes" * odd,
+            name + ", odd sizes" * (odd and not name.endswith("odd")),
             f"sm_{chip}",
             len(rows),
             f"{max(row.registers for row in rows)} × {rows[0].threads}",

@@ -12,7 +12,7 @@ from kernels.gpu import gradients
 from kernels.gpu.launch import combine, down, persistent
 from kernels.gpu.prepare import Problem, prepare
 from kernels.gpu.routes import Routes, find_routes
-from kernels.gpu.tiles import Tile, tiles_for
+from kernels.gpu.tiles import Tile
 
 
 def on_gpu_backward(grad: Tensor, *arguments) -> Gradients:
@@ -23,7 +23,7 @@ def on_gpu_backward(grad: Tensor, *arguments) -> Gradients:
         return Gradients(*(call.x.new_empty(0) if t is None else torch.zeros_like(t) for t in inputs))
     grad = grad.contiguous()
     (n, d), p, m = call.x.shape, call.chosen.shape[1], call.m
-    tiles = tiles_for(call.x.dtype, n)
+    tiles = call.tiles
     tile = tiles.hidden if call.W_gate is None else tiles.gated_hidden
     routes = find_routes(call.chosen, tile.rows, call.capacity)
     hidden, du, dv = (call.x.new_empty(call.capacity, m if needed else 0) for needed in (1, 1, call.W_gate is not None))

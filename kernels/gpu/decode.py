@@ -119,17 +119,36 @@ def slices(
 
 @triton.jit
 def add_slices(
-    partial, chosen, y, n, d, S, P: tl.constexpr, SLICES: tl.constexpr, COLS: tl.constexpr, UPCAST: tl.constexpr
+    partial,
+    chosen,
+    b_out,
+    mean_out,
+    y,
+    n,
+    d,
+    S,
+    BIASED: tl.constexpr,
+    MEANS: tl.constexpr,
+    P: tl.constexpr,
+    SLICES: tl.constexpr,
+    COLS: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):
-    """y[t] = Σ_p Σ_s partial[p, s, t] over the pathways that t chose."""
+    """y[t] = b_out + Σ_p Σ_s partial[p, s, t] over the pathways that t chose, + Σ_p mean_out[p] over the others."""
     t = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLS + tl.arange(0, COLS)
-    total = tl.zeros((SLICES, COLS), tl.float32)
+    sums = tl.zeros((SLICES, COLS), tl.float32)
+    total = tl.zeros((COLS,), tl.float32)
+    if BIASED:
+        total += tl.load(b_out + column, mask=column < d, other=0.0).to(tl.float32)
     for p in range(P):
         if tl.load(chosen + t * P + p) != 0:
             for first in range(0, S, SLICES):
                 s = first + tl.arange(0, SLICES)
                 row = ((p * S + s).to(tl.int64) * n + t) * d
                 mask = (s < S)[:, None] & (column < d)[None, :]
-                total += tl.load(partial + row[:, None] + column[None, :], mask=mask, other=0.0)
-    tl.store(y + t * d + column, narrow(tl.sum(total, 0), y.dtype.element_ty, UPCAST), mask=column < d)
+                sums += tl.load(partial + row[:, None] + column[None, :], mask=mask, other=0.0)
+        elif MEANS:
+            total += tl.load(mean_out + p * d + column, mask=column < d, other=0.0).to(tl.float32)
+    total += tl.sum(sums, 0)
+    tl.store(y + t * d + column, narrow(total, y.dtype.element_ty, UPCAST), mask=column < d)

@@ -7,12 +7,11 @@ import torch
 import triton
 from torch import Tensor
 
+from kernels.backends import GPU_TOKENS
 from kernels.gpu import decode, grouped
 from kernels.gpu.prepare import Problem, places, prepare
 from kernels.gpu.routes import Routes, find_routes
-from kernels.gpu.tiles import ADD, COMBINE_COLS, DECODE_TILES, Tile, combine_warps, family, tiles_for, upcast
-
-DECODE_TOKENS = 16
+from kernels.gpu.tiles import ADD, COMBINE_COLS, DECODE_TILES, Tile, combine_warps, family, upcast
 
 
 def on_gpu(*arguments) -> Tensor:
@@ -20,11 +19,13 @@ def on_gpu(*arguments) -> Tensor:
     call = prepare(*arguments)
     if call.empty:
         return torch.zeros_like(call.x)
-    return decode_forward(call) if len(call.x) <= DECODE_TOKENS else grouped_forward(call)
+    with torch.cuda.device_of(call.x):  # Triton launches on the current device
+        return decode_forward(call) if len(call.x) <= GPU_TOKENS else grouped_forward(call)
 
 
-def decode_forward(call: Problem) -> Tensor:
-    """For up to DECODE_TOKENS tokens."""
+def decode_forward(call: Problem, b_out: Tensor | None = None, mean_out: Tensor | None = None) -> Tensor:
+    """For up to GPU_TOKENS tokens; plus b_out [d], and mean_out [p, d] of the pathways that are not chosen."""
+    assert len(call.x) <= GPU_TOKENS, (len(call.x), GPU_TOKENS)
     (n, d), p = call.x.shape, call.chosen.shape[1]
     one = n == 1
     tile = DECODE_TILES[family(call.x.dtype), "one" if one else "few"]
@@ -32,26 +33,41 @@ def decode_forward(call: Problem) -> Tensor:
     y = torch.empty_like(call.x)
     cells = call.chosen.view(torch.uint8)
     partial = torch.empty(p, s, n, d, dtype=torch.float32, device=y.device)
-    decode.slices[(p, s)](
-        call.x,
-        *call.weights,
-        call.W_out,
-        call.gates,
-        cells,
+    if s > 0:
+        decode.slices[(p, s)](
+            call.x,
+            *call.weights,
+            call.W_out,
+            call.gates,
+            cells,
+            partial,
+            call.offsets,
+            n,
+            d,
+            p,
+            **call.constants,
+            ONE=one,
+            N=1 if one else 16,
+            ROWS=tile.rows,
+            INNER=tile.inner,
+            num_warps=tile.warps,
+        )
+    grid = (n, triton.cdiv(d, ADD["COLS"]))
+    decode.add_slices[grid](
         partial,
-        call.offsets,
+        cells,
+        partial if b_out is None else b_out,
+        partial if mean_out is None else mean_out,
+        y,
         n,
         d,
-        p,
-        **call.constants,
-        ONE=one,
-        N=1 if one else 16,
-        ROWS=tile.rows,
-        INNER=tile.inner,
-        num_warps=tile.warps,
+        s,
+        BIASED=b_out is not None,
+        MEANS=mean_out is not None,
+        P=p,
+        **ADD,
+        UPCAST=upcast(y.dtype),
     )
-    grid = (n, triton.cdiv(d, ADD["COLS"]))
-    decode.add_slices[grid](partial, cells, y, n, d, s, P=p, **ADD, UPCAST=upcast(y.dtype))
     return y
 
 
@@ -63,7 +79,7 @@ def persistent(routes: Routes, width: int, tile: Tile) -> tuple[int]:
 
 def grouped_forward(call: Problem) -> Tensor:
     """For many tokens."""
-    tiles = tiles_for(call.x.dtype, len(call.x))
+    tiles = call.tiles
     tile = tiles.up if call.W_gate is None else tiles.gated_up
     routes = find_routes(call.chosen, tile.rows, call.capacity)
     hidden = call.x.new_empty(call.capacity, call.m)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.gpu.tiles import ACTS, arithmetic
+from kernels.gpu.tiles import ACTS, Tiles, arithmetic, tiles_for
 
 
 @functools.cache
@@ -62,6 +62,11 @@ class Problem(NamedTuple):
     @property
     def empty(self) -> bool:
         return self.m == 0 or self.capacity == 0
+
+    @property
+    def tiles(self) -> Tiles:
+        odd = not self.constants["ALIGNED"] or self.x.shape[1] % 16 != 0
+        return tiles_for(self.x.dtype, len(self.x), odd)
 
     @property
     def product(self) -> dict[str, object]:

@@ -12,10 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.backends import GPU_TOKENS
 from kernels.gpu.decode import STAGES, product
 from kernels.gpu.pieces import multiply, narrow
 from kernels.gpu.tiles import DECODE_TILES, SUMS_TILES, arithmetic, family
-from kernels.neurons import GPU_TOKENS
 
 SLICES = 32
 

@@ -9,6 +9,9 @@ ACTS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh
 COMBINE_COLS = 512
 # Few columns, so that one token's occupy every multiprocessor; many slices at once, so that none waits for another.
 ADD = {"SLICES": 64, "COLS": 32}
+# The router of a decoding step: rows of its first layer for a program, numbers of a row at a time.
+FEATURES = {"ROWS": 4, "INNER": 512}
+PICK_INNER = 128
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -68,22 +71,35 @@ TILES = {
     ),
     ("float", "large"): Tiles(
         up=Tile(64, 64, 16, 8, 2),
-        gated_up=Tile(64, 32, 16, 4, 2, (2, 3)),
+        gated_up=Tile(64, 32, 32, 8, 3),
         down=Tile(64, 64, 16, 8, 2, (2, 3)),
-        gated_down=Tile(64, 64, 16, 8, 2, (2, 3)),
+        gated_down=Tile(64, 64, 16, 8, 2, (2, 2)),
         hidden=Tile(64, 32, 32, 8, 2),
         gated_hidden=Tile(64, 32, 32, 8, 2),
         weight=Tile(64, 64, 16, 8, 3),
     ),
     ("float", "small"): Tiles(
         up=Tile(16, 64, 32, 4, 2, (2, 5)),
-        gated_up=Tile(16, 64, 32, 4, 2, (2, 5)),
+        gated_up=Tile(16, 64, 32, 4, 3, (4, 2)),
         down=Tile(16, 64, 32, 4, 2, (6, 6)),
         gated_down=Tile(16, 64, 32, 4, 2, (6, 6)),
         hidden=Tile(16, 32, 32, 4, 3, (4, 5)),
-        gated_hidden=Tile(16, 32, 32, 4, 3, (4, 5)),
+        gated_hidden=Tile(16, 32, 32, 4, 3, (4, 4)),
         weight=Tile(32, 64, 16, 4, 2),
     ),
+}
+# Sizes that do not divide by 16 are loaded number by number, which takes registers. They are those of small models.
+TILES |= {
+    (kind, "odd"): Tiles(
+        up=Tile(32, 32, 16, 4, 2, (2, 3)),
+        gated_up=Tile(32, 32, 16, 4, 2, (2, 3)),
+        down=Tile(32, 64, 16, 4, 2, (3, 3)),
+        gated_down=Tile(32, 64, 16, 4, 2, (3, 3)),
+        hidden=Tile(32, 32, 16, 4, 2, (2, 2)),
+        gated_hidden=Tile(32, 32, 16, 4, 2, (2, 2)),
+        weight=Tile(32, 64, 16, 4, 2),
+    )
+    for kind in ("half", "float")
 }
 
 
@@ -130,5 +146,6 @@ def arithmetic(dtype: torch.dtype) -> dict:
     return {"PRECISION": "tf32" if tf32 else "ieee", "UPCAST": upcast(dtype)}
 
 
-def tiles_for(dtype: torch.dtype, n_tokens: int) -> Tiles:
-    return TILES[family(dtype), "large" if n_tokens >= 512 else "small"]
+def tiles_for(dtype: torch.dtype, n_tokens: int, odd: bool) -> Tiles:
+    """odd: whether a size does not divide by 16."""
+    return TILES[family(dtype), "odd" if odd else "large" if n_tokens >= 512 else "small"]

@@ -5,7 +5,7 @@ import torch
 from torch import library
 
 from kernels import ACTIVATIONS, ops
-from kernels.gpu import gradients, grouped, launch, tiles
+from kernels.gpu import gradients, grouped, launch, prepare, tiles
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -54,9 +54,10 @@ def test_zero_tokens(make_case, check_case):
     check_case(on_device(make_case(n=0)), "triton")
 
 
-def test_large_tiles(make_case, check_case, monkeypatch):
-    """The tiles for many tokens, at a size that the interpreter can bear."""
-    monkeypatch.setattr(launch, "tiles_for", lambda dtype, n: tiles.TILES[tiles.family(dtype), "large"])
+@pytest.mark.parametrize("size", ["large", "small", "odd"])
+def test_every_size_of_tiles(make_case, check_case, monkeypatch, size):
+    """Those for many tokens too, at a size that the interpreter can bear."""
+    monkeypatch.setattr(prepare, "tiles_for", lambda dtype, n, odd: tiles.TILES[tiles.family(dtype), size])
     check_case(on_device(make_case(n=70, d=40, offsets=(0, 70, 100), gated=True)), "triton")
 
 
@@ -65,7 +66,7 @@ def test_large_tiles(make_case, check_case, monkeypatch):
 def test_persistent_programs(make_case, check_case, monkeypatch, programs, gated):
     """Any number of programs do all tiles: two pathways of several tiles with several columns, one of none."""
     monkeypatch.setattr(launch, "places", lambda device, resident: programs)
-    case = make_case(n=60, d=70, offsets=(0, 96, 192, 208), gated=gated)
+    case = make_case(n=60, d=80, offsets=(0, 96, 192, 208), gated=gated)
     chosen = case.chosen.clone()
     chosen[:, 1] = False
     chosen[5:, 2] = True
