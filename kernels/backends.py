@@ -18,7 +18,7 @@ def _installed(package: str) -> bool:
 
 
 @functools.cache
-def _tile_registers() -> bool:
+def tile_registers() -> bool:
     """Whether this CPU has AMX for bfloat16 and Linux, which wants to be asked, lets this process use it."""
     known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every supported version
     if sys.platform != "linux" or not (known.get("amx_bf16") and known.get("avx512_bw")):
@@ -50,7 +50,7 @@ def refusal(backend: str, device: str, dtype: torch.dtype) -> str | None:
     if backend == "amx":
         if dtype != torch.bfloat16:
             return f"it knows bfloat16, and x is {dtype}"
-        if not _tile_registers():
+        if not tile_registers():
             return "it needs a CPU with AMX for bfloat16, and Linux"
     if backend == "rows" and dtype not in (torch.float32, torch.bfloat16):
         return f"it knows float32 and bfloat16, and x is {dtype}"

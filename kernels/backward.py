@@ -79,9 +79,9 @@ def backward_loop(a, thread, threads):
             if a[B_GATE]:
                 db_gate[low:high] = 0
         r = tokens_of(chosen, p, tokens)
-        chunk = chunk_size(d)
-        for start in range(0, r if high > low else 0, BLOCK):
-            block = tokens[start : min(start + BLOCK, r)]
+        chunk, most = chunk_size(d), BLOCK if d < 1024 else BLOCK // 2
+        for start in range(0, r if high > low else 0, most):
+            block = tokens[start : min(start + most, r)]
             count = block.shape[0]
             stride = padded(count)
             name_tokens(xs, a[X], row, block, 0)

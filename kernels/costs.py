@@ -100,7 +100,7 @@ def estimate(backend: str, shape: Shape, n_tokens: int, density: float) -> float
             backward = 0.75 * estimate("grouped", shape, n_tokens, density)
             return backward + estimate("amx", shape._replace(training=False), n_tokens, density)
         work = density * 2 * n_tokens * weights / TILES + pairs * shape.d_model * TILE_CELL
-        return 25 + read * weights * size / MEMORY + work
+        return 40 + read * weights * size / MEMORY + work
     if backend == "rows":
         passes = 3.5 if shape.training else 1.0  # hidden activations are computed again
         work = read * weights * size / MEMORY + density * 2 * n_tokens * weights / LOOP

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kernels import loops
 from kernels.amx import tiles_loop
+from kernels.backends import tile_registers
 from kernels.choice import choose, scores
 from kernels.compiled import njit
 from kernels.memory import bytes_at, floats, keep, narrow, numbers
@@ -93,6 +94,7 @@ class FusedMLP:
         y = torch.empty_like(x)
         a[loops.N], a[loops.X], a[loops.Y] = n, x.data_ptr(), y.data_ptr()
         if backend == "amx":
+            assert tile_registers(), backend  # without, the processor would end the process
             run(tiles_loop, team, a)
         else:
             fused_loop(a)

@@ -18,7 +18,7 @@ from kernels.single import add_lanes, dot_one, sum_one, to_lanes
 from kernels.vectors import dots, sums
 
 ALONE = 128  # neurons of a single token between its up- and its down-projection
-BLOCK = 128  # tokens whose inputs and outputs stay in the second cache
+BLOCK = 128  # tokens, at most, whose inputs and outputs stay in the second cache
 
 dots_4, dots_2, dots_1 = (dots(4, tokens) for tokens in (4, 2, 1))
 dots_4h, dots_2h, dots_1h = (dots(4, tokens, half=True) for tokens in (4, 2, 1))
@@ -121,8 +121,9 @@ def add_bias(u, bias, first, count, stride):
 
 @register_jitable
 def chunk_size(d):
-    """Neurons whose rows are used by all tokens of a block while they are in the first cache."""
-    return max(8, min(16, 8192 // max(d, 1) & ~3))
+    """Neurons whose rows are used by all tokens of a block: as many as fit the first cache, more where eight do not."""
+    few = 8192 // max(d, 1) & ~3
+    return 16 if few < 8 else min(16, few)
 
 
 @register_jitable
@@ -165,9 +166,9 @@ def forward(a, thread, threads):
         begin, m = a[OFFSETS + p], a[OFFSETS + p + 1] - a[OFFSETS + p]
         low, high = begin + m * thread // threads, begin + m * (thread + 1) // threads
         r = tokens_of(chosen, p, tokens)
-        chunk = chunk_size(d)
-        for start in range(0, r if high > low else 0, BLOCK):
-            block = tokens[start : min(start + BLOCK, r)]
+        chunk, most = chunk_size(d), BLOCK if d < 2048 else BLOCK // 2
+        for start in range(0, r if high > low else 0, most):
+            block = tokens[start : min(start + most, r)]
             count = block.shape[0]
             if count == 1:
                 t = block[0]

@@ -107,7 +107,7 @@ def test_registration(make_case):
 
 @pytest.fixture
 def without_amx(monkeypatch):
-    monkeypatch.setattr(backends, "_tile_registers", lambda: False)
+    monkeypatch.setattr(backends, "tile_registers", lambda: False)
     dispatch.forget_choices()
     yield
     dispatch.forget_choices()

@@ -49,4 +49,4 @@ def test_triton_without_a_device(make_case, monkeypatch):
 def test_detection(monkeypatch, capabilities, system):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     monkeypatch.setattr("sys.platform", system)
-    assert not backends._tile_registers.__wrapped__()
+    assert not backends.tile_registers.__wrapped__()
