@@ -19,23 +19,10 @@ from kernels import loops
 from kernels.choice import choose, tile_scores
 from kernels.compiled import njit
 from kernels.memory import bytes_at, call_for_int, floats, keep, narrow, numbers
+from kernels.operands import add_products, aligned, pack_some, up, whole, whole_rows
 from kernels.pointwise import CODES, activate
 from kernels.rows import MEMBERS, address, as_float, contiguous, packed, run, team_size, told
-from kernels.tiles import (
-    TILE,
-    add_row,
-    aligned,
-    begin_tiles,
-    end_tiles,
-    pack_hidden,
-    pack_rows,
-    pack_some,
-    tiles_1_2,
-    tiles_2_2,
-    up,
-    whole,
-    whole_rows,
-)  # fmt: skip
+from kernels.tiles import TILE, begin_tiles, end_tiles, pack_hidden, pack_rows
 
 TOKENS = 512  # whose inputs and sums stay in the second cache
 
@@ -92,21 +79,7 @@ def add_pathways(a, low, chosen, gates, y):
                     pack_hidden(u_at + 4 * (i - t), 4 * stride, g.ctypes.data + 4 * i, out)
         for c in range(chunks):
             pack_rows(w_out + 64 * c * wide, wide, right_at + 2 * TILE * c, 2 * TILE * chunks)
-        for column in range(0, d, 32):
-            rows = right_at + 64 * column * chunks
-            for t in range(0, r, 32):
-                left, step = hidden_at + t // 16 * chunks * TILE, chunks * TILE
-                if r - t > 16:
-                    tiles_2_2(left, 64, step, TILE, rows, TILE, 2 * TILE, chunks, sums_at, 128)
-                else:
-                    tiles_1_2(left, 64, step, TILE, rows, TILE, 2 * TILE, chunks, sums_at, 128)
-                for i in range(min(32, r - t)):
-                    if column + 32 <= d:
-                        add_row(y.ctypes.data + 4 * (tokens[t + i] * d + column), sums_at + 128 * i)
-                    else:
-                        more = carray(floats(sums_at + 128 * i), (32,))
-                        for j in range(column, d):
-                            y[tokens[t + i], j] += more[j - column]
+        add_products(hidden_at, right_at, chunks, tokens[:r], d, y, sums_at)
     keep(copies, packed, hidden, right, padding, zeros, g, squares)
 
 

@@ -9,10 +9,10 @@ from numba.extending import register_jitable
 
 from kernels import loops
 from kernels.memory import floats, keep, numbers
+from kernels.operands import aligned, pack_some, spare_rows, up, whole, whole_rows
 from kernels.pointwise import exp, sigmoid
 from kernels.router import SIGMOID, SOFTMAX
 from kernels.single import dot_one, to_lanes
-from kernels.tiles import aligned, pack_some, spare_rows, up, whole, whole_rows
 
 BLOCK = 64  # tokens whose scores are formed at a time
 

@@ -46,8 +46,8 @@ class Rates(NamedTuple):
 RATES = {"float32": Rates(130e3, 8.0), "bfloat16": Rates(700e3, 40.0), "float16": Rates(130e3, 40.0)}
 MEMORY = 12e3  # bytes per µs that one core reads
 LOOP = 115e3  # floating-point operations per µs in the compiled row loops
-TILES = 760e3  # the same on the tile registers, with which only bfloat16 is multiplied
-TILE_CELL = 1.3e-3  # µs for a number of a token's input, gathered, and of its output, added
+TILES = 900e3  # the same on the tile registers, with which only bfloat16 is multiplied
+TILE_CELL = 1e-3  # µs for a number of a token's input, gathered, and of its output, added
 CELL = 0.02  # µs of those loops for a token and pathway, beside them
 
 
@@ -96,11 +96,9 @@ def estimate(backend: str, shape: Shape, n_tokens: int, density: float) -> float
     pairs = n_tokens * shape.n_pathways * density
     read = 1 - (1 - density) ** n_tokens  # share of pathways that some token chose, if choices were independent
     if backend == "amx":
-        if shape.training:  # the backward pass is that of "grouped", and about three quarters of the whole
-            backward = 0.75 * estimate("grouped", shape, n_tokens, density)
-            return backward + estimate("amx", shape._replace(training=False), n_tokens, density)
+        passes = 3.5 if shape.training else 1.0  # hidden activations are computed again
         work = density * 2 * n_tokens * weights / TILES + pairs * shape.d_model * TILE_CELL
-        return 40 + read * weights * size / MEMORY + work
+        return 40 + passes * (read * weights * size / MEMORY + work)
     if backend == "rows":
         passes = 3.5 if shape.training else 1.0  # hidden activations are computed again
         work = read * weights * size / MEMORY + density * 2 * n_tokens * weights / LOOP

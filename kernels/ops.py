@@ -1,7 +1,7 @@
 """The backends as PyTorch operators: `torch.compile(fullgraph=True)` and autograd pass through them.
 
-All compute the same function. `kernels::rows` in float32, `kernels::grouped` and `kernels::on_gpu` have a backward of
-their own; that of `kernels::rows` in bfloat16 and of `kernels::amx` is `kernels::grouped`'s.
+All compute the same function, and each has its own backward; that of `kernels::rows` is float32 alone and leaves other
+types to `kernels::grouped`.
 """
 
 from collections.abc import Sequence
@@ -101,6 +101,25 @@ def rows_backward(
     return backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
 
 
+@library.custom_op("kernels::amx_backward", mutates_args=(), device_types="cpu")
+def amx_backward(
+    grad: Tensor,
+    x: Tensor,
+    W_in: Tensor,
+    b_in: Tensor | None,
+    W_gate: Tensor | None,
+    b_gate: Tensor | None,
+    W_out: Tensor,
+    gates: Tensor,
+    chosen: Tensor,
+    offsets: Sequence[int],
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from kernels import amx_backward as compiled
+
+    return compiled.amx_backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
+
+
 @library.custom_op("kernels::on_gpu", mutates_args=())
 def on_gpu(
     x: Tensor,
@@ -166,7 +185,7 @@ def _backward_by(op):
     return backward
 
 
-backwards = {grouped: grouped_backward, rows: rows_backward, amx: grouped_backward, on_gpu: on_gpu_backward}
+backwards = {grouped: grouped_backward, rows: rows_backward, amx: amx_backward, on_gpu: on_gpu_backward}
 for backward in {*backwards.values()}:
     backward.register_fake(fake_backward)
 for op, backward in backwards.items():

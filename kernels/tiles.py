@@ -10,13 +10,11 @@ All arguments are int64: addresses, counts, and distances in bytes.
 from collections.abc import Callable
 from itertools import product
 
-import numpy as np
 from llvmlite import ir
-from numba import carray, types
+from numba import types
 from numba.core import cgutils
-from numba.extending import register_jitable
 
-from kernels.memory import I32, I64, halves, intrinsic, keep, stay_apart
+from kernels.memory import I32, I64, intrinsic
 from kernels.vectors import LANES, VECTOR
 
 BYTE, SHORT = ir.IntType(8), ir.IntType(16)
@@ -217,6 +215,27 @@ def pack_hidden(typing_context, u, u_row, gates, out):
 
 
 @intrinsic
+def pack_left(typing_context, u, out):
+    """Two left operands [16 neurons, 32 tokens], one after the other, of u [32 neurons, 32 tokens], rounded."""
+
+    def codegen(context, builder, signature, arguments):
+        u, out = arguments
+        order = list(range(2 * LANES))
+        with cgutils.for_range(builder, I64(2 * LANES)) as loop:
+            row = builder.add(u, builder.mul(loop.index, I64(128)))
+            halves = []
+            for offset in (0, 64):
+                value = builder.load(_pointer(builder, builder.add(row, I64(offset)), VECTOR), align=4)
+                upper = builder.lshr(_rounded(builder, value), ir.Constant(WORDS, [16] * LANES))
+                halves.append(builder.trunc(upper, ir.VectorType(SHORT, LANES)))
+            target = _pointer(builder, builder.add(out, builder.mul(loop.index, I64(64))), PAIRS)
+            builder.store(_shuffled(builder, halves[0], halves[1], order), target, align=4)
+        return context.get_dummy_value()
+
+    return _void(2), codegen
+
+
+@intrinsic
 def add_row(typing_context, target, source):
     """Adds 32 float32 numbers to as many."""
 
@@ -227,69 +246,3 @@ def add_row(typing_context, target, source):
         return context.get_dummy_value()
 
     return _void(2), codegen
-
-
-tiles_2_2, tiles_2_1, tiles_1_2 = products(2, 2), products(2, 1), products(1, 2)
-
-
-@register_jitable
-def aligned(array):
-    """The first address in an array that begins a line of the cache; arrays have one line more than is asked for."""
-    return (array.ctypes.data + 63) & ~63
-
-
-@register_jitable
-def whole(count):
-    return (count + 31) & ~31
-
-
-@register_jitable
-def whole_rows(address, first, count, d, copy):
-    """Where `count` rows from `first` on lie, as whole tiles: in place, or with zeros around in `copy`."""
-    wide = whole(d)
-    if count == whole(count) and d == wide:
-        return address + 2 * first * d
-    start = aligned(copy)
-    rows, stored = carray(halves(start), (whole(count), wide)), carray(halves(address + 2 * first * d), (count, d))
-    for i in range(whole(count)):
-        for j in range(wide):
-            rows[i, j] = stored[i, j] if i < count and j < d else np.uint16(0)
-    return start
-
-
-@register_jitable
-def spare_rows(count, d):
-    return np.empty(whole(count) * whole(d) + 32 if count % 32 or d % 32 else 32, np.uint16)
-
-
-@register_jitable
-def pack_some(x, tokens, d, zeros, padding, out):
-    """Right operands of these tokens' inputs, sixteen at a time."""
-    stay_apart()
-    table = np.empty(16, np.int64)
-    wide = whole(d)
-    r = tokens.shape[0]
-    for t in range(0, r, 16):
-        for i in range(16):
-            table[i] = x + tokens[t + i] * 2 * d if t + i < r else zeros
-        if d != wide:
-            rows = carray(halves(padding), (16, wide))
-            for i in range(16):
-                stored = carray(halves(table[i]), (d,))
-                for j in range(d):
-                    rows[i, j] = stored[j]
-                for j in range(d, wide):
-                    rows[i, j] = 0
-                table[i] = padding + 2 * i * wide
-        pack_tokens(table.ctypes.data, wide, out + t * 2 * wide)
-    keep(table)
-
-
-@register_jitable
-def up(rows, packed, groups, wide, u, stride):
-    """u[j · stride + t] = row_j · token_t for 32 rows and one or two groups of 16 tokens."""
-    stay_apart()
-    if groups == 2:
-        tiles_2_2(rows, 2 * wide, 32 * wide, 64, packed, 32 * wide, TILE, wide // 32, u, 4 * stride)
-    else:
-        tiles_2_1(rows, 2 * wide, 32 * wide, 64, packed, 32 * wide, TILE, wide // 32, u, 4 * stride)

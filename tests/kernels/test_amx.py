@@ -35,29 +35,34 @@ def numbers(dtype=torch.bfloat16, **changes):
 @needs_amx
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_sizes(make_case, close, name, gated):
-    case, exact = numbers(gated=gated, **CASES[name])(make_case)
-    close(case.run("amx"), exact.reference(), torch.bfloat16, name)
+def test_sizes(make_case, check_case, name, gated):
+    check_case(make_case(gated=gated, dtype=torch.bfloat16, **CASES[name]), "amx")
 
 
 @needs_amx
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_activations_and_gradients(make_case, check_case, activation):
+def test_activations(make_case, check_case, activation):
     check_case(make_case(n=19, d=48, offsets=(0, 40, 80), activation=activation, dtype=torch.bfloat16), "amx")
+
+
+def outcome(case):
+    output = case.run("amx")
+    return [output, *torch.autograd.grad(output, case.leaves(), torch.ones_like(output), retain_graph=True)]
 
 
 @needs_amx
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_threads_share_the_tokens(make_case, monkeypatch, threads):
+def test_threads(make_case, close, monkeypatch, threads):
     case, _ = numbers(n=50, d=40)(make_case)
-    with torch.no_grad():
-        alone = case.run("amx")
-        monkeypatch.setattr(rows, "TEAM_BYTES", 0)
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        together = case.run("amx")
-        torch.set_num_threads(before)
-    assert torch.equal(together, alone)  # each token's sum runs in the order of pathways, whoever forms it
+    alone = outcome(case)
+    monkeypatch.setattr(rows, "TEAM_BYTES", 0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    together = outcome(case)
+    torch.set_num_threads(before)
+    assert torch.equal(together[0], alone[0])  # each token's sum runs in the order of pathways, whoever forms it
+    for i, (one, other) in enumerate(zip(alone, together, strict=True)):
+        close(other, one, torch.bfloat16, str(i))
 
 
 @needs_amx
@@ -67,12 +72,13 @@ def test_skipped_weights_are_never_read(make_case, sizes):
     chosen = case.chosen.clone()
     chosen[:, 1] = False
     case = case._replace(chosen=chosen)
+    clean = outcome(case)
     with torch.no_grad():
-        clean = case.run("amx")
         for weight in (case.W_in, case.b_in, case.W_gate, case.b_gate, case.W_out):
             weight[slice(*case.offsets[1:3])] = torch.nan
         case.gates[:, 1] = torch.nan
-        assert torch.equal(case.run("amx"), clean)
+    for before, after in zip(clean, outcome(case), strict=True):
+        assert torch.equal(before, after)
 
 
 @needs_amx
@@ -101,6 +107,8 @@ def test_library_products_between(make_case):
 def test_registration(make_case):
     case, _ = numbers(gated=True, n=5)(make_case)
     library.opcheck(ops.amx, case)
+    detached = [t.detach() if isinstance(t, torch.Tensor) else t for t in case]
+    library.opcheck(ops.amx_backward, [torch.ones_like(detached[0]), *detached])
     compiled = torch.compile(lambda: case.run("amx").sin(), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(), case.run("amx").sin())
 

@@ -1,0 +1,199 @@
+"""The gradients of a routed MLP in bfloat16 on the CPU's tile registers (AMX); hidden activations are formed again.
+
+Hidden activations come out neuron by neuron, as in `kernels.amx`. Rounded as they lie they are the left operand of the
+weights' gradients, whose right operand are pairs of tokens' rows; transposed they are that of the inputs' gradient.
+
+Shapes: n tokens, d model, f neurons, p pathways; inside a pathway: r tokens that chose it, m neurons.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numba import carray
+from numba.extending import register_jitable
+from torch import Tensor
+
+from kernels import loops
+from kernels.compiled import njit
+from kernels.cpu import Gradients
+from kernels.memory import bytes_at, call_for_int, floats, halves, keep, narrow, numbers
+from kernels.operands import add_products, aligned, pack_pairs, pack_some, tiles_2_2, up, whole, whole_rows
+from kernels.pointwise import CODES, activate_and_derive
+from kernels.rows import MEMBERS, address, as_float, contiguous, packed, run, team_size, told
+from kernels.tiles import TILE, begin_tiles, end_tiles, pack_hidden, pack_left, pack_rows
+
+
+@register_jitable
+def weight_gradient(left, right, steps, first, few, d, target, sums):
+    """Writes rows first to first + few of a gradient [f, d]: 32 neurons times tokens, tokens times d."""
+    for column in range(0, d, 32):
+        tiles_2_2(left, 64, TILE, 2 * TILE, right + 64 * steps * column, TILE, 2 * TILE, steps, sums, 128)
+        for j in range(few):
+            narrow(sums + 128 * j, target + 2 * ((first + j) * d + column), min(32, d - column))
+
+
+@register_jitable
+def multiply_gates(u, v, e, slope, g, dg, gated):
+    """Of 32 neurons × 32 tokens: u = gate · h, e = du, slope = dv; adds to dg. Equations: see `kernels.backward`."""
+    for j in range(32):
+        for i in range(32):
+            k = 32 * j + i
+            h = u[k] * v[k] if gated else u[k]
+            de = g[i] * e[k]
+            dg[i] += h * e[k]
+            if gated:
+                slope[k] *= de * u[k]
+                e[k] = de * v[k]
+            else:
+                e[k] = de * slope[k]
+            u[k] = h * g[i]
+
+
+@register_jitable
+def clear(target, count):
+    """Writes zeros of bfloat16 to an address."""
+    numbers = carray(halves(target), (count,))
+    for i in range(count):
+        numbers[i] = 0
+
+
+@njit
+def backward_tiles(a, thread, threads):
+    """Adds to D_X [threads, n, d] and D_GATES [n, p]; writes the weights' gradients of this thread's pathways.
+
+    X, GRAD, weights and their gradients are bfloat16.
+    """
+    n, d, n_pathways = a[loops.N], a[loops.D], a[loops.P]
+    f, gated, wide, block = a[loops.OFFSETS + n_pathways], a[loops.W_GATE] != 0, whole(d), whole(n)
+    chosen, gates = carray(bytes_at(a[loops.CHOSEN]), (n, n_pathways)), carray(floats(a[loops.GATES]), (n, n_pathways))
+    d_gates = carray(floats(a[loops.D_GATES]), (n, n_pathways))
+    d_x = carray(floats(a[loops.D_X] + 4 * thread * n * d), (n, d))
+    b_in, b_gate = numbers(a[loops.B_IN], f, 2), numbers(a[loops.B_GATE], f, 2)
+    neurons = 0
+    for p in range(n_pathways):
+        neurons = max(neurons, whole(a[loops.OFFSETS + p + 1] - a[loops.OFFSETS + p]))
+    copies = np.empty((3, neurons * wide + 32), np.uint16)
+    operands = np.empty((4, block * wide + 32), np.uint16)  # inputs and gradients, as columns and in pairs
+    lefts, hidden = np.empty((3, block * 32 + 32), np.uint16), np.empty((2, block * neurons + 32), np.uint16)
+    right, gathered = np.empty(neurons * wide + 32, np.uint16), np.empty(32 * wide + 32, np.uint16)
+    zeros, tokens, squares = np.zeros(d, np.uint16), np.empty(n, np.int64), np.empty(5 * 1024 + 16, np.float32)
+    g, dg, ones = np.empty(block, np.float32), np.empty(block, np.float32), np.ones(16, np.float32)
+    db_in, db_gate = np.zeros(f, np.float32), np.zeros(f, np.float32)
+    x_columns, x_pairs, grad_columns, grad_pairs = (
+        aligned(operands[0]), aligned(operands[1]), aligned(operands[2]), aligned(operands[3]),
+    )  # fmt: skip
+    left_h, left_u, left_v = aligned(lefts[0]), aligned(lefts[1]), aligned(lefts[2])
+    du, dv, right_at, gathered_at = aligned(hidden[0]), aligned(hidden[1]), aligned(right), aligned(gathered)
+    u_at = aligned(squares)
+    v_at, e_at, slope_at, sums = u_at + 4 * TILE, u_at + 8 * TILE, u_at + 12 * TILE, u_at + 16 * TILE
+    u, v, e = carray(floats(u_at), (1024,)), carray(floats(v_at), (1024,)), carray(floats(e_at), (1024,))
+    slope = carray(floats(slope_at), (1024,))
+    begin_tiles()
+    for p in range(thread, n_pathways, threads):
+        begin, m = a[loops.OFFSETS + p], a[loops.OFFSETS + p + 1] - a[loops.OFFSETS + p]
+        r = loops.tokens_of(chosen, p, tokens)
+        chosen_tokens, steps, chunks = tokens[:r], whole(r) // 32, whole(m) // 32
+        if r == 0 and m > 0:
+            for target in (a[loops.D_W_IN], a[loops.D_W_OUT], a[loops.D_W_GATE]):
+                if target != 0:
+                    clear(target + 2 * begin * d, m * d)
+        if r > 0 and m > 0:
+            for t in range(whole(r)):
+                g[t] = gates[tokens[t], p] if t < r else np.float32(0)
+                dg[t] = 0
+            w_in = whole_rows(a[loops.W_IN], begin, m, d, copies[0])
+            w_gate = whole_rows(a[loops.W_GATE], begin, m, d, copies[1]) if gated else 0
+            w_out = whole_rows(a[loops.W_OUT], begin, m, d, copies[2])
+            for source, as_columns, as_pairs in (
+                (a[loops.X], x_columns, x_pairs), (a[loops.GRAD], grad_columns, grad_pairs),
+            ):  # fmt: skip
+                pack_some(source, chosen_tokens, d, zeros.ctypes.data, gathered_at, as_columns)
+                pack_pairs(source, chosen_tokens, d, gathered_at, as_pairs)
+            for c in range(chunks):
+                first, few, rows = begin + 32 * c, min(32, m - 32 * c), 64 * c * wide
+                for t in range(0, r, 32):
+                    groups = 2 if r - t > 16 else 1
+                    for i in range(1024 if groups == 1 else 0):
+                        u[i], v[i], e[i] = 0, 0, 0
+                    up(w_in + rows, x_columns + 2 * t * wide, groups, wide, u_at, 32)
+                    up(w_out + rows, grad_columns + 2 * t * wide, groups, wide, e_at, 32)
+                    loops.add_bias(u, b_in, first, few, 32)
+                    if gated:
+                        up(w_gate + rows, x_columns + 2 * t * wide, groups, wide, v_at, 32)
+                        loops.add_bias(v, b_gate, first, few, 32)
+                        activate_and_derive(v, slope, a[loops.CODE], 1024)  # v = act(v)
+                    else:
+                        activate_and_derive(u, slope, a[loops.CODE], 1024)  # u = h
+                    multiply_gates(u, v, e, slope, g[t : t + 32], dg[t : t + 32], gated)
+                    for j in range(few):
+                        for i in range(32):
+                            db_in[first + j] += e[32 * j + i]
+                            db_gate[first + j] += slope[32 * j + i]  # of no meaning where there is no gate
+                    pack_left(u_at, left_h + 2 * TILE * (t // 32))
+                    pack_left(e_at, left_u + 2 * TILE * (t // 32))
+                    if gated:
+                        pack_left(slope_at, left_v + 2 * TILE * (t // 32))
+                    for i in range(2):
+                        there = ((t // 16 + i) * chunks + c) * TILE
+                        pack_hidden(e_at + 64 * i, 128, ones.ctypes.data, du + there)
+                        if gated:
+                            pack_hidden(slope_at + 64 * i, 128, ones.ctypes.data, dv + there)
+                weight_gradient(left_h, grad_pairs, steps, first, few, d, a[loops.D_W_OUT], sums)
+                weight_gradient(left_u, x_pairs, steps, first, few, d, a[loops.D_W_IN], sums)
+                if gated:
+                    weight_gradient(left_v, x_pairs, steps, first, few, d, a[loops.D_W_GATE], sums)
+            for left, weights in ((du, w_in), (dv, w_gate)):
+                if weights != 0:
+                    for c in range(chunks):
+                        pack_rows(weights + 64 * c * wide, wide, right_at + 2 * TILE * c, 2 * TILE * chunks)
+                    add_products(left, right_at, chunks, chosen_tokens, d, d_x, sums)
+            for t in range(r):
+                d_gates[tokens[t], p] += dg[t]
+        if a[loops.B_IN]:
+            narrow(db_in.ctypes.data + 4 * begin, a[loops.D_B_IN] + 2 * begin, m)
+        if a[loops.B_GATE]:
+            narrow(db_gate.ctypes.data + 4 * begin, a[loops.D_B_GATE] + 2 * begin, m)
+    end_tiles()
+    keep(copies, operands, lefts, hidden, right, gathered, zeros, squares, g, dg, ones, db_in, db_gate)
+
+
+def backward_tiles_member(arguments):
+    a = told(arguments)
+    backward_tiles(a, np.int64(call_for_int(a[loops.THREAD])), np.int64(call_for_int(a[loops.THREADS])))
+
+
+MEMBERS[backward_tiles] = backward_tiles_member
+
+
+def amx_backward(
+    grad: Tensor,
+    x: Tensor,
+    W_in: Tensor,
+    b_in: Tensor | None,
+    W_gate: Tensor | None,
+    b_gate: Tensor | None,
+    W_out: Tensor,
+    gates: Tensor,
+    chosen: Tensor,
+    offsets: Sequence[int],
+    activation: str,
+) -> Gradients:
+    """The gradients of `kernels.amx.amx_forward`, as `kernels.cpu.grouped_backward` gives them."""
+    (n, d), p, team = x.shape, len(offsets) - 1, team_size()
+    inputs = [contiguous(t) for t in (x, W_in, b_in, W_gate, b_gate, W_out)]
+    held = (*inputs, as_float(gates), chosen.contiguous(), contiguous(grad))
+
+    def like(tensor: Tensor | None) -> Tensor:
+        return x.new_empty(0 if tensor is None else tensor.shape)
+
+    d_x, d_gates = torch.zeros(team, n, d), torch.zeros(n, p)
+    dW_in, db_in, dW_gate, db_gate, dW_out = weights = [like(t) for t in (W_in, b_in, W_gate, b_gate, W_out)]
+    outputs = [d_x, *weights, d_gates]
+    head = [n, d, p, CODES[activation], 2, 0, 0]
+    told = head + [0 if t is None else address(t) for t in (*held, *outputs)]
+    for index, tensor in zip((loops.D_W_GATE, loops.D_B_IN, loops.D_B_GATE), (W_gate, b_in, b_gate), strict=True):
+        told[index] = told[index] if tensor is not None else 0
+    run(backward_tiles, team, packed(told, offsets))
+    total = d_x[0] if team == 1 else d_x.sum(0)
+    return Gradients(total.to(x.dtype), dW_in, db_in, dW_gate, db_gate, dW_out, d_gates.to(gates.dtype))
