@@ -2,7 +2,7 @@
 
 `python -m kernels.gpu.aot` prints a table of maxima (each variant by itself as JSON with --json): registers, spills,
 shared memory, programs that a multiprocessor takes at once, and whether tensor-core instructions and 16-byte loads were
-generated. It shows that the kernels fit, not how fast they are. Needs no GPU.
+generated; it fails where one spills, does not fit or lacks them. It does not show how fast they are. Needs no GPU.
 """
 
 import argparse
@@ -35,6 +35,10 @@ WIDE = r"ld\.global[.\w]*\.v4\.b32|ld\.global[.\w]*\.v2\.b64|cp\.async[.\w]*\.sh
 NARROW = r"ld\.global[.\w]*(?<!v2)(?<!v4)\.b16|cp\.async[.\w]*\.shared\.global[^;]*, 0x[48]\b"
 # As at run time: tensors are aligned, and d_model and the pathway size divide by 16.
 MULTIPLES = ("d", "M", "r", "c", "LENGTH", "width", "H")
+
+
+PRODUCTS = ("up", "down", "hidden_gradients", "weight_gradient")
+READERS = ("slices", "combine", "dot_rows", "sum_rows", "features")
 
 
 class Variant(NamedTuple):
@@ -204,6 +208,21 @@ def compile_variant(variant: Variant, chip: int) -> Resources:
     )
 
 
+def fault(row: Resources) -> str | None:
+    """What is wrong with a variant: it spills, does not fit, or lacks the instructions that it is meant to use."""
+    kernel, *rest = row.name.split()
+    half, better = not {"fp32", "tf32"} & set(rest), row.chip == 90 and "large" in rest
+    if row.spills:
+        return f"{row.spills} bytes are spilled"
+    if not max(row.resident, 1) <= row.programs or row.shared > SHARED[row.chip][0]:
+        return f"a multiprocessor takes {row.programs} programs with {row.shared} shared bytes"
+    if half and kernel in PRODUCTS and row.tensor_core not in (("wgmma",) if better else ("mma", "wgmma")):
+        return "the tensor cores are not used as they could be"
+    if kernel in (*PRODUCTS, *READERS) and not row.odd and "tf32" not in rest and not row.wide_loads:
+        return "operands are not loaded 16 bytes at a time"
+    return None
+
+
 def summary(table: Sequence[Resources]) -> Iterator[str]:
     """One line a kernel, size and chip: the most that any of its variants takes; odd sizes apart."""
     columns = "kernel|chip|variants|registers × threads|spilled bytes|shared bytes|programs|tensor cores|16-byte loads"
@@ -234,8 +253,10 @@ def main() -> None:
     table = [compile_variant(variant, chip) for variant in variants(arguments.quick) for chip in CHIPS]
     if arguments.json:
         json.dump([row._asdict() for row in table], sys.stdout)
-        return
-    print(*summary(table), sep="\n")
+    else:
+        print(*summary(table), sep="\n")
+    if wrong := [f"{row}: {why}" for row in table if (why := fault(row))]:
+        sys.exit("\n".join(wrong))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kernels import costs
+from kernels.gpu.aot import Resources, fault
 
 pytestmark = [
     pytest.mark.slow,
@@ -20,7 +21,7 @@ PERSISTENT = PRODUCTS[:3]
 
 @pytest.fixture(scope="module")
 def table():
-    """Every tile in bfloat16 and float32; `python -m kernels.gpu.aot` also compiles float16, odd sizes and the rest."""
+    """Every tile in bfloat16 and float32; the command without --quick checks all types, activations and odd sizes."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-W", "ignore", "-m", "kernels.gpu.aot", "--quick", "--json"]
     root = Path(costs.__file__).parents[1]
@@ -32,7 +33,7 @@ def table():
 def test_all_are_compiled(table):
     names = {row["name"] for row in table}
     assert {row["chip"] for row in table} == {80, 90}
-    assert len(table) == 2 * 47
+    assert len(table) == 2 * 53
     for kernel in PRODUCTS:
         assert {f"{kernel} {t} {size}" for t in ("bf16", "fp32") for size in ("large", "small")} <= names
     assert {row["gated"] for row in table if row["name"] == "up bf16 large"} == {False, True}
@@ -51,8 +52,25 @@ def test_they_fit(table):
 def test_tensor_cores_and_wide_loads(table):
     for row in table:
         kernel, *rest = row["name"].split()
-        if kernel in (*PRODUCTS, "slices", "add_slices", "combine", "dot_rows", "sum_rows"):
+        if kernel in (*PRODUCTS, "slices", "combine", "dot_rows", "sum_rows", "features"):
             assert row["wide_loads"], row
         if "bf16" in rest and kernel in PRODUCTS:
             expected = ("wgmma",) if row["chip"] == 90 and "large" in rest else ("mma", "wgmma")
             assert row["tensor_core"] in expected, row
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (dict(spills=8), "8 bytes are spilled"),
+        (dict(programs=1), "takes 1 programs"),
+        (dict(programs=0, resident=0), "takes 0 programs"),
+        (dict(shared=228 * 1024), "233472 shared bytes"),
+        (dict(tensor_core="mma"), "tensor cores"),
+        (dict(wide_loads=False), "16 bytes"),
+    ],
+)
+def test_a_fault_is_named(table, change, said):
+    row = next(Resources(**row) for row in table if row["name"] == "down bf16 large" and row["chip"] == 90)
+    assert fault(row) is None
+    assert said in fault(row._replace(**change))

@@ -156,8 +156,9 @@ def test_opcheck(make_case, n):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE != "cuda", reason="CUDA graphs need a CUDA device")
-def test_cuda_graph_and_no_waiting_for_the_host(make_case):
-    case = on_device(make_case(n=4, d=16, offsets=(0, 16, 32)))
+@pytest.mark.parametrize("n", [4, 40])
+def test_cuda_graph_and_no_waiting_for_the_host(make_case, n):
+    case = on_device(make_case(n=n, d=16, offsets=(0, 16, 32)))
     with torch.no_grad():
         expected = case.run("triton")
         torch.cuda.set_sync_debug_mode("error")
@@ -175,7 +176,7 @@ def test_offsets_past_2_to_the_31(make_case):
     """Rows beyond 2³¹ elements of buffers that are reserved but, except for the rows used, never touched."""
     d, last = 64, 2**31 // 64 + 5
     half, ints = dict(dtype=torch.float16, device=DEVICE), dict(dtype=torch.int32, device=DEVICE)
-    x, hidden, rows = (torch.empty(last + 1, d, **half) for _ in range(3))
+    x, hidden, rows, du = (torch.empty(last + 1, d, **half) for _ in range(4))
     generator = torch.Generator().manual_seed(0)
     W = (torch.randn(d, d, generator=generator) / 8).to(**half)
     values = torch.randn(1, d, generator=generator).to(**half)
@@ -194,6 +195,13 @@ def test_offsets_past_2_to_the_31(make_case):
     grouped.up[(1, 1)](x, W, W, W, W, gates, hidden, d=d, P=1, M=d, **routes, **flags, **math)
     expected = (values.float() @ W.float().T).relu()
     torch.testing.assert_close(hidden[last:].float(), expected, rtol=2e-3, atol=2e-3)
+    sizes, d_gates = dict(d=d, P=1, M=d, cells=last + 1), torch.empty(1, last + 1, 1, device=DEVICE)
+    inputs = (x, x, W, W, W, W, W, gates, rows, du, du, d_gates)  # without a gate nothing is written to dv
+    gradients.hidden_gradients[(1, 1)](*inputs, **sizes, **routes, **flags, **math)
+    torch.testing.assert_close(rows[last:], hidden[last:])
+    slope = (expected > 0) * (values.float() @ W.float().T)
+    torch.testing.assert_close(du[last:].float(), slope, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(d_gates[0, last:], (expected * slope).sum(1, keepdim=True), rtol=2e-3, atol=2e-3)
     del routes["token"]
     grouped.down[(1, 1)](hidden, W, hidden, W, rows, d=d, M=d, GATED=False, **routes, **math)
     expected = expected @ W.float()
