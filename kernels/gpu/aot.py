@@ -26,13 +26,14 @@ from kernels.gpu import decode, gradients, grouped, routes, sparse, step, tiles
 from kernels.router import SIGMOID
 
 CHIPS = (80, 90)
+VERSION = "3.9."  # of Triton, from whose registers `Tile.resident` was read; more programs than fit only wait
 # What these chips have: registers and threads of a multiprocessor, shared bytes of a program, of a multiprocessor.
 REGISTERS, THREADS = 65536, 2048
 SHARED = {80: (163 * 1024, 164 * 1024), 90: (227 * 1024, 228 * 1024)}
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 WIDE = r"ld\.global[.\w]*\.v4\.b32|ld\.global[.\w]*\.v2\.b64|cp\.async[.\w]*\.shared\.global[^;]*, 0x10"
-NARROW = r"ld\.global[.\w]*(?<!v2)(?<!v4)\.b16|cp\.async[.\w]*\.shared\.global[^;]*, 0x[48]\b"
+NARROW = r"ld\.global[.\w]*(?<!v2)(?<!v4)\.b(16)|cp\.async[.\w]*\.shared\.global[^;]*, 0x([48])\b"
 # As at run time: tensors are aligned, and d_model and the pathway size divide by 16.
 MULTIPLES = ("d", "M", "r", "c", "LENGTH", "width", "H")
 
@@ -79,7 +80,7 @@ class Resources(NamedTuple):
     tensor_core: str
     """"wgmma", "mma" or "" for none"""
     wide_loads: bool
-    """whether operands are loaded 16 bytes at a time; numbers of tokens and biases are not"""
+    """whether over three quarters of the bytes are loaded 16 at a time; numbers of tokens and biases are not"""
 
 
 def _pointers(names: str, element: str) -> dict[str, str]:
@@ -191,6 +192,7 @@ def compile_variant(variant: Variant, chip: int) -> Resources:
     usage = {name: int(count) for name, count in re.findall(r"(REG|STACK|LOCAL):(\d+)", report)}
     threads, shared, registers = 32 * variant.warps, compiled.metadata.shared, usage["REG"]
     fit = (REGISTERS // (-(-registers // 8) * 8 * threads), THREADS // threads, SHARED[chip][1] // (shared + 1024))
+    narrow = sum(int(bits or 0) // 8 + int(count or 0) for bits, count in re.findall(NARROW, ptx))  # bytes
     return Resources(
         name=variant.name,
         gated=bool(variant.constants.get("GATED")),
@@ -204,7 +206,7 @@ def compile_variant(variant: Variant, chip: int) -> Resources:
         programs=min(fit),
         resident=variant.resident[CHIPS.index(chip)] if variant.resident else 0,
         tensor_core="wgmma" if "wgmma.mma_async" in ptx else "mma" if "mma.sync" in ptx else "",
-        wide_loads=len(re.findall(WIDE, ptx)) > len(re.findall(NARROW, ptx)),
+        wide_loads=16 * len(re.findall(WIDE, ptx)) > 3 * narrow,
     )
 
 
@@ -214,7 +216,8 @@ def fault(row: Resources) -> str | None:
     half, better = not {"fp32", "tf32"} & set(rest), row.chip == 90 and "large" in rest
     if row.spills:
         return f"{row.spills} bytes are spilled"
-    if not max(row.resident, 1) <= row.programs or row.shared > SHARED[row.chip][0]:
+    counted = row.resident if triton.__version__.startswith(VERSION) else 0
+    if not max(counted, 1) <= row.programs or row.shared > SHARED[row.chip][0]:
         return f"a multiprocessor takes {row.programs} programs with {row.shared} shared bytes"
     if half and kernel in PRODUCTS and row.tensor_core not in (("wgmma",) if better else ("mma", "wgmma")):
         return "the tensor cores are not used as they could be"
@@ -224,25 +227,30 @@ def fault(row: Resources) -> str | None:
 
 
 def summary(table: Sequence[Resources]) -> Iterator[str]:
-    """One line a kernel, size and chip: the most that any of its variants takes; odd sizes apart."""
-    columns = "kernel|chip|variants|registers × threads|spilled bytes|shared bytes|programs|tensor cores|16-byte loads"
+    """One line a kernel and size: the most that any variant takes, on sm_80 / on sm_90; 16-bit types together."""
+    columns = "kernel|variants|registers × threads|spilled bytes|shared bytes|programs|tensor cores|16-byte loads"
     yield "| " + columns.replace("|", " | ") + " |"
-    yield "|---" * 9 + "|"
-    keys = dict.fromkeys((row.name, row.odd, row.chip) for row in table)
-    for name, odd, chip in keys:
-        rows = [row for row in table if (row.name, row.odd, row.chip) == (name, odd, chip)]
-        cells = (
-            name + ", odd sizes" * (odd and not name.endswith("odd")),
-            f"sm_{chip}",
-            len(rows),
-            f"{max(row.registers for row in rows)} × {rows[0].threads}",
-            max(row.spills for row in rows),
-            max(row.shared for row in rows),
-            min(row.programs for row in rows),
-            "/".join(sorted({row.tensor_core or "–" for row in rows})),
-            "/".join(sorted({"yes" if row.wide_loads else "no" for row in rows})),
-        )
-        yield "| " + " | ".join(str(cell) for cell in cells) + " |"
+    yield "|---" * 8 + "|"
+
+    def name(row: Resources) -> str:
+        short = row.name.replace("bf16", "16-bit").replace("fp16", "16-bit")
+        return short + ", odd sizes" * (row.odd and not short.endswith("odd"))
+
+    for kernel in dict.fromkeys(map(name, table)):
+        chips = [[row for row in table if (name(row), row.chip) == (kernel, chip)] for chip in CHIPS]
+        cells = [
+            (
+                f"{max(row.registers for row in rows)} × {rows[0].threads}",
+                max(row.spills for row in rows),
+                max(row.shared for row in rows),
+                min(row.programs for row in rows),
+                ", ".join(sorted({row.tensor_core or "–" for row in rows})),
+                "yes" if all(row.wide_loads for row in rows) else "no",
+            )
+            for rows in chips
+        ]
+        both = [str(a) if a == b else f"{a} / {b}" for a, b in zip(*cells, strict=True)]
+        yield "| " + " | ".join([kernel, str(len(chips[0])), *both]) + " |"
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ def product(
         return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def slices(
     x,
     W_in,
@@ -117,7 +117,7 @@ def slices(
             tl.store(block + t[:, None] * d + i[None, :], out, mask=real[:, None] & (i < d)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def add_slices(
     partial,
     chosen,

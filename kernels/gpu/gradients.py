@@ -14,7 +14,7 @@ from kernels.gpu.grouped import turn
 from kernels.gpu.pieces import activate, multiply, narrow, slope, span
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["cells"])
 def hidden_gradients(
     x,
     grad,

@@ -142,7 +142,7 @@ def down(
         tl.store(place, narrow(total, out.dtype.element_ty, UPCAST), mask=real[:, None] & (column < d)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["capacity"])
 def combine(rows, pair, y, d, capacity, P: tl.constexpr, COLS: tl.constexpr, UPCAST: tl.constexpr):
     """y[t] = Σ_p rows[pair[t, p]], in pathway order; NaN for a token with a pair beyond the capacity."""
     t = tl.program_id(0).to(tl.int64)

@@ -38,7 +38,7 @@ class Routes(NamedTuple):
         return self.token, self.starts, self.tile_pathway, self.tile_row, self.n_tiles
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _count(chosen, counts, n, P: tl.constexpr, PP: tl.constexpr, TOKENS: tl.constexpr):
     block = tl.program_id(0)
     t = block * TOKENS + tl.arange(0, TOKENS)
@@ -48,7 +48,7 @@ def _count(chosen, counts, n, P: tl.constexpr, PP: tl.constexpr, TOKENS: tl.cons
     tl.store(counts + block * P + p, tl.sum(c, 0), mask=p < P)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_blocks"])
 def _scan(
     counts,
     starts,
@@ -87,7 +87,7 @@ def _scan(
         tl.store(tile_row + i, row, mask=i < count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "capacity"])
 def _place(chosen, before, starts, token, pair, n, capacity, P: tl.constexpr, PP: tl.constexpr, TOKENS: tl.constexpr):
     block = tl.program_id(0)
     t = block * TOKENS + tl.arange(0, TOKENS)

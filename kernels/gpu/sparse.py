@@ -20,7 +20,7 @@ from kernels.gpu.tiles import DECODE_TILES, SUMS_TILES, arithmetic, family
 SLICES = 32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def dot_rows(
     x,
     W,
@@ -53,7 +53,7 @@ def dot_rows(
     tl.store(out + cell, narrow(tl.where(kept, u, 0.0), out.dtype.element_ty, UPCAST), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def sum_rows(
     v,
     W,

