@@ -47,6 +47,7 @@ RATES = {"float32": Rates(130e3, 8.0), "bfloat16": Rates(700e3, 40.0), "float16"
 MEMORY = 12e3  # bytes per µs that one core reads
 LOOP = 115e3  # floating-point operations per µs in the compiled row loops
 TILES = 900e3  # the same on the tile registers, with which only bfloat16 is multiplied
+TILE_MEMORY = 1.25  # how much longer they take to read weights: 32 rows at a time
 TILE_CELL = 1e-3  # µs for a number of a token's input, gathered, and of its output, added
 CELL = 0.02  # µs of those loops for a token and pathway, beside them
 
@@ -98,7 +99,7 @@ def estimate(backend: str, shape: Shape, n_tokens: int, density: float) -> float
     if backend == "amx":
         passes = 3.5 if shape.training else 1.0  # hidden activations are computed again
         work = density * 2 * n_tokens * weights / TILES + pairs * shape.d_model * TILE_CELL
-        return 40 + passes * (read * weights * size / MEMORY + work)
+        return 40 + passes * (TILE_MEMORY * read * weights * size / MEMORY + work)
     if backend == "rows":
         passes = 3.5 if shape.training else 1.0  # hidden activations are computed again
         work = read * weights * size / MEMORY + density * 2 * n_tokens * weights / LOOP
