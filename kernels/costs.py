@@ -76,7 +76,10 @@ def estimate_gpu(backend: str, shape: Shape, n_tokens: int, density: float, chip
     read = 1 - (1 - density) ** n_tokens
     work = density * 2 * n_tokens * weights / (speed * chip.grouped_share)
     few = n_tokens <= GPU_TOKENS and not shape.training
-    traffic = read * weights * size + (0 if few else n_tokens * shape.n_pathways * density * 3 * shape.d_model * size)
+    # Partial sums of 32 neurons, written and read in float32; or pairs: gathered, written, combined.
+    partial = n_tokens * density * shape.d_ff / 32 * shape.d_model * 8
+    pairs = n_tokens * density * shape.n_pathways * 3 * shape.d_model * size
+    traffic = read * weights * size + (partial if few else pairs)
     passes = passes * 4 / 3 if shape.training else passes
     return passes * ((2 if few else 6) * chip.own_launch + max(traffic / chip.memory, work))
 

@@ -1,9 +1,9 @@
 """Fused routed MLP for a few tokens: bound by reading weights, so each chosen row is read exactly once.
 
 A program owns a slice of one pathway's neurons: it computes their activations for all tokens, multiplies them with
-their rows of W_out, and writes one partial sum; a second kernel adds the partial sums in a fixed order. The grid covers
-all pathways and is the same for every choice, so that CUDA graphs can hold it; programs of pathways that nobody chose
-return at once.
+their rows of W_out, and writes a partial sum for each token that chose the pathway; a second kernel adds these in a
+fixed order. The grid covers all pathways and is the same for every choice, so that CUDA graphs can hold it; programs of
+pathways that nobody chose return at once.
 
 Shapes: n tokens (N, padded to what a tensor core takes), d model, f neurons, p pathways, s slices of each pathway.
 """
@@ -114,7 +114,7 @@ def slices(
             tl.store(block + i, out, mask=i < d)
         else:
             out = multiply(narrow(h, w.dtype, UPCAST), w, tl.zeros((N, INNER), tl.float32), PRECISION, UPCAST)
-            tl.store(block + t[:, None] * d + i[None, :], out, mask=real[:, None] & (i < d)[None, :])
+            tl.store(block + t[:, None] * d + i[None, :], out, mask=c[:, None] & (i < d)[None, :])
 
 
 @triton.jit(do_not_specialize=["n"])

@@ -111,7 +111,7 @@ class DecodeTile(NamedTuple):
 
 DECODE_TILES = {
     ("half", "one"): DecodeTile(16, 512, 4),
-    ("half", "few"): DecodeTile(16, 128, 4),
+    ("half", "few"): DecodeTile(32, 128, 4),
     ("float", "one"): DecodeTile(16, 256, 8),
     ("float", "few"): DecodeTile(16, 64, 4),
 }
