@@ -49,7 +49,7 @@ LOOP = 115e3  # floating-point operations per µs in the compiled row loops
 TILES = 900e3  # the same on the tile registers, with which only bfloat16 is multiplied
 TILE_MEMORY = 1.25  # how much longer they take to read weights: 32 rows at a time
 TILE_CELL = 1e-3  # µs for a number of a token's input, gathered, and of its output, added
-CELL = 0.02  # µs of those loops for a token and pathway, beside them
+CELL = 0.05  # µs of those loops for a token and pathway, beside them
 
 
 class Chip(NamedTuple):
