@@ -13,7 +13,7 @@ routed       the router (two linear layers, hidden 128), its choice and the MLP,
 
 Times are µs (20th, 50th and 80th percentile). On a CPU of processor time with one thread, of wall time with several.
 On a GPU between events, with the second cache overwritten before; forward passes of up to 16 tokens as one CUDA graph
-over several sets of weights, but for grouped_mm and scattermoe, which may wait for the host and run as they are.
+over several sets of weights; masked, grouped_mm and scattermoe, which may wait for the host, run as they are.
 speedup: the faster dense over routed, medians; roofline: the larger of bytes over copy bandwidth and operations over
 matrix speed, both measured first, as a share of auto's median; error: of auto's output against the reference, relative
 to its largest number. No line is printed for a call whose output or gradients miss the reference.
@@ -51,7 +51,7 @@ SHAPES = {
 }
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}
 CACHES = 64 << 20  # weights of this many bytes are taken in rotation, so that they come from memory as in a whole model
-WAITING = ("grouped_mm", "scattermoe")
+WAITING = ("masked", "grouped_mm", "scattermoe")  # no CUDA graph can hold them
 PATHWAYS, HIDDEN = 16, 128
 COLUMNS = (
     "shape dtype pass tokens density backend auto_p50 routed_p20 routed_p50 routed_p80 dense_p50 masked_p50 "
@@ -217,11 +217,10 @@ def measure(
         n_tokens,
         density,
         said.split()[0] if backend == "auto" else backend,
-        f"{auto.p50:.0f}",
-        *(f"{value:.0f}" for value in times["routed"]),
-        f"{dense:.0f}",
-        f"{times['masked'].p50:.0f}",
-        *(f"{times[rival].p50:.0f}" if rival in times else "" for rival in WAITING),
+        _us(auto.p50),
+        *map(_us, times["routed"]),
+        _us(dense),
+        *(_us(times[rival].p50) if rival in times else "" for rival in WAITING),
         f"{dense / times['routed'].p50:.2f}",
         f"{1 / density:.2f}",
         f"{bytes_read / auto.p50 / 1e3:.1f}",
@@ -230,6 +229,10 @@ def measure(
         f"{error:.0e}",
     )
     return dict(zip(COLUMNS, cells, strict=True))
+
+
+def _us(time: float) -> str:
+    return f"{time:.1f}" if time < 100 else f"{time:.0f}"
 
 
 def table(arguments: argparse.Namespace) -> Iterator[dict[str, object]]:
