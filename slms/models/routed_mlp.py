@@ -120,6 +120,7 @@ class RoutedMLP(nn.Module):
             W_gate=cast(self.W_gate),
             b_gate=cast(self.b_gate),
             backend=self.config.backend,
+            density=self._k / self.config.n_pathways if self.config.rule == "top_k" else None,
         )
         if self.mean_out is not None:
             y = y + einsum((~routes.chosen).to(dtype), self.mean_out.to(dtype), "n p, p d -> n d")
