@@ -47,7 +47,7 @@ def refused(main, args: list[str], capsys) -> str:
         (["--model.routing.k=x"], ['"k"', "x"]),
         (["--model.routing.first_layer=null"], ["routing.first_layer", "None", "whole number"]),
         (["--model.optimizer.lr=1" + "0" * 400], ["too large"]),
-        (["--model.routing.k=17"], ["routing.k", "17", "routing.n_pathways", "16"]),
+        (["--model.routing.k=33"], ["routing.k", "33", "routing.n_pathways", "32"]),
         (["--model.routing.n_pathways=300", "--model.routing.k=4"], ["n_pathways", "300", "256"]),
         (["--model.routing.layers=[9]"], ["routing.layers", "[9]", "0 to 7"]),
         (["--model.routing.gate=soft"], ["gate", "soft"]),

@@ -62,10 +62,10 @@ def test_a_run_leaves_what_the_design_promises(routed):
     results = read_results(routed)
     assert results.run.role == "routed" and results.base.source == "embedded"
     assert results.run.tokens_trained == 8192 and results.run.steps == 32
-    assert [layer.layer for layer in results.layers] == [1, 3, 5, 7]
-    assert all(abs(layer.density - 0.25) < 1e-6 for layer in results.layers)
+    assert [layer.layer for layer in results.layers] == [1, 2, 3, 4, 5, 6]
+    assert all(abs(layer.density - 11 / 32) < 1e-6 for layer in results.layers)
     assert results.losses.dense is not None and results.compute is not None
-    assert abs(results.compute.active_fraction - 0.625) < 1e-6  # half of the layers at a quarter
+    assert abs(results.compute.active_fraction - (2 + 6 * 11 / 32) / 8) < 1e-6
 
 
 def test_every_epoch_is_measured_in_metrics_csv_and_tensorboard(routed):

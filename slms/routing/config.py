@@ -17,8 +17,10 @@ class RoutingConfig:
     """Route every n-th layer from ``first_layer`` on; ignored when ``layers`` is given."""
     first_layer: int = 0
     """The first layer that ``every_n_layers`` routes."""
+    last_layer: int = -1
+    """The last layer that ``every_n_layers`` may route; negative ones count from the end, -1 is the model's last."""
     layers: list[int] | None = None
-    """Indices of the layers to route; wins over ``every_n_layers``."""
+    """Indices of the layers to route; wins over ``every_n_layers``, ``first_layer`` and ``last_layer``."""
     partition: Literal["contiguous", "random", "kmeans", "coactivation"] = "coactivation"
     """How neurons are grouped; ``coactivation`` needs calibration tokens."""
     router: Literal["mlp", "linear", "static"] = "mlp"
@@ -76,13 +78,21 @@ class RoutingConfig:
 
         >>> RoutingConfig(every_n_layers=2, first_layer=1).routed_layers(6)
         [1, 3, 5]
+        >>> RoutingConfig(every_n_layers=1, first_layer=1, last_layer=-2).routed_layers(6)
+        [1, 2, 3, 4]
         """
         if self.layers is None:
-            if self.first_layer >= n_layers:
+            last = self.last_layer + n_layers if self.last_layer < 0 else self.last_layer
+            for name, layer in (("first_layer", self.first_layer), ("last_layer", last)):
+                if not 0 <= layer < n_layers:
+                    value = getattr(self, name)
+                    raise ValueError(f"`routing.{name}` is {value}; the model has layers 0 to {n_layers - 1}.")
+            if last < self.first_layer:
                 raise ValueError(
-                    f"`routing.first_layer` is {self.first_layer}; the model has layers 0 to {n_layers - 1}."
+                    f"`routing.first_layer` is {self.first_layer} and `routing.last_layer` {self.last_layer}; "
+                    f"no layer of 0 to {n_layers - 1} lies between."
                 )
-            return list(range(self.first_layer, n_layers, self.every_n_layers))
+            return list(range(self.first_layer, last + 1, self.every_n_layers))
         if max(self.layers) >= n_layers:
             raise ValueError(f"`routing.layers` is {self.layers}; the model has layers 0 to {n_layers - 1}.")
         return sorted(self.layers)

@@ -49,6 +49,13 @@ def test_layers_win_over_every_n_layers():
     assert RoutingConfig(every_n_layers=3, first_layer=1).routed_layers(8) == [1, 4, 7]
     with pytest.raises(ValueError, match=r"`routing.first_layer` is 8; the model has layers 0 to 7"):
         RoutingConfig(first_layer=8).routed_layers(8)
+    assert RoutingConfig(every_n_layers=2, first_layer=1, last_layer=-2).routed_layers(8) == [1, 3, 5]
+    assert RoutingConfig(every_n_layers=1, last_layer=2).routed_layers(8) == [0, 1, 2]
+    for last in (8, -9):
+        with pytest.raises(ValueError, match=rf"`routing.last_layer` is {last}; the model has layers 0 to 7"):
+            RoutingConfig(last_layer=last).routed_layers(8)
+    with pytest.raises(ValueError, match=r"`routing.first_layer` is 1 and `routing.last_layer` -2; no layer of 0 to 1"):
+        RoutingConfig(first_layer=1, last_layer=-2).routed_layers(2)
     assert RoutingConfig(layers=[5, 1]).routed_layers(8) == [1, 5]
     with pytest.raises(ValueError, match=r"`routing.layers` is \[8\]; the model has layers 0 to 7"):
         RoutingConfig(layers=[8]).routed_layers(8)
