@@ -195,7 +195,7 @@ def test_a_coder_that_cannot_be_read_is_refused(damage, names, tmp_path, capsys,
 
 
 def test_the_real_process_exits_with_2():
-    done = subprocess.run([sys.executable, "train.py", "--config=routed_tinystories.yaml", "--model.routing.k=17"],
+    done = subprocess.run([sys.executable, "train.py", "--config=routed_tinystories.yaml", "--model.routing.k=33"],
                           cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300)  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("train.py: error: ")
