@@ -1,5 +1,4 @@
-"""What tile registers are given and what is done with their sums: the parts that `kernels.amx`, its backward pass and
-`kernels.choice` share.
+"""What tile registers are given and what is done with their sums; for `kernels.amx`, its backward pass and the router.
 
 All addresses are int64. `whole` sizes are multiples of 32: what is missing is filled with zeros.
 """
