@@ -1,4 +1,9 @@
-"""Routed MLPs that execute only the chosen pathways: reference, CPU and Triton implementations behind one function."""
+"""Routed MLPs that execute only the chosen pathways: reference, CPU and Triton implementations behind one function.
+
+reference -> what is computed; dispatch -> which backend runs, by costs and calibrate; backends -> which of them can run
+here; ops -> the backends as PyTorch operators; router -> the choice; cpu/, gpu/ -> implementations; dense -> the
+fallback; neurons -> single rows, for the rules of dense models; bench, rivals, timing -> measuring, and against whom.
+"""
 
 from kernels.activations import ACTIVATIONS
 from kernels.backends import BACKENDS

@@ -16,14 +16,14 @@ from torch import Tensor
 from kernels.activations import ACTIVATIONS
 from kernels.backends import GPU_TOKENS, forget_installed, refusal
 from kernels.costs import Choice, Shape, cheapest
-from kernels.cpu import grouped_forward
+from kernels.cpu.grouped import grouped_forward
 from kernels.dense import dense
 from kernels.ops import amx, grouped, on_gpu, rows
 from kernels.reference import routed_mlp_reference
 from kernels.router import Router
 
 if TYPE_CHECKING:
-    from kernels.fused import FusedMLP
+    from kernels.cpu.fused import FusedMLP
     from kernels.gpu.step import Step
 
 log = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ def prepare_fused(
         from kernels.gpu.step import Step  # Triton exists for Linux alone
 
         return Step(router, W_in, b_in, W_gate, b_gate, W_out, b_out, mean_out, offsets, activation)
-    from kernels.fused import FusedMLP  # numba takes half a second to import and is optional
+    from kernels.cpu.fused import FusedMLP  # numba takes half a second to import and is optional
 
     return FusedMLP(router, W_in, b_in, W_gate, b_gate, W_out, b_out, mean_out, offsets, activation)
 
@@ -255,11 +255,11 @@ def routed_mlp(
     operator = training or compiling
     run: Callable[..., Tensor]
     if backend == "rows" and not operator:
-        from kernels.rows import rows_forward
+        from kernels.cpu.rows import rows_forward
 
         run = rows_forward
     elif backend == "amx" and not operator:
-        from kernels.amx import amx_forward
+        from kernels.cpu.amx import amx_forward
 
         run = amx_forward
     elif backend == "grouped" and not operator:

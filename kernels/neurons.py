@@ -18,8 +18,8 @@ from numba.extending import overload
 from torch import Tensor
 
 from kernels.backends import GPU_TOKENS, refusal
-from kernels.compiled import njit
-from kernels.memory import bits_as_float
+from kernels.cpu.compiled import njit
+from kernels.cpu.memory import bits_as_float
 
 
 def can_skip(x: Tensor, n_tokens: int) -> bool:

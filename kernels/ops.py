@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, library
 
-from kernels import cpu
+from kernels.cpu.grouped import grouped_backward as library_backward
+from kernels.cpu.grouped import grouped_forward
 
 
 @library.custom_op("kernels::grouped", mutates_args=(), device_types="cpu")
@@ -25,7 +26,7 @@ def grouped(
     offsets: Sequence[int],
     activation: str,
 ) -> Tensor:
-    return cpu.grouped_forward(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
+    return grouped_forward(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
 
 
 @library.custom_op("kernels::rows", mutates_args=(), device_types="cpu")
@@ -41,7 +42,7 @@ def rows(
     offsets: Sequence[int],
     activation: str,
 ) -> Tensor:
-    from kernels.rows import rows_forward  # numba takes half a second to import and is optional
+    from kernels.cpu.rows import rows_forward  # numba takes half a second to import and is optional
 
     return rows_forward(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
 
@@ -59,7 +60,7 @@ def amx(
     offsets: Sequence[int],
     activation: str,
 ) -> Tensor:
-    from kernels.amx import amx_forward
+    from kernels.cpu.amx import amx_forward
 
     return amx_forward(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
 
@@ -78,7 +79,7 @@ def grouped_backward(
     offsets: Sequence[int],
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return cpu.grouped_backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
+    return library_backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
 
 
 @library.custom_op("kernels::rows_backward", mutates_args=(), device_types="cpu")
@@ -95,9 +96,9 @@ def rows_backward(
     offsets: Sequence[int],
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    from kernels import rows as compiled
+    from kernels.cpu import rows as compiled
 
-    backward = compiled.rows_backward if x.dtype == torch.float32 else cpu.grouped_backward
+    backward = compiled.rows_backward if x.dtype == torch.float32 else library_backward
     return backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
 
 
@@ -115,7 +116,7 @@ def amx_backward(
     offsets: Sequence[int],
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    from kernels import amx_backward as compiled
+    from kernels.cpu import amx_backward as compiled
 
     return compiled.amx_backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
 

@@ -5,12 +5,25 @@ Shapes: n tokens, d model, f neurons, p pathways.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.activations import ACTIVATIONS
+
+
+class Gradients(NamedTuple):
+    """Gradients of the inputs of a routed MLP; an empty tensor stands for an input that is None."""
+
+    x: Tensor
+    W_in: Tensor
+    b_in: Tensor
+    W_gate: Tensor
+    b_gate: Tensor
+    W_out: Tensor
+    gates: Tensor
 
 
 def neuron_weights(gates: Tensor, chosen: Tensor, offsets: Sequence[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""A router as the compiled call of `kernels.fused` takes it, and what it computes in plain PyTorch.
+"""A router as the compiled call of `kernels.cpu.fused` takes it, and what it computes in plain PyTorch.
 
 Shapes: n tokens, d model, h router's hidden units, p pathways.
 """

@@ -7,12 +7,12 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.cpu import Gradients
 from kernels.gpu import gradients
 from kernels.gpu.launch import combine, down, persistent
 from kernels.gpu.prepare import Problem, prepare
 from kernels.gpu.routes import Routes, find_routes
 from kernels.gpu.tiles import Tile
+from kernels.reference import Gradients
 
 
 def on_gpu_backward(grad: Tensor, *arguments) -> Gradients:

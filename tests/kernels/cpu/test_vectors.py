@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import compiled, vectors
+from kernels.cpu import compiled, vectors
 
 COMPILED = compiled.OPTIONS
 

@@ -1,4 +1,4 @@
-"""The products of a single token with rows that follow each other, at the speed of memory: `kernels.loops` uses them.
+"""The products of a single token with rows that follow each other, at the speed of memory: `loops` uses them.
 
 Eight rows are read at a time, far apart rather than neighbours: a processor fetches ahead in one direction a page, and
 four neighbours of 1 KB lie in one. Of two neighbouring bfloat16 numbers the lower becomes a float32 by a shift, the
@@ -16,8 +16,8 @@ from numba import carray
 from numba.core import cgutils
 from numba.extending import register_jitable
 
-from kernels.memory import FLOAT, HALF, I32, I64, floats, intrinsic, stay_apart
-from kernels.vectors import LANES, VECTOR, ZERO, _add_product, _load, _mask, _splat, _store, _sums_of, _void
+from kernels.cpu.memory import FLOAT, HALF, I32, I64, floats, intrinsic, stay_apart
+from kernels.cpu.vectors import LANES, VECTOR, ZERO, _add_product, _load, _mask, _splat, _store, _sums_of, _void
 
 WORDS = ir.VectorType(I32, LANES)
 ROWS = 8

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 settings: Any = numba.config
 SOURCES = Path(__file__).parent
+BESIDE = [SOURCES.parent / "router.py", SOURCES.parent / "neurons.py"]  # constants, and the loops of single rows
 # Reordering sums is what lets the compiler vectorise them; NaN and infinity keep their meaning.
 MATH = ("reassoc", "contract", "nsz", "arcp")
 OPTIONS: dict[str, Any] = dict(nogil=True, fastmath=set(MATH), error_model="numpy")
@@ -30,7 +31,7 @@ OPTIONS: dict[str, Any] = dict(nogil=True, fastmath=set(MATH), error_model="nump
 @functools.cache
 def folder() -> Path:
     """Where the code compiled from the sources as they are is kept; below `$NUMBA_CACHE_DIR` where that is set."""
-    content = b"".join(path.read_bytes() for path in sorted(SOURCES.glob("*.py")))
+    content = b"".join(path.read_bytes() for path in [*sorted(SOURCES.glob("*.py")), *BESIDE])
     place = Path(settings.CACHE_DIR or cache_file().parent / "compiled")
     return place / hashlib.sha256(content).hexdigest()[:16]
 

@@ -6,8 +6,8 @@ Shapes: n tokens, d model, f neurons, p pathways; inside a pathway: r tokens tha
 import numpy as np
 from numba import carray
 
-from kernels.compiled import njit
-from kernels.loops import (
+from kernels.cpu.compiled import njit
+from kernels.cpu.loops import (
     B_GATE,
     B_IN,
     BLOCK,
@@ -39,8 +39,8 @@ from kernels.loops import (
     sum_rows,
     tokens_of,
 )
-from kernels.memory import bytes_at, floats, numbers
-from kernels.pointwise import activate_and_derive
+from kernels.cpu.memory import bytes_at, floats, numbers
+from kernels.cpu.pointwise import activate_and_derive
 
 
 @njit

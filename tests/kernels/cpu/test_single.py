@@ -4,8 +4,8 @@ import numba
 import pytest
 import torch
 
-from kernels import memory, single
-from kernels.compiled import OPTIONS
+from kernels.cpu import memory, single
+from kernels.cpu.compiled import OPTIONS
 
 
 @numba.njit(**OPTIONS)

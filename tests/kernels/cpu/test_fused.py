@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from kernels import Router, backends, choose, prepare_fused, routed_mlp_reference, rows
+from kernels import Router, backends, choose, prepare_fused, routed_mlp_reference
+from kernels.cpu import rows
 from kernels.router import GATES
 
 D, P, H = 24, 6, 10

@@ -17,18 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.activations import ACTIVATIONS
-
-
-class Gradients(NamedTuple):
-    """Gradients of the inputs of `grouped_forward`; an empty tensor stands for an input that is None."""
-
-    x: Tensor
-    W_in: Tensor
-    b_in: Tensor
-    W_gate: Tensor
-    b_gate: Tensor
-    W_out: Tensor
-    gates: Tensor
+from kernels.reference import Gradients
 
 
 class Block(NamedTuple):

@@ -1,6 +1,6 @@
 """The gradients of a routed MLP in bfloat16 on the CPU's tile registers (AMX); hidden activations are formed again.
 
-Hidden activations come out neuron by neuron, as in `kernels.amx`. Rounded as they lie they are the left operand of the
+Hidden activations come out neuron by neuron, as in `amx`. Rounded as they lie they are the left operand of the
 weights' gradients, whose right operand are pairs of tokens' rows; transposed they are that of the inputs' gradient.
 
 Shapes: n tokens, d model, f neurons, p pathways; inside a pathway: r tokens that chose it, m neurons.
@@ -14,14 +14,14 @@ from numba import carray
 from numba.extending import register_jitable
 from torch import Tensor
 
-from kernels import loops
-from kernels.compiled import njit
-from kernels.cpu import Gradients
-from kernels.memory import bytes_at, call_for_int, floats, halves, keep, narrow, numbers
-from kernels.operands import add_products, aligned, pack_pairs, pack_some, tiles_2_2, up, whole, whole_rows
-from kernels.pointwise import CODES, activate_and_derive
-from kernels.rows import MEMBERS, address, as_float, contiguous, packed, run, team_size, told
-from kernels.tiles import TILE, begin_tiles, end_tiles, pack_hidden, pack_left, pack_rows
+from kernels.cpu import loops
+from kernels.cpu.amx_tiles import TILE, begin_tiles, end_tiles, pack_hidden, pack_left, pack_rows
+from kernels.cpu.compiled import njit
+from kernels.cpu.memory import bytes_at, call_for_int, floats, halves, keep, narrow, numbers
+from kernels.cpu.operands import add_products, aligned, pack_pairs, pack_some, tiles_2_2, up, whole, whole_rows
+from kernels.cpu.pointwise import CODES, activate_and_derive
+from kernels.cpu.rows import MEMBERS, address, as_float, contiguous, packed, run, team_size, told
+from kernels.reference import Gradients
 
 
 @register_jitable
@@ -35,7 +35,7 @@ def weight_gradient(left, right, steps, first, few, d, target, sums):
 
 @register_jitable
 def multiply_gates(u, v, e, slope, g, dg, gated):
-    """Of 32 neurons × 32 tokens: u = gate · h, e = du, slope = dv; adds to dg. Equations: see `kernels.backward`."""
+    """Of 32 neurons × 32 tokens: u = gate · h, e = du, slope = dv; adds to dg. Equations: see `rows_backward`."""
     for j in range(32):
         for i in range(32):
             k = 32 * j + i
@@ -179,7 +179,7 @@ def amx_backward(
     offsets: Sequence[int],
     activation: str,
 ) -> Gradients:
-    """The gradients of `kernels.amx.amx_forward`, as `kernels.cpu.grouped_backward` gives them."""
+    """The gradients of `kernels.cpu.amx.amx_forward`, as `kernels.cpu.grouped_backward` gives them."""
     (n, d), p, team = x.shape, len(offsets) - 1, team_size()
     inputs = [contiguous(t) for t in (x, W_in, b_in, W_gate, b_gate, W_out)]
     held = (*inputs, as_float(gates), chosen.contiguous(), contiguous(grad))

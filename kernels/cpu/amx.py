@@ -15,14 +15,14 @@ from numba import carray
 from numba.extending import register_jitable
 from torch import Tensor
 
-from kernels import loops
-from kernels.choice import choose, tile_scores
-from kernels.compiled import njit
-from kernels.memory import bytes_at, call_for_int, floats, keep, narrow, numbers
-from kernels.operands import add_products, aligned, pack_some, up, whole, whole_rows
-from kernels.pointwise import CODES, activate
-from kernels.rows import MEMBERS, address, as_float, contiguous, packed, run, team_size, told
-from kernels.tiles import TILE, begin_tiles, end_tiles, pack_hidden, pack_rows
+from kernels.cpu import loops
+from kernels.cpu.amx_tiles import TILE, begin_tiles, end_tiles, pack_hidden, pack_rows
+from kernels.cpu.choice import choose, tile_scores
+from kernels.cpu.compiled import njit
+from kernels.cpu.memory import bytes_at, call_for_int, floats, keep, narrow, numbers
+from kernels.cpu.operands import add_products, aligned, pack_some, up, whole, whole_rows
+from kernels.cpu.pointwise import CODES, activate
+from kernels.cpu.rows import MEMBERS, address, as_float, contiguous, packed, run, team_size, told
 
 TOKENS = 512  # whose inputs and sums stay in the second cache
 

@@ -1,4 +1,4 @@
-"""Routed MLP on the CPU in the compiled loops of `kernels.loops`: neurons' rows are read in place, nothing is packed.
+"""Routed MLP on the CPU in the compiled loops of `loops`: neurons' rows are read in place, nothing is packed.
 
 With several threads each takes its share of *every* pathway's neurons, so the work is even whatever was chosen; sums
 over threads are formed in order, so results are reproducible for a number of threads. The threads are PyTorch's own
@@ -18,12 +18,12 @@ from numba import carray
 from numba.extending import register_jitable
 from torch import Tensor
 
-from kernels import loops
-from kernels.backward import backward_loop
-from kernels.compiled import c_function
-from kernels.cpu import Gradients
-from kernels.memory import call_for_int
-from kernels.pointwise import CODES
+from kernels.cpu import loops
+from kernels.cpu.compiled import c_function
+from kernels.cpu.memory import call_for_int
+from kernels.cpu.pointwise import CODES
+from kernels.cpu.rows_backward import backward_loop
+from kernels.reference import Gradients
 
 TEAM_BYTES = 3 << 20  # a quarter of a Pythia-70m MLP on two threads took 254 µs, on one 164; of a 410m one 393 and 504
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import library
 
-from kernels import ACTIVATIONS, backends, dispatch, ops, rows
+from kernels import ACTIVATIONS, backends, dispatch, ops
+from kernels.cpu import rows
 
 needs_amx = pytest.mark.skipif(
     backends.refusal("amx", "cpu", torch.bfloat16) is not None, reason="needs a CPU with AMX"

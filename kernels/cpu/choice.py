@@ -7,12 +7,12 @@ import numpy as np
 from numba import carray
 from numba.extending import register_jitable
 
-from kernels import loops
-from kernels.memory import floats, keep, numbers
-from kernels.operands import aligned, pack_some, spare_rows, up, whole, whole_rows
-from kernels.pointwise import exp, sigmoid
+from kernels.cpu import loops
+from kernels.cpu.memory import floats, keep, numbers
+from kernels.cpu.operands import aligned, pack_some, spare_rows, up, whole, whole_rows
+from kernels.cpu.pointwise import exp, sigmoid
+from kernels.cpu.single import dot_one, to_lanes
 from kernels.router import SIGMOID, SOFTMAX
-from kernels.single import dot_one, to_lanes
 
 BLOCK = 64  # tokens whose scores are formed at a time
 

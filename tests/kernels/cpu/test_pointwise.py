@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kernels import ACTIVATIONS
-from kernels.compiled import OPTIONS
-from kernels.pointwise import CODES, activate, activate_and_derive, exp
+from kernels.cpu.compiled import OPTIONS
+from kernels.cpu.pointwise import CODES, activate, activate_and_derive, exp
 
 COMPILED = OPTIONS
 

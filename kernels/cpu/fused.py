@@ -13,15 +13,15 @@ import torch
 from numba import carray
 from torch import Tensor
 
-from kernels import loops
-from kernels.amx import tiles_loop
 from kernels.backends import tile_registers
-from kernels.choice import choose, scores
-from kernels.compiled import njit
-from kernels.memory import bytes_at, floats, keep, narrow, numbers
-from kernels.pointwise import CODES
+from kernels.cpu import loops
+from kernels.cpu.amx import tiles_loop
+from kernels.cpu.choice import choose, scores
+from kernels.cpu.compiled import njit
+from kernels.cpu.memory import bytes_at, floats, keep, narrow, numbers
+from kernels.cpu.pointwise import CODES
+from kernels.cpu.rows import address, as_float, contiguous, packed, run, team_size
 from kernels.router import GATES, Router
-from kernels.rows import address, as_float, contiguous, packed, run, team_size
 
 
 @njit

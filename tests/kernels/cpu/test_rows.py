@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels import cpu, rows
+from kernels.cpu import grouped, rows
 
 
 def detached(case) -> list:
@@ -24,9 +24,9 @@ def threads(request, monkeypatch):
 def test_blocks_chunks_and_threads(make_case, close, threads, gated, sizes):
     # more tokens than a block, more neurons than a chunk, fewer neurons than threads, none at all
     case = detached(make_case(offsets=(0, 37, 38, 38, 70), gated=gated, **sizes))
-    close(rows.rows_forward(*case), cpu.grouped_forward(*case), torch.float32, "output")
+    close(rows.rows_forward(*case), grouped.grouped_forward(*case), torch.float32, "output")
     upstream = torch.randn(case[0].shape, generator=torch.Generator().manual_seed(1))
-    wanted = cpu.grouped_backward(upstream, *case)
+    wanted = grouped.grouped_backward(upstream, *case)
     for name, actual, expected in zip(wanted._fields, rows.rows_backward(upstream, *case), wanted, strict=True):
         close(actual, expected, torch.float32, name)
 

@@ -1,4 +1,4 @@
-"""What tile registers are given and what is done with their sums; for `kernels.amx`, its backward pass and the router.
+"""What tile registers are given and what is done with their sums; for `amx`, its backward pass and the router.
 
 All addresses are int64. `whole` sizes are multiples of 32: what is missing is filled with zeros.
 """
@@ -7,8 +7,8 @@ import numpy as np
 from numba import carray
 from numba.extending import register_jitable
 
-from kernels.memory import floats, halves, keep, stay_apart
-from kernels.tiles import TILE, add_row, pack_rows, pack_tokens, products
+from kernels.cpu.amx_tiles import TILE, add_row, pack_rows, pack_tokens, products
+from kernels.cpu.memory import floats, halves, keep, stay_apart
 
 tiles_2_2, tiles_2_1, tiles_1_2 = products(2, 2), products(2, 1), products(1, 2)
 

@@ -1,4 +1,4 @@
-"""Tile products in LLVM vector code, the inside of the compiled loops of `kernels.loops` and `kernels.fused`.
+"""Tile products in LLVM vector code, the inside of the compiled loops of `kernels.cpu.loops` and `kernels.cpu.fused`.
 
 Rows are named by tables of addresses, so that neither tokens nor neurons are gathered or packed. A tile keeps its sums
 in registers: 4 × 4 of them with 16 lanes reached 140 of the 170 GFLOP/s that MKL reaches in large products on a Xeon
@@ -17,8 +17,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from kernels.compiled import MATH
-from kernels.memory import FLOAT, HALF, I32, I64, intrinsic
+from kernels.cpu.compiled import MATH
+from kernels.cpu.memory import FLOAT, HALF, I32, I64, intrinsic
 
 LANES = 16
 

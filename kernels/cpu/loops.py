@@ -1,4 +1,4 @@
-"""The compiled loops (numba) of a routed MLP on the CPU, and what they are told; `kernels.rows` launches them.
+"""The compiled loops (numba) of a routed MLP on the CPU, and what they are told; `kernels.cpu.rows` launches them.
 
 Library products cost more to start than a few tokens' work takes, and pack the weights of every pathway anew. Here one
 loop goes over the pathways; in each, over blocks of its tokens and chunks of its neurons that stay in the first cache,
@@ -11,11 +11,11 @@ import numpy as np
 from numba import carray
 from numba.extending import register_jitable
 
-from kernels.compiled import njit
-from kernels.memory import bytes_at, fetch_share, floats, keep, numbers, stay_apart
-from kernels.pointwise import activate
-from kernels.single import add_lanes, dot_one, sum_one, to_lanes
-from kernels.vectors import dots, sums
+from kernels.cpu.compiled import njit
+from kernels.cpu.memory import bytes_at, fetch_share, floats, keep, numbers, stay_apart
+from kernels.cpu.pointwise import activate
+from kernels.cpu.single import add_lanes, dot_one, sum_one, to_lanes
+from kernels.cpu.vectors import dots, sums
 
 ALONE = 128  # neurons of a single token between its up- and its down-projection
 BLOCK = 128  # tokens, at most, whose inputs and outputs stay in the second cache

@@ -1,4 +1,4 @@
-"""Matrix products on the tile registers of a CPU with AMX, in LLVM code for `kernels.amx`: bfloat16 in, float32 sums.
+"""Matrix products on the tile registers of a CPU with AMX, in LLVM code for `amx`: bfloat16 in, float32 sums.
 
 A tile register holds 16 rows of 64 bytes. A left operand is 16 rows of 32 numbers; a right one is 32 × 16 numbers,
 stored as 16 rows of pairs: the two numbers of a pair are neighbours in the inner dimension. One instruction adds the
@@ -14,8 +14,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from kernels.memory import I32, I64, intrinsic
-from kernels.vectors import LANES, VECTOR
+from kernels.cpu.memory import I32, I64, intrinsic
+from kernels.cpu.vectors import LANES, VECTOR
 
 BYTE, SHORT = ir.IntType(8), ir.IntType(16)
 POINTER = BYTE.as_pointer()

@@ -1,0 +1,8 @@
+"""Implementations on the CPU; all but `grouped` are compiled by numba, an optional package that is slow to import.
+
+grouped -> library products, pathway by pathway; rows, rows_backward -> neurons' rows read in place, in vector code;
+amx, amx_backward -> bfloat16 on tile registers; fused -> router, choice and MLP of a layer in one call.
+
+Beneath: choice -> the router in loops; loops, pointwise -> what all threads run; operands, amx_tiles -> tile registers;
+vectors, single -> products in vector code; memory -> addresses and bits; compiled -> numba and where its code is kept.
+"""
