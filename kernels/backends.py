@@ -10,6 +10,8 @@ import torch
 
 BACKENDS = ("auto", "reference", "dense", "grouped", "rows", "amx", "triton")
 GPU_TOKENS = 16  # of a decoding step at most: what Triton's kernels for few tokens take, and a tensor core at once
+GPU_PATHWAYS = 256  # what they were compiled for at most; one program compares each with each
+GPU_CAPABILITY = (8, 0)  # the oldest devices that they were compiled for
 
 
 @functools.cache
@@ -29,7 +31,14 @@ def tile_registers() -> bool:
     return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
 
 
-def refusal(backend: str, device: str, dtype: torch.dtype) -> str | None:
+@functools.cache
+def _capability() -> tuple[int, int]:
+    """Of the oldest CUDA device at hand; where there is none, and the question is what a GPU would run, enough."""
+    found = map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))
+    return min(found, default=GPU_CAPABILITY)
+
+
+def refusal(backend: str, device: str, dtype: torch.dtype, n_pathways: int = 1) -> str | None:
     """Why a backend cannot run here, or None if it can."""
     if backend in ("auto", "reference", "dense"):
         return None
@@ -40,6 +49,11 @@ def refusal(backend: str, device: str, dtype: torch.dtype) -> str | None:
             return "it needs the package triton, which is not installed"
         if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
             return f"it needs a CUDA device and x is on {device}"
+        if device == "cuda" and (found := _capability()) < GPU_CAPABILITY:
+            least, oldest = ("{}.{}".format(*version) for version in (GPU_CAPABILITY, found))
+            return f"it needs CUDA devices of compute capability {least} or above, and one here has {oldest}"
+        if n_pathways > GPU_PATHWAYS:
+            return f"it takes up to {GPU_PATHWAYS} pathways, and there are {n_pathways}"
         if dtype not in (torch.float32, torch.bfloat16, torch.float16):
             return f"it knows float32, bfloat16 and float16, and x is {dtype}"
         return None
@@ -64,3 +78,4 @@ refusal._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def forget_installed() -> None:
     """Looks for packages anew, as after an installation."""
     _installed.cache_clear()
+    _capability.cache_clear()

@@ -69,10 +69,9 @@ def check_arguments(x, W_in, W_out, gates, chosen, offsets, activation, b_in, W_
 
 def candidates(shape: Shape, n_tokens: int) -> list[str]:
     """The backends that "auto" weighs for such a call, all of which can run here."""
-    if shape.device == "cuda":
-        return ["dense", "triton"] if refusal("triton", "cuda", getattr(torch, shape.dtype)) is None else ["dense"]
-    names = ["dense", "grouped", "rows", "amx"]
-    return [name for name in names if refusal(name, shape.device, getattr(torch, shape.dtype)) is None]
+    names = ["dense", "triton"] if shape.device == "cuda" else ["dense", "grouped", "rows", "amx"]
+    dtype = getattr(torch, shape.dtype)
+    return [name for name in names if refusal(name, shape.device, dtype, shape.n_pathways) is None]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -133,7 +132,7 @@ def fuses(x: Tensor, W_in: Tensor, density: float, n_pathways: int, gated: bool,
         or torch.compiler.is_compiling()
         or torch.is_autocast_enabled(device)
         or (device == "cuda" and len(x) > GPU_TOKENS)
-        or refusal(FUSING[device][0] if backend == "auto" else backend, device, x.dtype)
+        or refusal(FUSING[device][0] if backend == "auto" else backend, device, x.dtype, n_pathways)
     ):
         return None
     if backend != "auto":
@@ -220,6 +219,7 @@ def routed_mlp(
     b_gate: Tensor | None = None,
     backend: str = "auto",
     density: float | None = None,
+    most: int | None = None,
 ) -> Tensor:
     """y = Σ over chosen pathways p of gates[:, p] · h_p W_out_p, h_p being the hidden activations of p's neurons.
 
@@ -227,13 +227,14 @@ def routed_mlp(
     x [n, d]; W_in, W_gate, W_out [f, d]; b_in, b_gate [f]; gates [n, p]; chosen [n, p] bool; offsets: p + 1 ints,
     pathway i owns neurons offsets[i] to offsets[i + 1]. Returns y [n, d]. Differentiable in x, weights, biases and
     gates (zero where not chosen). density: the expected share of chosen pairs, which guides "auto"; by default counted
-    on the CPU, and supposed to be a quarter where counting would wait for a device or break a compiled graph.
+    on the CPU, and supposed to be a quarter where counting would wait for a device or break a compiled graph. most: of
+    pathways for a token, if known; memory on a GPU is reserved for as many, and tokens that find none left become NaN.
     Raises ValueError for shapes that do not fit and for a backend that does not exist or cannot run here.
     """
     x, W_in, W_out = _cast(x), _cast(W_in), _cast(W_out)
     b_in, W_gate, b_gate = (None if tensor is None else _cast(tensor) for tensor in (b_in, W_gate, b_gate))
     check_arguments(x, W_in, W_out, gates, chosen, offsets, activation, b_in, W_gate, b_gate)
-    if (why := refusal(backend, x.device.type, x.dtype)) is not None:
+    if (why := refusal(backend, x.device.type, x.dtype, chosen.shape[1])) is not None:
         raise ValueError(f"`backend` is {backend!r}; {why}.")
     compiling = torch.compiler.is_compiling()
     training = torch.is_grad_enabled() and any(
@@ -272,4 +273,5 @@ def routed_mlp(
         operators: dict[str, Callable[..., Tensor]]
         operators = {"dense": dense, "grouped": grouped, "rows": rows, "amx": amx, "triton": on_gpu}
         run = operators[backend]
-    return run(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
+    bound = (most,) if backend == "triton" else ()
+    return run(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation, *bound)

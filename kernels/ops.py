@@ -133,10 +133,11 @@ def on_gpu(
     chosen: Tensor,
     offsets: Sequence[int],
     activation: str,
+    most: int | None = None,
 ) -> Tensor:
     from kernels.gpu import launch  # Triton exists for Linux alone
 
-    return launch.on_gpu(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
+    return launch.on_gpu(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation, most)
 
 
 @library.custom_op("kernels::on_gpu_backward", mutates_args=())
@@ -152,18 +153,19 @@ def on_gpu_backward(
     chosen: Tensor,
     offsets: Sequence[int],
     activation: str,
+    most: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     from kernels.gpu.backward import on_gpu_backward
 
     with torch.cuda.device_of(x):  # Triton launches on the current device
-        return on_gpu_backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
+        return on_gpu_backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation, most)
 
 
-def fake_forward(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation):
+def fake_forward(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation, most=None):
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def fake_backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation):
+def fake_backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation, most=None):
     def like(tensor: Tensor | None) -> Tensor:
         return x.new_empty(0) if tensor is None else torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
@@ -171,17 +173,16 @@ def fake_backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, off
 
 
 def save_inputs(ctx, inputs, output):
-    *tensors, offsets, activation = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.offsets, ctx.activation = offsets, activation
+    ctx.save_for_backward(*inputs[:8])
+    ctx.constants = inputs[8:]  # offsets, activation, and the most pathways of a token on a GPU
 
 
 def _backward_by(op):
     def backward(ctx, grad):
         inputs = ctx.saved_tensors
-        grads = op(grad, *inputs, ctx.offsets, ctx.activation)
+        grads = op(grad, *inputs, *ctx.constants)
         given = [None if tensor is None else g for tensor, g in zip(inputs, grads, strict=False)]
-        return *given, None, None, None  # chosen, offsets, activation
+        return *given, None, *(None for _ in ctx.constants)  # None for `chosen` too
 
     return backward
 

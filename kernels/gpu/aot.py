@@ -21,11 +21,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.backends import GPU_TOKENS
+from kernels.backends import GPU_PATHWAYS, GPU_TOKENS
 from kernels.gpu import decode, gradients, grouped, routes, sparse, step, tiles
-from kernels.router import SIGMOID
+from kernels.router import SOFTMAX, UNIT
 
 CHIPS = (80, 90)
+PATHWAYS = (16, 32, 64, GPU_PATHWAYS)
 VERSION = "3.9."  # of Triton, from whose registers `Tile.resident` was read; more programs than fit only wait
 # What these chips have: registers and threads of a multiprocessor, shared bytes of a program, of a multiprocessor.
 REGISTERS, THREADS = 65536, 2048
@@ -95,10 +96,11 @@ def variants(quick: bool) -> Iterator[Variant]:
     """
     metadata = _pointers("token pair starts tile_pathway tile_row n_tiles offsets counts before", "i32")
     metadata |= _pointers("chosen keep", "u8")
-    sizes = {"P": 16, "PP": 16}
-    yield Variant("count", routes._count, metadata, sizes | {"TOKENS": routes.TOKENS}, 4, 3)
-    yield Variant("scan", routes._scan, metadata, sizes | {"ROWS": 128, "STEP": 64}, 4, 3)
-    yield Variant("place", routes._place, metadata, sizes | {"TOKENS": routes.TOKENS}, 4, 3)
+    for p in PATHWAYS:
+        sizes, label = tiles.routes_sizes(p), f"{p} pathways"
+        yield Variant(f"count {label}", routes._count, metadata, sizes, 4, 3)
+        yield Variant(f"scan {label}", routes._scan, metadata, sizes | {"ROWS": 128}, 4, 3)
+        yield Variant(f"place {label}", routes._place, metadata, sizes, 4, 3)
     for dtype, short in TYPES.items():
         if quick and dtype == torch.float16:
             continue
@@ -106,10 +108,17 @@ def variants(quick: bool) -> Iterator[Variant]:
         data = _pointers("x grad W W_in b_in W_gate b_gate W_out hidden hidden_gate du dv", short)
         data |= _pointers("left right out b bias ramp rows y v b_out mean_out", short)
         data |= metadata | _pointers("gates d_gates partial inputs", "fp32")
-        router = {"KIND": SIGMOID, "RAMPED": True, "PP": 16, "INNER": tiles.PICK_INNER}
         yield Variant(f"features {short}", step.features, data | {"out": "*fp32"}, tiles.FEATURES, 4, 3)
-        yield Variant(f"pick {short}", step.pick, data, router, 4, 3)
-        columns = {"P": 16, "COLS": tiles.COMBINE_COLS, "UPCAST": False}
+        for p, (kind, inputs) in itertools.product(PATHWAYS, ((UNIT, short), (SOFTMAX, "fp32"))):
+            router = {"KIND": kind, "RAMPED": kind == SOFTMAX, **tiles.pick_sizes(p)}
+            warps = router.pop("num_warps")
+            # A linear router's inputs are the tokens, others' are features.
+            yield Variant(f"pick {short} {p} pathways", step.pick, data | {"inputs": f"*{inputs}"}, router, warps, 3)
+        columns = {
+            "P": 16,
+            "COLS": tiles.COMBINE_COLS,
+            "UPCAST": False,
+        }  # over P, as in add_slices, there is but a loop
         yield Variant(f"combine {short}", grouped.combine, data, columns, tiles.combine_warps(dtype), 3)
         for end in (False, True):
             added = columns | tiles.ADD | {"BIASED": end, "MEANS": end}
@@ -129,7 +138,7 @@ def variants(quick: bool) -> Iterator[Variant]:
             yield from _grouped(dtype, label, data, product, common, activation == "gelu_tanh", odd)
             for size in ("one", "few"):
                 slice_tile = tiles.DECODE_TILES[family, size]
-                constants = common | {"ONE": size == "one", "N": 1 if size == "one" else 16}
+                constants = common | {"ONE": size == "one", "N": 1 if size == "one" else GPU_TOKENS}
                 constants |= {"ROWS": slice_tile.rows, "INNER": slice_tile.inner}
                 yield Variant(f"slices {label} {size}", decode.slices, data, constants, slice_tile.warps, 3, None, odd)
 

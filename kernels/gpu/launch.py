@@ -47,7 +47,7 @@ def decode_forward(call: Problem, b_out: Tensor | None = None, mean_out: Tensor 
             p,
             **call.constants,
             ONE=one,
-            N=1 if one else 16,
+            N=1 if one else GPU_TOKENS,
             ROWS=tile.rows,
             INNER=tile.inner,
             num_warps=tile.warps,

@@ -46,6 +46,8 @@ class Problem(NamedTuple):
     offsets: Tensor
     """on the device"""
     m: int
+    most: int
+    """pathways of a token at most"""
     constants: dict[str, object]
     """what the kernels of this call are compiled for"""
 
@@ -57,7 +59,7 @@ class Problem(NamedTuple):
     @property
     def capacity(self) -> int:
         """The most pairs of a token and a pathway that there can be; how many there are, the device knows alone."""
-        return self.chosen.numel()
+        return len(self.chosen) * self.most
 
     @property
     def empty(self) -> bool:
@@ -85,6 +87,7 @@ def prepare(
     chosen: Tensor,
     offsets: Sequence[int],
     activation: str,
+    most: int | None = None,
 ) -> Problem:
     """The arguments of `kernels.routed_mlp` as the kernels take them."""
     constants = {
@@ -95,6 +98,7 @@ def prepare(
         "ALIGNED": all(offset % 16 == 0 for offset in offsets),
         **arithmetic(x.dtype),
     }
+    p = chosen.shape[1]
     return Problem(
         x=x.contiguous(),
         W_in=W_in.contiguous(),
@@ -106,5 +110,6 @@ def prepare(
         chosen=chosen.contiguous(),
         offsets=device_offsets(tuple(offsets), x.device),
         m=max(end - start for start, end in pairwise(offsets)),
+        most=p if most is None else min(most, p),
         constants=constants,
     )

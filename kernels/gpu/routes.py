@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TOKENS = 64  # tokens of one counting program
+from kernels.gpu.tiles import routes_sizes
 
 
 class Routes(NamedTuple):
@@ -39,16 +39,16 @@ class Routes(NamedTuple):
 
 
 @triton.jit(do_not_specialize=["n"])
-def _count(chosen, counts, n, P: tl.constexpr, PP: tl.constexpr, TOKENS: tl.constexpr):
+def _count(chosen, counts, n, P: tl.constexpr, PP: tl.constexpr, STEP: tl.constexpr):
     block = tl.program_id(0)
-    t = block * TOKENS + tl.arange(0, TOKENS)
+    t = block * STEP + tl.arange(0, STEP)
     p = tl.arange(0, PP)
     mask = (t < n)[:, None] & (p < P)[None, :]
     c = tl.load(chosen + t.to(tl.int64)[:, None] * P + p[None, :], mask=mask, other=0).to(tl.int32)
     tl.store(counts + block * P + p, tl.sum(c, 0), mask=p < P)
 
 
-@triton.jit(do_not_specialize=["n_blocks"])
+@triton.jit(do_not_specialize=["n_blocks", "capacity"])
 def _scan(
     counts,
     starts,
@@ -56,6 +56,7 @@ def _scan(
     tile_row,
     n_tiles,
     n_blocks,
+    capacity,
     ROWS: tl.constexpr,
     P: tl.constexpr,
     PP: tl.constexpr,
@@ -71,10 +72,11 @@ def _scan(
         before = running[None, :] + tl.cumsum(c, 0) - c
         tl.store(counts + b[:, None] * P + p[None, :], before, mask=mask)
         running += tl.sum(c, 0)
-    start = tl.cumsum(running, 0) - running
+    end = tl.minimum(tl.cumsum(running, 0), capacity)
+    start = tl.minimum(tl.cumsum(running, 0) - running, capacity)
     tl.store(starts + p, start, mask=p < P)
-    tl.store(starts + P, tl.sum(running, 0))
-    tiles = (running + ROWS - 1) // ROWS
+    tl.store(starts + P, tl.max(end, 0))
+    tiles = (end - start + ROWS - 1) // ROWS
     tile_end = tl.cumsum(tiles, 0)
     count = tl.sum(tiles, 0)
     tl.store(n_tiles, count)
@@ -88,9 +90,9 @@ def _scan(
 
 
 @triton.jit(do_not_specialize=["n", "capacity"])
-def _place(chosen, before, starts, token, pair, n, capacity, P: tl.constexpr, PP: tl.constexpr, TOKENS: tl.constexpr):
+def _place(chosen, before, starts, token, pair, n, capacity, P: tl.constexpr, PP: tl.constexpr, STEP: tl.constexpr):
     block = tl.program_id(0)
-    t = block * TOKENS + tl.arange(0, TOKENS)
+    t = block * STEP + tl.arange(0, STEP)
     p = tl.arange(0, PP)
     cell = t.to(tl.int64)[:, None] * P + p[None, :]
     mask = (t < n)[:, None] & (p < P)[None, :]
@@ -98,16 +100,20 @@ def _place(chosen, before, starts, token, pair, n, capacity, P: tl.constexpr, PP
     first = tl.load(starts + p, mask=p < P, other=0) + tl.load(before + block * P + p, mask=p < P, other=0)
     number = first[None, :] + tl.cumsum(c, 0) - c
     tl.store(pair + cell, tl.where(c > 0, number, -1), mask=mask)
-    tokens = tl.broadcast_to(t[:, None], (TOKENS, PP))
+    tokens = tl.broadcast_to(t[:, None], (STEP, PP))
     tl.store(token + number, tokens, mask=mask & (c > 0) & (number < capacity))
 
 
 def find_routes(chosen: Tensor, rows_per_tile: int, capacity: int) -> Routes:
-    """Numbers the chosen entries of [n, p]; capacity: the most pairs there can be."""
+    """Numbers the chosen entries of [n, p]; capacity: the most pairs there can be.
+
+    Should there be more, they are numbered from `capacity` on and belong to no tile: nothing is written out of bounds,
+    and `kernels.gpu.grouped.combine` turns their tokens into NaN.
+    """
     n, p = chosen.shape
-    blocks = triton.cdiv(n, TOKENS)
+    sizes = routes_sizes(p)
+    blocks = triton.cdiv(n, sizes["STEP"])
     tiles = triton.cdiv(capacity, rows_per_tile) + p
-    sizes = {"P": p, "PP": triton.next_power_of_2(p)}
 
     def ints(*size: int) -> Tensor:
         return torch.empty(size, dtype=torch.int32, device=chosen.device)
@@ -116,8 +122,8 @@ def find_routes(chosen: Tensor, rows_per_tile: int, capacity: int) -> Routes:
     tile_pathway, tile_row, n_tiles = ints(tiles), ints(tiles), ints(1)
     cells = chosen.contiguous().view(torch.uint8)
     if blocks:
-        _count[(blocks,)](cells, counts, n, **sizes, TOKENS=TOKENS)
-    _scan[(1,)](counts, starts, tile_pathway, tile_row, n_tiles, blocks, ROWS=rows_per_tile, **sizes, STEP=64)
+        _count[(blocks,)](cells, counts, n, **sizes)
+    _scan[(1,)](counts, starts, tile_pathway, tile_row, n_tiles, blocks, capacity, ROWS=rows_per_tile, **sizes)
     if blocks:
-        _place[(blocks,)](cells, counts, starts, token, pair, n, capacity, **sizes, TOKENS=TOKENS)
+        _place[(blocks,)](cells, counts, starts, token, pair, n, capacity, **sizes)
     return Routes(token, pair, starts, tile_pathway, tile_row, n_tiles)

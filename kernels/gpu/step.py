@@ -17,7 +17,7 @@ from torch import Tensor
 from kernels.gpu.decode import product
 from kernels.gpu.launch import decode_forward
 from kernels.gpu.prepare import prepare
-from kernels.gpu.tiles import FEATURES, PICK_INNER
+from kernels.gpu.tiles import FEATURES, pick_sizes
 from kernels.router import GATES, SIGMOID, SOFTMAX, Router
 
 SIGMOIDS, SOFTMAXES = tl.constexpr(SIGMOID), tl.constexpr(SOFTMAX)
@@ -77,7 +77,11 @@ def pick(
 
 
 class Step:
-    """See `kernels.prepare_fused`; on CUDA, for up to GPU_TOKENS tokens."""
+    """See `kernels.prepare_fused`; on CUDA, for up to GPU_TOKENS tokens and GPU_PATHWAYS pathways.
+
+    It covers every `Router`: linear or with a hidden layer, all its gates, any k; with pathways' means or without. What
+    is no such router (rules but top_k, shared pathways, static masks) runs PyTorch's choice and `kernels.routed_mlp`.
+    """
 
     def __init__(
         self,
@@ -100,7 +104,8 @@ class Step:
         self.outputs = _contiguous({"b_out": b_out, "mean_out": mean_out})
 
     def __call__(self, x: Tensor, backend: str = "triton") -> Tensor:
-        """Output [n, d] of x [n, d]; there is one backend."""
+        """Output [n, d] of x [n, d]; there is one backend, which `fuses` names."""
+        assert backend == "triton", backend
         if len(x) == 0:
             return torch.empty_like(x)
         with torch.cuda.device_of(x):  # Triton launches on the current device
@@ -137,7 +142,6 @@ def choose(x: Tensor, router: Router) -> tuple[Tensor, Tensor]:
         router.k,
         KIND=GATES[router.gate],
         RAMPED=ramped,
-        PP=triton.next_power_of_2(p),
-        INNER=PICK_INNER,
+        **pick_sizes(p),
     )
     return gates, chosen

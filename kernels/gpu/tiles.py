@@ -11,8 +11,19 @@ COMBINE_COLS = 512
 ADD = {"SLICES": 64, "COLS": 32}
 # The router of a decoding step: rows of its first layer for a program, numbers of a row at a time.
 FEATURES = {"ROWS": 4, "INNER": 512}
-PICK_INNER = 128
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def routes_sizes(p: int) -> dict[str, int]:
+    """For `kernels.gpu.routes`: STEP rows, of tokens or blocks, with p numbers each are held in registers at once."""
+    padded = 1 << (p - 1).bit_length()
+    return {"P": p, "PP": padded, "STEP": min(64, 4096 // padded)}
+
+
+def pick_sizes(p: int) -> dict[str, int]:
+    """Of the last layer of a decoding step's router: one program compares each of p pathways with each."""
+    padded = 1 << (p - 1).bit_length()
+    return {"PP": padded, "INNER": min(128, 8192 // padded), "num_warps": 4 if padded <= 64 else 8}
 
 
 class Tile(NamedTuple):

@@ -108,6 +108,7 @@ class RoutedMLP(nn.Module):
         def cast(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(dtype)
 
+        most = self._k if self.config.rule == "top_k" else None
         y = routed_mlp(
             flat.to(dtype),
             self.W_in.to(dtype),
@@ -120,7 +121,8 @@ class RoutedMLP(nn.Module):
             W_gate=cast(self.W_gate),
             b_gate=cast(self.b_gate),
             backend=self.config.backend,
-            density=self._k / self.config.n_pathways if self.config.rule == "top_k" else None,
+            density=None if most is None else most / self.config.n_pathways,
+            most=most,
         )
         if self.mean_out is not None:
             y = y + einsum((~routes.chosen).to(dtype), self.mean_out.to(dtype), "n p, p d -> n d")

@@ -1,5 +1,6 @@
 """Which backends run here: each refusal in words, and what this CPU is asked."""
 
+import functools
 import importlib.util
 
 import pytest
@@ -36,6 +37,25 @@ def test_triton_without_a_device(make_case, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ValueError, match="`backend` is 'triton'; it needs a CUDA device and x is on cpu"):
         make_case().run("triton")
+
+
+@pytest.mark.parametrize(("found", "said"), [([(9, 0), (7, 5)], "and one here has 7.5"), ([(9, 0), (8, 0)], None)])
+def test_triton_on_an_old_device(monkeypatch, found, said):
+    monkeypatch.setattr(backends, "_installed", functools.cache(lambda package: True))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(found))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", found.__getitem__)
+    why = backends.refusal("triton", "cuda", torch.float32)
+    assert why is said or said in why
+    assert dispatch.candidates(SHAPE._replace(device="cuda"), 1) == ["dense"] + ["triton"] * (said is None)
+
+
+def test_triton_with_many_pathways(make_case, monkeypatch):
+    monkeypatch.setattr(backends, "_installed", functools.cache(lambda package: True))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(ValueError, match="`backend` is 'triton'; it takes up to 256 pathways, and there are 257"):
+        make_case(offsets=tuple(range(258))).run("triton")
+    for p, expected in ((256, ["dense", "triton"]), (257, ["dense"])):
+        assert dispatch.candidates(SHAPE._replace(device="cuda", n_pathways=p), 1) == expected
 
 
 @pytest.mark.parametrize(

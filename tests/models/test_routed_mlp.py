@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from slms.models import routed_mlp
 from slms.models.partition import partition
 from slms.models.routed_mlp import RoutedMLP, record_routes, routed_layers, set_k, set_ramp
 from slms.routing import RoutingConfig
@@ -229,6 +230,21 @@ def test_compiles_as_one_graph_with_its_gradients(rule):
     torch.testing.assert_close(y, mlp(x), rtol=1e-5, atol=1e-5)
     (gradient,) = torch.autograd.grad(y.square().sum(), mlp.W_in)
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["top_k", "top_p", "threshold"])
+def test_the_most_pathways_of_a_token_are_told_where_known(monkeypatch, rule):
+    told = []
+    run = routed_mlp.routed_mlp
+    monkeypatch.setattr(routed_mlp, "routed_mlp", lambda *given, **more: told.append(more) or run(*given, **more))
+    mlp = routed(rule=rule, n_shared=1)
+    with record_routes(mlp) as routes:
+        for k in (2, 3):
+            mlp.k = k
+            mlp(torch.randn(9, D))
+            assert told[-1]["most"] == (k if rule == "top_k" else None)
+            if rule == "top_k":
+                assert routes[3].chosen.sum(1).max() == k
 
 
 def test_records_while_compiled():

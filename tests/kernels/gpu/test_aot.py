@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import triton
 
-from kernels import costs
+from kernels import backends, costs
 from kernels.gpu.aot import VERSION, Resources, fault
 
 pytestmark = [
@@ -34,7 +34,9 @@ def table():
 def test_all_are_compiled(table):
     names = {row["name"] for row in table}
     assert {row["chip"] for row in table} == {80, 90}
-    assert len(table) == 2 * 53
+    assert len(table) == 2 * 76
+    kernels = ("count", "scan", "place", "pick bf16", "pick fp32")
+    assert {f"{kernel} {p} pathways" for kernel in kernels for p in (16, 32, 64, backends.GPU_PATHWAYS)} <= names
     for kernel in PRODUCTS:
         assert {f"{kernel} {t} {size}" for t in ("bf16", "fp32") for size in ("large", "small")} <= names
     assert {row["gated"] for row in table if row["name"] == "up bf16 large"} == {False, True}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import library
 
-from kernels import ACTIVATIONS, ops
+from kernels import ACTIVATIONS, ops, routed_mlp
 from kernels.gpu import gradients, grouped, launch, prepare, tiles
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -101,6 +101,31 @@ def test_every_element_is_written(make_case, poison_new_tensors):
     grads = torch.autograd.grad(output, case.leaves(), upstream)
     assert not output.isnan().any()
     assert all(torch.equal(a, b) for a, b in zip(clean, grads, strict=True))
+
+
+def test_room_for_as_many_pathways_as_a_token_takes_at_most(make_case, monkeypatch):
+    """The same numbers from less memory; NaN, and nothing out of bounds, where the promise is broken."""
+    case = on_device(make_case(n=40, d=16, offsets=tuple(range(0, 97, 16)), gated=True))
+    rank = torch.rand(40, 6, generator=torch.Generator().manual_seed(3)).argsort(1).to(DEVICE)
+    case = case._replace(chosen=rank < 2)
+    rooms = []
+    find = launch.find_routes
+    monkeypatch.setattr(launch, "find_routes", lambda *given: rooms.append(given[2]) or find(*given))
+
+    def outcome(most):
+        arguments = case.x, case.W_in, case.W_out, case.gates, case.chosen, case.offsets
+        more = dict(activation=case.activation, b_in=case.b_in, W_gate=case.W_gate, b_gate=case.b_gate)
+        output = routed_mlp(*arguments, **more, backend="triton", most=most)
+        return [output, *torch.autograd.grad(output, case.leaves(), torch.ones_like(output))]
+
+    assert all(torch.equal(a, b) for a, b in zip(outcome(None), outcome(2), strict=True))
+    assert rooms == [240, 80]
+    broken = outcome(1)[0]
+    first, seen = case.chosen.t().nonzero(as_tuple=True)[1], outcome(2)[0]
+    lost = torch.zeros(40, dtype=torch.bool, device=DEVICE)
+    lost[first[40:]] = True  # those whose pairs come after the first 40
+    assert broken[lost].isnan().all() and torch.equal(broken[~lost], seen[~lost])
+    assert lost.any() and not lost.all()
 
 
 @pytest.mark.parametrize("n", [1, 20])

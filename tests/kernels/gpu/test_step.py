@@ -63,6 +63,29 @@ def test_whole(make_case, close, n, dtype, more):
     close(output, exact, dtype, "output")
 
 
+def test_choice_among_many():
+    router = make_router(40, 200, torch.float32, k=60, gate="softmax", linear=True)
+    x = torch.randn(1, 40, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    gates, chosen = choose(x, router)
+    expected, theirs = kernels.choose(x, router)
+    assert torch.equal(chosen, theirs) and int(chosen.sum()) == 60
+    torch.testing.assert_close(gates, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_linear_router_with_gates_of_one_and_means(make_case, close):
+    p, k = 32, 11
+    case = make_case(n=2, d=48, offsets=tuple(range(0, 2 * p + 1, 2)))
+    case = case._replace(**{name: getattr(case, name).detach().to(DEVICE) for name in case.tensor_names()})
+    router = make_router(48, p, torch.float32, k=k, gate="unit", linear=True)._replace(ramp=None)
+    means = case.x.new_ones(p, 48) / torch.arange(1, p + 1).to(case.x)[:, None]
+    step = Step(router, case.W_in, case.b_in, None, None, case.W_out, None, means, case.offsets, case.activation)
+    gates, chosen = kernels.choose(case.x, router)
+    assert chosen.sum(1).tolist() == [k, k]
+    assert torch.equal(choose(case.x, router)[1], chosen)
+    exact = case._replace(gates=gates, chosen=chosen).to(torch.float64).reference()
+    close(step(case.x), exact + (~chosen).double() @ means.double(), torch.float32, "output")
+
+
 def test_skipped_weights_are_never_read_and_weights_may_change(make_case):
     case = make_case(n=2, d=16, offsets=(0, 16, 32))
     case = case._replace(**{name: getattr(case, name).detach().to(DEVICE) for name in case.tensor_names()})
