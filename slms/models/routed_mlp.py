@@ -44,7 +44,7 @@ class RoutedMLP(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.config, self.activation, self.layer_index, self.dropout = config, activation, layer_index, dropout
+        self.activation, self.layer_index, self.dropout = activation, layer_index, dropout
         self.offsets = pathway_offsets(d_ff, config.n_pathways)
         self._k = config.k
         self.W_in = nn.Parameter(torch.empty(d_ff, d_model))
@@ -61,6 +61,11 @@ class RoutedMLP(nn.Module):
         self.router = PathwayRouter(d_model, config)
         self.recorder: Callable[[Routes], None] | None = None
         self._prepared: tuple | None = None
+
+    @property
+    def config(self) -> RoutingConfig:
+        """The router's, which decides at run time."""
+        return self.router.config
 
     @property
     def k(self) -> int:
@@ -98,8 +103,8 @@ class RoutedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Output [..., d], in x's dtype, of x [..., d]."""
         flat = x.reshape(-1, x.shape[-1])
-        if (backend := self._fuses(flat)) is not None:
-            return self._fused(flat, backend).reshape(x.shape)
+        if (backend := self._fuses(flat)) is not None and (run := self._fused(flat.dtype)) is not None:
+            return run(flat, backend).reshape(x.shape)
         routes = self.router.route(flat, self._k)
         if self.recorder is not None:
             self.recorder(routes)
@@ -140,34 +145,39 @@ class RoutedMLP(nn.Module):
             and config.n_shared == 0
             and self.router.kind != "static"
             and self.router.gate in GATES
-            and self._is_plain()
         )
         return fuses(x, self.W_in, self._k / p, p, self.W_gate is not None, config.backend) if plain else None
 
-    def _is_plain(self) -> bool:
-        """Weights that lie in memory as they are used: no parametrization, adapter, sharded or fake tensor."""
-        plain = all(type(tensor) is nn.Parameter for tensor in self._parameters.values() if tensor is not None)
-        return plain and self._modules.keys() == {"router"} and not any(m._modules for m in self.router.children())
+    def _fused(self, dtype: torch.dtype) -> Callable[[Tensor, str], Tensor] | None:
+        """All of it as one compiled call, prepared when first wanted and again once a tensor has moved.
 
-    def _fused(self, x: Tensor, backend: str) -> Tensor:
-        """All of it in one compiled call, prepared when first wanted and again once a tensor has moved."""
+        None unless every weight is of this type and lies in memory as it is used: none that a parametrization, a hook
+        or an adapter computes, no sharded or fake tensor.
+        """
         router = self.router
         hidden, out = router.hidden, router.out
         assert out is not None, router.kind  # `_fuses` has seen to it
         owners: list[dict] = [self._parameters, self._buffers, router._parameters, router._buffers, out._parameters]
         if hidden is not None:
             owners.append(hidden._parameters)
-        where = [self._k, x.dtype, *(0 if t is None else t.data_ptr() for owner in owners for t in owner.values())]
-        if self._prepared is None or self._prepared[0] != where:
-            W, b = (None, None) if hidden is None else (hidden.weight, hidden.bias)
-            ramp = router.ramp if router.blend is None else router.blend
-            chooser = Router(W, b, out.weight, out.bias, router.selection_bias, self._k, router.gate, ramp)
-            weights = (self.W_in, self.b_in, self.W_gate, self.b_gate, self.W_out, self.b_out, self.mean_out)
-            run = prepare_fused(chooser, *weights, self.offsets, self.activation)
-            if run.copied:  # of tensors that are not contiguous, whose numbers may change
-                return run(x, backend)
-            self._prepared = (where, run)
-        return self._prepared[1](x, backend)
+        plain = [tensor for owner in owners for tensor in owner.values() if type(tensor) in (Tensor, nn.Parameter)]
+        where = [self._k, dtype, *((tensor.data_ptr(), tensor.dtype) for tensor in plain)]
+        prepared = self._prepared  # another thread may replace it
+        if prepared is not None and prepared[0] == where:
+            return prepared[1]
+        W, b = (None, None) if hidden is None else (hidden.weight, hidden.bias)
+        ramp = router.ramp if router.blend is None else router.blend
+        chooser = Router(W, b, out.weight, out.bias, router.selection_bias, self._k, router.gate, ramp)
+        weights = (self.W_in, self.b_in, self.W_gate, self.b_gate, self.W_out, self.b_out, self.mean_out)
+        known = {id(tensor) for tensor in plain}
+        if any(t is not None and (t.dtype != dtype or id(t) not in known) for t in (*chooser[:5], ramp, *weights)):
+            return None
+        if self._modules.keys() != {"router"} or any(module._modules for module in router.children()):
+            return None
+        run = prepare_fused(chooser, *weights, self.offsets, self.activation)
+        if not run.copied:  # of tensors that are not contiguous, whose numbers may change
+            self._prepared = where, run
+        return run
 
     def __getstate__(self) -> dict:
         return super().__getstate__() | {"_prepared": None}

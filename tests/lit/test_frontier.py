@@ -99,8 +99,11 @@ def test_rules_of_a_routed_model(model, blocks):
     assert frontier.measure_quality(routed, blocks, 4).kept[0].neurons == pytest.approx(0.5)
     for rule in ("top_p", "threshold"):
         frontier.set_routed_rule(routed, rule, 0.5, IDS, 4)
-        with record_routes(routed) as routes, torch.no_grad():
-            routed(IDS)
+        with torch.no_grad():
+            unwatched = routed(IDS).logits
+            with record_routes(routed) as routes:
+                torch.testing.assert_close(unwatched, routed(IDS).logits)
+        assert flops_per_token(routed, 16).active_fraction == 1.0  # k varies
         share = routes[0].chosen.float().mean().item()
         assert 0.5 - 1e-6 <= share <= 0.6, rule  # never below what was asked for
     assert math.isfinite(frontier.measure_quality(routed, blocks, 4).loss.compute().value)
