@@ -16,7 +16,7 @@ On a GPU between events, with the second cache overwritten before; forward passe
 over several sets of weights; masked, grouped_mm and scattermoe, which may wait for the host, run as they are.
 speedup: the faster dense over routed, medians; roofline: the larger of bytes over copy bandwidth and operations over
 matrix speed, both measured first, as a share of auto's median; error: of auto's output against the reference, relative
-to its largest number. No line is printed for a call whose output or gradients miss the reference.
+to its largest number. No line is printed where output or gradients of auto or of routed miss the reference.
 """
 
 import argparse
@@ -59,22 +59,39 @@ COLUMNS = (
 ).split()
 
 
-def parity(call: Call, shape: Shape, activation: str, tried: str) -> float:
-    """Error of the output of the backend `tried`; SystemExit if it or a gradient misses the reference by too much."""
-    leaves = [t for t in call if isinstance(t, Tensor) and t.requires_grad]
+def parity(
+    actual: Callable[[], Tensor],
+    reference: Callable[[], Tensor],
+    leaves: list[Tensor],
+    shape: Shape,
+    compared: Tensor | slice = slice(None),
+) -> float:
+    """Error of the output; SystemExit if it or a gradient misses the reference by too much.
+
+    compared: the tokens whose outputs are compared.
+    """
     outcomes = []
-    for backend in (tried, "reference"):
-        y = call_backend(call, activation, backend)
-        grads = torch.autograd.grad(y, leaves, torch.ones_like(y)) if leaves else ()
-        outcomes.append([y.detach(), *grads])
+    for forward in (actual, reference):
+        y = forward()
+        grads = torch.autograd.grad(y, leaves, torch.ones_like(y), allow_unused=True) if leaves else ()
+        outcomes.append([y.detach()[compared], *(grad for grad in grads if grad is not None)])
     errors = []
-    for actual, wanted in zip(*outcomes, strict=True):
+    for ours, wanted in zip(*outcomes, strict=True):
         scale = wanted.float().abs().max().clamp(min=1e-6)
-        errors.append(((actual.float() - wanted.float()).abs().max() / scale).item())
+        errors.append(((ours.float() - wanted.float()).abs().max() / scale).item())
     # Both sides round once more than either does against exact arithmetic.
     if not max(errors) <= 2 * TOLERANCE[shape.dtype]:
         sys.exit(f"parity fails for {shape}: relative errors {errors}; no timings are printed")
     return errors[0]
+
+
+def decided(x: Tensor, router: Router) -> Tensor:
+    """Tokens [n] whose choice no rounding changes: the last score chosen and the first that is not lie apart."""
+    k, p = router.k, len(router.bias)
+    if k == p:
+        return torch.ones(len(x), dtype=torch.bool, device=x.device)
+    gates = choose(x, router._replace(k=k + 1))[0].topk(k + 1).values  # these rise with the scores
+    return gates[:, k - 1] - gates[:, k] > 1e-4
 
 
 def rotating(runs: list[Callable[[], object]], first: int = 0) -> Callable[[], object]:
@@ -159,7 +176,6 @@ def measure(
     enough = 8 if shape.device != "cpu" else max(1, min(8, CACHES // (weights * size)))
     copies = range(enough if n_tokens <= GPU_TOKENS else 1)
     calls = [random_call(shape, n_tokens, density, seed) for seed in copies]
-    error = parity(calls[0], shape, activation, backend)
     runs: dict[str, list[Callable[[], object]]] = {}
 
     def add(rival: str, forward: Callable[[Call, int], tuple[Callable[[], Tensor], list[Tensor]]]) -> None:
@@ -179,6 +195,22 @@ def measure(
             run = routed(call, router, activation, backend)
         return run, [t for t in router if isinstance(t, Tensor) and t.requires_grad]
 
+    first, router = calls[0], random_router(shape, density, 0)
+    leaves = [t for t in first if isinstance(t, Tensor) and t.requires_grad]
+    error = parity(
+        functools.partial(call_backend, first, activation, backend),
+        functools.partial(call_backend, first, activation, "reference"),
+        leaves,
+        shape,
+    )
+
+    def separate() -> Tensor:
+        gates, chosen = choose(first.x, router)
+        return call_backend(first._replace(gates=gates, chosen=chosen), activation, "reference")
+
+    with torch.set_grad_enabled(shape.training):
+        leaves += [t for t in router if isinstance(t, Tensor) and t.requires_grad]
+        parity(routed(first, router, activation, backend), separate, leaves, shape, decided(first.x, router))
     add("auto", lambda call, _: (functools.partial(call_backend, call, activation, backend), []))
     add("dense", usual(dense_mlp))
     add("routed", with_router)
