@@ -72,7 +72,7 @@ def calibrate(
             call = random_call(shape, n_tokens, density)
             runs = {
                 name: one_pass(call, shape, functools.partial(call_backend, call, activation, name))
-                for name in candidates(shape, n_tokens)
+                for name in candidates(shape)
             }
             us = {name: spread.p50 for name, spread in time_together(runs, device, seconds).items()}
             rows.append({"tokens": n_tokens, "density": density, "us": us})

@@ -1,7 +1,7 @@
 """What a routed MLP call is expected to take: from this machine's calibration, else from a model fitted on one CPU.
 
 Calibration is explicit (`kernels.calibrate`), once per machine and shape, kept in a JSON file under `$SLMS_CACHE`, by
-default `~/.cache/slms`. Times are in microseconds.
+default under the user's cache folder. Times are in microseconds.
 """
 
 import functools
@@ -15,7 +15,9 @@ from typing import NamedTuple
 
 import torch
 
+from kernels import backends
 from kernels.backends import GPU_TOKENS
+from kernels.cpu import team
 
 
 class Shape(NamedTuple):
@@ -44,6 +46,7 @@ class Rates(NamedTuple):
 
 # Measured by `python -m kernels.bench`, one thread; see docs/benchmarks.md.
 RATES = {"float32": Rates(130e3, 8.0), "bfloat16": Rates(700e3, 40.0), "float16": Rates(130e3, 40.0)}
+NO_TILES = Rates(130e3, 40.0)  # of bfloat16 without matrix units: supposed to be those of float16, not measured
 MEMORY = 12e3  # bytes per µs that one core reads
 LOOP = 115e3  # floating-point operations per µs in the compiled row loops
 TILES = 900e3  # the same on the tile registers, with which only bfloat16 is multiplied
@@ -85,10 +88,16 @@ def estimate_gpu(backend: str, shape: Shape, n_tokens: int, density: float, chip
 
 
 def estimate(backend: str, shape: Shape, n_tokens: int, density: float) -> float:
-    """Expected µs of one call without calibration: work, weight traffic and start-up, from the constants above."""
+    """Expected µs of one call without calibration: work, weight traffic and start-up, from the constants above.
+
+    Several threads are supposed to share work and traffic evenly, never the start-up; none of that was measured.
+    """
     if shape.device != "cpu":
         return estimate_gpu(backend, shape, n_tokens, density)
     rates = RATES.get(shape.dtype, RATES["float32"])
+    if shape.dtype == "bfloat16" and not backends.tile_registers():
+        rates = NO_TILES
+    threads = torch.get_num_threads()
     size = 2 if shape.dtype in ("bfloat16", "float16") else 4
     matrices = 3 if shape.gated else 2
     passes = 3.0 if shape.training else 1.0
@@ -96,30 +105,37 @@ def estimate(backend: str, shape: Shape, n_tokens: int, density: float) -> float
     if backend in ("dense", "reference"):
         work = 2 * n_tokens * weights / rates.matmul + weights * size / MEMORY
         masking = n_tokens * shape.d_ff * 1.5e-3  # activation, mask and products per neuron, elementwise
-        return passes * (matrices * rates.small_matmul + work + masking)
+        return passes * (matrices * rates.small_matmul + (work + masking) / threads)
     pairs = n_tokens * shape.n_pathways * density
     read = 1 - (1 - density) ** n_tokens  # share of pathways that some token chose, if choices were independent
+    own = team.team_size(read * weights * size)  # threads of the compiled loops
     if backend == "amx":
         passes = 3.5 if shape.training else 1.0  # hidden activations are computed again
         work = density * 2 * n_tokens * weights / TILES + pairs * shape.d_model * TILE_CELL
-        return 40 + passes * (TILE_MEMORY * read * weights * size / MEMORY + work)
+        return 40 + passes * (TILE_MEMORY * read * weights * size / MEMORY + work) / own
     if backend == "rows":
         passes = 3.5 if shape.training else 1.0  # hidden activations are computed again
         work = read * weights * size / MEMORY + density * 2 * n_tokens * weights / LOOP
         if shape.training and shape.dtype != "float32":  # the backward pass is that of "grouped"
             return estimate("grouped", shape, n_tokens, density)
-        return 25 + passes * (work + CELL * pairs)
+        return 25 + passes * (work + CELL * pairs) / own
     blocks = max(1.0, read * shape.n_pathways) * (matrices + 1) * 2 * rates.small_matmul  # and its gather, its sum
     passes = passes * 4 / 3 if shape.training else passes  # hidden activations are computed again
     # A library packs a pathway's weights anew for each product, so reading them is not hidden behind the work.
     work = 1.1 * density * 2 * n_tokens * weights / rates.matmul + read * weights * size / MEMORY
     gather = pairs * (0.05 + shape.d_model * 1e-4) + pairs * shape.d_ff / shape.n_pathways * 1.5e-3
-    return 40 + passes * (blocks + work + gather)
+    return 40 + passes * (blocks + (work + gather) / threads)
 
 
 def cache_file() -> Path:
-    """Where calibrations are kept: `$SLMS_CACHE/kernels.json`, by default `~/.cache/slms/kernels.json`."""
-    return Path(os.environ.get("SLMS_CACHE", Path.home() / ".cache" / "slms")) / "kernels.json"
+    """Where calibrations are kept: `kernels.json` in `$SLMS_CACHE`, else in `$XDG_CACHE_HOME/slms` or `~/.cache/slms`.
+
+    Raises RuntimeError where neither is set and the user has no home, as in some containers.
+    """
+    if "SLMS_CACHE" in os.environ:
+        return Path(os.environ["SLMS_CACHE"]) / "kernels.json"
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "slms" / "kernels.json"
 
 
 def machine(device: str) -> str:
@@ -145,7 +161,10 @@ def _load(path: Path, modified: float) -> dict:
 
 def load_table() -> dict[str, list[dict]]:
     """All calibrations of this user; empty if there are none. An unreadable file is an error, not an empty table."""
-    path = cache_file()
+    try:
+        path = cache_file()
+    except RuntimeError:  # no home: there are none
+        return {}
     return _load(path, path.stat().st_mtime) if path.exists() else {}
 
 
@@ -185,6 +204,8 @@ def cheapest(backends: Iterable[str], shape: Shape, n_tokens: int, density: floa
     else:
         times = {name: estimate(name, shape, n_tokens, density) for name in backends}
         source = "estimated, not calibrated here"
+    if torch.get_num_threads() > 1 and times.keys() & {"rows", "amx"} and team.gnu_openmp()[0] is None:
+        source += "; rows and amx on one thread: no GNU OpenMP"
     best = min(times, key=times.__getitem__)
     listing = ", ".join(f"{name} {_time(us)}" for name, us in sorted(times.items(), key=lambda item: item[1]))
     return Choice(best, f"{listing} ({source})", times)

@@ -67,7 +67,7 @@ def check_arguments(x, W_in, W_out, gates, chosen, offsets, activation, b_in, W_
         raise ValueError("`b_gate` is given without `W_gate`.")
 
 
-def candidates(shape: Shape, n_tokens: int) -> list[str]:
+def candidates(shape: Shape) -> list[str]:
     """The backends that "auto" weighs for such a call, all of which can run here."""
     names = ["dense", "triton"] if shape.device == "cuda" else ["dense", "grouped", "rows", "amx"]
     dtype = getattr(torch, shape.dtype)
@@ -76,7 +76,7 @@ def candidates(shape: Shape, n_tokens: int) -> list[str]:
 
 @functools.lru_cache(maxsize=4096)
 def _choose(shape: Shape, n_tokens: int, density: float) -> Choice:
-    choice = cheapest(candidates(shape, n_tokens), shape, n_tokens, density)
+    choice = cheapest(candidates(shape), shape, n_tokens, density)
     log.info("%s for %s tokens at density %.2f of %s: %s", choice.backend, n_tokens, density, shape, choice.reason)
     return choice
 

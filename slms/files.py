@@ -20,7 +20,8 @@ def cache_dir() -> Path:
     """`$SLMS_CACHE`, else `$XDG_CACHE_HOME/slms`, else `~/.cache/slms`."""
     if "SLMS_CACHE" in os.environ:
         return Path(os.environ["SLMS_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "slms"
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "slms"
 
 
 @contextmanager

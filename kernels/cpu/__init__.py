@@ -4,5 +4,6 @@ grouped -> library products, pathway by pathway; rows, rows_backward -> neurons'
 amx, amx_backward -> bfloat16 on tile registers; fused -> router, choice and MLP of a layer in one call.
 
 Beneath: choice -> the router in loops; loops, pointwise -> what all threads run; operands, amx_tiles -> tile registers;
-vectors, single -> products in vector code; memory -> addresses and bits; compiled -> numba and where its code is kept.
+vectors, single -> products in vector code; memory -> addresses and bits; compiled -> numba and where its code is kept;
+team -> how many threads.
 """

@@ -7,9 +7,7 @@ over threads are formed in order, so results are reproducible for a number of th
 Shapes: n tokens, d model, f neurons, p pathways.
 """
 
-import ctypes
 import functools
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,9 +21,8 @@ from kernels.cpu.compiled import c_function
 from kernels.cpu.memory import call_for_int
 from kernels.cpu.pointwise import CODES
 from kernels.cpu.rows_backward import backward_loop
+from kernels.cpu.team import gnu_openmp, team_size
 from kernels.reference import Gradients
-
-TEAM_BYTES = 3 << 20  # a quarter of a Pythia-70m MLP on two threads took 254 µs, on one 164; of a 410m one 393 and 504
 
 
 @register_jitable
@@ -55,31 +52,12 @@ def _member(loop):
     return c_function(MEMBERS[loop], "void(voidptr)")
 
 
-@functools.cache
-def _openmp() -> tuple[ctypes.CDLL | None, int, int]:
-    """PyTorch's OpenMP library, if it is GNU's, and the addresses of its functions for thread and team size."""
-    try:
-        library = ctypes.CDLL(None)
-        library.GOMP_parallel.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
-        names = (library.omp_get_thread_num, library.omp_get_num_threads)
-    except (AttributeError, OSError, TypeError):  # another library, or a system that does not list its symbols
-        return None, 0, 0
-    thread, threads = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in names)
-    return library, thread, threads
-
-
-def team_size(bytes_read: float = math.inf) -> int:
-    """Threads that a loop will run on: one where waking others takes longer than reading so much."""
-    threads = torch.get_num_threads()
-    return threads if threads > 1 and bytes_read >= TEAM_BYTES and _openmp()[0] is not None else 1
-
-
 def run(loop, team: int, arguments: np.ndarray) -> None:
     """Calls loop(arguments, thread, threads) on a team of threads."""
     if team == 1:
         loop(arguments, 0, 1)
     else:
-        library, arguments[loops.THREAD], arguments[loops.THREADS] = _openmp()
+        library, arguments[loops.THREAD], arguments[loops.THREADS] = gnu_openmp()
         assert library is not None, team
         library.GOMP_parallel(_member(loop).address, arguments.ctypes.data, team, 0)
 

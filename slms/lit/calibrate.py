@@ -37,7 +37,7 @@ def calibrate_kernels(
         seen.add(shape)
         density = mlp.k / mlp.config.n_pathways
         rows = load_table().get(key(shape), [])
-        known = {row["tokens"] for row in rows if set(candidates(shape, row["tokens"])) <= row["us"].keys()}
+        known = {row["tokens"] for row in rows if set(candidates(shape)) <= row["us"].keys()}
         if not set(tokens) <= known:
             calibrate(
                 shape.d_model, shape.d_ff, shape.n_pathways, gated=shape.gated, activation=mlp.activation, dtype=dtype,

@@ -30,7 +30,7 @@ def test_rows_without_numba(make_case, monkeypatch):
         make_case().run("rows")
     with torch.no_grad():
         make_case(n=1).run("auto")
-    assert "rows" not in dispatch.candidates(SHAPE, 1)
+    assert "rows" not in dispatch.candidates(SHAPE)
 
 
 def test_triton_without_a_device(make_case, monkeypatch):
@@ -46,7 +46,7 @@ def test_triton_on_an_old_device(monkeypatch, found, said):
     monkeypatch.setattr(torch.cuda, "get_device_capability", found.__getitem__)
     why = backends.refusal("triton", "cuda", torch.float32)
     assert why is said or said in why
-    assert dispatch.candidates(SHAPE._replace(device="cuda"), 1) == ["dense"] + ["triton"] * (said is None)
+    assert dispatch.candidates(SHAPE._replace(device="cuda")) == ["dense"] + ["triton"] * (said is None)
 
 
 def test_triton_with_many_pathways(make_case, monkeypatch):
@@ -55,7 +55,7 @@ def test_triton_with_many_pathways(make_case, monkeypatch):
     with pytest.raises(ValueError, match="`backend` is 'triton'; it takes up to 256 pathways, and there are 257"):
         make_case(offsets=tuple(range(258))).run("triton")
     for p, expected in ((256, ["dense", "triton"]), (257, ["dense"])):
-        assert dispatch.candidates(SHAPE._replace(device="cuda", n_pathways=p), 1) == expected
+        assert dispatch.candidates(SHAPE._replace(device="cuda", n_pathways=p)) == expected
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,19 @@ def test_detection(monkeypatch, capabilities, system):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     monkeypatch.setattr("sys.platform", system)
     assert not backends.tile_registers.__wrapped__()
+
+
+@pytest.mark.parametrize(
+    ("answer", "compiled_for", "expected"), [(0, "", True), (-1, "", False), (0, "skylake-avx512", False)]
+)
+def test_detection_asks_the_system(monkeypatch, answer, compiled_for, expected):
+    class System:
+        def __init__(self, name):
+            self.syscall = lambda *numbers: answer
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True, "avx512_bw": True})
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr(backends.ctypes, "CDLL", System)
+    monkeypatch.setenv("NUMBA_CPU_NAME", compiled_for)
+    monkeypatch.delenv("NUMBA_CPU_FEATURES", raising=False)
+    assert backends.tile_registers.__wrapped__() is expected

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from kernels import costs
+from kernels import backends, costs
+from kernels.cpu import team
 
 SHAPE = costs.Shape(8, 12, 3, False, "float32", "cpu", False)
 
@@ -13,8 +14,24 @@ SHAPE = costs.Shape(8, 12, 3, False, "float32", "cpu", False)
 def test_cache_location(monkeypatch, tmp_path):
     assert costs.cache_file() == tmp_path / "cache" / "kernels.json"
     monkeypatch.delenv("SLMS_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert costs.cache_file() == tmp_path / ".cache" / "slms" / "kernels.json"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert costs.cache_file() == tmp_path / "xdg" / "slms" / "kernels.json"
+
+
+def test_a_user_without_a_home(monkeypatch, tmp_path):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(costs.Path, "home", home)
+    assert costs.cache_file() == tmp_path / "cache" / "kernels.json"
+    monkeypatch.delenv("SLMS_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert costs.load_table() == {}
+    with pytest.raises(RuntimeError):
+        costs.save_measurements(SHAPE, [])
 
 
 def test_nearest_measurement_decides():
@@ -57,3 +74,30 @@ def test_estimates_grow_with_work(dtype):
         assert 0 < few < many
     sparse, full = (costs.estimate("grouped", shape, 1024, density) for density in (0.25, 1.0))
     assert sparse < full / 2
+
+
+def test_dense_bfloat16_is_slower_without_tile_registers(monkeypatch):
+    shape = SHAPE._replace(d_model=512, d_ff=2048, dtype="bfloat16")
+    times = {}
+    for found in (True, False):
+        monkeypatch.setattr(backends, "tile_registers", lambda found=found: found)
+        times[found] = costs.estimate("dense", shape, 4096, 1.0)
+    assert times[False] > 2 * times[True]
+
+
+def test_estimates_share_work_among_the_threads_that_run(monkeypatch):
+    shape = SHAPE._replace(d_model=1024, d_ff=4096, n_pathways=16)
+
+    def times():
+        return {name: costs.estimate(name, shape, 1024, 0.5) for name in ("dense", "grouped", "rows")}
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    alone = times()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(team, "gnu_openmp", lambda: (object(), 1, 1))
+    assert all(us < alone[name] / 4 for name, us in times().items())
+    assert "GNU" not in costs.cheapest(["dense", "rows"], shape, 1024, 0.5).reason
+    monkeypatch.setattr(team, "gnu_openmp", lambda: (None, 0, 0))
+    assert times()["rows"] == alone["rows"] and times()["dense"] < alone["dense"] / 4
+    choice = costs.cheapest(["dense", "rows"], shape, 1024, 0.5)
+    assert choice.backend == "dense" and "rows and amx on one thread: no GNU OpenMP" in choice.reason

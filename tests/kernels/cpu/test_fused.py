@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels import Router, backends, choose, prepare_fused, routed_mlp_reference
-from kernels.cpu import rows
+from kernels.cpu import team
 from kernels.router import GATES
 
 D, P, H = 24, 6, 10
@@ -77,7 +77,7 @@ def test_one_and_all_pathways(close, k):
 
 @BOTH
 def test_threads_agree(close, monkeypatch, backend, dtype):
-    monkeypatch.setattr(rows, "TEAM_BYTES", 0)
+    monkeypatch.setattr(team, "TEAM_BYTES", 0)
     case = make(33, gated=True, dtype=dtype)
     before = torch.get_num_threads()
     try:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.cpu import grouped, rows
+from kernels.cpu import grouped, rows, team
 
 
 def detached(case) -> list:
@@ -12,7 +12,7 @@ def detached(case) -> list:
 
 @pytest.fixture(params=[1, 2, 3])
 def threads(request, monkeypatch):
-    monkeypatch.setattr(rows, "TEAM_BYTES", 0)
+    monkeypatch.setattr(team, "TEAM_BYTES", 0)
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -36,7 +36,12 @@ def test_same_bits_every_time(make_case, threads):
     assert torch.equal(rows.rows_forward(*case), rows.rows_forward(*case))
 
 
-def test_team_without_gnu_openmp(monkeypatch):
-    monkeypatch.setattr(rows, "_openmp", lambda: (None, 0, 0))
+def test_without_gnu_openmp(make_case, close, monkeypatch):
+    monkeypatch.setattr(team, "gnu_openmp", lambda: (None, 0, 0))
+    monkeypatch.setattr(rows, "gnu_openmp", lambda: (None, 0, 0))
+    monkeypatch.setattr(team, "TEAM_BYTES", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    assert rows.team_size() == 1
+    case = detached(make_case(n=9))
+    close(rows.rows_forward(*case), grouped.grouped_forward(*case), torch.float32, "output")
+    wanted = grouped.grouped_backward(torch.ones(9, 8), *case)
+    close(rows.rows_backward(torch.ones(9, 8), *case).W_in, wanted.W_in, torch.float32, "dW_in")
