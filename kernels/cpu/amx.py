@@ -19,10 +19,10 @@ from kernels.cpu import loops
 from kernels.cpu.amx_tiles import TILE, begin_tiles, end_tiles, pack_hidden, pack_rows
 from kernels.cpu.choice import choose, tile_scores
 from kernels.cpu.compiled import njit
-from kernels.cpu.memory import bytes_at, call_for_int, floats, keep, narrow, numbers
+from kernels.cpu.memory import bytes_at, floats, keep, narrow, numbers
 from kernels.cpu.operands import add_products, aligned, pack_some, up, whole, whole_rows
 from kernels.cpu.pointwise import CODES, activate
-from kernels.cpu.rows import MEMBERS, address, as_float, contiguous, packed, run, team_size, told
+from kernels.cpu.rows import MEMBERS, address, as_float, contiguous, packed, run, take_part, team_size
 
 TOKENS = 512  # whose inputs and sums stay in the second cache
 
@@ -110,8 +110,7 @@ def tiles_loop(a, thread, threads):
 
 
 def tiles_member(arguments):
-    a = told(arguments)
-    tiles_loop(a, np.int64(call_for_int(a[loops.THREAD])), np.int64(call_for_int(a[loops.THREADS])))
+    take_part(tiles_loop, arguments)
 
 
 MEMBERS[tiles_loop] = tiles_member

@@ -7,6 +7,7 @@ Shapes: n tokens, d model, f neurons, p pathways; inside a pathway: r tokens tha
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -17,10 +18,10 @@ from torch import Tensor
 from kernels.cpu import loops
 from kernels.cpu.amx_tiles import TILE, begin_tiles, end_tiles, pack_hidden, pack_left, pack_rows
 from kernels.cpu.compiled import njit
-from kernels.cpu.memory import bytes_at, call_for_int, floats, halves, keep, narrow, numbers
+from kernels.cpu.memory import bytes_at, floats, halves, keep, narrow, numbers
 from kernels.cpu.operands import add_products, aligned, pack_pairs, pack_some, tiles_2_2, up, whole, whole_rows
 from kernels.cpu.pointwise import CODES, activate_and_derive
-from kernels.cpu.rows import MEMBERS, address, as_float, contiguous, packed, run, team_size, told
+from kernels.cpu.rows import MEMBERS, address, as_float, contiguous, packed, run, take_part, team_size
 from kernels.reference import Gradients
 
 
@@ -65,19 +66,20 @@ def backward_tiles(a, thread, threads):
     X, GRAD, weights and their gradients are bfloat16.
     """
     n, d, n_pathways = a[loops.N], a[loops.D], a[loops.P]
-    f, gated, wide, block = a[loops.OFFSETS + n_pathways], a[loops.W_GATE] != 0, whole(d), whole(n)
+    f, gated, wide = a[loops.OFFSETS + n_pathways], a[loops.W_GATE] != 0, whole(d)
     chosen, gates = carray(bytes_at(a[loops.CHOSEN]), (n, n_pathways)), carray(floats(a[loops.GATES]), (n, n_pathways))
     d_gates = carray(floats(a[loops.D_GATES]), (n, n_pathways))
     d_x = carray(floats(a[loops.D_X] + 4 * thread * n * d), (n, d))
     b_in, b_gate = numbers(a[loops.B_IN], f, 2), numbers(a[loops.B_GATE], f, 2)
-    neurons = 0
-    for p in range(n_pathways):
+    neurons, block, tokens = 0, 0, np.empty(n, np.int64)
+    for p in range(thread, n_pathways, threads):
         neurons = max(neurons, whole(a[loops.OFFSETS + p + 1] - a[loops.OFFSETS + p]))
+        block = max(block, whole(loops.tokens_of(chosen, p, tokens)))
     copies = np.empty((3, neurons * wide + 32), np.uint16)
     operands = np.empty((4, block * wide + 32), np.uint16)  # inputs and gradients, as columns and in pairs
     lefts, hidden = np.empty((3, block * 32 + 32), np.uint16), np.empty((2, block * neurons + 32), np.uint16)
     right, gathered = np.empty(neurons * wide + 32, np.uint16), np.empty(32 * wide + 32, np.uint16)
-    zeros, tokens, squares = np.zeros(d, np.uint16), np.empty(n, np.int64), np.empty(5 * 1024 + 16, np.float32)
+    zeros, squares = np.zeros(d, np.uint16), np.empty(5 * 1024 + 16, np.float32)
     g, dg, ones = np.empty(block, np.float32), np.empty(block, np.float32), np.ones(16, np.float32)
     db_in, db_gate = np.zeros(f, np.float32), np.zeros(f, np.float32)
     x_columns, x_pairs, grad_columns, grad_pairs = (
@@ -159,8 +161,7 @@ def backward_tiles(a, thread, threads):
 
 
 def backward_tiles_member(arguments):
-    a = told(arguments)
-    backward_tiles(a, np.int64(call_for_int(a[loops.THREAD])), np.int64(call_for_int(a[loops.THREADS])))
+    take_part(backward_tiles, arguments)
 
 
 MEMBERS[backward_tiles] = backward_tiles_member
@@ -180,7 +181,9 @@ def amx_backward(
     activation: str,
 ) -> Gradients:
     """The gradients of `kernels.cpu.amx.amx_forward`, as `kernels.cpu.grouped_backward` gives them."""
-    (n, d), p, team = x.shape, len(offsets) - 1, team_size()
+    (n, d), p = x.shape, len(offsets) - 1
+    most, neurons = int(chosen.sum(0).max()), max(b - a for a, b in pairwise(offsets))
+    team = team_size(bytes_each=4 * n * d + 8 * most * d + 4 * most * neurons + 8 * neurons * d)
     inputs = [contiguous(t) for t in (x, W_in, b_in, W_gate, b_gate, W_out)]
     held = (*inputs, as_float(gates), chosen.contiguous(), contiguous(grad))
 

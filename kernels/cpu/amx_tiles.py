@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from kernels.cpu.memory import I32, I64, intrinsic
+from kernels.cpu.memory import I32, I64, intrinsic, void
 from kernels.cpu.vectors import LANES, VECTOR
 
 BYTE, SHORT = ir.IntType(8), ir.IntType(16)
@@ -35,10 +35,6 @@ def _call(builder, name, *arguments):
 
 def _at(builder, address, steps, step):
     return builder.add(address, builder.mul(step, I64(steps))) if steps else address
-
-
-def _void(arguments):
-    return types.void(*[types.int64] * arguments)
 
 
 @intrinsic
@@ -101,7 +97,7 @@ def products(n_left: int, n_right: int) -> Callable:
                 _call(builder, "tilestored64", BYTE(cell), _pointer(builder, target), out_row)
             return context.get_dummy_value()
 
-        return _void(10), codegen
+        return void(10), codegen
 
     return tile
 
@@ -156,7 +152,7 @@ def pack_tokens(typing_context, table, d, out):
             _store_tile(builder, _transposed(builder, vectors), builder.add(out, builder.mul(i, I64(32))))
         return context.get_dummy_value()
 
-    return _void(3), codegen
+    return void(3), codegen
 
 
 @intrinsic
@@ -182,7 +178,7 @@ def pack_rows(typing_context, rows, d, out, step):
                     builder.store(_shuffled(builder, a, b, order), there, align=4)
         return context.get_dummy_value()
 
-    return _void(4), codegen
+    return void(4), codegen
 
 
 def _rounded(builder, value):
@@ -211,7 +207,7 @@ def pack_hidden(typing_context, u, u_row, gates, out):
         _store_tile(builder, _transposed(builder, words), out)
         return context.get_dummy_value()
 
-    return _void(4), codegen
+    return void(4), codegen
 
 
 @intrinsic
@@ -232,7 +228,7 @@ def pack_left(typing_context, u, out):
             builder.store(_shuffled(builder, halves[0], halves[1], order), target, align=4)
         return context.get_dummy_value()
 
-    return _void(2), codegen
+    return void(2), codegen
 
 
 @intrinsic
@@ -245,4 +241,4 @@ def add_row(typing_context, target, source):
             builder.store(builder.fadd(builder.load(here, align=4), builder.load(more, align=4)), here, align=4)
         return context.get_dummy_value()
 
-    return _void(2), codegen
+    return void(2), codegen

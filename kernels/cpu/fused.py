@@ -87,7 +87,7 @@ class FusedMLP:
     def __call__(self, x: Tensor, backend: str) -> Tensor:
         """Output [n, d] of x [n, d] by the backend that `fuses` named."""
         n, a = len(x), self.told.copy()
-        team = team_size(self.bytes * min(1.0, n * self.density))
+        team = team_size(self.bytes * min(1.0, n * self.density), 4 * x.numel() if backend == "rows" else 0)
         if backend == "rows" and team > 1:
             return self._by_rows(x, a, team)
         x = x if x.is_contiguous() else x.contiguous()

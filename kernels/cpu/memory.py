@@ -13,6 +13,11 @@ intrinsic: Any = extending.intrinsic  # its stubs ask callers for the typing con
 FLOAT, HALF, I32, I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
 
+def void(arguments: int):
+    """The signature of an intrinsic without result, of so many int64."""
+    return types.void(*[types.int64] * arguments)
+
+
 @intrinsic
 def stay_apart(typing_context):
     """The function that calls this is not copied into others, each of which would be compiled for seconds longer."""

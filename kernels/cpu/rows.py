@@ -24,6 +24,8 @@ from kernels.cpu.rows_backward import backward_loop
 from kernels.cpu.team import gnu_openmp, team_size
 from kernels.reference import Gradients
 
+BEGUN, DONE = 1, 2
+
 
 @register_jitable
 def told(arguments):
@@ -32,14 +34,24 @@ def told(arguments):
     return carray(arguments, (loops.OFFSETS + a[loops.P] + 1,), np.int64)
 
 
-def forward_member(arguments):
+@register_jitable
+def take_part(loop, arguments):
+    """Calls a loop as a thread of a team; behind the offsets each thread says how far it came."""
     a = told(arguments)
-    loops.forward_loop(a, np.int64(call_for_int(a[loops.THREAD])), np.int64(call_for_int(a[loops.THREADS])))
+    thread, threads = np.int64(call_for_int(a[loops.THREAD])), np.int64(call_for_int(a[loops.THREADS]))
+    said = carray(arguments, (a.shape[0] + threads,), np.int64)
+    said[a.shape[0] + thread] = BEGUN
+    loop(a, thread, threads)
+    said[a.shape[0] + thread] = DONE
+
+
+# One function for each loop, as numba keeps no compiled closure over a compiled function.
+def forward_member(arguments):
+    take_part(loops.forward_loop, arguments)
 
 
 def backward_member(arguments):
-    a = told(arguments)
-    backward_loop(a, np.int64(call_for_int(a[loops.THREAD])), np.int64(call_for_int(a[loops.THREADS])))
+    take_part(backward_loop, arguments)
 
 
 MEMBERS = {loops.forward_loop: forward_member, backward_loop: backward_member}
@@ -53,13 +65,19 @@ def _member(loop):
 
 
 def run(loop, team: int, arguments: np.ndarray) -> None:
-    """Calls loop(arguments, thread, threads) on a team of threads."""
+    """Calls loop(arguments, thread, threads) on a team of threads; MemoryError if one could not reserve what it needs.
+
+    As with PyTorch's own operations, a process forked after that has to keep to one thread.
+    """
     if team == 1:
         loop(arguments, 0, 1)
     else:
         library, arguments[loops.THREAD], arguments[loops.THREADS] = gnu_openmp()
         assert library is not None, team
-        library.GOMP_parallel(_member(loop).address, arguments.ctypes.data, team, 0)
+        shared = np.concatenate([arguments, np.zeros(team, np.int64)])
+        library.GOMP_parallel(_member(loop).address, shared.ctypes.data, team, 0)
+        if (shared[-team:] == BEGUN).any():  # an exception in a thread is printed and goes no further
+            raise MemoryError(f"A thread of the CPU kernels could not reserve memory; {team} ran, fewer need less.")
 
 
 def packed(arguments: list[int], offsets: Sequence[int]) -> np.ndarray:
@@ -100,7 +118,7 @@ def rows_forward(
     activation: str,
 ) -> Tensor:
     """The same function as `kernels.cpu.grouped_forward`, for float32 and bfloat16, accumulated in float32."""
-    (n, d), team = x.shape, team_size(W_in.nbytes * len(x))
+    (n, d), team = x.shape, team_size(W_in.nbytes * len(x), 4 * x.numel())
     y = torch.zeros(team, n, d)
     # Held here, as the loop knows addresses alone.
     held = (
@@ -127,7 +145,7 @@ def rows_backward(
     activation: str,
 ) -> Gradients:
     """The gradients of `rows_forward` for float32, as `kernels.cpu.grouped_backward` gives them."""
-    (n, d), p, team = x.shape, len(offsets) - 1, team_size()
+    (n, d), p, team = x.shape, len(offsets) - 1, team_size(bytes_each=4 * x.numel())
     inputs = [as_float(t) for t in (x, W_in, b_in, W_gate, b_gate, W_out, gates)]
     held = (*inputs, chosen.contiguous(), as_float(grad))
 

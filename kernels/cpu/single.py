@@ -16,8 +16,8 @@ from numba import carray
 from numba.core import cgutils
 from numba.extending import register_jitable
 
-from kernels.cpu.memory import FLOAT, HALF, I32, I64, floats, intrinsic, stay_apart
-from kernels.cpu.vectors import LANES, VECTOR, ZERO, _add_product, _load, _mask, _splat, _store, _sums_of, _void
+from kernels.cpu.memory import FLOAT, HALF, I32, I64, floats, intrinsic, stay_apart, void
+from kernels.cpu.vectors import LANES, VECTOR, ZERO, add_product, lanes_below, load_lanes, spread, store_lanes, sums_of
 
 WORDS = ir.VectorType(I32, LANES)
 ROWS = 8
@@ -26,7 +26,7 @@ ROWS = 8
 def _wide(builder, row, i, half):
     """The numbers of a row that belong to one step: a vector, or two of bfloat16."""
     if not half:
-        return [_load(builder, row, i, FLOAT)]
+        return [load_lanes(builder, row, i, FLOAT)]
     pairs = builder.load(builder.bitcast(builder.gep(row, [i]), WORDS.as_pointer()), align=2)
     lower = builder.shl(pairs, ir.Constant(WORDS, [16] * LANES))
     upper = builder.and_(pairs, ir.Constant(WORDS, [0xFFFF0000] * LANES))
@@ -41,8 +41,8 @@ def _steps(builder, d, half, step):
     with cgutils.for_range_slice(builder, I64(0), whole, I64(width), inc=True) as (i, _):
         step(i, lambda row: _wide(builder, row, i, half), None)
     with cgutils.for_range_slice(builder, whole, d, I64(LANES), inc=True) as (i, _):
-        mask = _mask(builder, builder.sub(d, i))
-        step(i, lambda row: [_load(builder, row, i, kind, mask)], mask)
+        mask = lanes_below(builder, builder.sub(d, i))
+        step(i, lambda row: [load_lanes(builder, row, i, kind, mask)], mask)
 
 
 def _apart(builder, base, gap, count, kind):
@@ -66,17 +66,17 @@ def dot_tile(n_rows: int, half: bool) -> Callable:
             def step(i, load, mask):
                 vectors = [load(row) for row in w]
                 for part in range(len(vectors[0])):
-                    numbers = _load(builder, token, builder.add(i, I64(part * LANES)), FLOAT, mask)
+                    numbers = load_lanes(builder, token, builder.add(i, I64(part * LANES)), FLOAT, mask)
                     for vector, total in zip(vectors, sums, strict=True):
-                        builder.store(_add_product(builder, vector[part], numbers, builder.load(total)), total)
+                        builder.store(add_product(builder, vector[part], numbers, builder.load(total)), total)
 
             _steps(builder, d, half, step)
-            results = _sums_of(builder, [builder.load(total) for total in sums])
+            results = sums_of(builder, [builder.load(total) for total in sums])
             for k, target in enumerate(_apart(builder, out, out_gap, n_rows, FLOAT)):
                 builder.store(builder.extract_element(results, I32(k)), target)
             return context.get_dummy_value()
 
-        return _void(6), codegen
+        return void(6), codegen
 
     return tile
 
@@ -91,21 +91,21 @@ def sum_tile(n_rows: int, half: bool) -> Callable:
             w = _apart(builder, rows, gap, n_rows, HALF if half else FLOAT)
             target = builder.inttoptr(y, FLOAT.as_pointer())
             factors = _apart(builder, factors, factor_gap, n_rows, FLOAT)
-            scales = [_splat(builder, builder.load(factor)) for factor in factors]
+            scales = [spread(builder, builder.load(factor)) for factor in factors]
 
             def step(i, load, mask):
                 vectors = [load(row) for row in w]
                 for part in range(len(vectors[0])):
                     at = builder.add(i, I64(part * LANES))
-                    total = _load(builder, target, at, FLOAT, mask)
+                    total = load_lanes(builder, target, at, FLOAT, mask)
                     for vector, scale in zip(vectors, scales, strict=True):
-                        total = _add_product(builder, vector[part], scale, total)
-                    _store(builder, total, target, at, mask)
+                        total = add_product(builder, vector[part], scale, total)
+                    store_lanes(builder, total, target, at, mask)
 
             _steps(builder, d, half, step)
             return context.get_dummy_value()
 
-        return _void(6), codegen
+        return void(6), codegen
 
     return tile
 

@@ -1,4 +1,4 @@
-"""Tile products in LLVM vector code, the inside of the compiled loops of `kernels.cpu.loops` and `kernels.cpu.fused`.
+"""Tile products in LLVM vector code, the inside of the compiled loops of `kernels.cpu.loops`.
 
 Rows are named by tables of addresses, so that neither tokens nor neurons are gathered or packed. A tile keeps its sums
 in registers: 4 × 4 of them with 16 lanes reached 140 of the 170 GFLOP/s that MKL reaches in large products on a Xeon
@@ -14,11 +14,10 @@ from collections.abc import Callable
 from itertools import product
 
 from llvmlite import ir
-from numba import types
 from numba.core import cgutils
 
 from kernels.cpu.compiled import MATH
-from kernels.cpu.memory import FLOAT, HALF, I32, I64, intrinsic
+from kernels.cpu.memory import FLOAT, HALF, I32, I64, intrinsic, void
 
 LANES = 16
 
@@ -38,20 +37,20 @@ def _rows(builder, table, count, kind):
     return [builder.inttoptr(builder.load(entry), kind.as_pointer()) for entry in entries]
 
 
-def _mask(builder, left):
+def lanes_below(builder, left):
     """Lanes below `left`."""
     lanes = ir.Constant(ir.VectorType(I64, LANES), list(range(LANES)))
-    return builder.icmp_signed("<", lanes, _splat(builder, left, I64))
+    return builder.icmp_signed("<", lanes, spread(builder, left, I64))
 
 
-def _splat(builder, scalar, kind=FLOAT):
+def spread(builder, scalar, kind=FLOAT):
     vector = ir.VectorType(kind, LANES)
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, I32(0))
     zeros = ir.Constant(ir.VectorType(I32, LANES), [0] * LANES)
     return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), zeros)
 
 
-def _load(builder, row, i, kind, mask=None):
+def load_lanes(builder, row, i, kind, mask=None):
     """Sixteen numbers from the i-th on, those outside the mask as zeros."""
     vector = ir.VectorType(kind, LANES)
     pointer = builder.bitcast(builder.gep(row, [i]), vector.as_pointer())
@@ -69,7 +68,7 @@ def _load(builder, row, i, kind, mask=None):
     return value
 
 
-def _store(builder, value, row, i, mask=None):
+def store_lanes(builder, value, row, i, mask=None):
     pointer = builder.bitcast(builder.gep(row, [i]), VECTOR.as_pointer())
     if mask is None:
         builder.store(value, pointer, align=4)
@@ -79,11 +78,11 @@ def _store(builder, value, row, i, mask=None):
     builder.call(store, [value, pointer, I32(4), mask])
 
 
-def _add_product(builder, a, b, total):
+def add_product(builder, a, b, total):
     return builder.fadd(builder.fmul(a, b, flags=MATH), total, flags=MATH)
 
 
-def _sums_of(builder, vectors):
+def sums_of(builder, vectors):
     """One vector whose lane k is the sum of the k-th of up to sixteen vectors: a tree of shuffles and additions."""
     # What the tree does to the order is found by following the origin of each lane through it.
     origin = [[k] * LANES for k in range(LANES)]
@@ -105,10 +104,6 @@ def _sums_of(builder, vectors):
     return tree[0]
 
 
-def _void(arguments: int):
-    return types.void(*[types.int64] * arguments)
-
-
 def dots(n_rows: int, n_tokens: int, half: bool = False) -> Callable:
     """out[j · stride + t] = row_j · token_t: one tile of an up-projection.
 
@@ -124,9 +119,9 @@ def dots(n_rows: int, n_tokens: int, half: bool = False) -> Callable:
             w, x = _rows(builder, rows, n_rows, kind), _rows(builder, tokens, n_tokens, FLOAT)
 
             def step(i, sums, mask=None):
-                xs = [_load(builder, row, i, FLOAT, mask) for row in x]
-                ws = [_load(builder, row, i, kind, mask) for row in w]
-                return [_add_product(builder, ws[j], xs[t], total) for (j, t), total in zip(cells, sums, strict=True)]
+                xs = [load_lanes(builder, row, i, FLOAT, mask) for row in x]
+                ws = [load_lanes(builder, row, i, kind, mask) for row in w]
+                return [add_product(builder, ws[j], xs[t], total) for (j, t), total in zip(cells, sums, strict=True)]
 
             whole = builder.and_(d, I64(-LANES))
             sums = [cgutils.alloca_once_value(builder, ZERO) for _ in cells]
@@ -138,8 +133,8 @@ def dots(n_rows: int, n_tokens: int, half: bool = False) -> Callable:
             with cgutils.for_range_slice(builder, I64(0), whole, I64(LANES), inc=True) as (i, _):
                 add(i)
             with builder.if_then(builder.icmp_signed("<", whole, d)):
-                add(whole, _mask(builder, builder.sub(d, whole)))
-            total = _sums_of(builder, [builder.load(cell) for cell in sums])
+                add(whole, lanes_below(builder, builder.sub(d, whole)))
+            total = sums_of(builder, [builder.load(cell) for cell in sums])
             few = ir.VectorType(FLOAT, n_tokens)
             for j in range(n_rows):
                 order = [j * n_tokens + t for t in range(n_tokens)]
@@ -148,7 +143,7 @@ def dots(n_rows: int, n_tokens: int, half: bool = False) -> Callable:
                 builder.store(part, builder.bitcast(target, few.as_pointer()), align=4)
             return context.get_dummy_value()
 
-        return _void(5), codegen
+        return void(5), codegen
 
     return tile
 
@@ -170,32 +165,35 @@ def sums(n_out: int, width: int, half: bool = False) -> Callable:
             def columns(first, vectors, mask=None):
                 cells = [(t, builder.add(first, I64(v * LANES)), v) for t, v in product(range(n_out), range(vectors))]
                 totals = [
-                    cgutils.alloca_once_value(builder, _load(builder, targets[t], i, FLOAT, mask)) for t, i, _ in cells
+                    cgutils.alloca_once_value(builder, load_lanes(builder, targets[t], i, FLOAT, mask))
+                    for t, i, _ in cells
                 ]
                 for (t, i, _), total in zip(cells, totals, strict=True):
-                    builder.store(_load(builder, targets[t], i, FLOAT, mask), total)
+                    builder.store(load_lanes(builder, targets[t], i, FLOAT, mask), total)
                 with cgutils.for_range(builder, n) as loop:
                     k = loop.index
                     row = builder.inttoptr(builder.load(_element(builder, rows, k, I64)), kind.as_pointer())
-                    w = [_load(builder, row, builder.add(first, I64(v * LANES)), kind, mask) for v in range(vectors)]
+                    w = [
+                        load_lanes(builder, row, builder.add(first, I64(v * LANES)), kind, mask) for v in range(vectors)
+                    ]
                     start = builder.mul(k, by_row)
                     for t in range(n_out):
                         at = builder.add(start, builder.mul(by_out, I64(t)))
-                        factor = _splat(builder, builder.load(_element(builder, factors, at, FLOAT)))
+                        factor = spread(builder, builder.load(_element(builder, factors, at, FLOAT)))
                         for (row_of, _, v), total in zip(cells, totals, strict=True):
                             if row_of == t:
-                                builder.store(_add_product(builder, factor, w[v], builder.load(total)), total)
+                                builder.store(add_product(builder, factor, w[v], builder.load(total)), total)
                 for (t, i, _), total in zip(cells, totals, strict=True):
-                    _store(builder, builder.load(total), targets[t], i, mask)
+                    store_lanes(builder, builder.load(total), targets[t], i, mask)
 
             wide = I64(width * LANES)
             whole = builder.mul(builder.sdiv(d, wide), wide)
             with cgutils.for_range_slice(builder, I64(0), whole, wide, inc=True) as (i, _):
                 columns(i, width)
             with cgutils.for_range_slice(builder, whole, d, I64(LANES), inc=True) as (i, _):
-                columns(i, 1, _mask(builder, builder.sub(d, i)))
+                columns(i, 1, lanes_below(builder, builder.sub(d, i)))
             return context.get_dummy_value()
 
-        return _void(7), codegen
+        return void(7), codegen
 
     return tile

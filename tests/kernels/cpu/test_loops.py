@@ -13,7 +13,7 @@ def test_shares_of_a_team(make_case, close, monkeypatch, team, gated):
         for thread in range(team):
             loop(told, thread, team)
 
-    monkeypatch.setattr(rows, "team_size", lambda *_: team)
+    monkeypatch.setattr(rows, "team_size", lambda *_, **__: team)
     monkeypatch.setattr(rows, "run", one_after_another)
     case = make_case(n=9, d=20, offsets=(0, 18, 19, 19, 40), gated=gated)
     case = [value.detach() if isinstance(value, torch.Tensor) else value for value in case]

@@ -1,9 +1,13 @@
 """What is particular to the compiled loops beside the parity of all backends (test_ops.py): blocks, chunks, threads."""
 
+import multiprocessing
+
+import numba
+import numpy as np
 import pytest
 import torch
 
-from kernels.cpu import grouped, rows, team
+from kernels.cpu import grouped, loops, rows, team
 
 
 def detached(case) -> list:
@@ -45,3 +49,44 @@ def test_without_gnu_openmp(make_case, close, monkeypatch):
     close(rows.rows_forward(*case), grouped.grouped_forward(*case), torch.float32, "output")
     wanted = grouped.grouped_backward(torch.ones(9, 8), *case)
     close(rows.rows_backward(torch.ones(9, 8), *case).W_in, wanted.W_in, torch.float32, "dW_in")
+
+
+@numba.njit
+def greedy_loop(a, thread, threads):
+    """Reserves more than there is in thread 1, if it is told to."""
+    size = 1 << 58 if a[loops.N] == 1 and thread == 1 else 4
+    a[loops.X + thread] = np.ones(size, np.int64)[0]
+
+
+def greedy_member(arguments):
+    rows.take_part(greedy_loop, arguments)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.skipif(team.gnu_openmp()[0] is None, reason="needs GNU OpenMP")
+def test_a_thread_without_memory_is_an_error(monkeypatch):
+    monkeypatch.setitem(rows.MEMBERS, greedy_loop, greedy_member)
+    arguments = rows.packed([0], (0, 4))
+    rows.run(greedy_loop, 2, arguments)
+    arguments[loops.N] = 1
+    with pytest.raises(MemoryError, match="could not reserve memory; 2 ran"):
+        rows.run(greedy_loop, 2, arguments)
+    with pytest.raises(MemoryError):
+        greedy_loop(arguments, 1, 2)
+
+
+def test_a_process_forked_after_use(make_case, close, threads):
+    case = detached(make_case(n=50, d=40))
+    expected = rows.rows_forward(*case)
+    here, there = multiprocessing.Pipe()
+
+    def child():
+        torch.set_num_threads(1)  # as a DataLoader's worker
+        there.send(rows.rows_forward(*case).tolist())
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    assert here.poll(60), "it hangs"
+    close(torch.tensor(here.recv()), expected, torch.float32, "output")
+    process.join(60)
+    assert process.exitcode == 0
