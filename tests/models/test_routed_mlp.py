@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -237,7 +238,8 @@ def test_the_most_pathways_of_a_token_are_told_where_known(monkeypatch, rule):
     told = []
     run = routed_mlp.routed_mlp
     monkeypatch.setattr(routed_mlp, "routed_mlp", lambda *given, **more: told.append(more) or run(*given, **more))
-    mlp = routed(rule=rule, n_shared=1)
+    mlp = routed(n_shared=1)
+    mlp.router.config = replace(mlp.router.config, rule=rule)  # at run time, as `eval.py frontier` does
     with record_routes(mlp) as routes:
         for k in (2, 3):
             mlp.k = k
