@@ -195,7 +195,7 @@ def measure(
             run = routed(call, router, activation, backend)
         return run, [t for t in router if isinstance(t, Tensor) and t.requires_grad]
 
-    first, router = calls[0], random_router(shape, density, 0)
+    first = calls[0]
     leaves = [t for t in first if isinstance(t, Tensor) and t.requires_grad]
     error = parity(
         functools.partial(call_backend, first, activation, backend),
@@ -203,6 +203,9 @@ def measure(
         leaves,
         shape,
     )
+
+    routers = (random_router(shape, density, seed) for seed in itertools.count())
+    router = next(made for made in routers if decided(first.x, made).any())
 
     def separate() -> Tensor:
         gates, chosen = choose(first.x, router)
