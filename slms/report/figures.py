@@ -184,7 +184,7 @@ def _utilization(axes: Axes, layers: list[Layer]) -> None:
         left = [x - 0.4 + (i + 0.5) * width for i in range(len(loads))]
         axes.bar(left, loads, width, color=COLOURS[0] if x % 2 == 0 else COLOURS[5])
         highest = max(highest, *loads)
-    many = len(layers) > 8
+    many = len(layers) > 4
     for x, layer in enumerate(layers):
         if layer.utilization.value is not None:
             text = f"{100 * layer.utilization.value:.0f}" if many else f"{layer.utilization.value:.0%} of pathways used"
