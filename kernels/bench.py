@@ -36,6 +36,7 @@ from kernels.backends import BACKENDS, GPU_TOKENS, refusal
 from kernels.calibrate import call_backend, one_pass
 from kernels.costs import Shape, machine
 from kernels.dispatch import explain, fuses, prepare_fused
+from kernels.parity import TOLERANCE, decided, parity
 from kernels.rivals import dense_mlp, grouped_mm, scattermoe, scattermoe_runs
 from kernels.router import Router, choose
 from kernels.timing import Call, Spread, capture, random_call, time_together
@@ -49,7 +50,6 @@ SHAPES = {
     "pythia-6.9b": (4096, 16384, False),
     "llama-8b": (4096, 14336, True),
 }
-TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}
 CACHES = 64 << 20  # weights of this many bytes are taken in rotation, so that they come from memory as in a whole model
 WAITING = ("masked", "grouped_mm", "scattermoe")  # no CUDA graph can hold them
 PATHWAYS, HIDDEN = 16, 128
@@ -57,41 +57,6 @@ COLUMNS = (
     "shape dtype pass tokens density backend auto_p50 routed_p20 routed_p50 routed_p80 dense_p50 masked_p50 "
     "grouped_mm_p50 scattermoe_p50 speedup ideal GB/s TFLOP/s roofline error"
 ).split()
-
-
-def parity(
-    actual: Callable[[], Tensor],
-    reference: Callable[[], Tensor],
-    leaves: list[Tensor],
-    shape: Shape,
-    compared: Tensor | slice = slice(None),
-) -> float:
-    """Error of the output; SystemExit if it or a gradient misses the reference by too much.
-
-    compared: the tokens whose outputs are compared.
-    """
-    outcomes = []
-    for forward in (actual, reference):
-        y = forward()
-        grads = torch.autograd.grad(y, leaves, torch.ones_like(y), allow_unused=True) if leaves else ()
-        outcomes.append([y.detach()[compared], *(grad for grad in grads if grad is not None)])
-    errors = []
-    for ours, wanted in zip(*outcomes, strict=True):
-        scale = wanted.float().abs().max().clamp(min=1e-6)
-        errors.append(((ours.float() - wanted.float()).abs().max() / scale).item())
-    # Both sides round once more than either does against exact arithmetic.
-    if not max(errors) <= 2 * TOLERANCE[shape.dtype]:
-        sys.exit(f"parity fails for {shape}: relative errors {errors}; no timings are printed")
-    return errors[0]
-
-
-def decided(x: Tensor, router: Router) -> Tensor:
-    """Tokens [n] whose choice no rounding changes: the last score chosen and the first that is not lie apart."""
-    k, p = router.k, len(router.bias)
-    if k == p:
-        return torch.ones(len(x), dtype=torch.bool, device=x.device)
-    gates = choose(x, router._replace(k=k + 1))[0].topk(k + 1).values  # these rise with the scores
-    return gates[:, k - 1] - gates[:, k] > 1e-4
 
 
 def rotating(runs: list[Callable[[], object]], first: int = 0) -> Callable[[], object]:

@@ -3,7 +3,6 @@
 import csv
 
 import pytest
-import torch
 
 from kernels import bench
 from kernels.costs import Shape
@@ -80,14 +79,6 @@ def test_no_number_where_the_call_with_the_router_is_wrong(tiny, monkeypatch, ca
     with pytest.raises(SystemExit, match="parity fails for Shape"):
         bench.main(["--shapes", "tiny", "--seconds", "0", *tokens])
     assert capsys.readouterr().out == ""
-
-
-def test_ties_are_not_compared():
-    router = bench.random_router(Shape(16, 64, 4, False, "float32", "cpu", False), 0.5, 0)
-    apart = torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
-    assert bench.decided(apart, router).float().mean() > 0.9
-    assert not bench.decided(apart, router._replace(W_out=torch.zeros_like(router.W_out), b_out=router.bias)).any()
-    assert bench.decided(apart, router._replace(k=len(router.bias))).all()
 
 
 @pytest.mark.parametrize(
