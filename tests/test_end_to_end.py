@@ -114,7 +114,7 @@ def test_controls_are_one_flag_each_and_compare_puts_them_side_by_side(routed, t
     assert [read_results(r).run.role for r in (dense, static)] == ["dense", "static"]
     assert read_results(dense).compute.active_fraction == 1.0
     chosen = {layer.layer: [p.load > 0 for p in layer.pathways] for layer in read_results(static).layers}
-    assert all(sum(used) == 4 for used in chosen.values())
+    assert all(sum(used) == 11 for used in chosen.values())
     evaluation.main(["compare", str(dense), str(static), str(routed), f"--output_dir={tmp_path}"])
     table = capsys.readouterr().out
     assert all(word in table for word in ("dense", "static", "routed"))
