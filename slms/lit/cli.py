@@ -190,7 +190,8 @@ class TrainCLI(LightningCLI):
         )
         trainer = super().instantiate_trainer(logger=logger, plugins=[WholeCheckpointIO()], **kwargs)
         profiler = trainer.profiler  # by default it writes to a log that `quiet` has silenced
-        profiler.dirpath, profiler.filename = profiler.dirpath or place, profiler.filename or "profile"
+        if trainer.is_global_zero:  # whose clock names the directory; another's may stand a second later
+            profiler.dirpath, profiler.filename = profiler.dirpath or place, profiler.filename or "profile"
         return trainer
 
     def fit(self) -> None:
