@@ -35,7 +35,8 @@ def make_base(folder: Path) -> None:
 def flags(folder: Path, name: str, *more: str) -> list[str]:
     """Arguments of train.py for six steps of 8 blocks, a checkpoint every second one."""
     return ["--config=routed_tinystories.yaml", f"--model.base.name={folder / 'base'}", "--model.base.tokenizer=null",
-            "--model.routing={n_pathways: 4, k: 2, every_n_layers: 2, last_layer: -1}", "--model.calibration_tokens=512",
+            "--model.routing={n_pathways: 4, k: 2, every_n_layers: 2, last_layer: -1}",
+            "--model.calibration_tokens=512",
             "--data.corpus.name=stories", "--data.block_size=32", "--data.batch_size=8", "--data.train_tokens=4096",
             "--data.epoch_tokens=1536", "--data.val_tokens=480", "--trainer.max_epochs=1", "--trainer.accelerator=cpu",
             "--trainer.log_every_n_steps=1", "--checkpoint.every_n_train_steps=2", "--results.random_model=false",
