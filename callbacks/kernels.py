@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kernels.dispatch import forget_choices
-from slms.lit.calibrate import calibrate_kernels
+from slms.measure.kernels import calibrate_kernels
 
 log = logging.getLogger(__name__)
 

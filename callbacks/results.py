@@ -16,6 +16,8 @@ from slms.data.module import TextData
 from slms.data.text import EMBEDDED
 from slms.lit.language_model import LanguageModel
 from slms.lit.strategies import whole
+from slms.measure.pathways import measure, random_model
+from slms.measure.schema import Base, Data, Results, Role, Run
 from slms.models.flops import flops_per_token
 from slms.models.io import save_model
 from slms.models.source import BaseConfig, resolve
@@ -23,10 +25,8 @@ from slms.report.assemble import assemble
 from slms.report.card import run_card
 from slms.report.facts import command_line, config_digest, hardware, versions
 from slms.report.figures import monosemanticity_figure
-from slms.report.measure import measure, random_model
 from slms.report.palette import write_figure
 from slms.report.results import FIGURE_FILE, write_results
-from slms.report.schema import Base, Data, Results, Role, Run
 from slms.report.tables import closing_table
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from callbacks.parts import language_model, text_data
 from callbacks.tensorboard import log_layers
 from slms.lit.language_model import LanguageModel
+from slms.measure.pathways import PathwayTables
+from slms.measure.schema import Layer
 from slms.models.routed_mlp import record_routes, routed_layers
 from slms.report.describe import describe_labels
-from slms.report.measure import PathwayTables
-from slms.report.schema import Layer
 
 
 class Specialization(Callback):

@@ -7,10 +7,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
+from slms.measure.schema import Labels, Layer, Results
 from slms.report.figures import utilization_figure
 from slms.report.heatmap import heatmap_figure
 from slms.report.reading import preferred_class, visible
-from slms.report.schema import Labels, Layer, Results
 
 
 def writers(trainer: Trainer) -> Iterator[SummaryWriter]:

@@ -4,8 +4,8 @@ import pytest
 
 from callbacks import CALLBACKS
 from slms.cli import Parser
-from slms.lit.calibrate import KernelOptions
 from slms.lit.cli import _Parser
+from slms.measure.kernels import KernelOptions
 
 
 def evaluation() -> Parser:

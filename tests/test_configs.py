@@ -8,9 +8,9 @@ import yaml
 from transformers import GPTNeoXConfig
 
 from callbacks import CALLBACKS, CODER_CALLBACKS
-from slms.data.activations import ActivationData
 from slms.lit.cli import TrainCLI, trains_coders
 from slms.lit.sparse_autoencoder import SparseAutoencoder
+from slms.models.activation_stream import ActivationData
 from slms.models.base import BaseConfig, init_base
 from slms.models.routed_mlp import routed_layers
 

@@ -8,11 +8,11 @@ import torch
 from tqdm.auto import tqdm
 
 from slms.commands.subject import open_model
-from slms.data.capture import SITES, Text, corpus_texts, windows
-from slms.data.capture import capture as write_capture
 from slms.data.probes import MANIFEST, read_tasks
 from slms.data.text import EMBEDDED
 from slms.models.anatomy import list_layers, named_layers
+from slms.models.capture import SITES, Text, corpus_texts, windows
+from slms.models.capture import capture as write_capture
 from slms.report.artifacts import artifact_directory
 from slms.report.facts import command_line
 from slms.report.tables import amount

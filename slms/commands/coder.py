@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from slms.commands.subject import Subject, open_subject
-from slms.data.sites import Site, find_pair, find_site, read_sites, site_of_hook
-from slms.lit.evaluate import batches
+from slms.measure.passes import batches
+from slms.models.sites import Site, find_pair, find_site, read_sites, site_of_hook
 from slms.sae.base import Coder
 from slms.sae.export import load
 

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from slms.files import write_atomic
+from slms.plain import to_plain
 from slms.report.environment import Environment, Package, is_complete, look
-from slms.report.plain import to_plain
 from slms.report.tables import text_table
 
 

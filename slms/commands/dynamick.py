@@ -13,8 +13,7 @@ from transformers import PreTrainedModel
 
 from kernels.costs import machine
 from slms.commands.subject import Subject, open_model, open_subject, run_base, short_name
-from slms.lit.calibrate import KernelOptions, calibrate_kernels
-from slms.lit.frontier import (
+from slms.measure.frontier import (
     DENSE_RULES,
     ROUTED_RULES,
     Quality,
@@ -27,7 +26,8 @@ from slms.lit.frontier import (
     set_routed_rule,
     under_rule,
 )
-from slms.lit.speed import Pair, compare_speed
+from slms.measure.kernels import KernelOptions, calibrate_kernels
+from slms.measure.speed import Pair, compare_speed
 from slms.models.anatomy import find_mlps, read_mlp
 from slms.models.base import load_base
 from slms.models.dynamic import LEVELS

@@ -7,8 +7,11 @@ import torch
 from tqdm.auto import tqdm
 
 from slms.commands.coder import OpenCoder, coder_directories, open_coder, special_ids
-from slms.data.sites import Site, read_sites
+from slms.measure.carriers import Carried, PathwayCarriers, carrying_layers
+from slms.measure.features import ContextReader, LatentReader, neighbours, read_uses
+from slms.measure.logit_effects import METHOD, Effects, logit_effects, written
 from slms.models.anatomy import find_mlps
+from slms.models.sites import Site, read_sites
 from slms.report.artifacts import artifact_directory, write_csv
 from slms.report.describe_carriers import carriers_figure, describe_layer_carriers
 from slms.report.describe_features import (
@@ -25,9 +28,6 @@ from slms.report.feature_tables import COLUMNS, PATHWAY_COLUMNS, feature_rows, p
 from slms.report.palette import write_figure
 from slms.report.reading import shorten
 from slms.sae.baselines import FixedCoder
-from slms.sae.carriers import Carried, PathwayCarriers, carrying_layers
-from slms.sae.features import ContextReader, LatentReader, neighbours, read_uses
-from slms.sae.logits import METHOD, Effects, logit_effects, written
 
 LINEARISED = 64  # tokens at which the final norm is linearised
 

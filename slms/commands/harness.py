@@ -7,8 +7,8 @@ import torch
 from transformers import PreTrainedModel
 
 from slms.commands.subject import open_model, open_subject
-from slms.lit.frontier import set_budget, set_routed_rule, under_rule
-from slms.metrics.harness import TaskScore, installed, score
+from slms.measure.frontier import set_budget, set_routed_rule, under_rule
+from slms.measure.harness import TaskScore, installed, score
 from slms.models.dynamic import masking
 from slms.models.routed_mlp import routed_layers
 from slms.report.artifacts import artifact_directory, write_csv, write_json

@@ -5,7 +5,9 @@ import time
 from pathlib import Path
 
 from slms.commands.subject import open_subject, run_base, short_name
-from slms.lit.evaluate import document_loss
+from slms.measure.passes import document_loss
+from slms.measure.pathways import measure, random_model
+from slms.measure.schema import Base, Data, Run
 from slms.models.base import load_base
 from slms.models.flops import flops_per_token
 from slms.models.routed_mlp import routed_layers
@@ -13,10 +15,8 @@ from slms.models.source import resolve
 from slms.report.assemble import assemble
 from slms.report.facts import command_line, hardware, versions
 from slms.report.figures import monosemanticity_figure
-from slms.report.measure import measure, random_model
 from slms.report.palette import write_figure
 from slms.report.results import FIGURE_FILE, RESULTS_FILE, write_results
-from slms.report.schema import Base, Data, Run
 from slms.report.tables import closing_table
 
 

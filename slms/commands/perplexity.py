@@ -6,7 +6,7 @@ from pathlib import Path
 
 from slms.commands.subject import open_subject
 from slms.files import write_atomic
-from slms.lit.evaluate import document_loss
+from slms.measure.passes import document_loss
 
 
 def perplexity(

@@ -6,10 +6,10 @@ from tqdm.auto import tqdm
 
 from slms.commands.subject import open_model, short_name
 from slms.data.probes import MANIFEST, read_tasks
-from slms.lit.probes import margins, n_forwards
+from slms.measure.pathways import random_model
+from slms.measure.probes import margins, n_forwards
 from slms.report.artifacts import artifact_directory, write_csv, write_json
 from slms.report.facts import command_line
-from slms.report.measure import random_model
 from slms.report.palette import write_figure
 from slms.report.probes import ProbeRow, probe_figure, probe_row, probe_table
 

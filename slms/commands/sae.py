@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from slms.commands.coder import OpenCoder, coder_directories, open_coder, special_ids
 from slms.commands.subject import short_name
 from slms.data.text import Blocks, BlockSpec, load_blocks
-from slms.lit.evaluate import batches
+from slms.measure.passes import batches
 from slms.metrics.functional import Score
 from slms.metrics.latents import LatentCounts
 from slms.models.base import random_twin

@@ -14,11 +14,11 @@ from slms.commands.subject import open_model
 from slms.data.probes import MANIFEST, Item, Task, read_tasks
 from slms.data.prompts import prompt_blocks
 from slms.data.text import EMBEDDED, documents
+from slms.measure.sparsity import STEPS, Sparsity, measure_sparsity
 from slms.metrics.functional import ActivationSparsity
 from slms.models.anatomy import list_layers, named_layers
 from slms.report.artifacts import artifact_directory, write_csv, write_json
 from slms.report.facts import command_line
-from slms.report.sparsity import STEPS, Sparsity, measure_sparsity
 from slms.report.tables import number, share, text_table
 
 DTYPES = {"auto": None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from slms.lit.evaluate import document_loss, token_nll
 from slms.lit.optim import OptimizerConfig, build_optimizer, lr_share
 from slms.lit.strategies import shard
+from slms.measure.passes import document_loss, token_nll
 from slms.metrics.loss import DocumentLoss
 from slms.models.activations import mlp_outputs
 from slms.models.base import BaseConfig, load_base

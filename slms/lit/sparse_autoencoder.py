@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
-from slms.data.sites import find_pair, hf_name, site_width
 from slms.models.base import BaseConfig, load_base
+from slms.models.sites import find_pair, hf_name, site_width
 from slms.sae.base import Losses
 from slms.sae.evaluate import Used, measure
 from slms.sae.export import Provenance, save

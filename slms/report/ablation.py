@@ -14,15 +14,15 @@ from matplotlib.image import AxesImage
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from slms.data.sites import Site, read_sites
 from slms.data.text import Blocks
-from slms.lit.ablation import ClassSums, Losses, ablate, whole_losses
-from slms.lit.evaluate import batches
+from slms.measure.ablation import ClassSums, Losses, ablate, whole_losses
+from slms.measure.passes import batches
 from slms.metrics.communities import leiden
 from slms.metrics.functional import coactivation
 from slms.metrics.functional.causal import CausalScore, causal_specialization
 from slms.models.anatomy import find_mlps
 from slms.models.routed_mlp import RoutedMLP
+from slms.models.sites import Site, read_sites
 from slms.report.heatmap import name_cells
 from slms.report.palette import LABEL, TICK, TITLE, new_figure
 from slms.report.tables import number, text_table

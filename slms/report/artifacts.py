@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from slms.files import write_atomic
-from slms.report.plain import to_plain
+from slms.plain import to_plain
 
 
 def artifact_directory(output_dir: str | Path, command: str, subject: str) -> Path:

@@ -3,11 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
+from slms.measure.pathways import Measurement, losses_of
+from slms.measure.schema import Base, Compute, Data, Estimate, Layer, Results, Run
 from slms.metrics.loss import DocumentLoss
 from slms.models.flops import Flops
-from slms.report.measure import Measurement, losses_of
 from slms.report.results import legacy_block
-from slms.report.schema import Base, Compute, Data, Estimate, Layer, Results, Run
 
 
 def assemble(

@@ -3,8 +3,8 @@
 from huggingface_hub import EvalResult
 from transformers import PreTrainedModel
 
+from slms.measure.schema import Loss, Results
 from slms.models.card import model_card, portable
-from slms.report.schema import Loss, Results
 from slms.report.tables import number, share
 
 

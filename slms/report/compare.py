@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from slms.files import write_atomic
+from slms.measure.schema import Results
 from slms.metrics.functional.intervals import Interval, paired_difference
 from slms.report.palette import COLOURS, GREY, MARKERS, TICK, dress, new_figure, write_figure
 from slms.report.reading import shorten
 from slms.report.results import read_results
-from slms.report.schema import Results
 from slms.report.tables import amount, interval, number, text_table
 
 

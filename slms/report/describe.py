@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from slms.data.text import Blocks
+from slms.measure.schema import Estimate, Labels, Layer, Pathway, Token
 from slms.metrics.functional import Score
 from slms.metrics.pathways import FamilyScores, LayerScores, PathwayCounts
-from slms.report.schema import Estimate, Labels, Layer, Pathway, Token
 
 TOP_TOKENS = 10  # as many as the sources list
 TOKEN = "token"  # the family of token ids, beside the label families

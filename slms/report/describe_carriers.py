@@ -1,4 +1,4 @@
-"""What pathways carry, from `slms.sae.carriers` to the content of `features.json` and its figure.
+"""What pathways carry, from `slms.measure.carriers` to the content of `features.json` and its figure.
 
 Shapes: p pathways, s latents.
 """
@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from slms.measure.carriers import Carried
 from slms.report.describe import finite
 from slms.report.feature_schema import Carrier, LayerCarriers, PathwayFeatures
 from slms.report.palette import LABEL, TICK, TITLE, new_figure
-from slms.sae.carriers import Carried
 
 SHOWN = 20
 SATURATED = 0.9  # of the features' largest parts; the colours of the others tell them apart

@@ -14,6 +14,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from slms.data.text import Blocks
+from slms.measure.carriers import Carried
+from slms.measure.features import BINS_AN_OCTAVE, OCTAVES, Context, LatentReader
+from slms.measure.logit_effects import Effects
+from slms.measure.pathways import token_texts
 from slms.metrics.communities import Modularity, modularity
 from slms.metrics.functional import Score
 from slms.report.describe import describe_labels, estimate, finite
@@ -28,10 +32,6 @@ from slms.report.feature_schema import (
     Preference,
     UseContext,
 )
-from slms.report.measure import token_texts
-from slms.sae.carriers import Carried
-from slms.sae.features import BINS_AN_OCTAVE, OCTAVES, Context, LatentReader
-from slms.sae.logits import Effects
 
 MOST_IN_GRAPH = 4096  # features; the graph has as many rows and columns
 FEWEST_USES = 10  # among the sampled tokens, to be placed in the graph

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from slms.report.schema import Estimate
+from slms.measure.schema import Estimate
 
 FEATURES_VERSION = 1
 

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from slms.measure.schema import Estimate, Layer, Results
 from slms.report.palette import COLOURS, GREY, LABEL, MARKERS, PALE, TICK, TITLE, dress, layer_ticks, new_figure
 from slms.report.reading import families, preferred_class, top_pathways, visible
-from slms.report.schema import Estimate, Layer, Results
 
 TABLE_ROWS = 20
 TABLE_CHARACTERS = 52  # monospaced characters that the token column holds

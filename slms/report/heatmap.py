@@ -6,9 +6,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from slms.measure.schema import Labels, Layer
 from slms.report.palette import LABEL, TICK, TITLE, new_figure
 from slms.report.reading import preferred_class, visible
-from slms.report.schema import Labels, Layer
 
 LIMIT = 3.0  # colours saturate at a lift of 2³ = 8 and of 1/8
 MOST_CLASSES = 24  # the commonest ones; a heatmap of more is not readable

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from slms.data.probes import Task
-from slms.lit.probes import Margins
+from slms.measure.probes import Margins
 from slms.metrics.functional.intervals import proportion
 from slms.report.palette import COLOURS, GREY, PALE, TICK, TITLE, dress, new_figure
 from slms.report.tables import interval, number, text_table

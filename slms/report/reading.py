@@ -4,7 +4,7 @@ import math
 import re
 from functools import cache
 
-from slms.report.schema import Estimate, Layer, Pathway, Results
+from slms.measure.schema import Estimate, Layer, Pathway, Results
 
 MARKS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}  # a token's whitespace is part of it: show it
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from slms.files import write_atomic
-from slms.report.plain import from_plain, to_plain
-from slms.report.schema import SCHEMA_VERSION, Layer, LegacyLayer, Results
+from slms.measure.schema import SCHEMA_VERSION, Layer, LegacyLayer, Results
+from slms.plain import from_plain, to_plain
 
 RESULTS_FILE = "llm_routing_results.json"
 FIGURE_FILE = "llm_monosemanticity.png"

@@ -33,14 +33,14 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
 from slms.data.text import Blocks
-from slms.lit.evaluate import document_loss
+from slms.measure.passes import document_loss
+from slms.measure.pathways import random_model
+from slms.measure.specialization import Place, Progress, measure_units
+from slms.measure.units import NeuronReader
 from slms.metrics.functional.trend import FEWEST, Trend, trend
 from slms.report.artifacts import write_json
-from slms.report.measure import random_model
 from slms.report.palette import COLOURS, GREY, LABEL, TICK, TITLE, dress, new_figure
-from slms.report.specialization import Place, Progress, measure_units
 from slms.report.tables import amount, interval, number, text_table
-from slms.report.units import NeuronReader
 
 METRICS = ("AS", "SI pos", "SI semantic", "Q")
 

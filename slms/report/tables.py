@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from slms.measure.schema import Estimate, Loss, Results
 from slms.report.reading import families, visible
-from slms.report.schema import Estimate, Loss, Results
 
 WIDTH = 100
 FAMILIES_A_TABLE = 3

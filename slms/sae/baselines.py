@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slms.data.sites import Site
+from slms.models.sites import Site
 from slms.sae.base import Coder
 from slms.sae.coders import build_coder
 from slms.sae.config import CoderConfig

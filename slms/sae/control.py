@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedModel
 
-from slms.data.activations import ActivationStream, BufferConfig
-from slms.data.harvest import Harvest
 from slms.data.module import BlockOrder
-from slms.data.sites import Site
+from slms.models.activation_stream import ActivationStream, BufferConfig
+from slms.models.harvest import Harvest
+from slms.models.sites import Site
 from slms.sae.config import CoderConfig
 from slms.sae.fit import fit
 from slms.sae.trainee import CoderSpec, Trainee

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from slms.data.sites import Replace, Site, read_sites, replaced
+from slms.models.sites import Replace, Site, read_sites, replaced
 from slms.sae.quality import CoderQuality
 from slms.sae.sparse import Picks
 

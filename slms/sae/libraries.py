@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slms.data.sites import Site
+from slms.models.sites import Site
 from slms.sae.config import CoderConfig
 from slms.sae.fit import fit
 from slms.sae.optim import CoderOptimizerConfig

@@ -27,10 +27,10 @@ from jsonargparse import auto_cli
 from torch import Tensor
 
 from slms.cli import Parser, one_line_errors
-from slms.data.sites import find_site, read_sites
 from slms.data.text import BlockSpec, load_blocks
 from slms.files import write_atomic
 from slms.models.base import load_base
+from slms.models.sites import find_site, read_sites
 from slms.report.tables import text_table
 from slms.sae.libraries import LIBRARIES, PACKAGES, Kind, Recipe, Task, Trained
 

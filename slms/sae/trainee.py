@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from slms.data.sites import Site
+from slms.models.sites import Site
 from slms.sae.base import Losses
 from slms.sae.coders import BatchTopK, build_coder
 from slms.sae.config import CoderConfig

@@ -7,7 +7,7 @@ import torch
 
 import slms
 from callbacks import ResultsWriter
-from slms.lit.evaluate import document_loss
+from slms.measure.passes import document_loss
 from slms.models.flops import flops_per_token
 from slms.report.results import FIGURE_FILE, RESULTS_FILE, read_results
 from slms.report.tables import closing_table

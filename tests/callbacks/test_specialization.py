@@ -6,9 +6,9 @@ import pytest
 
 from callbacks import Specialization
 from callbacks.specialization import log_values
-from slms.report.measure import measure
+from slms.measure.pathways import measure
+from slms.measure.schema import Estimate
 from slms.report.metrics_csv import METRICS_FILE, read_rows
-from slms.report.schema import Estimate
 
 
 def test_logged_numbers_are_those_that_a_pass_of_its_own_measures(fit):

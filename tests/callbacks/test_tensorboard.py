@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from callbacks.tensorboard import flatten, top_token_table
-from slms.report.schema import Token
+from slms.measure.schema import Token
 
 
 def test_no_token_breaks_the_table(fit):

@@ -7,9 +7,9 @@ import torch
 
 import eval as evaluation
 import slms
-from slms.data.capture import read_capture
 from slms.models.activations import neuron_activations
 from slms.models.base import BaseConfig, load_base
+from slms.models.capture import read_capture
 from slms.models.io import save_model
 
 

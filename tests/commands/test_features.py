@@ -13,9 +13,9 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFas
 import slms
 from slms.commands.coder import open_coder
 from slms.commands.features import features
+from slms.plain import from_plain
 from slms.report.feature_schema import FeatureResults
 from slms.report.feature_tables import COLUMNS, PATHWAY_COLUMNS
-from slms.report.plain import from_plain
 from slms.sae.baselines import random_coder
 from slms.sae.export import Provenance, load, save
 

@@ -12,13 +12,13 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFas
 from callbacks.coders import CoderWriter
 from slms.commands.coder import open_coder
 from slms.commands.sae import sae
-from slms.data.activations import ActivationData, BufferConfig
-from slms.data.sites import read_sites
 from slms.data.text import CorpusConfig
-from slms.lit.evaluate import batches
 from slms.lit.sparse_autoencoder import SparseAutoencoder
+from slms.measure.passes import batches
 from slms.metrics.functional import specialization_index
+from slms.models.activation_stream import ActivationData, BufferConfig
 from slms.models.base import BaseConfig
+from slms.models.sites import read_sites
 from slms.report.artifacts import artifact_directory
 from slms.sae.config import CoderConfig
 from slms.sae.export import load

@@ -7,9 +7,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.testing import assert_close
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFast
 
-from slms.data.activations import ActivationData, BufferConfig
 from slms.data.text import CorpusConfig
 from slms.lit.sparse_autoencoder import SparseAutoencoder
+from slms.models.activation_stream import ActivationData, BufferConfig
 from slms.models.base import BaseConfig
 from slms.sae.config import CoderConfig
 from slms.sae.evaluate import measure

@@ -4,8 +4,7 @@ import random
 
 import pytest
 
-from slms.report.results import legacy_block
-from slms.report.schema import (
+from slms.measure.schema import (
     Base,
     Compute,
     Data,
@@ -20,6 +19,7 @@ from slms.report.schema import (
     Run,
     Token,
 )  # fmt: skip
+from slms.report.results import legacy_block
 
 WORDS = ' the| a|.|,| and| was| little| girl| said|\n| dog| happy| ran| park| Once| upon| to| her|"| Tom|ing'.split("|")
 WORDS += [" wonderful", " butterflies", " internationalisation"]

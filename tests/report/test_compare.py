@@ -8,9 +8,9 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from slms.measure.schema import DocumentSums
 from slms.report.compare import compare, write_comparison
 from slms.report.results import write_results
-from slms.report.schema import DocumentSums
 
 
 @pytest.fixture

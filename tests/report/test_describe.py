@@ -7,8 +7,8 @@ import torch
 
 from slms.metrics.functional import Score
 from slms.metrics.pathways import PathwayCounts
+from slms.plain import to_plain
 from slms.report.describe import describe_layer, estimate, finite
-from slms.report.plain import to_plain
 
 
 def test_estimate_drops_what_is_not_finite():

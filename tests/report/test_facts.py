@@ -2,8 +2,8 @@
 
 import hashlib
 
+from slms.plain import from_plain
 from slms.report.facts import command_line, config_digest, hardware, versions
-from slms.report.plain import from_plain
 
 
 def test_command_line_can_be_typed_again():

@@ -10,10 +10,10 @@ from html.parser import HTMLParser
 
 import pytest
 
+from slms.measure.schema import Estimate
+from slms.plain import from_plain
 from slms.report.feature_page import feature_json, page, write_features
 from slms.report.feature_schema import Feature, FeatureFamily, FeatureResults, Preference, UseContext
-from slms.report.plain import from_plain
-from slms.report.schema import Estimate
 
 HOSTILE = [
     "</script><script>alert(1)</script>",

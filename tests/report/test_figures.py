@@ -6,9 +6,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
+from slms.measure.schema import Estimate, Token
 from slms.report.figures import TABLE_ROWS, monosemanticity_figure
 from slms.report.palette import write_figure
-from slms.report.schema import Estimate, Token
 
 
 def text_boxes(figure):

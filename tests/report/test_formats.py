@@ -11,8 +11,9 @@ import pytest
 
 from callbacks.specialization import log_values
 from slms.commands.sparsity import COLUMNS as SPARSITY_COLUMNS
-from slms.data.capture import COLUMNS as CAPTURE_COLUMNS
-from slms.report import feature_schema, feature_tables, schema
+from slms.measure import schema
+from slms.models.capture import COLUMNS as CAPTURE_COLUMNS
+from slms.report import feature_schema, feature_tables
 from slms.report.ablation import CellRow, LayerRow
 from slms.report.coder_tables import COLUMNS
 from slms.report.compare import ComparedRun

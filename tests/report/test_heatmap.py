@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from slms.measure.schema import Estimate, Labels, Layer, Pathway
 from slms.report.heatmap import heatmap_figure, lift_rows
-from slms.report.schema import Estimate, Labels, Layer, Pathway
 
 LABELS = Labels(1.0, {"noun": 0.5, "verb": 0.25, "rare": 0.25})
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from slms.measure.schema import Pathway
 from slms.report.reading import families, preferred_class, shorten, top_pathways, visible
-from slms.report.schema import Pathway
 
 
 @pytest.mark.parametrize(

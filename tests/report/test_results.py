@@ -6,9 +6,9 @@ import statistics
 
 import pytest
 
-from slms.report.plain import to_plain
+from slms.measure.schema import Token
+from slms.plain import to_plain
 from slms.report.results import RESULTS_FILE, legacy_block, read_results, write_results
-from slms.report.schema import Token
 
 
 def test_round_trip(results_factory, tmp_path):

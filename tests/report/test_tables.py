@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from slms.report.schema import Estimate
+from slms.measure.schema import Estimate
 from slms.report.tables import WIDTH, amount, closing_table, interval, number, share, text_table
 
 

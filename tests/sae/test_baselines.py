@@ -3,7 +3,7 @@
 import torch
 from torch.testing import assert_close
 
-from slms.data.sites import Site
+from slms.models.sites import Site
 from slms.sae.baselines import PCA, random_coder
 
 A, B = Site("mlp_in", 0), Site("mlp_out", 0)

@@ -2,7 +2,7 @@
 
 import torch
 
-from slms.data.sites import Site
+from slms.models.sites import Site
 from slms.sae.config import CoderConfig
 from slms.sae.fit import fit
 from slms.sae.optim import CoderOptimizerConfig

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from slms.data.sites import find_site, read_sites
 from slms.models.base import load_base
+from slms.models.sites import find_site, read_sites
 from slms.sae import peers
 from slms.sae.libraries import Trained
 from tests.processes import make_base

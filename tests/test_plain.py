@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
-from slms.report.plain import from_plain, to_plain
+from slms.plain import from_plain, to_plain
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from slms.data.sites import read_sites
 from slms.data.text import Blocks
-from slms.lit.evaluate import batches
+from slms.measure.examples import BestUses, Kept
+from slms.measure.passes import batches
 from slms.metrics.latents import LatentCounts
+from slms.models.sites import read_sites
 from slms.sae.evaluate import Placed, judged
-from slms.sae.examples import BestUses, Kept
 
 BINS_AN_OCTAVE, OCTAVES = 4, 16  # histogram bins run from 2^−16 to 2^16
 

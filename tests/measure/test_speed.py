@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from kernels.timing import Spread
-from slms.lit.speed import Pair, all_mlps, compare_speed, one_more_token
+from slms.measure.speed import Pair, all_mlps, compare_speed, one_more_token
 from slms.models.anatomy import find_mlps
 
 PROMPT = torch.randint(40, (1, 9), generator=torch.Generator().manual_seed(0))

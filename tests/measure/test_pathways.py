@@ -9,10 +9,10 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 import slms
 from slms.data.text import Blocks
-from slms.lit.evaluate import batches
+from slms.measure.passes import batches
+from slms.measure.pathways import PathwayTables, losses_of, measure, random_model, token_texts
 from slms.metrics.loss import DocumentLoss
 from slms.models.routed_mlp import record_routes, routed_layers
-from slms.report.measure import PathwayTables, losses_of, measure, random_model, token_texts
 
 NAMES = {"pos": ("none", "noun", "verb"), "half": ("first", "second")}
 

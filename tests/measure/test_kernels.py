@@ -8,7 +8,7 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 import slms
 from kernels import costs, dispatch
-from slms.lit.calibrate import calibrate_kernels
+from slms.measure.kernels import calibrate_kernels
 
 
 @pytest.fixture

@@ -6,14 +6,14 @@ import torch
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 import slms
-from slms.data.sites import Site, read_sites
 from slms.data.text import Blocks
+from slms.measure.carriers import PathwayCarriers, _largest, carrying_layers
+from slms.measure.features import read_uses
 from slms.models.routed_mlp import record_routes
+from slms.models.sites import Site, read_sites
 from slms.sae.baselines import FixedCoder
-from slms.sae.carriers import PathwayCarriers, _largest, carrying_layers
 from slms.sae.coders import build_coder
 from slms.sae.config import CoderConfig
-from slms.sae.features import read_uses
 
 S, T = 15, 16
 SITE = Site("residual", 1)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from slms.data.sites import Site
 from slms.models.anatomy import adapter_of, find_mlps, read_mlp
+from slms.models.sites import Site
 
 FINAL_NORMS = ("ln_f", "final_layer_norm", "norm")
 METHOD = (

@@ -12,10 +12,10 @@ from einops import rearrange
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from slms.data.sites import Site, read_sites, replaced
 from slms.data.text import Blocks
-from slms.lit.evaluate import batches, token_nll
+from slms.measure.passes import batches, token_nll
 from slms.metrics.activations import N_GROUPS
+from slms.models.sites import Site, read_sites, replaced
 
 
 class ClassSums(NamedTuple):

@@ -8,8 +8,8 @@ import torch
 
 from slms import RoutingConfig, route
 from slms.data.text import Blocks
-from slms.lit.ablation import ablate, mean_activations, whole_losses
-from slms.lit.evaluate import token_nll
+from slms.measure.ablation import ablate, mean_activations, whole_losses
+from slms.measure.passes import token_nll
 from slms.models.base import BaseConfig, init_base
 
 T, VOCAB, CLASSES = 12, 40, 3

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 import slms.models.convert as convert
 from slms.data.text import Blocks
-from slms.lit.evaluate import batches, token_nll
+from slms.measure.passes import batches, token_nll
 from slms.metrics.loss import DocumentLoss
 from slms.models.anatomy import find_mlps, read_mlp
 from slms.models.dynamic import LEVELS, RULES, Kept, allocate, apply_rule, dynamic_layers, masking, set_densities

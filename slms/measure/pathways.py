@@ -12,13 +12,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from slms.data.text import Blocks
-from slms.lit.evaluate import batches, token_nll
+from slms.measure.passes import batches, token_nll
+from slms.measure.schema import DocumentSums, Labels, Layer, Loss, LossDifference, Losses
 from slms.metrics.functional import document_loss
 from slms.metrics.loss import DocumentLoss
 from slms.metrics.pathways import PathwayCounts
 from slms.models.routed_mlp import RoutedMLP, record_routes, routed_layers
 from slms.report.describe import TOKEN, describe_labels, describe_layer
-from slms.report.schema import DocumentSums, Labels, Layer, Loss, LossDifference, Losses
 from slms.routing import Routes
 
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
-from slms.data.sites import Site, read_sites
 from slms.data.text import Blocks
+from slms.measure.features import BINS_AN_OCTAVE, OCTAVES, ContextReader, LatentReader, neighbours, read_uses
+from slms.models.sites import Site, read_sites
 from slms.sae.baselines import FixedCoder
 from slms.sae.coders import build_coder
 from slms.sae.config import CoderConfig
-from slms.sae.features import BINS_AN_OCTAVE, OCTAVES, ContextReader, LatentReader, neighbours, read_uses
 
 S, T, N_BLOCKS, SPECIAL = 20, 8, 7, torch.tensor([0])
 

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from slms.data.harvest import ActivationCache, Chunk, Harvest, model_digest
 from slms.data.module import BlockOrder, TextData
-from slms.data.sites import Site
 from slms.data.text import CorpusConfig
+from slms.models.harvest import ActivationCache, Chunk, Harvest, model_digest
+from slms.models.sites import Site
 
 SLOTS = 3  # the chunk before, the present one, the next
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from slms.data.text import Blocks
-from slms.lit.evaluate import batches
+from slms.measure.passes import batches
+from slms.measure.units import UnitReader, logits_seconds
 from slms.metrics.activations import CoActivation, LayerSparsity, SparsitySums
 from slms.metrics.communities import Modularity, modularity
 from slms.metrics.functional import (
@@ -23,7 +24,6 @@ from slms.metrics.functional import (
     semantic_coherence,
 )
 from slms.metrics.units import CountLayout, Family, UnitCounts, telling_strata
-from slms.report.units import UnitReader, logits_seconds
 
 GIVEN_TOKEN = " | token"  # what a family conditional on the token is called by
 OF_DOCUMENTS = ("domain", "task")  # families whose class is that of the whole document

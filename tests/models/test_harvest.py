@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
-from slms.data.harvest import ActivationCache, Harvest, model_digest
 from slms.data.module import BlockOrder
-from slms.data.sites import find_site, read_sites
+from slms.models.harvest import ActivationCache, Harvest, model_digest
+from slms.models.sites import find_site, read_sites
 
 BLOCKS = np.random.default_rng(0).integers(2, 30, size=(10, 6)).astype(np.uint16)
 

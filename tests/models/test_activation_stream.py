@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from slms.data.activations import ActivationLoader, ActivationStream, BufferConfig
-from slms.data.harvest import Chunk
+from slms.models.activation_stream import ActivationLoader, ActivationStream, BufferConfig
+from slms.models.harvest import Chunk
 
 TOKENS, D = 40, 3
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from slms.sae.examples import BestUses
+from slms.measure.examples import BestUses
 
 
 def all_uses(n_latents=6, n_blocks=9, t=8):

@@ -5,7 +5,9 @@ import torch
 from torch.testing import assert_close
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from slms.data.sites import (
+from slms.models.anatomy import find_mlps, read_mlp, replace_mlp
+from slms.models.routed_mlp import RoutedMLP, record_routes
+from slms.models.sites import (
     Site,
     find_pair,
     find_site,
@@ -16,8 +18,6 @@ from slms.data.sites import (
     site_of_hook,
     site_width,
 )
-from slms.models.anatomy import find_mlps, read_mlp, replace_mlp
-from slms.models.routed_mlp import RoutedMLP, record_routes
 from slms.routing import RoutingConfig
 
 IDS = torch.arange(24).view(2, 12) % 31

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from slms.data.capture import ABOUT, META, Text, capture, read_capture, windows
-from slms.data.sites import Site, read_sites
+from slms.models.capture import ABOUT, META, Text, capture, read_capture, windows
+from slms.models.sites import Site, read_sites
 
 
 @pytest.fixture(scope="module")

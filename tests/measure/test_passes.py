@@ -1,7 +1,7 @@
 import torch
 
 from slms.data.text import BlockSpec, load_blocks
-from slms.lit.evaluate import document_loss, token_nll
+from slms.measure.passes import document_loss, token_nll
 from slms.models.base import init_base
 from slms.models.io import read_tokenizer
 from slms.models.source import EMBEDDED

@@ -5,7 +5,7 @@ import torch
 
 from slms import RoutingConfig, load_base, route
 from slms.data.probes import Item
-from slms.lit.probes import margins, n_forwards
+from slms.measure.probes import margins, n_forwards
 from slms.models.base import BaseConfig, init_base
 
 ITEMS = [

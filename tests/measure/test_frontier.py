@@ -9,8 +9,8 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 import slms
 from slms.data.text import Blocks
-from slms.lit import frontier
-from slms.lit.evaluate import token_nll
+from slms.measure import frontier
+from slms.measure.passes import token_nll
 from slms.models.dynamic import LEVELS, dynamic_layers, masking, set_densities
 from slms.models.flops import flops_per_token
 from slms.models.routed_mlp import record_routes, routed_layers

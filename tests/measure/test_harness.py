@@ -13,9 +13,9 @@ import slms
 from slms.data.probes import Item
 from slms.data.stories import story
 from slms.data.stories.probes import KINDS, probes
-from slms.lit.evaluate import token_nll
-from slms.lit.probes import margins
-from slms.metrics import harness
+from slms.measure import harness
+from slms.measure.passes import token_nll
+from slms.measure.probes import margins
 from slms.models.dynamic import masking
 from slms.routing import RoutingConfig
 

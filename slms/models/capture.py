@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from slms.data.harvest import model_digest
-from slms.data.sites import Site, read_sites
 from slms.data.text import documents, encode
 from slms.files import replacing, write_atomic
+from slms.models.harvest import model_digest
+from slms.models.sites import Site, read_sites
 
 SITES = {"neurons": "neurons", "output": "mlp_out", "residual": "residual"}
-"""As a user names them → as `slms.data.sites` does."""
+"""As a user names them → as `slms.models.sites` does."""
 COLUMNS = ("token_ids", "positions", "doc_ids", "mask")
 VERSION = 1
 ABOUT, META = "capture.json", "meta.jsonl"

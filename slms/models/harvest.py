@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from slms.data.module import BlockOrder
-from slms.data.sites import Site, read_sites
 from slms.files import replacing, write_atomic
+from slms.models.sites import Site, read_sites
 
 
 @dataclass

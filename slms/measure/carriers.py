@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from slms.data.sites import Site, read_sites
+from slms.measure.features import Uses
 from slms.models.anatomy import read_mlp
 from slms.models.routed_mlp import RoutedMLP, routed_layers
-from slms.sae.features import Uses
+from slms.models.sites import Site, read_sites
 from slms.sae.sparse import Picks, spmm_t
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from slms.data.sites import Site, read_sites
-from slms.sae.logits import final_norm, logit_effects, mean_jacobian, written
+from slms.measure.logit_effects import final_norm, logit_effects, mean_jacobian, written
+from slms.models.sites import Site, read_sites
 
 
 def gpt_neo():
