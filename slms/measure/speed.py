@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from kernels.timing import Spread, time_together
 from slms.models.activations import mlp_inputs
 from slms.models.anatomy import find_mlps
+from slms.models.attention import CACHE
 
 
 class Pair(NamedTuple):
@@ -58,11 +59,11 @@ def compare_speed(dense: PreTrainedModel, other: PreTrainedModel, prompt: Tensor
 
 def one_more_token(model: PreTrainedModel, prompt: Tensor) -> Callable[[], object]:
     """A step of decoding after the prompt [1, t], repeatable: the cache is cropped back to the prompt each time."""
-    cache = model(prompt, use_cache=True, logits_to_keep=1).past_key_values
+    cache = model(prompt, use_cache=True, logits_to_keep=1)[CACHE]
     token = prompt[:, -1:]
 
     def step() -> object:
-        out = model(token, past_key_values=cache, use_cache=True)
+        out = model(token, use_cache=True, **{CACHE: cache})
         cache.crop(-1)
         return out
 

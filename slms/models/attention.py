@@ -8,19 +8,25 @@ At stories-1m, 16 × 256 tokens forward and backward on one thread of a Xeon wit
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoModel, GPTNeoSelfAttention
 
 from slms.models.anatomy import fuse_gelu
 from slms.models.small_heads import serves, small_head_attention
 
 Model = TypeVar("Model", bound=nn.Module)
+
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+"""What a causal language model calls its cache of keys and values, given or returned: renamed in transformers 5.24."""
+
+SERVED = ("attention_mask", "layer_past", "use_cache")
+"""The arguments that SDPASelfAttention computes with; transformers' own class computes with any other."""
 
 
 class SDPASelfAttention(GPTNeoSelfAttention):
@@ -30,17 +36,11 @@ class SDPASelfAttention(GPTNeoSelfAttention):
     ``small_heads``. A local layer sees the last ``window_size`` keys. Equal to eager within 1e-6 in fp32.
     """
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        layer_past: Cache | None = None,
-        use_cache: bool = False,
-        output_attentions: bool = False,
-        **kwargs,
-    ) -> tuple[Tensor, Tensor | None]:
-        if output_attentions:  # only the eager class returns the weights
-            return super().forward(hidden_states, attention_mask, layer_past, use_cache, output_attentions, **kwargs)
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        attention_mask, layer_past = kwargs.get("attention_mask"), kwargs.get("layer_past")
+        other = any(value is not None and value is not False for name, value in kwargs.items() if name not in SERVED)
+        if args or other:  # weights to return, or an argument of a later transformers: its own class knows them
+            return super().forward(hidden_states, *args, **kwargs)
         dropout = self.attn_dropout.p if self.training else 0.0
         q, k, v = (
             rearrange(project(hidden_states), "b t (h e) -> b t h e", h=self.num_heads)
@@ -81,10 +81,11 @@ class UnpaddedGPTNeoModel(GPTNeoModel):
     passes a four-dimensional one on as it is.
     """
 
-    def forward(self, input_ids=None, past_key_values=None, attention_mask=None, *args, **kwargs):
-        if attention_mask is None and kwargs.get("position_ids") is None and len(args) < 2:
-            attention_mask = self.wpe.weight.new_zeros(1, 1, 1, 1)
-        return super().forward(input_ids, past_key_values, attention_mask, *args, **kwargs)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        given = len(args) > 1 or any(kwargs.get(name) is not None for name in ("attention_mask", "position_ids"))
+        if not given:
+            kwargs["attention_mask"] = self.wpe.weight.new_zeros(1, 1, 1, 1)
+        return super().forward(*args, **kwargs)
 
 
 def prepare(model: Model) -> Model:

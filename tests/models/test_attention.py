@@ -8,7 +8,7 @@ import torch
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoModel, GPTNeoSelfAttention
 
-from slms.models.attention import SDPASelfAttention, UnpaddedGPTNeoModel, prepare
+from slms.models.attention import CACHE, SDPASelfAttention, UnpaddedGPTNeoModel, prepare
 
 
 @pytest.fixture
@@ -104,10 +104,32 @@ def test_cache_token_by_token_and_in_chunks_equals_one_forward(pair):
     for chunks in ([1] * 20, [7, 1, 12], [19, 1]):
         past, parts = None, []
         for part in ids(2, 20).split(chunks, dim=1):
-            out = fast(part, past_key_values=past, use_cache=True)
-            past = out.past_key_values
+            out = fast(part, use_cache=True, **{CACHE: past})
+            past = out[CACHE]
             parts.append(out.logits)
         torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_arguments_pass_by_position_as_transformers_takes_them(pair):
+    eager, fast = pair()
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[0, :4] = 0
+    for arguments in ((ids(2, 9),), (ids(2, 9), None), (ids(2, 9), None, mask)):
+        expected, got = (model.transformer(*arguments)[0][:, 4:] for model in (eager, fast))
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_transformers_calls_the_fast_attention_and_an_unknown_argument_reaches_its_own(pair, monkeypatch):
+    """A renamed argument would silently leave the fast path, or be lost in it: both fail here."""
+    _, fast = pair()
+    slow = []
+    monkeypatch.setattr(GPTNeoSelfAttention, "forward", lambda self, *args, **kwargs: slow.append((args, kwargs)))
+    past = fast(ids(2, 9), use_cache=True)[CACHE]
+    fast(ids(2, 1), use_cache=True, attention_mask=torch.ones(2, 10, dtype=torch.long), **{CACHE: past})
+    assert not slow and past.get_seq_length() == 10
+    x, attention = torch.zeros(1, 3, 32), fast.transformer.h[0].attn.attention
+    attention(x, None, later=1)
+    assert slow == [((x, None), {"later": 1})]
 
 
 def test_greedy_generation_equals_eager_with_left_padding(pair):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from slms.models.attention import CACHE
 from slms.models.dynamic import RULES, apply_rule, dynamic_layers, masking, set_densities
 
 
@@ -49,7 +50,7 @@ def test_decoding_is_what_masking_measures(model):
     out = dynamic(IDS[:1, :8], use_cache=True)
     logits = []
     for i in range(8, 16):
-        out = dynamic(IDS[:1, i : i + 1], past_key_values=out.past_key_values, use_cache=True)
+        out = dynamic(IDS[:1, i : i + 1], use_cache=True, **{CACHE: out[CACHE]})
         logits.append(out.logits)
     torch.testing.assert_close(torch.cat(logits, 1), wanted, rtol=1e-4, atol=1e-4)
 
