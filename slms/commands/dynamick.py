@@ -28,10 +28,11 @@ from slms.measure.frontier import (
 )
 from slms.measure.kernels import KernelOptions, calibrate_kernels
 from slms.measure.speed import Pair, compare_speed
-from slms.models.anatomy import find_mlps, read_mlp
+from slms.models.anatomy import find_mlps
 from slms.models.base import load_base
 from slms.models.dynamic import LEVELS
 from slms.models.routed_mlp import routed_layers
+from slms.models.weights import read_mlp
 from slms.report.artifacts import artifact_directory, write_csv, write_json
 from slms.report.facts import command_line, hardware, versions
 from slms.report.frontier import (

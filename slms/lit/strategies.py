@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from slms.files import PART
-from slms.models.anatomy import adapter_of
+from slms.models.anatomy import family_of
 from slms.models.attention import prepare
 
 
@@ -58,7 +58,7 @@ def register() -> None:
 def shard(net: PreTrainedModel, mesh: DeviceMesh) -> None:
     """Shard each decoder block of `net`, then the rest, over the mesh's data-parallel processes, in place."""
     data = mesh["data_parallel"]
-    for block in net.get_submodule(adapter_of(net).layers).children():
+    for block in net.get_submodule(family_of(net).layers).children():
         fully_shard(block, mesh=data)
     fully_shard(net, mesh=data)
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from slms.measure.features import Uses
-from slms.models.anatomy import read_mlp
 from slms.models.routed_mlp import RoutedMLP, routed_layers
 from slms.models.sites import Site, read_sites
+from slms.models.weights import read_mlp
 from slms.sae.sparse import Picks, spmm_t
 
 

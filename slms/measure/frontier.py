@@ -21,16 +21,17 @@ import slms.models.convert as convert
 from slms.data.text import Blocks
 from slms.measure.passes import batches, token_nll
 from slms.metrics.loss import DocumentLoss
-from slms.models.anatomy import find_mlps, read_mlp
+from slms.models.anatomy import find_mlps
 from slms.models.dynamic import LEVELS, RULES, Kept, allocate, apply_rule, dynamic_layers, masking, set_densities
 from slms.models.flops import flops_per_token
 from slms.models.routed_mlp import routed_layers
+from slms.models.weights import read_mlp
+from slms.routing import RULES as ROUTED_RULES
 from slms.routing import Routes, RoutingConfig
 
 ROUTER = "router"
 DENSE_RULES = (*RULES, ROUTER)
 """Rules on a dense model without training; `router` fits pathways and norm-predicting routers (`slms.route`)."""
-ROUTED_RULES = ("top_k", "top_p", "threshold")
 PATHWAYS = 16
 
 
@@ -195,11 +196,11 @@ def set_routed_rule(model: PreTrainedModel, rule: str, density: float | None, bl
     configure()
     if density is None:
         return
-    if rule == "top_k":
+    if ROUTED_RULES[rule].fixed:
         return set_budget(model, density)
 
     def found(value: float) -> float:
-        configure(**{"top_p" if rule == "top_p" else "tau": value})
+        configure(**{ROUTED_RULES[rule].dial: value})
         shares = _Shares()
         with _observing(model, shares.add):
             for part in blocks.split(batch_size):

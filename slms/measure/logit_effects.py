@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from slms.models.anatomy import adapter_of, find_mlps, read_mlp
+from slms.models.anatomy import family_of, find_mlps
 from slms.models.sites import Site
+from slms.models.weights import read_mlp
 
 FINAL_NORMS = ("ln_f", "final_layer_norm", "norm")
 METHOD = (
@@ -38,7 +39,7 @@ def final_norm(model: PreTrainedModel) -> nn.Module:
     Raises:
         ValueError: the model has none under a known name.
     """
-    parent = model.get_submodule(adapter_of(model).layers.rpartition(".")[0])
+    parent = model.get_submodule(family_of(model).layers.rpartition(".")[0])
     for name in FINAL_NORMS:
         if isinstance(found := getattr(parent, name, None), nn.Module):
             return found
@@ -55,7 +56,7 @@ def mean_jacobian(norm: nn.Module, x: Tensor) -> Tensor:
 
 def written(model: PreTrainedModel, site: Site, W_dec: Tensor) -> Tensor | str:
     """What decoder rows W_dec [s, o] at `site` add to the residual stream, [s, d]; or why they add nothing directly."""
-    layer = cast(nn.ModuleList, model.get_submodule(adapter_of(model).layers))[site.layer]
+    layer = cast(nn.ModuleList, model.get_submodule(family_of(model).layers))[site.layer]
     if site.kind == "mlp_in":
         return "the input of an MLP reaches the logits through the MLP only"
     if site.kind != "residual" and hasattr(layer, "post_feedforward_layernorm"):

@@ -18,8 +18,9 @@ from slms.metrics.activations import LayerSparsity, SparsitySums
 from slms.metrics.functional import LegacySparsity, cett_threshold, largest_within
 from slms.metrics.loss import DocumentLoss
 from slms.models.activations import mlp_outputs, neuron_activations
-from slms.models.anatomy import list_layers, read_mlp
+from slms.models.anatomy import list_layers
 from slms.models.sites import Site, replaced
+from slms.models.weights import read_mlp
 
 CETT_TOKENS = 512  # on which the thresholds of a CETT are found
 STEPS = 7  # bisections of the CETT: to within 1/128

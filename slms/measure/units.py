@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 from kernels.reference import neuron_weights
 from slms.data.text import Blocks
 from slms.models.activations import mlp_inputs, neuron_activations
-from slms.models.anatomy import list_layers, neurons, read_mlp
+from slms.models.anatomy import list_layers
 from slms.models.routed_mlp import record_routes, routed_layers
 from slms.models.sites import Site, read_sites
+from slms.models.weights import neurons, read_mlp
 from slms.sae.evaluate import Placed, judged
 
 SAMPLE_TOKENS = 4096

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kernels.reference import neuron_weights
-from slms.models.anatomy import adapter_of_mlp, find_mlps, neurons, read_mlp
+from slms.models.anatomy import find_mlps
 from slms.models.routed_mlp import RoutedMLP
+from slms.models.weights import family_of_mlp, neurons, read_mlp
 
 Read = Callable[[Tensor], Tensor]
 
@@ -75,7 +76,7 @@ def neuron_activations(model: PreTrainedModel, layers: Iterable[int] | None = No
     def point(mlp: nn.Module) -> tuple[nn.Module, Read]:
         if isinstance(mlp, RoutedMLP):
             return mlp, lambda x: _routed_neurons(mlp, _flat(x))
-        return getattr(mlp, adapter_of_mlp(mlp).down), lambda h: _flat(h).detach()
+        return getattr(mlp, family_of_mlp(mlp).down), lambda h: _flat(h).detach()
 
     with _captured({i: point(mlp) for i, mlp in _chosen_mlps(model, layers).items()}) as found:
         yield found

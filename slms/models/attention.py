@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from transformers.activations import NewGELUActivation
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoModel, GPTNeoSelfAttention
 
-from slms.models.anatomy import fuse_gelu
 from slms.models.small_heads import serves, small_head_attention
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -86,6 +86,21 @@ class UnpaddedGPTNeoModel(GPTNeoModel):
         if not given:
             kwargs["attention_mask"] = self.wpe.weight.new_zeros(1, 1, 1, 1)
         return super().forward(*args, **kwargs)
+
+
+class FusedGELU(nn.Module):
+    """``gelu_new`` in one fused operation; transformers composes it of eight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.gelu(x, approximate="tanh")
+
+
+def fuse_gelu(model: nn.Module) -> None:
+    """Replace transformers' composed ``gelu_new`` modules by the equal fused one (13 % of a step at stories-1m)."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, FusedGELU())
 
 
 def prepare(model: Model) -> Model:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slms.models.activations import mlp_inputs
-from slms.models.anatomy import MLPWeights, neurons
+from slms.models.weights import MLPWeights, neurons
 from slms.routing import PathwayRouter
 
 MAX_TOKENS = 65_536

@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from transformers import PreTrainedModel
 
 from slms.models.routed_mlp import routed_layers
+from slms.routing import RULES
 
 CARD = "README.md"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -103,8 +104,7 @@ def _routing(model: PreTrainedModel) -> str:
     layers = routed_layers(model)
     first = next(iter(layers.values()))
     config = first.config
-    choice = {"top_k": f"the best {config.k}", "top_p": f"the fewest with a share of {config.top_p:g}",
-              "threshold": f"those within {config.tau:g} of the best"}[config.rule]  # fmt: skip
+    choice = RULES[config.rule].words.format(**config.to_dict())
     chosen = f"are chosen for each token by a `{config.router}` router"
     by = "are the same for every token" if config.router == "static" else chosen
     return (

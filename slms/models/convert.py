@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from slms.models.anatomy import ADAPTERS, MLPWeights, find_mlps, neurons, read_mlp
+from slms.models.anatomy import find_mlps
 from slms.models.attention import prepare
 from slms.models.calibration import best_fixed, fit_router, layer_inputs, pathway_statistics
+from slms.models.families import FAMILIES, family_name
 from slms.models.partition import partition
-from slms.models.routed_lm import ROUTED, config_of, route_mlps
+from slms.models.routed_config import CONFIGS
+from slms.models.routed_lm import RoutedMixin, route_mlps, routed_class
 from slms.models.routed_mlp import RoutedMLP
+from slms.models.weights import MLPWeights, neurons, read_mlp
 from slms.routing import RoutingConfig
 
 logger = logging.getLogger(__name__)
@@ -40,10 +43,10 @@ def route(model: PreTrainedModel, config: RoutingConfig, calibration: Tensor | N
     ``coactivation`` and the router random, and a warning says so. Raises ValueError where model, configuration and
     tokens do not fit.
     """
-    if type(model) in ROUTED.values():
+    if isinstance(model, RoutedMixin):
         raise ValueError(f"{type(model).__name__} is routed already; route its dense base instead.")
-    if type(model) not in ROUTED:
-        raise ValueError(f"{type(model).__name__} has no known MLP; the adapters are {', '.join(ADAPTERS)}.")
+    if type(model).__name__ not in {family.model for family in FAMILIES.values()}:
+        raise ValueError(f"{type(model).__name__} has no known MLP; the families are {', '.join(FAMILIES)}.")
     if calibration is None:
         config = _uncalibrated(config)
     else:
@@ -70,8 +73,8 @@ def _with_fresh_mlps(model: PreTrainedModel, config: RoutingConfig) -> tuple[Pre
     routed = copy.deepcopy(model)
     # The classes differ only in how __init__ builds MLPs. Changing the class of the copy, and of the configuration that
     # all its modules share, leaves everything else as it was: a model built anew would lose what was set since.
-    routed.__class__ = ROUTED[type(model)]
-    routed.config.__class__ = config_of(ROUTED[type(model)])
+    family = family_name(model.config.model_type)
+    routed.__class__, routed.config.__class__ = routed_class(family), CONFIGS[family]
     routed.config.routing = config.to_dict()
     # save_pretrained would undo on saving what from_pretrained renamed on loading, for classes of the dense name only
     # (Pythia's embed_out → lm_head), and the routed class would not find the old names again.

@@ -14,8 +14,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from slms.models.anatomy import adapter_of, find_mlps, read_mlp
+from slms.models.anatomy import family_of, find_mlps
 from slms.models.routed_mlp import RoutedMLP
+from slms.models.weights import read_mlp
+from slms.routing import RULES
 
 
 class Flops(NamedTuple):
@@ -63,14 +65,14 @@ def flops_per_token(model: PreTrainedModel, seq_len: int, density: dict[int, flo
                 extra += 2 * mlp.mean_out.numel()
         dense, routed = dense + cost, routed + share * cost + extra
         neurons, active = neurons + f, active + share * f
-    rest = _linear_flops(model.get_submodule(adapter_of(model).layers), skip=set(find_mlps(model).values()))
+    rest = _linear_flops(model.get_submodule(family_of(model).layers), skip=set(find_mlps(model).values()))
     rest += 2 * model.get_output_embeddings().weight.numel() + _attention_flops(model, seq_len)
     return Flops(int(dense), routed, int(dense + rest), routed + rest, active / neurons)
 
 
 def _density(mlp: RoutedMLP, index: int, density: dict[int, float] | float | None) -> float:
     if density is None:
-        return mlp.k / mlp.config.n_pathways if mlp.config.rule == "top_k" else 1.0
+        return mlp.k / mlp.config.n_pathways if RULES[mlp.config.rule].fixed else 1.0
     value = density if isinstance(density, int | float) else density[index]
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"`density` of layer {index} is {value}; it must lie between 0 and 1.")

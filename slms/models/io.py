@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from slms.files import make_readable, write_atomic
-from slms.models import routed_lm  # noqa: F401  registers the routed classes with transformers' Auto classes
 from slms.models.attention import prepare
 from slms.models.card import CARD, model_card
 from slms.models.checksums import write_checksums

@@ -1,101 +1,45 @@
-"""Configurations of routed language models: each architecture's own, with a ``routing`` object.
+"""Configurations of routed language models: each family's own, with a ``routing`` object.
 
-They are written out, so that they pickle. The models are in ``routed_lm``, which takes long to import.
+They are quick to import; the models, which are not, are in ``routed_lm``.
 """
 
-from __future__ import annotations
-
-import importlib
 from typing import Any
 
-from transformers import (
-    Gemma2Config,
-    Gemma3TextConfig,
-    GemmaConfig,
-    GPT2Config,
-    GPTNeoConfig,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MistralConfig,
-    Qwen2Config,
-    Qwen3Config,
-)
-from transformers.models.auto.configuration_auto import AutoConfig
+import transformers
+from transformers import AutoConfig, PreTrainedConfig
+
+from slms.models.families import FAMILIES, Family
 
 
 class RoutedConfig:
-    """What a routed configuration has beside its architecture's fields: making one registers its model."""
+    """What a routed configuration has beside its family's fields. Making one registers its model."""
+
+    model_type: str
 
     def __post_init__(self, **kwargs: Any) -> None:
-        importlib.import_module("slms.models.routed_lm")  # registers the models with AutoModelForCausalLM
-        super().__post_init__(**kwargs)  # type: ignore[misc]  # of the architecture's configuration beside it
+        from slms.models.routed_lm import routed_class  # takes seconds to import: not before a model is wanted
+
+        routed_class(self.model_type.removeprefix("routed_"))
+        super().__post_init__(**kwargs)  # type: ignore[misc]  # of the family's configuration beside it
 
 
-class RoutedGPTNeoConfig(RoutedConfig, GPTNeoConfig):
-    model_type = "routed_gpt_neo"
-    routing: dict | None = None
+def _make(model_type: str, family: Family) -> type[PreTrainedConfig]:
+    name = f"Routed{family.config}"
+    body = {
+        "__module__": __name__,  # where pickle looks for it
+        "__annotations__": {"routing": "dict | None"},
+        "model_type": f"routed_{model_type}",
+        "routing": None,
+    }
+    return type(name, (RoutedConfig, getattr(transformers, family.config)), body)
 
 
-class RoutedGPTNeoXConfig(RoutedConfig, GPTNeoXConfig):
-    model_type = "routed_gpt_neox"
-    routing: dict | None = None
-
-
-class RoutedGPT2Config(RoutedConfig, GPT2Config):
-    model_type = "routed_gpt2"
-    routing: dict | None = None
-
-
-class RoutedLlamaConfig(RoutedConfig, LlamaConfig):
-    model_type = "routed_llama"
-    routing: dict | None = None
-
-
-class RoutedMistralConfig(RoutedConfig, MistralConfig):
-    model_type = "routed_mistral"
-    routing: dict | None = None
-
-
-class RoutedQwen2Config(RoutedConfig, Qwen2Config):
-    model_type = "routed_qwen2"
-    routing: dict | None = None
-
-
-class RoutedQwen3Config(RoutedConfig, Qwen3Config):
-    model_type = "routed_qwen3"
-    routing: dict | None = None
-
-
-class RoutedGemmaConfig(RoutedConfig, GemmaConfig):
-    model_type = "routed_gemma"
-    routing: dict | None = None
-
-
-class RoutedGemma2Config(RoutedConfig, Gemma2Config):
-    model_type = "routed_gemma2"
-    routing: dict | None = None
-
-
-class RoutedGemma3TextConfig(RoutedConfig, Gemma3TextConfig):
-    model_type = "routed_gemma3_text"
-    routing: dict | None = None
-
-
-CONFIGS = (
-    RoutedGPTNeoConfig,
-    RoutedGPTNeoXConfig,
-    RoutedGPT2Config,
-    RoutedLlamaConfig,
-    RoutedMistralConfig,
-    RoutedQwen2Config,
-    RoutedQwen3Config,
-    RoutedGemmaConfig,
-    RoutedGemma2Config,
-    RoutedGemma3TextConfig,
-)
+CONFIGS = {model_type: _make(model_type, family) for model_type, family in FAMILIES.items()}
+"""Family → configuration class of its routed models."""
+globals().update({config.__name__: config for config in CONFIGS.values()})
 
 
 def register() -> None:
     """Let AutoConfig read every routed configuration; may be called again."""
-    for config in CONFIGS:
+    for config in CONFIGS.values():
         AutoConfig.register(config.model_type, config, exist_ok=True)

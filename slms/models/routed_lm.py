@@ -1,44 +1,18 @@
-"""Routed language models as Hugging Face classes, one for each architecture.
-
-``register()`` makes AutoModelForCausalLM know them. They are written out, so that they pickle.
-"""
+"""Routed language models as Hugging Face classes, one for each family, made from the family's own when first wanted."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma2ForCausalLM,
-    Gemma3ForCausalLM,
-    GemmaForCausalLM,
-    GPT2LMHeadModel,
-    GPTNeoForCausalLM,
-    GPTNeoXForCausalLM,
-    LlamaForCausalLM,
-    MistralForCausalLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-    Qwen2ForCausalLM,
-    Qwen3ForCausalLM,
-)
+import transformers
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from slms.models import routed_config
-from slms.models.anatomy import dropout_of, find_mlps, read_mlp, replace_mlp
+from slms.models.anatomy import find_mlps, replace_mlp
 from slms.models.attention import prepare
-from slms.models.routed_config import (
-    RoutedGemma2Config,
-    RoutedGemma3TextConfig,
-    RoutedGemmaConfig,
-    RoutedGPT2Config,
-    RoutedGPTNeoConfig,
-    RoutedGPTNeoXConfig,
-    RoutedLlamaConfig,
-    RoutedMistralConfig,
-    RoutedQwen2Config,
-    RoutedQwen3Config,
-)
+from slms.models.families import FAMILIES
 from slms.models.routed_mlp import RoutedMLP
+from slms.models.weights import dropout_of, read_mlp
 from slms.routing import RoutingConfig
 
 
@@ -50,6 +24,25 @@ class RoutedMixin:
         assert isinstance(self, PreTrainedModel), type(self)
         route_mlps(self)
         prepare(self)
+
+
+@cache
+def routed_class(family: str) -> type[PreTrainedModel]:
+    """The routed class of a family; AutoModelForCausalLM knows it from now on, and it pickles."""
+    dense = getattr(transformers, FAMILIES[family].model)
+    config, name = CONFIG_MAPPING[f"routed_{family}"], f"Routed{dense.__name__}"
+    made = type(name, (RoutedMixin, dense), {"__module__": __name__, "config_class": config})
+    AutoModelForCausalLM.register(config, made, exist_ok=True)
+    globals()[name] = made
+    return made
+
+
+def __getattr__(name: str) -> type[PreTrainedModel]:
+    """A routed class by its name, as pickle asks for it in a process that has not made it yet."""
+    for family, row in FAMILIES.items():
+        if name == f"Routed{row.model}":
+            return routed_class(family)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def routing_of(config: PreTrainedConfig) -> RoutingConfig:
@@ -80,74 +73,3 @@ def route_mlps(model: PreTrainedModel) -> dict[int, RoutedMLP]:
         routed[index].to(device=dense.W_in.device, dtype=dense.W_in.dtype).train(mlps[index].training)
         replace_mlp(model, index, routed[index])
     return routed
-
-
-class RoutedGPTNeoForCausalLM(RoutedMixin, GPTNeoForCausalLM):
-    config_class = RoutedGPTNeoConfig
-
-
-class RoutedGPTNeoXForCausalLM(RoutedMixin, GPTNeoXForCausalLM):
-    config_class = RoutedGPTNeoXConfig
-
-
-class RoutedGPT2LMHeadModel(RoutedMixin, GPT2LMHeadModel):
-    config_class = RoutedGPT2Config
-
-
-class RoutedLlamaForCausalLM(RoutedMixin, LlamaForCausalLM):
-    config_class = RoutedLlamaConfig
-
-
-class RoutedMistralForCausalLM(RoutedMixin, MistralForCausalLM):
-    config_class = RoutedMistralConfig
-
-
-class RoutedQwen2ForCausalLM(RoutedMixin, Qwen2ForCausalLM):
-    config_class = RoutedQwen2Config
-
-
-class RoutedQwen3ForCausalLM(RoutedMixin, Qwen3ForCausalLM):
-    config_class = RoutedQwen3Config
-
-
-class RoutedGemmaForCausalLM(RoutedMixin, GemmaForCausalLM):
-    config_class = RoutedGemmaConfig
-
-
-class RoutedGemma2ForCausalLM(RoutedMixin, Gemma2ForCausalLM):
-    config_class = RoutedGemma2Config
-
-
-class RoutedGemma3ForCausalLM(RoutedMixin, Gemma3ForCausalLM):
-    config_class = RoutedGemma3TextConfig
-
-
-ROUTED: dict[type[PreTrainedModel], type[PreTrainedModel]] = {
-    GPTNeoForCausalLM: RoutedGPTNeoForCausalLM,
-    GPTNeoXForCausalLM: RoutedGPTNeoXForCausalLM,
-    GPT2LMHeadModel: RoutedGPT2LMHeadModel,
-    LlamaForCausalLM: RoutedLlamaForCausalLM,
-    MistralForCausalLM: RoutedMistralForCausalLM,
-    Qwen2ForCausalLM: RoutedQwen2ForCausalLM,
-    Qwen3ForCausalLM: RoutedQwen3ForCausalLM,
-    GemmaForCausalLM: RoutedGemmaForCausalLM,
-    Gemma2ForCausalLM: RoutedGemma2ForCausalLM,
-    Gemma3ForCausalLM: RoutedGemma3ForCausalLM,
-}
-"""Dense class → routed class."""
-
-
-def register() -> None:
-    """Let transformers' Auto classes load every routed model; may be called again."""
-    routed_config.register()
-    for routed in ROUTED.values():
-        AutoModelForCausalLM.register(config_of(routed), routed, exist_ok=True)
-
-
-def config_of(model: type[PreTrainedModel]) -> type[PreTrainedConfig]:
-    """The configuration class of a model class."""
-    assert model.config_class is not None, model
-    return model.config_class
-
-
-register()

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from kernels import Router, fuses, prepare_fused, routed_mlp
 from kernels.router import GATES
 from slms.models.partition import pathway_offsets
-from slms.routing import PathwayRouter, Routes, RoutingConfig
+from slms.models.weights import MLPWeights
+from slms.routing import RULES, PathwayRouter, Routes, RoutingConfig
 
 
 class RoutedMLP(nn.Module):
@@ -100,6 +101,13 @@ class RoutedMLP(nn.Module):
                 target.copy_(source if name == "b_out" else source[permutation.to(source.device)])
         self.permutation.copy_(permutation)
 
+    def dense_weights(self) -> MLPWeights:
+        """Copies of the weights in the dense model's order of neurons: the inverse of :meth:`load_dense`."""
+        order = self.permutation.argsort()
+        rows = {name: getattr(self, name) for name in ("W_in", "W_out", "b_in", "W_gate", "b_gate")}
+        rows = {name: None if w is None else w.detach()[order] for name, w in rows.items()}
+        return MLPWeights(**rows, b_out=None if self.b_out is None else self.b_out.detach(), activation=self.activation)
+
     def forward(self, x: Tensor) -> Tensor:
         """Output [..., d], in x's dtype, of x [..., d]."""
         flat = x.reshape(-1, x.shape[-1])
@@ -113,7 +121,7 @@ class RoutedMLP(nn.Module):
         def cast(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(dtype)
 
-        most = self._k if self.config.rule == "top_k" else None
+        most = self._k if RULES[self.config.rule].fixed else None
         y = routed_mlp(
             flat.to(dtype),
             self.W_in.to(dtype),

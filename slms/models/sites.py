@@ -23,8 +23,9 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from kernels.reference import neuron_weights
-from slms.models.anatomy import adapter_of, find_mlps, neurons, read_mlp
+from slms.models.anatomy import family_of, find_mlps
 from slms.models.routed_mlp import RoutedMLP
+from slms.models.weights import neurons, read_mlp
 
 Replace = Callable[[Tensor, Tensor], Tensor]
 _TRANSFORMER_LENS = {
@@ -117,17 +118,17 @@ def site_of_hook(model: PreTrainedModel, hook_name: str) -> Site:
 
 def hf_name(model: PreTrainedModel, site: Site) -> str:
     """Path of the module whose output (for `mlp_in` and `neurons`, input) the site is."""
-    adapter = adapter_of(model)
-    layer = f"{adapter.layers}.{site.layer}"
-    down = "" if isinstance(find_mlps(model)[site.layer], RoutedMLP) else f".{adapter.down}"
-    return layer + {"residual": "", "neurons": f".{adapter.mlp}{down}"}.get(site.kind, f".{adapter.mlp}")
+    family = family_of(model)
+    layer = f"{family.layers}.{site.layer}"
+    down = "" if isinstance(find_mlps(model)[site.layer], RoutedMLP) else f".{family.down}"
+    return layer + {"residual": "", "neurons": f".{family.mlp}{down}"}.get(site.kind, f".{family.mlp}")
 
 
 def _attach(model: PreTrainedModel, site: Site, see: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
     """Call `see` with the site's activations [..., d] at each forward; what it returns takes their place."""
-    adapter = adapter_of(model)
-    layer = model.get_submodule(f"{adapter.layers}.{site.layer}")
-    mlp = getattr(layer, adapter.mlp)
+    family = family_of(model)
+    layer = model.get_submodule(f"{family.layers}.{site.layer}")
+    mlp = getattr(layer, family.mlp)
 
     def on_input(_: nn.Module, inputs: tuple):
         new = see(inputs[0])
@@ -153,7 +154,7 @@ def _attach(model: PreTrainedModel, site: Site, see: Callable[[Tensor], Tensor |
         case "mlp_in":
             return mlp.register_forward_pre_hook(on_input)
         case "neurons" if not isinstance(mlp, RoutedMLP):
-            return getattr(mlp, adapter.down).register_forward_pre_hook(on_input)
+            return getattr(mlp, family.down).register_forward_pre_hook(on_input)
         case _:
             return mlp.register_forward_hook(on_part)
 

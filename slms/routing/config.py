@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
+from slms.routing.rules import GATES, RULES
+
 
 @dataclass(frozen=True)
 class RoutingConfig:
@@ -29,13 +31,13 @@ class RoutingConfig:
     """Width of the ``mlp`` router."""
     router_init: Literal["norm", "random"] = "norm"
     """``norm`` regresses each pathway's output norm on calibration tokens (D2DMoE); ``random`` is seeded."""
-    rule: Literal["top_k", "top_p", "threshold"] = "top_k"
+    rule: Literal[*RULES] = "top_k"  # type: ignore[valid-type]  # names of a table
     """Scores → chosen pathways."""
     top_p: float = 0.5
     """Rule ``top_p``: share of router probability that the chosen pathways must reach."""
     tau: float = 0.5
     """Rule ``threshold``: keep pathways whose predicted norm is at least (1 − tau) of the token's largest."""
-    gate: Literal["unit", "softmax", "sigmoid", "graded", "blend", "ramp"] = "ramp"
+    gate: Literal[*GATES] = "ramp"  # type: ignore[valid-type]
     """Factor on a chosen pathway's output; ``slms.routing.rules`` has the equations."""
     n_shared: int = 0
     """Pathways 0 … n_shared − 1 are executed for every token and counted inside ``k``."""

@@ -9,6 +9,7 @@ the scores alone. The first ``n_shared`` pathways always run, with gate 1, outsi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -69,38 +70,98 @@ def threshold(norms: Tensor, tau: float) -> Tensor:
     return torch.where(largest > 0, norms >= (1.0 - tau) * largest, top_k(norms, 1))
 
 
-def gate_values(kind: str, scores: Tensor, probs: Tensor, chosen: Tensor, modulation: Tensor | None = None) -> Tensor:
-    """Factors [n, p] on the outputs of chosen routed pathways; entries that are not chosen are meaningless.
+class Options(NamedTuple):
+    """What rules choose by, beside the scores."""
 
-    With p = probs, C = the chosen set, w_i = |C|·p_i / Σ_{j∈C} p_j (so Σ_C w = |C|) and sg = stop-gradient:
+    k: int
+    """Routed pathways of a token, shared ones not counted."""
+    top_p: float
+    tau: float
+    norm_shift: float | Tensor
+    norm_scale: float | Tensor
+    """``norm_shift + norm_scale · scores`` are the predicted norms of the pathways' outputs."""
 
-    ``unit``      g = 1 + p − sg(p). Value 1; the router learns straight through (arXiv:1308.3432).
-    ``softmax``   g = w. Gates of a token sum to |C|. Equals the dense model at k = P only where scores are equal.
-    ``sigmoid``   g = σ(s) (Llama-4, DeepSeek-V3 before renormalising). Never equal to the dense model.
-    ``graded``    g = 2σ(Δ), Δ = ``modulation`` [n, p], a second head of the router that starts at 0 and is also part
-                  of the score s = s_norm + Δ. Starts at exactly 1 with slope ½: loss gradients reach the choice
-                  through the gate itself, no straight-through estimate needed.
-    ``blend``     g = 1 + λ(sg(w) − 1) + w − sg(w): λ = ``modulation`` is a learned scalar that starts at 0; the value
-                  moves from ``unit`` to ``softmax`` with λ, the gradient of s is that of ``softmax`` from the start.
-    ``ramp``      g = 1 + λ(σ(s) − 1) + (1 − λ)(p − sg(p)): λ = ``modulation`` (scalar) is 0 at conversion and raised to
-                  1 by training, so it starts as ``unit`` and ends as ``sigmoid``.
+
+class Rule(NamedTuple):
+    """A rule, and what those need to know of it who count, describe or turn it."""
+
+    choose: Callable[[Tensor, Options], Tensor]
+    """Scores [n, p], −∞ at shared pathways → bool [n, p]."""
+    dial: str
+    """Option of the routing configuration by which more is chosen as it rises."""
+    fixed: bool
+    """Whether every token gets as many pathways as the dial says."""
+    words: str
+    """The chosen pathways in words; a format of the routing configuration's fields."""
+
+
+RULES = {
+    "top_k": Rule(lambda scores, o: top_k(scores, o.k), dial="k", fixed=True, words="the best {k}"),
+    "top_p": Rule(
+        lambda scores, o: top_p(scores.softmax(-1), o.top_p),
+        dial="top_p",
+        fixed=False,
+        words="the fewest with a share of {top_p:g}",
+    ),
+    "threshold": Rule(
+        lambda scores, o: threshold(o.norm_shift + o.norm_scale * scores, o.tau),
+        dial="tau",
+        fixed=False,
+        words="those within {tau:g} of the best",
+    ),
+}
+
+
+def unit(scores: Tensor, probs: Tensor, chosen: Tensor, modulation: Tensor | None) -> Tensor:
+    """g = 1 + p − sg(p). Value 1; the router learns straight through (arXiv:1308.3432)."""
+    return 1.0 + (probs - probs.detach())  # in this order it is exactly 1
+
+
+def softmax(scores: Tensor, probs: Tensor, chosen: Tensor, modulation: Tensor | None) -> Tensor:
+    """g = w. Gates of a token sum to |C|. Equals the dense model at k = P only where scores are equal."""
+    return _share(probs, chosen)
+
+
+def sigmoid(scores: Tensor, probs: Tensor, chosen: Tensor, modulation: Tensor | None) -> Tensor:
+    """g = σ(s) (Llama-4, DeepSeek-V3 before renormalising). Never equal to the dense model."""
+    return scores.sigmoid()
+
+
+def graded(scores: Tensor, probs: Tensor, chosen: Tensor, modulation: Tensor | None) -> Tensor:
+    """g = 2σ(Δ), Δ [n, p] a second head of the router that starts at 0 and is also part of the score s = s_norm + Δ.
+
+    It starts at exactly 1 with slope ½: loss gradients reach the choice through the gate itself, no straight-through
+    estimate needed.
     """
-    if kind == "unit":
-        return 1.0 + (probs - probs.detach())  # in this order it is exactly 1
-    if kind == "sigmoid":
-        return scores.sigmoid()
-    if kind == "softmax":
-        return _share(probs, chosen)
-    if kind not in ("graded", "blend", "ramp"):
-        raise ValueError(f"`routing.gate` is {kind!r}; it must be one of unit, softmax, sigmoid, graded, blend, ramp.")
-    assert modulation is not None, kind
-    if kind == "graded":
-        return 2.0 * modulation.sigmoid()
-    if kind == "ramp":
-        return 1.0 + modulation * (scores.sigmoid() - 1.0) + (1.0 - modulation) * (probs - probs.detach())
+    assert modulation is not None
+    return 2.0 * modulation.sigmoid()
+
+
+def blend(scores: Tensor, probs: Tensor, chosen: Tensor, modulation: Tensor | None) -> Tensor:
+    """g = 1 + λ(sg(w) − 1) + w − sg(w), λ a learned scalar that starts at 0.
+
+    The value moves from ``unit`` to ``softmax`` with λ; the gradient of s is that of ``softmax`` from the start.
+    """
     share = _share(probs, chosen)
     fixed = share.detach()
+    assert modulation is not None
     return 1.0 + modulation * (fixed - 1.0) + (share - fixed)
+
+
+def ramp(scores: Tensor, probs: Tensor, chosen: Tensor, modulation: Tensor | None) -> Tensor:
+    """g = 1 + λ(σ(s) − 1) + (1 − λ)(p − sg(p)), λ a scalar that training raises from 0 to 1: from unit to sigmoid."""
+    assert modulation is not None
+    return 1.0 + modulation * (scores.sigmoid() - 1.0) + (1.0 - modulation) * (probs - probs.detach())
+
+
+GATES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]] = {
+    gate.__name__: gate for gate in (unit, softmax, sigmoid, graded, blend, ramp)
+}
+"""Factors [n, p] on the outputs of chosen routed pathways; entries that are not chosen are meaningless.
+
+Of scores s and p = probs, both [n, p], with C = the chosen set, w_i = |C|·p_i / Σ_{j∈C} p_j (so Σ_C w = |C|) and sg =
+stop-gradient; the last three gates also take their Δ or λ.
+"""
 
 
 def _share(probs: Tensor, chosen: Tensor) -> Tensor:
@@ -126,23 +187,19 @@ def select(
     """Apply a rule and a gate to scores [n, p].
 
     bias [p] is added to the scores for the choice only, so balancing by bias leaves gates and probabilities alone
-    (arXiv:2408.15664). ``norm_shift + norm_scale · scores`` are the predicted norms that ``threshold`` compares.
+    (arXiv:2408.15664). k counts shared pathways too.
     """
     assert scores.dtype in (torch.float32, torch.float64), scores.dtype
+    for name, value, known in (("rule", rule, RULES), ("gate", gate, GATES)):
+        if value not in known:
+            raise ValueError(f"`routing.{name}` is {value!r}; it must be one of {', '.join(known)}.")
     shared = torch.arange(scores.shape[-1], device=scores.device) < n_shared
     probs = scores.masked_fill(shared, -math.inf).softmax(-1)
     ranked = scores if bias is None else scores + bias
     ranked = ranked.detach().masked_fill(shared, -math.inf)
-    if rule == "top_k":
-        chosen = top_k(ranked, k - n_shared)
-    elif rule == "top_p":
-        chosen = top_p(ranked.softmax(-1), top_p_share)
-    elif rule == "threshold":
-        chosen = threshold(norm_shift + norm_scale * ranked, tau)
-    else:
-        raise ValueError(f"`routing.rule` is {rule!r}; it must be one of top_k, top_p, threshold.")
-    chosen = chosen & ~shared
-    gates = torch.where(chosen, gate_values(gate, scores, probs, chosen, modulation), 0.0)
+    options = Options(k - n_shared, top_p_share, tau, norm_shift, norm_scale)
+    chosen = RULES[rule].choose(ranked, options) & ~shared
+    gates = torch.where(chosen, GATES[gate](scores, probs, chosen, modulation), 0.0)
     if n_shared:
         chosen, gates = chosen | shared, torch.where(shared, 1.0, gates)
     return Routes(scores, probs, chosen, gates)

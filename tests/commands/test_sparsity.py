@@ -76,7 +76,7 @@ def test_kept_neurons_are_those_that_hold_the_perplexity():
     from slms.data.probes import Item, Task
     from slms.data.prompts import prompt_blocks
     from slms.measure.sparsity import measure_sparsity
-    from slms.models.anatomy import read_mlp
+    from slms.models.weights import read_mlp
 
     model, tokenizer = slms.load_base("stories-1m")
     blocks = prompt_blocks([Task("t", "", "", (Item(PROMPT), Item("Tom and Ben went to the park.")))], tokenizer, 64)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from slms.models.activations import mlp_inputs, mlp_outputs, neuron_activations
-from slms.models.anatomy import find_mlps, read_mlp
+from slms.models.anatomy import find_mlps
+from slms.models.weights import read_mlp
 
 
 def test_captures_are_inputs_neurons_and_outputs(tiny, tokens, family):

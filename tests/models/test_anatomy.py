@@ -5,18 +5,12 @@ import torch
 import transformers as hf
 from torch import nn
 
+import slms
 from kernels import ACTIVATIONS
-from slms.models.anatomy import (
-    FusedGELU,
-    adapter_of,
-    find_mlps,
-    fuse_gelu,
-    list_layers,
-    read_mlp,
-    replace_mlp,
-    write_mlp,
-)
+from slms.models.anatomy import family_of, find_mlps, list_layers, replace_mlp
+from slms.models.attention import FusedGELU, fuse_gelu
 from slms.models.base import init_base
+from slms.models.weights import read_mlp, write_mlp
 
 ACTIVATION = {"gpt_neo": "gelu_new", "gpt2": "gelu_new", "gpt_neox": "gelu"} | {
     "llama": "silu", "mistral": "silu", "qwen2": "silu", "qwen3": "silu",
@@ -74,9 +68,9 @@ def test_write_mlp_refuses_other_shapes(tiny):
 def test_a_model_without_known_mlps_lists_the_adapters():
     config = hf.OPTConfig(vocab_size=11, hidden_size=8, ffn_dim=8, num_hidden_layers=1, num_attention_heads=1)
     model = hf.OPTForCausalLM(config)
-    with pytest.raises(ValueError, match="model type `opt` has no known MLP; the adapters are gpt_neo, gpt2, gpt_neox"):
-        adapter_of(model)
-    with pytest.raises(ValueError, match="the adapters are"):
+    with pytest.raises(ValueError, match="model type `opt` has no known MLP; the families are gpt_neo, gpt2, gpt_neox"):
+        family_of(model)
+    with pytest.raises(ValueError, match="the families are"):
         list_layers(model)
     with pytest.raises(ValueError, match="Linear is no known MLP"):
         read_mlp(nn.Linear(2, 2))
@@ -91,7 +85,7 @@ def test_an_activation_that_kernels_lack_is_refused(tiny):
 
 def test_list_layers_of_a_name_reads_no_weights():
     """The embedded base's directory serves even before it holds weights: shapes come from its configuration."""
-    layers = list_layers("stories-1m")
+    layers = slms.list_layers("stories-1m")
     assert len(layers) == 8
     assert layers[3] == (3, "transformer.h.3.mlp", 64, 256, "gelu_new", False)
 

@@ -14,7 +14,8 @@ from slms.models.base import BaseConfig, build_meta, init_base, load_base
 from slms.models.convert import route
 from slms.models.flops import flops_per_token
 from slms.models.io import save_model
-from slms.models.routed_lm import RoutedGPTNeoXConfig, RoutedGPTNeoXForCausalLM
+from slms.models.routed_config import CONFIGS
+from slms.models.routed_lm import routed_class
 from slms.models.routed_mlp import routed_layers, set_k
 from slms.routing import RoutingConfig
 
@@ -137,9 +138,9 @@ def test_pythia_shapes_layers_and_savings(size, tmp_path):
     assert slms.list_layers(str(tmp_path))[-1] == (
         n_layers - 1, f"gpt_neox.layers.{n_layers - 1}.mlp", d, d_ff, "gelu", False
     )  # fmt: skip
-    config = RoutedGPTNeoXConfig(**pythia(size).to_dict(), routing=RoutingConfig().to_dict())
+    config = CONFIGS["gpt_neox"](**pythia(size).to_dict(), routing=RoutingConfig().to_dict())
     with torch.device("meta"):
-        routed = RoutedGPTNeoXForCausalLM(config)
+        routed = routed_class("gpt_neox")(config)
     assert list(routed_layers(routed)) == list(range(0, n_layers, 2))
     assert flops_per_token(routed, 1).total_saving == pytest.approx(saving, abs=0.005)
 

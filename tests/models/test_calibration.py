@@ -5,8 +5,9 @@ import itertools
 import pytest
 import torch
 
-from slms.models.anatomy import MLPWeights, find_mlps, read_mlp
+from slms.models.anatomy import find_mlps
 from slms.models.calibration import best_fixed, fit_router, layer_inputs, pathway_statistics
+from slms.models.weights import MLPWeights, read_mlp
 from slms.routing import PathwayRouter, RoutingConfig
 
 OFFSETS = (0, 10, 19, 28, 37)

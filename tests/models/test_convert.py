@@ -9,9 +9,10 @@ from transformers import GPTNeoXForCausalLM, OPTConfig, OPTForCausalLM
 
 import slms
 from slms.models.activations import mlp_inputs, mlp_outputs, neuron_activations
-from slms.models.anatomy import find_mlps, read_mlp
+from slms.models.anatomy import find_mlps
 from slms.models.convert import route
 from slms.models.routed_mlp import record_routes, routed_layers, set_k
+from slms.models.weights import read_mlp
 from slms.routing import RoutingConfig
 
 ALL = {"n_pathways": 5, "k": 2, "every_n_layers": 1, "router": "linear"}  # d_ff = 37 in pathways of 8, 8, 7, 7, 7
@@ -149,7 +150,7 @@ def test_what_cannot_be_routed_is_refused_in_one_line(tiny, tokens):
         )
     )
     cases = [
-        (opt, None, "OPTForCausalLM has no known MLP; the adapters are gpt_neo"),
+        (opt, None, "OPTForCausalLM has no known MLP; the families are gpt_neo"),
         (route(model, RoutingConfig(**ALL), tokens(2, 8)), None, "is routed already; route its dense base instead"),
         (model, tokens(1, 65), "blocks of 65 tokens; the model takes at most 64"),
         (model, tokens(2, 8) + 60, "the model knows 0 to 60"),

@@ -2,23 +2,36 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from slms.models.anatomy import ADAPTERS, list_layers
+from slms.models import routed_config, routed_lm
+from slms.models.anatomy import list_layers
 from slms.models.convert import route
-from slms.models.routed_lm import ROUTED, RoutedGPTNeoConfig, RoutedGPTNeoForCausalLM
+from slms.models.families import FAMILIES
 from slms.models.routed_mlp import record_routes, routed_layers, set_k
 from slms.routing import RoutingConfig
 
 CONFIG = RoutingConfig(n_pathways=5, k=2, router="linear")
 
 
-def test_every_adapter_has_a_routed_class():
-    dense_types = {dense.config_class.model_type for dense in ROUTED}
-    assert dense_types == set(ADAPTERS)
-    assert {routed.config_class.model_type for routed in ROUTED.values()} == {f"routed_{name}" for name in ADAPTERS}
+def test_every_family_has_routed_classes_that_their_names_find():
+    for family, row in FAMILIES.items():
+        config, model = getattr(routed_config, f"Routed{row.config}"), getattr(routed_lm, f"Routed{row.model}")
+        assert config is routed_config.CONFIGS[family] and model is routed_lm.routed_class(family)
+        assert model.config_class is config and config.model_type == f"routed_{family}"
+        assert issubclass(model, getattr(transformers, row.model)) and pickle.loads(pickle.dumps(model)) is model
+
+
+def test_a_process_that_has_made_no_routed_class_unpickles_one(tiny, tokens):
+    routed = route(tiny("gpt2"), CONFIG, tokens(4, 16))
+    program = "import pickle, sys; print(type(pickle.load(sys.stdin.buffer)).__name__)"
+    run = subprocess.run([sys.executable, "-c", program], input=pickle.dumps(routed), capture_output=True, check=True)
+    assert run.stdout.decode().strip() == "RoutedGPT2LMHeadModel"
 
 
 def test_greedy_generation_with_cache_equals_without(tiny, tokens, family):
@@ -50,13 +63,13 @@ def test_a_model_built_from_its_configuration_has_finite_random_weights(tiny, to
 
 
 def test_auto_config_knows_the_routed_types(tmp_path):
-    config = RoutedGPTNeoConfig(
+    config = routed_config.RoutedGPTNeoConfig(
         num_layers=2, attention_types=[[["global"], 2]], routing=CONFIG.to_dict(), hidden_size=32
     )
     config.save_pretrained(tmp_path)
     read = AutoConfig.from_pretrained(tmp_path)
-    assert type(read) is RoutedGPTNeoConfig and RoutingConfig.from_dict(read.routing) == CONFIG
-    assert type(AutoModelForCausalLM.from_config(read)) is RoutedGPTNeoForCausalLM
+    assert type(read) is routed_config.RoutedGPTNeoConfig and RoutingConfig.from_dict(read.routing) == CONFIG
+    assert type(AutoModelForCausalLM.from_config(read)) is routed_lm.RoutedGPTNeoForCausalLM
 
 
 def test_routes_are_recorded_by_layer_and_padding_does_not_move_real_tokens(tiny, tokens):

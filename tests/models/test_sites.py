@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from slms.models.anatomy import find_mlps, read_mlp, replace_mlp
+from slms.models.anatomy import find_mlps, replace_mlp
 from slms.models.routed_mlp import RoutedMLP, record_routes
 from slms.models.sites import (
     Site,
@@ -18,6 +18,7 @@ from slms.models.sites import (
     site_of_hook,
     site_width,
 )
+from slms.models.weights import read_mlp
 from slms.routing import RoutingConfig
 
 IDS = torch.arange(24).view(2, 12) % 31

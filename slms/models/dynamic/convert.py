@@ -12,11 +12,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from slms.models.anatomy import dropout_of, find_mlps, read_mlp, replace_mlp
+from slms.models.anatomy import find_mlps, replace_mlp
 from slms.models.calibration import layer_inputs
 from slms.models.dynamic.mlp import DynamicMLP
 from slms.models.dynamic.rules import RULES
 from slms.models.routed_mlp import routed_layers
+from slms.models.weights import dropout_of, read_mlp
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kernels.activations import ACTIVATIONS
 from kernels.neurons import can_skip, dots, sums
-from slms.models.anatomy import MLPWeights, neurons
+from slms.models.weights import MLPWeights, neurons
 
 FEW = 8
 """Up to so many tokens, rows of single tokens are gathered; measured break-even 4 to 16 (docs/benchmarks.md)."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from slms.models.anatomy import MLPWeights
+from slms.models.weights import MLPWeights
 
 D, F = 6, 20
 

@@ -209,7 +209,7 @@ def test_skipped_neurons_are_never_read(weights, x, tokens):
             mlp.weights.W_out.fill_(float("nan"))
             mlp.weights.W_in.fill_(float("nan"))
         else:
-            from slms.models.anatomy import neurons
+            from slms.models.weights import neurons
 
             unread = ~mlp.keep(token, neurons(weights, token))[0, 0]
             mlp.weights.W_out[unread] = float("nan")

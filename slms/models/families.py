@@ -1,0 +1,55 @@
+"""The supported model families, a row each: transformers' classes, and where an architecture keeps its parts.
+
+A family that is built like one of those below is one more line.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+
+class Family(NamedTuple):
+    """Names of one architecture, as transformers spells them."""
+
+    config: str
+    """Configuration class."""
+    model: str
+    """Causal language model class."""
+    layers: str
+    """Path of the list of layers from the causal language model."""
+    up: str
+    """Up-projection, within the MLP."""
+    down: str
+    """Down-projection."""
+    gate: str | None = None
+    """Projection that the activation is applied to in a gated MLP; None in a two-matrix MLP."""
+    act: str = "act"
+    """Activation function."""
+    mlp: str = "mlp"
+    """MLP, within a layer."""
+
+
+_gpt = partial(Family, layers="transformer.h", up="c_fc", down="c_proj")
+_neox = partial(Family, layers="gpt_neox.layers", up="dense_h_to_4h", down="dense_4h_to_h")
+_gated = partial(Family, layers="model.layers", up="up_proj", down="down_proj", gate="gate_proj", act="act_fn")
+
+FAMILIES: dict[str, Family] = {
+    "gpt_neo": _gpt("GPTNeoConfig", "GPTNeoForCausalLM"),
+    "gpt2": _gpt("GPT2Config", "GPT2LMHeadModel"),
+    "gpt_neox": _neox("GPTNeoXConfig", "GPTNeoXForCausalLM"),
+    "llama": _gated("LlamaConfig", "LlamaForCausalLM"),
+    "mistral": _gated("MistralConfig", "MistralForCausalLM"),
+    "qwen2": _gated("Qwen2Config", "Qwen2ForCausalLM"),
+    "qwen3": _gated("Qwen3Config", "Qwen3ForCausalLM"),
+    "gemma": _gated("GemmaConfig", "GemmaForCausalLM"),
+    "gemma2": _gated("Gemma2Config", "Gemma2ForCausalLM"),
+    "gemma3_text": _gated("Gemma3TextConfig", "Gemma3ForCausalLM"),
+}
+"""By transformers' ``model_type``; a routed model's is the same with ``routed_`` before it."""
+
+
+def family_name(model_type: str) -> str:
+    """The key of a dense or routed ``model_type``; raises ValueError naming the families where there is none."""
+    name = model_type.removeprefix("routed_")
+    if name not in FAMILIES:
+        raise ValueError(f"model type `{name}` has no known MLP; the families are {', '.join(FAMILIES)}.")
+    return name

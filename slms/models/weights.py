@@ -1,0 +1,106 @@
+"""What a dense MLP is made of, neuron-major: a neuron is row i of W_in (and W_gate) and row i of W_out.
+
+Shapes: n tokens (b·t), d model, f neurons.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.pytorch_utils import Conv1D
+
+from kernels.reference import ACTIVATIONS
+from slms.models.attention import FusedGELU
+from slms.models.families import FAMILIES, Family
+
+
+class MLPWeights(NamedTuple):
+    """A dense MLP, neuron-major. Gated: h = act(x W_gateᵀ + b_gate) ∘ (x W_inᵀ + b_in), y = h W_out + b_out."""
+
+    W_in: Tensor
+    """[f, d]"""
+    W_out: Tensor
+    """[f, d]: column i of the down-projection's matrix is row i here."""
+    b_in: Tensor | None
+    b_out: Tensor | None
+    W_gate: Tensor | None
+    b_gate: Tensor | None
+    activation: str
+
+
+# transformers builds an activation from its name; read backwards, the module tells the name. `swish` and `silu` differ
+# in class only.
+_ACTIVATION_OF = {
+    **{type(ACT2FN[name]): name for name in ACTIVATIONS},
+    FusedGELU: "gelu_new",
+    nn.SiLU: "silu",
+}
+
+
+def family_of_mlp(mlp: nn.Module) -> Family:
+    """A family whose MLPs have the parts of this one; ValueError where there is none."""
+    for family in FAMILIES.values():
+        if all(part is None or hasattr(mlp, part) for part in (family.up, family.down, family.act, family.gate)):
+            return family
+    raise ValueError(f"{type(mlp).__name__} is no known MLP; the families are {', '.join(FAMILIES)}.")
+
+
+def _out_in(layer: nn.Linear | Conv1D) -> Tensor:
+    """Weight [out, in] of a linear layer; GPT-2's Conv1D stores it as [in, out]."""
+    return layer.weight.detach().T if isinstance(layer, Conv1D) else layer.weight.detach()
+
+
+def _bias(layer: nn.Linear | Conv1D | None) -> Tensor | None:
+    return None if layer is None or layer.bias is None else layer.bias.detach()
+
+
+def read_mlp(mlp: nn.Module) -> MLPWeights:
+    """Neuron-major weights of a dense MLP (views of its parameters) or of a routed one (copies, in the dense order)."""
+    if hasattr(mlp, "dense_weights"):  # a routed MLP, which knows its own
+        return mlp.dense_weights()
+    family = family_of_mlp(mlp)
+    up, down, act = getattr(mlp, family.up), getattr(mlp, family.down), getattr(mlp, family.act)
+    gate = getattr(mlp, family.gate) if family.gate else None
+    if type(act) not in _ACTIVATION_OF:
+        raise ValueError(
+            f"activation {type(act).__name__} is not supported; it must be one of {', '.join(ACTIVATIONS)}."
+        )
+    return MLPWeights(
+        W_in=_out_in(up),
+        W_out=_out_in(down).T,
+        b_in=_bias(up),
+        b_out=_bias(down),
+        W_gate=None if gate is None else _out_in(gate),
+        b_gate=_bias(gate),
+        activation=_ACTIVATION_OF[type(act)],
+    )
+
+
+@torch.no_grad()
+def write_mlp(mlp: nn.Module, weights: MLPWeights) -> None:
+    """Copy neuron-major weights into a dense MLP: the inverse of :func:`read_mlp`."""
+    own = read_mlp(mlp)
+    for name, target, source in zip(own._fields[:-1], own[:-1], weights[:-1], strict=True):
+        given, wanted = (None if w is None else tuple(w.shape) for w in (source, target))
+        if given != wanted:
+            raise ValueError(f"`{name}` has shape {given}; this MLP's is {wanted}.")
+        if target is not None and source is not None:
+            target.copy_(source)
+
+
+def dropout_of(mlp: nn.Module) -> float:
+    """Dropout on a dense MLP's output: GPT-2 and GPT-Neo have it, the others do not."""
+    dropout = getattr(mlp, "dropout", None)
+    return dropout.p if isinstance(dropout, nn.Dropout) else 0.0
+
+
+def neurons(weights: MLPWeights, x: Tensor) -> Tensor:
+    """Activations [n, f] of an MLP's neurons, the input of the down-projection, at inputs x [n, d]."""
+    act = ACTIVATIONS[weights.activation]
+    up = nn.functional.linear(x, weights.W_in, weights.b_in)
+    return (
+        up.mul_(act(nn.functional.linear(x, weights.W_gate, weights.b_gate))) if weights.W_gate is not None else act(up)
+    )
