@@ -8,7 +8,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from callbacks import CALLBACKS, CODER_CALLBACKS
 from slms.cli import one_line_errors
-from slms.lit.cli import TrainCLI, trains_coders
+from slms.lit.cli import TrainCLI
+from slms.lit.parser import trains_coders
 from slms.lit.sparse_autoencoder import SparseAutoencoder
 from slms.models.activation_stream import ActivationData
 

@@ -4,7 +4,7 @@ import pytest
 
 from callbacks import CALLBACKS
 from slms.cli import Parser
-from slms.lit.cli import _Parser
+from slms.lit.parser import TrainParser
 from slms.measure.kernels import KernelOptions
 
 
@@ -14,8 +14,8 @@ def evaluation() -> Parser:
     return parser
 
 
-def training() -> _Parser:
-    parser = _Parser(prog="train.py")
+def training() -> TrainParser:
+    parser = TrainParser(prog="train.py")
     parser.add_lightning_class_args(CALLBACKS["kernels"], "kernels")
     return parser
 

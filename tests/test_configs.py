@@ -8,7 +8,8 @@ import yaml
 from transformers import GPTNeoXConfig
 
 from callbacks import CALLBACKS, CODER_CALLBACKS
-from slms.lit.cli import TrainCLI, trains_coders
+from slms.lit.cli import TrainCLI
+from slms.lit.parser import trains_coders
 from slms.lit.sparse_autoencoder import SparseAutoencoder
 from slms.models.activation_stream import ActivationData
 from slms.models.base import BaseConfig, init_base

@@ -20,7 +20,8 @@ import train
 from slms.commands.subject import _run_text, run_base
 from slms.data.probes import MANIFEST, read_tasks
 from slms.data.text import CorpusConfig
-from slms.lit.cli import TrainCLI, trains_coders
+from slms.lit.cli import TrainCLI
+from slms.lit.parser import trains_coders
 from slms.models.convert import route
 from slms.models.directory import check_directory
 from slms.models.io import load_model, save_model
