@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
 from slms.models.routed_mlp import routed_layers
@@ -16,19 +16,7 @@ from slms.routing import RULES
 CARD = "README.md"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
-_USE = """```python
-import slms  # makes transformers' Auto classes know routed models; no remote code
-
-model, tokenizer = slms.load_model("path/of/this/directory")
-model, tokenizer = slms.load_base("owner/name")  # the same from the hub
-```
-
-`AutoModelForCausalLM.from_pretrained` and `pipeline` open it too once `slms` is imported."""
-_USE_DENSE = """```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("path/of/this/directory")
-```"""
+_TEMPLATE = Path(__file__).with_name("card_template.md")
 
 
 def model_card(
@@ -59,13 +47,22 @@ def model_card(
         model_name=title if results else None,
         eval_results=list(results) or None,
     )
-    parts = [f"---\n{data.to_yaml()}\n---", f"# {title}", _described(model, base, corpus)]
-    if layers:
-        parts += ["## Routing", _routing(model)]
-    if measured:
-        parts += ["## Measured", measured]
-    parts += ["## Use", _USE if layers else _USE_DENSE]
-    return "\n\n".join(parts) + "\n"
+    config = next(iter(layers.values())).config if layers else None
+    card = ModelCard.from_template(
+        data,
+        template_path=str(_TEMPLATE),
+        title=title,
+        family=model.config.model_type.removeprefix("routed_"),
+        parameters=sum(p.numel() for p in model.parameters()),
+        dtype=str(model.dtype).removeprefix("torch."),
+        base=base and _last(base),
+        corpus=corpus and _last(corpus),
+        layers=", ".join(map(str, layers)),
+        routing=config,
+        choice=config and RULES[config.rule].words.format(**config.to_dict()),
+        measured=measured,
+    )
+    return str(card).rstrip() + "\n"
 
 
 def portable(words: str) -> str:
@@ -87,27 +84,3 @@ def _last(word: str) -> str:
         if kind(value).is_absolute() or value.startswith("~"):
             value = kind(value).name
     return option + equals + value
-
-
-def _described(model: PreTrainedModel, base: str | None, corpus: str | None) -> str:
-    kind = model.config.model_type.removeprefix("routed_")
-    count = sum(p.numel() for p in model.parameters())
-    text = f"A causal language model of type `{kind}` with {count:,} parameters"
-    text += f", made from `{_last(base)}`" if base else ""
-    text += f", trained on `{_last(corpus)}`" if corpus else ""
-    return (
-        f"{text}. Weights are safetensors of type {str(model.dtype).removeprefix('torch.')}; no code comes with them."
-    )
-
-
-def _routing(model: PreTrainedModel) -> str:
-    layers = routed_layers(model)
-    first = next(iter(layers.values()))
-    config = first.config
-    choice = RULES[config.rule].words.format(**config.to_dict())
-    chosen = f"are chosen for each token by a `{config.router}` router"
-    by = "are the same for every token" if config.router == "static" else chosen
-    return (
-        f"The MLPs of layers {', '.join(map(str, layers))} are split into {config.n_pathways} pathways of neurons "
-        f"(partition `{config.partition}`); {choice} {by}, and only their neurons are computed."
-    )
