@@ -2,7 +2,7 @@
 
 reference -> what is computed; dispatch -> which backend runs, by costs and calibrate; backends -> which of them can run
 here; ops -> the backends as PyTorch operators; router -> the choice; cpu/, gpu/ -> implementations; dense -> the
-fallback; neurons -> single rows, for the rules of dense models; bench, parity, rivals, timing -> measuring.
+fallback; neurons -> single rows, for the rules of dense models; timing -> measuring.
 """
 
 from kernels.activations import ACTIVATIONS

@@ -44,7 +44,7 @@ class Rates(NamedTuple):
     """µs to start one matrix product"""
 
 
-# Measured by `python -m kernels.bench`, one thread; see docs/benchmarks.md.
+# Measured by `python -m benchmarks.kernels`, one thread; see docs/benchmarks.md.
 RATES = {"float32": Rates(130e3, 8.0), "bfloat16": Rates(700e3, 40.0), "float16": Rates(130e3, 40.0)}
 NO_TILES = Rates(130e3, 40.0)  # of bfloat16 without matrix units: supposed to be those of float16, not measured
 MEMORY = 12e3  # bytes per µs that one core reads

@@ -27,8 +27,13 @@ def third_party(names: set[str]) -> set[str]:
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("kernels/**/*.py")), ids=lambda p: str(p.relative_to(ROOT)))
 def test_kernels_know_torch_triton_and_numba_only(path):
-    measured_against = {"scattermoe"} if path.name == "rivals.py" else set()
-    assert third_party(imported(path)) <= KERNELS | measured_against
+    assert third_party(imported(path)) <= KERNELS
+
+
+def test_what_is_installed_never_imports_benchmarks():
+    paths = [path for package in ("slms", "callbacks", "kernels") for path in ROOT.glob(f"{package}/**/*.py")]
+    for path in [*paths, ROOT / "train.py", ROOT / "eval.py"]:
+        assert "benchmarks" not in third_party(imported(path)), path
 
 
 def test_functional_metrics_know_torch_only():

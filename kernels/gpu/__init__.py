@@ -2,7 +2,7 @@
 
 routes -> which rows each pathway works on; decode -> few tokens; grouped, gradients -> many tokens, forward and
 backward; tiles -> sizes that are shipped; prepare, launch, backward -> all put together; sparse -> single rows for the
-rules of dense models; aot -> every shipped configuration compiled for chips that are not at hand.
+rules of dense models.
 
 Numbers that change from call to call, as that of the tokens, are not specialized: each new kind of them (1, a multiple
 of 16) would be compiled anew in the middle of serving.

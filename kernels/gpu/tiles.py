@@ -60,7 +60,7 @@ class Tiles(NamedTuple):
     weight: Tile
 
 
-# Chosen by what fits without spilling (`python -m kernels.gpu.aot`), not yet by timing: no GPU has run them.
+# Chosen by what fits without spilling (`python -m benchmarks.gpu_resources`), not yet by timing: no GPU has run them.
 TILES = {
     ("half", "large"): Tiles(
         up=Tile(128, 128, 64, 8, 3),

@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 
-from kernels import rivals
+from benchmarks import kernel_rivals as rivals
 from kernels.calibrate import call_backend
 from kernels.costs import Shape
 from kernels.timing import random_call

@@ -1,8 +1,9 @@
 """Compiles every shipped Triton configuration ahead of time for chips that are not at hand, and says what each takes.
 
-`python -m kernels.gpu.aot` prints a table of maxima (each variant by itself as JSON with --json): registers, spills,
-shared memory, programs that a multiprocessor takes at once, and whether tensor-core instructions and 16-byte loads were
-generated; it fails where one spills, does not fit or lacks them. It does not show how fast they are. Needs no GPU.
+`python -m benchmarks.gpu_resources` prints a table of maxima (each variant by itself as JSON with --json): registers,
+spills, shared memory, programs that a multiprocessor takes at once, and whether tensor-core instructions and 16-byte
+loads were generated; it fails where one spills, does not fit or lacks them. It does not show how fast they are. Needs
+no GPU.
 """
 
 import argparse

@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from kernels import bench
+from benchmarks import kernels as bench
 from kernels.costs import Shape
 
 

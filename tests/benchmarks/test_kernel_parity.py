@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kernels import parity
-from kernels.bench import random_router
+from benchmarks import kernel_parity as parity
+from benchmarks.kernels import random_router
 from kernels.costs import Shape
 
 SHAPE = Shape(16, 64, 4, False, "float32", "cpu", False)

@@ -1,4 +1,4 @@
-"""An optimizer step of a routed model beside one of the dense model it came from: `python -m slms.lit.training_speed`.
+"""An optimizer step of a routed model beside one of the dense model it came from: `python -m benchmarks.training_step`.
 
 Forward, backward and AdamW through the whole model with its head, taken in turns; default routing (every second layer,
 4 of 16 pathways), random tokens, learning rate 0. `pythia-70m` is that model's shape with random weights and a
@@ -51,7 +51,7 @@ def compare_steps(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m slms.lit.training_speed", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training_step", description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--batch_size", type=int, default=8, help="blocks of a step")
     parser.add_argument("--block_size", type=int, default=256, help="tokens of a block")

@@ -1,6 +1,6 @@
 """Cost of a whole training step: ours, the dense reference, and SAELens's where it is installed.
 
-    OMP_NUM_THREADS=1 python -m slms.sae.benchmark --rounds 6
+    OMP_NUM_THREADS=1 python -m benchmarks.coder_step --rounds 6
 
 Steps are interleaved, one thread, process CPU time, so that other work on the machine weighs on all alike. SAELens
 wants an environment of its own; run this there with PYTHONPATH at this repository.

@@ -1,10 +1,10 @@
 """Reconstruction beside SAELens and dictionary_learning: each trains on the same activations in the same order.
 
-    python -m slms.sae.peers dump stories-1m acts --site residual.3
-    python -m slms.sae.peers train acts results.jsonl --libraries '[ours,saelens,dictionary_learning]'
-    python -m slms.sae.peers table results.jsonl
+    python -m benchmarks.coders dump stories-1m acts --site residual.3
+    python -m benchmarks.coders train acts results.jsonl --libraries '[ours,saelens,dictionary_learning]'
+    python -m benchmarks.coders table results.jsonl
 
-`train` for a peer wants an environment that has it. Each peer trains by its own trainer, in two recipes: `default`,
+`train` for a library wants an environment that has it. Each trains by its own trainer, in two recipes: `default`,
 its own defaults with its normalisation of the input, and `scaled`, what it offers of AuxK, and of warm-up and decay at
 the same shares of the run as ours, with a twentieth of the run as dead window (at a hundredth, as ours, SAELens does
 worse: FVU .031 against .029, stories260K, TopK), at learning rate `lr`. FVU is of held-out tokens, in float64; of
@@ -26,13 +26,13 @@ import torch
 from jsonargparse import auto_cli
 from torch import Tensor
 
+from benchmarks.coder_rivals import LIBRARIES, PACKAGES, Kind, Recipe, Task, Trained
 from slms.cli import Parser, one_line_errors
 from slms.data.text import BlockSpec, load_blocks
 from slms.files import write_atomic
 from slms.models.base import load_base
 from slms.models.sites import find_site, read_sites
 from slms.report.tables import text_table
-from slms.sae.libraries import LIBRARIES, PACKAGES, Kind, Recipe, Task, Trained
 
 Library = Literal["ours", "saelens", "dictionary_learning"]
 DEFAULT: Recipe = "default"
@@ -123,7 +123,7 @@ def train(
         out: file of results.
         libraries: who trains; `ours` has one recipe, its defaults.
         kinds: coders.
-        recipes: of the peers.
+        recipes: of the other libraries.
         seeds: of weights and order.
         lrs: peak learning rates; null is the library's own.
         d_sae: latents.
@@ -182,10 +182,10 @@ def table(results: str) -> None:
 
 def main() -> None:
     """The command line."""
-    with one_line_errors("python -m slms.sae.peers"):
+    with one_line_errors("python -m benchmarks.coders"):
         auto_cli([dump, train, table], parser_class=Parser, description=__doc__)
 
 
 if __name__ == "__main__":
-    logging.disable(logging.WARNING)  # the peers' own
+    logging.disable(logging.WARNING)  # the other libraries' own
     main()

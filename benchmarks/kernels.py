@@ -1,4 +1,4 @@
-"""Measures routed MLPs against dense ones: `python -m kernels.bench` (see docs/benchmarks.md for kept results).
+"""Measures routed MLPs against dense ones: `python -m benchmarks.kernels` (see docs/benchmarks.md for kept results).
 
 Every line is one shape, number of tokens, density and direction, with all alternatives taken in turns:
 
@@ -32,12 +32,12 @@ from importlib.metadata import version
 import torch
 from torch import Tensor
 
+from benchmarks.kernel_parity import TOLERANCE, decided, parity
+from benchmarks.kernel_rivals import dense_mlp, grouped_mm, scattermoe, scattermoe_runs
 from kernels.backends import BACKENDS, GPU_TOKENS, refusal
 from kernels.calibrate import call_backend, one_pass
 from kernels.costs import Shape, machine
 from kernels.dispatch import explain, fuses, prepare_fused
-from kernels.parity import TOLERANCE, decided, parity
-from kernels.rivals import dense_mlp, grouped_mm, scattermoe, scattermoe_runs
 from kernels.router import Router, choose
 from kernels.timing import Call, Spread, capture, random_call, time_together
 
@@ -249,7 +249,7 @@ def table(arguments: argparse.Namespace) -> Iterator[dict[str, object]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["stories-1m", "pythia-70m", "pythia-410m"])
     parser.add_argument("--dtypes", nargs="+", choices=TOLERANCE, default=["float32"])
     parser.add_argument("--densities", nargs="+", type=float, default=[0.25])

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from slms.sae.libraries import Task, ours
+from benchmarks.coder_rivals import Task, ours
 
 D, S, K = 8, 24, 3
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import triton
 
+from benchmarks.gpu_resources import VERSION, Resources, fault
 from kernels import backends, costs
-from kernels.gpu.aot import VERSION, Resources, fault
 
 pytestmark = [
     pytest.mark.slow,
@@ -24,7 +24,7 @@ PERSISTENT = PRODUCTS[:3]
 def table():
     """Every tile in bfloat16 and float32; the command without --quick checks all types, activations and odd sizes."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", "-m", "kernels.gpu.aot", "--quick", "--json"]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu_resources", "--quick", "--json"]
     root = Path(costs.__file__).parents[1]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=root)
     assert done.returncode == 0, done.stderr[-3000:]

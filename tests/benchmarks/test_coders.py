@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import coders
+from benchmarks.coder_rivals import Trained
 from slms.models.base import load_base
 from slms.models.sites import find_site, read_sites
-from slms.sae import peers
-from slms.sae.libraries import Trained
 from tests.processes import make_base
 
 N, D, S, K = 13, 5, 9, 2
@@ -46,7 +46,7 @@ def test_judges_as_the_definition_does(threshold):
     generator = torch.Generator().manual_seed(0)
     W, b, x = torch.randn(D, S, generator=generator), torch.randn(S, generator=generator), torch.randn(N, D)
     trained = Trained(lambda x: (x @ W + b).relu(), lambda acts: acts @ W.T / D + 0.1, threshold)
-    found, wanted = peers.judge(trained, x, K), slow(trained, x, K)
+    found, wanted = coders.judge(trained, x, K), slow(trained, x, K)
     assert found == pytest.approx(wanted, rel=1e-5)
     assert 0 < found["l0"] < S and found["fvu"] != 1
     if threshold is None:
@@ -56,18 +56,18 @@ def test_judges_as_the_definition_does(threshold):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A small model and a dump of its first layer."""
-    folder = tmp_path_factory.mktemp("peers")
+    folder = tmp_path_factory.mktemp("coders")
     make_base(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(peers, "N_TEST", 200)
-        peers.dump(str(folder / "base"), str(folder / "acts"), "residual.0", n_tokens=1500)
+        patch.setattr(coders, "N_TEST", 200)
+        coders.dump(str(folder / "base"), str(folder / "acts"), "residual.0", n_tokens=1500)
     return folder
 
 
 def command(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["peers", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["coders", *map(str, arguments)])
     with pytest.raises(SystemExit) as stopped:
-        peers.main()
+        coders.main()
     assert stopped.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line
@@ -79,7 +79,7 @@ def test_dump_holds_each_token_once_and_no_special_ones(made):
     assert (about["train"], about["test"], about["site"]) == (len(train), len(test), "residual.0")
     assert len(test) == 200 and train.shape[1] == test.shape[1] == 32
     model, tokenizer = load_base(str(made / "base"))
-    blocks = peers.load_blocks(peers.BlockSpec("stories", "train", None, "text", 0, 64, 1500, False), tokenizer)
+    blocks = coders.load_blocks(coders.BlockSpec("stories", "train", None, "text", 0, 64, 1500, False), tokenizer)
     ids = torch.from_numpy(blocks.input_ids.astype("int64"))
     x = read_sites(model.eval(), ids, [find_site(model, "residual.0")])["residual.0"]
     wanted = x[ids.flatten() != tokenizer.eos_token_id].numpy()
@@ -92,17 +92,17 @@ def test_dump_holds_each_token_once_and_no_special_ones(made):
 def test_train_and_table(made, capsys):
     acts, out = str(made / "acts"), str(made / "results.jsonl")
     options = {"d_sae": 64, "k": 4, "batch_size": 64, "steps": 12}
-    peers.train(acts, out, ("ours",), seeds=(0, 1), lrs=(None, 1e-3), **options)
+    coders.train(acts, out, ("ours",), seeds=(0, 1), lrs=(None, 1e-3), **options)
     rows = [json.loads(line) for line in (made / "results.jsonl").read_text().splitlines()]
     assert [(row["seed"], row["kind"], row["lr"]) for row in rows] == [
         (seed, kind, lr) for seed in (0, 1) for kind in ("topk", "batch_topk") for lr in (None, 1e-3)
     ]
-    peers.train(acts, out, ("ours",), ("topk",), seeds=(0,), **options)
+    coders.train(acts, out, ("ours",), ("topk",), seeds=(0,), **options)
     again = json.loads((made / "results.jsonl").read_text().splitlines()[-1])
     assert again | {"cpu_seconds": 0} == rows[0] | {"cpu_seconds": 0}
     capsys.readouterr()
     (made / "some.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    peers.table(str(made / "some.jsonl"))
+    coders.table(str(made / "some.jsonl"))
     head, _, *lines = capsys.readouterr().out.splitlines()
     assert "FVU at k" in head and len(lines) == 4
     (own,) = [line for line in lines if " topk" in line and " own " in line]
@@ -127,6 +127,6 @@ def test_refuses_in_one_line(made, arguments, said, monkeypatch, capsys):
 
 
 def test_refuses_a_library_that_is_not_installed(made, monkeypatch, capsys):
-    monkeypatch.setitem(peers.PACKAGES, "saelens", "no_such_package")
+    monkeypatch.setitem(coders.PACKAGES, "saelens", "no_such_package")
     line = command(monkeypatch, capsys, "train", made / "acts", made / "none.jsonl", "--libraries=[saelens]")
     assert "--libraries saelens: no_such_package is not installed" in line

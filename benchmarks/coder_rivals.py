@@ -1,4 +1,4 @@
-"""Who trains a coder for `slms.sae.peers`: ourselves, SAELens and dictionary_learning, each by its own trainer.
+"""Who trains a coder for `benchmarks.coders`: ourselves, SAELens and dictionary_learning, each by its own trainer.
 
 Shapes: n tokens, d width of the site, s latents.
 """
