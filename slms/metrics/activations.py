@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from slms.metrics.functional import ActivationSparsity, LegacySparsity, jackknife, sparsity_per_token
+from slms.metrics.states import Sums
 
 # Document groups of the jackknife behind intervals, as in `PathwayCounts`.
 N_GROUPS = 16
@@ -25,7 +25,7 @@ class LayerSparsity(NamedTuple):
     """tokens"""
 
 
-class SparsitySums(Metric):
+class SparsitySums(Sums):
     """Activation sparsity of one layer over a stream; sums only: exact under DDP, constant memory.
 
     Args:
@@ -72,7 +72,7 @@ class SparsitySums(Metric):
         )
 
 
-class CoActivation(Metric):
+class CoActivation(Sums):
     """A fixed number of tokens drawn evenly from a stream of activations, for `modularity` and `partition_modularity`.
 
     Keeps the r tokens with the smallest hash of (seed, document, position): the same tokens in any order and on any

@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from slms.metrics.functional import Score, document_specialization_index, specialization_index
+from slms.metrics.states import Sums
 
 # Joint uses are s² sums. Above this width they are left out, and with them the null of a layer's score as a whole.
 _MOST_TOGETHER = 4096
@@ -12,7 +12,7 @@ _MOST_TOGETHER = 4096
 _MOST_PAIRS = 2**24
 
 
-class LatentCounts(Metric):
+class LatentCounts(Sums):
     """Count tables of sparsely used units; sums only: exact under DDP, constant memory in tokens (8·g·s·c bytes).
 
     What `PathwayCounts` is to a few pathways: the uses come as a list of (token, latent) and not as a table.

@@ -2,12 +2,12 @@
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from slms.metrics.functional import Interval, document_loss, paired_difference
+from slms.metrics.states import Sums
 
 
-class DocumentLoss(Metric):
+class DocumentLoss(Sums):
     """Summed negative log-likelihood and token count of each document; sums only, so exact under DDP.
 
     Memory is constant: document i is summed in slot i modulo `n_slots`. Up to `n_slots` documents of consecutive ids

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from slms.metrics.functional import (
     Score,
@@ -18,6 +17,7 @@ from slms.metrics.functional import (
     specialization_index,
     utilization,
 )
+from slms.metrics.states import Sums
 
 
 class FamilyScores(NamedTuple):
@@ -38,7 +38,7 @@ class LayerScores(NamedTuple):
     families: dict[str, FamilyScores]
 
 
-class PathwayCounts(Metric):
+class PathwayCounts(Sums):
     """Count tables of one routed layer; sums only: exact under DDP, constant memory in tokens (8·g·p·c bytes a family).
 
     Args:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from slms.metrics.functional import (
     Score,
@@ -17,6 +16,7 @@ from slms.metrics.functional import (
     joint_choices,
     specialization_index,
 )
+from slms.metrics.states import Sums
 
 N_GROUPS = 16  # document groups of the jackknife, as in `PathwayCounts`
 N_GROUPS_GIVEN_TOKEN = 8  # tables given the token are as many times larger as there are strata
@@ -116,7 +116,7 @@ class CountLayout:
         return Rows(row, size, order % len(tokens), len(tokens))
 
 
-class UnitCounts(Metric):
+class UnitCounts(Sums):
     """How often each unit is on in each row of a layout; sums only: exact under DDP, constant memory in tokens (4·r·u).
 
     Tokens are grouped by row and the rows of `on` added up, u numbers at a time: for many units and few classes this is

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from slms.metrics.functional import Interval
+from slms.metrics.states import Sums
 from slms.sae.sparse import Picks
 
 ABLATIONS = ("zero", "mean")
@@ -40,7 +40,7 @@ class Quality(NamedTuple):
     """[s] share of tokens that use each latent."""
 
 
-class CoderQuality(Metric):
+class CoderQuality(Sums):
     """Sums of squares, losses and uses; in float64, sums only, so exact under DDP.
 
     The mean of y enters as a difference of sums: with float64 and FVU above 1e-6 nothing is lost. Document i is summed

@@ -1,0 +1,21 @@
+"""Metrics whose sums keep the type that they were declared with."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+
+class Sums(Metric):
+    """A metric whose states move between devices but never change type.
+
+    A module under `--trainer.precision=bf16-true` casts everything in it. A sum of bfloat16 numbers stops growing
+    after 256 of them, and token ids in a float32 table are exact up to 2²⁴ only there.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, exclude_state)

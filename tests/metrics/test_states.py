@@ -1,0 +1,47 @@
+"""No metric changes the type of its sums when the module that holds it is cast, as `bf16-true` does."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from slms.metrics.activations import CoActivation, SparsitySums
+from slms.metrics.latents import LatentCounts
+from slms.metrics.loss import DocumentLoss
+from slms.metrics.pathways import PathwayCounts
+from slms.metrics.units import CountLayout, Family, UnitCounts
+from slms.sae.quality import CoderQuality
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = {
+    CoActivation: lambda: CoActivation(3),
+    CoderQuality: lambda: CoderQuality(3, 5),
+    DocumentLoss: DocumentLoss,
+    LatentCounts: lambda: LatentCounts(3, {"pos": 4}),
+    PathwayCounts: lambda: PathwayCounts(3, {"token": 7}),
+    SparsitySums: lambda: SparsitySums(torch.ones(3)),
+    UnitCounts: lambda: UnitCounts(CountLayout({"pos": Family(4)}), 3),
+}
+
+
+def test_every_metric_has_an_example():
+    """A metric of ours is one of `Sums`."""
+    text = "".join(path.read_text() for path in (ROOT / "slms").rglob("*.py"))
+    assert re.findall(r"class (\w+)\([^)]*\bMetric\b", text) == ["Sums"]
+    assert sorted(re.findall(r"class (\w+)\(Sums\)", text)) == [kind.__name__ for kind in EXAMPLES]
+
+
+@pytest.mark.parametrize("kind", EXAMPLES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("cast", [lambda m: m.to(torch.bfloat16), lambda m: m.double(), lambda m: m.half()])
+def test_states_keep_their_types(kind, cast):
+    metric = EXAMPLES[kind]()
+    before = {name: getattr(metric, name).dtype for name in metric._defaults}
+    cast(torch.nn.ModuleList([metric]))
+    assert {name: getattr(metric, name).dtype for name in metric._defaults} == before
+    metric.reset()
+    assert {name: getattr(metric, name).dtype for name in metric._defaults} == before
+
+
+def test_states_move():
+    assert DocumentLoss().to("meta").nll.is_meta
