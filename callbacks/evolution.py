@@ -11,6 +11,7 @@ from torch import Tensor
 from callbacks.parts import language_model, leaves_files, run_directory
 from callbacks.tensorboard import writers
 from slms.metrics.functional import router_saturation
+from slms.models.place import place_name
 from slms.report.evolution import EVOLUTION_FILE, evolution_figure
 from slms.report.metrics_csv import METRICS_FILE, read_rows
 from slms.report.palette import write_figure
@@ -19,9 +20,10 @@ from slms.report.palette import write_figure
 class Evolution(Callback):
     """Router saturation over training, and the figure of every metric's evolution.
 
-    Keeps, as bits, what each routed layer chose for the first `probe_tokens` validation tokens at each validation. Then
-    `val/stability/L3` is the share of these choices that the previous validation made too, and `val/saturation/L3`,
-    written for every kept validation when training ends, the share of the final choices already made there.
+    Keeps, as bits, what each routed module chose for the first `probe_tokens` validation tokens at each validation.
+    `val/stability/L3.mlp` is the share of these choices that the previous validation made too;
+    `val/saturation/L3.mlp`, written for every kept validation when training ends, the share of the final choices
+    already made there.
 
     Args:
         probe_tokens: validation tokens whose choices are kept, on the first device.
@@ -34,9 +36,9 @@ class Evolution(Callback):
             if value < least:
                 raise ValueError(f"evolution.{name} is {value}; it must be at least {least}")
         self.probe_tokens, self.max_snapshots = probe_tokens, max_snapshots
-        self.snapshots: list[dict[str, Any]] = []  # {"step", "epoch", "choices": {layer: packed bits [n, ⌈p/8⌉]}}
-        self.n_pathways: dict[int, int] = {}
-        self._filling: dict[int, list[Tensor]] = {}
+        self.snapshots: list[dict[str, Any]] = []  # {"step", "epoch", "choices": {place: packed bits [n, ⌈p/8⌉]}}
+        self.n_pathways: dict[str, int] = {}
+        self._filling: dict[str, list[Tensor]] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """The snapshots, so that a resumed run knows the choices of its past."""
@@ -44,7 +46,10 @@ class Evolution(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the snapshots."""
-        self.snapshots, self.n_pathways = state_dict["snapshots"], state_dict["n_pathways"]
+        self.n_pathways = _by_place(state_dict["n_pathways"])
+        self.snapshots = [
+            snapshot | {"choices": _by_place(snapshot["choices"])} for snapshot in state_dict["snapshots"]
+        ]
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start a snapshot."""
@@ -56,8 +61,8 @@ class Evolution(Callback):
         """Keep the choices of the first tokens."""
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        for layer, routes in language_model(pl_module).last_routes.items():
-            kept = self._filling.setdefault(layer, [])
+        for place, routes in language_model(pl_module).last_routes.items():
+            kept = self._filling.setdefault(place, [])
             missing = self.probe_tokens - sum(map(len, kept))
             if missing > 0:
                 kept.append(routes.chosen[:missing].cpu())
@@ -66,17 +71,17 @@ class Evolution(Callback):
         """Close the snapshot and log how many choices the previous one shares."""
         if not self._filling:
             return
-        chosen = {layer: torch.cat(parts) for layer, parts in self._filling.items()}
+        chosen = {place: torch.cat(parts) for place, parts in self._filling.items()}
         self._filling = {}
-        self.n_pathways = {layer: table.shape[1] for layer, table in chosen.items()}
-        packed = {layer: torch.from_numpy(np.packbits(table.numpy(), axis=1)) for layer, table in chosen.items()}
+        self.n_pathways = {place: table.shape[1] for place, table in chosen.items()}
+        packed = {place: torch.from_numpy(np.packbits(table.numpy(), axis=1)) for place, table in chosen.items()}
         step = trainer.global_step - 1  # as Lightning counts the steps of what it logs
         # a resumed run may repeat the validation at its step
         self.snapshots = [snapshot for snapshot in self.snapshots if snapshot["step"] < step]
         if self.snapshots:
             values = {
-                f"val/stability/L{layer}": _agreement(before, chosen[layer])
-                for layer, before in self._choices(self.snapshots[-1]).items()
+                f"val/stability/{place}": _agreement(before, chosen[place])
+                for place, before in self._choices(self.snapshots[-1]).items()
             }
             for logger in trainer.loggers:
                 logger.log_metrics(values | {"epoch": trainer.current_epoch}, step)
@@ -93,18 +98,18 @@ class Evolution(Callback):
             final = self._choices(self.snapshots[-1])
             for snapshot in self.snapshots:
                 values = {
-                    f"val/saturation/L{layer}": _agreement(chosen, final[layer])
-                    for layer, chosen in self._choices(snapshot).items()
+                    f"val/saturation/{place}": _agreement(chosen, final[place])
+                    for place, chosen in self._choices(snapshot).items()
                 }
                 for logger in trainer.loggers:
                     logger.log_metrics(values | {"epoch": snapshot["epoch"]}, snapshot["step"])
         self._draw(trainer, directory / METRICS_FILE)
 
-    def _choices(self, snapshot: dict[str, Any]) -> dict[int, Tensor]:
-        """The snapshot's choices as bool [n, p] by layer."""
+    def _choices(self, snapshot: dict[str, Any]) -> dict[str, Tensor]:
+        """The snapshot's choices as bool [n, p] by place."""
         return {
-            layer: torch.from_numpy(np.unpackbits(bits.numpy(), axis=1, count=self.n_pathways[layer]).astype(bool))
-            for layer, bits in snapshot["choices"].items()
+            place: torch.from_numpy(np.unpackbits(bits.numpy(), axis=1, count=self.n_pathways[place]).astype(bool))
+            for place, bits in snapshot["choices"].items()
         }
 
     def _draw(self, trainer: Trainer, metrics: Path) -> None:
@@ -115,6 +120,11 @@ class Evolution(Callback):
         write_figure(metrics.parent / EVOLUTION_FILE, figure)
         for writer in writers(trainer):
             writer.add_figure("val/evolution", figure, trainer.global_step - 1)
+
+
+def _by_place(found: dict) -> dict[str, Any]:
+    """Checkpoints written before places had names know L3.mlp as 3."""
+    return {place_name(key) if isinstance(key, int) else key: value for key, value in found.items()}
 
 
 def _agreement(earlier: Tensor, later: Tensor) -> float:

@@ -20,6 +20,7 @@ from slms.measure.pathways import measure, random_model
 from slms.measure.schema import Base, Data, Results, Role, Run
 from slms.models.flops import flops_per_token
 from slms.models.io import save_model
+from slms.models.place import place_name
 from slms.models.source import BaseConfig, resolve
 from slms.report.assemble import assemble
 from slms.report.card import run_card
@@ -95,7 +96,7 @@ class ResultsWriter(Callback):
         random = None
         if self.random_model and measured.layers:
             random = measure(random_model(net), module.tokenizer, data.val_blocks, data.batch_size)
-        density = {layer.layer: layer.density for layer in measured.layers}
+        density = {place_name(layer.layer): layer.density for layer in measured.layers}
         return assemble(
             self._run(trainer, module, directory, seconds),
             _base(module.base),

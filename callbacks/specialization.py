@@ -12,20 +12,21 @@ from callbacks.tensorboard import log_layers
 from slms.lit.language_model import LanguageModel
 from slms.measure.pathways import PathwayTables
 from slms.measure.schema import Layer
-from slms.models.routed_mlp import record_routes, routed_layers
+from slms.models.place import place_name
+from slms.models.routed import record_routes, routed_modules
 from slms.report.describe import describe_labels
 
 
 class Specialization(Callback):
-    """Logs purity (both), entropy, SI, utilization of every routed layer, against tokens and every label family.
+    """Logs purity (both), entropy, SI, utilization of every routed module, against tokens and every label family.
 
-    During validation it feeds the count tables with the module's `last_routes` and the batch's labels; at the end of
-    the epoch it logs `val/purity/L3` and the like, and to TensorBoard utilization bars, pathway × class heatmaps and
-    top tokens.
+    During validation it feeds the count tables with the module's `last_routes` and the batch's labels. At the end of
+    the epoch it logs `val/purity/L3.mlp` and the like, and to TensorBoard utilization bars, pathway × class heatmaps
+    and top tokens.
 
     Args:
         every_n_steps: also measure every so many optimizer steps, on the first `probe_batches` validation batches, as
-            `probe/purity/L3` and the like; null measures at validation only.
+            `probe/purity/L3.mlp` and the like; null measures at validation only.
         probe_batches: batches of such a measurement, on each device.
         heatmaps: label families to draw as heatmaps each epoch, where the data have them.
     """
@@ -108,10 +109,10 @@ class Specialization(Callback):
         return layers
 
     def _new_tables(self, trainer: Trainer, pl_module: LightningModule) -> PathwayTables | None:
-        layers = routed_layers(language_model(pl_module).net)
+        modules = routed_modules(language_model(pl_module).net)
         blocks = text_data(trainer).val_blocks
         ids = torch.from_numpy(blocks.input_ids.astype("int64")).unique()
-        return PathwayTables(layers, ids, blocks.label_names) if layers else None
+        return PathwayTables(modules, ids, blocks.label_names) if modules else None
 
 
 def log_values(layers: list[Layer], stage: str) -> dict[str, float]:
@@ -133,7 +134,7 @@ def log_values(layers: list[Layer], stage: str) -> dict[str, float]:
     values: dict[str, float] = {}
     for metric, of_layers in by_metric.items():
         known = {index: value for index, value in of_layers.items() if value is not None}
-        values |= {f"{stage}/{metric}/L{index}": value for index, value in known.items()}
+        values |= {f"{stage}/{metric}/{place_name(index)}": value for index, value in known.items()}
         if known:
             values[f"{stage}/{metric}"] = sum(known.values()) / len(known)
     return values

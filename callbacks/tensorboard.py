@@ -8,6 +8,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
 from slms.measure.schema import Labels, Layer, Results
+from slms.models.place import place_name
 from slms.report.figures import utilization_figure
 from slms.report.heatmap import heatmap_figure
 from slms.report.reading import preferred_class, visible
@@ -30,7 +31,7 @@ def log_layers(
             if any(family in pathway.profile for layer in layers for pathway in layer.pathways):
                 writer.add_figure(f"val/pathways_by_{family}", heatmap_figure(layers, family, labels[family]), step)
         for layer in layers:
-            writer.add_text(f"val/top_tokens/L{layer.layer}", top_token_table(layer, labels), step)
+            writer.add_text(f"val/top_tokens/{place_name(layer.layer)}", top_token_table(layer, labels), step)
 
 
 def top_token_table(layer: Layer, labels: dict[str, Labels]) -> str:

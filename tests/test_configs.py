@@ -13,7 +13,7 @@ from slms.lit.parser import trains_coders
 from slms.lit.sparse_autoencoder import SparseAutoencoder
 from slms.models.activation_stream import ActivationData
 from slms.models.base import BaseConfig, init_base
-from slms.models.routed_mlp import routed_layers
+from slms.models.routed import routed_modules
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
@@ -58,7 +58,7 @@ def test_pythia_yamls_build_on_their_architectures(size, shared_data, tmp_path):
     if size == "70m":  # the whole conversion, uncalibrated: the larger ones differ in size only
         from slms.models.convert import route
 
-        assert list(routed_layers(route(cli.model.net, cli.model.routing))) == [1, 3, 5]
+        assert list(routed_modules(route(cli.model.net, cli.model.routing))) == ["L1.mlp", "L3.mlp", "L5.mlp"]
     assert cli.model.routing.routed_layers(layers) == list(range(1, layers, 2))
     assert not any(tmp_path.glob("routed_pythia*"))
 

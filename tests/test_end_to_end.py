@@ -71,10 +71,10 @@ def test_a_run_leaves_what_the_design_promises(routed):
 def test_every_epoch_is_measured_in_metrics_csv_and_tensorboard(routed):
     rows = read_rows(routed / "metrics.csv")
     for metric in ("purity", "entropy", "utilization"):
-        epochs = {row.step for row in rows if (row.stage, row.metric) == ("val", metric) and row.place == "L1"}
+        epochs = {row.step for row in rows if (row.stage, row.metric) == ("val", metric) and row.place == "L1.mlp"}
         assert len(epochs) == 2, (metric, epochs)
     events = EventAccumulator(str(routed), size_guidance={"scalars": 0, "images": 0, "tensors": 0}).Reload()
-    assert {"val/purity/L1", "val/loss", "train/loss/balance"} <= set(events.Tags()["scalars"])
+    assert {"val/purity/L1.mlp", "val/loss", "train/loss/balance"} <= set(events.Tags()["scalars"])
     assert events.Tags()["images"] and events.Tags()["tensors"]
 
 

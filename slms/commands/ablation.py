@@ -6,7 +6,8 @@ from tqdm.auto import tqdm
 
 from slms.commands.subject import open_subject, short_name
 from slms.models.anatomy import find_mlps
-from slms.models.routed_mlp import routed_layers
+from slms.models.routed import routed_modules
+from slms.models.routed_mlp import RoutedMLP
 from slms.report.ablation import (
     CellRow,
     LayerRow,
@@ -63,7 +64,8 @@ def ablation(
     subject = open_subject(model, split, corpus=corpus, validation=validation, block_size=block_size, n_tokens=n_tokens)
     blocks = subject.blocks
     known = sorted(find_mlps(subject.model))
-    chosen = sorted(routed_layers(subject.model)) or known if layers is None else layers
+    routed = [mlp.layer_index for mlp in routed_modules(subject.model, RoutedMLP).values()]
+    chosen = routed or known if layers is None else layers
     if wrong := [layer for layer in chosen if layer not in known]:
         raise ValueError(f"--layers {wrong[0]}: the model's MLPs are {known[0]} to {known[-1]}")
     asked = ["pos", "semantic", "token_class"] if families is None else families

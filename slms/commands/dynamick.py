@@ -17,13 +17,13 @@ from slms.measure.frontier import (
     DENSE_RULES,
     ROUTED_RULES,
     Quality,
+    costs_of,
     count_cost,
     densities_for,
-    layer_costs,
-    layer_sizes,
     measure_quality,
     set_budget,
     set_routed_rule,
+    sizes_of,
     under_rule,
 )
 from slms.measure.kernels import KernelOptions, calibrate_kernels
@@ -31,7 +31,7 @@ from slms.measure.speed import Pair, compare_speed
 from slms.models.anatomy import find_mlps
 from slms.models.base import load_base
 from slms.models.dynamic import LEVELS
-from slms.models.routed_mlp import routed_layers
+from slms.models.routed import routed_modules
 from slms.models.weights import read_mlp
 from slms.report.artifacts import artifact_directory, write_csv, write_json
 from slms.report.facts import command_line, hardware, versions
@@ -103,7 +103,7 @@ def dynamick(
     subject = open_subject(model, split, n_tokens=n_tokens, **text)
     given = {key: subject.text[key] for key in text}
     calibration = token_ids(open_subject(model, "train", n_tokens=calibration_tokens, **given))
-    routed = subject.model if routed_layers(subject.model) else None
+    routed = subject.model if routed_modules(subject.model) else None
     base = subject.model if routed is None else dense_of(model, dense)
     session = _Session(base, subject, calibration, budget_tokens, batch_size, seconds, kernels.calibrate)
     points: list[Point] = []
@@ -126,7 +126,7 @@ def dynamick(
         "budget": budget, "budget_tokens": budget_tokens, "command": command_line(), "device": frontier.device,
         "hardware": hardware(base.device), "versions": versions(), "dense_loss": frontier.dense._asdict(),
         "mlp_flops": frontier.mlp_flops, "model_flops": frontier.model_flops,
-        "points": [dict(zip(COLUMNS, row, strict=True)) | {"layers": p.layers}
+        "points": [dict(zip(COLUMNS, row, strict=True)) | {"densities": p.densities}
                    for row, p in zip(rows(frontier), points, strict=True)],
         "break_even": break_evens(frontier), "best": None if best is None else [best.name, best.density],
         "closing": closing_line(frontier),
@@ -185,7 +185,7 @@ def dense_of(model: str, dense: str | None) -> PreTrainedModel:
         found = load_base(base).model.eval()
     else:
         raise ValueError(f"--model {model}: a routed model, and no run that names its base; give --dense")
-    if routed_layers(found):
+    if routed_modules(found):
         raise ValueError(f"--dense {dense}: this model is routed too")
     return found
 
@@ -220,7 +220,7 @@ class _Session:
 
     def routed_points(self, model: PreTrainedModel, rules: list[str], densities: list[float] | None) -> Iterator[Point]:
         self.prepare(model)
-        own = next(iter(routed_layers(model).values())).config.rule
+        own = next(iter(routed_modules(model).values())).config.rule
         targets: Sequence[float | None] = densities or [None]
         grid = [(name, target) for name in rules or [own] for target in targets]
         for name, target in tqdm(grid, "routed", leave=False, delay=2, disable=None):
@@ -232,16 +232,16 @@ class _Session:
         self.prepare(model)
         costs = None
         if by_loss and min(targets) < 1:
-            steps = len(layer_sizes(model)) * (len(LEVELS) - 1)
+            steps = len(sizes_of(model)) * (len(LEVELS) - 1)
             with tqdm(total=steps, desc=f"{rule}: budget", leave=False, delay=2, disable=None) as bar:
-                costs = layer_costs(model, self.budget_blocks, self.batch_size, bar.update)
+                costs = costs_of(model, self.budget_blocks, self.batch_size, bar.update)
         for target in tqdm(targets, rule, leave=False, delay=2, disable=None):
             set_budget(model, densities_for(model, costs, target))
             yield self.point("dense", rule, target, model)
 
     def prepare(self, model: PreTrainedModel) -> None:
         """Where asked to, time the kernels of a routed model at one token, a prompt and a batch, and say what runs."""
-        if self.calibrate and routed_layers(model):
+        if self.calibrate and routed_modules(model):
             tokens = (1, self.prompt.shape[1], self.batch_size * self.block_size)
             for line in calibrate_kernels(model, tokens, model.dtype):
                 print(line)
@@ -258,10 +258,10 @@ class _Session:
             speed = compare_speed(self.dense, model, self.prompt, self.seconds)
             decode = _speedup(speed.decode, speed.decode_mlps, 1)
             prefill = _speedup(speed.prefill, speed.prefill_mlps, self.prompt.shape[1])
-        layers = {index: kept.neurons for index, kept in quality.kept.items()}
+        densities = {place: kept.neurons for place, kept in quality.kept.items()}
         return Point(
             subject, rule, target, cost.density, quality.loss.compute(), ratio, cost.mlp, cost.total, decode, prefill,
-            layers,
+            densities,
         )  # fmt: skip
 
 

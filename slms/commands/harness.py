@@ -10,7 +10,7 @@ from slms.commands.subject import open_model, open_subject
 from slms.measure.frontier import set_budget, set_routed_rule, under_rule
 from slms.measure.harness import TaskScore, installed, score
 from slms.models.dynamic import masking
-from slms.models.routed_mlp import routed_layers
+from slms.models.routed import routed_modules
 from slms.report.artifacts import artifact_directory, write_csv, write_json
 from slms.report.facts import command_line, versions
 from slms.report.tables import text_table
@@ -75,7 +75,7 @@ def harness(
 
 def dynamic(net: PreTrainedModel, rule: str, k: float, calibration: torch.Tensor, batch_size: int) -> PreTrainedModel:
     """A model that executes density k of its MLPs by a rule, calibrated on token ids [b, t]."""
-    if routed_layers(net):
+    if routed_modules(net):
         set_routed_rule(net, rule, k, calibration, batch_size)
         return net
     made = under_rule(net, rule, calibration)

@@ -10,7 +10,8 @@ from slms.measure.pathways import measure, random_model
 from slms.measure.schema import Base, Data, Run
 from slms.models.base import load_base
 from slms.models.flops import flops_per_token
-from slms.models.routed_mlp import routed_layers
+from slms.models.place import place_name
+from slms.models.routed import routed_modules
 from slms.models.source import resolve
 from slms.report.assemble import assemble
 from slms.report.facts import command_line, hardware, versions
@@ -46,8 +47,7 @@ def pathways(
     """
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     subject = open_subject(model, split, corpus=corpus, validation=validation, block_size=block_size, n_tokens=n_tokens)
-    layers = routed_layers(subject.model)
-    if not layers:
+    if not routed_modules(subject.model):
         raise ValueError(f"--model {model}: a dense model has no pathways; `eval.py perplexity` measures it")
     families = tuple(given_token or ())
     unknown = [family for family in families if family not in subject.blocks.label_names]
@@ -89,7 +89,9 @@ def pathways(
         dense=dense,
         random=random,
         flops=flops_per_token(
-            subject.model, subject.text["block_size"], {layer.layer: layer.density for layer in measured.layers}
+            subject.model,
+            subject.text["block_size"],
+            {place_name(layer.layer): layer.density for layer in measured.layers},
         ),
         routing=config,
     )

@@ -6,6 +6,7 @@ Shapes: `b` blocks, `t` position, `n` tokens (b·t), `d` model, `v` vocabulary.
 import logging
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import lightning as L
 import torch
@@ -20,7 +21,9 @@ from slms.metrics.loss import DocumentLoss
 from slms.models.activations import mlp_outputs
 from slms.models.base import BaseConfig, load_base
 from slms.models.convert import route
-from slms.models.routed_mlp import record_routes, routed_layers, set_k, set_ramp
+from slms.models.place import place_name
+from slms.models.routed import record_routes, routed_modules, set_k, set_ramp
+from slms.models.routed_mlp import RoutedMLP
 from slms.routing import Routes, RoutingConfig
 from slms.routing.balance import BalanceConfig, GlobalBalance, bias_update, z_loss
 
@@ -67,6 +70,11 @@ def annealed_k(share: float, n_pathways: int, k: int) -> int:
     return max(k, round(n_pathways - min(share, 1.0) * (n_pathways - k)))
 
 
+def _key(place: str) -> str:
+    """A place as the name of a submodule, which may hold no dot."""
+    return place.replace(".", "_")
+
+
 class LanguageModel(L.LightningModule):
     """Fine-tunes (or pretrains) a base model, with its MLPs routed where `routing` says so.
 
@@ -103,10 +111,10 @@ class LanguageModel(L.LightningModule):
         self.optimizer_config, self.distill = optimizer, distill
         self.gate_ramp, self.k_anneal, self.calibration_tokens = gate_ramp, k_anneal, calibration_tokens
         self.net, self.tokenizer = load_base(base)
-        self.balances = nn.ModuleDict()  # one per routed layer
+        self.balances = nn.ModuleDict()  # one a routed module, by `_key` of its place
         self.val_loss = DocumentLoss()
         self.base_loss: DocumentLoss | None = None  # the base's loss by document, before any tuning
-        self.last_routes: dict[int, Routes] = {}
+        self.last_routes: dict[str, Routes] = {}
         self._sums: list[torch.Tensor] = []  # the losses of each micro-batch since the last optimizer step
         self.teacher: list[nn.Module] = []  # a list, so that the frozen base stays out of the state dict
 
@@ -131,8 +139,8 @@ class LanguageModel(L.LightningModule):
             return
         dense = self.net
         self.net = route(dense, self.routing, data.calibration(self.calibration_tokens))
-        for layer in routed_layers(self.net):
-            self.balances[str(layer)] = GlobalBalance(
+        for place in routed_modules(self.net):
+            self.balances[_key(place)] = GlobalBalance(
                 self.routing.n_pathways, self.balance.momentum, self.routing.n_shared
             )
         if self.distill.logits or self.distill.mlp:
@@ -181,7 +189,8 @@ class LanguageModel(L.LightningModule):
         """Cross-entropy, load balancing, z-loss and distillation of one batch."""
         ids = batch["input_ids"]
         taught = self.distill.share_at(self.global_step / self.total_steps) if self.teacher else 0.0
-        layers = list(routed_layers(self.net)) if taught and self.distill.mlp else []
+        mlps = routed_modules(self.net, RoutedMLP).values() if taught and self.distill.mlp else ()
+        layers = [mlp.layer_index for mlp in mlps]
         with record_routes(self.net) as routes, mlp_outputs(self.net, layers) as outputs:
             logits = self.net(ids, use_cache=False).logits
         nll = F.cross_entropy(rearrange(logits[:, :-1], "b t v -> (b t) v"), rearrange(ids[:, 1:], "b t -> (b t)"))
@@ -210,9 +219,9 @@ class LanguageModel(L.LightningModule):
         self.log("train/loss/total", named.pop("total"), prog_bar=True)
         self.log_dict({f"train/loss/{name}": value for name, value in named.items()})
 
-    def _balance_terms(self, routes: dict[int, Routes]) -> dict[str, torch.Tensor]:
-        """GLBL and z-loss, each the mean over routed layers."""
-        balance = [self.balances[str(i)](r.probs, r.chosen) for i, r in routes.items()]
+    def _balance_terms(self, routes: dict[str, Routes]) -> dict[str, torch.Tensor]:
+        """GLBL and z-loss, each the mean over routed modules."""
+        balance = [self.balances[_key(place)](r.probs, r.chosen) for place, r in routes.items()]
         z = [z_loss(r.scores, n_shared=self.routing.n_shared) for r in routes.values()]
         return {"balance": torch.stack(balance).mean(), "z": torch.stack(z).mean()}
 
@@ -232,12 +241,20 @@ class LanguageModel(L.LightningModule):
         """After an optimizer step: close the balance's global batch and move the selection biases."""
         super().optimizer_step(*args, **kwargs)
         self._sums.clear()
-        routed = routed_layers(self.net)
+        routed = routed_modules(self.net)
         with self.trainer.profiler.profile("GlobalBalance.step"):
-            for i, balance in self.balances.items():
-                load = balance.step()
+            for place, module in routed.items():
+                load = self.balances[_key(place)].step()
                 if self.balance.bias_rate:
-                    bias_update(routed[int(i)].router.selection_bias, load, self.balance.bias_rate)
+                    bias_update(module.router.selection_bias, load, self.balance.bias_rate)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Checkpoints written before places had names call the balance of L3.mlp `balances.3`."""
+        state = checkpoint["state_dict"]
+        for name in [name for name in state if name.startswith("balances.")]:
+            _, key, rest = name.split(".", 2)
+            if key.isdigit():
+                state[f"balances.{_key(place_name(int(key)))}.{rest}"] = state.pop(name)
 
     def on_validation_epoch_start(self):
         """Count this validation's tokens only."""

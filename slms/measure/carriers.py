@@ -17,7 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from slms.measure.features import Uses
-from slms.models.routed_mlp import RoutedMLP, routed_layers
+from slms.models.place import place_name
+from slms.models.routed import routed_modules
+from slms.models.routed_mlp import RoutedMLP
 from slms.models.sites import Site, read_sites
 from slms.models.weights import read_mlp
 from slms.sae.sparse import Picks, spmm_t
@@ -51,7 +53,7 @@ class Carried(NamedTuple):
 
 def carrying_layers(model: PreTrainedModel, site: Site) -> list[int]:
     """Routed layers whose pathways add directly to what is read at `site`."""
-    layers = list(routed_layers(model))
+    layers = [mlp.layer_index for mlp in routed_modules(model, RoutedMLP).values()]
     if site.kind == "residual":
         return [layer for layer in layers if layer <= site.layer]
     return [layer for layer in layers if layer == site.layer] if site.kind == "mlp_out" else []
@@ -72,8 +74,8 @@ class PathwayCarriers:
         self.n = 0
         self.uses = torch.zeros(s, dtype=torch.float64)
         self.x_used, self.x_all = torch.zeros(s, d, dtype=torch.float64), torch.zeros(d, dtype=torch.float64)
-        mlps = routed_layers(model)
-        self.layers = {i: _LayerSums(mlps[i], s) for i in carrying_layers(model, site)}
+        mlps = routed_modules(model, RoutedMLP)
+        self.layers = {i: _LayerSums(mlps[place_name(i)], s) for i in carrying_layers(model, site)}
 
     @torch.no_grad()
     def update(self, uses: Uses) -> None:

@@ -22,9 +22,9 @@ from slms.data.text import Blocks
 from slms.measure.passes import batches, token_nll
 from slms.metrics.loss import DocumentLoss
 from slms.models.anatomy import find_mlps
-from slms.models.dynamic import LEVELS, RULES, Kept, allocate, apply_rule, dynamic_layers, masking, set_densities
+from slms.models.dynamic import LEVELS, RULES, Kept, allocate, apply_rule, dynamic_mlps, masking, set_densities
 from slms.models.flops import flops_per_token
-from slms.models.routed_mlp import routed_layers
+from slms.models.routed import routed_modules
 from slms.models.weights import read_mlp
 from slms.routing import RULES as ROUTED_RULES
 from slms.routing import Routes, RoutingConfig
@@ -39,8 +39,8 @@ class Quality(NamedTuple):
     """What one pass over the text yields."""
 
     loss: DocumentLoss
-    kept: dict[int, Kept]
-    """by layer, the shares that were executed; dense layers absent"""
+    kept: dict[str, Kept]
+    """by place, the shares that were executed; dense MLPs absent"""
 
 
 class Cost(NamedTuple):
@@ -68,56 +68,55 @@ def measure_quality(model: PreTrainedModel, blocks: Blocks, batch_size: int) -> 
 
 
 class _Shares:
-    """Means by layer over batches of unequal size."""
+    """Means by place over batches of unequal size."""
 
     def __init__(self) -> None:
-        self.weight, self.sums = 1, dict[int, tuple[float, float, int]]()
+        self.weight, self.sums = 1, dict[str, tuple[float, float, int]]()
 
-    def add(self, layer: int, kept: Kept) -> None:
-        inputs, neurons, total = self.sums.get(layer, (0.0, 0.0, 0))
+    def add(self, place: str, kept: Kept) -> None:
+        inputs, neurons, total = self.sums.get(place, (0.0, 0.0, 0))
         w = self.weight
-        self.sums[layer] = (inputs + w * kept.inputs, neurons + w * kept.neurons, total + w)
+        self.sums[place] = (inputs + w * kept.inputs, neurons + w * kept.neurons, total + w)
 
-    def means(self) -> dict[int, Kept]:
-        return {i: Kept(inputs / total, neurons / total) for i, (inputs, neurons, total) in self.sums.items()}
+    def means(self) -> dict[str, Kept]:
+        return {place: Kept(inputs / total, neurons / total) for place, (inputs, neurons, total) in self.sums.items()}
 
 
 @contextmanager
-def _observing(model: PreTrainedModel, see: Callable[[int, Kept], None]) -> Iterator[None]:
+def _observing(model: PreTrainedModel, see: Callable[[str, Kept], None]) -> Iterator[None]:
     """Call see(layer, shares) at each forward of an MLP that is routed or under a rule."""
-    routed, dynamic = routed_layers(model), dynamic_layers(model)
-    before = {index: mlp.recorder for index, mlp in routed.items()}
+    routed, dynamic = routed_modules(model), dynamic_mlps(model)
+    before = {place: module.recorder for place, module in routed.items()}
 
-    def recorder(index: int) -> Callable[[Routes], None]:
-        sizes = torch.tensor(routed[index].offsets).diff().float()
-        return lambda routes: see(index, Kept(1.0, ((routes.chosen.cpu() * sizes).sum(1).mean() / sizes.sum()).item()))
+    def recorder(place: str) -> Callable[[Routes], None]:
+        sizes = torch.tensor(routed[place].offsets).diff().float()
+        return lambda routes: see(place, Kept(1.0, ((routes.chosen.cpu() * sizes).sum(1).mean() / sizes.sum()).item()))
 
     try:
-        for index, mlp in routed.items():
-            mlp.recorder = recorder(index)
-        for index, layer in dynamic.items():
-            layer.observe = lambda kept, index=index: see(index, kept)
+        for place, module in routed.items():
+            module.recorder = recorder(place)
+        for place, mlp in dynamic.items():
+            mlp.observe = lambda kept, place=place: see(place, kept)
         yield
     finally:
-        for index, mlp in routed.items():
-            mlp.recorder = before[index]
-        for layer in dynamic.values():
-            layer.observe = None
+        for place, module in routed.items():
+            module.recorder = before[place]
+        for mlp in dynamic.values():
+            mlp.observe = None
 
 
-def count_cost(dense: PreTrainedModel, model: PreTrainedModel, kept: dict[int, Kept], block_size: int) -> Cost:
+def count_cost(dense: PreTrainedModel, model: PreTrainedModel, kept: dict[str, Kept], block_size: int) -> Cost:
     """FLOPs per token at the shares that were measured."""
     whole = flops_per_token(dense, block_size)
-    if routed := routed_layers(model):
-        flops = flops_per_token(model, block_size, {index: kept[index].neurons for index in routed})
-        return Cost(flops.active_fraction, flops.mlp_routed, flops.total_routed)
-    mlps = dynamic_layers(model)
+    if routed := routed_modules(model):
+        counted = flops_per_token(model, block_size, {place: kept[place].neurons for place in routed})
+        return Cost(counted.active_fraction, counted.mlp_routed, counted.total_routed)
+    mlps = dynamic_mlps(model)
     if not mlps:
         return Cost(1.0, whole.mlp_dense, whole.total_dense)
-    mlp = sum(layer.flops(kept[index]) for index, layer in mlps.items())
-    size = sum(layer.f for layer in mlps.values())
-    density = sum(kept[index].neurons * layer.f for index, layer in mlps.items()) / size
-    return Cost(density, mlp, whole.total_dense - whole.mlp_dense + mlp)
+    flops = sum(mlp.flops(kept[place]) for place, mlp in mlps.items())
+    density = sum(kept[place].neurons * mlp.f for place, mlp in mlps.items()) / sum(mlp.f for mlp in mlps.values())
+    return Cost(density, flops, whole.total_dense - whole.mlp_dense + flops)
 
 
 def under_rule(dense: PreTrainedModel, rule: str, calibration: Tensor) -> PreTrainedModel:
@@ -132,25 +131,25 @@ def under_rule(dense: PreTrainedModel, rule: str, calibration: Tensor) -> PreTra
     return convert.route(dense, config, calibration).eval()
 
 
-def set_budget(model: PreTrainedModel, densities: dict[int, float] | float) -> None:
+def set_budget(model: PreTrainedModel, densities: dict[str, float] | float) -> None:
     """Let each MLP execute this share; a routed one as many pathways as come nearest."""
     set_densities(model, densities)
-    for index, mlp in routed_layers(model).items():
-        share = densities[index] if isinstance(densities, dict) else densities
-        mlp.k = min(max(round(share * mlp.config.n_pathways), mlp.config.n_shared + 1), mlp.config.n_pathways)
+    for place, module in routed_modules(model).items():
+        share, config = densities[place] if isinstance(densities, dict) else densities, module.config
+        module.k = min(max(round(share * config.n_pathways), config.n_shared + 1), config.n_pathways)
 
 
-def layer_sizes(model: PreTrainedModel) -> dict[int, int]:
-    """Neurons of each MLP that is routed or under a rule."""
-    routed = {index: mlp.offsets[-1] for index, mlp in routed_layers(model).items()}
-    return routed or {index: mlp.f for index, mlp in dynamic_layers(model).items()}
+def sizes_of(model: PreTrainedModel) -> dict[str, int]:
+    """Neurons of each MLP that is routed or under a rule, by place."""
+    routed = {place: module.offsets[-1] for place, module in routed_modules(model).items()}
+    return routed or {place: mlp.f for place, mlp in dynamic_mlps(model).items()}
 
 
 @torch.inference_mode()
-def layer_costs(
+def costs_of(
     model: PreTrainedModel, blocks: Tensor, batch_size: int, progress: Callable[[], object] = lambda: None
-) -> dict[int, list[float]]:
-    """By layer, the nats per token that executing it at each of `LEVELS` costs while all others are dense.
+) -> dict[str, list[float]]:
+    """By place, the nats per token that executing it at each of `LEVELS` costs while all others are dense.
 
     blocks [b, t]: token ids to measure on, other than those of the frontier. progress: called after each measurement.
     """
@@ -160,38 +159,38 @@ def layer_costs(
         parts = [token_nll(model, part.to(model.device))[:, half:].flatten() for part in blocks.split(batch_size)]
         return torch.cat(parts).mean().item()
 
-    costs: dict[int, list[float]] = {}
+    costs: dict[str, list[float]] = {}
     with masking(model):
         set_budget(model, 1.0)
         whole = nats()
-        for layer in layer_sizes(model):
-            costs[layer] = []
+        for place in sizes_of(model):
+            costs[place] = []
             for level in LEVELS[:-1]:
-                set_budget(model, dict.fromkeys(layer_sizes(model), 1.0) | {layer: level})
-                costs[layer].append(nats() - whole)
+                set_budget(model, dict.fromkeys(sizes_of(model), 1.0) | {place: level})
+                costs[place].append(nats() - whole)
                 progress()
-            costs[layer].append(0.0)
+            costs[place].append(0.0)
         set_budget(model, 1.0)
     return costs
 
 
-def densities_for(model: PreTrainedModel, costs: dict[int, list[float]] | None, target: float) -> dict[int, float]:
-    """Densities by layer that meet the target: greedily by measured cost, or all alike where there are no costs."""
-    sizes = layer_sizes(model)
+def densities_for(model: PreTrainedModel, costs: dict[str, list[float]] | None, target: float) -> dict[str, float]:
+    """Densities by place that meet the target: greedily by measured cost, or all alike where there are no costs."""
+    sizes = sizes_of(model)
     return dict.fromkeys(sizes, target) if costs is None else allocate(costs, sizes, target)
 
 
 @torch.inference_mode()
 def set_routed_rule(model: PreTrainedModel, rule: str, density: float | None, blocks: Tensor, batch_size: int) -> None:
-    """Let a routed model choose by `rule`; at a mean density of its routed layers on blocks [b, t], else as configured.
+    """Let a routed model choose by `rule`; as configured, or at a mean density of its routed modules on blocks [b, t].
 
-    For `top_p` and `threshold` the share or τ that meets the density is found by bisection, one value for all layers.
+    For `top_p` and `threshold` the share or τ that meets the density is found by bisection, one value for all.
     """
-    layers = routed_layers(model)
+    modules = routed_modules(model)
 
     def configure(**changes: Any) -> None:
-        for mlp in layers.values():
-            mlp.router.config = replace(mlp.router.config, **{"rule": rule, **changes})
+        for module in modules.values():
+            module.router.config = replace(module.router.config, **{"rule": rule, **changes})
 
     configure()
     if density is None:
@@ -206,7 +205,7 @@ def set_routed_rule(model: PreTrainedModel, rule: str, density: float | None, bl
             for part in blocks.split(batch_size):
                 shares.weight = len(part)
                 model(part.to(model.device), use_cache=False, logits_to_keep=1)
-        return sum(kept.neurons for kept in shares.means().values()) / len(layers)
+        return sum(kept.neurons for kept in shares.means().values()) / len(modules)
 
     low, high = 0.0, 1.0
     for _ in range(10):

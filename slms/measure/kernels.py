@@ -9,7 +9,8 @@ from torch import nn
 from kernels.calibrate import calibrate
 from kernels.costs import Shape, key, load_table
 from kernels.dispatch import candidates, explain
-from slms.models.routed_mlp import RoutedMLP, routed_layers
+from slms.models.routed import routed_modules
+from slms.models.routed_mlp import RoutedMLP
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ def calibrate_kernels(
     tokens: of one call, largest last. dtype: in which the MLPs run. training: forward and backward, else forward alone.
     """
     lines, seen = [], set()
-    for mlp in routed_layers(model).values():
+    for mlp in routed_modules(model, RoutedMLP).values():
         shape = shape_of(mlp, dtype, training)
         if shape in seen:
             continue

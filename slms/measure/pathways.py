@@ -17,16 +17,17 @@ from slms.measure.schema import DocumentSums, Labels, Layer, Loss, LossDifferenc
 from slms.metrics.functional import document_loss
 from slms.metrics.loss import DocumentLoss
 from slms.metrics.pathways import PathwayCounts
-from slms.models.routed_mlp import RoutedMLP, record_routes, routed_layers
+from slms.models.place import layer_of
+from slms.models.routed import Routed, record_routes, routed_modules
 from slms.report.describe import TOKEN, describe_labels, describe_layer
 from slms.routing import Routes
 
 
 class PathwayTables:
-    """The count tables of every routed layer, fed with the routes and the batch of a forward pass.
+    """The count tables of every routed module, fed with the routes and the batch of a forward pass.
 
     Args:
-        layers: the routed MLPs by layer index.
+        modules: the routed modules by place.
         token_ids: int64 [c], the distinct token ids that can occur; tables have a column for each, so they are those of
             the text measured and not of the whole vocabulary.
         label_names: family → class names.
@@ -36,7 +37,7 @@ class PathwayTables:
 
     def __init__(
         self,
-        layers: Mapping[int, RoutedMLP],
+        modules: Mapping[str, Routed],
         token_ids: Tensor,
         label_names: Mapping[str, tuple[str, ...]],
         given_token: tuple[str, ...] = (),
@@ -44,25 +45,25 @@ class PathwayTables:
     ):
         self.token_ids, self.label_names = token_ids, dict(label_names)
         self._texts: list[str] = []
-        self.offsets = {index: layer.offsets for index, layer in layers.items()}
+        self.offsets = {place: module.offsets for place, module in modules.items()}
         families = {TOKEN: len(token_ids)} | {family: len(names) for family, names in label_names.items()}
         self.counts = {
-            index: PathwayCounts(layer.config.n_pathways, families, given_token).to(layer.W_in.device)
-            for index, layer in layers.items()
+            place: PathwayCounts(module.config.n_pathways, families, given_token).to(next(module.parameters()).device)
+            for place, module in modules.items()
         }
         if alone:
             for counts in self.counts.values():
                 counts.distributed_available_fn = lambda: False
 
-    def update(self, routes: Mapping[int, Routes], batch: Mapping[str, Tensor]) -> None:
+    def update(self, routes: Mapping[str, Routes], batch: Mapping[str, Tensor]) -> None:
         """Add the tokens of one batch: routes flattened [b·t], batch entries [b, t]."""
         ids = batch["input_ids"].flatten()
         column = torch.searchsorted(self.token_ids.to(ids.device), ids).clamp(max=len(self.token_ids) - 1)
         known = self.token_ids.to(ids.device)[column] == ids
         classes = {TOKEN: torch.where(known, column, -1)}
         classes |= {family: batch[f"labels_{family}"].flatten() for family in self.label_names}
-        for index, counts in self.counts.items():
-            counts.update(routes[index].chosen, classes, batch["doc_ids"].flatten())
+        for place, counts in self.counts.items():
+            counts.update(routes[place].chosen, classes, batch["doc_ids"].flatten())
 
     def reset(self) -> None:
         """Forget all tokens."""
@@ -73,10 +74,10 @@ class PathwayTables:
         """Every layer as a results file holds it; under DDP over the tokens of all ranks, so every rank calls it."""
         self._texts = self._texts or token_texts(tokenizer, self.token_ids.tolist())
         layers = []
-        for index, counts in self.counts.items():
-            scores = counts.compute()
+        for place, counts in self.counts.items():
+            scores, layer = counts.compute(), layer_of(place)
             with counts.sync_context():
-                layers.append(describe_layer(index, counts, scores, self.offsets[index], self._texts, self.label_names))
+                layers.append(describe_layer(layer, counts, scores, self.offsets[place], self._texts, self.label_names))
         return layers
 
 
@@ -105,7 +106,7 @@ def measure(
     """
     device, was_training = next(model.parameters()).device, model.training
     token_ids = torch.from_numpy(blocks.input_ids.astype("int64")).unique()
-    tables = PathwayTables(routed_layers(model), token_ids, blocks.label_names, given_token, alone=True)
+    tables = PathwayTables(routed_modules(model), token_ids, blocks.label_names, given_token, alone=True)
     loss = DocumentLoss().to(device)
     model.eval()
     for batch in batches(blocks, batch_size):

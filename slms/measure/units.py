@@ -15,8 +15,10 @@ from transformers import PreTrainedModel
 from kernels.reference import neuron_weights
 from slms.data.text import Blocks
 from slms.models.activations import mlp_inputs, neuron_activations
-from slms.models.anatomy import list_layers
-from slms.models.routed_mlp import record_routes, routed_layers
+from slms.models.anatomy import find_mlps, list_layers
+from slms.models.place import place_name
+from slms.models.routed import record_routes, routed_modules
+from slms.models.routed_mlp import RoutedMLP
 from slms.models.sites import Site, read_sites
 from slms.models.weights import neurons, read_mlp
 from slms.sae.evaluate import Placed, judged
@@ -44,7 +46,7 @@ class UnitReader(Protocol):
 
     kind: str
     places: Mapping[str, int]
-    """name → units u"""
+    """name (`L3.mlp`, or that of a coder) → units u"""
     n_activations: Mapping[str, int]
     """name → f of `Activity.activations`"""
     out_norm: Mapping[str, Tensor]
@@ -78,9 +80,9 @@ class NeuronReader:
         if not 0 < share < 1:
             raise ValueError(f"--active_share {share}: it must lie between 0 and 1")
         infos = [layer for layer in list_layers(model) if layers is None or layer.index in layers]
-        self.model, self.names = model, {layer.index: layer.name for layer in infos}
+        self.model, self.names = model, {layer.index: place_name(layer.index) for layer in infos}
         self.forward_seconds = 0.0
-        self.places = self.n_activations = {layer.name: layer.d_ff for layer in infos}
+        self.places = self.n_activations = {self.names[layer.index]: layer.d_ff for layer in infos}
         self.out_norm = out_norms(model, self.names)
         self.partition: dict[str, Tensor] = {}
         self.thresholds = {name: _quantile(a.abs(), 1 - share) for name, a in self._sample(blocks).items()}
@@ -124,32 +126,31 @@ class PathwayReader:
     kind = "pathways"
 
     def __init__(self, model: PreTrainedModel):
-        self.layers = routed_layers(model)
-        if not self.layers:
+        self.mlps = routed_modules(model, RoutedMLP)
+        if not self.mlps:
             raise ValueError("--units pathways: the model has none; it is dense")
-        names = {layer.index: layer.name for layer in list_layers(model)}
-        self.model, self.names = model, {index: names[index] for index in self.layers}
+        self.model, self.names = model, {mlp.layer_index: place for place, mlp in self.mlps.items()}
         self.forward_seconds = 0.0
-        self.places = {self.names[i]: layer.config.n_pathways for i, layer in self.layers.items()}
-        self.n_activations = {self.names[i]: len(layer.permutation) for i, layer in self.layers.items()}
+        self.places = {place: mlp.config.n_pathways for place, mlp in self.mlps.items()}
+        self.n_activations = {place: len(mlp.permutation) for place, mlp in self.mlps.items()}
         self.out_norm = out_norms(model, self.names)
         self.partition = {}
-        for i, layer in self.layers.items():
-            sizes = torch.tensor(layer.offsets).diff()
+        for place, mlp in self.mlps.items():
+            sizes = torch.tensor(mlp.offsets).diff()
             row_pathway = torch.arange(len(sizes)).repeat_interleave(sizes)
-            self.partition[self.names[i]] = row_pathway[layer.permutation.argsort().cpu()]
+            self.partition[place] = row_pathway[mlp.permutation.argsort().cpu()]
 
     def read(self, input_ids: Tensor) -> dict[str, Activity]:
         """Run the model on token blocks [b, t]."""
         with record_routes(self.model) as routes, mlp_inputs(self.model, self.names) as inputs:
             self.forward_seconds += run_body(self.model, input_ids)
         activity = {}
-        for index, name in self.names.items():
-            layer, found = self.layers[index], routes[index]
-            a = neurons(read_mlp(layer), inputs[index]).float()
-            weight = neuron_weights(found.gates, found.chosen, layer.offsets)[:, layer.permutation.argsort()]
+        for index, place in self.names.items():
+            mlp, found = self.mlps[place], routes[place]
+            a = neurons(read_mlp(mlp), inputs[index]).float()
+            weight = neuron_weights(found.gates, found.chosen, mlp.offsets)[:, mlp.permutation.argsort()]
             strength = torch.where(found.chosen, 1 + found.scores.sigmoid(), 0.0)
-            activity[name] = Activity(strength, found.chosen, a, a * weight.to(a.dtype))
+            activity[place] = Activity(strength, found.chosen, a, a * weight.to(a.dtype))
         return activity
 
 
@@ -196,8 +197,9 @@ def logits_seconds(model: PreTrainedModel, n_tokens: int, timed: int = 4096) -> 
 
 
 def out_norms(model: PreTrainedModel, names: Mapping[int, str]) -> dict[str, Tensor]:
-    """[f] ‖w_out,i‖ of each neuron of the named layers."""
-    return {name: read_mlp(model.get_submodule(name)).W_out.norm(dim=1) for name in names.values()}
+    """[f] ‖w_out,i‖ of each neuron of the MLPs at layer → place."""
+    mlps = find_mlps(model)
+    return {place: read_mlp(mlps[layer]).W_out.norm(dim=1) for layer, place in names.items()}
 
 
 def _quantile(x: Tensor, q: float) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
-from slms.models.routed_mlp import routed_layers
+from slms.models.routed import routed_modules
 from slms.routing import RULES
 
 CARD = "README.md"
@@ -37,17 +37,17 @@ def model_card(
         results: numbers for the metadata's `model-index`.
         measured: Markdown with the measured numbers.
     """
-    layers, title = routed_layers(model), name or type(model).__name__
+    routed, title = routed_modules(model), name or type(model).__name__
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["slms", *(["routed", "conditional-computation"] if layers else [])],
+        tags=["slms", *(["routed", "conditional-computation"] if routed else [])],
         base_model=base if base and _HUB_ID.fullmatch(base) else None,
         datasets=[corpus] if corpus and _HUB_ID.fullmatch(corpus) else None,
         model_name=title if results else None,
         eval_results=list(results) or None,
     )
-    config = next(iter(layers.values())).config if layers else None
+    config = next(iter(routed.values())).config if routed else None
     card = ModelCard.from_template(
         data,
         template_path=str(_TEMPLATE),
@@ -57,7 +57,7 @@ def model_card(
         dtype=str(model.dtype).removeprefix("torch."),
         base=base and _last(base),
         corpus=corpus and _last(corpus),
-        layers=", ".join(map(str, layers)),
+        places=", ".join(f"`{place}`" for place in routed),
         routing=config,
         choice=config and RULES[config.rule].words.format(**config.to_dict()),
         measured=measured,

@@ -149,9 +149,9 @@ def _calibrate(mlp: RoutedMLP, weights: MLPWeights, x: Tensor) -> None:
     if config.router == "static":
         kept = best_fixed(statistics.gram, config.k, range(config.n_shared))
         mlp.router.static_mask.fill_(False)[kept] = True
-        logger.info("layer %d: fixed pathways %s", mlp.layer_index, kept)
+        logger.info("%s: fixed pathways %s", mlp.place, kept)
     elif config.router_init == "norm":
         router = copy.deepcopy(mlp.router).float()  # fitted in fp32 whatever the model's dtype
         explained = fit_router(router, x, statistics.norms, config.seed + mlp.layer_index)
         mlp.router.load_state_dict(router.state_dict())
-        logger.info("layer %d: the router explains %.2f of the variance of norms", mlp.layer_index, explained)
+        logger.info("%s: the router explains %.2f of the variance of norms", mlp.place, explained)

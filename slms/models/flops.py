@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from slms.models.anatomy import family_of, find_mlps
+from slms.models.routed import Routed
 from slms.models.routed_mlp import RoutedMLP
 from slms.models.weights import read_mlp
 from slms.routing import RULES
@@ -44,23 +45,23 @@ class Flops(NamedTuple):
         return 1.0 - self.total_routed / self.total_dense
 
 
-def flops_per_token(model: PreTrainedModel, seq_len: int, density: dict[int, float] | float | None = None) -> Flops:
+def flops_per_token(model: PreTrainedModel, seq_len: int, density: dict[str, float] | float | None = None) -> Flops:
     """FLOPs per token, averaged over the positions of a sequence of ``seq_len`` tokens.
 
-    density: share of neurons executed in each routed layer, measured, by layer index or for all; by default k / P, or
+    density: share of units executed in each routed module, measured, by place or for all; by default k / P, or
     1 where the rule lets k vary. Works on the `meta` device too.
     """
     if seq_len < 1:
         raise ValueError(f"`seq_len` is {seq_len}; it must be at least 1.")
     dense = routed = 0.0
     neurons = active = 0.0
-    for index, mlp in find_mlps(model).items():
+    for mlp in find_mlps(model).values():
         weights = read_mlp(mlp)
         f, d = weights.W_in.shape
         matrices = 2 if weights.W_gate is None else 3
         cost, share, extra = 2 * matrices * f * d, 1.0, 0
         if isinstance(mlp, RoutedMLP):
-            share, extra = _density(mlp, index, density), _linear_flops(mlp.router)
+            share, extra = _density(mlp, density), _linear_flops(mlp.router)
             if mlp.mean_out is not None:
                 extra += 2 * mlp.mean_out.numel()
         dense, routed = dense + cost, routed + share * cost + extra
@@ -70,12 +71,12 @@ def flops_per_token(model: PreTrainedModel, seq_len: int, density: dict[int, flo
     return Flops(int(dense), routed, int(dense + rest), routed + rest, active / neurons)
 
 
-def _density(mlp: RoutedMLP, index: int, density: dict[int, float] | float | None) -> float:
+def _density(module: Routed, density: dict[str, float] | float | None) -> float:
     if density is None:
-        return mlp.k / mlp.config.n_pathways if RULES[mlp.config.rule].fixed else 1.0
-    value = density if isinstance(density, int | float) else density[index]
+        return module.k / module.config.n_pathways if RULES[module.config.rule].fixed else 1.0
+    value = density if isinstance(density, int | float) else density[module.place]
     if not 0.0 <= value <= 1.0:
-        raise ValueError(f"`density` of layer {index} is {value}; it must lie between 0 and 1.")
+        raise ValueError(f"`density` of {module.place} is {value}; it must lie between 0 and 1.")
     return value
 
 

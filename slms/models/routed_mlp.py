@@ -5,8 +5,7 @@ Shapes: b batch, t position, n tokens (b·t), d model, f neurons, p pathways.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +15,12 @@ from torch import Tensor, nn
 from kernels import Router, fuses, prepare_fused, routed_mlp
 from kernels.router import GATES
 from slms.models.partition import pathway_offsets
+from slms.models.routed import Routed
 from slms.models.weights import MLPWeights
-from slms.routing import RULES, PathwayRouter, Routes, RoutingConfig
+from slms.routing import RULES, PathwayRouter, RoutingConfig
 
 
-class RoutedMLP(nn.Module):
+class RoutedMLP(Routed):
     """y = b_out + Σ_{p chosen} g_p · h_p W_out_p [+ Σ_{p not chosen} mean_out_p],  h = act(x W_inᵀ + b_in).
 
     Gated MLPs have h = act(x W_gateᵀ + b_gate) ∘ (x W_inᵀ + b_in). All matrices are [f, d], W_out included, so that a
@@ -28,6 +28,7 @@ class RoutedMLP(nn.Module):
     dense model's index of every row. With every pathway chosen and gates of 1 this is the dense MLP.
     """
 
+    part = "mlp"
     permutation: Tensor
     mean_out: Tensor | None
 
@@ -44,10 +45,8 @@ class RoutedMLP(nn.Module):
         bias_out: bool = True,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.activation, self.layer_index, self.dropout = activation, layer_index, dropout
-        self.offsets = pathway_offsets(d_ff, config.n_pathways)
-        self._k = config.k
+        super().__init__(layer_index, pathway_offsets(d_ff, config.n_pathways), config.k)
+        self.activation, self.dropout = activation, dropout
         self.W_in = nn.Parameter(torch.empty(d_ff, d_model))
         self.W_out = nn.Parameter(torch.empty(d_ff, d_model))
         self.W_gate = nn.Parameter(torch.empty(d_ff, d_model)) if gated else None
@@ -60,25 +59,7 @@ class RoutedMLP(nn.Module):
         self.register_buffer("permutation", torch.arange(d_ff))
         self.register_buffer("mean_out", torch.zeros(config.n_pathways, d_model) if config.mean_compensation else None)
         self.router = PathwayRouter(d_model, config)
-        self.recorder: Callable[[Routes], None] | None = None
         self._prepared: tuple | None = None
-
-    @property
-    def config(self) -> RoutingConfig:
-        """The router's, which decides at run time."""
-        return self.router.config
-
-    @property
-    def k(self) -> int:
-        """Pathways chosen per token by the rule ``top_k``; settable, for annealing."""
-        return self._k
-
-    @k.setter
-    def k(self, value: int) -> None:
-        low, high = self.config.n_shared + 1, self.config.n_pathways
-        if not low <= value <= high:
-            raise ValueError(f"k is {value}; it must be from {low} to `routing.n_pathways` ({high}).")
-        self._k = value
 
     @torch.no_grad()
     def load_dense(
@@ -192,48 +173,4 @@ class RoutedMLP(nn.Module):
 
     def extra_repr(self) -> str:
         f, d = self.W_in.shape
-        return (
-            f"layer={self.layer_index}, d={d}, f={f}, pathways={self.config.n_pathways}, k={self._k}, {self.activation}"
-        )
-
-
-def routed_layers(model: nn.Module) -> dict[int, RoutedMLP]:
-    """The model's routed MLPs by layer index, in order."""
-    found = {module.layer_index: module for module in model.modules() if isinstance(module, RoutedMLP)}
-    return dict(sorted(found.items()))
-
-
-def set_k(model: nn.Module, k: int) -> None:
-    """Let every routed MLP choose k pathways per token from now on."""
-    for layer in routed_layers(model).values():
-        layer.k = k
-
-
-def set_ramp(model: nn.Module, share: float) -> None:
-    """Set λ of every gate ``ramp``: 0 is ``unit``, 1 is ``sigmoid``. Other gates have none."""
-    for layer in routed_layers(model).values():
-        if layer.router.ramp is not None:
-            layer.router.ramp.fill_(share)
-
-
-@contextmanager
-def record_routes(model: nn.Module) -> Iterator[dict[int, Routes]]:
-    """Yield a dict that every forward fills with {layer index: Routes}, gradients attached.
-
-    Tokens are flattened, n = b·t. A later forward overwrites an earlier one, so nothing grows and an activation
-    recomputed in the backward pass is not counted twice.
-    """
-    layers = routed_layers(model)
-    routes: dict[int, Routes] = {}
-    before = {index: layer.recorder for index, layer in layers.items()}
-
-    def recorder(index: int) -> Callable[[Routes], None]:
-        return lambda found: routes.__setitem__(index, found)
-
-    for index, layer in layers.items():
-        layer.recorder = recorder(index)
-    try:
-        yield routes
-    finally:
-        for index, layer in layers.items():
-            layer.recorder = before[index]
+        return f"{self.place}, d={d}, f={f}, pathways={self.config.n_pathways}, k={self._k}, {self.activation}"

@@ -5,11 +5,12 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from slms.models.place import in_order, short_names
 from slms.report.metrics_csv import Row
 from slms.report.palette import COLOURS, TICK, dress, new_figure
 
 EVOLUTION_FILE = "evolution.png"
-BY_LAYER = {
+BY_PLACE = {
     "purity": "Purity",
     "entropy": "Entropy of the tokens of a pathway (nats)",
     "utilization": "Utilization (share of pathways used)",
@@ -19,7 +20,7 @@ BY_LAYER = {
 
 
 def evolution_figure(rows: list[Row]) -> Figure:
-    """Loss, SI of each family (mean of layers) and, one line a layer, purity, entropy, utilization, router saturation.
+    """Loss, SI of each family (mean of places) and, one line a place, purity, entropy, utilization, router saturation.
 
     A panel whose metric was never logged is left out.
     """
@@ -31,10 +32,10 @@ def evolution_figure(rows: list[Row]) -> Figure:
         "validation": series.get(("val", "loss", ""), {}),
     }
     si = {metric[3:]: points for (stage, metric, place), points in series.items() if _is_si(stage, metric, place)}
-    layered = {metric: _by_layer(series, metric) for metric in BY_LAYER}
+    found = {metric: _by_place(series, metric) for metric in BY_PLACE}
     panels = [("Loss (nats per token)", losses)] if any(losses.values()) else []
-    panels += [("Specialization index (mean of layers)", si)] if si else []
-    panels += [(BY_LAYER[metric], lines) for metric, lines in layered.items() if lines]
+    panels += [("Specialization index (mean of places)", si)] if si else []
+    panels += [(BY_PLACE[metric], lines) for metric, lines in found.items() if lines]
     if not panels:
         raise ValueError("metrics.csv holds no loss and no pathway metric: there is no evolution to draw")
     columns = min(3, len(panels))
@@ -55,11 +56,12 @@ def _is_si(stage: str, metric: str, place: str) -> bool:
     return stage == "val" and metric.startswith("si_") and not place
 
 
-def _by_layer(series: dict[tuple[str, str, str], dict[int, float]], metric: str) -> dict[str, dict[int, float]]:
+def _by_place(series: dict[tuple[str, str, str], dict[int, float]], metric: str) -> dict[str, dict[int, float]]:
     found = {
         place: points for (stage, name, place), points in series.items() if (stage, name) == ("val", metric) and place
     }
-    return dict(sorted(found.items(), key=lambda item: int(item[0][1:])))
+    places = in_order(found)
+    return {name: found[place] for place, name in zip(places, short_names(places), strict=True)}
 
 
 def _draw(axes: Axes, title: str, lines: dict[str, dict[int, float]], last_row: bool) -> None:

@@ -41,8 +41,8 @@ class Point(NamedTuple):
     model_flops: float
     decode: Speedup | None
     prefill: Speedup | None
-    layers: dict[int, float]
-    """density by layer"""
+    densities: dict[str, float]
+    """by place"""
 
     @property
     def name(self) -> str:

@@ -25,8 +25,8 @@ class Row(NamedTuple):
 def split_key(key: str) -> tuple[str, str, str]:
     """Log key → stage, metric, place.
 
-    >>> split_key("val/purity/L3"), split_key("train/loss"), split_key("lr-AdamW")
-    (('val', 'purity', 'L3'), ('train', 'loss', ''), ('train', 'lr-AdamW', ''))
+    >>> split_key("val/purity/L3.mlp"), split_key("train/loss"), split_key("lr-AdamW")
+    (('val', 'purity', 'L3.mlp'), ('train', 'loss', ''), ('train', 'lr-AdamW', ''))
     """
     parts = key.split("/", 2)
     stage, metric, place = (["train"] * (len(parts) == 1) + parts + ["", ""])[:3]

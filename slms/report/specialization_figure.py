@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from slms.models.place import short_names
 from slms.report.palette import COLOURS, GREY, LABEL, MARKERS, TICK, dress, new_figure
-from slms.report.specialization_rows import MEAN, Row, short_names
+from slms.report.specialization_rows import MEAN, Row
 
 SHOWN_SPARSITY = ("gini", "top_mass", "participation")
 

@@ -112,19 +112,6 @@ def _beside(row: Row, other: Row | None) -> Row:
     return row
 
 
-def short_names(places: Sequence[str]) -> list[str]:
-    """Layers by their number, other places by their name.
-
-    >>> short_names(["gpt_neox.layers.0.mlp", "gpt_neox.layers.3.mlp"]), short_names(["residual.3"])
-    (['L0', 'L3'], ['residual.3'])
-    """
-    numbers = [next((part for part in place.split(".") if part.isdigit()), "") for place in places]
-    frames = {place.replace(f".{number}.", "..") for place, number in zip(places, numbers, strict=True)}
-    if len(frames) > 1 or not all(numbers) or not all(".." in frame for frame in frames):
-        return list(places)
-    return [f"L{number}" for number in numbers]
-
-
 def telling_share(z: Tensor, rate: float = 0.05) -> float | None:
     """Share of units whose z is telling at a false-discovery rate (Benjamini & Hochberg 1995), one-sided."""
     known = z[z.isfinite()]

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from slms.models.place import short_names
 from slms.report.reading import visible
-from slms.report.specialization_rows import MEAN, Row, short_names
+from slms.report.specialization_rows import MEAN, Row
 from slms.report.tables import INDENT, WIDTH, amount, number, share, text_table
 
 SPARSITY = {"gini": "Gini", "top_mass": ".9 mass", "participation": "PR/N", "zeros": "zeros"}

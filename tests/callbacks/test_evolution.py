@@ -25,7 +25,7 @@ def _validate(callback, module, trainer, chosen, step):
     trainer.global_step = step + 1
     callback.on_validation_epoch_start(trainer, module)
     for batch in chosen:
-        module.last_routes = {3: SimpleNamespace(chosen=batch)}
+        module.last_routes = {"L3.mlp": SimpleNamespace(chosen=batch)}
         callback.on_validation_batch_end(trainer, module, None, None, 0)
     callback.on_validation_epoch_end(trainer, module)
 
@@ -56,16 +56,16 @@ def test_saturation_and_stability_from_the_definition(parts):
     def share(now, then):
         return float(((now & then).sum(-1) / 2).mean())
 
-    assert [(step, row["val/stability/L3"]) for step, row in module.logged] == [
+    assert [(step, row["val/stability/L3.mlp"]) for step, row in module.logged] == [
         (1, pytest.approx(share(kept[0], kept[1]))),
         (2, pytest.approx(share(kept[1], kept[2]))),
     ]
     module.logged.clear()
     callback.on_train_end(trainer, module)
-    assert [(step, row["val/saturation/L3"]) for step, row in module.logged] == [
+    assert [(step, row["val/saturation/L3.mlp"]) for step, row in module.logged] == [
         (step, pytest.approx(share(kept[step], kept[2]))) for step in range(3)
     ]
-    assert module.logged[-1][1]["val/saturation/L3"] == 1.0
+    assert module.logged[-1][1]["val/saturation/L3.mlp"] == 1.0
 
 
 def test_memory_is_bounded_and_first_and_last_stay(parts):
@@ -75,7 +75,7 @@ def test_memory_is_bounded_and_first_and_last_stay(parts):
         _validate(callback, module, trainer, _random(step), step)
         assert len(callback.snapshots) <= 5
         assert [callback.snapshots[0]["step"], callback.snapshots[-1]["step"]] == [0, step]
-    assert callback.snapshots[0]["choices"][3].shape == (10, 2)  # 11 pathways in two bytes a token
+    assert callback.snapshots[0]["choices"]["L3.mlp"].shape == (10, 2)  # 11 pathways in two bytes a token
 
 
 def test_state_survives_a_weights_only_checkpoint(parts, tmp_path):
@@ -89,7 +89,7 @@ def test_state_survives_a_weights_only_checkpoint(parts, tmp_path):
     assert [snapshot["step"] for snapshot in again.snapshots] == [0, 1]
     module.logged.clear()
     again.on_train_end(trainer, module)
-    assert module.logged[1][1]["val/saturation/L3"] == 1.0
+    assert module.logged[1][1]["val/saturation/L3.mlp"] == 1.0
 
 
 def test_sanity_check_and_other_ranks_keep_nothing(parts):
@@ -105,8 +105,8 @@ def test_sanity_check_and_other_ranks_keep_nothing(parts):
 def test_a_real_run_writes_rows_and_the_figure(fit):
     rows = read_rows(fit.directory / METRICS_FILE)
     final = {(row.step, row.place): row.value for row in rows if row.metric == "saturation"}
-    assert set(final) == {(3, "L0"), (7, "L0"), (3, "L1"), (7, "L1")}
-    assert final[7, "L0"] == final[7, "L1"] == 1.0 and 0 < final[3, "L0"] <= 1
+    assert set(final) == {(3, "L0.mlp"), (7, "L0.mlp"), (3, "L1.mlp"), (7, "L1.mlp")}
+    assert final[7, "L0.mlp"] == final[7, "L1.mlp"] == 1.0 and 0 < final[3, "L0.mlp"] <= 1
     assert {row.step for row in rows if row.metric == "stability"} == {7}
     assert (fit.directory / "evolution.png").read_bytes()[:4] == b"\x89PNG"
 

@@ -31,8 +31,8 @@ def test_epochs_are_counted_and_steps_sorted(fit):
 def test_epoch_is_a_column_and_not_a_metric(tmp_path):
     logger = TidyCsvLogger(tmp_path / "metrics.csv")
     logger.log_metrics({"train/loss/lm": 2.0, "epoch": 3.0}, step=7)
-    logger.log_metrics({"val/purity/L2": 0.5}, step=8)
-    assert read_rows(logger.path) == [Row(7, 3, "train", "loss", "lm", 2.0), Row(8, 3, "val", "purity", "L2", 0.5)]
+    logger.log_metrics({"val/purity/L2.mlp": 0.5}, step=8)
+    assert read_rows(logger.path) == [Row(7, 3, "train", "loss", "lm", 2.0), Row(8, 3, "val", "purity", "L2.mlp", 0.5)]
 
 
 def test_resuming_forgets_what_comes_again(tmp_path):

@@ -33,7 +33,7 @@ def test_facts_of_the_run(fit):
     assert (results.base.name, results.base.source, results.data.source) == ("stories-1m", "embedded", "embedded")
     assert results.data.validation_tokens == 1536 and results.run.seconds > 0
     assert results.routing == fit.model.routing.to_dict()
-    flops = flops_per_token(fit.model.net, 32, {layer.layer: layer.density for layer in results.layers})
+    flops = flops_per_token(fit.model.net, 32, {f"L{layer.layer}.mlp": layer.density for layer in results.layers})
     assert results.compute.mlp_saved == flops.mlp_saving and results.compute.active_fraction == flops.active_fraction
 
 

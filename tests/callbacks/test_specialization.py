@@ -56,7 +56,7 @@ def test_tensorboard_shows_bars_heatmaps_and_tokens(fit, events):
     assert {"val/load_by_pathway", "val/pathways_by_pos", "val/pathways_by_semantic"} <= set(tags["images"])
     assert not set(tags["images"]) & set(tags["scalars"])  # TensorBoard would show but one of the two
     assert [image.step for image in events.Images("val/load_by_pathway")] == [3, 7]
-    text = events.Tensors("val/top_tokens/L1/text_summary")[-1].tensor_proto.string_val[0].decode()
+    text = events.Tensors("val/top_tokens/L1.mlp/text_summary")[-1].tensor_proto.string_val[0].decode()
     assert text.startswith("| pathway | load | purity |") and text.count("\n| ") == 1 + 4
 
 
@@ -71,9 +71,9 @@ def test_dense_runs_log_nothing(make, tmp_path):
 def test_mean_over_layers_and_nothing_for_what_was_not_measured(fit):
     layers = fit.callbacks["results"].results.layers
     values = log_values(layers, "val")
-    assert values["val/purity"] == pytest.approx((values["val/purity/L0"] + values["val/purity/L1"]) / 2)
+    assert values["val/purity"] == pytest.approx((values["val/purity/L0.mlp"] + values["val/purity/L1.mlp"]) / 2)
     unknown = log_values([replace(layers[0], purity=Estimate()), layers[1]], "val")
-    assert "val/purity/L0" not in unknown and unknown["val/purity"] == values["val/purity/L1"]
+    assert "val/purity/L0.mlp" not in unknown and unknown["val/purity"] == values["val/purity/L1.mlp"]
 
 
 @pytest.mark.parametrize("name, value", [("every_n_steps", 0), ("probe_batches", 0)])

@@ -55,7 +55,7 @@ def test_a_dense_model(place, capsys):
         assert float(row["density"]) == pytest.approx(float(row["target"]), abs=0.02)
         assert float(row["ratio_low"]) <= float(row["ratio"]) <= float(row["ratio_high"])
         assert float(row["decode_model_speedup"]) > 0 and float(row["prefill_mlp_speedup"]) > 0
-        assert set(stored["layers"]) == {"0", "1"} and stored["mlp_flops"] == float(row["mlp_flops"])
+        assert set(stored["densities"]) == {"L0.mlp", "L1.mlp"} and stored["mlp_flops"] == float(row["mlp_flops"])
     assert (directory / "frontier.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     assert results["closing"] in out and out.strip().splitlines()[-1] == results["closing"]

@@ -9,7 +9,7 @@ import slms
 from slms.data.text import Blocks
 from slms.measure.carriers import PathwayCarriers, _largest, carrying_layers
 from slms.measure.features import read_uses
-from slms.models.routed_mlp import record_routes
+from slms.models.routed import record_routes
 from slms.models.sites import Site, read_sites
 from slms.sae.baselines import FixedCoder
 from slms.sae.coders import build_coder
@@ -49,7 +49,12 @@ def dense(place):
         routed(ids)
     rows = ids.flatten() != 0
     on = coder.coder.encode(x.float())[rows].detach() > 0
-    return on, x[rows], [[y[rows] for y in layer] for layer in outputs], [routes[i].chosen[rows] for i in range(2)]
+    return (
+        on,
+        x[rows],
+        [[y[rows] for y in layer] for layer in outputs],
+        [routes[f"L{i}.mlp"].chosen[rows] for i in range(2)],
+    )
 
 
 def test_parts_are_those_of_the_pathways_outputs(place, dense):

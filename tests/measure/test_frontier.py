@@ -11,9 +11,9 @@ import slms
 from slms.data.text import Blocks
 from slms.measure import frontier
 from slms.measure.passes import token_nll
-from slms.models.dynamic import LEVELS, dynamic_layers, masking, set_densities
+from slms.models.dynamic import LEVELS, dynamic_mlps, masking, set_densities
 from slms.models.flops import flops_per_token
-from slms.models.routed_mlp import record_routes, routed_layers
+from slms.models.routed import record_routes, routed_modules
 
 IDS = torch.randint(40, (6, 16), generator=torch.Generator().manual_seed(1))
 
@@ -44,13 +44,13 @@ def test_the_dense_model(model, blocks):
 
 def test_a_rule(model, blocks):
     dynamic = frontier.under_rule(model, "oracle", IDS)
-    frontier.set_budget(dynamic, {0: 0.25, 1: 0.75})
+    frontier.set_budget(dynamic, {"L0.mlp": 0.25, "L1.mlp": 0.75})
     quality = frontier.measure_quality(dynamic, blocks, 4)
-    assert [round(quality.kept[i].neurons, 6) for i in (0, 1)] == [0.25, 0.75]
+    assert [round(quality.kept[place].neurons, 6) for place in ("L0.mlp", "L1.mlp")] == [0.25, 0.75]
     with masking(dynamic), torch.no_grad():
         wanted = token_nll(dynamic, IDS)[:, 8:].mean().item()
     assert quality.loss.compute().value == pytest.approx(wanted, abs=1e-5)
-    assert all(mlp.observe is None for mlp in dynamic_layers(dynamic).values())
+    assert all(mlp.observe is None for mlp in dynamic_mlps(dynamic).values())
     cost, flops = frontier.count_cost(model, dynamic, quality.kept, 16), flops_per_token(model, 16)
     assert cost.density == pytest.approx(0.5)
     assert cost.mlp == pytest.approx(0.75 * flops.mlp_dense)  # the up-projection and half of the down-projection
@@ -59,13 +59,15 @@ def test_a_rule(model, blocks):
 
 def test_the_untrained_router(model, blocks):
     routed = frontier.under_rule(model, "router", IDS)
-    assert list(routed_layers(routed)) == [0, 1] and all(mlp.k == 16 for mlp in routed_layers(routed).values())
+    assert list(routed_modules(routed)) == ["L0.mlp", "L1.mlp"] and all(
+        mlp.k == 16 for mlp in routed_modules(routed).values()
+    )
     dense = frontier.measure_quality(model, blocks, 4).loss
     assert frontier.measure_quality(routed, blocks, 4).loss.minus(dense).value == pytest.approx(0, abs=1e-5)
-    frontier.set_budget(routed, {0: 0.3, 1: 0.01})
-    assert [mlp.k for mlp in routed_layers(routed).values()] == [5, 1]
+    frontier.set_budget(routed, {"L0.mlp": 0.3, "L1.mlp": 0.01})
+    assert [mlp.k for mlp in routed_modules(routed).values()] == [5, 1]
     quality = frontier.measure_quality(routed, blocks, 4)
-    assert [quality.kept[i].neurons for i in (0, 1)] == pytest.approx([5 / 16, 1 / 16])
+    assert [quality.kept[place].neurons for place in ("L0.mlp", "L1.mlp")] == pytest.approx([5 / 16, 1 / 16])
     cost = frontier.count_cost(model, routed, quality.kept, 16)
     assert cost.density == pytest.approx(3 / 16) and cost.mlp > 3 / 16 * flops_per_token(model, 16).mlp_dense
 
@@ -74,29 +76,29 @@ def test_the_untrained_router(model, blocks):
 def test_costs_and_budgets(model):
     dynamic = frontier.under_rule(model, "static", IDS)
     calls = []
-    costs = frontier.layer_costs(dynamic, IDS, 4, lambda: calls.append(1))
+    costs = frontier.costs_of(dynamic, IDS, 4, lambda: calls.append(1))
     assert len(calls) == 2 * (len(LEVELS) - 1)
 
     def nats(**at):
-        set_densities(dynamic, {0: at.get("l0", 1.0), 1: at.get("l1", 1.0)})
+        set_densities(dynamic, {"L0.mlp": at.get("l0", 1.0), "L1.mlp": at.get("l1", 1.0)})
         with masking(dynamic):
             return token_nll(dynamic, IDS)[:, 8:].mean().item()
 
-    assert costs[0][1] == pytest.approx(nats(l0=LEVELS[1]) - nats(), abs=1e-5)
-    assert costs[1][0] == pytest.approx(nats(l1=LEVELS[0]) - nats(), abs=1e-5)
-    assert costs[0][-1] == costs[1][-1] == 0.0
+    assert costs["L0.mlp"][1] == pytest.approx(nats(l0=LEVELS[1]) - nats(), abs=1e-5)
+    assert costs["L1.mlp"][0] == pytest.approx(nats(l1=LEVELS[0]) - nats(), abs=1e-5)
+    assert costs["L0.mlp"][-1] == costs["L1.mlp"][-1] == 0.0
     found = frontier.densities_for(dynamic, costs, 0.4)
     assert sum(found.values()) / 2 == pytest.approx(0.4)
-    assert frontier.densities_for(dynamic, None, 0.4) == {0: 0.4, 1: 0.4}
+    assert frontier.densities_for(dynamic, None, 0.4) == {"L0.mlp": 0.4, "L1.mlp": 0.4}
 
 
 def test_rules_of_a_routed_model(model, blocks):
     config = slms.RoutingConfig(n_pathways=8, k=2, partition="random")
     routed = slms.route(model, config, IDS)
     frontier.set_routed_rule(routed, "top_k", None, IDS, 4)
-    assert frontier.measure_quality(routed, blocks, 4).kept[0].neurons == pytest.approx(0.25)
+    assert frontier.measure_quality(routed, blocks, 4).kept["L0.mlp"].neurons == pytest.approx(0.25)
     frontier.set_routed_rule(routed, "top_k", 0.5, IDS, 4)
-    assert frontier.measure_quality(routed, blocks, 4).kept[0].neurons == pytest.approx(0.5)
+    assert frontier.measure_quality(routed, blocks, 4).kept["L0.mlp"].neurons == pytest.approx(0.5)
     for rule in ("top_p", "threshold"):
         frontier.set_routed_rule(routed, rule, 0.5, IDS, 4)
         with torch.no_grad():
@@ -104,7 +106,7 @@ def test_rules_of_a_routed_model(model, blocks):
             with record_routes(routed) as routes:
                 torch.testing.assert_close(unwatched, routed(IDS).logits)
         assert flops_per_token(routed, 16).active_fraction == 1.0  # k varies
-        share = routes[0].chosen.float().mean().item()
+        share = routes["L0.mlp"].chosen.float().mean().item()
         assert 0.5 - 1e-6 <= share <= 0.6, rule  # never below what was asked for
     assert math.isfinite(frontier.measure_quality(routed, blocks, 4).loss.compute().value)
 

@@ -12,7 +12,7 @@ from slms.data.text import Blocks
 from slms.measure.passes import batches
 from slms.measure.pathways import PathwayTables, losses_of, measure, random_model, token_texts
 from slms.metrics.loss import DocumentLoss
-from slms.models.routed_mlp import record_routes, routed_layers
+from slms.models.routed import record_routes, routed_modules
 
 NAMES = {"pos": ("none", "noun", "verb"), "half": ("first", "second")}
 
@@ -55,7 +55,7 @@ def _by_hand(model, blocks):
         with torch.no_grad(), record_routes(model) as routes:
             model(batch["input_ids"])
         columns = [batch[name].flatten().tolist() for name in ("input_ids", "labels_pos", "labels_half", "doc_ids")]
-        rows += zip(routes[1].chosen.tolist(), *columns, strict=True)
+        rows += zip(routes["L1.mlp"].chosen.tolist(), *columns, strict=True)
     return rows
 
 
@@ -64,7 +64,7 @@ def test_pathways_are_described_as_counted_by_hand(model, blocks):
     rows = _by_hand(model, blocks)
     total = len(rows)
     assert (layer.layer, layer.n_pathways, layer.chosen_per_token) == (1, 4, 2.0)
-    sizes = np.diff(routed_layers(model)[1].offsets)
+    sizes = np.diff(routed_modules(model)["L1.mlp"].offsets)
     assert layer.density == pytest.approx(sum(np.dot(chosen, sizes) for chosen, *_ in rows) / total / 20)
     for p, pathway in enumerate(layer.pathways):
         mine = [row for row in rows if row[0][p]]
@@ -132,7 +132,7 @@ def test_random_model_has_the_shape_and_other_weights(model):
     state = torch.get_rng_state()
     other, again = random_model(model), random_model(model)
     assert torch.equal(torch.get_rng_state(), state)
-    assert type(other) is type(model) and list(routed_layers(other)) == [1]
+    assert type(other) is type(model) and list(routed_modules(other)) == ["L1.mlp"]
     mine, theirs = model.state_dict(), other.state_dict()
     assert all(mine[name].shape == theirs[name].shape for name in mine)
     assert not torch.equal(mine["transformer.h.1.mlp.W_in"], theirs["transformer.h.1.mlp.W_in"])
@@ -167,7 +167,7 @@ def _rank(rank, world, model, blocks, path):
 
 
 def _tables(model, blocks):
-    return PathwayTables(routed_layers(model), torch.arange(3, 40), blocks.label_names)
+    return PathwayTables(routed_modules(model), torch.arange(3, 40), blocks.label_names)
 
 
 def _feed(tables, model, batch):

@@ -14,9 +14,9 @@ from slms.models.base import BaseConfig, build_meta, init_base, load_base
 from slms.models.convert import route
 from slms.models.flops import flops_per_token
 from slms.models.io import save_model
+from slms.models.routed import routed_modules, set_k
 from slms.models.routed_config import CONFIGS
 from slms.models.routed_lm import routed_class
-from slms.models.routed_mlp import routed_layers, set_k
 from slms.routing import RoutingConfig
 
 PYTHIA = {  # hidden, layers, heads, d_ff, parameters (EleutherAI/pythia's table); share of FLOPs saved, counted by hand
@@ -141,7 +141,7 @@ def test_pythia_shapes_layers_and_savings(size, tmp_path):
     config = CONFIGS["gpt_neox"](**pythia(size).to_dict(), routing=RoutingConfig().to_dict())
     with torch.device("meta"):
         routed = routed_class("gpt_neox")(config)
-    assert list(routed_layers(routed)) == list(range(0, n_layers, 2))
+    assert list(routed_modules(routed)) == [f"L{i}.mlp" for i in range(0, n_layers, 2)]
     assert flops_per_token(routed, 1).total_saving == pytest.approx(saving, abs=0.005)
 
 

@@ -11,7 +11,7 @@ import slms
 from slms.models.activations import mlp_inputs, mlp_outputs, neuron_activations
 from slms.models.anatomy import find_mlps
 from slms.models.convert import route
-from slms.models.routed_mlp import record_routes, routed_layers, set_k
+from slms.models.routed import record_routes, routed_modules, set_k
 from slms.models.weights import read_mlp
 from slms.routing import RoutingConfig
 
@@ -23,7 +23,7 @@ MLP = ALL | {"router": "mlp", "router_hidden": 8}
 def test_every_pathway_chosen_equals_dense(tiny, tokens, family, partition):
     model, ids = tiny(family), tokens(2, 11)
     routed = route(model, RoutingConfig(**ALL | {"k": 5}, partition=partition), tokens(8, 16, seed=1))
-    assert len(routed_layers(routed)) == 3
+    assert len(routed_modules(routed)) == 3
     expected = model(ids).logits
     torch.testing.assert_close(routed(ids).logits, expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-5)
 
@@ -35,7 +35,7 @@ def test_a_dropped_pathway_leaves_out_its_own_neurons_only(tiny, tokens, family,
     config = RoutingConfig(**ALL, mean_compensation=compensate)
     calibration = tokens(8, 16, seed=1)
     routed = route(model, config, calibration)
-    layer, dense = routed_layers(routed)[1], find_mlps(model)[1]
+    layer, dense = routed_modules(routed)["L1.mlp"], find_mlps(model)[1]
     with torch.no_grad(), mlp_inputs(model, [1]) as x, neuron_activations(model, [1]) as h:
         model(calibration)
     w = read_mlp(dense)
@@ -59,10 +59,10 @@ def test_a_routed_mlps_weights_and_neurons_are_read_in_the_dense_order(tiny, tok
         model(ids)
         with record_routes(routed) as routes:
             routed(ids)
-    layer = routed_layers(routed)[0]
+    layer = routed_modules(routed)["L0.mlp"]
     for p in range(5):
         own = layer.permutation[layer.offsets[p] : layer.offsets[p + 1]]
-        expected = h[0][:, own] * routes[0].chosen[:, p, None]
+        expected = h[0][:, own] * routes["L0.mlp"].chosen[:, p, None]
         torch.testing.assert_close(r[0][:, own], expected, atol=1e-5, rtol=1e-5)
 
 
@@ -94,7 +94,9 @@ def test_conversion_repeats_with_its_seed_and_leaves_the_generator_alone(tiny, t
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
     c = route(model, RoutingConfig(**MLP, seed=4), calibration)
-    assert not torch.equal(routed_layers(a)[0].router.hidden.weight, routed_layers(c)[0].router.hidden.weight)
+    assert not torch.equal(
+        routed_modules(a)["L0.mlp"].router.hidden.weight, routed_modules(c)["L0.mlp"].router.hidden.weight
+    )
 
 
 def test_without_calibration_it_says_what_it_does_instead(tiny, tokens, caplog):
@@ -103,7 +105,7 @@ def test_without_calibration_it_says_what_it_does_instead(tiny, tokens, caplog):
         routed = slms.route(model, RoutingConfig(**ALL))
     assert caplog.messages == ["route without calibration tokens: partition contiguous, router_init random"]
     assert routed.config.routing["partition"] == "contiguous" and routed.config.routing["router_init"] == "random"
-    assert torch.equal(routed_layers(routed)[0].permutation, torch.arange(37))
+    assert torch.equal(routed_modules(routed)["L0.mlp"].permutation, torch.arange(37))
     set_k(routed, 5)
     torch.testing.assert_close(routed(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-5)
     with caplog.at_level(logging.WARNING):
@@ -123,11 +125,9 @@ def test_dtype_tied_weights_generation_config_and_attention_are_kept(tiny, token
 
 
 def test_layers_are_chosen_by_list_or_by_stride(tiny, tokens):
-    model = tiny("llama")
-    assert list(routed_layers(route(model, RoutingConfig(n_pathways=5, k=2, router="linear"), tokens(2, 8)))) == [0, 2]
-    assert list(
-        routed_layers(route(model, RoutingConfig(n_pathways=5, k=2, router="linear", layers=[1]), tokens(2, 8)))
-    ) == [1]
+    model, some = tiny("llama"), {"n_pathways": 5, "k": 2, "router": "linear"}
+    assert list(routed_modules(route(model, RoutingConfig(**some), tokens(2, 8)))) == ["L0.mlp", "L2.mlp"]
+    assert list(routed_modules(route(model, RoutingConfig(**some, layers=[1]), tokens(2, 8)))) == ["L1.mlp"]
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_shared_pathways_run_for_every_token(tiny, tokens):
 def test_static_keeps_the_pathways_without_which_the_error_is_least(tiny, tokens):
     model, calibration = tiny("gpt_neox"), tokens(8, 16)
     routed = route(model, RoutingConfig(**ALL | {"router": "static"}), calibration)
-    layer = routed_layers(routed)[0]
+    layer = routed_modules(routed)["L0.mlp"]
     with torch.no_grad(), mlp_inputs(model, [0]) as x, mlp_outputs(model, [0]) as y:
         model(calibration)
     errors = {}
@@ -185,7 +185,7 @@ def test_static_keeps_the_pathways_without_which_the_error_is_least(tiny, tokens
             for b in range(a + 1, 5):
                 layer.router.static_mask.fill_(False)[[a, b]] = True
                 errors[a, b] = (layer(x[0]) - y[0].view(-1, 24)).square().sum().item()
-    again = routed_layers(route(model, RoutingConfig(**ALL | {"router": "static"}), calibration))[0]
+    again = routed_modules(route(model, RoutingConfig(**ALL | {"router": "static"}), calibration))["L0.mlp"]
     kept = tuple(again.router.static_mask.nonzero().flatten().tolist())
     assert errors[kept] == pytest.approx(min(errors.values()), rel=1e-4)
 
@@ -194,7 +194,7 @@ def test_routers_get_gradients_from_the_loss(tiny, tokens):
     routed = route(tiny("gpt_neo"), RoutingConfig(**MLP), tokens(4, 16)).train()
     ids = tokens(2, 9)
     F.cross_entropy(routed(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
-    for layer in routed_layers(routed).values():
+    for layer in routed_modules(routed).values():
         assert all(
             p.grad is not None and p.grad.abs().sum() > 0 for p in (layer.W_in, layer.W_out, layer.router.out.weight)
         )

@@ -57,9 +57,9 @@ def test_measured_density_counts():
     model = route(init_base("stories-1m"), RoutingConfig(router="static", rule="top_k"))
     layer = 4 * 64 * 256
     assert flops_per_token(model, 8, 1.0).mlp_routed == 8 * layer
-    got = flops_per_token(model, 8, {0: 0.5, 2: 0.25, 4: 0.0, 6: 1.0})
+    got = flops_per_token(model, 8, {"L0.mlp": 0.5, "L2.mlp": 0.25, "L4.mlp": 0.0, "L6.mlp": 1.0})
     assert got.mlp_routed == 4 * layer + 1.75 * layer and got.active_fraction == (4 + 1.75) / 8
-    with pytest.raises(ValueError, match=r"`density` of layer 0 is 1\.5"):
+    with pytest.raises(ValueError, match=r"`density` of L0.mlp is 1\.5"):
         flops_per_token(model, 8, 1.5)
     with pytest.raises(ValueError, match="`seq_len` is 0"):
         flops_per_token(model, 0)

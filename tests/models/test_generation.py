@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 import slms
 from slms.models.convert import route
 from slms.models.io import load_model, read_tokenizer, save_model
-from slms.models.routed_mlp import routed_layers
+from slms.models.routed import routed_modules
 from slms.models.source import EMBEDDED
 from slms.routing import RoutingConfig
 
@@ -126,7 +126,7 @@ def test_lora_adapts_routers_and_neuron_matrices_and_merges(tiny, tokens, family
     config = RoutingConfig(n_pathways=5, k=2, router="mlp", router_hidden=8)
     routed, ids = route(tiny(family), config, tokens(4, 16)), tokens(2, 9)
     before, routed_keys = routed(ids).logits.detach(), list(routed.state_dict())
-    layer = next(iter(routed_layers(routed).values()))
+    layer = next(iter(routed_modules(routed).values()))
     linears = sorted({name.rpartition(".")[2] for name, m in layer.router.named_modules()
                       if isinstance(m, torch.nn.Linear)})  # fmt: skip
     raw = ["mlp.W_in", "mlp.W_out"]

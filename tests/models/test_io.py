@@ -13,7 +13,7 @@ from slms.models.attention import SDPASelfAttention
 from slms.models.checksums import CHECKSUMS
 from slms.models.convert import route
 from slms.models.io import load_model, save_model
-from slms.models.routed_mlp import routed_layers
+from slms.models.routed import routed_modules
 from slms.routing import RoutingConfig
 
 
@@ -25,7 +25,7 @@ def config():
 def test_routed_models_load_with_equal_logits_by_both_ways(tiny, tokens, family, config, tmp_path):
     model, ids = tiny(family), tokens(2, 11)
     routed = route(model, config, tokens(4, 16))
-    for layer in routed_layers(routed).values():
+    for layer in routed_modules(routed).values():
         layer.router.selection_bias.normal_()
     routed.generation_config.max_new_tokens = 3
     save_model(routed, None, tmp_path / "m")
@@ -40,7 +40,7 @@ def test_routed_models_load_with_equal_logits_by_both_ways(tiny, tokens, family,
     assert all(
         torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), routed.state_dict().values(), strict=True)
     )
-    assert routed_layers(loaded)[0].offsets == routed_layers(routed)[0].offsets
+    assert routed_modules(loaded)["L0.mlp"].offsets == routed_modules(routed)["L0.mlp"].offsets
 
 
 def test_dense_models_load_with_equal_logits_and_fast_attention(tiny, tokens, family, tmp_path):

@@ -13,7 +13,7 @@ from slms.models import routed_config, routed_lm
 from slms.models.anatomy import list_layers
 from slms.models.convert import route
 from slms.models.families import FAMILIES
-from slms.models.routed_mlp import record_routes, routed_layers, set_k
+from slms.models.routed import record_routes, routed_modules, set_k
 from slms.routing import RoutingConfig
 
 CONFIG = RoutingConfig(n_pathways=5, k=2, router="linear")
@@ -78,7 +78,7 @@ def test_routes_are_recorded_by_layer_and_padding_does_not_move_real_tokens(tiny
     mask[0, :2] = 0
     with record_routes(routed) as routes:
         padded = routed(ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0)).logits
-    assert sorted(routes) == [0, 2] and routes[0].chosen.shape == (12, 5)
+    assert sorted(routes) == ["L0.mlp", "L2.mlp"] and routes["L0.mlp"].chosen.shape == (12, 5)
     torch.testing.assert_close(padded[0, 2:], routed(ids[:1, 2:]).logits[0], atol=1e-5, rtol=1e-5)
 
 
@@ -90,4 +90,4 @@ def test_k_changes_what_runs_and_comes_back_from_the_configuration(tiny, tokens)
     torch.testing.assert_close(routed(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-5)
     set_k(routed, 2)
     assert torch.equal(routed(ids).logits, at_two)
-    assert all(layer.config == CONFIG for layer in routed_layers(routed).values())
+    assert all(layer.config == CONFIG for layer in routed_modules(routed).values())

@@ -7,7 +7,8 @@ from torch import nn
 
 from slms.models import routed_mlp
 from slms.models.partition import partition
-from slms.models.routed_mlp import RoutedMLP, record_routes, routed_layers, set_k, set_ramp
+from slms.models.routed import record_routes, routed_modules, set_k, set_ramp
+from slms.models.routed_mlp import RoutedMLP
 from slms.routing import RoutingConfig
 
 D, F, P, K = 6, 22, 4, 2  # 22 neurons in pathways of 6, 6, 5, 5
@@ -70,7 +71,7 @@ def test_output_from_the_definition(gated, gate):
     mlp, x, w = routed(gated, gate=gate), torch.randn(2, 5, D), dense_weights(gated, True)
     with record_routes(mlp) as seen:
         y = mlp(x)
-    routes, hidden = seen[3], neurons(w, x.flatten(0, 1))
+    routes, hidden = seen["L3.mlp"], neurons(w, x.flatten(0, 1))
     for token in range(10):
         expected = w["b_out"].clone()
         for p, (a, b) in enumerate(pairwise(mlp.offsets)):
@@ -87,7 +88,7 @@ def test_mean_compensation_stands_in_for_what_was_skipped():
     mlp.mean_out.copy_(torch.randn(P, D))
     with record_routes(mlp) as seen:
         difference = mlp(x) - plain(x)
-    skipped = (~seen[3].chosen).float()
+    skipped = (~seen["L3.mlp"].chosen).float()
     torch.testing.assert_close(difference, skipped @ mlp.mean_out, rtol=0, atol=1e-5)
     mlp.k = P
     torch.testing.assert_close(mlp(x), dense_mlp(dense_weights(False, True), x), rtol=0, atol=1e-5)
@@ -120,11 +121,11 @@ def test_a_skipped_pathway_receives_no_gradient():
 def test_autocast_keeps_the_inputs_dtype_and_the_routers_precision(gate):
     mlp, x = routed(gate=gate), torch.randn(40, D)
     with record_routes(mlp) as seen:
-        exact, scores = mlp(x), seen[3].scores
+        exact, scores = mlp(x), seen["L3.mlp"].scores
         with torch.autocast("cpu", dtype=torch.bfloat16):
             y = mlp(x)
-    assert y.dtype == torch.float32 and seen[3].scores.dtype == torch.float32
-    torch.testing.assert_close(seen[3].scores, scores, rtol=0, atol=0)
+    assert y.dtype == torch.float32 and seen["L3.mlp"].scores.dtype == torch.float32
+    torch.testing.assert_close(seen["L3.mlp"].scores, scores, rtol=0, atol=0)
     torch.testing.assert_close(y, exact, rtol=0.05, atol=0.05)
     assert not torch.equal(y, exact)
     half = mlp.bfloat16()(x.bfloat16())
@@ -136,7 +137,7 @@ def test_k_can_be_set_within_its_limits():
     mlp.k = 3
     with record_routes(mlp) as seen:
         mlp(torch.randn(8, D))
-    assert (seen[3].chosen.sum(-1) == 3).all() and seen[3].chosen[:, 0].all()
+    assert (seen["L3.mlp"].chosen.sum(-1) == 3).all() and seen["L3.mlp"].chosen[:, 0].all()
     for bad in (0, 1, 5):
         with pytest.raises(ValueError, match=rf"k is {bad}; it must be from 2 to `routing.n_pathways` \(4\)"):
             mlp.k = bad
@@ -145,7 +146,7 @@ def test_k_can_be_set_within_its_limits():
 def test_set_k_and_recording_over_a_model():
     model = nn.Sequential(nn.Linear(D, D), routed(), routed())
     model[2].layer_index = 1
-    assert list(routed_layers(model)) == [1, 3]
+    assert list(routed_modules(model)) == ["L1.mlp", "L3.mlp"]
     set_k(model, 3)
     x = torch.randn(2, 4, D)
     with record_routes(model) as routes:
@@ -153,10 +154,10 @@ def test_set_k_and_recording_over_a_model():
         model(x)
         first = dict(routes)
         model(x + 1)
-    assert set(routes) == {1, 3} and routes[3].scores.shape == (8, P)
-    assert routes[3] is not first[3] and (routes[1].chosen.sum(-1) == 3).all()
-    assert routes[3].probs.requires_grad
-    assert all(layer.recorder is None for layer in routed_layers(model).values())
+    assert set(routes) == {"L1.mlp", "L3.mlp"} and routes["L3.mlp"].scores.shape == (8, P)
+    assert routes["L3.mlp"] is not first["L3.mlp"] and (routes["L1.mlp"].chosen.sum(-1) == 3).all()
+    assert routes["L3.mlp"].probs.requires_grad
+    assert all(layer.recorder is None for layer in routed_modules(model).values())
 
 
 def test_set_ramp_moves_ramp_gates_only_and_is_saved():
@@ -167,8 +168,8 @@ def test_set_ramp_moves_ramp_gates_only_and_is_saved():
     assert model.state_dict()["0.router.ramp"].item() == 0.25 and "1.router.ramp" not in model.state_dict()
     with record_routes(model[0]) as seen:
         model[0](torch.randn(5, D))
-    expected = torch.lerp(torch.ones(5, P), seen[3].scores.sigmoid(), 0.25)
-    torch.testing.assert_close(seen[3].gates[seen[3].chosen], expected[seen[3].chosen])
+    expected = torch.lerp(torch.ones(5, P), seen["L3.mlp"].scores.sigmoid(), 0.25)
+    torch.testing.assert_close(seen["L3.mlp"].gates[seen["L3.mlp"].chosen], expected[seen["L3.mlp"].chosen])
 
 
 def test_recording_ends_with_an_exception_and_nests():
@@ -179,9 +180,9 @@ def test_recording_ends_with_an_exception_and_nests():
     with record_routes(mlp) as outer:
         with record_routes(mlp) as inner:
             mlp(x)
-        assert set(inner) == {3} and not outer
+        assert set(inner) == {"L3.mlp"} and not outer
         mlp(x)
-    assert set(outer) == {3}
+    assert set(outer) == {"L3.mlp"}
 
 
 def test_recording_is_not_doubled_by_recomputed_activations():
@@ -191,9 +192,9 @@ def test_recording_is_not_doubled_by_recomputed_activations():
     x = torch.randn(4, D, requires_grad=True)
     with record_routes(mlp) as routes:
         y = torch.utils.checkpoint.checkpoint(mlp, x, use_reentrant=False)
-        before = routes[3]
+        before = routes["L3.mlp"]
         y.sum().backward()
-    assert len(routes) == 1 and torch.equal(before.chosen, routes[3].chosen)
+    assert len(routes) == 1 and torch.equal(before.chosen, routes["L3.mlp"].chosen)
     assert calls == [] and mlp.recorder is not None
 
 
@@ -246,7 +247,7 @@ def test_the_most_pathways_of_a_token_are_told_where_known(monkeypatch, rule):
             mlp(torch.randn(9, D))
             assert told[-1]["most"] == (k if rule == "top_k" else None)
             if rule == "top_k":
-                assert routes[3].chosen.sum(1).max() == k
+                assert routes["L3.mlp"].chosen.sum(1).max() == k
 
 
 def test_records_while_compiled():
@@ -256,5 +257,5 @@ def test_records_while_compiled():
         mlp(x)
     with record_routes(mlp) as routes:
         compiled(x)
-    torch.testing.assert_close(routes[3].scores, eager[3].scores)
-    assert torch.equal(routes[3].chosen, eager[3].chosen)
+    torch.testing.assert_close(routes["L3.mlp"].scores, eager["L3.mlp"].scores)
+    assert torch.equal(routes["L3.mlp"].chosen, eager["L3.mlp"].chosen)

@@ -6,7 +6,8 @@ from torch.testing import assert_close
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from slms.models.anatomy import find_mlps, replace_mlp
-from slms.models.routed_mlp import RoutedMLP, record_routes
+from slms.models.routed import record_routes
+from slms.models.routed_mlp import RoutedMLP
 from slms.models.sites import (
     Site,
     find_pair,
@@ -97,7 +98,7 @@ def test_pathways_add_up_to_the_mlp(make):
     with record_routes(model) as routes:
         model(IDS)
     for p, name in enumerate(names):
-        assert torch.equal(found[name].any(1), routes[1].chosen[:, p])
+        assert torch.equal(found[name].any(1), routes["L1.mlp"].chosen[:, p])
 
 
 @pytest.mark.parametrize(("made", "kind"), CASES)

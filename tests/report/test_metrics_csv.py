@@ -6,7 +6,7 @@ import pytest
 
 from slms.report.metrics_csv import Row, append_rows, read_rows, split_key, write_rows
 
-ROWS = [Row(10, 0, "train", "loss/total", "", 1.25), Row(20, 1, "val", "purity", "L3", 0.1 + 0.2)]
+ROWS = [Row(10, 0, "train", "loss/total", "", 1.25), Row(20, 1, "val", "purity", "L3.mlp", 0.1 + 0.2)]
 
 
 def test_append_then_read_is_exact(tmp_path):
@@ -73,7 +73,7 @@ def test_absent(tmp_path):
 @pytest.mark.parametrize(
     "key, parts",
     [
-        ("val/purity/L3", ("val", "purity", "L3")),
+        ("val/purity/L3.mlp", ("val", "purity", "L3.mlp")),
         ("train/loss/balance", ("train", "loss", "balance")),
         ("val/loss", ("val", "loss", "")),
         ("val/si/pos/L3", ("val", "si", "pos/L3")),

@@ -1,7 +1,7 @@
 """Dynamic-k on dense models without training: rules, predictor, budgets by layer, conversion."""
 
 from slms.models.dynamic.budget import LEVELS, allocate
-from slms.models.dynamic.convert import apply_rule, dynamic_layers, masking, set_densities
+from slms.models.dynamic.convert import apply_rule, dynamic_mlps, masking, set_densities
 from slms.models.dynamic.mlp import DynamicMLP, Kept
 from slms.models.dynamic.rules import RULES
 
@@ -12,7 +12,7 @@ __all__ = [
     "Kept",
     "allocate",
     "apply_rule",
-    "dynamic_layers",
+    "dynamic_mlps",
     "masking",
     "set_densities",
 ]

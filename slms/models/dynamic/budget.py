@@ -1,4 +1,4 @@
-"""How much each layer may execute: densities by layer, allocated greedily to a target for the whole model.
+"""How much each layer may execute: densities by place, allocated greedily to a target for the whole model.
 
 Shapes: l layers, s levels.
 """
@@ -10,35 +10,35 @@ LEVELS = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
 
 
 def allocate(
-    costs: Mapping[int, Sequence[float]], sizes: Mapping[int, int], target: float, levels: Sequence[float] = LEVELS
-) -> dict[int, float]:
-    """Densities by layer whose mean, weighted by size, is `target`: from dense, the cheapest step down again and again.
+    costs: Mapping[str, Sequence[float]], sizes: Mapping[str, int], target: float, levels: Sequence[float] = LEVELS
+) -> dict[str, float]:
+    """Densities by place whose mean, weighted by size, is `target`: from dense, the cheapest step down again and again.
 
-    costs: by layer, what executing it at each level costs (nats, or error), everything else dense. sizes: neurons of
-    each layer. The step that the greedy takes next saves neurons at the least added cost per neuron (TEAL,
+    costs: by place, what executing it at each level costs (nats, or error), everything else dense. sizes: neurons of
+    each place. The step that the greedy takes next saves neurons at the least added cost per neuron (TEAL,
     arXiv:2408.14690, algorithm 1, one level at a time); the last one is shortened to meet the target. Below the lowest
-    level all layers shrink alike. Raises ValueError where the target is not above 0 and at most 1.
+    level all shrink alike. Raises ValueError where the target is not above 0 and at most 1.
     """
     if not 0 < target <= 1:
         raise ValueError(f"`target` is {target}; it must be above 0 and at most 1.")
     total = sum(sizes.values())
-    at = {layer: len(levels) - 1 for layer in costs}
-    densities = {layer: levels[-1] for layer in costs}
+    at = {place: len(levels) - 1 for place in costs}
+    densities = {place: levels[-1] for place in costs}
     while True:
-        excess = sum(densities[layer] * sizes[layer] for layer in costs) - target * total
-        open_layers = [layer for layer in costs if at[layer] > 0]
-        if excess <= 1e-9 * total or not open_layers:
+        excess = sum(densities[place] * sizes[place] for place in costs) - target * total
+        open_places = [place for place in costs if at[place] > 0]
+        if excess <= 1e-9 * total or not open_places:
             break
 
-        def price(layer: int) -> float:
-            i = at[layer]
-            return (costs[layer][i - 1] - costs[layer][i]) / ((levels[i] - levels[i - 1]) * sizes[layer])
+        def price(place: str) -> float:
+            i = at[place]
+            return (costs[place][i - 1] - costs[place][i]) / ((levels[i] - levels[i - 1]) * sizes[place])
 
-        layer = min(open_layers, key=price)
-        lower = levels[at[layer] - 1]
-        densities[layer] = max(lower, densities[layer] - excess / sizes[layer])
-        at[layer] -= 1
+        place = min(open_places, key=price)
+        lower = levels[at[place] - 1]
+        densities[place] = max(lower, densities[place] - excess / sizes[place])
+        at[place] -= 1
     if excess > 1e-9 * total:
         shrink = target / levels[0]
-        densities = {layer: density * shrink for layer, density in densities.items()}
+        densities = {place: density * shrink for place, density in densities.items()}
     return densities

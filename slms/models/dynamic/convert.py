@@ -16,7 +16,8 @@ from slms.models.anatomy import find_mlps, replace_mlp
 from slms.models.calibration import layer_inputs
 from slms.models.dynamic.mlp import DynamicMLP
 from slms.models.dynamic.rules import RULES
-from slms.models.routed_mlp import routed_layers
+from slms.models.place import place_name
+from slms.models.routed import routed_modules
 from slms.models.weights import dropout_of, read_mlp
 
 
@@ -30,7 +31,7 @@ def apply_rule(model: PreTrainedModel, rule: str, calibration: Tensor, centre: b
     """
     if rule not in RULES:
         raise ValueError(f"`rule` is {rule!r}; on a dense model it must be one of {', '.join(RULES)}.")
-    if routed_layers(model):
+    if routed_modules(model):
         raise ValueError(f"`rule` is {rule}; it works on dense models, and this one is routed.")
     shared = {id(p): p for p in (*model.parameters(), *model.buffers())}
     dynamic = copy.deepcopy(model, shared).eval()
@@ -42,22 +43,22 @@ def apply_rule(model: PreTrainedModel, rule: str, calibration: Tensor, centre: b
     return dynamic
 
 
-def dynamic_layers(model: nn.Module) -> dict[int, DynamicMLP]:
-    """The MLPs under a rule by layer, in order; empty for other models."""
+def dynamic_mlps(model: nn.Module) -> dict[str, DynamicMLP]:
+    """The MLPs under a rule by place, in order; empty for other models."""
     mlps = [module for module in model.modules() if isinstance(module, DynamicMLP)]
-    return dict(enumerate(mlps))
+    return {place_name(layer): mlp for layer, mlp in enumerate(mlps)}
 
 
-def set_densities(model: nn.Module, densities: dict[int, float] | float) -> None:
-    """Let each MLP under a rule keep this share, by layer or for all."""
-    for index, mlp in dynamic_layers(model).items():
-        mlp.density = densities[index] if isinstance(densities, dict) else densities
+def set_densities(model: nn.Module, densities: dict[str, float] | float) -> None:
+    """Let each MLP under a rule keep this share, by place or for all."""
+    for place, mlp in dynamic_mlps(model).items():
+        mlp.density = densities[place] if isinstance(densities, dict) else densities
 
 
 @contextmanager
 def masking(model: nn.Module) -> Iterator[None]:
     """While open, MLPs under a rule compute everything and mask: the rule's quality at any number of tokens."""
-    mlps = dynamic_layers(model).values()
+    mlps = dynamic_mlps(model).values()
     for mlp in mlps:
         mlp.masking = True
     try:

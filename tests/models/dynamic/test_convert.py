@@ -5,7 +5,7 @@ import torch
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from slms.models.attention import CACHE
-from slms.models.dynamic import RULES, apply_rule, dynamic_layers, masking, set_densities
+from slms.models.dynamic import RULES, apply_rule, dynamic_mlps, masking, set_densities
 
 
 def tiny(kind):
@@ -31,10 +31,10 @@ IDS = torch.randint(40, (3, 16), generator=torch.Generator().manual_seed(1))
 def test_dense_at_density_1_and_shared_weights(model):
     before = model(IDS).logits
     dynamic = apply_rule(model, "low_rank", IDS)
-    assert list(dynamic_layers(dynamic)) == [0, 1] and not dynamic_layers(model)
+    assert list(dynamic_mlps(dynamic)) == ["L0.mlp", "L1.mlp"] and not dynamic_mlps(model)
     with masking(dynamic):
         torch.testing.assert_close(dynamic(IDS).logits, before, rtol=1e-4, atol=1e-4)
-    assert not any(mlp.masking for mlp in dynamic_layers(dynamic).values())
+    assert not any(mlp.masking for mlp in dynamic_mlps(dynamic).values())
     mine = {p.data_ptr() for p in model.parameters()}
     assert all(p.data_ptr() in mine for p in dynamic.parameters())
     torch.testing.assert_close(model(IDS).logits, before)
@@ -44,7 +44,7 @@ def test_dense_at_density_1_and_shared_weights(model):
 def test_decoding_is_what_masking_measures(model):
     """GRIFFIN's prompt is dense in both, so every later logit must agree, through the cache too."""
     dynamic = apply_rule(model, "griffin", IDS)
-    set_densities(dynamic, {0: 0.25, 1: 0.5})
+    set_densities(dynamic, {"L0.mlp": 0.25, "L1.mlp": 0.5})
     with masking(dynamic):
         wanted = dynamic(IDS[:1]).logits[:, 8:]
     out = dynamic(IDS[:1, :8], use_cache=True)

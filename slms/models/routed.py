@@ -1,0 +1,102 @@
+"""What every routed module of a model has in common, and how to find, set and watch them, by place.
+
+A new kind of routed module (the heads of an attention, say) is a subclass of `Routed`: training, balancing, counting,
+logging and reporting then find it at its place.
+
+Shapes: n tokens (b·t), p pathways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import ClassVar, TypeVar
+
+from torch import nn
+
+from slms.models.place import parse_place, place_name
+from slms.routing import PathwayRouter, Routes, RoutingConfig
+
+
+class Routed(nn.Module):
+    """A module whose router chooses, for each token, which of its pathways are executed.
+
+    Pathway p is units (of an MLP, neurons) ``offsets[p]`` to ``offsets[p + 1]``. A subclass sets ``router``, takes its
+    routes from ``router.route(x, k)`` and gives them to ``recorder`` where there is one.
+    """
+
+    part: ClassVar[str]
+    """Which part of a layer it stands for, one of ``slms.models.place.PARTS``."""
+    router: PathwayRouter
+
+    def __init__(self, layer_index: int, offsets: tuple[int, ...], k: int) -> None:
+        super().__init__()
+        self.layer_index, self.offsets, self._k = layer_index, offsets, k
+        self.recorder: Callable[[Routes], None] | None = None
+
+    @property
+    def place(self) -> str:
+        """Its name in logs, results and figures, as ``L3.mlp``."""
+        return place_name(self.layer_index, self.part)
+
+    @property
+    def config(self) -> RoutingConfig:
+        """The router's, which decides at run time."""
+        return self.router.config
+
+    @property
+    def k(self) -> int:
+        """Pathways chosen per token by the rule ``top_k``; settable, for annealing."""
+        return self._k
+
+    @k.setter
+    def k(self, value: int) -> None:
+        low, high = self.config.n_shared + 1, self.config.n_pathways
+        if not low <= value <= high:
+            raise ValueError(f"k is {value}; it must be from {low} to `routing.n_pathways` ({high}).")
+        self._k = value
+
+
+Kind = TypeVar("Kind", bound=Routed)
+
+
+def routed_modules(model: nn.Module, kind: type[Kind] = Routed) -> dict[str, Kind]:
+    """The model's routed modules (of one kind) by place, in the order in which the model computes them."""
+    found = {module.place: module for module in model.modules() if isinstance(module, kind)}
+    return dict(sorted(found.items(), key=lambda item: parse_place(item[0])))
+
+
+def set_k(model: nn.Module, k: int) -> None:
+    """Let every routed module choose k pathways per token from now on."""
+    for module in routed_modules(model).values():
+        module.k = k
+
+
+def set_ramp(model: nn.Module, share: float) -> None:
+    """Set λ of every gate ``ramp``: 0 is ``unit``, 1 is ``sigmoid``. Other gates have none."""
+    for module in routed_modules(model).values():
+        if module.router.ramp is not None:
+            module.router.ramp.fill_(share)
+
+
+@contextmanager
+def record_routes(model: nn.Module) -> Iterator[dict[str, Routes]]:
+    """Yield a dict that every forward fills with {place: Routes}, gradients attached.
+
+    Tokens are flattened, n = b·t. A later forward overwrites an earlier one, so nothing grows and an activation
+    recomputed in the backward pass is not counted twice.
+    """
+    modules = routed_modules(model)
+    routes: dict[str, Routes] = {}
+    before = {place: module.recorder for place, module in modules.items()}
+
+    def recorder(place: str) -> Callable[[Routes], None]:
+        return lambda found: routes.__setitem__(place, found)
+
+    for place, module in modules.items():
+        module.recorder = recorder(place)
+    try:
+        yield routes
+    finally:
+        for place, module in modules.items():
+            module.recorder = before[place]
