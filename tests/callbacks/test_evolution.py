@@ -92,6 +92,13 @@ def test_state_survives_a_weights_only_checkpoint(parts, tmp_path):
     assert module.logged[1][1]["val/saturation/L3.mlp"] == 1.0
 
 
+def test_state_from_before_places_had_names_is_understood():
+    again = Evolution()
+    choices = torch.zeros(1, 1, dtype=torch.uint8)
+    again.load_state_dict({"n_pathways": {3: 5}, "snapshots": [{"step": 0, "epoch": 0, "choices": {3: choices}}]})
+    assert again.n_pathways == {"L3.mlp": 5} and list(again.snapshots[0]["choices"]) == ["L3.mlp"]
+
+
 def test_sanity_check_and_other_ranks_keep_nothing(parts):
     module, trainer = parts
     callback = Evolution()

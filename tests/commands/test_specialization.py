@@ -41,7 +41,7 @@ def run(args, out):
 
 def test_neurons_with_nulls_intervals_and_random_weights(place, tmp_path, capsys):
     directory, rows, units = run(["--model", str(place / "dense"), *TEXT, "--n-nulls=3"], tmp_path)
-    first = "transformer.h.0.mlp"
+    first = "L0.mlp"
     for metric, family in (("si", "pos"), ("si", "domain"), ("si", "task"), ("si_given_token", "semantic"),
                            ("si_given_token", "domain"), ("coherence", ""), ("q", "")):  # fmt: skip
         row = rows[first, metric, family]
@@ -49,7 +49,7 @@ def test_neurons_with_nulls_intervals_and_random_weights(place, tmp_path, capsys
         assert float(row["low"]) <= float(row["value"]) <= float(row["high"])
     gini = rows[first, "sparsity", "gini"]
     assert 0 < float(gini["value"]) < 1 and gini["random_model"] and gini["z"]
-    mean = [float(rows[f"transformer.h.{i}.mlp", "si", "pos"]["value"]) for i in range(2)]
+    mean = [float(rows[f"L{i}.mlp", "si", "pos"]["value"]) for i in range(2)]
     assert float(rows["mean", "si", "pos"]["value"]) == pytest.approx(sum(mean) / 2)
     assert float(rows[first, "active", ""]["value"]) == pytest.approx(0.1, abs=0.02)
     assert len(units) == 2 * 64 and units[0]["top_tokens"] and units[0]["class_pos"]
@@ -62,7 +62,7 @@ def test_neurons_with_nulls_intervals_and_random_weights(place, tmp_path, capsys
 
 def test_pathways_with_their_partition(place, tmp_path):
     _, rows, units = run(["--model", str(place / "routed"), "--units=pathways", *QUICK], tmp_path)
-    first = "transformer.h.0.mlp"
+    first = "L0.mlp"
     assert float(rows[first, "active", ""]["value"]) == pytest.approx(2 / 8, abs=1e-6)
     assert rows[first, "q_partition", ""]["z"] and len(units) == 2 * 8
     assert float(rows[first, "sparsity", "zeros"]["value"]) >= 0.7, "three quarters of the neurons are skipped"

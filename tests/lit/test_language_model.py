@@ -64,6 +64,15 @@ def test_terms_are_the_divergence_and_the_relative_error():
     torch.testing.assert_close(terms["distill_mlp"], F.mse_loss(seen[-1], torch.zeros(2, 16, 64)) / seen[-1].var())
 
 
+def test_checkpoints_from_before_places_had_names_are_understood():
+    model, _, _ = fit(DistillConfig(logits=1.0))
+    wanted = model.state_dict()
+    old = {name.replace("balances.L1_mlp.", "balances.1."): value for name, value in wanted.items()}
+    assert old.keys() != wanted.keys()
+    model.on_load_checkpoint({"state_dict": old})
+    assert old.keys() == wanted.keys()
+
+
 @pytest.mark.parametrize("anneal", [0.0, -1.0, 1.5])
 def test_anneal_out_of_range_is_refused(anneal):
     with pytest.raises(ValueError, match=r"model.distill.anneal is .*; it must lie in \(0, 1\]"):

@@ -59,9 +59,7 @@ def test_a_rule(model, blocks):
 
 def test_the_untrained_router(model, blocks):
     routed = frontier.under_rule(model, "router", IDS)
-    assert list(routed_modules(routed)) == ["L0.mlp", "L1.mlp"] and all(
-        mlp.k == 16 for mlp in routed_modules(routed).values()
-    )
+    assert {place: mlp.k for place, mlp in routed_modules(routed).items()} == {"L0.mlp": 16, "L1.mlp": 16}
     dense = frontier.measure_quality(model, blocks, 4).loss
     assert frontier.measure_quality(routed, blocks, 4).loss.minus(dense).value == pytest.approx(0, abs=1e-5)
     frontier.set_budget(routed, {"L0.mlp": 0.3, "L1.mlp": 0.01})
