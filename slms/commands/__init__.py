@@ -1,10 +1,18 @@
-"""The commands of eval.py, one function a command: its signature and docstring are the interface."""
+"""The commands of eval.py, one function a command: its signature and docstring are the interface.
 
+subject     a model and the text that it is measured on: what all commands read
+coder       a sparse autoencoder at its place in a model
+arguments   command lines as people type them
+"""
+
+import ast
+import difflib
 import importlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
-from slms.commands.arguments import arranged
+from slms.commands.arguments import command_lines
 
 NAMES = (
     "layers",
@@ -26,34 +34,50 @@ NAMES = (
 """In the order of `eval.py --help`; each is a function in the module of its name."""
 
 
-class _Commands(Mapping[str, Callable[..., Any]]):
-    """Name → function. A command is imported when it is asked for: what it needs takes seconds to import."""
+def command(name: str) -> Callable[..., None]:
+    """The function of a command, imported when it is asked for: what it needs takes seconds to import.
 
-    def __getitem__(self, name: str) -> Callable[..., Any]:
-        if name not in NAMES:
-            raise KeyError(name)
-        return getattr(importlib.import_module(f"slms.commands.{name}"), name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in NAMES
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(NAMES)
-
-    def __len__(self) -> int:
-        return len(NAMES)
-
-
-COMMANDS = _Commands()
-
-
-def asked(args: list[str]) -> dict[str, Callable[..., Any]]:
-    """The command that a command line starts with, or all of them where it names none.
-
-    >>> list(asked(["compare", "runs/a"])), len(asked(["--help"])) == len(NAMES)
-    (['compare'], True)
+    Raises:
+        ValueError: there is none of this name; the nearest is given.
     """
-    return {args[0]: COMMANDS[args[0]]} if args and args[0] in COMMANDS else dict(COMMANDS)
+    if name not in NAMES:
+        near = difflib.get_close_matches(name, NAMES, n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{name} is no command{meant} There are {', '.join(NAMES)}.")
+    return getattr(importlib.import_module(f"slms.commands.{name}"), name)
 
 
-__all__ = ["COMMANDS", "arranged", "asked"]
+def run(name: str, args: list[str], program: str) -> None:
+    """Run a command with its arguments, once for each subject that they name."""
+    from jsonargparse import auto_cli
+
+    from slms.cli import Parser
+
+    function = command(name)
+    for line in command_lines(args, function):
+        auto_cli(function, args=line, as_positional=False, parser_class=Parser, prog=program)
+
+
+def overview() -> str:
+    """Every command with the first line of its docstring, read from the source: nothing is imported."""
+    width = max(map(len, NAMES))
+    lines = [f"  {name:{width}}  {_first_line(name)}" for name in NAMES]
+    usage = "usage: eval.py COMMAND [SUBJECT ...] [--option value ...]"
+    return "\n".join([usage, "", "Measure models and runs; eval.py COMMAND --help lists the options.", "", *lines])
+
+
+def _first_line(name: str) -> str:
+    tree = ast.parse(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))
+    found = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
+    return (ast.get_docstring(found) or "").partition("\n")[0]
+
+
+def main(args: list[str] | None = None) -> None:
+    """The entry point of eval.py: a command and its arguments, or `--help`."""
+    args = sys.argv[1:] if args is None else args
+    if not args:
+        raise ValueError(f"name a command: {', '.join(NAMES)}")
+    if args[0] in ("-h", "--help"):
+        print(overview())
+    else:
+        run(args[0], args[1:], f"eval.py {args[0]}")

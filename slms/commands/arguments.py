@@ -2,41 +2,68 @@
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from itertools import takewhile
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def arranged(args: list[str], commands: Mapping[str, Callable[..., Any]]) -> list[str]:
-    """Positional first argument, dashes in option names and lists of words, as `--name value` each.
+def published(**spellings: str) -> Callable[[Command], Command]:
+    """Let options of a command also be spelled as in the scripts that it replaces: published spelling → option."""
 
-    The first parameter of a command may be given without its name; `--task-id` is `--task_id`; words that follow an
-    option whose parameter is a list are its items, and so are those of the same option given again.
+    def mark(function: Command) -> Command:
+        function.spellings = spellings  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def command_lines(args: list[str], function: Callable[..., Any]) -> list[list[str]]:
+    """The calls that a command line asks for, each as `--name=value` for every option.
+
+    The first parameter may be given without its name. Several words there are one list where the parameter is a list;
+    else each is a subject of its own, so that `runs/*` measures every run. `--task-id` is `--task_id`; items of a list
+    follow their option, parted by spaces, commas or the option given again.
 
     >>> def compare(runs: list[str], output_dir: str = "artifacts"): ...
-    >>> arranged(["compare", "runs/a", "runs/b", "--output-dir=x"], {"compare": compare})
-    ['compare', '--output_dir=x', '--runs=["runs/a", "runs/b"]']
+    >>> command_lines(["runs/a", "runs/b", "--output-dir=x"], compare)
+    [['--output_dir=x', '--runs=["runs/a", "runs/b"]']]
+    >>> def layers(model: str, families: list[str] | None = None): ...
+    >>> command_lines(["gpt2", "m", "--families", "pos,number"], layers)
+    [['--model=gpt2', '--families=["pos", "number"]'], ['--model=m', '--families=["pos", "number"]']]
     """
-    if not args or args[0] not in commands:
-        return args
-    parameters = inspect.signature(commands[args[0]]).parameters
+    parameters = inspect.signature(function).parameters
+    spellings: dict[str, str] = getattr(function, "spellings", {})
     lists = {name for name, parameter in parameters.items() if "list[" in str(parameter.annotation)}
-    rest = args[1:]
-    if rest and not rest[0].startswith("-"):
-        rest = [f"--{next(iter(parameters))}", *rest]
-    arranged_args, items = [args[0]], dict[str, list[str]]()
+    first = next(iter(parameters), "")
+    subjects = list(takewhile(lambda word: not word.startswith("-"), args))
+    rest = args[len(subjects) :]
+    if first in lists:
+        rest, subjects = [*([f"--{first}", *subjects] if subjects else []), *rest], []
+    options, items = list[str](), dict[str, list[str]]()
     while rest:
         name, equals, value = rest[0].partition("=")
-        option = name.replace("-", "_").replace("__", "--", 1) if name.startswith("--") else name
+        if name.startswith("--"):
+            name = name[2:].replace("-", "_")
+            name = f"--{spellings.get(name, name)}"
         words = list(takewhile(lambda word: not word.startswith("-"), rest[1:]))
-        if option[2:] in lists and (equals or words):
+        if name[2:] in lists and (equals or words):
             given = [value] if equals else words
             if len(given) == 1 and given[0].startswith(("[", "null")):
-                arranged_args.append(f"{option}={given[0]}")
+                options.append(f"{name}={given[0]}")
             else:
-                items.setdefault(option, []).extend(given)
+                items.setdefault(name, []).extend(_parted(given))
             rest = rest[1:] if equals else rest[1 + len(words) :]
         else:
-            arranged_args.append(option + equals + value)
+            options.append(name + equals + value)
             rest = rest[1:]
-    return [*arranged_args, *(f"{option}={json.dumps(given)}" for option, given in items.items())]
+    options += [f"{name}={json.dumps(given)}" for name, given in items.items()]
+    return [[f"--{first}={subject}", *options] for subject in subjects] or [options]
+
+
+def _parted(words: Iterable[str]) -> list[str]:
+    """Words at their commas; the name of a file or directory stays whole."""
+    parts = [part for word in words for part in ([word] if Path(word).exists() else word.split(","))]
+    return [part.strip() for part in parts if part.strip()] or list(words)

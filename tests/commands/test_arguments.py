@@ -5,34 +5,68 @@ from typing import Any
 import pytest
 from jsonargparse import auto_cli
 
-from slms.commands.arguments import arranged
+from slms.commands.arguments import command_lines, published
 
 
-def suite(models: list[str], task_id: list[str] | None = None, n_tokens: int = 5, given: bool = True) -> dict[str, Any]:
-    """A command."""
-    return {"models": models, "task_id": task_id, "n_tokens": n_tokens, "given": given}
+@published(dataset="corpus")
+def suite(
+    models: list[str], task_id: list[str] | None = None, n_tokens: int = 5, given: bool = True, corpus: str = "stories"
+) -> dict[str, Any]:
+    """A command on several models at once."""
+    return {"models": models, "task_id": task_id, "n_tokens": n_tokens, "given": given, "corpus": corpus}
+
+
+def perplexity(model: str = "stories-1m", layers: list[str] | None = None, **text) -> dict[str, Any]:
+    """A command on one model."""
+    return {"model": model, "layers": layers, **opened(**text)}
+
+
+def opened(n_tokens: int = 5) -> dict[str, Any]:
+    """What the command hands its other options to."""
+    return {"n_tokens": n_tokens}
+
+
+def reached(function, typed: str) -> list[dict[str, Any]]:
+    return [auto_cli(function, args=line, as_positional=False) for line in command_lines(typed.split(), function)]
 
 
 @pytest.mark.parametrize(
-    ("typed", "reached"),
+    ("typed", "found"),
     [
-        ("suite a b", {"models": ["a", "b"]}),
-        ("suite a", {"models": ["a"]}),
-        ("suite --models a b --n-tokens=3", {"models": ["a", "b"], "n_tokens": 3}),
-        ("suite --models=a-b", {"models": ["a-b"]}),
-        ('suite --models=["a-b"]', {"models": ["a-b"]}),
-        ("suite --models a --task-id x y --n-tokens 7", {"models": ["a"], "task_id": ["x", "y"], "n_tokens": 7}),
-        ("suite a --task-id=x-y --given=false", {"models": ["a"], "task_id": ["x-y"], "given": False}),
-        ("suite a --task-id x --n-tokens 2 --task-id y", {"models": ["a"], "task_id": ["x", "y"], "n_tokens": 2}),
-        ("suite a --task-id=null", {"models": ["a"], "task_id": None}),
+        ("a b", {"models": ["a", "b"]}),
+        ("a", {"models": ["a"]}),
+        ("a,b c", {"models": ["a", "b", "c"]}),
+        ("--models a b --n-tokens=3", {"models": ["a", "b"], "n_tokens": 3}),
+        ("--models=a-b", {"models": ["a-b"]}),
+        ('--models=["a-b"]', {"models": ["a-b"]}),
+        ("--models a --task-id x y --n-tokens 7", {"models": ["a"], "task_id": ["x", "y"], "n_tokens": 7}),
+        ("--models a --task_id x,y, z", {"models": ["a"], "task_id": ["x", "y", "z"]}),
+        ("a --task-id=x-y --given=false", {"models": ["a"], "task_id": ["x-y"], "given": False}),
+        ("a --task-id x --n-tokens 2 --task-id=y,z", {"models": ["a"], "task_id": ["x", "y", "z"], "n_tokens": 2}),
+        ("a --task-id=null", {"models": ["a"], "task_id": None}),
+        ("a --dataset x.txt", {"models": ["a"], "corpus": "x.txt"}),
+        ("a --dataset=x.txt", {"models": ["a"], "corpus": "x.txt"}),
     ],
 )
-def test_every_spelling_reaches_the_function(typed, reached):
-    found = auto_cli({"suite": suite}, args=arranged(typed.split(), {"suite": suite}), as_positional=False)
-    assert found == suite(**reached)
+def test_every_spelling_reaches_the_function(typed, found):
+    assert reached(suite, typed) == [suite(**found)]
 
 
-def test_what_is_no_command_is_left_alone():
-    assert arranged(["--help"], {"suite": suite}) == ["--help"]
-    assert arranged(["elsewhere", "a", "--b-c"], {"suite": suite}) == ["elsewhere", "a", "--b-c"]
-    assert arranged([], {}) == []
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("", [{}]),
+        ("a", [{"model": "a"}]),
+        ("--model a --n_tokens 3", [{"model": "a", "n_tokens": 3}]),
+        ("runs/a runs/b --n-tokens=3", [{"model": "runs/a", "n_tokens": 3}, {"model": "runs/b", "n_tokens": 3}]),
+        ("a b --layers 1 2", [{"model": "a", "layers": ["1", "2"]}, {"model": "b", "layers": ["1", "2"]}]),
+    ],
+)
+def test_each_subject_is_measured_by_itself(typed, found):
+    assert reached(perplexity, typed) == [perplexity(**one) for one in found]
+
+
+def test_a_file_whose_name_has_a_comma_is_one_item(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a,b").mkdir()
+    assert reached(suite, "a,b c,d") == [suite(models=["a,b", "c", "d"])]
