@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from slms.models.registration import register_when_imported
 
 if TYPE_CHECKING:
-    from slms.models.base import list_layers, load_base
+    from slms.models.base import load_base
     from slms.models.convert import route
     from slms.models.io import load_model, save_model
+    from slms.models.listing import list_layers
     from slms.routing.config import RoutingConfig
 
 register_when_imported()  # AutoModelForCausalLM opens routed models
@@ -29,7 +30,7 @@ __all__ = ["RoutingConfig", "list_layers", "load_base", "load_model", "route", "
 
 _HOME = {
     "load_base": "slms.models.base",
-    "list_layers": "slms.models.base",
+    "list_layers": "slms.models.listing",
     "route": "slms.models.convert",
     "load_model": "slms.models.io",
     "save_model": "slms.models.io",

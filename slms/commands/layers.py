@@ -1,7 +1,6 @@
 """`eval.py layers`: the MLPs of a checkpoint."""
 
-from slms.models.anatomy import LayerInfo
-from slms.models.base import list_layers
+from slms.models.listing import LayerInfo, list_layers
 from slms.report.artifacts import artifact_directory, write_csv, write_json
 from slms.report.tables import text_table
 

@@ -5,11 +5,10 @@ from itertools import islice
 from typing import Any
 
 import torch
-from jsonargparse import auto_cli
 from tqdm.auto import tqdm
 
-from slms.cli import Parser, one_line_errors
-from slms.commands.arguments import arranged
+from slms.cli import one_line_errors
+from slms.commands import run
 from slms.commands.subject import open_model
 from slms.data.probes import MANIFEST, Item, Task, read_tasks
 from slms.data.prompts import prompt_blocks
@@ -104,8 +103,7 @@ def sparsity(
 def main() -> None:
     """The console script."""
     with one_line_errors("sparsity"):
-        args = arranged(["sparsity", *sys.argv[1:]], {"sparsity": sparsity})[1:]
-        auto_cli(sparsity, args=args, as_positional=False, parser_class=Parser, prog="sparsity")
+        run("sparsity", sys.argv[1:], "sparsity")
 
 
 def _text(prompt: str | None, dataset: str, split: str, num_docs: int) -> Task:

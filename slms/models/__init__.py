@@ -2,6 +2,7 @@
 
 source, hub, directory   a name → files on this machine, checked before anything is built
 base                     files → dense model and tokenizer, pretrained or random
+listing                  the MLPs of a model or base, as a list
 anatomy, activations     the MLPs of every architecture, neuron-major; what flows through them
 attention, small_heads   exact, faster substitutes for modules of transformers
 partition, routed_mlp    neurons → pathways; the MLP that runs only the chosen ones

@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from slms.models.families import FAMILIES, Family, family_name
+from slms.models.listing import LayerInfo
 from slms.models.weights import read_mlp
-
-
-class LayerInfo(NamedTuple):
-    """One MLP of a model."""
-
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody looks for in a layer
-    name: str
-    """Module path, as in ``model.get_submodule``."""
-    d_model: int
-    d_ff: int
-    activation: str
-    """transformers' name of it."""
-    gated: bool
 
 
 def family_of(model: PreTrainedModel) -> Family:

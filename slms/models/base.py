@@ -9,14 +9,12 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from slms.models import anatomy
-from slms.models.anatomy import LayerInfo
 from slms.models.attention import prepare
 from slms.models.directory import check_directory
 from slms.models.io import Base, read_model, read_tokenizer
 from slms.models.source import BaseConfig, Resolved, as_base, fetch, fetch_tokenizer, resolve
 
-__all__ = ["Base", "BaseConfig", "Resolved", "build_meta", "init_base", "list_layers", "load_base", "resolve"]
+__all__ = ["Base", "BaseConfig", "Resolved", "build_meta", "init_base", "load_base", "resolve"]
 
 
 def load_base(
@@ -66,11 +64,6 @@ def build_meta(base: BaseConfig | str | Path) -> PreTrainedModel:
     config = _config(_place(BaseConfig(**{**vars(as_base(base)), "init": "random"})))
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
-
-
-def list_layers(model: PreTrainedModel | BaseConfig | str | Path) -> list[LayerInfo]:
-    """Index, name, d_model, d_ff and activation of every MLP of a model, or of a base by name (no weights are read)."""
-    return anatomy.list_layers(model if isinstance(model, PreTrainedModel) else build_meta(model))
 
 
 def shaped(config: PreTrainedConfig, base: BaseConfig) -> PreTrainedConfig:

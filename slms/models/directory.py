@@ -8,6 +8,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from slms.models.checksums import check_checksums
+from slms.models.families import FAMILIES
 
 logger = logging.getLogger(__name__)
 
@@ -15,6 +16,10 @@ _IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_impl
 """Keys by which a configuration can ask transformers for kernels from the hub: `owner/name`."""
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "attention_types")
 _MOST_LAYERS = 4096
+_GGUF = (
+    "GGUF, which is not read; convert it with transformers' `from_pretrained(directory, gguf_file=…)` and "
+    "`save_pretrained`."
+)
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -40,19 +45,19 @@ def weight_files(path: Path) -> list[Path]:
 
 def check_directory(path: Path, weights: bool = True) -> dict[str, Any]:
     """The config of a model directory; raises a one-line ValueError or OSError where it cannot be loaded safely."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
+    if path.suffix == ".gguf" and path.is_file():
+        raise ValueError(f"base `{path}` is {_GGUF}")
     if not path.is_dir():
         raise FileNotFoundError(f"base `{path}` is no directory.")
     if not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{path} holds no config.json; a model in Hugging Face format has one.")
+        raise FileNotFoundError(f"{path} {_instead_of_a_model(path)}")
     config = read_object(path / "config.json")
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise ValueError(f"{path / 'config.json'} is no model configuration: `model_type` is {kind!r}.")
     _check_sizes(path / "config.json", config)
     own_code = "auto_map" in config
-    if kind not in CONFIG_MAPPING:
+    if not _is_known(kind):
         reason = "it brings its own code, which is never run" if own_code else "transformers does not know it"
         raise ValueError(f"{path / 'config.json'} has model type `{kind}`: {reason}.")
     for key in _IMPLEMENTATIONS:
@@ -70,6 +75,28 @@ def check_directory(path: Path, weights: bool = True) -> dict[str, Any]:
             check_complete(file)
         check_checksums(path, files)
     return config
+
+
+def _instead_of_a_model(path: Path) -> str:
+    """What a directory without config.json holds."""
+    if found := sorted(path.glob("*.gguf")):
+        return f"holds {found[0].name}, {_GGUF}"
+    if (path / "adapter_config.json").is_file():
+        base = read_object(path / "adapter_config.json").get("base_model_name_or_path")
+        return (
+            f"holds an adapter of {base}, no model; merge it into its base with peft's `merge_and_unload` and save that "
+            "with `save_pretrained`."
+        )
+    return "holds no config.json; a model in Hugging Face format has one."
+
+
+def _is_known(kind: str) -> bool:
+    """Whether transformers knows a model type; its own list, which takes seconds to import, is asked last."""
+    if kind.removeprefix("routed_") in FAMILIES:
+        return True
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return kind in CONFIG_MAPPING
 
 
 def _check_sizes(file: Path, content: Any, key: str = "") -> None:

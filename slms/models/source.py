@@ -111,7 +111,10 @@ def resolve(base: BaseConfig | str, corpus_cached: bool = True, timeout_s: float
     if base.source == "auto" and base.embedded is not None:
         note = f"base {base.embedded} (embedded) stands in for {name}: {trouble}"
         return Resolved("embedded", base.embedded, note, stand_in=True)
-    raise OSError(f"base {name} is not in the local cache and {trouble}")
+    raise OSError(
+        f"base {name} is not in the local cache and {trouble}; name a model directory, or {', '.join(EMBEDDED)}, which is "
+        "embedded"
+    )
 
 
 def looks_like_path(name: str) -> bool:

@@ -118,3 +118,14 @@ def test_safetensors_win_over_pickled_weights(model_dir):
     assert weight_files(model_dir) == [model_dir / "model.safetensors"]
     (model_dir / "model.safetensors").unlink()
     assert weight_files(model_dir) == [model_dir / "pytorch_model.bin"]
+
+
+def test_gguf_and_adapters_are_named(tmp_path):
+    (tmp_path / "model.Q8_0.gguf").write_bytes(b"GGUF")
+    for path in (tmp_path, tmp_path / "model.Q8_0.gguf"):
+        with pytest.raises((FileNotFoundError, ValueError), match=r"model.Q8_0.gguf.* GGUF, which is not read; convert"):
+            check_directory(path)
+    (tmp_path / "model.Q8_0.gguf").unlink()
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "EleutherAI/pythia-70m"}')
+    with pytest.raises(FileNotFoundError, match="an adapter of EleutherAI/pythia-70m, no model; merge it"):
+        check_directory(tmp_path)
