@@ -84,8 +84,8 @@ def _instead_of_a_model(path: Path) -> str:
     if (path / "adapter_config.json").is_file():
         base = read_object(path / "adapter_config.json").get("base_model_name_or_path")
         return (
-            f"holds an adapter of {base}, no model; merge it into its base with peft's `merge_and_unload` and save that "
-            "with `save_pretrained`."
+            f"holds an adapter of {base}, no model; merge it into its base with peft's `merge_and_unload`, and save "
+            "that with `save_pretrained`."
         )
     return "holds no config.json; a model in Hugging Face format has one."
 

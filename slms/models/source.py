@@ -112,8 +112,8 @@ def resolve(base: BaseConfig | str, corpus_cached: bool = True, timeout_s: float
         note = f"base {base.embedded} (embedded) stands in for {name}: {trouble}"
         return Resolved("embedded", base.embedded, note, stand_in=True)
     raise OSError(
-        f"base {name} is not in the local cache and {trouble}; name a model directory, or {', '.join(EMBEDDED)}, which is "
-        "embedded"
+        f"base {name} is not in the local cache and {trouble}; name a model directory, or "
+        f"{', '.join(EMBEDDED)}, which is embedded"
     )
 
 

@@ -39,7 +39,7 @@ def test_another_activation_is_refused_as_the_model_would_be(directory):
     for key in ("activation_function", "hidden_act", "hidden_activation"):
         config |= {key: "mish"} if key in config else {}
     (directory / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="activation Mish.* is not supported"):
+    with pytest.raises(ValueError, match=r"activation Mish.* is not supported"):
         slms.list_layers(directory)
 
 
@@ -49,7 +49,9 @@ def test_a_model_is_listed_too(tiny):
 
 
 def test_a_hub_name_that_cannot_be_had_is_one_error():
-    with pytest.raises(OSError, match="base nobody/none is not in the local cache and .*; name a model directory") as e:
+    with pytest.raises(
+        OSError, match=r"base nobody/none is not in the local cache and .*; name a model directory"
+    ) as e:
         slms.list_layers("nobody/none")
     assert e.value.__cause__ is None and e.value.__context__ is None and "\n" not in str(e.value)
 
