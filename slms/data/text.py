@@ -153,13 +153,13 @@ class BlockSpec(NamedTuple):
     """What a set of blocks is made from; its digest names the cache file."""
 
     corpus: str
-    split: str
-    validation: str | None
-    text_field: str
-    seed: int
-    block_size: int
-    n_tokens: int | None
-    with_labels: bool
+    split: str = "train"
+    validation: str | None = None
+    text_field: str = "text"
+    seed: int = 0
+    block_size: int = 256
+    n_tokens: int | None = None
+    with_labels: bool = False
 
     def digest(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """A name for these blocks that changes with the text, the tokenizer and the labelling."""
