@@ -15,7 +15,7 @@ from typing import ClassVar, TypeVar
 from torch import nn
 
 from slms.models.place import parse_place, place_name
-from slms.routing import PathwayRouter, Routes, RoutingConfig
+from slms.routing import RULES, PathwayRouter, Routes, RoutingConfig
 
 
 class Routed(nn.Module):
@@ -25,6 +25,8 @@ class Routed(nn.Module):
     routes from ``router.route(x, k)`` and gives them to ``recorder`` where there is one.
     """
 
+    units: ClassVar[str]
+    """What its pathways consist of, as `neurons`."""
     part: ClassVar[str]
     """Which part of a layer it stands for, one of ``slms.models.place.PARTS``."""
     router: PathwayRouter
@@ -55,6 +57,22 @@ class Routed(nn.Module):
         if not low <= value <= high:
             raise ValueError(f"k is {value}; it must be from {low} to `routing.n_pathways` ({high}).")
         self._k = value
+
+    def summary(self) -> str:
+        """How it routes, in a line.
+
+        >>> from slms.models.routed_mlp import RoutedMLP
+        >>> RoutedMLP(8, 64, RoutingConfig(n_pathways=16, k=4), activation="gelu", layer_index=3).summary()
+        '64 neurons in 16 pathways, the best 4 chosen by a mlp router, density 0.25'
+        """
+        config = self.config
+        rule = RULES[config.rule]
+        words = rule.words.format(**config.to_dict() | {"k": self._k})
+        chosen = f"{words} chosen by a {config.router} router"
+        if config.router == "static":
+            chosen = f"the same {self._k} for every token"
+        density = f", density {self._k / config.n_pathways:.2g}" if rule.fixed else ""
+        return f"{self.offsets[-1]} {self.units} in {config.n_pathways} pathways, {chosen}{density}"
 
 
 Kind = TypeVar("Kind", bound=Routed)

@@ -11,6 +11,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig,
 from slms.models.anatomy import find_mlps, replace_mlp
 from slms.models.attention import prepare
 from slms.models.families import FAMILIES
+from slms.models.flops import flops_per_token
+from slms.models.routed import routed_modules
 from slms.models.routed_mlp import RoutedMLP
 from slms.models.weights import dropout_of, read_mlp
 from slms.routing import RoutingConfig
@@ -24,6 +26,16 @@ class RoutedMixin:
         assert isinstance(self, PreTrainedModel), type(self)
         route_mlps(self)
         prepare(self)
+
+    def __repr__(self) -> str:
+        """What is routed, and how; ``print(model.base_model)`` shows every module."""
+        alike: dict[str, list[str]] = {}
+        for place, module in routed_modules(self).items():
+            alike.setdefault(module.summary(), []).append(place)
+        lines = [f"{type(self).__name__}, {sum(p.numel() for p in self.parameters()):,} parameters"]
+        lines += [f"  {', '.join(places)}: {summary}" for summary, places in alike.items()]
+        flops = flops_per_token(self, 1)
+        return "\n".join([*lines, f"  {flops.active_fraction:.0%} of all MLP neurons execute for a token"])
 
 
 @cache

@@ -29,6 +29,7 @@ class RoutedMLP(Routed):
     """
 
     part = "mlp"
+    units = "neurons"
     permutation: Tensor
     mean_out: Tensor | None
 

@@ -62,6 +62,14 @@ def test_a_model_built_from_its_configuration_has_finite_random_weights(tiny, to
     assert again(tokens(1, 5)).logits.isfinite().all()
 
 
+def test_print_shows_what_is_routed_at_a_glance(tiny, tokens, family):
+    routed = route(tiny(family), CONFIG, tokens(4, 16))
+    lines = repr(routed).splitlines()
+    assert lines[0].startswith(f"{type(routed).__name__}, ") and len(lines) == 3
+    assert lines[1] == "  L0.mlp, L2.mlp: 37 neurons in 5 pathways, the best 2 chosen by a linear router, density 0.4"
+    assert lines[2] == "  60% of all MLP neurons execute for a token"
+
+
 def test_auto_config_knows_the_routed_types(tmp_path):
     config = routed_config.RoutedGPTNeoConfig(
         num_layers=2, attention_types=[[["global"], 2]], routing=CONFIG.to_dict(), hidden_size=32
