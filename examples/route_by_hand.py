@@ -1,6 +1,6 @@
-"""From a dense model to a routed one in forty lines, by the package's public functions: `python examples/route_by_hand.py`.
+"""From a dense model to a routed one in forty lines of the package's functions: `python examples/route_by_hand.py`.
 
-The model and the text are the embedded ones, so this runs anywhere, in about a minute. `train.py` does the same, and then
+The model and the text are the embedded ones, so this runs anywhere, in about a minute. `train.py` does the same, and
 goes on: it balances the pathways, distils from the dense model, measures every epoch and keeps checkpoints.
 """
 
