@@ -1,0 +1,100 @@
+"""How far long work has come: a bar on a terminal, and where stderr goes to a file a line now and then."""
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm.auto import tqdm
+
+Item = TypeVar("Item")
+
+FIRST_S = 15.0
+"""Seconds of silence before the first line; work that takes less says nothing."""
+
+
+class Pace:
+    """Says when the next line is due: after `FIRST_S`, then whenever a tenth of the time so far has gone by again."""
+
+    def __init__(self) -> None:
+        self.started = self.last = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether a line is due now; if so, the wait for the next one begins."""
+        now = time.monotonic()
+        if now - self.last < max(FIRST_S, (now - self.started) / 10):
+            return False
+        self.last = now
+        return True
+
+
+class Progress:
+    """Steps of one piece of work, counted by `update`; may stand inside another's.
+
+    Args:
+        what: what is done, a word or two.
+        total: how many steps; None where that is not known.
+        unit: what a step is, for the bar: a unit, a token, …
+    """
+
+    _open: list["Progress"] = []  # noqa: RUF012  shared on purpose: a line names the outer work too
+    _pace: Pace | None = None
+
+    def __init__(self, what: str, total: int | None = None, unit: str = "it"):
+        self.what, self.total, self.done = what, total, 0
+        self.started = time.monotonic()
+        self._bar = tqdm(total=total, desc=what, unit=unit, leave=False, delay=2) if sys.stderr.isatty() else None
+        if not self._open:
+            Progress._pace = Pace()
+        self._open.append(self)
+
+    def update(self, steps: int = 1, what: str | None = None) -> None:
+        """Count steps; `what` says what comes next."""
+        self.done += steps
+        if what is not None:
+            self.what = what
+        if self._bar is not None:
+            self._bar.set_description(self.what, refresh=False)
+            self._bar.update(steps)
+        elif _first_process() and self._pace is not None and self._pace.due():
+            print(", ".join(map(str, self._open)), file=sys.stderr, flush=True)
+
+    def __str__(self) -> str:
+        counted = f"{self.what} {self.done:,}" + (f"/{self.total:,}" if self.total else "")
+        if not self.total or not 0 < self.done < self.total:
+            return counted
+        left = (time.monotonic() - self.started) * (self.total - self.done) / self.done
+        return f"{counted} ({duration(left)} left)"
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._open.remove(self)
+
+
+def progress(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
+    """The items, with how many of them are done: `total`, or the length of `items` where it has one."""
+    length = len(items) if total is None and hasattr(items, "__len__") else total  # type: ignore[arg-type]
+    with Progress(what, length) as steps:
+        for item in items:
+            yield item
+            steps.update()
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words.
+
+    >>> duration(8), duration(150), duration(9000)
+    ('8 s', '2.5 min', '2.5 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
+def _first_process() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"
