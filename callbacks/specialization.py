@@ -10,11 +10,11 @@ from torch import Tensor
 from callbacks.parts import language_model, text_data
 from callbacks.tensorboard import log_layers
 from slms.lit.language_model import LanguageModel
+from slms.measure.classes import labels_of
 from slms.measure.pathways import PathwayTables
 from slms.measure.schema import Layer
 from slms.models.place import place_name
 from slms.models.routed import record_routes, routed_modules
-from slms.report.describe import describe_labels
 
 
 class Specialization(Callback):
@@ -73,7 +73,7 @@ class Specialization(Callback):
         layers = self._tables.compute(language_model(pl_module).tokenizer)
         self._tables.reset()
         pl_module.log_dict(log_values(layers, "val"), sync_dist=trainer.world_size > 1)
-        labels = describe_labels(text_data(trainer).val_blocks)
+        labels = labels_of(text_data(trainer).val_blocks)
         log_layers(trainer, layers, labels, self.heatmaps, trainer.global_step - 1)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
@@ -110,9 +110,7 @@ class Specialization(Callback):
 
     def _new_tables(self, trainer: Trainer, pl_module: LightningModule) -> PathwayTables | None:
         modules = routed_modules(language_model(pl_module).net)
-        blocks = text_data(trainer).val_blocks
-        ids = torch.from_numpy(blocks.input_ids.astype("int64")).unique()
-        return PathwayTables(modules, ids, blocks.label_names) if modules else None
+        return PathwayTables(modules, text_data(trainer).val_blocks) if modules else None
 
 
 def log_values(layers: list[Layer], stage: str) -> dict[str, float]:

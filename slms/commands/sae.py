@@ -10,9 +10,10 @@ from transformers import PreTrainedModel
 from slms.commands.coder import OpenCoder, coder_directories, open_coder, special_ids
 from slms.commands.subject import short_name
 from slms.data.text import Blocks, BlockSpec, load_blocks
+from slms.measure.classes import TextClasses
 from slms.measure.passes import batches
 from slms.metrics.functional import Score
-from slms.metrics.latents import LatentCounts
+from slms.metrics.units import UnitCounts, Uses
 from slms.models.base import random_twin
 from slms.report.artifacts import artifact_directory, write_csv, write_json
 from slms.report.coder_figure import coder_figure
@@ -136,18 +137,21 @@ def _measure(
     model: PreTrainedModel, blocks: Blocks, coders: dict[str, Placed], special: Tensor, batch_size: int
 ) -> tuple[dict[str, Quality], dict[str, dict[str, Score]]]:
     """Quality of each coder, and SI by label family of those with latents, over the whole text."""
-    families = {family: len(names) for family, names in blocks.label_names.items()}
+    classes = TextClasses(blocks)
     widths = {name: c.k if isinstance(c, PCA) else c.coder.d_sae for name, c in coders.items()}  # type: ignore[attr-defined]
     qualities = {name: CoderQuality(len(coder.mean), widths[name]) for name, coder in coders.items()}
-    counts = {name: LatentCounts(widths[name], families) for name, c in coders.items() if not isinstance(c, PCA)}
+    counts = {
+        name: UnitCounts(classes.layout, widths[name], together=True)
+        for name, c in coders.items()
+        if not isinstance(c, PCA)
+    }
     n_batches = -(-len(blocks.input_ids) // batch_size)
     for batch in tqdm(batches(blocks, batch_size), "measuring", n_batches, leave=False, delay=2):
         used = measure(model, batch, list(coders.values()), special, list(qualities.values()), full=True)
         for name, one in zip(coders, used, strict=True):
             if name in counts:
                 on = one.values > 0
-                classes = {family: batch[f"labels_{family}"].flatten()[one.rows] for family in families}
-                documents = batch["doc_ids"].flatten()[one.rows]
-                counts[name].update(one.picks.rows[on], one.picks.indices[on], classes, documents)
+                tokens = one.rows.nonzero()[:, 0][one.picks.rows[on]]
+                counts[name].update(Uses(tokens, one.picks.indices[on]), classes.cells(batch, one.rows))
     scores = {name: table.compute() for name, table in counts.items()}
     return {name: quality.compute() for name, quality in qualities.items()}, scores

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from slms.data.text import Blocks
 from slms.measure.passes import batches, token_nll
-from slms.metrics.activations import N_GROUPS
+from slms.metrics.units import N_GROUPS
 from slms.models.sites import Site, read_sites, replaced
 
 

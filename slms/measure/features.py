@@ -17,9 +17,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from slms.data.text import Blocks
+from slms.measure.classes import TextClasses
 from slms.measure.examples import BestUses, Kept
 from slms.measure.passes import batches
-from slms.metrics.latents import LatentCounts
+from slms.metrics.units import UnitCounts
+from slms.metrics.units import Uses as UsesOfBatch
 from slms.models.sites import read_sites
 from slms.sae.evaluate import Placed, judged
 
@@ -77,7 +79,8 @@ class LatentReader:
         self.block_size = blocks.input_ids.shape[1]
         self.generator = torch.Generator().manual_seed(seed)
         self.n_latents, self.tokens = n_latents, 0
-        self.counts = LatentCounts(n_latents, {family: len(names) for family, names in blocks.label_names.items()})
+        self.classes = TextClasses(blocks)
+        self.counts = UnitCounts(self.classes.layout, n_latents, together=True)
         self.total = torch.zeros(n_latents, dtype=torch.float64)
         self.histogram = torch.zeros(n_latents, 2 * OCTAVES * BINS_AN_OCTAVE, dtype=torch.int64)
         self.strongest, self.random = BestUses(n_latents, n_strongest), BestUses(n_latents, n_random)
@@ -89,10 +92,8 @@ class LatentReader:
     def update(self, uses: Uses) -> None:
         """Add one batch."""
         batch, rows, latents, values = uses.batch, uses.rows, uses.latents, uses.values
-        judged_row = rows.cumsum(0) - 1
-        classes = {family: batch[f"labels_{family}"].flatten()[rows] for family in self.counts.families}
         documents = batch["doc_ids"].flatten()
-        self.counts.update(judged_row[uses.tokens], latents, classes, documents[rows])
+        self.counts.update(UsesOfBatch(uses.tokens, latents), self.classes.cells(batch, rows))
         self.tokens += int(rows.sum())
         self.total.index_add_(0, latents, values.double())
         bins = (values.log2() * BINS_AN_OCTAVE).floor().long() + OCTAVES * BINS_AN_OCTAVE

@@ -8,18 +8,19 @@ from collections.abc import Mapping
 from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from slms.data.text import Blocks
+from slms.measure.classes import TextClasses, labels_of
 from slms.measure.passes import batches, token_nll
 from slms.measure.schema import DocumentSums, Labels, Layer, Loss, LossDifference, Losses
 from slms.metrics.functional import document_loss
 from slms.metrics.loss import DocumentLoss
-from slms.metrics.pathways import PathwayCounts
+from slms.metrics.units import UnitCounts
 from slms.models.place import layer_of
 from slms.models.routed import Routed, record_routes, routed_modules
-from slms.report.describe import TOKEN, describe_labels, describe_layer
+from slms.report.describe import describe_layer
 from slms.routing import Routes
 
 
@@ -28,9 +29,7 @@ class PathwayTables:
 
     Args:
         modules: the routed modules by place.
-        token_ids: int64 [c], the distinct token ids that can occur; tables have a column for each, so they are those of
-            the text measured and not of the whole vocabulary.
-        label_names: family → class names.
+        blocks: the text that will be measured: its label families, and its distinct tokens, which are classes too.
         given_token: families whose SI is also computed conditional on the token; slow, for final measurements.
         alone: one rank counts everything by itself, instead of every rank its share.
     """
@@ -38,17 +37,15 @@ class PathwayTables:
     def __init__(
         self,
         modules: Mapping[str, Routed],
-        token_ids: Tensor,
-        label_names: Mapping[str, tuple[str, ...]],
+        blocks: Blocks,
         given_token: tuple[str, ...] = (),
         alone: bool = False,
     ):
-        self.token_ids, self.label_names = token_ids, dict(label_names)
+        self.classes = TextClasses(blocks, given_token=given_token, tokens=True)
         self._texts: list[str] = []
         self.offsets = {place: module.offsets for place, module in modules.items()}
-        families = {TOKEN: len(token_ids)} | {family: len(names) for family, names in label_names.items()}
         self.counts = {
-            place: PathwayCounts(module.config.n_pathways, families, given_token).to(next(module.parameters()).device)
+            place: UnitCounts(self.classes.layout, module.config.n_pathways, together=True).to(device_of(module))
             for place, module in modules.items()
         }
         if alone:
@@ -57,13 +54,9 @@ class PathwayTables:
 
     def update(self, routes: Mapping[str, Routes], batch: Mapping[str, Tensor]) -> None:
         """Add the tokens of one batch: routes flattened [b·t], batch entries [b, t]."""
-        ids = batch["input_ids"].flatten()
-        column = torch.searchsorted(self.token_ids.to(ids.device), ids).clamp(max=len(self.token_ids) - 1)
-        known = self.token_ids.to(ids.device)[column] == ids
-        classes = {TOKEN: torch.where(known, column, -1)}
-        classes |= {family: batch[f"labels_{family}"].flatten() for family in self.label_names}
+        cells = self.classes.cells(batch)
         for place, counts in self.counts.items():
-            counts.update(routes[place].chosen, classes, batch["doc_ids"].flatten())
+            counts.update(routes[place].chosen, cells)
 
     def reset(self) -> None:
         """Forget all tokens."""
@@ -72,13 +65,18 @@ class PathwayTables:
 
     def compute(self, tokenizer: PreTrainedTokenizerBase | None) -> list[Layer]:
         """Every layer as a results file holds it; under DDP over the tokens of all ranks, so every rank calls it."""
-        self._texts = self._texts or token_texts(tokenizer, self.token_ids.tolist())
-        layers = []
+        assert self.classes.token_ids is not None
+        self._texts = self._texts or token_texts(tokenizer, self.classes.token_ids.tolist())
+        layers, names = [], self.classes.label_names
         for place, counts in self.counts.items():
-            scores, layer = counts.compute(), layer_of(place)
             with counts.sync_context():
-                layers.append(describe_layer(layer, counts, scores, self.offsets[place], self._texts, self.label_names))
+                layers.append(describe_layer(layer_of(place), counts, self.offsets[place], self._texts, names))
         return layers
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's parameters are."""
+    return next(module.parameters()).device
 
 
 class Measurement(NamedTuple):
@@ -104,9 +102,8 @@ def measure(
         batch_size: blocks of one forward pass.
         given_token: as in `PathwayTables`.
     """
-    device, was_training = next(model.parameters()).device, model.training
-    token_ids = torch.from_numpy(blocks.input_ids.astype("int64")).unique()
-    tables = PathwayTables(routed_modules(model), token_ids, blocks.label_names, given_token, alone=True)
+    device, was_training = device_of(model), model.training
+    tables = PathwayTables(routed_modules(model), blocks, given_token, alone=True)
     loss = DocumentLoss().to(device)
     model.eval()
     for batch in batches(blocks, batch_size):
@@ -116,7 +113,7 @@ def measure(
         loss.update(nll.flatten(), batch["doc_ids"][:, 1:].flatten())
         tables.update(routes, batch)
     model.train(was_training)
-    return Measurement(loss.cpu(), tables.compute(tokenizer), describe_labels(blocks))
+    return Measurement(loss.cpu(), tables.compute(tokenizer), labels_of(blocks))
 
 
 def random_model(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
@@ -124,7 +121,7 @@ def random_model(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = AutoModelForCausalLM.from_config(model.config)
-    return made.to(next(model.parameters()).device).eval()
+    return made.to(device_of(model)).eval()
 
 
 def loss_of(sums: DocumentLoss) -> Loss:

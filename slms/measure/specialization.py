@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from slms.data.text import Blocks
+from slms.measure.classes import TextClasses, preferred_classes
 from slms.measure.passes import batches
 from slms.measure.units import UnitReader, logits_seconds
 from slms.metrics.activations import CoActivation, LayerSparsity, SparsitySums
@@ -23,10 +24,8 @@ from slms.metrics.functional import (
     partition_modularity,
     semantic_coherence,
 )
-from slms.metrics.units import CountLayout, Family, UnitCounts, telling_strata
+from slms.metrics.units import UnitCounts
 
-GIVEN_TOKEN = " | token"  # what a family conditional on the token is called by
-OF_DOCUMENTS = ("domain", "task")  # families whose class is that of the whole document
 MOST_IN_GRAPH = 4096  # units of the co-activation graph, the most used first
 
 Progress = Callable[[Iterable, str, int], Iterable]
@@ -69,9 +68,9 @@ class Measured(NamedTuple):
 class _Tables(nn.Module):
     """What one place gathers while the text streams by."""
 
-    def __init__(self, reader: UnitReader, name: str, layout: CountLayout, n_sampled: int, threshold: float):
+    def __init__(self, reader: UnitReader, name: str, classes: TextClasses, n_sampled: int, threshold: float):
         super().__init__()
-        self.counts = UnitCounts(layout, reader.places[name])
+        self.counts = UnitCounts(classes.layout, reader.places[name])
         self.sparsity = SparsitySums(reader.out_norm[name], threshold)
         self.strength = CoActivation(reader.places[name], n_sampled)
         # Of neurons and latents the strength is |a|; only pathways have activations of other units, their neurons.
@@ -104,19 +103,13 @@ def measure_units(
         threshold: above which the legacy share of active neurons counts.
         progress: wraps an iteration, given what it does and how many steps it has.
     """
-    names = list(blocks.label_names if families is None else families)
-    for flag, wanted in (("--families", names), ("--given_token", given_token)):
-        if unknown := [family for family in wanted if family not in blocks.label_names]:
-            raise ValueError(
-                f"{flag} {unknown[0]}: this text has no such labels; it has {', '.join(blocks.label_names)}"
-            )
-    layout, coverage = _layout(blocks, names, given_token)
-    tables = {name: _Tables(reader, name, layout, n_sampled, threshold) for name in reader.places}
+    classes = TextClasses(blocks, families, given_token)
+    tables = {name: _Tables(reader, name, classes, n_sampled, threshold) for name in reader.places}
     start, forward = time.process_time(), reader.forward_seconds
     n_batches = -(-len(blocks.input_ids) // batch_size)
     done = 0
     for batch in progress(batches(blocks, batch_size), "reading", n_batches):
-        _add(reader, tables, layout, _trimmed(batch), done)
+        _add(reader, tables, classes, _trimmed(batch), done)
         done += batch["input_ids"].numel()
     seconds = {"forward": reader.forward_seconds - forward}
     seconds["counting"] = time.process_time() - start - seconds["forward"]
@@ -124,23 +117,7 @@ def measure_units(
     places = []
     for name in progress(list(tables), "scoring", len(tables)):
         places.append(_scored(reader, name, tables[name], blocks, n_nulls, graph, seconds))
-    return Measured(places, {name: blocks.label_names[name] for name in names}, coverage, seconds)
-
-
-def _layout(blocks: Blocks, names: Sequence[str], given_token: Sequence[str]) -> tuple[CountLayout, dict[str, float]]:
-    families, coverage = {}, {}
-    real = blocks.doc_ids >= 0 if blocks.doc_ids is not None else blocks.input_ids >= 0
-    ids = torch.from_numpy(blocks.input_ids[real])
-    for name in names:
-        families[name] = Family(len(blocks.label_names[name]), name in OF_DOCUMENTS)
-        coverage[name] = float((blocks.labels[name][real] >= 0).mean())
-    for name in given_token:
-        n, classes = len(blocks.label_names[name]), torch.from_numpy(blocks.labels[name][real])
-        strata, share = telling_strata(ids, classes, n, int(blocks.input_ids.max()) + 1)
-        if int(strata.max()) >= 0:  # where every token has one class, the token says it all
-            families[name + GIVEN_TOKEN] = Family(n, name in OF_DOCUMENTS, strata)
-            coverage[name + GIVEN_TOKEN] = share
-    return CountLayout(families), coverage
+    return Measured(places, classes.label_names, classes.coverage, seconds)
 
 
 def _trimmed(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -150,19 +127,17 @@ def _trimmed(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _add(reader: UnitReader, tables: Mapping[str, _Tables], layout: CountLayout, batch: dict, done: int) -> None:
+def _add(reader: UnitReader, tables: Mapping[str, _Tables], classes: TextClasses, batch: dict, done: int) -> None:
     device = reader.model.device
-    flat = {name: column.flatten().to(device) for name, column in batch.items()}
-    ids, docs = flat["input_ids"], flat["doc_ids"]
-    classes = {name: flat["labels_" + name.removesuffix(GIVEN_TOKEN)] for name in layout.families}
+    batch = {name: column.to(device) for name, column in batch.items()}
+    ids, docs = batch["input_ids"].flatten(), batch["doc_ids"].flatten()
     real = docs >= 0
-    rows = layout.rows(ids, classes, docs.clamp(min=0), real)
+    cells = classes.cells(batch, real)
     position = torch.arange(done, done + len(ids), device=device)
-    for name, found in reader.read(batch["input_ids"].to(device)).items():
+    for name, found in reader.read(batch["input_ids"]).items():
         kept = real if found.kept is None else real & found.kept
         table, every = tables[name], bool(kept.all())
-        own = rows if found.kept is None else layout.rows(ids, classes, docs.clamp(min=0), kept)
-        table.counts.update(found.on, own)
+        table.counts.update(found.on, cells if found.kept is None else classes.cells(batch, kept))
 
         def of(x: Tensor, kept: Tensor = kept, every: bool = every) -> Tensor:
             return x if every else x[kept]
@@ -191,10 +166,10 @@ def _scored(
     few = on if on.shape[1] <= MOST_IN_GRAPH else None
     families = table.counts.layout.families
     plain = [family for family in families if families[family].strata is None]
-    si = {family: table.counts.scores(family, few) for family in plain}
-    best = {family: _best_class(*table.counts.tables(family)) for family in plain}
+    si = {family: table.counts.score(family, few) for family in plain}
+    best = {family: preferred_classes(*(part.sum(0) for part in table.counts.tables(family))) for family in plain}
     clock("SI")
-    si |= {family: table.counts.scores(family, few) for family in families if family not in si}
+    si |= {family: table.counts.score(family, few) for family in families if family not in si}
     clock("SI given the token")
     embedding = reader.model.get_input_embeddings().weight.detach()
     tokens = table.strength.tokens()
@@ -222,14 +197,6 @@ def _most_used(activations: Tensor, fewest: int = 20) -> Tensor:
     used = (activations > 0).sum(0)
     order = used.argsort(descending=True, stable=True)[:MOST_IN_GRAPH]
     return order[used[order] >= min(fewest, len(activations))].sort().values
-
-
-def _best_class(counts: Tensor, totals: Tensor) -> Tensor:
-    """[u], the class with the largest share of KL(p(c | unit) ‖ p(c)); −1 for a unit never on."""
-    here, everywhere = counts.sum(0).double(), totals.sum(0).double()
-    p = here / here.sum(1, keepdim=True)
-    gain = torch.special.xlogy(p, p / (everywhere / everywhere.sum()).clamp(min=1e-300))
-    return torch.where(here.sum(1) > 0, gain.nan_to_num(-torch.inf).argmax(1), -1)
 
 
 def _top_tokens(strength: Tensor, tokens: Tensor, k: int = 10) -> Tensor:

@@ -1,5 +1,11 @@
 """How a model specialised: pure functions in `slms.metrics.functional`, thin torchmetrics classes beside it.
 
-`pathways.PathwayCounts` counts when each pathway of one layer is chosen, `loss.DocumentLoss` sums each document's loss;
-both keep sums only, so they are exact under DDP and do not grow with the number of tokens.
+functional    the metrics as functions of tensors
+units         when each unit (neuron, pathway, latent) is on, by class of the token
+activations   sparsity of a stream of activations; tokens drawn from it for graphs
+loss          each document's loss
+communities   communities of a co-activation graph and their modularity
+states        what all these classes share
+
+The classes keep sums, so they are exact under DDP and do not grow with the number of tokens.
 """

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from slms.metrics.functional import ActivationSparsity, LegacySparsity, jackknife, sparsity_per_token
 from slms.metrics.states import Sums
+from slms.metrics.units import N_GROUPS
 
-# Document groups of the jackknife behind intervals, as in `PathwayCounts`.
-N_GROUPS = 16
 _HEAD = 4  # columns of a kept token before its activations
 
 

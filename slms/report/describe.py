@@ -4,68 +4,55 @@ Shapes: g document groups, p pathways, c classes.
 """
 
 import math
-from typing import cast
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from slms.data.text import Blocks
-from slms.measure.schema import Estimate, Labels, Layer, Pathway, Token
-from slms.metrics.functional import Score
-from slms.metrics.pathways import FamilyScores, LayerScores, PathwayCounts
+from slms.measure.classes import GIVEN_TOKEN, TOKEN
+from slms.measure.schema import Estimate, Layer, Pathway, Token
+from slms.metrics.functional import Score, entropy, purity, purity_legacy, utilization
+from slms.metrics.units import UnitCounts
 
 TOP_TOKENS = 10  # as many as the sources list
-TOKEN = "token"  # the family of token ids, beside the label families
 
 
 def describe_layer(
     index: int,
-    metric: PathwayCounts,
-    scores: LayerScores,
+    counted: UnitCounts,
     offsets: tuple[int, ...],
     texts: list[str],
-    label_names: dict[str, tuple[str, ...]],
+    label_names: Mapping[str, tuple[str, ...]],
 ) -> Layer:
     """One routed layer.
 
     Args:
-        metric: the layer's tables, whose `compute` gave `scores`.
+        counted: the layer's tables.
         offsets: P + 1 bounds of the pathways' neurons.
         texts: text of every class of the family `token`.
         label_names: family → class names.
     """
-    choices, n = cast(Tensor, metric.together).diagonal().cpu().double(), int(cast(Tensor, metric.n_tokens))
+    choices, n = counted.uses.cpu().double(), int(counted.n_tokens)
     sizes = torch.tensor(offsets).diff().double()
-    tokens = scores.families[TOKEN]
-    used = scores.utilization
+    counts, totals = counted.tables(TOKEN)
+    used, pure = utilization(counted.uses), purity(counts, totals, counted.joint(totals))
+    legacy, uncertain = purity_legacy(counts), entropy(counts.sum(0))
+    given = [family for family in label_names if family + GIVEN_TOKEN in counted.layout.families]
     return Layer(
         layer=index,
-        n_pathways=metric.n_pathways,
+        n_pathways=counted.n_units,
         chosen_per_token=float(choices.sum() / n),
         density=float((choices / n * sizes).sum() / sizes.sum()),
-        purity=estimate(tokens.purity),
-        purity_legacy=Estimate(_weighted(tokens.purity_legacy, choices), n=n),
-        entropy=Estimate(_weighted(tokens.entropy, choices), n=n),
+        purity=estimate(pure),
+        purity_legacy=Estimate(_weighted(legacy, choices), n=n),
+        entropy=Estimate(_weighted(uncertain, choices), n=n),
         utilization=Estimate(used.share_used, n=n),
         effective_pathways=used.effective,
         max_violation=used.max_violation,
-        si={family: estimate(scores.families[family].specialization) for family in label_names},
-        si_given_token={
-            family: estimate(given) for family in label_names if (given := scores.families[family].given_token)
-        },
-        pathways=_pathways(metric, tokens, choices, used.load, texts, label_names),
+        si={family: estimate(counted.score(family)) for family in label_names},
+        si_given_token={family: estimate(counted.score(family + GIVEN_TOKEN)) for family in given},
+        pathways=_pathways(counted, (pure.units, legacy, uncertain), used.load, texts, label_names),
     )
-
-
-def describe_labels(blocks: Blocks) -> dict[str, Labels]:
-    """Coverage and class shares of every label family."""
-    described = {}
-    for family, names in blocks.label_names.items():
-        classes = torch.from_numpy(blocks.labels[family].astype("int64")).flatten()
-        counts = torch.bincount(classes[classes >= 0], minlength=len(names)).double()
-        share = counts / counts.sum().clamp(min=1)
-        described[family] = Labels(float((classes >= 0).double().mean()), dict(zip(names, share.tolist(), strict=True)))
-    return described
 
 
 def estimate(score: Score) -> Estimate:
@@ -96,23 +83,22 @@ def _weighted(values: Tensor, weights: Tensor) -> float | None:
 
 
 def _pathways(
-    metric: PathwayCounts,
-    tokens: FamilyScores,
-    choices: Tensor,
+    counted: UnitCounts,
+    columns: tuple[Tensor, Tensor, Tensor],
     load: Tensor,
     texts: list[str],
-    label_names: dict[str, tuple[str, ...]],
+    label_names: Mapping[str, tuple[str, ...]],
 ) -> list[Pathway]:
-    counts, totals = (table.sum(0).cpu().double() for table in metric.tables(TOKEN))
-    profiles = {family: metric.tables(family)[0].sum(0).cpu().double() for family in label_names}
+    counts, totals = (table.sum(0).cpu().double() for table in counted.tables(TOKEN))
+    profiles = {family: counted.tables(family)[0].sum(0).cpu().double() for family in label_names}
     return [
         Pathway(
             index=p,
-            tokens=int(choices[p]),
+            tokens=int(counted.uses[p]),
             load=float(load[p]),
-            purity=finite(tokens.purity.units[p]),
-            purity_legacy=finite(tokens.purity_legacy[p]),
-            entropy=finite(tokens.entropy[p]),
+            purity=finite(columns[0][p]),
+            purity_legacy=finite(columns[1][p]),
+            entropy=finite(columns[2][p]),
             top_tokens=_top_tokens(counts[p], totals, texts),
             profile={
                 family: profile
@@ -120,7 +106,7 @@ def _pathways(
                 if (profile := _profile(profiles[family][p], names))
             },
         )
-        for p in range(metric.n_pathways)
+        for p in range(counted.n_units)
     ]
 
 

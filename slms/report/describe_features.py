@@ -15,12 +15,13 @@ from transformers import PreTrainedTokenizerBase
 
 from slms.data.text import Blocks
 from slms.measure.carriers import Carried
+from slms.measure.classes import labels_of
 from slms.measure.features import BINS_AN_OCTAVE, OCTAVES, Context, LatentReader
 from slms.measure.logit_effects import Effects
 from slms.measure.pathways import token_texts
 from slms.metrics.communities import Modularity, modularity
 from slms.metrics.functional import Score
-from slms.report.describe import describe_labels, estimate, finite
+from slms.report.describe import estimate, finite
 from slms.report.describe_carriers import describe_carriers
 from slms.report.feature_schema import (
     CoActivationGraph,
@@ -125,7 +126,7 @@ def _telling_tokens(here: Counter[int], everywhere: Counter[int]) -> list[int]:
 
 def describe_families(reader: LatentReader, scores: dict[str, Score], blocks: Blocks) -> dict[str, FeatureFamily]:
     """Each label family: its classes, and the features' specialization in it."""
-    labels, bound = describe_labels(blocks), telling_z(reader.n_latents)
+    labels, bound = labels_of(blocks), telling_z(reader.n_latents)
     return {
         family: FeatureFamily(
             coverage=labels[family].coverage,

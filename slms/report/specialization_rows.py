@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from slms.measure.specialization import GIVEN_TOKEN, Measured, Place
-from slms.metrics.activations import N_GROUPS
+from slms.measure.classes import GIVEN_TOKEN
+from slms.measure.specialization import Measured, Place
 from slms.metrics.communities import Modularity
 from slms.metrics.functional import Score
 from slms.metrics.functional.intervals import student_t
+from slms.metrics.units import N_GROUPS
 
 MEAN = "mean"  # the place of rows that are means over places
 

@@ -167,7 +167,7 @@ def _rank(rank, world, model, blocks, path):
 
 
 def _tables(model, blocks):
-    return PathwayTables(routed_modules(model), torch.arange(3, 40), blocks.label_names)
+    return PathwayTables(routed_modules(model), blocks)
 
 
 def _feed(tables, model, batch):

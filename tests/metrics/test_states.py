@@ -7,9 +7,7 @@ import pytest
 import torch
 
 from slms.metrics.activations import CoActivation, SparsitySums
-from slms.metrics.latents import LatentCounts
 from slms.metrics.loss import DocumentLoss
-from slms.metrics.pathways import PathwayCounts
 from slms.metrics.units import CountLayout, Family, UnitCounts
 from slms.sae.quality import CoderQuality
 
@@ -18,10 +16,8 @@ EXAMPLES = {
     CoActivation: lambda: CoActivation(3),
     CoderQuality: lambda: CoderQuality(3, 5),
     DocumentLoss: DocumentLoss,
-    LatentCounts: lambda: LatentCounts(3, {"pos": 4}),
-    PathwayCounts: lambda: PathwayCounts(3, {"token": 7}),
     SparsitySums: lambda: SparsitySums(torch.ones(3)),
-    UnitCounts: lambda: UnitCounts(CountLayout({"pos": Family(4)}), 3),
+    UnitCounts: lambda: UnitCounts(CountLayout({"pos": Family(4)}), 3, together=True),
 }
 
 

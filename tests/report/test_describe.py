@@ -6,7 +6,7 @@ import math
 import torch
 
 from slms.metrics.functional import Score
-from slms.metrics.pathways import PathwayCounts
+from slms.metrics.units import CountLayout, Family, UnitCounts
 from slms.plain import to_plain
 from slms.report.describe import describe_layer, estimate, finite
 
@@ -24,13 +24,13 @@ def test_estimate_drops_what_is_not_finite():
 
 def test_a_pathway_that_nobody_chose_is_described_all_the_same():
     """Static choices: the first of three pathways, always."""
-    metric = PathwayCounts(3, {"token": 5, "pos": 2})
+    metric = UnitCounts(CountLayout({"token": Family(5), "pos": Family(2)}), 3, together=True)
     ids = torch.arange(200) % 5
     chosen = torch.zeros(200, 3, dtype=torch.bool)
     chosen[:, 0] = True
-    metric.update(chosen, {"token": ids, "pos": ids % 2}, torch.arange(200) // 20)
+    metric.update(chosen, metric.layout.cells(ids, {"token": ids, "pos": ids % 2}, torch.arange(200) // 20))
     names = {"pos": ("even", "odd")}
-    layer = describe_layer(2, metric, metric.compute(), (0, 4, 7, 10), list("abcde"), names)
+    layer = describe_layer(2, metric, (0, 4, 7, 10), list("abcde"), names)
     assert layer.density == 0.4 and layer.chosen_per_token == 1.0 and layer.max_violation == 2.0
     assert [pathway.tokens for pathway in layer.pathways] == [200, 0, 0]
     silent = layer.pathways[1]

@@ -1,0 +1,108 @@
+"""The classes that a text's tokens are counted by: its label families, the same given the token, and the tokens.
+
+Shapes: b blocks, t position, n tokens (b·t), c classes.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slms.data.text import Blocks
+from slms.measure.schema import Labels
+from slms.metrics.units import Cells, CountLayout, Family, ambiguous_tokens
+
+TOKEN = "token"  # the family of token ids, beside the label families
+GIVEN_TOKEN = " | token"  # what a family conditional on the token is called by
+OF_DOCUMENTS = ("domain", "task")  # families whose class is that of the whole document
+
+
+class TextClasses:
+    """What the tokens of labelled blocks are counted by, the same for every place.
+
+    Args:
+        blocks: the text.
+        families: its label families to count; None takes all.
+        given_token: families also counted conditional on the token, I(U; C | token), over the 32 tokens whose class
+            varies most. A family whose every token has one class is left out: the token says it all.
+        tokens: whether the token ids themselves are a family, `token`, with a class for each id that occurs.
+
+    Raises:
+        ValueError: a family that the text has no labels of.
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        families: Sequence[str] | None = None,
+        given_token: Sequence[str] = (),
+        tokens: bool = False,
+    ):
+        names = list(blocks.label_names if families is None else families)
+        for flag, wanted in (("--families", names), ("--given_token", given_token)):
+            if unknown := [family for family in wanted if family not in blocks.label_names]:
+                raise ValueError(
+                    f"{flag} {unknown[0]}: this text has no such labels; it has {', '.join(blocks.label_names)}"
+                )
+        self.label_names = {name: blocks.label_names[name] for name in names}
+        self.token_ids = torch.from_numpy(np.unique(blocks.input_ids).astype("int64")) if tokens else None
+        self.coverage: dict[str, float] = {}
+        """of each family, the share of tokens with a known class; of a conditional one, the share of n·H(C | token)"""
+        real = blocks.input_ids >= 0 if blocks.doc_ids is None else blocks.doc_ids >= 0
+        ids = torch.from_numpy(blocks.input_ids[real])
+        counted = {} if self.token_ids is None else {TOKEN: Family(len(self.token_ids))}
+        for name in names:
+            counted[name] = Family(len(blocks.label_names[name]), name in OF_DOCUMENTS)
+            self.coverage[name] = float((blocks.labels[name][real] >= 0).mean())
+        for name in given_token:
+            n, classes = len(blocks.label_names[name]), torch.from_numpy(blocks.labels[name][real])
+            strata, share = ambiguous_tokens(ids, classes, n, int(blocks.input_ids.max()) + 1)
+            if int(strata.max()) >= 0:
+                counted[name + GIVEN_TOKEN] = Family(n, name in OF_DOCUMENTS, strata)
+                self.coverage[name + GIVEN_TOKEN] = share
+        self.layout = CountLayout(counted)
+
+    def cells(self, batch: Mapping[str, Tensor], kept: Tensor | None = None) -> Cells:
+        """Where the tokens of a batch [b, t] count.
+
+        Args:
+            batch: `input_ids`, `doc_ids` and `labels_<family>`.
+            kept: bool [n], False at tokens that do not count; none of a padded batch do at documents below 0.
+        """
+        ids, documents = batch["input_ids"].flatten(), batch["doc_ids"].flatten()
+        classes = {
+            name: batch[f"labels_{name.removesuffix(GIVEN_TOKEN)}"].flatten()
+            for name in self.layout.families
+            if name != TOKEN
+        }
+        if self.token_ids is not None:
+            known = self.token_ids.to(ids.device)
+            column = torch.searchsorted(known, ids).clamp(max=len(known) - 1)
+            classes = {TOKEN: torch.where(known[column] == ids, column, -1)} | classes
+        return self.layout.cells(ids, classes, documents, kept)
+
+
+def labels_of(blocks: Blocks) -> dict[str, Labels]:
+    """Coverage and class shares of every label family."""
+    found = {}
+    for family, names in blocks.label_names.items():
+        classes = torch.from_numpy(blocks.labels[family].astype("int64")).flatten()
+        counts = torch.bincount(classes[classes >= 0], minlength=len(names)).double()
+        share = counts / counts.sum().clamp(min=1)
+        found[family] = Labels(float((classes >= 0).double().mean()), dict(zip(names, share.tolist(), strict=True)))
+    return found
+
+
+def preferred_classes(counts: Tensor, totals: Tensor) -> Tensor:
+    """[u], the class that contributes most to KL(p(c | unit) ‖ p(c)); −1 for a unit never on.
+
+    Neither the commonest class nor the rarest: the one by which a unit's tokens are most set apart.
+
+    Args:
+        counts: [u, c], how often the unit is on in each class; totals: [c].
+    """
+    here, everywhere = counts.double(), totals.double()
+    p = here / here.sum(1, keepdim=True)
+    gain = torch.special.xlogy(p, p / (everywhere / everywhere.sum()).clamp(min=1e-300))
+    return torch.where(here.sum(1) > 0, gain.nan_to_num(-torch.inf).argmax(1), -1)
