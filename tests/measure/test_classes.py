@@ -40,7 +40,7 @@ def test_pathways_and_other_units_share_one_definition_of_si_given_the_token(blo
     table = joint_counts(on[real], pos, 3, documents % N_GROUPS_GIVEN_TOKEN * 12 + ids - 3, N_GROUPS_GIVEN_TOKEN * 12)
     wanted = specialization_index(*(part.unflatten(0, (N_GROUPS_GIVEN_TOKEN, 12)) for part in table))
     assert counts.score("pos" + GIVEN_TOKEN).value == pytest.approx(wanted.value)
-    assert classes.coverage["pos" + GIVEN_TOKEN] == 1.0
+    assert classes.coverage["pos" + GIVEN_TOKEN] == pytest.approx(1.0)
 
 
 def test_a_family_that_the_token_decides_is_not_counted_given_the_token(blocks):
