@@ -11,7 +11,7 @@ from functools import cached_property
 import lightning as L
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from transformers import PreTrainedTokenizerBase
 
 from slms.data.stream import Corpus, StreamLoader, TokenStream
@@ -36,8 +36,15 @@ class BlockDataset(Dataset):
         return batch | {"block_ids": torch.tensor(rows)}
 
 
+class Batches(SequentialSampler):
+    """Rows of each batch, in order. Lightning replaces samplers of another kind under `overfit_batches`."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.data_source)
+
+
 @dataclass
-class BlockOrder:
+class BlockOrder(SequentialSampler):
     """Which blocks each step reads: a function of (seed, position), so that a run can resume anywhere.
 
     Position s of the run reads block `permutation(seed, s // n)[s % n]`: each pass over the n blocks has its own
@@ -71,11 +78,22 @@ class BlockOrder:
 
 
 class ResumableLoader(DataLoader):
-    """A loader whose state is (epoch, batches done), so that a resumed run reads on exactly where it stopped."""
+    """A loader whose state is (epoch, batches done), so that a resumed run reads on exactly where it stopped.
 
-    def __init__(self, dataset: BlockDataset, order: BlockOrder, **kwargs):
+    Args:
+        dataset: the blocks.
+        order: which of them each batch reads.
+        taken: batches of an epoch that are trained on, the first ones; null takes all.
+        repeat: every epoch reads the batches of the first.
+        kwargs: of `DataLoader`.
+    """
+
+    def __init__(
+        self, dataset: BlockDataset, order: BlockOrder, taken: int | None = None, repeat: bool = False, **kwargs
+    ):
         super().__init__(dataset, sampler=order, batch_size=None, generator=torch.Generator(), **kwargs)
         self.order, self._ids = order, dataset.blocks.input_ids
+        self.taken, self.repeat = taken or len(order), repeat
         self._position = (order.epoch, order.done)
         self._resumed = True
 
@@ -84,7 +102,7 @@ class ResumableLoader(DataLoader):
         epoch, done = self._position
         if not self._resumed and done > 0:
             epoch, done = epoch + 1, 0
-        self.order.epoch, self.order.done, self._resumed = epoch, done, False
+        self.order.epoch, self.order.done, self._resumed = 0 if self.repeat else epoch, done, False
         for batch in super().__iter__():
             done += 1
             self._position = (epoch, done)
@@ -120,7 +138,7 @@ class ResumableLoader(DataLoader):
                 f"batches an epoch; a resumed run must keep batch_size × processes at {state['blocks_per_batch']} and "
                 f"{state['batches_per_epoch']} batches an epoch"
             )
-        self._position = (epoch + 1, 0) if done >= len(self.order) else (epoch, done)
+        self._position = (epoch + 1, 0) if done >= self.taken else (epoch, done)
         self._resumed = True
 
 
@@ -214,6 +232,16 @@ class TextData(L.LightningDataModule):
             )
         return batches
 
+    def trained_batches(self, batches: int) -> int:
+        """How many of an epoch's `batches` are trained on: `--trainer.limit_train_batches`, as Lightning counts."""
+        limit = self.trainer.limit_train_batches if self.trainer else 1.0
+        return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether every epoch reads the batches of the first: `--trainer.overfit_batches`."""
+        return self.trainer is not None and self.trainer.overfit_batches > 0
+
     def train_dataloader(self) -> ResumableLoader | StreamLoader:
         """Batches in the resumable order, dealt to ranks."""
         world = self.trainer.world_size if self.trainer else 1
@@ -223,10 +251,14 @@ class TextData(L.LightningDataModule):
             c = self.corpus
             corpus = Corpus(self.corpus_name, self.seed, c.validation, c.text_field)
             stream = TokenStream(corpus, self.tokenizer, self.batch_size, self.block_size, rank, world)
-            return StreamLoader(stream, self.batches_per_epoch(), self.num_workers)
-        n_blocks = len(self.train_blocks.input_ids)
-        order = BlockOrder(n_blocks, self.batch_size, self.batches_per_epoch(), self.seed, rank, world)
-        return ResumableLoader(BlockDataset(self.train_blocks), order, num_workers=self.num_workers)
+            batches = self.batches_per_epoch()
+            return StreamLoader(stream, batches, self.num_workers, self.trained_batches(batches))
+        n_blocks, batches = len(self.train_blocks.input_ids), self.batches_per_epoch()
+        order = BlockOrder(n_blocks, self.batch_size, batches, self.seed, rank, world)
+        return ResumableLoader(
+            BlockDataset(self.train_blocks), order, self.trained_batches(batches), self.repeats,
+            num_workers=self.num_workers,
+        )  # fmt: skip
 
     def val_dataloader(self) -> DataLoader:
         """Validation batches in order, every block once; each rank has a consecutive share."""
@@ -235,4 +267,4 @@ class TextData(L.LightningDataModule):
         n_blocks = len(self.val_blocks.input_ids)
         rows = list(range(n_blocks * rank // world, n_blocks * (rank + 1) // world))
         batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
-        return DataLoader(BlockDataset(self.val_blocks), sampler=batches, batch_size=None, num_workers=0)
+        return DataLoader(BlockDataset(self.val_blocks), sampler=Batches(batches), batch_size=None, num_workers=0)

@@ -99,11 +99,15 @@ class TokenStream(IterableDataset):
 
 
 class StreamLoader(DataLoader):
-    """A loader of an epoch's batches whose state is that of every shard of every rank."""
+    """A loader of an epoch's batches whose state is that of every shard of every rank.
 
-    def __init__(self, stream: TokenStream, batches_per_epoch: int, num_workers: int = 0):
+    taken: batches of an epoch that are trained on, the first ones; null takes all.
+    """
+
+    def __init__(self, stream: TokenStream, batches_per_epoch: int, num_workers: int = 0, taken: int | None = None):
         super().__init__(stream, batch_size=None, num_workers=num_workers)
         self.stream, self.batches_per_epoch, self.workers = stream, batches_per_epoch, max(num_workers, 1)
+        self.taken = taken or batches_per_epoch
         self.epoch = self.done = 0
         self.states: list[dict[str, Any] | None] = [None] * self.workers
         self._resumed = True
@@ -144,6 +148,6 @@ class StreamLoader(DataLoader):
                 f"were {before} and are now {now}"
             )
         self.epoch, self.done, self.states = state["epoch"], state["done"], list(state["ranks"][self.stream.rank])
-        if self.done >= self.batches_per_epoch:
+        if self.done >= self.taken:
             self.epoch, self.done = self.epoch + 1, 0
         self._resumed = True

@@ -8,13 +8,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
 from slms.lit.optim import OptimizerConfig, build_optimizer, lr_share
+from slms.lit.optimized import OptimizedModule
 from slms.lit.strategies import shard
 from slms.measure.passes import document_loss, token_nll
 from slms.metrics.loss import DocumentLoss
@@ -75,7 +75,7 @@ def _key(place: str) -> str:
     return place.replace(".", "_")
 
 
-class LanguageModel(L.LightningModule):
+class LanguageModel(OptimizedModule):
     """Fine-tunes (or pretrains) a base model, with its MLPs routed where `routing` says so.
 
     Args:
@@ -157,8 +157,7 @@ class LanguageModel(L.LightningModule):
     def total_steps(self) -> int:
         """Optimizer steps of the run."""
         trainer = self.trainer  # its own estimate builds the loaders too early for a checkpoint's position in them
-        batches, limit = self.trainer.datamodule.batches_per_epoch(), trainer.limit_train_batches
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        batches = trainer.datamodule.trained_batches(trainer.datamodule.batches_per_epoch())
         steps = -(-batches // trainer.accumulate_grad_batches) * trainer.max_epochs
         return steps if trainer.max_steps < 0 else trainer.max_steps if steps < 0 else min(steps, trainer.max_steps)
 
@@ -166,17 +165,16 @@ class LanguageModel(L.LightningModule):
         """AdamW with a warm-up–cosine schedule over the whole run."""
         optimizer = build_optimizer(self.net, self.optimizer_config, fused=self.trainer.precision != "16-mixed")
         total = self.total_steps
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: lr_share(step, total, self.optimizer_config)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return self.scheduled(optimizer, lambda step: lr_share(step, total, self.optimizer_config))
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
         """Clip; Lightning itself refuses to for a fused optimizer under bf16, though no loss is scaled there."""
-        if self.trainer.precision == "bf16-mixed" and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
-            nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val)
-        else:
+        if self.trainer.precision != "bf16-mixed":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val is not None and gradient_clip_val > 0:
+            by_value = gradient_clip_algorithm == "value"
+            clip = nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_
+            clip(self.net.parameters(), gradient_clip_val)
 
     def on_train_batch_start(self, batch, batch_idx):
         """Anneal k from all pathways to `routing.k`, and gates from 1 to graded."""

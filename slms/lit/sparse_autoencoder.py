@@ -6,11 +6,11 @@ Shapes: b blocks, t position, n tokens (b·t), d width of a site, s latents.
 import logging
 from pathlib import Path
 
-import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
+from slms.lit.optimized import OptimizedModule
 from slms.models.base import BaseConfig, load_base
 from slms.models.sites import find_pair, hf_name, site_width
 from slms.sae.base import Losses
@@ -23,7 +23,7 @@ from slms.sae.trainee import CoderSpec, Trainee
 logger = logging.getLogger(__name__)
 
 
-class SparseAutoencoder(L.LightningModule):
+class SparseAutoencoder(OptimizedModule):
     """Trains one or more coders, each at its site, from one pass of the language model.
 
     Args:
@@ -103,9 +103,9 @@ class SparseAutoencoder(L.LightningModule):
     def configure_optimizers(self):
         """Adam, one parameter group a coder, with warm-up and linear decay."""
         total = self.total_steps
-        optimizer = self.optimizer_config.adam([trainee.coder for trainee in self.trainees], total)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.optimizer_config.share(step, total))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        coders = [trainee.coder for trainee in self.trainees]
+        optimizer = self.optimizer_config.adam(coders, total, fused=self.trainer.precision != "16-mixed")
+        return self.scheduled(optimizer, lambda step: self.optimizer_config.share(step, total))
 
     def on_train_batch_start(self, batch, batch_idx):
         """What depends on the step alone: the penalties' warm-up, and how far back thresholds remember."""
@@ -119,7 +119,7 @@ class SparseAutoencoder(L.LightningModule):
             losses = trainee.loss(batch, self.dead_after)
             total = total + losses.total
             trainee.observe(losses, self._sum_over_ranks, self.trainer.world_size)
-            if batch_idx % self.trainer.log_every_n_steps == 0:
+            if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
                 self._log_losses(trainee, losses, batch)
         return total
 
@@ -140,6 +140,7 @@ class SparseAutoencoder(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer):
         """Keep the gradients of decoders of unit rows tangent to the sphere."""
+        super().on_before_optimizer_step(optimizer)
         for trainee in self.trainees:
             trainee.coder.project_gradient()
 

@@ -138,16 +138,31 @@ class ActivationStream:
 
 
 class ActivationLoader:
-    """A sized loader over a stream; its state is the position after the last batch handed out."""
+    """A sized loader over a stream; its state is the position after the last batch handed out.
 
-    def __init__(self, stream: ActivationStream, batches_per_epoch: int):
+    Args:
+        stream: where the batches come from.
+        batches_per_epoch: its length.
+        taken: batches of an epoch that are trained on, the first ones; null takes all.
+        repeat: every epoch reads the batches of the first.
+    """
+
+    def __init__(
+        self, stream: ActivationStream, batches_per_epoch: int, taken: int | None = None, repeat: bool = False
+    ):
         self.stream, self.batches_per_epoch, self.done = stream, batches_per_epoch, 0
+        self.taken, self.repeat, self._resumed = taken or batches_per_epoch, repeat, True
 
     def __len__(self) -> int:
         return self.batches_per_epoch
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        self.done %= self.batches_per_epoch
+        # Whoever iterates may stop before the end, so each new iteration is an epoch unless the run has just resumed.
+        if not self._resumed or self.done >= self.taken:
+            self.done = 0
+        if self.repeat and self.done == 0:
+            self.stream.seek(0, 0)
+        self._resumed = False
         while self.done < self.batches_per_epoch:
             batch = next(self.stream)
             self.done += 1
@@ -160,7 +175,7 @@ class ActivationLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on after `state`."""
         self.stream.seek(state["period"], state["batch"])
-        self.done = state["done"]
+        self.done, self._resumed = state["done"], True
 
 
 class ActivationData(TextData):
@@ -239,7 +254,8 @@ class ActivationData(TextData):
                 f"data.buffer.batch_size is {self.buffer.batch_size} on {world} device(s); an epoch holds only "
                 f"{tokens} tokens"
             )
-        self._loader = ActivationLoader(self.trainer.lightning_module.stream, batches)
+        taken = self.trained_batches(batches)
+        self._loader = ActivationLoader(self.trainer.lightning_module.stream, batches, taken, self.repeats)
         if self._position is not None:
             self._loader.load_state_dict(self._position)
             self._position = None

@@ -81,8 +81,10 @@ class CoderOptimizerConfig:
         """Tokens without use that make a latent dead in a run of `tokens`."""
         return self.dead_tokens or max(min(tokens // 100, 10_000_000), 1)
 
-    def adam(self, coders: Iterable[Coder], total: int) -> torch.optim.Adam:
+    def adam(self, coders: Iterable[Coder], total: int, fused: bool = True) -> torch.optim.Adam:
         """The optimizer of a run of `total` steps, at peak learning rates: each coder's matrices, then its vectors.
+
+        fused: one kernel for the whole step; it cannot follow a loss scaler (`16-mixed`) whose gradients are clipped.
 
         Biases and thresholds learn at 1/√d of the matrices' rate: activations are of the order of 1, a matrix's entries
         of 1/√d. At one rate for both, biases close latents for good: BatchTopK, stories-1m, 25 % dead against 5 %.
@@ -93,10 +95,10 @@ class CoderOptimizerConfig:
             parameters = list(coder.parameters())
             groups.append({"params": [p for p in parameters if p.dim() > 1], "lr": lr})
             groups.append({"params": [p for p in parameters if p.dim() == 1], "lr": lr / coder.d_in**0.5})
-        return torch.optim.Adam(groups, betas=(0.9, 0.999), eps=6.25e-10, fused=True)
+        return torch.optim.Adam(groups, betas=(0.9, 0.999), eps=6.25e-10, fused=fused)
 
     def clip_gradient(self, coder: Coder, bound: float | None = None) -> None:
-        """Scale a coder's gradient to `clip`, or `bound` if less, where it is longer: with a fixed k, it always is.
+        """Scale a coder's gradient to `clip`, or `bound` if less and not 0, where it is longer: with a fixed k, it is.
 
         Gradients fall with the error, tenfold in a short run. Adam's memory of the first ones, 1,000 steps long, would
         hold the later steps back: stories-1m, TopK, 500 steps, FVU .041 without and .036 with (docs/log.md).

@@ -117,3 +117,35 @@ def test_impossible_sizes_are_refused(kwargs):
 def test_an_epoch_without_a_batch_is_refused():
     with pytest.raises(ValueError, match="an epoch holds only 8 blocks"):
         data(batch_size=64).train_dataloader()
+
+
+def limited(batches, overfit=0.0):
+    made = data(train_tokens=2048)
+    made.trainer = SimpleNamespace(
+        world_size=1, global_rank=0, limit_train_batches=batches, overfit_batches=overfit
+    )  # fmt: skip
+    return made.train_dataloader()
+
+
+def taken(loader, n):
+    return [batch["block_ids"].tolist() for batch, _ in zip(loader, range(n), strict=False)]
+
+
+@pytest.mark.parametrize("limit", [3, 0.75])
+def test_an_epoch_cut_short_ends_where_it_is_cut(limit):
+    """A run that resumes at the end of such an epoch reads what it would have read without the pause."""
+    whole, stopped = limited(limit), limited(limit)
+    expected = [taken(whole, 3) for _ in range(2)]
+    assert taken(stopped, 3) == expected[0]
+    resumed = limited(limit)
+    resumed.load_state_dict(stopped.state_dict())
+    assert taken(resumed, 3) == expected[1] != expected[0]
+
+
+def test_every_epoch_of_an_overfitted_run_reads_the_same_batches():
+    loader = limited(2, overfit=2)
+    first, second = taken(loader, 2), taken(loader, 2)
+    assert first == second
+    resumed = limited(2, overfit=2)
+    resumed.load_state_dict(loader.state_dict())
+    assert taken(resumed, 2) == first

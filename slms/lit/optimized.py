@@ -1,0 +1,49 @@
+"""What training modules share about an optimizer's step: rates as configured, gradients that are means."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+
+class OptimizedModule(L.LightningModule):
+    """A module with one optimizer, under a learning rate that is a share of its peak at each step.
+
+    A resumed run takes the optimizer's moments from the checkpoint, and rates, decays and schedule from the
+    configuration. A step whose accumulation ends early, with the epoch, has the mean gradient of the batches that it
+    holds: Lightning divides by `accumulate_grad_batches` there too.
+    """
+
+    _configured: list[dict[str, Any]]
+    _held = 0  # micro-batches of the optimizer step under way
+
+    def scheduled(self, optimizer: torch.optim.Optimizer, share: Callable[[int], float]) -> dict[str, Any]:
+        """What `configure_optimizers` returns: `optimizer` at its peak rates, times `share` of the step."""
+        self._configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, share), "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Put the configured rates back: a checkpoint restores those of its own run with the moments."""
+        (optimizer,), (config,) = self.trainer.optimizers, self.trainer.lr_scheduler_configs
+        schedule = config.scheduler
+        assert isinstance(schedule, LambdaLR), schedule
+        schedule.base_lrs = [group["lr"] for group in self._configured]
+        shares = [share(schedule.last_epoch) for share in schedule.lr_lambdas]
+        for group, configured, share in zip(optimizer.param_groups, self._configured, shares, strict=True):
+            group.update(configured, initial_lr=configured["lr"], lr=configured["lr"] * share)
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Count the micro-batch."""
+        self._held += 1
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make the gradients means over the micro-batches that the step holds."""
+        wanted, self._held, held = self.trainer.accumulate_grad_batches, 0, self._held
+        if held not in (0, wanted):
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.grad.mul_(wanted / held)
