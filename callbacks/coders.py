@@ -1,10 +1,12 @@
-"""Writes the coders of a run: a SAELens directory each, after every validation and when the run is interrupted."""
+"""Writes the coders of a run, a SAELens directory each: after every validation, at the end, and when interrupted."""
 
 import logging
-from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from callbacks.parts import leaves_files
+from slms.lit.trainer_options import run_directory
 
 logger = logging.getLogger(__name__)
 
@@ -15,18 +17,27 @@ class CoderWriter(Callback):
     The module has `export(directory)`, which returns one line for each coder that the format cannot hold.
     """
 
+    _written = -1  # the step
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the coders as they are."""
-        self._write(trainer, pl_module)
+        if not trainer.sanity_checking:
+            self._write(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write them at the end of a run too: it may validate seldom, or not at all."""
+        if trainer.global_step != self._written:
+            self._write(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save what there is: SIGTERM and Ctrl-C arrive here after the batch they interrupt."""
-        if trainer.global_step > 0 and isinstance(exception, KeyboardInterrupt | SIGTERMException):
-            trainer.save_checkpoint(Path(trainer.log_dir) / "checkpoints" / "last.ckpt")
+        interrupted = isinstance(exception, KeyboardInterrupt | SIGTERMException)
+        if trainer.global_step > 0 and interrupted and not trainer.fast_dev_run:
+            trainer.save_checkpoint(run_directory(trainer) / "checkpoints" / "last.ckpt")
             self._write(trainer, pl_module)
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        directory = trainer.log_dir  # asked for on every rank: it is broadcast
-        if trainer.is_global_zero and directory is not None:
-            for line in pl_module.export(Path(directory) / "saes"):
+        directory, self._written = run_directory(trainer), trainer.global_step
+        if leaves_files(trainer):
+            for line in pl_module.export(directory / "saes"):
                 logger.warning("not exported: %s", line)

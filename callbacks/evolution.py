@@ -8,8 +8,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.parts import language_model, leaves_files, run_directory
+from callbacks.metrics_csv import log_at
+from callbacks.parts import language_model, leaves_files
 from callbacks.tensorboard import writers
+from slms.lit.trainer_options import run_directory
 from slms.metrics.functional import router_saturation
 from slms.models.place import place_name
 from slms.report.evolution import EVOLUTION_FILE, evolution_figure
@@ -83,8 +85,7 @@ class Evolution(Callback):
                 f"val/stability/{place}": _agreement(before, chosen[place])
                 for place, before in self._choices(self.snapshots[-1]).items()
             }
-            for logger in trainer.loggers:
-                logger.log_metrics(values | {"epoch": trainer.current_epoch}, step)
+            log_at(trainer, values, step, trainer.current_epoch)
         self.snapshots.append({"step": step, "epoch": trainer.current_epoch, "choices": packed})
         if len(self.snapshots) > self.max_snapshots:
             del self.snapshots[1:-1:2]  # the first and the last stay
@@ -101,8 +102,7 @@ class Evolution(Callback):
                     f"val/saturation/{place}": _agreement(chosen, final[place])
                     for place, chosen in self._choices(snapshot).items()
                 }
-                for logger in trainer.loggers:
-                    logger.log_metrics(values | {"epoch": snapshot["epoch"]}, snapshot["step"])
+                log_at(trainer, values, snapshot["step"], snapshot["epoch"])
         self._draw(trainer, directory / METRICS_FILE)
 
     def _choices(self, snapshot: dict[str, Any]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from callbacks.parts import run_directory
+from slms.lit.trainer_options import logs_step, run_directory
 from slms.report.metrics_csv import METRICS_FILE, Row, append_rows, read_rows, split_key, write_rows
 
 
@@ -86,8 +86,13 @@ class MetricsCsv(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
         """Write a step's rows ahead of its checkpoint: Lightning logs behind it, and a kill between would lose them."""
-        due = trainer.global_step != self._step and trainer.global_step % trainer.log_every_n_steps == 0
-        self._step = trainer.global_step
-        if due and self.logger is not None:
+        step, before, self._step = trainer.global_step, self._step, trainer.global_step
+        if self.logger is not None and step != before and logs_step(trainer, step):
             metrics = {key: float(v) for key, v in trainer.callback_metrics.items() if key.startswith("train/")}
-            self.logger.log_metrics(metrics | {"epoch": trainer.current_epoch}, trainer.global_step - 1)
+            self.logger.log_metrics(metrics | {"epoch": trainer.current_epoch}, step - 1)
+
+
+def log_at(trainer: Trainer, values: dict[str, float], step: int, epoch: int) -> None:
+    """Log `values` of an earlier step, too. Only `metrics.csv`, where it is a column, needs the epoch again."""
+    for logger in trainer.loggers:
+        logger.log_metrics(values | ({"epoch": epoch} if isinstance(logger, TidyCsvLogger) else {}), step)

@@ -8,8 +8,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from callbacks.parts import run_directory
+from callbacks.parts import leaves_files
 from slms.files import write_atomic
+from slms.lit.trainer_options import run_directory
 
 STOPPED_FILE = "stopped.json"
 
@@ -74,7 +75,7 @@ class NanGuard(Callback):
         named = ""
         if bad["block_ids"]:
             named = f" Blocks of the batch: {_short(bad['block_ids'])} (all in {path})."
-            if trainer.is_global_zero:
+            if leaves_files(trainer):
                 stop = {"step": trainer.global_step, "epoch": trainer.current_epoch, "ranks": ranks}
                 write_atomic(path, json.dumps(stop, indent=1) + "\n")
         kept = getattr(trainer.checkpoint_callback, "last_model_path", "") or "none was written yet"

@@ -3,7 +3,6 @@
 import ctypes
 import gc
 import sys
-from pathlib import Path
 from typing import cast
 
 from lightning.pytorch import LightningModule, Trainer
@@ -20,11 +19,6 @@ def language_model(pl_module: LightningModule) -> LanguageModel:
 def text_data(trainer: Trainer) -> TextData:
     """The data module: `val_blocks`, `train_blocks`, `val_dataloader()`, `corpus_name`, sizes."""
     return cast(TextData, getattr(trainer, "datamodule"))  # noqa: B009  set by fit(), not declared
-
-
-def run_directory(trainer: Trainer) -> Path:
-    """Where the run's files go. It is broadcast, so every rank must ask."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 def leaves_files(trainer: Trainer) -> bool:

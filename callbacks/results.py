@@ -10,12 +10,13 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from transformers import PreTrainedModel
 
-from callbacks.parts import language_model, leaves_files, run_directory, text_data
+from callbacks.parts import language_model, leaves_files, text_data
 from callbacks.tensorboard import log_hyperparameters
 from slms.data.module import TextData
 from slms.data.text import EMBEDDED
 from slms.lit.language_model import LanguageModel
 from slms.lit.strategies import whole
+from slms.lit.trainer_options import run_directory
 from slms.measure.pathways import measure, random_model
 from slms.measure.schema import Base, Data, Results, Role, Run
 from slms.models.flops import flops_per_token
@@ -81,7 +82,8 @@ class ResultsWriter(Callback):
                 write_figure(directory / FIGURE_FILE, monosemanticity_figure(self.results))
             if self.save_model:
                 save_model(net, module.tokenizer, directory / "model", run_card(net, self.results))
-            log_hyperparameters(trainer, _config(directory, module), self.results, trainer.global_step - 1)
+            if trainer.enable_autolog_hparams:
+                log_hyperparameters(trainer, _config(directory, module), self.results, trainer.global_step - 1)
         trainer.strategy.barrier("results")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from callbacks.metrics_csv import log_at
 from callbacks.parts import language_model, text_data
 from callbacks.tensorboard import log_layers
 from slms.lit.language_model import LanguageModel
@@ -87,9 +88,7 @@ class Specialization(Callback):
         if self._tables is None:
             return
         values = log_values(self._probe_layers(self._tables, trainer, language_model(pl_module)), "probe")
-        for logger in trainer.loggers:
-            # steps are counted from 0, as Lightning counts those of what it logs
-            logger.log_metrics(values | {"epoch": trainer.current_epoch}, step - 1)
+        log_at(trainer, values, step - 1, trainer.current_epoch)  # steps from 0, as Lightning counts them
 
     @torch.no_grad()
     def _probe_layers(self, tables: PathwayTables, trainer: Trainer, module: LanguageModel) -> list[Layer]:

@@ -15,6 +15,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from slms.files import replacing
+from slms.lit.trainer_options import run_directory
 
 SHARDED = "meta.pt"  # what Lightning puts beside the shards
 
@@ -26,6 +27,11 @@ class StepCheckpoint(ModelCheckpoint):
     """
 
     _held = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Checkpoints go to the run directory, whichever loggers the run has."""
+        self.dirpath = self.dirpath or str(run_directory(trainer) / "checkpoints")
+        super().setup(trainer, pl_module, stage)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

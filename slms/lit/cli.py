@@ -12,17 +12,20 @@ from datetime import datetime
 from pathlib import Path
 
 import torch
+import yaml
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from slms.data.module import TextData
 from slms.files import sole_owner
-from slms.lit import strategies
+from slms.lit import strategies, trainer_options
 from slms.lit.checkpoint import StepCheckpoint, WholeCheckpointIO, find_checkpoint, step_of
 from slms.lit.language_model import LanguageModel
 from slms.lit.logger import TensorBoard
 from slms.lit.parser import FindConfig, TrainParser
+from slms.lit.trainer_options import run_directory
 from slms.models.base import resolve
 
 
@@ -32,12 +35,17 @@ class _SaveConfig(SaveConfigCallback):
     def setup(self, trainer, pl_module, stage):
         """Nothing yet: the data and the model have not been checked."""
 
-    def on_fit_start(self, trainer, pl_module):
-        """Write `config.yaml` beside the run's other files."""
-        directory = Path(trainer.log_dir)  # asked for on every rank: it is broadcast
+    def on_train_start(self, trainer, pl_module):
+        """Write `config.yaml` beside the run's other files; loggers that keep hyper-parameters get them too."""
+        directory = run_directory(trainer)
         if trainer.is_global_zero:
             directory.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.config, directory / "config.yaml", skip_none=False, overwrite=True)
+            if trainer.enable_autolog_hparams:
+                config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+                for logger in trainer.loggers:
+                    if not isinstance(logger, TensorBoardLogger):  # whose row is written with the final numbers
+                        logger.log_hyperparams(config)
 
 
 def quiet() -> None:
@@ -114,6 +122,8 @@ class TrainCLI(LightningCLI):
     def before_instantiate_classes(self):
         """Decide hub or embedded once for model and data, say so, and name the run directory."""
         config = self.config
+        coders, resumed = "coders" in config.model, config.ckpt_path is not None
+        trainer_options.check_trainer(config.trainer, coders, resumed, streamed=bool(config.data.get("stream")))
         if config.name is not None and (not config.name or set(config.name) & set("/\\\0") or config.name[0] == "."):
             raise ValueError(f"--name is {config.name!r}; it must be one file name: the run goes to OUTPUT_DIR/NAME/")
         resolved = resolve(config.model.base)
@@ -127,16 +137,30 @@ class TrainCLI(LightningCLI):
             name = f"{stem}-embedded" if resolved.stand_in else stem
             self.directory = Path(config.output_dir) / name / datetime.now().strftime("%Y%m%d-%H%M%S")
 
+    def instantiate_classes(self):
+        """Data, model and trainer; what Lightning refuses is one line."""
+        with trainer_options.one_line():
+            super().instantiate_classes()
+
     def instantiate_trainer(self, **kwargs):
         """The trainer, which logs, keeps checkpoints and writes `--trainer.profiler`'s report in the run directory."""
-        place = self.directory.absolute()
+        options, place = self.config_init.trainer, self.directory.absolute()
         redone = None if self.checkpoint is None else step_of(self.checkpoint)  # TensorBoard forgets what came after
-        logger = TensorBoard(
-            place.parents[1], place.parent.name, place.name, default_hp_metric=False, purge_step=redone
+        tensorboard = TensorBoard(place, "", "", default_hp_metric=False, purge_step=redone)
+        off = {"progress"} if options.enable_progress_bar is False else set()
+        if options.enable_checkpointing is False or options.fast_dev_run:
+            off.add("checkpoint")
+        self.parser.callback_keys = [key for key in self.parser.callback_keys if key not in off]
+        if options.fast_dev_run:  # Lightning's checkpoint callback does not mind it at the end
+            options.callbacks = [c for c in options.callbacks or [] if not isinstance(c, ModelCheckpoint)]
+        trainer = super().instantiate_trainer(
+            logger=trainer_options.loggers(options.logger, tensorboard),
+            plugins=trainer_options.plugins(options.plugins, WholeCheckpointIO()),
+            default_root_dir=place,
+            **kwargs,
         )
-        trainer = super().instantiate_trainer(logger=logger, plugins=[WholeCheckpointIO()], **kwargs)
         profiler = trainer.profiler  # by default it writes to a log that `quiet` has silenced
-        if trainer.is_global_zero:  # whose clock names the directory; another's may stand a second later
+        if options.profiler is not None and trainer.is_global_zero:  # whose clock names the directory
             profiler.dirpath, profiler.filename = profiler.dirpath or place, profiler.filename or "profile"
         return trainer
 
@@ -147,11 +171,12 @@ class TrainCLI(LightningCLI):
             ValueError: another process is writing this run.
             ConnectionError: another process of this run was lost.
         """
-        with sole_owner(self.directory) if self.trainer.is_global_zero else contextlib.nullcontext():
+        rehearsal, writes = self.trainer.fast_dev_run, self.trainer.is_global_zero and not self.trainer.fast_dev_run
+        with sole_owner(self.directory) if writes else contextlib.nullcontext(), trainer_options.one_line():
             try:
                 self.trainer.fit(self.model, self.datamodule, ckpt_path=self.checkpoint, weights_only=True)
             except Exception as error:
-                if self.trainer.is_global_zero and not (self.directory / "config.yaml").exists():
+                if writes and not (self.directory / "config.yaml").exists():
                     self._remove_directory()
                 if self.trainer.world_size > 1 and _is_lost_connection(error):
                     raise ConnectionError(
@@ -159,6 +184,8 @@ class TrainCLI(LightningCLI):
                         f"({str(error).splitlines()[0]}); resume with --ckpt_path={self.directory}"
                     ) from error
                 raise
+        if rehearsal and self.trainer.is_global_zero:
+            print(f"fast_dev_run: {int(rehearsal)} batch(es) of training and of validation passed; nothing is written")
 
     def _remove_directory(self) -> None:
         """What a refused run would leave behind; no `config.yaml` yet."""

@@ -16,6 +16,7 @@ from torch import nn
 from slms.lit.optim import OptimizerConfig, build_optimizer, lr_share
 from slms.lit.optimized import OptimizedModule
 from slms.lit.strategies import shard
+from slms.lit.trainer_options import logs_step
 from slms.measure.passes import document_loss, token_nll
 from slms.metrics.loss import DocumentLoss
 from slms.models.activations import mlp_outputs
@@ -211,7 +212,7 @@ class LanguageModel(OptimizedModule):
         """Log the means over the optimizer step's global batch; ranks are asked only where a row is written."""
         self._sums.append(torch.stack([loss.detach().float() for loss in losses.values()]))
         mean = torch.stack(self._sums).mean(0)
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if logs_step(self.trainer, self.global_step + 1):
             mean = self.trainer.strategy.reduce(mean, reduce_op="mean")
         named = dict(zip(losses, mean, strict=True))
         self.log("train/loss/total", named.pop("total"), prog_bar=True)

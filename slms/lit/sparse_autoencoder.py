@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
 from slms.lit.optimized import OptimizedModule
+from slms.lit.trainer_options import logs_step
 from slms.models.base import BaseConfig, load_base
 from slms.models.sites import find_pair, hf_name, site_width
 from slms.sae.base import Losses
@@ -119,7 +120,7 @@ class SparseAutoencoder(OptimizedModule):
             losses = trainee.loss(batch, self.dead_after)
             total = total + losses.total
             trainee.observe(losses, self._sum_over_ranks, self.trainer.world_size)
-            if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            if logs_step(self.trainer, self.global_step + 1):
                 self._log_losses(trainee, losses, batch)
         return total
 

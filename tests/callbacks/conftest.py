@@ -42,10 +42,11 @@ def make_data(model: LanguageModel) -> TextData:
 
 
 def make_trainer(directory: Path, callbacks: list[L.Callback], **options) -> L.Trainer:
-    logger = TensorBoardLogger(directory.parent.parent, directory.parent.name, directory.name, default_hp_metric=False)
+    logger = TensorBoardLogger(directory, "", "", default_hp_metric=False)
     options = {"max_epochs": 2, "num_sanity_val_steps": 1, "enable_checkpointing": False} | options
     return L.Trainer(
-        logger=logger, callbacks=callbacks, accelerator="cpu", use_distributed_sampler=False, log_every_n_steps=1,
+        default_root_dir=directory, logger=logger, callbacks=callbacks, accelerator="cpu",
+        use_distributed_sampler=False, log_every_n_steps=1,
         enable_progress_bar=False, enable_model_summary=False, **options,
     )  # fmt: skip
 
