@@ -29,7 +29,7 @@ def _one_line(message: object) -> str:
     return " ".join(kept or lines) or type(message).__name__
 
 
-class OneLineErrors:
+class OneLineErrors(ArgumentParser):
     """A parser whose mistakes are one line on stderr, without the usage page, and whose booleans need no value."""
 
     def parse_args(self, *args, **kwargs):
@@ -54,5 +54,5 @@ class OneLineErrors:
         raise SystemExit(2)
 
 
-class Parser(OneLineErrors, ArgumentParser):
+class Parser(OneLineErrors):
     """jsonargparse's parser with one-line errors."""

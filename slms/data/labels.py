@@ -97,7 +97,7 @@ def token_classes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
 
     `piece` is a run of letters that does not begin a word: it lacks the leading space that others carry.
     """
-    pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     special = set(tokenizer.all_special_ids)
     out = np.zeros(len(tokenizer), dtype=np.int16)
     for i, raw in enumerate(pieces):

@@ -106,9 +106,12 @@ def ablate(
     }
     site = Site("neurons", layer)
     for unit in range(n_units):
-        taken = (unit_of == unit).to(model.device)
-        nll = []
-        with torch.inference_mode(), replaced(model, site, site, lambda _, a, m=taken: torch.where(m, mean.to(a), a)):
+        taken, nll = (unit_of == unit).to(model.device), []
+
+        def without(_: Tensor, a: Tensor, taken: Tensor = taken) -> Tensor:
+            return torch.where(taken, mean.to(a), a)
+
+        with torch.inference_mode(), replaced(model, site, site, without):
             for batch in batches(blocks, batch_size):
                 nll.append(token_nll(model, batch["input_ids"].to(model.device)).flatten().cpu())
         rise = (torch.cat(nll) - whole.nll).double()

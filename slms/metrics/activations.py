@@ -37,6 +37,11 @@ class SparsitySums(Sums):
     higher_is_better = None
     is_differentiable = False
 
+    out_norm: Tensor | None
+    measures: Tensor
+    defined: Tensor
+    legacy_sums: Tensor
+
     def __init__(self, out_norm: Tensor | None = None, threshold: float = 0.0, mass: float = 0.9) -> None:
         super().__init__()
         self.threshold, self.mass = threshold, mass
@@ -82,6 +87,8 @@ class CoActivation(Sums):
     full_state_update = False
     higher_is_better = None
     is_differentiable = False
+
+    kept: Tensor
 
     def __init__(self, n_neurons: int, n_kept: int = 4096, seed: int = 0) -> None:
         super().__init__()

@@ -96,12 +96,12 @@ def modularity(
     q = partition_quality(adjacency, found[0])
     pairs = [(a, b) for i, a in enumerate(found) for b in found[:i]]
 
-    null = []
+    nulls = []
     for i in range(n_nulls):
         progress(f"null {i + 1} of {n_nulls}")
         shuffled = coactivation(shuffled_tokens(activations, generator))
-        null.append(partition_quality(shuffled, leiden(shuffled, neighbours, seed + n_seeds + i)))
-    null = torch.tensor(null)
+        nulls.append(partition_quality(shuffled, leiden(shuffled, neighbours, seed + n_seeds + i)))
+    null = torch.tensor(nulls)
 
     half = torch.nan
     if groups is not None:

@@ -18,6 +18,11 @@ class DocumentLoss(Sums):
     higher_is_better = False
     is_differentiable = False
 
+    nll: Tensor
+    """float64 [d], nats"""
+    tokens: Tensor
+    """int64 [d]"""
+
     def __init__(self, n_slots: int = 4096) -> None:
         super().__init__()
         self.n_slots = n_slots

@@ -56,7 +56,7 @@ def init_base(base: BaseConfig | str | Path, seed: int = 0, dtype: torch.dtype =
 
 def random_twin(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     """The architecture of `model`, dense or routed, with seeded random weights as its initialisation draws them."""
-    return _random(model.config, seed, model.dtype).to(model.device)
+    return _random(model.config, seed, model.dtype).to(model.device)  # type: ignore[arg-type]  # of a decorated method
 
 
 def build_meta(base: BaseConfig | str | Path) -> PreTrainedModel:

@@ -114,7 +114,7 @@ class ActivationCache:
     def write(self, k: int, rows: dict[str, Tensor]) -> None:
         """Keep chunk k."""
         with replacing(self.directory / f"chunk-{k:06d}.npz") as temporary, temporary.open("wb") as file:
-            np.savez(file, **{name: x.cpu().numpy() for name, x in rows.items()})
+            np.savez(file, allow_pickle=False, **{name: x.cpu().numpy() for name, x in rows.items()})
 
 
 def model_digest(model: PreTrainedModel) -> str:

@@ -64,10 +64,11 @@ def layers_of(config: dict[str, Any]) -> list[LayerInfo] | None:
     """
     name = family_name(config["model_type"])
     family = FAMILIES[name]
-    n_layers, d_model, d_ff, activation = (
-        next((config[key] for key in keys if config.get(key) is not None), None)
-        for keys in (_LAYERS, _D_MODEL, _D_FF, _ACTIVATION)
-    )
+
+    def first(keys: tuple[str, ...]) -> Any:
+        return next((config[key] for key in keys if config.get(key) is not None), None)
+
+    n_layers, d_model, d_ff, activation = first(_LAYERS), first(_D_MODEL), first(_D_FF), first(_ACTIVATION)
     if d_ff is None and d_model is not None and name in _WIDE:
         d_ff = 4 * d_model
     if None in (n_layers, d_model, d_ff) or activation not in _KNOWN or name.startswith("gemma"):

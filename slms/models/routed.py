@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, overload
 
 from torch import nn
 
@@ -78,7 +78,11 @@ class Routed(nn.Module):
 Kind = TypeVar("Kind", bound=Routed)
 
 
-def routed_modules(model: nn.Module, kind: type[Kind] = Routed) -> dict[str, Kind]:
+@overload
+def routed_modules(model: nn.Module) -> dict[str, Routed]: ...
+@overload
+def routed_modules(model: nn.Module, kind: type[Kind]) -> dict[str, Kind]: ...
+def routed_modules(model: nn.Module, kind: type[Routed] = Routed) -> dict[str, Any]:
     """The model's routed modules (of one kind) by place, in the order in which the model computes them."""
     found = {module.place: module for module in model.modules() if isinstance(module, kind)}
     return dict(sorted(found.items(), key=lambda item: parse_place(item[0])))

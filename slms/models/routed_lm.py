@@ -18,12 +18,11 @@ from slms.models.weights import dropout_of, read_mlp
 from slms.routing import RoutingConfig
 
 
-class RoutedMixin:
+class RoutedMixin(PreTrainedModel):
     """A causal language model some of whose MLPs are routed, as its ``config.routing`` says."""
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]  # of the dense class beside it
-        assert isinstance(self, PreTrainedModel), type(self)
+        super().__init__(config, *args, **kwargs)
         route_mlps(self)
         prepare(self)
 

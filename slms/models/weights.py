@@ -5,7 +5,7 @@ Shapes: n tokens (b·t), d model, f neurons.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,14 @@ from transformers.pytorch_utils import Conv1D
 from kernels.reference import ACTIVATIONS
 from slms.models.attention import FusedGELU
 from slms.models.families import FAMILIES, Family
+
+
+@runtime_checkable
+class HasDenseWeights(Protocol):
+    """An MLP that keeps its neurons in another order than the dense model that it was made from."""
+
+    def dense_weights(self) -> MLPWeights:
+        """Copies of its weights in the dense order."""
 
 
 class MLPWeights(NamedTuple):
@@ -59,7 +67,7 @@ def _bias(layer: nn.Linear | Conv1D | None) -> Tensor | None:
 
 def read_mlp(mlp: nn.Module) -> MLPWeights:
     """Neuron-major weights of a dense MLP (views of its parameters) or of a routed one (copies, in the dense order)."""
-    if hasattr(mlp, "dense_weights"):  # a routed MLP, which knows its own
+    if isinstance(mlp, HasDenseWeights):  # a routed MLP, which knows its own
         return mlp.dense_weights()
     family = family_of_mlp(mlp)
     up, down, act = getattr(mlp, family.up), getattr(mlp, family.down), getattr(mlp, family.act)

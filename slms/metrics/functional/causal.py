@@ -61,7 +61,8 @@ def causal_specialization(sums: Tensor, totals: Tensor, null_sums: Tensor, null_
     enough = torch.minimum(totals[halves].sum(0), totals[~halves].sum(0)) >= FEWEST_TOKENS
     if g < 4 or int(enough.sum()) < 2:
         nothing = torch.full([n_units], torch.nan, dtype=torch.float64)
-        return CausalScore(*[torch.nan] * 6, units=nothing, best=torch.full([n_units], -1), n_classes=int(enough.sum()))
+        nan, best = torch.nan, torch.full([n_units], -1)
+        return CausalScore(nan, nan, nan, nan, nan, nan, units=nothing, best=best, n_classes=int(enough.sum()))
     kept = enough.nonzero()[:, 0]
     sums, totals, null_sums, null_totals = (x[..., enough] for x in (sums, totals, null_sums, null_totals))
 

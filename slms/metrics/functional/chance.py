@@ -76,9 +76,8 @@ def _enumerate(n: Tensor, a: Tensor, m: Tensor, correction: float) -> Moments:
         # Sorted by support, so that each chunk is only as wide as its cells need.
         stop = min(len(n), start + max(1, _CHUNK // _SUPPORT))
         index = order[start:stop]
-        out[:, index] = torch.stack(
-            _enumerate_chunk(*(x[index, None] for x in (n, a, m, lo)), support[index], correction)
-        )
+        cells = (x[index, None] for x in (n, a, m, lo))
+        out[:, index] = torch.stack(_enumerate_chunk(*cells, support=support[index], correction=correction))
         start = stop
     return Moments(*out)
 

@@ -35,7 +35,8 @@ class Score(NamedTuple):
 def undefined(n: int, n_units: int) -> Score:
     """The score of a layer about which `n` tokens tell nothing."""
     units = torch.full([n_units], torch.nan, dtype=torch.float64)
-    return Score(*[torch.nan] * 7, n=n, units=units, units_z=units.clone())
+    nan = torch.nan
+    return Score(nan, nan, nan, nan, nan, nan, nan, n=n, units=units, units_z=units.clone())
 
 
 def against_null(value: float, half: float, null_mean: float, null_sd: float) -> dict[str, float]:

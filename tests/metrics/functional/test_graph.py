@@ -60,7 +60,7 @@ def test_nearest_neighbours_are_symmetric_and_strongest(k):
         strongest = sorted((j for j in range(10) if w[i, j] > 0), key=lambda j: -float(w[i, j]))[:k]
         expected |= {(min(i, j), max(i, j)) for j in strongest}
     assert {tuple(pair) for pair in pairs.tolist()} == expected and len(pairs) == len(expected)
-    assert weights.tolist() == [float(w[i, j]) for i, j in pairs.tolist()]
+    assert weights.tolist() == pytest.approx([float(w[i, j]) for i, j in pairs.tolist()])  # products differ by side
 
 
 def test_shuffling_keeps_each_neuron_and_breaks_its_ties():
