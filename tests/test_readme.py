@@ -5,8 +5,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-RUN = "pip install -e . && python train.py --config routed_tinystories.yaml"
-TEST = "pip install -e '.[test]' && pytest"
+RUN = "pip install -c constraints.txt -e . && python train.py --config routed_tinystories.yaml"
+TEST = "pip install -c constraints.txt -e '.[test]' && pytest"
 
 
 def blocks(language: str) -> list[str]:

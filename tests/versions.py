@@ -78,7 +78,9 @@ def main() -> int:
         command = [python, "train.py", "--config", "routed_tinystories.yaml", f"--output_dir={place / 'runs'}", *JOB]
         failed = run(*command, environment=environment, check=False)
         if not options.job_only:
-            failed |= run(python, "-m", "pytest", "-p", "no:cacheprovider", *TESTS, environment=environment, check=False)
+            failed |= run(
+                python, "-m", "pytest", "-p", "no:cacheprovider", *TESTS, environment=environment, check=False
+            )
     print(f"{options.which}: {'failed' if failed else 'passed'}")
     return int(failed)
 

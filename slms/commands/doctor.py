@@ -1,11 +1,12 @@
 """`eval.py doctor`: what is installed here and what a run would find."""
 
 import json
+import textwrap
 from pathlib import Path
 
 from slms.files import write_atomic
 from slms.plain import to_plain
-from slms.report.environment import Environment, Package, is_complete, look
+from slms.report.environment import Environment, Newer, Package, is_complete, look
 from slms.report.tables import text_table
 
 
@@ -38,6 +39,7 @@ def described(environment: Environment) -> str:
         f"slms {e.slms}, Python {e.python}, {e.system}",
         "",
         packages,
+        *_newer(e.newer),
         "",
         *(f"  {line}" for line in e.devices),
         "",
@@ -50,6 +52,14 @@ def described(environment: Environment) -> str:
     lines += [f"         {name}: {'cached' if held else 'not cached'}" for name, held in cache.bases.items()]
     verdict = "all that slms needs is installed" if is_complete(e) else "a package is missing or of another version"
     return "\n".join([*lines, "", f"{verdict}; looked for {e.seconds:.1f} s"])
+
+
+def _newer(packages: list[Newer]) -> list[str]:
+    """What the tests have not seen, named one by one."""
+    if not packages:
+        return []
+    named = ", ".join(f"{p.name} {p.installed} ({p.tested})" for p in packages)
+    return ["", *textwrap.wrap(f"newer than tested: {named}", 100, initial_indent="  ", subsequent_indent="  ")]
 
 
 def _remark(package: Package) -> str:

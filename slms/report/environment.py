@@ -11,11 +11,13 @@ from pathlib import Path
 
 import yaml
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 from slms.files import cache_dir
 from slms.models.hub import cached_snapshot, hub_trouble
 
 ROOT = Path(__file__).resolve().parents[2]
+CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"  # of a checkout, a link to the file at its top
 HUB_TIMEOUT_S = 2.0  # half of what a run waits, so that the whole report comes in under 5 s
 PATHWAYS, DENSITY = 16, 0.25
 SHAPES = {"stories-1m": (64, 256, False), "pythia-410m": (1024, 4096, False), "llama-8b": (4096, 14336, True)}
@@ -34,6 +36,15 @@ class Package:
     extra: str | None
     """The optional part of slms that asks for it; None where slms itself does."""
     fits: bool
+
+
+@dataclass(frozen=True)
+class Newer:
+    """An installed package that is newer than the one that slms was tested with."""
+
+    name: str
+    installed: str
+    tested: str
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,8 @@ class Environment:
     python: str
     system: str
     packages: list[Package]
+    newer: list[Newer]
+    """than tested, those that slms asks for and those that come with them"""
     devices: list[str]
     kernels: list[Kernel]
     hub: str
@@ -87,7 +100,7 @@ def look() -> Environment:
     bases = hub_bases()
     with ThreadPoolExecutor(1) as pool:
         asked: Future[str] = pool.submit(ask_hub, bases[0] if bases else "gpt2")
-        found = packages(requirements())
+        found, ahead = packages(requirements()), newer(constraints())
         devices, kernels = look_at_devices(), look_at_kernels()
         hub = asked.result()
     return Environment(
@@ -95,6 +108,7 @@ def look() -> Environment:
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}",
         packages=found,
+        newer=ahead,
         devices=devices,
         kernels=kernels,
         hub=hub,
@@ -138,6 +152,29 @@ def packages(wanted: Iterable[str]) -> list[Package]:
         extras = ", ".join(filter(None, (found[key].extra if key in found else None, extra)))
         found[key] = Package(need.name, version, str(need.specifier), extras or None, fits)
     return list(found.values())
+
+
+def constraints() -> dict[str, str]:
+    """Package → version of constraints.txt, the set that the tests run on."""
+    lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines()
+    return dict(line.partition(";")[0].split("==") for line in lines if line and not line.startswith("#"))
+
+
+def newer(versions: dict[str, str]) -> list[Newer]:
+    """The packages that are installed in a later release than `versions` has; a build of a release (`+cpu`) is none.
+
+    >>> newer({"torch": "0.1", "no-such-package": "1"})[0].name
+    'torch'
+    """
+    found = []
+    for name, version in versions.items():
+        try:
+            installed = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if Version(Version(installed).public) > Version(version):
+            found.append(Newer(name, installed, version))
+    return found
 
 
 def _extra(need: Requirement) -> str | None:

@@ -4,6 +4,9 @@ import importlib.metadata
 import json
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import eval as evaluation
 from slms.models.source import EMBEDDED
@@ -39,6 +42,24 @@ def test_every_dependency_of_the_project_is_looked_for():
     assert {"pytest", "ruff"} <= {p.name for p in found if p.extra == "test"}
 
 
+def test_the_tested_versions_are_those_of_the_file_at_the_top_and_fit_the_ranges():
+    versions = environment.constraints()
+    assert environment.CONSTRAINTS.read_bytes() == (environment.ROOT / "constraints.txt").read_bytes()
+    named = {canonicalize_name(name): version for name, version in versions.items()}
+    for need in map(Requirement, requirements()):
+        assert need.specifier.contains(named[canonicalize_name(need.name)]), need
+
+
+def test_what_is_newer_than_tested_is_named(capsys, tmp_path, monkeypatch):
+    numpy, torch = (importlib.metadata.version(name) for name in ("numpy", "torch"))
+    planted = {"numpy": "1.0", "torch": Version(torch).public, "scipy": "999", "absent-package": "1"}
+    monkeypatch.setattr(environment, "constraints", lambda: planted)
+    evaluation.main(["doctor", f"--output_dir={tmp_path}"])
+    assert f"  newer than tested: numpy {numpy} (1.0)\n" in capsys.readouterr().out
+    seen = json.loads((tmp_path / "doctor" / "doctor.json").read_text())
+    assert seen["newer"] == [{"name": "numpy", "installed": numpy, "tested": "1.0"}]
+
+
 @pytest.mark.parametrize("trouble", [None, "the hub cannot be reached", ValueError("no such repository")])
 def test_the_hub_answers_or_not(trouble, monkeypatch):
     def hub_trouble(repo, timeout_s):
@@ -69,7 +90,7 @@ def test_the_bases_of_the_configs_are_hub_ids():
 
 def test_completeness_asks_for_no_extra():
     needed = packages(["numpy", "absent-package; extra == 'harness'"])
-    one = environment.Environment("", "", "", needed, [], [], "", environment.Cache("", 0, 0, 0, {}), 0.0)
+    one = environment.Environment("", "", "", needed, [], [], [], "", environment.Cache("", 0, 0, 0, {}), 0.0)
     assert is_complete(one)
-    lacking = environment.Environment("", "", "", packages(["absent-package"]), [], [], "", one.cache, 0.0)
+    lacking = environment.Environment("", "", "", packages(["absent-package"]), [], [], [], "", one.cache, 0.0)
     assert not is_complete(lacking)
