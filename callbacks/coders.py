@@ -17,7 +17,12 @@ class CoderWriter(Callback):
     The module has `export(directory)`, which returns one line for each coder that the format cannot hold.
     """
 
+    _started = False
     _written = -1  # the step
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Everything has been restored: from here on there is something to save."""
+        self._started = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the coders as they are."""
@@ -32,7 +37,7 @@ class CoderWriter(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save what there is: SIGTERM and Ctrl-C arrive here after the batch they interrupt."""
         interrupted = isinstance(exception, KeyboardInterrupt | SIGTERMException)
-        if trainer.global_step > 0 and interrupted and not trainer.fast_dev_run:
+        if self._started and trainer.global_step > 0 and interrupted and not trainer.fast_dev_run:
             trainer.save_checkpoint(run_directory(trainer) / "checkpoints" / "last.ckpt")
             self._write(trainer, pl_module)
 

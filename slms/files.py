@@ -53,27 +53,31 @@ def make_readable(path: Path) -> None:
 
 
 @contextmanager
-def sole_owner(directory: Path) -> Iterator[None]:
-    """Hold `directory` for this process, and remove what an owner that was killed left half written.
+def sole_owner(directory: Path) -> Iterator[Path]:
+    """Hold `directory`, which exists, for this process; yields the lock's file.
 
     Raises:
         ValueError: another process holds it. The hold ends with the process, however it ends.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / ".lock")
+    file = directory / ".lock"
+    lock = FileLock(file)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(f"{directory}: another process is writing this run; wait for it or stop it") from None
     try:
-        for unfinished in list(directory.rglob(f"{PART}*")):
-            if unfinished.is_dir():
-                shutil.rmtree(unfinished)
-            else:
-                unfinished.unlink(missing_ok=True)
-        yield
+        yield file
     finally:
         lock.release()
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Remove what a process that was killed left half written below `directory`; only its owner may."""
+    for unfinished in list(directory.rglob(f"{PART}*")):
+        if unfinished.is_dir() and not unfinished.is_symlink():
+            shutil.rmtree(unfinished)
+        else:
+            unfinished.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path | str, content: bytes | str) -> Path:

@@ -6,9 +6,7 @@ given on the command line wins over the YAML. A user's mistake ends in one line 
 
 import contextlib
 import logging
-import shutil
 import warnings
-from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -19,33 +17,57 @@ from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from slms.data.module import TextData
-from slms.files import sole_owner
+from slms.files import write_atomic
 from slms.lit import strategies, trainer_options
-from slms.lit.checkpoint import StepCheckpoint, WholeCheckpointIO, find_checkpoint, step_of
+from slms.lit.checkpoint import (
+    StepCheckpoint,
+    WholeCheckpointIO,
+    check_checkpoint,
+    find_checkpoint,
+    newest_checkpoint,
+    step_of,
+)
 from slms.lit.language_model import LanguageModel
 from slms.lit.logger import TensorBoard
+from slms.lit.loop import FinishingLoop
 from slms.lit.parser import FindConfig, TrainParser
+from slms.lit.run_directory import CONFIG_FILE, RunDirectory, run_of
 from slms.lit.trainer_options import run_directory
 from slms.models.base import resolve
 
 
-class _SaveConfig(SaveConfigCallback):
-    """Writes the resolved config once training really starts, so that a refused run leaves nothing behind."""
+class _RunFiles(SaveConfigCallback):
+    """Before all other callbacks: the run directory is the run's once training starts, its end is saved as it ends.
+
+    A refused run leaves nothing behind, and nothing is lost to a result that cannot be written.
+    """
+
+    run: RunDirectory | None = None  # of the first rank
 
     def setup(self, trainer, pl_module, stage):
         """Nothing yet: the data and the model have not been checked."""
 
     def on_train_start(self, trainer, pl_module):
-        """Write `config.yaml` beside the run's other files; loggers that keep hyper-parameters get them too."""
+        """Everything is checked and restored: write `config.yaml`; loggers that keep hyper-parameters get them too."""
         directory = run_directory(trainer)
-        if trainer.is_global_zero:
-            directory.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, directory / "config.yaml", skip_none=False, overwrite=True)
-            if trainer.enable_autolog_hparams:
-                config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-                for logger in trainer.loggers:
-                    if not isinstance(logger, TensorBoardLogger):  # whose row is written with the final numbers
-                        logger.log_hyperparams(config)
+        if not trainer.is_global_zero:
+            return
+        assert self.run is not None
+        self.run.start()
+        config = self.parser.dump(self.config, skip_none=False)
+        write_atomic(directory / CONFIG_FILE, config)
+        if trainer.fit_loop.done:
+            print(f"no step is left after step {trainer.global_step}: the results are written again", flush=True)
+        if trainer.enable_autolog_hparams:
+            for logger in trainer.loggers:
+                if not isinstance(logger, TensorBoardLogger):  # whose row is written with the final numbers
+                    logger.log_hyperparams(yaml.safe_load(config))
+
+    def on_train_end(self, trainer, pl_module):
+        """Save the last checkpoint ahead of the results."""
+        for checkpoint in trainer.checkpoint_callbacks:
+            if isinstance(checkpoint, StepCheckpoint):
+                checkpoint.save_end(trainer)
 
 
 def quiet() -> None:
@@ -87,7 +109,7 @@ class TrainCLI(LightningCLI):
             parser_kwargs={"prog": "train.py", "description": __doc__},
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            save_config_callback=_SaveConfig,
+            save_config_callback=_RunFiles,
             trainer_defaults={
                 "gradient_clip_val": 1.0,
                 "use_distributed_sampler": False,  # TextData deals blocks to ranks itself
@@ -126,16 +148,26 @@ class TrainCLI(LightningCLI):
         trainer_options.check_trainer(config.trainer, coders, resumed, streamed=bool(config.data.get("stream")))
         if config.name is not None and (not config.name or set(config.name) & set("/\\\0") or config.name[0] == "."):
             raise ValueError(f"--name is {config.name!r}; it must be one file name: the run goes to OUTPUT_DIR/NAME/")
+        check_checkpoint(config.checkpoint)
         resolved = resolve(config.model.base)
         config.model.base.source = config.data.source = resolved.kind
         print(resolved.note, flush=True)
+        stem = config.name or (Path(str(config.config[0])).stem if config.config else "run")
+        self.run = RunDirectory.named(Path(config.output_dir), f"{stem}-embedded" if resolved.stand_in else stem)
+        self._note: str | None = None  # why a resumed run does not go on where it was
         if config.ckpt_path is not None:
-            self.checkpoint = find_checkpoint(Path(config.ckpt_path))
-            self.directory = self.checkpoint.parent.parent
+            self._resume(Path(config.ckpt_path))
+
+    def _resume(self, path: Path) -> None:
+        """Go on in the checkpoint's run; in a new one where it has none, or where later steps would be lost."""
+        self.checkpoint = find_checkpoint(path)
+        home, step = run_of(self.checkpoint), step_of(self.checkpoint)
+        if home is None:
+            self._note = f"{self.checkpoint} lies in no run's directory"
+        elif home == path.absolute() or (last := newest_checkpoint(home)) is None or step_of(last) <= step:
+            self.run = RunDirectory(home, is_new=False)
         else:
-            stem = config.name or (Path(str(config.config[0])).stem if config.config else "run")
-            name = f"{stem}-embedded" if resolved.stand_in else stem
-            self.directory = Path(config.output_dir) / name / datetime.now().strftime("%Y%m%d-%H%M%S")
+            self._note = f"{self.checkpoint} has {step} steps and its run has {step_of(last)}"
 
     def instantiate_classes(self):
         """Data, model and trainer; what Lightning refuses is one line."""
@@ -144,9 +176,9 @@ class TrainCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs):
         """The trainer, which logs, keeps checkpoints and writes `--trainer.profiler`'s report in the run directory."""
-        options, place = self.config_init.trainer, self.directory.absolute()
+        options, place = self.config_init.trainer, self.run.path.absolute()
         redone = None if self.checkpoint is None else step_of(self.checkpoint)  # TensorBoard forgets what came after
-        tensorboard = TensorBoard(place, "", "", default_hp_metric=False, purge_step=redone)
+        self._tensorboard = TensorBoard(place, "", "", default_hp_metric=False, purge_step=redone)
         off = {"progress"} if options.enable_progress_bar is False else set()
         if options.enable_checkpointing is False or options.fast_dev_run:
             off.add("checkpoint")
@@ -154,45 +186,50 @@ class TrainCLI(LightningCLI):
         if options.fast_dev_run:  # Lightning's checkpoint callback does not mind it at the end
             options.callbacks = [c for c in options.callbacks or [] if not isinstance(c, ModelCheckpoint)]
         trainer = super().instantiate_trainer(
-            logger=trainer_options.loggers(options.logger, tensorboard),
+            logger=trainer_options.loggers(options.logger, self._tensorboard),
             plugins=trainer_options.plugins(options.plugins, WholeCheckpointIO()),
             default_root_dir=place,
             **kwargs,
         )
-        profiler = trainer.profiler  # by default it writes to a log that `quiet` has silenced
-        if options.profiler is not None and trainer.is_global_zero:  # whose clock names the directory
-            profiler.dirpath, profiler.filename = profiler.dirpath or place, profiler.filename or "profile"
+        FinishingLoop.install(trainer)
+        own = [callback for callback in trainer.callbacks if isinstance(callback, _RunFiles)]
+        trainer.callbacks = own + [callback for callback in trainer.callbacks if callback not in own]
+        for callback in own:
+            callback.run = self.run
         return trainer
 
     def fit(self) -> None:
-        """Train, alone in the run directory. A run refused before its first step leaves no directory behind.
+        """Train, alone in the run directory. A run refused before its first step leaves nothing behind.
 
         Raises:
             ValueError: another process is writing this run.
             ConnectionError: another process of this run was lost.
         """
         rehearsal, writes = self.trainer.fast_dev_run, self.trainer.is_global_zero and not self.trainer.fast_dev_run
-        with sole_owner(self.directory) if writes else contextlib.nullcontext(), trainer_options.one_line():
+        with self.run.hold() if writes else contextlib.nullcontext(), trainer_options.one_line():
+            if writes:
+                self._move_in()
             try:
                 self.trainer.fit(self.model, self.datamodule, ckpt_path=self.checkpoint, weights_only=True)
             except Exception as error:
-                if writes and not (self.directory / "config.yaml").exists():
-                    self._remove_directory()
                 if self.trainer.world_size > 1 and _is_lost_connection(error):
                     raise ConnectionError(
                         f"rank {self.trainer.global_rank}: another process of this run stopped "
-                        f"({str(error).splitlines()[0]}); resume with --ckpt_path={self.directory}"
+                        f"({str(error).splitlines()[0]}); resume with --ckpt_path={self.run.path}"
                     ) from error
                 raise
         if rehearsal and self.trainer.is_global_zero:
             print(f"fast_dev_run: {int(rehearsal)} batch(es) of training and of validation passed; nothing is written")
 
-    def _remove_directory(self) -> None:
-        """What a refused run would leave behind; no `config.yaml` yet."""
-        shutil.rmtree(self.directory, ignore_errors=True)
-        for parent in (self.directory.parent, self.directory.parents[1]):
-            if parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()
+    def _move_in(self) -> None:
+        """Settle the directory's name in what was built before it was made, and say where a resumed run goes on."""
+        place, profiler = str(self.run.path.absolute()), self.trainer.profiler
+        self.trainer._default_root_dir = place
+        self._tensorboard.move(place)
+        if self.config_init.trainer.profiler is not None:  # the default one writes to a log that `quiet` has silenced
+            profiler.dirpath, profiler.filename = profiler.dirpath or place, profiler.filename or "profile"
+        if self._note is not None:
+            print(f"{self._note}: going on in a new run directory, {self.run.path}", flush=True)
 
 
 def _is_lost_connection(error: Exception) -> bool:

@@ -38,6 +38,10 @@ class TensorBoard(TensorBoardLogger):
         super().__init__(*args, **kwargs)
         self.written: Counter[tuple[str, str]] = Counter()  # entries so far by method and tag
 
+    def move(self, directory: str) -> None:
+        """Write there instead; before anything is written."""
+        self._root_dir = directory
+
     @property
     def experiment(self) -> Any:
         """The SummaryWriter; once it has failed, what takes every call and does nothing."""

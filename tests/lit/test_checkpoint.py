@@ -1,3 +1,4 @@
+import os
 import pickle
 
 import lightning
@@ -13,7 +14,9 @@ from slms.lit.checkpoint import StepCheckpoint, WholeCheckpointIO, damage, find_
 def run(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     for name in ("step=1", "last"):
-        torch.save({"state_dict": {"w": torch.arange(1000.0)}, "step": 1}, tmp_path / "checkpoints" / f"{name}.ckpt")
+        torch.save(
+            {"state_dict": {"w": torch.arange(1000.0)}, "global_step": 1}, tmp_path / "checkpoints" / f"{name}.ckpt"
+        )
     return tmp_path
 
 
@@ -21,11 +24,32 @@ def test_a_run_directory_means_its_last_checkpoint(run):
     assert find_checkpoint(run) == run / "checkpoints" / "last.ckpt"
 
 
-def test_a_truncated_checkpoint_is_refused_and_an_intact_one_named(run):
+def test_a_damaged_newest_is_named_and_left_aside(run, caplog):
     last = run / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:2000])
+    assert find_checkpoint(run) == run / "checkpoints" / "step=1.ckpt"
+    (line,) = caplog.messages
+    assert f"{last}: truncated or damaged checkpoint; left aside for " in line
     with pytest.raises(ValueError, match=r"truncated or damaged checkpoint; .*step=1.ckpt is intact"):
-        find_checkpoint(run)
+        find_checkpoint(last)
+
+
+def test_of_several_the_one_of_the_most_steps_is_the_last_whatever_its_name(run):
+    """A run directory that moved could keep a stale `last.ckpt`; a metric in a name makes a directory of it."""
+    place = run / "checkpoints" / "epoch=0-val"
+    place.mkdir()
+    for step, path in ((7, place / "loss=0.895.ckpt"), (9, run / "checkpoints" / ".part-x.ckpt")):
+        torch.save({"global_step": step}, path)
+    assert find_checkpoint(run) == place / "loss=0.895.ckpt"
+    torch.save({"global_step": 8}, run / "checkpoints" / "last-v1.ckpt")
+    os.utime(run / "checkpoints" / "last-v1.ckpt", (0, 0))
+    assert find_checkpoint(run) == run / "checkpoints" / "last-v1.ckpt"
+
+
+def test_a_file_of_torch_that_is_no_checkpoint(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "weights.ckpt")
+    with pytest.raises(ValueError, match="not the checkpoint of a training run"):
+        find_checkpoint(tmp_path / "weights.ckpt")
 
 
 def test_a_flipped_bit_is_noticed(run):
@@ -130,6 +154,22 @@ def test_what_falls_on_an_epoch_s_last_step_is_written_one_step_later(tmp_path):
 
     fit(2)
     assert seen == [(4, [2]), (8, [2, 5, 6])]
-    assert written() == [2, 5, 6] and step_of(tmp_path / "last.ckpt") == 6
-    fit(3, ckpt_path=tmp_path / "last.ckpt")
+    assert written() == [2, 5, 6] and step_of(tmp_path / "last.ckpt") == 8  # a finished run's last is its end
+    fit(3, ckpt_path=next(tmp_path.glob("step=6*.ckpt")))
     assert seen[2:] == [(8, [2, 5, 6]), (12, [2, 5, 6, 9, 10])]
+    assert step_of(tmp_path / "last.ckpt") == 12 and not list(tmp_path.glob("last-*"))
+
+
+def test_the_state_of_saving_moves_with_the_directory(tmp_path):
+    """What is still there is known by its new place; what is not leaves its rank to the next one."""
+    for name in ("a.ckpt", "last.ckpt"):
+        (tmp_path / name).touch()
+    state = StepCheckpoint(monitor="val/loss", save_top_k=2).state_dict()
+    state |= {"dirpath": "/old", "best_model_path": "/old/a.ckpt", "last_model_path": "/old/last.ckpt",
+              "kth_best_model_path": "/old/a.ckpt"}  # fmt: skip
+    for scores, best in (({"a.ckpt": 1.0}, "a.ckpt"), ({"a.ckpt": 1.0, "gone.ckpt": 0.5}, None)):
+        moved = StepCheckpoint(tmp_path, monitor="val/loss", save_top_k=2)
+        moved.load_state_dict(state | {"best_k_models": {f"/old/{k}": torch.tensor(v) for k, v in scores.items()}})
+        assert moved.best_k_models == {str(tmp_path / "a.ckpt"): torch.tensor(1.0)}
+        assert moved.best_model_path == ("" if best is None else str(tmp_path / best))
+        assert moved.last_model_path == str(tmp_path / "last.ckpt")
