@@ -17,7 +17,7 @@ import yaml
 from transformers import AutoConfig, GPTNeoConfig, GPTNeoForCausalLM
 
 import train
-from slms.commands.subject import _run_text, run_base
+from slms.commands.subject import run_base, run_text
 from slms.data.probes import MANIFEST, read_tasks
 from slms.data.text import CorpusConfig
 from slms.lit.cli import TrainCLI
@@ -203,7 +203,7 @@ def test_configs_of_runs(tmp_path):
     path = tmp_path / "config.yaml"
 
     def read():
-        _run_text(path)
+        run_text(tmp_path)
         run_base(str(tmp_path))
 
     fuzz("run config", INPUTS, lambda rng: as_yaml(damage_tree(rng, RUN)), as_yaml(RUN), path, read)

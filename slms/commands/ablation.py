@@ -26,10 +26,6 @@ from slms.report.palette import write_figure
 
 def ablation(
     model: str,
-    corpus: str | None = None,
-    validation: str | None = None,
-    split: str = "validation",
-    block_size: int | None = None,
     n_tokens: int = 16_384,
     layers: list[int] | None = None,
     families: list[str] | None = None,
@@ -38,6 +34,7 @@ def ablation(
     batch_size: int = 16,
     seed: int = 0,
     output_dir: str = "artifacts",
+    **text,
 ) -> None:
     """Causal specialization: the loss increase in nats, by class of the predicted token, when a unit is ablated.
 
@@ -47,10 +44,6 @@ def ablation(
 
     Args:
         model: a run directory, a model directory, `stories-1m` or a Hugging Face id.
-        corpus: `stories`, a .txt/.jsonl/.parquet file or a dataset id; the run's own corpus, else `stories`.
-        validation: a second corpus that holds the validation split.
-        split: train, validation or test.
-        block_size: context in tokens; the run's, else 256 or the model's context.
         n_tokens: tokens to measure on; each unit takes one forward pass over them, two with the control.
         layers: indices; by default the routed layers, or all of a dense model.
         families: label families (pos, semantic, token_class, …); by default pos, semantic and token_class. The first is
@@ -61,7 +54,7 @@ def ablation(
         seed: of the communities, the permutations and the random sets.
         output_dir: ablation.csv, matrix.csv, ablation.json and ablation.png go to OUTPUT_DIR/ablation/NAME/.
     """
-    subject = open_subject(model, split, corpus=corpus, validation=validation, block_size=block_size, n_tokens=n_tokens)
+    subject = open_subject(model, n_tokens=n_tokens, **text)
     blocks = subject.blocks
     known = sorted(find_mlps(subject.model))
     routed = [mlp.layer_index for mlp in routed_modules(subject.model, RoutedMLP).values()]
@@ -87,12 +80,12 @@ def ablation(
     write_csv(directory / "ablation.csv", LayerRow._fields, rows)
     write_json(
         directory / "ablation.json",
-        {"model": model, **subject.text, "split": split, "by": by, "seed": seed, "command": command_line(),
+        {"model": model, **subject.text, "by": by, "seed": seed, "command": command_line(),
          "nats": float(whole.nll.mean()), "rows": [row._asdict() for row in rows]},
     )  # fmt: skip
     figure = ablation_figure(short_name(model), measured, asked[0], blocks.label_names[asked[0]])
     write_figure(directory / "ablation.png", figure)
-    print(f"{model} on {subject.text['corpus']} ({split}): {len(whole.nll):,} predicted tokens, "
+    print(f"{model} on {subject.source}: {len(whole.nll):,} predicted tokens, "
           f"{float(whole.nll.mean()):.4f} nats/token with nothing ablated")  # fmt: skip
     print(ablation_table(rows, by))
     print(f"written to {directory}")

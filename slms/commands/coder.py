@@ -1,20 +1,23 @@
 """What `sae` and `features` measure: a SAELens directory's coder at its place in a model, with text to run it on."""
 
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from slms.commands.subject import Subject, open_subject
+from slms.commands.subject import Subject, open_model, run_base, run_text, with_text
+from slms.data.text import EMBEDDED
 from slms.measure.passes import batches
+from slms.models.base import load_base
 from slms.models.sites import Site, find_pair, find_site, read_sites, site_of_hook
 from slms.sae.base import Coder
 from slms.sae.export import load
 
-SAMPLE_BLOCKS = (
-    64  # the first blocks, on which means and baselines are fitted: to their advantage, they are judged there
-)
+logger = logging.getLogger(__name__)
+
+SAMPLE_BLOCKS = 64  # the first, on which means and baselines are fitted: to their advantage, they are judged there
 
 
 class OpenCoder(NamedTuple):
@@ -40,11 +43,20 @@ def open_coder(
     model: str | None = None,
     site: str | None = None,
     target: str | None = None,
-    split: str = "validation",
     batch_size: int = 16,
-    **text: Any,
+    **text,
 ) -> OpenCoder:
-    """Read a directory and what it says it belongs to; `text` is that of `open_subject`.
+    """Read a directory and what it says it belongs to.
+
+    The text is that of the run that trained it, else what the directory names as its `dataset_path`.
+
+    Args:
+        directory: a SAELens directory.
+        model: what it reads: a run or model directory, `stories-1m` or a hub id; by default what the directory names.
+        site: where it reads (`residual.3`); by default what the directory names.
+        target: where a transcoder writes; by default what the directory names.
+        batch_size: blocks of one forward pass.
+        text: the options of `chosen_text`.
 
     Raises:
         ValueError: a damaged directory, a model or site that it does not fit, or text that cannot be read.
@@ -52,10 +64,16 @@ def open_coder(
     if batch_size < 1:
         raise ValueError(f"--batch_size {batch_size}: it must be at least 1")
     coder, metadata = load(Path(directory))
-    if model is None and not metadata.get("model_name"):
+    run = Path(directory).resolve().parent.parent
+    own = run_text(run) or _named_text(directory, metadata)
+    if model is not None:
+        subject = with_text(model, open_model(model), own, **text)
+    elif (base := run_base(str(run))) is not None:
+        subject = with_text(metadata.get("model_name") or str(run), load_base(base), own, **text)
+    elif metadata.get("model_name"):
+        subject = with_text(metadata["model_name"], open_model(metadata["model_name"]), own, **text)
+    else:
         raise ValueError(f"{directory}/cfg.json names no model; give --model")
-    text["block_size"] = text.get("block_size") or metadata.get("context_size")
-    subject = open_subject(model or metadata["model_name"], split, **text)
     source = _place(subject, directory, site, metadata.get("hook_name"), "site")
     written = metadata.get("hook_name_out")
     to = _place(subject, directory, target, written, "target") if target or written else source
@@ -67,6 +85,18 @@ def open_coder(
         if found != wanted:
             raise ValueError(f"{directory}: its {what} has {wanted} dimensions, but the model's site has {found}")
     return OpenCoder(coder, subject, source, to, x, y)
+
+
+def _named_text(directory: str, metadata: dict[str, Any]) -> dict:
+    """The text that a coder's cfg.json names, where it is on this machine."""
+    corpus, length = metadata.get("dataset_path"), metadata.get("context_size")
+    named = {"block_size": length} if isinstance(length, int) else {}
+    if not isinstance(corpus, str):
+        return named
+    if corpus == EMBEDDED or Path(corpus).is_file():
+        return named | {"corpus": corpus}
+    logger.warning("%s was trained on %s, which is no file here: --corpus reads it elsewhere", directory, corpus)
+    return named
 
 
 def coder_directories(directory: Path) -> list[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from kernels.costs import machine
-from slms.commands.subject import Subject, open_model, open_subject, run_base, short_name
+from slms.commands.arguments import published
+from slms.commands.subject import Subject, open_model, open_subject, run_base, short_name, with_text
 from slms.measure.frontier import (
     DENSE_RULES,
     ROUTED_RULES,
@@ -29,7 +29,7 @@ from slms.measure.frontier import (
 from slms.measure.kernels import KernelOptions, calibrate_kernels
 from slms.measure.speed import Pair, compare_speed
 from slms.models.anatomy import find_mlps
-from slms.models.base import load_base
+from slms.models.base import Base, load_base
 from slms.models.dynamic import LEVELS
 from slms.models.routed import routed_modules
 from slms.models.weights import read_mlp
@@ -52,16 +52,13 @@ from slms.report.palette import write_figure
 AS_ESTIMATED = KernelOptions()
 
 
+@published(k="density")
 def dynamick(
     model: str = "stories-1m",
-    k: str | None = None,
-    rule: str | None = None,
+    density: list[str] | None = None,
+    rule: list[str] | None = None,
     dense: str | None = None,
     budget: str = "loss",
-    corpus: str | None = None,
-    validation: str | None = None,
-    split: str = "validation",
-    block_size: int | None = None,
     n_tokens: int = 32_768,
     calibration_tokens: int = 8192,
     budget_tokens: int = 4096,
@@ -69,6 +66,7 @@ def dynamick(
     seconds: float = 1.0,
     kernels: KernelOptions = AS_ESTIMATED,
     output_dir: str = "artifacts",
+    **text,
 ) -> None:
     """Perplexity, FLOPs and measured speed of executing a share of the MLPs, rule by rule, against the dense model.
 
@@ -76,18 +74,15 @@ def dynamick(
 
     Args:
         model: a dense model, on which rules work without training, or a routed one (a run directory).
-        k: density, the share of neurons to execute: one (0.35), several (0.35,0.5), or a sweep (0.1:1.0:0.1). Of a
-            routed model, the share of its routed layers; by default as it was trained. Of a dense model 0.35,0.5.
-        rule: one or several by commas. Dense: oracle, cett, teal, cats, low_rank, griffin, static, router; all that
-            suit by default. Routed: top_k, top_p, threshold; its own by default, and then every dense rule that suits
-            is measured beside it, on `dense`, at the densities that the routed model was found to execute.
+        density: the share of neurons to execute: one (0.35), several (0.35 0.5), or a sweep (0.1:1.0:0.1). Of a routed
+            model, the share of its routed layers; by default as it was trained. Of a dense model 0.35 0.5. Published
+            scripts call it `--k`, which is accepted too.
+        rule: one or several. Dense: oracle, cett, teal, cats, low_rank, griffin, static, router; all that suit by
+            default. Routed: top_k, top_p, threshold; its own by default, and then every dense rule that suits is
+            measured beside it, on `dense`, at the densities that the routed model was found to execute.
         dense: what a routed model is compared with; the base of its run by default.
         budget: how layers share the density on a dense model: loss (greedily by measured loss) or uniform.
-        corpus: `stories`, a .txt/.jsonl/.parquet file or a dataset id; the run's own corpus, else `stories`.
-        validation: a second corpus that holds the validation split.
-        split: train, validation or test; calibration is always on train.
-        block_size: context in tokens; the run's, else 256.
-        n_tokens: tokens to measure on.
+        n_tokens: tokens of the split to measure on; calibration is always on the training split.
         calibration_tokens: of the training split, for thresholds, predictors and routers.
         budget_tokens: so many of them to measure, layer by layer, what a density costs.
         batch_size: blocks of one forward pass.
@@ -96,13 +91,13 @@ def dynamick(
             table; by default they are chosen by estimate where this machine has none.
         output_dir: dynamick.csv, dynamick.json and frontier.png go to OUTPUT_DIR/dynamick/NAME/.
     """
-    densities = None if k is None else parse_densities(k)
+    densities = None if density is None else parse_densities(density)
     if budget not in ("loss", "uniform"):
         raise ValueError(f"--budget {budget}: it must be loss or uniform")
-    text: dict[str, Any] = {"corpus": corpus, "validation": validation, "block_size": block_size}
-    subject = open_subject(model, split, n_tokens=n_tokens, **text)
-    given = {key: subject.text[key] for key in text}
-    calibration = token_ids(open_subject(model, "train", n_tokens=calibration_tokens, **given))
+    _named(rule, (*DENSE_RULES, *ROUTED_RULES), "it")  # before model and text are read
+    subject = open_subject(model, n_tokens=n_tokens, **text)
+    base_of = Base(subject.model, subject.tokenizer)
+    calibration = token_ids(with_text(model, base_of, subject.text, split="train", n_tokens=calibration_tokens))
     routed = subject.model if routed_modules(subject.model) else None
     base = subject.model if routed is None else dense_of(model, dense)
     session = _Session(base, subject, calibration, budget_tokens, batch_size, seconds, kernels.calibrate)
@@ -122,7 +117,7 @@ def dynamick(
     write_csv(directory / "dynamick.csv", COLUMNS, rows(frontier))
     compared = dense or (str(run_base(model)) if routed is not None else model)
     write_json(directory / "dynamick.json", {
-        "model": model, "dense": compared, **subject.text, "split": split, "calibration_tokens": calibration.numel(),
+        "model": model, "dense": compared, **subject.text, "calibration_tokens": calibration.numel(),
         "budget": budget, "budget_tokens": budget_tokens, "command": command_line(), "device": frontier.device,
         "hardware": hardware(base.device), "versions": versions(), "dense_loss": frontier.dense._asdict(),
         "mlp_flops": frontier.mlp_flops, "model_flops": frontier.model_flops,
@@ -132,38 +127,39 @@ def dynamick(
         "closing": closing_line(frontier),
     })  # fmt: skip
     write_figure(directory / "frontier.png", frontier_figure(frontier, f"{short_name(model)}: what skipping costs"))
-    print(f"{model} on {subject.text['corpus']} ({split}), {frontier.dense.n:,} tokens: {frontier_table(frontier)}")
+    print(f"{model} on {subject.source}, {frontier.dense.n:,} tokens: {frontier_table(frontier)}")
     print(f"\nwritten to {directory}\n{closing_line(frontier)}")
 
 
-def parse_densities(k: str) -> list[float]:
-    """`0.35`, `0.35,0.5` or `first:last:step` as ascending densities.
+def parse_densities(words: Sequence[str]) -> list[float]:
+    """`0.35` or `first:last:step`, each once or more, as ascending densities.
 
-    >>> parse_densities("0.1:0.4:0.1"), parse_densities("0.5,0.35")
+    >>> parse_densities(["0.1:0.4:0.1"]), parse_densities(["0.5", "0.35"])
     ([0.1, 0.2, 0.3, 0.4], [0.35, 0.5])
     """
-    rule = "it must be a density (0.35), several (0.35,0.5) or a sweep (0.1:1.0:0.1), each above 0 and at most 1"
-    try:
-        if ":" in k:
-            first, last, step = (float(part) for part in k.split(":"))
-            if not step > 0 or not math.isfinite(last - first):
+    rule = "it must be a density (0.35), several (0.35 0.5) or a sweep (0.1:1.0:0.1), each above 0 and at most 1"
+    found: set[float] = set()
+    for word in words:
+        try:
+            first, last, step = map(float, word.split(":") if ":" in word else (word, word, 1))
+            if not step >= 1e-3 or not math.isfinite(last - first):
                 raise ValueError
-            found = [round(first + i * step, 6) for i in range(int((last - first) / step + 1e-6) + 1)]
-        else:
-            found = sorted({float(part) for part in k.split(",")})
-    except (ValueError, OverflowError):
-        raise ValueError(f"--k {k}: {rule}") from None
-    if not found or not all(0 < density <= 1 for density in found):
-        raise ValueError(f"--k {k}: {rule}")
-    return found
+        except ValueError:
+            raise ValueError(f"--density {word}: {rule}") from None
+        sweep = {round(first + i * step, 6) for i in range(int((last - first) / step + 1e-6) + 1)}
+        if not sweep or not all(0 < density <= 1 for density in sweep):
+            raise ValueError(f"--density {word}: {rule}")
+        found |= sweep
+    if not found:
+        raise ValueError(f"--density is empty: {rule}")
+    return sorted(found)
 
 
-def _named(rule: str | None, known: tuple[str, ...]) -> list[str]:
-    names = [] if rule is None else [name.strip() for name in rule.split(",")]
-    for name in names:
+def _named(rule: Sequence[str] | None, known: Sequence[str], what: str = "on this model it") -> list[str]:
+    for name in rule or ():
         if name not in known:
-            raise ValueError(f"--rule {name}: on this model it must be one of {', '.join(known)}")
-    return names
+            raise ValueError(f"--rule {name}: {what} must be one of {', '.join(dict.fromkeys(known))}")
+    return list(rule or ())
 
 
 def suitable(model: PreTrainedModel) -> list[str]:

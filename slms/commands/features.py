@@ -34,18 +34,12 @@ LINEARISED = 64  # tokens at which the final norm is linearised
 
 def features(
     directory: str,
-    model: str | None = None,
-    site: str | None = None,
-    target: str | None = None,
-    corpus: str | None = None,
-    validation: str | None = None,
-    split: str = "validation",
-    block_size: int | None = None,
     n_tokens: int | None = 131_072,
     batch_size: int = 16,
     n_strongest: int = 12,
     n_random: int = 4,
     output_dir: str = "artifacts",
+    **options,
 ) -> None:
     """What each feature of a sparse autoencoder responds to and writes; features.json, features.csv, features.html.
 
@@ -54,13 +48,6 @@ def features(
 
     Args:
         directory: a SAELens directory (cfg.json, sae_weights.safetensors), or a run: then each of its `saes/`.
-        model: what it reads: a run or model directory, `stories-1m` or a hub id; by default what the directory names.
-        site: where it reads (`residual.3`); by default what the directory names.
-        target: where a transcoder writes; by default what the directory names.
-        corpus: `stories`, a .txt/.jsonl/.parquet file or a dataset id; the run's own corpus, else `stories`.
-        validation: a second corpus that holds the validation split.
-        split: train, validation or test.
-        block_size: context in tokens; what the directory names, else 256.
         n_tokens: tokens to read.
         batch_size: blocks of one forward pass.
         n_strongest: strongest uses of each feature to show.
@@ -71,11 +58,8 @@ def features(
         if value < 1:
             raise ValueError(f"--{flag} {value}: it must be at least 1")
     for path in coder_directories(Path(directory)):
-        opened = open_coder(
-            str(path), model, site, target, split, batch_size, corpus=corpus, validation=validation,
-            block_size=block_size, n_tokens=n_tokens,
-        )  # fmt: skip
-        results, carried = _results(str(path), opened, split, batch_size, n_strongest, n_random)
+        opened = open_coder(str(path), batch_size=batch_size, n_tokens=n_tokens, **options)
+        results, carried = _results(str(path), opened, batch_size, n_strongest, n_random)
         place = artifact_directory(output_dir, "features", str(path))
         write_csv(place / "features.csv", COLUMNS, feature_rows(results))
         if carried:
@@ -87,7 +71,7 @@ def features(
 
 
 def _results(
-    directory: str, opened: OpenCoder, split: str, batch_size: int, n_strongest: int, n_random: int
+    directory: str, opened: OpenCoder, batch_size: int, n_strongest: int, n_random: int
 ) -> tuple[FeatureResults, list[Carried]]:
     subject, blocks = opened.subject, opened.subject.blocks
     assert blocks.doc_ids is not None, "a subject's blocks carry their documents"
@@ -136,7 +120,7 @@ def _results(
         target=opened.target.name,
         d_sae=opened.coder.d_sae,
         corpus=subject.text["corpus"],
-        split=split,
+        split=subject.text["split"],
         tokens=reader.tokens,
         documents=len(np.unique(blocks.doc_ids)),
         l0=int(reader.uses.sum()) / reader.tokens,

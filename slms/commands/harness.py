@@ -6,9 +6,11 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from slms.commands.subject import open_model, open_subject
-from slms.measure.frontier import set_budget, set_routed_rule, under_rule
+from slms.commands.arguments import published
+from slms.commands.subject import open_model, run_text, with_text
+from slms.measure.frontier import DENSE_RULES, ROUTED_RULES, set_budget, set_routed_rule, under_rule
 from slms.measure.harness import TaskScore, installed, score
+from slms.models.base import Base
 from slms.models.dynamic import masking
 from slms.models.routed import routed_modules
 from slms.report.artifacts import artifact_directory, write_csv, write_json
@@ -16,6 +18,7 @@ from slms.report.facts import command_line, versions
 from slms.report.tables import text_table
 
 
+@published(k="density")
 def harness(
     model: str,
     tasks: list[str],
@@ -23,7 +26,7 @@ def harness(
     shots: int | None = None,
     limit: int | None = None,
     rule: str | None = None,
-    k: float | None = None,
+    density: float | None = None,
     corpus: str | None = None,
     calibration_tokens: int = 8192,
     batch_size: int = 16,
@@ -37,8 +40,9 @@ def harness(
         include_path: a directory with more task files; those that name Python code are refused.
         shots: worked examples before each question; the task's own number by default.
         limit: documents of each task; all by default.
-        rule: execute the MLPs under this rule of `eval.py dynamick`; needs --k.
-        k: density that the rule keeps: the share of neurons executed (of a routed model, in its routed layers).
+        rule: execute the MLPs under this rule of `eval.py dynamick`; needs --density.
+        density: the share of neurons that the rule executes (of a routed model, in its routed layers). Published
+            scripts call it `--k`, which is accepted too.
         corpus: text that a rule is calibrated on; the run's own, else `stories`.
         calibration_tokens: how many tokens of it.
         batch_size: sequences of one forward pass.
@@ -47,17 +51,21 @@ def harness(
     for name, value in (("limit", limit), ("batch_size", batch_size), ("calibration_tokens", calibration_tokens)):
         if value is not None and value < 1:
             raise ValueError(f"--{name} is {value}; it must be at least 1")
-    if (rule is None) != (k is None):
-        raise ValueError("--rule and --k belong together: a rule keeps a density")
-    if k is not None and not 0 < k <= 1:
-        raise ValueError(f"--k is {k}; it must be above 0 and at most 1")
+    if (rule is None) != (density is None):
+        raise ValueError("--rule and --density belong together: a rule keeps a density")
+    if density is not None and not 0 < density <= 1:
+        raise ValueError(f"--density is {density}; it must be above 0 and at most 1")
+    if rule is not None and rule not in (known := dict.fromkeys((*DENSE_RULES, *ROUTED_RULES))):
+        raise ValueError(f"--rule {rule}: it must be one of {', '.join(known)}")
     if not installed():
         raise ValueError("harness needs the package lm-eval: pip install -e '.[harness]'")
     net, tokenizer = open_model(model)
     assert tokenizer is not None, model  # load_base raises without one
-    if rule is not None and k is not None:
-        text = open_subject(model, "train", corpus=corpus, n_tokens=calibration_tokens).blocks.input_ids
-        net = dynamic(net, rule, k, torch.from_numpy(text.astype("int64")), batch_size)
+    if rule is not None and density is not None:
+        own = run_text(model)
+        subject = with_text(model, Base(net, tokenizer), own, corpus=corpus, split="train", n_tokens=calibration_tokens)
+        text = subject.blocks.input_ids
+        net = dynamic(net, rule, density, torch.from_numpy(text.astype("int64")), batch_size)
     with masking(net) if rule is not None else nullcontext():
         include = None if include_path is None else Path(include_path)
         scores = score(net, tokenizer, tasks, include, shots, limit, batch_size)
@@ -65,21 +73,25 @@ def harness(
     write_csv(directory / "harness.csv", TaskScore._fields, scores)
     write_json(
         directory / "harness.json",
-        {"model": model, "rule": rule, "k": k, "limit": limit, "command": command_line(),
+        {"model": model, "rule": rule, "density": density, "limit": limit, "command": command_line(),
          "versions": versions() | lm_eval_version(), "scores": [row._asdict() for row in scores]},
     )  # fmt: skip
-    print(f"{model}{f' under {rule} at density {k:g}' if rule else ''}, by lm-eval {lm_eval_version()['lm_eval']}\n")
+    print(
+        f"{model}{f' under {rule} at density {density:g}' if rule else ''}, by lm-eval {lm_eval_version()['lm_eval']}\n"
+    )
     print(score_table(scores))
     print(f"\nwritten to {directory}")
 
 
-def dynamic(net: PreTrainedModel, rule: str, k: float, calibration: torch.Tensor, batch_size: int) -> PreTrainedModel:
-    """A model that executes density k of its MLPs by a rule, calibrated on token ids [b, t]."""
+def dynamic(
+    net: PreTrainedModel, rule: str, density: float, calibration: torch.Tensor, batch_size: int
+) -> PreTrainedModel:
+    """A model that executes a share of its MLPs' neurons by a rule, calibrated on token ids [b, t]."""
     if routed_modules(net):
-        set_routed_rule(net, rule, k, calibration, batch_size)
+        set_routed_rule(net, rule, density, calibration, batch_size)
         return net
     made = under_rule(net, rule, calibration)
-    set_budget(made, k)
+    set_budget(made, density)
     return made
 
 

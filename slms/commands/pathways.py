@@ -23,30 +23,21 @@ from slms.report.tables import closing_table
 
 def pathways(
     model: str,
-    corpus: str | None = None,
-    validation: str | None = None,
-    split: str = "validation",
-    block_size: int | None = None,
-    n_tokens: int | None = None,
     batch_size: int = 16,
     given_token: list[str] | None = None,
     output_dir: str = "artifacts",
+    **text,
 ) -> None:
     """Purity, entropy, utilization and SI of every routed layer, against tokens and word classes, with their nulls.
 
     Args:
         model: a run directory, or the directory of a routed model.
-        corpus: `stories`, a .txt/.jsonl/.parquet file or a dataset id; the run's own corpus, else `stories`.
-        validation: a second corpus that holds the validation split.
-        split: train, validation or test.
-        block_size: context in tokens; the run's, else 256 or the model's context.
-        n_tokens: tokens to measure on; the run's, else 131072.
         batch_size: blocks of one forward pass.
         given_token: label families (pos, semantic, …) whose SI is also computed conditional on the token.
         output_dir: the results file and the figure go to OUTPUT_DIR/pathways/.
     """
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
-    subject = open_subject(model, split, corpus=corpus, validation=validation, block_size=block_size, n_tokens=n_tokens)
+    subject = open_subject(model, **text)
     if not routed_modules(subject.model):
         raise ValueError(f"--model {model}: a dense model has no pathways; `eval.py perplexity` measures it")
     families = tuple(given_token or ())

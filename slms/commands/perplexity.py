@@ -11,32 +11,22 @@ from slms.measure.passes import document_loss
 
 def perplexity(
     model: str,
-    corpus: str | None = None,
-    validation: str | None = None,
-    split: str = "validation",
-    block_size: int | None = None,
-    n_tokens: int | None = None,
     batch_size: int = 16,
     output_dir: str = "artifacts",
+    **text,
 ) -> None:
     """Mean next-token loss in nats and its exponential, with a 95 % bootstrap interval over documents.
 
     Args:
         model: a run directory, a model directory, `stories-1m` or a Hugging Face id.
-        corpus: `stories`, a .txt/.jsonl/.parquet file or a dataset id; the run's own corpus, else `stories`.
-        validation: a second corpus that holds the validation split.
-        split: train, validation or test.
-        block_size: context in tokens; the run's, else 256 or the model's context.
-        n_tokens: tokens to measure on; the run's, else 131072.
         batch_size: blocks of one forward pass.
         output_dir: perplexity.json goes to OUTPUT_DIR/perplexity/.
     """
-    subject = open_subject(model, split, corpus=corpus, validation=validation, block_size=block_size, n_tokens=n_tokens)
+    subject = open_subject(model, **text)
     loss = document_loss(subject.model, subject.blocks, batch_size).compute()
     result = {
         "model": model,
         **subject.text,
-        "split": split,
         "nats": loss.value,
         "low": loss.low,
         "high": loss.high,
@@ -45,7 +35,7 @@ def perplexity(
         "documents": int(subject.blocks.doc_ids.max()) + 1,
     }
     path = write_atomic(Path(output_dir) / "perplexity" / "perplexity.json", json.dumps(result, indent=1) + "\n")
-    print(f"{model} on {subject.text['corpus']} ({split}): {loss.n:,} tokens, {result['documents']:,} documents")
+    print(f"{model} on {subject.source}: {loss.n:,} tokens, {result['documents']:,} documents")
     print(f"loss        {loss.value:.4f} nats/token   95 % [{loss.low:.4f}, {loss.high:.4f}]")
     print(
         f"perplexity  {math.exp(loss.value):.3f}           95 % [{math.exp(loss.low):.3f}, {math.exp(loss.high):.3f}]"

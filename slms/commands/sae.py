@@ -37,30 +37,17 @@ CONTROL = "random model"
 
 def sae(
     directory: str,
-    model: str | None = None,
-    site: str | None = None,
-    target: str | None = None,
-    corpus: str | None = None,
-    validation: str | None = None,
-    split: str = "validation",
-    block_size: int | None = None,
     n_tokens: int | None = 65_536,
     batch_size: int = 16,
     baselines: bool = True,
     control_tokens: int = 262_144,
     output_dir: str = "artifacts",
+    **options,
 ) -> None:
     """L0, FVU, loss recovered (zero and mean ablation), KL, dead share and SI of latents, with intervals.
 
     Args:
         directory: a SAELens directory (cfg.json, sae_weights.safetensors), or a run: then each of its `saes/`.
-        model: what it reads: a run or model directory, `stories-1m` or a hub id; by default what the directory names.
-        site: where it reads (`residual.3`); by default what the directory names.
-        target: where a transcoder writes; by default what the directory names.
-        corpus: `stories`, a .txt/.jsonl/.parquet file or a dataset id; the run's own corpus, else `stories`.
-        validation: a second corpus that holds the validation split.
-        split: train, validation or test.
-        block_size: context in tokens; what the directory names, else 256.
         n_tokens: tokens to measure on.
         batch_size: blocks of one forward pass.
         baselines: also measure PCA and a random coder at the same L0.
@@ -71,15 +58,12 @@ def sae(
     if control_tokens < 0:
         raise ValueError(f"--control_tokens {control_tokens}: it must not be negative")
     for path in coder_directories(Path(directory)):
-        opened = open_coder(
-            str(path), model, site, target, split, batch_size, corpus=corpus, validation=validation,
-            block_size=block_size, n_tokens=n_tokens,
-        )  # fmt: skip
-        _report(path, opened, split, batch_size, baselines, control_tokens, output_dir)
+        opened = open_coder(str(path), batch_size=batch_size, n_tokens=n_tokens, **options)
+        _report(path, opened, batch_size, baselines, control_tokens, output_dir)
 
 
 def _report(
-    directory: Path, opened: OpenCoder, split: str, batch_size: int, baselines: bool, control_tokens: int, output: str
+    directory: Path, opened: OpenCoder, batch_size: int, baselines: bool, control_tokens: int, output: str
 ) -> None:
     coder, subject, source, to, x, y = opened
     blocks, special = subject.blocks, special_ids(subject)
@@ -111,7 +95,6 @@ def _report(
         "site": source.name,
         "target": to.name,
         **subject.text,
-        "split": split,
         "kind": coder.config.kind,
         "d_sae": coder.d_sae,
         "control_tokens": control_tokens,
@@ -122,7 +105,7 @@ def _report(
     write_csv(place / "quality.csv", COLUMNS, figure_rows(results, scores))
     title = f"{coder.config.kind}, {coder.d_sae:,} latents, of {short_name(subject.name)} at {opened.place}"
     tokens = results["this coder"].fvu.n
-    subtitle = f"{subject.text['corpus']}, {split}, {tokens:,} tokens; 95 % intervals over documents"
+    subtitle = f"{subject.source}, {tokens:,} tokens; 95 % intervals over documents"
     write_figure(place / "quality.png", coder_figure(results, title, subtitle))
     print(f"\nwritten to {place}")
 

@@ -1,37 +1,41 @@
 """`eval.py sparsity`, also installed as the console script `sparsity`: activation sparsity by layer."""
 
 import sys
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from slms.cli import one_line_errors
 from slms.commands import run
-from slms.commands.subject import open_model
+from slms.commands.arguments import published
+from slms.commands.subject import chosen_text, open_model, run_text
 from slms.data.probes import MANIFEST, Item, Task, read_tasks
 from slms.data.prompts import prompt_blocks
 from slms.data.text import EMBEDDED, documents
 from slms.measure.sparsity import STEPS, Sparsity, measure_sparsity
 from slms.metrics.functional import ActivationSparsity
 from slms.models.anatomy import list_layers, named_layers
+from slms.progress import Progress
 from slms.report.artifacts import artifact_directory, write_csv, write_json
 from slms.report.facts import command_line
 from slms.report.tables import number, share, text_table
 
 DTYPES = {"auto": None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DOCUMENTS, MOST_TOKENS = 4, 2048  # read by default, as earlier scripts do; tokens of one document
 MEASURES = [f"{name}{end}" for name in ActivationSparsity._fields for end in ("", "_low", "_high")]
 COLUMNS = ["layer", "frac", "pr", "kept", *MEASURES, "frac_neurons", "pr_neurons", "tokens"]
 
 
+@published(dataset="corpus", max_tokens="block_size")
 def sparsity(
     model: str,
     prompt: str | None = None,
-    dataset: str = EMBEDDED,
-    split: str = "validation",
-    num_docs: int = 4,
-    max_tokens: int = 2048,
+    num_docs: int | None = None,
+    n_tokens: int | None = None,
+    block_size: int | None = None,
     threshold: float = 0.0,
     output_dir: str = "artifacts",
     layers: list[str] | None = None,
@@ -40,6 +44,7 @@ def sparsity(
     task_id: list[str] | None = None,
     tolerance: float = 0.01,
     batch_size: int = 8,
+    **text,
 ) -> None:
     """Activation sparsity of each MLP: shares of its neurons, between 0 and 1, with 95 % intervals over documents.
 
@@ -51,10 +56,10 @@ def sparsity(
     Args:
         model: a run directory, a model directory, `stories-1m` or a Hugging Face id.
         prompt: measure on this text, read NUM_DOCS times as earlier scripts do (pr depends on it).
-        dataset: `stories`, a .txt/.jsonl/.parquet file or a dataset id.
-        split: train, validation or test.
-        num_docs: documents to read; −1 reads a whole split.
-        max_tokens: tokens of each document that are read.
+        num_docs: documents to read: 4 where N_TOKENS is not given either; −1 reads a whole split.
+        n_tokens: tokens to read, in whole documents, where NUM_DOCS does not end the text before.
+        block_size: tokens of each document that are read; 2048 or the model's context. Published scripts call it
+            `--max_tokens`, and the corpus `--dataset`; both are accepted too.
         threshold: above which `frac` counts a value.
         output_dir: sparsity.csv and sparsity.json go to OUTPUT_DIR/sparsity/NAME/.
         layers: names such as gpt_neox.layers.10.mlp, or numbers; all by default.
@@ -66,26 +71,26 @@ def sparsity(
     """
     if dtype not in DTYPES:
         raise ValueError(f"--dtype {dtype}: it must be one of {', '.join(DTYPES)}")
-    if max_tokens < 2 or batch_size < 1 or not tolerance > 0 or (num_docs < 1 and num_docs != -1):
-        raise ValueError("--max_tokens must be at least 2, --batch_size 1, --tolerance above 0, --num_docs 1 or −1")
+    if batch_size < 1 or not tolerance > 0 or (num_docs is not None and num_docs < 1 and num_docs != -1):
+        raise ValueError("--batch_size must be at least 1, --tolerance above 0, --num_docs at least 1, or −1")
     by_task = probe_manifest is not None or task_id is not None
-    tasks = read_tasks(probe_manifest or MANIFEST, task_id) if by_task else [_text(prompt, dataset, split, num_docs)]
+    tasks = read_tasks(probe_manifest or MANIFEST, task_id) if by_task else []
     net, tokenizer = open_model(model)
     net = net if DTYPES[dtype] is None else net.to(DTYPES[dtype])
     chosen = named_layers(net, layers)
     names = {layer.index: layer.name for layer in list_layers(net)}
-    context = getattr(net.config, "max_position_embeddings", max_tokens)
+    context = getattr(net.config, "max_position_embeddings", None) or MOST_TOKENS
+    read = chosen_text(net, run_text(model), block_size=block_size or min(MOST_TOKENS, context), **text)
+    if read["block_size"] < 2:
+        raise ValueError(f"--block_size {block_size}: it must be at least 2, so that a token can be predicted")
+    if not by_task:
+        tasks = [_text(prompt, read, num_docs, n_tokens, tokenizer)]
     rows: list[list[Any]] = []
     about: list[dict[str, Any]] = []
-    with tqdm(total=len(tasks) * (STEPS + 2), leave=False, delay=2) as bar:
-
-        def step(what: str) -> None:
-            bar.set_description(what)
-            bar.update()
-
+    with Progress("sparsity", len(tasks) * (STEPS + 2)) as steps:
         for task in tasks:
-            blocks = prompt_blocks([task], tokenizer, context, max_tokens)
-            found = measure_sparsity(net, blocks, chosen, threshold, tolerance, batch_size, step)
+            blocks = prompt_blocks([task], tokenizer, context, read["block_size"])
+            found = measure_sparsity(net, blocks, chosen, threshold, tolerance, batch_size, partial(steps.update, 1))
             task_rows = _rows(found, {i: names[i] for i in chosen})
             rows += [[task.task_id, *row] if by_task else row for row in task_rows]
             about.append({"task_id": task.task_id, "texts": len(blocks.input_ids)} | _whole(found))
@@ -93,9 +98,9 @@ def sparsity(
     directory = artifact_directory(output_dir, "sparsity", model)
     columns = ["task_id", *COLUMNS] if by_task else COLUMNS
     write_csv(directory / "sparsity.csv", columns, rows)
-    settings = {"model": model, "dataset": None if by_task or prompt else dataset, "split": split, "dtype": dtype,
-                "threshold": threshold, "tolerance": tolerance, "max_tokens": max_tokens, "num_docs": num_docs,
-                "command": command_line(), "texts": about}  # fmt: skip
+    settings = {"model": model, "corpus": None if by_task or prompt else read["corpus"], "split": read["split"],
+                "dtype": dtype, "threshold": threshold, "tolerance": tolerance, "block_size": read["block_size"],
+                "num_docs": num_docs, "n_tokens": n_tokens, "command": command_line(), "texts": about}  # fmt: skip
     write_json(directory / "sparsity.json", settings | {"rows": [dict(zip(columns, row, strict=True)) for row in rows]})
     print(f"written to {directory}")
 
@@ -106,17 +111,28 @@ def main() -> None:
         run("sparsity", sys.argv[1:], "sparsity")
 
 
-def _text(prompt: str | None, dataset: str, split: str, num_docs: int) -> Task:
-    """What is read without a manifest, as a task."""
+def _text(
+    prompt: str | None, read: dict, num_docs: int | None, n_tokens: int | None, tokenizer: PreTrainedTokenizerBase
+) -> Task:
+    """What is read without a manifest, as a task: documents, until there are so many of them or of their tokens."""
+    if num_docs is None and n_tokens is None:
+        num_docs = DOCUMENTS
     if prompt is not None:
-        return Task("prompt", "", "", (Item(prompt),) * max(num_docs, 1))
-    if num_docs == -1 and dataset == EMBEDDED:
-        raise ValueError("--num_docs -1: the embedded stories have no end; name a number")
-    found = islice(documents(dataset, split), None if num_docs == -1 else num_docs)
-    items = tuple(Item(document.text) for document in found)
+        return Task("prompt", "", "", (Item(prompt),) * max(num_docs or DOCUMENTS, 1))
+    corpus, split = read["corpus"], read["split"]
+    if num_docs == -1 and n_tokens is None and corpus == EMBEDDED:
+        raise ValueError("--num_docs -1: the embedded stories have no end; name a number, or --n_tokens")
+    found = documents(corpus, split, validation=read["validation"], text_field=read["text_field"])
+    items, total = [], 0
+    for document in islice(found, None if num_docs in (None, -1) else num_docs):
+        length = min(len(tokenizer(document.text, verbose=False)["input_ids"]), read["block_size"])
+        if n_tokens is not None and items and total + length > n_tokens:
+            break
+        items.append(Item(document.text))
+        total += length
     if not items:
-        raise ValueError(f"--dataset {dataset}: no text in split {split!r}")
-    return Task("text", "", "", items)
+        raise ValueError(f"--corpus {corpus}: no text in split {split!r}")
+    return Task("text", "", "", tuple(items))
 
 
 def _rows(found: Sparsity, names: dict[int, str]) -> list[list[Any]]:

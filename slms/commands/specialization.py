@@ -31,11 +31,6 @@ def specialization(
     units: str = "neurons",
     sae: str | None = None,
     layers: list[str] | None = None,
-    corpus: str | None = None,
-    validation: str | None = None,
-    split: str = "validation",
-    block_size: int | None = None,
-    n_tokens: int | None = None,
     batch_size: int = 16,
     families: list[str] | None = None,
     given_token: list[str] | None = None,
@@ -46,6 +41,7 @@ def specialization(
     graph: bool = True,
     random: bool = True,
     output_dir: str = "artifacts",
+    **text,
 ) -> None:
     """Activation sparsity, specialization, semantic coherence and modularity of units, with nulls and 95 % intervals.
 
@@ -59,11 +55,6 @@ def specialization(
         units: neurons, pathways (of a routed model) or features (of a sparse autoencoder).
         sae: a SAELens directory, or a run with `saes/`; for features.
         layers: names such as gpt_neox.layers.10.mlp, or numbers; all by default. Of neurons.
-        corpus: `stories`, a .txt/.jsonl/.parquet file or a dataset id; the run's own corpus, else `stories`.
-        validation: a second corpus that holds the validation split.
-        split: train, validation or test.
-        block_size: context in tokens; the run's, else 256 or the model's context.
-        n_tokens: tokens to measure on; the run's, else 131072.
         batch_size: blocks of one forward pass.
         families: label families for SI (token_class, frequency, pos, semantic, number, domain); all by default.
         given_token: families whose SI is also computed given the token; semantic and domain by default, where known.
@@ -83,12 +74,6 @@ def specialization(
         paths = coder_directories(Path(sae))
     elif model is None:
         raise ValueError(f"--units {units} needs --model")
-    text = {
-        "corpus": corpus,
-        "validation": validation,
-        "block_size": block_size,
-        "n_tokens": n_tokens or (131_072 if units == "features" else None),
-    }
     tasks = [task._replace(items=task.items[:MOST_PROMPTS]) for task in read_tasks(probe_manifest or MANIFEST, task_id)]
 
     def measure(reader: UnitReader, subject: Subject, graphs: int, what: str) -> tuple[Measured, Measured]:
@@ -106,7 +91,7 @@ def specialization(
     beside: list[tuple[Measured, Measured]] = []
     if units == "features":
         for path in paths:
-            opened = open_coder(str(path), model, split=split, batch_size=batch_size, **text)
+            opened = open_coder(str(path), model, site=None, target=None, batch_size=batch_size, **text)
             subject, coder = opened.subject, opened.coder
             placed = FixedCoder(coder, opened.source, opened.target, opened.x, opened.y)
             special = special_ids(subject)
@@ -114,7 +99,7 @@ def specialization(
             found.append(measure(features, subject, n_nulls, path.name))
     else:
         assert model is not None
-        subject = open_subject(model, split, **text)
+        subject = open_subject(model, **text)
         chosen = named_layers(subject.model, layers)
         nets = {"model": subject.model} | ({"random weights": random_model(subject.model)} if random else {})
         for name, net in nets.items():
@@ -138,7 +123,7 @@ def specialization(
     write_csv(directory / "specialization.csv", Row._fields, rows)
     write_csv(directory / "units.csv", unit_columns(on_text), unit_rows(on_text, texts))
     about = {
-        "model": subject.name, "units": units, "sae": sae, **subject.text, "split": split,
+        "model": subject.name, "units": units, "sae": sae, **subject.text,
         "tokens": on_text.places[0].n_tokens, "documents": int(subject.blocks.doc_ids.max()) + 1,
         "prompt_tokens": on_prompts.places[0].n_tokens, "tasks": [task.task_id for task in tasks],
         "active_share": active_share if units == "neurons" else None, "coverage": on_text.coverage,

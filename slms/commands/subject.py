@@ -21,40 +21,87 @@ class Subject(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
     blocks: Blocks
     text: dict
-    """corpus, validation, text_field, block_size and n_tokens that the blocks were made from"""
+    """corpus, validation, split, text_field, block_size and n_tokens that the blocks were made from"""
+
+    @property
+    def source(self) -> str:
+        """What was read, in words."""
+        return f"{self.text['corpus']} ({self.text['split']})"
 
 
-def open_subject(model: str, split: str = "validation", **text) -> Subject:
-    """Load a model and its text; what the caller leaves at None comes from the run's config, else from `DEFAULTS`.
-
-    Nobody having said how long, blocks are no longer than the model's context.
+def open_subject(model: str, **text) -> Subject:
+    """Load a model, and its text as blocks with labels.
 
     Args:
         model: a run directory, a model directory, an embedded name or a hub id.
-        split: which split of the corpus.
-        text: corpus, validation, block_size, n_tokens.
+        text: the options of `chosen_text`.
 
     Raises:
         ValueError: no such model, corpus or split, or a run without a finished model.
     """
-    config = Path(model) / "config.yaml"
-    from_run = _run_text(config) if config.is_file() else {}
-    net, tokenizer = open_model(model)
-    settings = {
-        key: text[key] if text.get(key) is not None else from_run.get(key, default) for key, default in DEFAULTS.items()
-    }
-    if text.get("corpus") is not None and text.get("validation") is None:
-        settings["validation"] = None
-    limit = getattr(net.config, "max_position_embeddings", settings["block_size"])
-    if text.get("block_size") is None and not from_run:
+    own = run_text(model)
+    return with_text(model, open_model(model), own, **text)
+
+
+def with_text(name: str, base: Base, own: dict, **text) -> Subject:
+    """A model that is loaded, and its text as blocks with labels.
+
+    Args:
+        name: what results call the model.
+        own: the text of its run, as `Subject.text`, or what is known of it.
+        text: the options of `chosen_text`.
+
+    Raises:
+        ValueError: no such corpus or split, or too little text.
+    """
+    settings = chosen_text(base.model, own, **text)
+    spec = BlockSpec(
+        corpus=settings["corpus"],
+        split=settings["split"],
+        validation=settings["validation"],
+        text_field=settings["text_field"],
+        seed=0,
+        block_size=settings["block_size"],
+        n_tokens=settings["n_tokens"],
+        with_labels=True,
+    )
+    return Subject(name, *base, load_blocks(spec, base.tokenizer), settings)
+
+
+def chosen_text(
+    model: PreTrainedModel,
+    own: dict,
+    corpus: str | None = None,
+    validation: str | None = None,
+    split: str = "validation",
+    block_size: int | None = None,
+    n_tokens: int | None = None,
+) -> dict:
+    """Which text is measured: what was asked for, else that of the model's own run, else `DEFAULTS`.
+
+    Args:
+        corpus: `stories`, a .txt/.jsonl/.parquet file or a dataset id; the run's own corpus, else `stories`.
+        validation: a second corpus that holds the validation split; without it every 50th document of a file is that.
+        split: train, validation or test.
+        block_size: context in tokens; the run's, else 256 or the model's context.
+        n_tokens: tokens to measure on; the run's, else 131072.
+
+    Raises:
+        ValueError: a context that is longer than the model's.
+    """
+    given = {"corpus": corpus, "validation": validation, "block_size": block_size, "n_tokens": n_tokens}
+    if corpus is not None:
+        own = {key: value for key, value in own.items() if key not in ("corpus", "validation", "text_field")}
+    settings = DEFAULTS | own | {key: value for key, value in given.items() if value is not None} | {"split": split}
+    limit = getattr(model.config, "max_position_embeddings", None) or settings["block_size"]
+    if block_size is None and "block_size" not in own:
         settings["block_size"] = min(settings["block_size"], limit)
+    for flag in ("block_size", "n_tokens"):
+        if settings[flag] < 1:
+            raise ValueError(f"--{flag} {settings[flag]}: it must be at least 1")
     if settings["block_size"] > limit:
         raise ValueError(f"--block_size {settings['block_size']}: the model's context holds at most {limit} tokens")
-    spec = BlockSpec(
-        settings["corpus"], split, settings["validation"], settings["text_field"], 0, settings["block_size"],
-        settings["n_tokens"], with_labels=True,
-    )  # fmt: skip
-    return Subject(model, net, tokenizer, load_blocks(spec, tokenizer), settings)
+    return settings
 
 
 def open_model(model: str) -> Base:
@@ -98,8 +145,11 @@ def _section(config: Path, name: str) -> dict:
     return section
 
 
-def _run_text(config: Path) -> dict:
-    """The text a run validated on, from its resolved config."""
+def run_text(model: str | Path) -> dict:
+    """The text a run validated on, from its resolved config; empty where `model` is no run directory."""
+    config = Path(model) / "config.yaml"
+    if not config.is_file():
+        return {}
     data = _section(config, "data")
     try:
         corpus = data["corpus"]

@@ -29,13 +29,12 @@ def suite(
     suite: str | None = None,
     runs: str = "runs",
     corpus: str = "stories",
-    validation: str | None = None,
-    split: str = "validation",
     block_size: int = 256,
     n_tokens: int = 32_768,
     n_nulls: int = 10,
     batch_size: int = 16,
     output_dir: str = "artifacts",
+    **text,
 ) -> None:
     """AS, SI and Q of models of several sizes against their parameters: slopes with 95 % intervals and a verdict.
 
@@ -48,8 +47,6 @@ def suite(
             configs dense_stories_*.yaml.
         runs: where the stories suite was trained, the `--output_dir` of train.py.
         corpus: `stories`, a .txt/.jsonl/.parquet file or a dataset id; the same for all models.
-        validation: a second corpus that holds the validation split.
-        split: train, validation or test.
         block_size: context in tokens.
         n_tokens: tokens to measure on.
         n_nulls: token-shuffled graphs behind the null of Q.
@@ -64,16 +61,16 @@ def suite(
     names = list(models or ()) if suite is None else list(PYTHIA) if suite == "pythia" else stories_runs(runs)
     if not names or len(set(names)) < len(names):
         raise ValueError(f"--models {' '.join(names)}: give at least one model, each once")
-    text = {"corpus": corpus, "validation": validation, "block_size": block_size, "n_tokens": n_tokens}
+    read = {"corpus": corpus, "block_size": block_size, "n_tokens": n_tokens, **text}
     directory = Path(output_dir) / "suite" / (suite or "models")
     points = []
     for name in tqdm(names, "models", leave=False, delay=2):
-        settings = {"model": name, "weights": _written(name), **text, "split": split, "n_nulls": n_nulls}
+        settings = {"model": name, "weights": _written(name), **read, "n_nulls": n_nulls}
         kept = artifact_directory(directory.parent, "measured", name)  # whatever suite a model was measured for
         path = kept.with_name(f"{kept.name}.json")
         point = read_point(path, settings)
         if point is None:
-            point = _measure(name, text, split, batch_size, n_nulls)
+            point = _measure(name, batch_size, n_nulls, corpus=corpus, block_size=block_size, n_tokens=n_tokens, **text)
             write_point(path, point, settings)
         points.append(point)
     points.sort(key=lambda point: point.parameters)
@@ -81,7 +78,7 @@ def suite(
     write_csv(directory / "suite.csv", SUITE_COLUMNS, suite_rows(points))
     write_json(
         directory / "suite.json",
-        {**text, "split": split, "n_nulls": n_nulls, "models": names, "command": command_line(), "versions": versions(),
+        {**read, "n_nulls": n_nulls, "models": names, "command": command_line(), "versions": versions(),
          "hardware": hardware(), "verdicts": [verdict._asdict() for verdict in verdicts]},
     )  # fmt: skip
     write_figure(directory / "suite.png", suite_figure(suite or "", points, verdicts))
@@ -89,8 +86,8 @@ def suite(
     print(f"written to {directory}")
 
 
-def _measure(name: str, text: dict, split: str, batch_size: int, n_nulls: int) -> Point:
-    subject = open_subject(name, split, **text)
+def _measure(name: str, batch_size: int, n_nulls: int, **text) -> Point:
+    subject = open_subject(name, **text)
     return measure_point(
         short_name(name), subject.model, subject.blocks, batch_size, n_nulls,
         lambda items, what, n: tqdm(items, what, n, leave=False, delay=2),

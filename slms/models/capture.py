@@ -38,11 +38,16 @@ class Text(NamedTuple):
 
 
 def corpus_texts(
-    name: str, split: str, tokenizer: PreTrainedTokenizerBase, n_tokens: int, validation: str | None = None
+    name: str,
+    split: str,
+    tokenizer: PreTrainedTokenizerBase,
+    n_tokens: int,
+    validation: str | None = None,
+    text_field: str = "text",
 ) -> Iterator[Text]:
     """Documents of a corpus, with separators, until n_tokens; one after the other from the source, none kept."""
     total = 0
-    for i, document in enumerate(documents(name, split, validation=validation)):
+    for i, document in enumerate(documents(name, split, validation=validation, text_field=text_field)):
         ids = encode(document.text, tokenizer)
         yield Text(ids[: n_tokens - total], i)
         total += len(ids)

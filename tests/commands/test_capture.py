@@ -63,7 +63,7 @@ def test_a_capture_of_another_model_is_refused_and_kept(tmp_path, capsys):
         (["--layers", "model.layers.3.mlp"], ["transformer.h.3.mlp"]),
         (["--site", "middle"], ["--site", "neurons"]),
         (["--n-tokens", "0"], ["--n_tokens", "0"]),
-        (["--max-tokens", "9999"], ["--max_tokens", "9999", "2048"]),
+        (["--max-tokens", "9999"], ["--block_size", "9999", "2048"]),
         (["--task-id", "ioi_minimum"], ["ioi_minimal"]),
     ],
 )

@@ -46,7 +46,7 @@ def run(place, model, **options):
 
 
 def test_a_dense_model(place, capsys):
-    rows, results, directory = run(place, "dense", k="0.25,0.5", rule="griffin,low_rank", seconds=0.02)
+    rows, results, directory = run(place, "dense", density=["0.25", "0.5"], rule=["griffin", "low_rank"], seconds=0.02)
     assert tuple(rows[0]) == COLUMNS
     assert [(r["rule"], float(r["target"])) for r in rows] == [
         (rule, k) for rule in ("griffin", "low_rank") for k in (0.25, 0.5)
@@ -73,27 +73,32 @@ def test_a_routed_model_beside_the_rules_at_its_density(place):
 
 
 def test_rules_of_a_routed_model(place):
-    rows, *_ = run(place, "routed", dense=str(place / "dense"), rule="top_p,threshold", k="0.5")
+    rows, *_ = run(place, "routed", dense=str(place / "dense"), rule=["top_p", "threshold"], density=["0.5"])
     assert [row["rule"] for row in rows] == ["top_p", "threshold"]
     assert all(0.7 <= float(row["density"]) <= 1 for row in rows)  # fitted on calibration tokens
 
 
-@pytest.mark.parametrize("k", ["0", "1.5", "a", "0.5:0.1", "0.5:0.1:0.1", "0.1:0.5:0", "0.1:inf:0.1", "", "nan"])
-def test_bad_densities(k):
-    with pytest.raises(ValueError, match=r"--k .*: it must be a density"):
-        parse_densities(k)
+@pytest.mark.parametrize("word", ["0", "1.5", "a", "0.5:0.1", "0.5:0.1:0.1", "0.1:0.5:0", "0.1:inf:0.1", "", "nan"])
+def test_bad_densities(word):
+    with pytest.raises(ValueError, match=r"--density .*: it must be a density"):
+        parse_densities(["0.5", word])
 
 
 def test_densities():
-    assert parse_densities("0.1:1.0:0.1") == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    assert parse_densities(["0.1:1.0:0.1"]) == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    assert parse_densities(["0.5", "0.25", "0.1:0.3:0.1"]) == [0.1, 0.2, 0.25, 0.3, 0.5]
+    with pytest.raises(ValueError, match=r"--density is empty"):
+        parse_densities([])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--rule", "magic"], "--rule magic: on this model it must be one of oracle,"),
+        (["--rule", "magic", "--model", "./nowhere"], "--rule magic: it must be one of oracle,"),
+        (["--rule", "griffin,top_p"], "--rule top_p: on this model it must be one of oracle,"),
         (["--rule", "cats"], "needs a gated MLP"),
-        (["--k", "2"], "--k 2: it must be a density"),
+        (["--k", "2"], "--density 2: it must be a density"),
+        (["--density", "0.5", "2", "--model", "./nowhere"], "--density 2: it must be a density"),
         (["--budget", "big"], "--budget big: it must be loss or uniform"),
         (["--dense", "x", "--model", "routed"], "x"),
         (["--model", "routed"], "a routed model, and no run that names its base; give --dense"),

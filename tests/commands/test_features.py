@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFast
@@ -120,13 +121,18 @@ def test_csv_has_every_feature(results, place):
 
 
 def test_every_coder_of_a_run(place, tmp_path, capsys):
-    (tmp_path / "config.yaml").write_text("model: {}")
+    base = {"name": str(place / "model"), "source": "local"}
+    corpus = {"name": str(place / "text.txt"), "validation": str(place / "text.txt"), "text_field": "text"}
+    config = {"model": {"base": base}, "data": {"corpus": corpus, "block_size": 16, "val_tokens": 300}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(ValueError, match="a run without saes"):
         features(str(tmp_path))
     for name in ("a", "b"):
         shutil.copytree(place / "coder", tmp_path / "saes" / name)
-    features(str(tmp_path), corpus=str(place / "text.txt"), n_tokens=256, output_dir=str(tmp_path / "out"))
-    assert len(list((tmp_path / "out" / "features").glob("*/features.html"))) == 2
+    features(str(tmp_path), n_tokens=256, output_dir=str(tmp_path / "out"))
+    assert len(list((tmp_path / "out" / "features").rglob("features.html"))) == 2
+    for path in (tmp_path / "out" / "features").rglob("features.json"):
+        assert from_plain(FeatureResults, json.loads(path.read_text())).corpus == str(place / "text.txt"), "the run's"
     printed = capsys.readouterr().out
     assert "features a token" in printed and "random groups of the same neurons" in printed
 

@@ -99,6 +99,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path, capsys):
         (["--task-id", "toy_arithmetics"], ["toy_arithmetics", "toy_arithmetic"]),
         (["--dtype", "int8"], ["--dtype", "int8"]),
         (["--num-docs", "-1"], ["--num_docs", "stories"]),
+        (["--max-tokens", "4096"], ["--block_size", "4096", "2048"]),
         (["--probe-manifest", str(tmp_path / "none.jsonl")], ["none.jsonl"]),
     ):
         with pytest.raises(SystemExit) as stop:

@@ -29,18 +29,20 @@ def test_measures_and_goes_on_where_it_stopped(runs, tmp_path, capsys, monkeypat
     names = [str(runs / name) for name in "abc"]
     measure, measured = command._measure, []
 
-    def stopped(name, *rest):
+    def stopped(name, *rest, **text):
         if name == names[2] and len(measured) < 3:
             raise OSError("the hub cannot be reached")
         measured.append(name)
-        return measure(name, *rest)
+        return measure(name, *rest, **text)
 
     monkeypatch.setattr(command, "_measure", stopped)
     with pytest.raises(SystemExit) as stop:
         suite("--models", *names, out=tmp_path)
     assert stop.value.code == 2 and "the hub cannot be reached" in capsys.readouterr().err
     assert not (tmp_path / "suite" / "models" / "suite.csv").exists()
-    monkeypatch.setattr(command, "_measure", lambda name, *rest: measured.append(name) or measure(name, *rest))
+    monkeypatch.setattr(
+        command, "_measure", lambda name, *rest, **text: measured.append(name) or measure(name, *rest, **text)
+    )
     suite("--models", *names, out=tmp_path)
     assert measured == names  # the first two were not measured again
     printed = capsys.readouterr().out

@@ -120,8 +120,8 @@ def refused(args, capsys) -> str:
     ("flags", "message"),
     [
         (["--limit=0"], "--limit is 0; it must be at least 1"),
-        (["--rule=cett"], "--rule and --k belong together"),
-        (["--rule=cett", "--k=2"], "--k is 2.0; it must be above 0 and at most 1"),
+        (["--rule=cett"], "--rule and --density belong together"),
+        (["--rule=cett", "--k=2"], "--density is 2.0; it must be above 0 and at most 1"),
     ],
 )
 def test_flags_are_checked_first(flags, message, capsys):
