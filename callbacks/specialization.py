@@ -9,7 +9,7 @@ from torch import Tensor
 
 from callbacks.metrics_csv import log_at
 from callbacks.parts import language_model, text_data
-from callbacks.tensorboard import log_layers
+from callbacks.tensorboard import log_layers, log_layout
 from slms.lit.language_model import LanguageModel
 from slms.measure.classes import labels_of
 from slms.measure.pathways import PathwayTables
@@ -109,7 +109,10 @@ class Specialization(Callback):
 
     def _new_tables(self, trainer: Trainer, pl_module: LightningModule) -> PathwayTables | None:
         modules = routed_modules(language_model(pl_module).net)
-        return PathwayTables(modules, text_data(trainer).val_blocks) if modules else None
+        if not modules:
+            return None
+        log_layout(trainer)
+        return PathwayTables(modules, text_data(trainer).val_blocks)
 
 
 def log_values(layers: list[Layer], stage: str) -> dict[str, float]:

@@ -13,11 +13,28 @@ from slms.report.figures import utilization_figure
 from slms.report.heatmap import heatmap_figure
 from slms.report.reading import preferred_class, visible
 
+LAYOUT = {
+    "overview": {
+        "loss (nats per token)": ["Multiline", ["train/loss/total", "train/loss/lm", "val/loss"]],
+        "balance loss": ["Multiline", ["train/loss/balance"]],
+        "purity by place": ["Multiline", ["val/purity/L.*"]],
+        "share of pathways in use": ["Multiline", ["val/utilization/L.*"]],
+        "largest load over the mean": ["Multiline", ["val/max_load/L.*"]],
+    }
+}
+"""Charts of the tab Custom Scalars; tags are regular expressions."""
+
 
 def writers(trainer: Trainer) -> Iterator[SummaryWriter]:
     """The trainer's TensorBoard writers; none on other ranks than the first."""
     if trainer.is_global_zero:
         yield from (logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger))
+
+
+def log_layout(trainer: Trainer) -> None:
+    """What the tab Custom Scalars shows of a routed run."""
+    for writer in writers(trainer):
+        writer.add_custom_scalars(LAYOUT)
 
 
 def log_layers(
@@ -54,18 +71,17 @@ def _cell(text: str) -> str:
 def log_hyperparameters(trainer: Trainer, config: dict[str, Any], results: Results, step: int) -> None:
     """The run's row in the HPARAMS tab: what its model, data and seed were against its final numbers.
 
-    `run_name="."` keeps the row in the run's own directory; the final numbers have tags of their own, because
-    `add_hparams` also draws them as scalars.
+    `run_name="."` keeps the row in the run's own directory. The final numbers go by the tags of the validation, whose
+    last points they repeat, because `add_hparams` also draws them as scalars.
     """
-    model, compute = results.losses.model, results.compute
-    final = {"final/loss": model.nats, "final/perplexity": model.perplexity}
-    if compute is not None:
-        final |= {"final/active_fraction": compute.active_fraction, "final/flops_saved": compute.total_saved}
+    final, facts = {"val/loss": results.losses.model.nats}, hyperparameters(config)
+    if results.compute is not None:
+        facts |= {"active_fraction": results.compute.active_fraction, "flops_saved": results.compute.total_saved}
     purities = [layer.purity.value for layer in results.layers if layer.purity.value is not None]
     if purities:
-        final["final/purity"] = sum(purities) / len(purities)
+        final["val/purity"] = sum(purities) / len(purities)
     for writer in writers(trainer):
-        writer.add_hparams(hyperparameters(config), final, run_name=".", global_step=step)
+        writer.add_hparams(facts, final, run_name=".", global_step=step)
 
 
 def hyperparameters(config: dict[str, Any]) -> dict[str, str | int | float | bool]:

@@ -67,7 +67,11 @@ def test_saved_model_gives_the_same_logits(fit):
 
 def test_hyperparameter_row(fit, events):
     assert (fit.directory / FIGURE_FILE).is_file()
-    assert events.Scalars("final/loss")[0].value == pytest.approx(read_results(fit.directory).losses.model.nats)
+    results = read_results(fit.directory)
+    assert events.Scalars("val/loss")[-1].value == pytest.approx(results.losses.model.nats)
+    (row,) = [data for tag, data in events.PluginTagToContent("hparams").items() if tag.endswith("session_start_info")]
+    assert b"flops_saved" in row and not [tag for tag in events.Tags()["scalars"] if tag.startswith("final/")]
+    assert "custom_scalars__config__" in events.PluginTagToContent("custom_scalars")
     hparams = [tag for tag in events.summary_metadata if tag.startswith("_hparams_/")]
     assert "_hparams_/session_start_info" in hparams
 
