@@ -116,18 +116,16 @@ def check(v: Tensor, W: Tensor, keep: Tensor, rows: int, columns: int) -> None:
         raise ValueError(f"`W` is {W.dtype}; it must be of the type of the other factor ({v.dtype}).")
     if tuple(W.shape) != (rows, columns):
         raise ValueError(f"`W` has shape {tuple(W.shape)}; the other arguments ask for {(rows, columns)}.")
+    if not W.is_contiguous():
+        raise ValueError(f"`W` has strides {W.stride()}; its rows must follow each other, or each call would copy it.")
     if keep.dtype != torch.bool or tuple(keep.shape) != (len(v), rows):
         raise ValueError(f"`keep` is {keep.dtype} {tuple(keep.shape)}; it must be torch.bool {(len(v), rows)}.")
 
 
-def _array(tensor: Tensor | None, absent: Tensor) -> np.ndarray:
-    tensor = (absent if tensor is None else tensor).detach().contiguous()
-    if tensor.dtype == torch.bfloat16:
-        tensor = tensor.view(torch.uint16)
-    return tensor.numpy()
-
-
-_NONE = torch.empty(0)
+def _array(tensor: Tensor) -> np.ndarray:
+    """The tensor's own memory where it is contiguous, as `W` is; bfloat16 as its bits."""
+    tensor = tensor.detach().contiguous()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _on_gpu():
@@ -139,27 +137,28 @@ def _on_gpu():
 def dots(x: Tensor, W: Tensor, keep: Tensor, bias: Tensor | None = None) -> Tensor:
     """`dots_reference` reading only the kept rows of W; accumulated in fp32, no gradient.
 
-    x [n, c], W [r, c], keep [n, r] bool, bias [r] or None. Raises ValueError for what does not fit or cannot run.
+    x [n, c], W [r, c] contiguous, keep [n, r] bool, bias [r] or None. Raises ValueError for what does not fit or cannot
+    run.
     """
     check(x, W, keep, keep.shape[-1], x.shape[-1])
     if W.device.type == "cuda":
         with torch.cuda.device_of(W):  # Triton launches on the current device
             return _on_gpu().dots(x, W, keep, bias)
     out = torch.zeros(keep.shape, dtype=torch.float32)
-    x = x.detach().float()
-    _dots(_array(x, _NONE), _array(W, _NONE), _array(keep, _NONE), _array(bias, _NONE), out.numpy())  # type: ignore[call-arg]
+    shift = W.new_empty(0) if bias is None else bias
+    _dots(_array(x.float()), _array(W), _array(keep), _array(shift), out.numpy())
     return out.to(W.dtype)
 
 
 def sums(v: Tensor, W: Tensor, keep: Tensor) -> Tensor:
     """`sums_reference` reading only the kept rows of W; accumulated in fp32, no gradient.
 
-    v and keep [n, r], W [r, c]. Raises ValueError for what does not fit or cannot run.
+    v and keep [n, r], W [r, c], contiguous. Raises ValueError for what does not fit or cannot run.
     """
     check(v, W, keep, v.shape[-1], W.shape[-1])
     if W.device.type == "cuda":
         with torch.cuda.device_of(W):
             return _on_gpu().sums(v, W, keep)
     out = torch.zeros(len(v), W.shape[1], dtype=torch.float32)
-    _sums(_array(v.detach().float(), _NONE), _array(W, _NONE), _array(keep, _NONE), out.numpy())  # type: ignore[call-arg]
+    _sums(_array(v.float()), _array(W), _array(keep), out.numpy())
     return out.to(W.dtype)

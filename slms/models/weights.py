@@ -38,6 +38,11 @@ class MLPWeights(NamedTuple):
     b_gate: Tensor | None
     activation: str
 
+    def in_rows(self) -> MLPWeights:
+        """The same with each neuron one contiguous row of every matrix: what is stored column by column is copied."""
+        gate = None if self.W_gate is None else self.W_gate.contiguous()
+        return self._replace(W_in=self.W_in.contiguous(), W_out=self.W_out.contiguous(), W_gate=gate)
+
 
 # transformers builds an activation from its name; read backwards, the module tells the name. `swish` and `silu` differ
 # in class only.

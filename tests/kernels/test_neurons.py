@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kernels import neurons
 from kernels.neurons import dots, dots_reference, sums, sums_reference
 
 SIZES = [(1, 7, 5), (3, 16, 8), (2, 1, 1), (0, 4, 3), (2, 13, 1)]
@@ -62,9 +63,25 @@ def test_nan_propagates_to_its_token_alone():
 
 def test_strided_arguments():
     x, v, W, bias, keep = case(3, 16, 8)
-    turned = W.t().contiguous().t()
-    assert torch.equal(dots(x, turned, keep, bias), dots(x, W, keep, bias))
-    assert torch.equal(sums(v.expand(3, 16), turned, keep), sums(v, W, keep))
+    turned = [t.t().contiguous().t() for t in (x, v, keep)]
+    assert torch.equal(dots(turned[0], W, turned[2], bias), dots(x, W, keep, bias))
+    assert torch.equal(sums(turned[1], W, turned[2]), sums(v, W, keep))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_the_matrix_is_never_copied(monkeypatch, dtype):
+    """What the loops are given is the matrix's own memory; a view that would have to be copied is refused."""
+    x, v, W, bias, keep = case(3, 16, 8, dtype)
+    read = []
+    for name in ("_dots", "_sums"):
+        monkeypatch.setattr(neurons, name, lambda *arrays: read.append(arrays[1].ctypes.data))
+    dots(x, W, keep, bias)
+    sums(v, W, keep)
+    assert read == [W.data_ptr()] * 2
+    view = W.t().contiguous().t()
+    for product in (lambda: dots(x, view, keep), lambda: sums(v, view, keep)):
+        with pytest.raises(ValueError, match=r"`W` has strides \(1, 16\); its rows must follow each other"):
+            product()
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ from slms.models.weights import dropout_of, read_mlp
 def apply_rule(model: PreTrainedModel, rule: str, calibration: Tensor, centre: bool = True) -> PreTrainedModel:
     """A copy of a dense model in which every MLP runs under `rule`, at density 1 until `set_densities`.
 
-    The copy shares the model's parameters (no memory but the rule's own) and is for inference. calibration: token ids
+    The copy is for inference. It shares the model's parameters, except that matrices which the model stores column by
+    column are copied, as the rules read rows: the down-projections, in GPT-2 the up-projections. calibration: token ids
     [b, t]. centre: whether skipped neurons leave their calibrated mean; measured in docs/log.md. Raises ValueError for
     an unknown rule, a routed model, or an MLP that the rule does not suit.
     """

@@ -38,6 +38,7 @@ class DynamicMLP(nn.Module, ABC):
 
     def __init__(self, weights: MLPWeights, x: Tensor, centre: bool = True) -> None:
         super().__init__()
+        weights = weights.in_rows()  # once, and not a whole matrix for every token
         self.weights, self.act = weights, ACTIVATIONS[weights.activation]
         self.gated = weights.W_gate is not None
         self.f, self.d = weights.W_in.shape

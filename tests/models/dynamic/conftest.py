@@ -15,10 +15,14 @@ def make(gated: bool, biased: bool = True) -> MLPWeights:
         return torch.randn(*size, generator=g)
 
     return MLPWeights(
-        W_in=normal(F, D), W_out=normal(F, D), b_in=normal(F) if biased else None, b_out=normal(D) if biased else None,
-        W_gate=normal(F, D) if gated else None, b_gate=normal(F) if gated and biased else None,
+        W_in=normal(F, D),
+        W_out=normal(D, F).T,  # stored column by column, as in nearly every model
+        b_in=normal(F) if biased else None,
+        b_out=normal(D) if biased else None,
+        W_gate=normal(F, D) if gated else None,
+        b_gate=normal(F) if gated and biased else None,
         activation="silu" if gated else "gelu_new",
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "gated"])

@@ -4,11 +4,15 @@ import pytest
 import torch
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from kernels import neurons
+from slms.models.anatomy import find_mlps
 from slms.models.attention import CACHE
 from slms.models.dynamic import RULES, apply_rule, dynamic_mlps, masking, set_densities
+from slms.models.families import FAMILIES
+from slms.models.weights import read_mlp
 
 
-def tiny(kind):
+def make(kind):
     torch.manual_seed(0)
     if kind == "llama":
         config = LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=44, num_hidden_layers=2,
@@ -21,7 +25,7 @@ def tiny(kind):
 
 @pytest.fixture(scope="module", params=["llama", "gpt_neo"])
 def model(request):
-    return tiny(request.param)
+    return make(request.param)
 
 
 IDS = torch.randint(40, (3, 16), generator=torch.Generator().manual_seed(1))
@@ -38,6 +42,26 @@ def test_dense_at_density_1_and_shared_weights(model):
     mine = {p.data_ptr() for p in model.parameters()}
     assert all(p.data_ptr() in mine for p in dynamic.parameters())
     torch.testing.assert_close(model(IDS).logits, before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("rule", ["oracle", "teal", "low_rank"])
+@torch.no_grad()
+def test_no_token_copies_a_matrix(tiny, monkeypatch, family, rule):
+    """What the loops read is what the rule holds, in every family, however that stores its matrices."""
+    model = tiny(family)
+    dynamic = apply_rule(model, rule, IDS)
+    held = [mlp.weights[:2] + mlp.weights[4:5] for mlp in dynamic_mlps(dynamic).values()]
+    held += [(mlp.W_in_t, getattr(mlp, "W_gate_t", None)) for mlp in dynamic_mlps(dynamic).values() if rule == "teal"]
+    known, read = {W.data_ptr() for matrices in held for W in matrices if W is not None}, set()
+    for name in ("_dots", "_sums"):
+        monkeypatch.setattr(neurons, name, lambda *arrays: read.add(arrays[1].ctypes.data))
+    set_densities(dynamic, 0.5)
+    dynamic(IDS[:1, :1])
+    assert read and read <= known
+    if family != "gpt2":  # the up-projections are shared
+        ups = [mlp.weights.W_in.data_ptr() for mlp in dynamic_mlps(dynamic).values()]
+        assert ups == [read_mlp(mlp).W_in.data_ptr() for mlp in find_mlps(model).values()]
 
 
 @torch.no_grad()
