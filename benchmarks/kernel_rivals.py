@@ -15,16 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.activations import ACTIVATIONS
-from kernels.timing import Call
+from kernels.call import Call
+from kernels.reference import all_neurons
 
 Forward = Callable[[], Tensor]
 
 
-def dense_mlp(call: Call, activation: str, W_out_t: Tensor | None) -> Tensor:
+def dense_mlp(call: Call, W_out_t: Tensor | None) -> Tensor:
     """The MLP without routing; W_out_t [d, f] is the usual layout of W_out."""
-    act = ACTIVATIONS[activation]
-    up = F.linear(call.x, call.W_in, call.b_in)
-    hidden = act(up) if call.W_gate is None else act(F.linear(call.x, call.W_gate)) * up
+    hidden = all_neurons(call)
     return hidden @ call.W_out if W_out_t is None else F.linear(hidden, W_out_t)
 
 
@@ -35,9 +34,9 @@ def chosen_pathways(call: Call) -> Tensor:
     return call.chosen.nonzero()[:, 1].view(n, k)
 
 
-def grouped_mm(call: Call, activation: str) -> tuple[Forward, list[Tensor]]:
+def grouped_mm(call: Call) -> tuple[Forward, list[Tensor]]:
     """Pairs sorted by pathway and gathered, `torch.nn.functional.grouped_mm` twice, summed by `embedding_bag`."""
-    act, pathways = ACTIVATIONS[activation], chosen_pathways(call)
+    act, pathways = ACTIVATIONS[call.activation], chosen_pathways(call)
     p, (n, k) = call.chosen.shape[1], pathways.shape
     m = call.W_in.shape[0] // p
 
@@ -66,11 +65,11 @@ def scattermoe_runs(device: str) -> bool:
     return device == "cuda" and importlib.util.find_spec("scattermoe") is not None
 
 
-def scattermoe(call: Call, activation: str) -> tuple[Forward, list[Tensor]]:
+def scattermoe(call: Call) -> tuple[Forward, list[Tensor]]:
     """ScatterMoE's two `parallel_linear`s as its MLP and GLUMLP call them (Tan et al., arXiv:2403.08245)."""
     from scattermoe.parallel_experts import flatten_sort_count, parallel_linear
 
-    act, pathways = ACTIVATIONS[activation], chosen_pathways(call)
+    act, pathways = ACTIVATIONS[call.activation], chosen_pathways(call)
     p, k = call.chosen.shape[1], pathways.shape[1]
     W_in, made = call.W_in.view(p, -1, call.x.shape[1]), []
     W_out = call.W_out.view(W_in.shape)

@@ -35,11 +35,13 @@ from torch import Tensor
 from benchmarks.kernel_parity import TOLERANCE, decided, parity
 from benchmarks.kernel_rivals import dense_mlp, grouped_mm, scattermoe, scattermoe_runs
 from kernels.backends import BACKENDS, GPU_TOKENS, refusal
-from kernels.calibrate import call_backend, one_pass
+from kernels.calibrate import one_pass
+from kernels.call import Call, Layer
 from kernels.costs import Shape, machine
-from kernels.dispatch import explain, fuses, prepare_fused
+from kernels.dispatch import explain, fuses, prepare_fused, routed_mlp
+from kernels.reference import routed_mlp_reference
 from kernels.router import Router, choose
-from kernels.timing import Call, Spread, capture, random_call, time_together
+from kernels.timing import Spread, capture, random_call, time_together
 
 # d_model, d_ff, gated; layers of models in use, and the embedded one.
 SHAPES = {
@@ -96,18 +98,16 @@ def random_router(shape: Shape, density: float, seed: int) -> Router:
     return Router(*first, normal(p, HIDDEN, scale=HIDDEN**-0.5), normal(p, scale=0.1), bias, k, "sigmoid", None)
 
 
-def routed(call: Call, router: Router, activation: str, backend: str) -> Callable[[], Tensor]:
+def routed(call: Call, router: Router, backend: str) -> Callable[[], Tensor]:
     """Router, choice and MLP."""
     p = call.chosen.shape[1]
     if (fused := fuses(call.x, call.W_in, router.k / p, p, call.W_gate is not None, backend)) is not None:
-        run = prepare_fused(
-            router, call.W_in, call.b_in, call.W_gate, None, call.W_out, None, None, call.offsets, activation
-        )
+        run = prepare_fused(Layer(router, *call.weights, None, None, call.offsets, call.activation))
         return lambda: run(call.x, fused)
 
     def separately() -> Tensor:
         gates, chosen = choose(call.x, router)
-        return call_backend(call._replace(gates=gates, chosen=chosen), activation, backend)
+        return routed_mlp(call._replace(gates=gates, chosen=chosen), backend)
 
     return separately
 
@@ -140,7 +140,7 @@ def measure(
     weights = (3 if shape.gated else 2) * shape.d_model * shape.d_ff
     enough = 8 if shape.device != "cpu" else max(1, min(8, CACHES // (weights * size)))
     copies = range(enough if n_tokens <= GPU_TOKENS else 1)
-    calls = [random_call(shape, n_tokens, density, seed) for seed in copies]
+    calls = [random_call(shape, n_tokens, density, activation, seed) for seed in copies]
     runs: dict[str, list[Callable[[], object]]] = {}
 
     def add(rival: str, forward: Callable[[Call, int], tuple[Callable[[], Tensor], list[Tensor]]]) -> None:
@@ -150,44 +150,39 @@ def measure(
     def usual(mlp: Callable[..., Tensor]) -> Callable[[Call, int], tuple[Callable[[], Tensor], list[Tensor]]]:
         def forward(call: Call, seed: int) -> tuple[Callable[[], Tensor], list[Tensor]]:
             transposed = call.W_out.detach().t().contiguous().requires_grad_(shape.training)
-            return functools.partial(mlp, call, activation, transposed), [transposed] * shape.training
+            return functools.partial(mlp, call, transposed), [transposed] * shape.training
 
         return forward
 
     def with_router(call: Call, seed: int) -> tuple[Callable[[], Tensor], list[Tensor]]:
         router = random_router(shape, density, seed)
         with torch.set_grad_enabled(shape.training):
-            run = routed(call, router, activation, backend)
+            run = routed(call, router, backend)
         return run, [t for t in router if isinstance(t, Tensor) and t.requires_grad]
 
     first = calls[0]
-    leaves = [t for t in first if isinstance(t, Tensor) and t.requires_grad]
-    error = parity(
-        functools.partial(call_backend, first, activation, backend),
-        functools.partial(call_backend, first, activation, "reference"),
-        leaves,
-        shape,
-    )
+    reference = functools.partial(routed_mlp_reference, first)
+    error = parity(functools.partial(routed_mlp, first, backend), reference, first.leaves, shape)
 
     routers = (random_router(shape, density, seed) for seed in itertools.count())
     router = next(made for made in routers if decided(first.x, made).any())
 
     def separate() -> Tensor:
         gates, chosen = choose(first.x, router)
-        return call_backend(first._replace(gates=gates, chosen=chosen), activation, "reference")
+        return routed_mlp_reference(first._replace(gates=gates, chosen=chosen))
 
     with torch.set_grad_enabled(shape.training):
-        leaves += [t for t in router if isinstance(t, Tensor) and t.requires_grad]
-        parity(routed(first, router, activation, backend), separate, leaves, shape, decided(first.x, router))
-    add("auto", lambda call, _: (functools.partial(call_backend, call, activation, backend), []))
+        leaves = first.leaves + [t for t in router if isinstance(t, Tensor) and t.requires_grad]
+        parity(routed(first, router, backend), separate, leaves, shape, decided(first.x, router))
+    add("auto", lambda call, _: (functools.partial(routed_mlp, call, backend), []))
     add("dense", usual(dense_mlp))
     add("routed", with_router)
-    add("dense, neuron-major", lambda call, _: (functools.partial(dense_mlp, call, activation, None), []))
-    add("masked", lambda call, _: (functools.partial(call_backend, call, activation, "reference"), []))
+    add("dense, neuron-major", lambda call, _: (functools.partial(dense_mlp, call, None), []))
+    add("masked", lambda call, _: (functools.partial(routed_mlp, call, "reference"), []))
     if shape.device == "cpu" or shape.dtype == "bfloat16":
-        add("grouped_mm", lambda call, _: grouped_mm(call, activation))
+        add("grouped_mm", lambda call, _: grouped_mm(call))
     if scattermoe_runs(shape.device):
-        add("scattermoe", lambda call, _: scattermoe(call, activation))
+        add("scattermoe", lambda call, _: scattermoe(call))
     if compiled or shape.device != "cpu":
         torch.compiler.reset()  # or a limit of recompilations, shared by all lines, would end compilation in silence
         add("dense, compiled", usual(torch.compile(dense_mlp)))

@@ -8,6 +8,7 @@ fallback; neurons -> single rows, for the rules of dense models; timing -> measu
 from kernels.activations import ACTIVATIONS
 from kernels.backends import BACKENDS
 from kernels.calibrate import calibrate
+from kernels.call import Call, Layer
 from kernels.dispatch import explain, fuses, prepare_fused, routed_mlp
 from kernels.reference import routed_mlp_reference
 from kernels.router import Router, choose
@@ -15,6 +16,8 @@ from kernels.router import Router, choose
 __all__ = [
     "ACTIVATIONS",
     "BACKENDS",
+    "Call",
+    "Layer",
     "Router",
     "calibrate",
     "choose",

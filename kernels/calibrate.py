@@ -8,27 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kernels.call import Call
 from kernels.costs import Shape, save_measurements
 from kernels.dispatch import candidates, forget_choices, routed_mlp
-from kernels.timing import Call, random_call, time_together
+from kernels.timing import random_call, time_together
 
 log = logging.getLogger(__name__)
-
-
-def call_backend(call: Call, activation: str, backend: str) -> Tensor:
-    """One forward of a prepared call."""
-    return routed_mlp(
-        call.x,
-        call.W_in,
-        call.W_out,
-        call.gates,
-        call.chosen,
-        call.offsets,
-        activation=activation,
-        b_in=call.b_in,
-        W_gate=call.W_gate,
-        backend=backend,
-    )
 
 
 def one_pass(
@@ -37,7 +22,7 @@ def one_pass(
     """Forward alone without autograd, or forward and backward of every input that has a gradient, and of `more`."""
     if not shape.training:
         return torch.no_grad()(forward)
-    leaves = [*(t for t in call if isinstance(t, Tensor) and t.requires_grad), *more]
+    leaves = [*call.leaves, *more]
     upstream = torch.ones_like(call.x)
 
     def run() -> object:
@@ -69,10 +54,9 @@ def calibrate(
     rows = []
     for n_tokens in tokens:
         for density in densities:
-            call = random_call(shape, n_tokens, density)
+            call = random_call(shape, n_tokens, density, activation)
             runs = {
-                name: one_pass(call, shape, functools.partial(call_backend, call, activation, name))
-                for name in candidates(shape)
+                name: one_pass(call, shape, functools.partial(routed_mlp, call, name)) for name in candidates(shape)
             }
             us = {name: spread.p50 for name, spread in time_together(runs, device, seconds).items()}
             rows.append({"tokens": n_tokens, "density": density, "us": us})

@@ -17,6 +17,7 @@ import torch
 
 from kernels import backends
 from kernels.backends import GPU_TOKENS
+from kernels.cache import cache_file
 from kernels.cpu import team
 
 
@@ -127,17 +128,6 @@ def estimate(backend: str, shape: Shape, n_tokens: int, density: float) -> float
     return 40 + passes * (blocks + (work + gather) / threads)
 
 
-def cache_file() -> Path:
-    """Where calibrations are kept: `kernels.json` in `$SLMS_CACHE`, else in `$XDG_CACHE_HOME/slms` or `~/.cache/slms`.
-
-    Raises RuntimeError where neither is set and the user has no home, as in some containers.
-    """
-    if "SLMS_CACHE" in os.environ:
-        return Path(os.environ["SLMS_CACHE"]) / "kernels.json"
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "slms" / "kernels.json"
-
-
 def machine(device: str) -> str:
     """Names what a timing depends on besides the shape: processor, threads, PyTorch."""
     if device == "cuda":
@@ -179,14 +169,14 @@ def save_measurements(shape: Shape, rows: list[dict]) -> Path:
     return path
 
 
-class Choice(NamedTuple):
+class Decision(NamedTuple):
     backend: str
     reason: str
     times: dict[str, float]
     """expected µs by backend"""
 
 
-def cheapest(backends: Iterable[str], shape: Shape, n_tokens: int, density: float) -> Choice:
+def cheapest(backends: Iterable[str], shape: Shape, n_tokens: int, density: float) -> Decision:
     """The backend with the least expected time, and that expectation in words."""
     backends = list(backends)
     # What was measured before a backend existed does not tell whether that would have been faster.
@@ -208,7 +198,7 @@ def cheapest(backends: Iterable[str], shape: Shape, n_tokens: int, density: floa
         source += "; rows and amx on one thread: no GNU OpenMP"
     best = min(times, key=times.__getitem__)
     listing = ", ".join(f"{name} {_time(us)}" for name, us in sorted(times.items(), key=lambda item: item[1]))
-    return Choice(best, f"{listing} ({source})", times)
+    return Decision(best, f"{listing} ({source})", times)
 
 
 def _time(us: float) -> str:

@@ -1,195 +1,82 @@
 """The backends as PyTorch operators: `torch.compile(fullgraph=True)` and autograd pass through them.
 
-All compute the same function, and each has its own backward; that of `kernels::rows` is float32 alone and leaves other
-types to `kernels::grouped`.
+All compute the same function of a `Call`, and each has its own backward; that of `rows` is float32 alone and leaves
+other types to `grouped`.
 """
 
-from collections.abc import Sequence
+import functools
+import pkgutil
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, library
 
-from kernels.cpu.grouped import grouped_backward as library_backward
-from kernels.cpu.grouped import grouped_forward
+from kernels.call import Call, Gradients
+
+IMPLEMENTATIONS = {
+    "grouped": ("kernels.cpu.grouped:grouped_forward", "kernels.cpu.grouped:grouped_backward"),
+    "rows": ("kernels.cpu.rows:rows_forward", "kernels.cpu.rows:rows_backward"),
+    "amx": ("kernels.cpu.amx:amx_forward", "kernels.cpu.amx_backward:amx_backward"),
+    "triton": ("kernels.gpu.launch:on_gpu", "kernels.gpu.backward:on_gpu_backward"),
+}
+"""Backend → where its two functions are: call → y, and gradient of y, call → gradients."""
+INPUTS = (
+    "Tensor x, Tensor W_in, Tensor? b_in, Tensor? W_gate, Tensor? b_gate, Tensor W_out, Tensor gates, Tensor chosen, "
+    "SymInt[] offsets, str activation, SymInt? most=None"
+)
+TENSORS = 8  # of them
 
 
-@library.custom_op("kernels::grouped", mutates_args=(), device_types="cpu")
-def grouped(
-    x: Tensor,
-    W_in: Tensor,
-    b_in: Tensor | None,
-    W_gate: Tensor | None,
-    b_gate: Tensor | None,
-    W_out: Tensor,
-    gates: Tensor,
-    chosen: Tensor,
-    offsets: Sequence[int],
-    activation: str,
-) -> Tensor:
-    return grouped_forward(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
+@functools.cache
+def load(place: str) -> Callable[..., Any]:
+    """The function at "module:name", imported when first wanted: numba takes half a second, Triton is Linux's alone."""
+    return pkgutil.resolve_name(place)
 
 
-@library.custom_op("kernels::rows", mutates_args=(), device_types="cpu")
-def rows(
-    x: Tensor,
-    W_in: Tensor,
-    b_in: Tensor | None,
-    W_gate: Tensor | None,
-    b_gate: Tensor | None,
-    W_out: Tensor,
-    gates: Tensor,
-    chosen: Tensor,
-    offsets: Sequence[int],
-    activation: str,
-) -> Tensor:
-    from kernels.cpu.rows import rows_forward  # numba takes half a second to import and is optional
-
-    return rows_forward(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
-
-
-@library.custom_op("kernels::amx", mutates_args=(), device_types="cpu")
-def amx(
-    x: Tensor,
-    W_in: Tensor,
-    b_in: Tensor | None,
-    W_gate: Tensor | None,
-    b_gate: Tensor | None,
-    W_out: Tensor,
-    gates: Tensor,
-    chosen: Tensor,
-    offsets: Sequence[int],
-    activation: str,
-) -> Tensor:
-    from kernels.cpu.amx import amx_forward
-
-    return amx_forward(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
-
-
-@library.custom_op("kernels::grouped_backward", mutates_args=(), device_types="cpu")
-def grouped_backward(
-    grad: Tensor,
-    x: Tensor,
-    W_in: Tensor,
-    b_in: Tensor | None,
-    W_gate: Tensor | None,
-    b_gate: Tensor | None,
-    W_out: Tensor,
-    gates: Tensor,
-    chosen: Tensor,
-    offsets: Sequence[int],
-    activation: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return library_backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
-
-
-@library.custom_op("kernels::rows_backward", mutates_args=(), device_types="cpu")
-def rows_backward(
-    grad: Tensor,
-    x: Tensor,
-    W_in: Tensor,
-    b_in: Tensor | None,
-    W_gate: Tensor | None,
-    b_gate: Tensor | None,
-    W_out: Tensor,
-    gates: Tensor,
-    chosen: Tensor,
-    offsets: Sequence[int],
-    activation: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    from kernels.cpu import rows as compiled
-
-    backward = compiled.rows_backward if x.dtype == torch.float32 else library_backward
-    return backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
-
-
-@library.custom_op("kernels::amx_backward", mutates_args=(), device_types="cpu")
-def amx_backward(
-    grad: Tensor,
-    x: Tensor,
-    W_in: Tensor,
-    b_in: Tensor | None,
-    W_gate: Tensor | None,
-    b_gate: Tensor | None,
-    W_out: Tensor,
-    gates: Tensor,
-    chosen: Tensor,
-    offsets: Sequence[int],
-    activation: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    from kernels.cpu import amx_backward as compiled
-
-    return compiled.amx_backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation)
-
-
-@library.custom_op("kernels::on_gpu", mutates_args=())
-def on_gpu(
-    x: Tensor,
-    W_in: Tensor,
-    b_in: Tensor | None,
-    W_gate: Tensor | None,
-    b_gate: Tensor | None,
-    W_out: Tensor,
-    gates: Tensor,
-    chosen: Tensor,
-    offsets: Sequence[int],
-    activation: str,
-    most: int | None = None,
-) -> Tensor:
-    from kernels.gpu import launch  # Triton exists for Linux alone
-
-    return launch.on_gpu(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation, most)
-
-
-@library.custom_op("kernels::on_gpu_backward", mutates_args=())
-def on_gpu_backward(
-    grad: Tensor,
-    x: Tensor,
-    W_in: Tensor,
-    b_in: Tensor | None,
-    W_gate: Tensor | None,
-    b_gate: Tensor | None,
-    W_out: Tensor,
-    gates: Tensor,
-    chosen: Tensor,
-    offsets: Sequence[int],
-    activation: str,
-    most: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    from kernels.gpu.backward import on_gpu_backward
-
-    with torch.cuda.device_of(x):  # Triton launches on the current device
-        return on_gpu_backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation, most)
-
-
-def fake_forward(x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation, most=None):
+def _fake_forward(x: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def fake_backward(grad, x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation, most=None):
+def _fake_backward(grad: Tensor, *inputs: Any) -> Gradients:
     def like(tensor: Tensor | None) -> Tensor:
-        return x.new_empty(0) if tensor is None else torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        return grad.new_empty(0) if tensor is None else torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
-    return tuple(like(tensor) for tensor in (x, W_in, b_in, W_gate, b_gate, W_out, gates))
-
-
-def save_inputs(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:8])
-    ctx.constants = inputs[8:]  # offsets, activation, and the most pathways of a token on a GPU
+    call = Call(*inputs)
+    return Gradients(*map(like, (call.x, *call.weights, call.gates)))
 
 
-def _backward_by(op):
-    def backward(ctx, grad):
+def _save_inputs(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:TENSORS])
+    ctx.constants = inputs[TENSORS:]
+
+
+def _operators(name: str, forward: str, backward: str) -> tuple[library.CustomOpDef, library.CustomOpDef]:
+    """`kernels::name` and `kernels::name_backward`, registered."""
+
+    def run(*inputs: Any) -> Tensor:
+        return load(forward)(Call(*inputs))
+
+    def run_backward(grad: Tensor, *inputs: Any) -> Gradients:
+        return load(backward)(grad, Call(*inputs))
+
+    def differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors
-        grads = op(grad, *inputs, *ctx.constants)
+        grads = of_inputs(grad, *inputs, *ctx.constants)
         given = [None if tensor is None else g for tensor, g in zip(inputs, grads, strict=False)]
         return *given, None, *(None for _ in ctx.constants)  # None for `chosen` too
 
-    return backward
+    there: Any = dict(mutates_args=(), device_types=None if name == "triton" else "cpu")
+    op = library.custom_op(f"kernels::{name}", run, schema=f"({INPUTS}) -> Tensor", **there)
+    results = ", ".join(["Tensor"] * len(Gradients._fields))
+    schema = f"(Tensor grad, {INPUTS}) -> ({results})"
+    of_inputs = library.custom_op(f"kernels::{name}_backward", run_backward, schema=schema, **there)
+    op.register_fake(_fake_forward)
+    op.register_autograd(differentiate, setup_context=_save_inputs)
+    of_inputs.register_fake(_fake_backward)
+    return op, of_inputs
 
 
-backwards = {grouped: grouped_backward, rows: rows_backward, amx: amx_backward, on_gpu: on_gpu_backward}
-for backward in {*backwards.values()}:
-    backward.register_fake(fake_backward)
-for op, backward in backwards.items():
-    op.register_fake(fake_forward)
-    op.register_autograd(_backward_by(backward), setup_context=save_inputs)
+_pairs = {name: _operators(name, *places) for name, places in IMPLEMENTATIONS.items()}
+OPERATORS = {name: forward for name, (forward, _) in _pairs.items()}
+BACKWARD = {name: backward for name, (_, backward) in _pairs.items()}

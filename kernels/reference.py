@@ -5,25 +5,13 @@ Shapes: n tokens, d model, f neurons, p pathways.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.activations import ACTIVATIONS
-
-
-class Gradients(NamedTuple):
-    """Gradients of the inputs of a routed MLP; an empty tensor stands for an input that is None."""
-
-    x: Tensor
-    W_in: Tensor
-    b_in: Tensor
-    W_gate: Tensor
-    b_gate: Tensor
-    W_out: Tensor
-    gates: Tensor
+from kernels.call import Call
 
 
 def neuron_weights(gates: Tensor, chosen: Tensor, offsets: Sequence[int]) -> Tensor:
@@ -37,24 +25,17 @@ def neuron_weights(gates: Tensor, chosen: Tensor, offsets: Sequence[int]) -> Ten
     return torch.where(chosen, gates, 0)[:, columns]
 
 
-def routed_mlp_reference(
-    x: Tensor,
-    W_in: Tensor,
-    W_out: Tensor,
-    gates: Tensor,
-    chosen: Tensor,
-    offsets: Sequence[int],
-    *,
-    activation: str,
-    b_in: Tensor | None = None,
-    W_gate: Tensor | None = None,
-    b_gate: Tensor | None = None,
-) -> Tensor:
-    """y = (w ⊙ h) W_out: all neurons computed, then weighted by their pathway's gate, or by zero where not chosen.
+def all_neurons(call: Call) -> Tensor:
+    """Activations [n, f] of every neuron: act(x W_inᵀ + b_in), gated act(x W_gateᵀ + b_gate) ⊙ (x W_inᵀ + b_in)."""
+    act = ACTIVATIONS[call.activation]
+    up = F.linear(call.x, call.W_in, call.b_in)
+    return act(up) if call.W_gate is None else act(F.linear(call.x, call.W_gate, call.b_gate)) * up
 
-    h = act(x W_inᵀ + b_in), or act(x W_gateᵀ + b_gate) ⊙ (x W_inᵀ + b_in) in a gated MLP. Executes dense FLOPs.
+
+def routed_mlp_reference(call: Call) -> Tensor:
+    """y = (w ⊙ h) W_out [n, d]: all neurons computed, then weighted by their pathway's gate, or by zero.
+
+    Executes dense FLOPs.
     """
-    act = ACTIVATIONS[activation]
-    up = F.linear(x, W_in, b_in)
-    hidden = act(up) if W_gate is None else act(F.linear(x, W_gate, b_gate)) * up
-    return (hidden * neuron_weights(gates, chosen, offsets).to(hidden.dtype)) @ W_out
+    hidden = all_neurons(call)
+    return (hidden * neuron_weights(call.gates, call.chosen, call.offsets).to(hidden.dtype)) @ call.W_out

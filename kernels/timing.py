@@ -8,26 +8,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels.call import Call
 from kernels.costs import Shape
 
 FLUSH = 256 << 20  # bytes, several times a GPU's second cache
 
 
-class Call(NamedTuple):
-    """Random inputs of one routed MLP; gradients are wanted where `training` asked for them."""
+def random_call(shape: Shape, n_tokens: int, density: float, activation: str, seed: int = 0) -> Call:
+    """A call of this shape in which each token chooses round(density · P) pathways, at least one, at random.
 
-    x: Tensor
-    W_in: Tensor
-    b_in: Tensor | None
-    W_gate: Tensor | None
-    W_out: Tensor
-    gates: Tensor
-    chosen: Tensor
-    offsets: tuple[int, ...]
-
-
-def random_call(shape: Shape, n_tokens: int, density: float, seed: int = 0) -> Call:
-    """A call of this shape in which each token chooses round(density · P) pathways, at least one, at random."""
+    Gradients are wanted of its tensors where the shape is that of training.
+    """
     d, f, p = shape.d_model, shape.d_ff, shape.n_pathways
     there = torch.device(shape.device)
     generator = torch.Generator(there).manual_seed(seed)
@@ -41,16 +32,9 @@ def random_call(shape: Shape, n_tokens: int, density: float, seed: int = 0) -> C
     chosen = torch.zeros(n_tokens, p, dtype=torch.bool, device=there).scatter_(1, order, True)
     gates = torch.rand(n_tokens, p, generator=generator, device=there).requires_grad_(shape.training)
     offsets = tuple(f * i // p for i in range(p + 1))
-    return Call(
-        x=normal(n_tokens, d),
-        W_in=normal(f, d, scale=d**-0.5),
-        b_in=None if shape.gated else normal(f),
-        W_gate=normal(f, d, scale=d**-0.5) if shape.gated else None,
-        W_out=normal(f, d, scale=f**-0.5),
-        gates=gates,
-        chosen=chosen,
-        offsets=offsets,
-    )
+    x, W_in, W_out = normal(n_tokens, d), normal(f, d, scale=d**-0.5), normal(f, d, scale=f**-0.5)
+    b_in, W_gate = (None, normal(f, d, scale=d**-0.5)) if shape.gated else (normal(f), None)
+    return Call(x, W_in, b_in, W_gate, None, W_out, gates, chosen, offsets, activation)
 
 
 class Spread(NamedTuple):

@@ -7,22 +7,22 @@ operand of the down-projection, for which pairs of rows of W_out are interleaved
 Shapes: n tokens, d model, f neurons, p pathways; inside a pathway: r tokens that chose it, m neurons.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numba import carray
 from numba.extending import register_jitable
 from torch import Tensor
 
+from kernels.call import Call
 from kernels.cpu import loops
 from kernels.cpu.amx_tiles import TILE, begin_tiles, end_tiles, pack_hidden, pack_rows
 from kernels.cpu.choice import choose, tile_scores
 from kernels.cpu.compiled import njit
 from kernels.cpu.memory import bytes_at, floats, keep, narrow, numbers
 from kernels.cpu.operands import add_products, aligned, pack_some, up, whole, whole_rows
-from kernels.cpu.pointwise import CODES, activate
-from kernels.cpu.rows import MEMBERS, address, as_float, contiguous, packed, run, take_part, team_size
+from kernels.cpu.pointwise import activate
+from kernels.cpu.rows import MEMBERS, as_float, contiguous, run, take_part, told
+from kernels.cpu.team import team_size
 
 TOKENS = 512  # whose inputs and sums stay in the second cache
 
@@ -116,22 +116,10 @@ def tiles_member(arguments):
 MEMBERS[tiles_loop] = tiles_member
 
 
-def amx_forward(
-    x: Tensor,
-    W_in: Tensor,
-    b_in: Tensor | None,
-    W_gate: Tensor | None,
-    b_gate: Tensor | None,
-    W_out: Tensor,
-    gates: Tensor,
-    chosen: Tensor,
-    offsets: Sequence[int],
-    activation: str,
-) -> Tensor:
+def amx_forward(call: Call) -> Tensor:
     """The same function as `kernels.cpu.grouped_forward`, for bfloat16, accumulated in float32."""
-    (n, d), y = x.shape, torch.empty(x.shape, dtype=x.dtype)
+    y = torch.empty(call.x.shape, dtype=call.x.dtype)
     # Held here, as the loop knows addresses alone.
-    held = (*map(contiguous, (x, W_in, b_in, W_gate, b_gate, W_out)), as_float(gates), chosen.contiguous(), y)
-    arguments = [n, d, len(offsets) - 1, CODES[activation], 2, 0, 0, *map(address, held)]
-    run(tiles_loop, team_size(W_in.nbytes * n), packed(arguments, offsets))
+    held = (*map(contiguous, (call.x, *call.weights)), as_float(call.gates), call.chosen.contiguous(), y)
+    run(tiles_loop, team_size(call.W_in.nbytes * len(y)), told(call, 2, held))
     return y

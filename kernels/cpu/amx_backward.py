@@ -6,7 +6,6 @@ weights' gradients, whose right operand are pairs of tokens' rows; transposed th
 Shapes: n tokens, d model, f neurons, p pathways; inside a pathway: r tokens that chose it, m neurons.
 """
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -15,14 +14,15 @@ from numba import carray
 from numba.extending import register_jitable
 from torch import Tensor
 
+from kernels.call import Call, Gradients
 from kernels.cpu import loops
 from kernels.cpu.amx_tiles import TILE, begin_tiles, end_tiles, pack_hidden, pack_left, pack_rows
 from kernels.cpu.compiled import njit
 from kernels.cpu.memory import bytes_at, floats, halves, keep, narrow, numbers
 from kernels.cpu.operands import add_products, aligned, pack_pairs, pack_some, tiles_2_2, up, whole, whole_rows
-from kernels.cpu.pointwise import CODES, activate_and_derive
-from kernels.cpu.rows import MEMBERS, address, as_float, contiguous, packed, run, take_part, team_size
-from kernels.reference import Gradients
+from kernels.cpu.pointwise import activate_and_derive
+from kernels.cpu.rows import MEMBERS, as_float, contiguous, empty_like_weights, run, take_part, told
+from kernels.cpu.team import team_size
 
 
 @register_jitable
@@ -82,9 +82,8 @@ def backward_tiles(a, thread, threads):
     zeros, squares = np.zeros(d, np.uint16), np.empty(5 * 1024 + 16, np.float32)
     g, dg, ones = np.empty(block, np.float32), np.empty(block, np.float32), np.ones(16, np.float32)
     db_in, db_gate = np.zeros(f, np.float32), np.zeros(f, np.float32)
-    x_columns, x_pairs, grad_columns, grad_pairs = (
-        aligned(operands[0]), aligned(operands[1]), aligned(operands[2]), aligned(operands[3]),
-    )  # fmt: skip
+    x_columns, x_pairs = aligned(operands[0]), aligned(operands[1])
+    grad_columns, grad_pairs = aligned(operands[2]), aligned(operands[3])
     left_h, left_u, left_v = aligned(lefts[0]), aligned(lefts[1]), aligned(lefts[2])
     du, dv, right_at, gathered_at = aligned(hidden[0]), aligned(hidden[1]), aligned(right), aligned(gathered)
     u_at = aligned(squares)
@@ -107,9 +106,8 @@ def backward_tiles(a, thread, threads):
             w_in = whole_rows(a[loops.W_IN], begin, m, d, copies[0])
             w_gate = whole_rows(a[loops.W_GATE], begin, m, d, copies[1]) if gated else 0
             w_out = whole_rows(a[loops.W_OUT], begin, m, d, copies[2])
-            for source, as_columns, as_pairs in (
-                (a[loops.X], x_columns, x_pairs), (a[loops.GRAD], grad_columns, grad_pairs),
-            ):  # fmt: skip
+            tokens_packed = (a[loops.X], x_columns, x_pairs), (a[loops.GRAD], grad_columns, grad_pairs)
+            for source, as_columns, as_pairs in tokens_packed:
                 pack_some(source, chosen_tokens, d, zeros.ctypes.data, gathered_at, as_columns)
                 pack_pairs(source, chosen_tokens, d, gathered_at, as_pairs)
             for c in range(chunks):
@@ -167,36 +165,14 @@ def backward_tiles_member(arguments):
 MEMBERS[backward_tiles] = backward_tiles_member
 
 
-def amx_backward(
-    grad: Tensor,
-    x: Tensor,
-    W_in: Tensor,
-    b_in: Tensor | None,
-    W_gate: Tensor | None,
-    b_gate: Tensor | None,
-    W_out: Tensor,
-    gates: Tensor,
-    chosen: Tensor,
-    offsets: Sequence[int],
-    activation: str,
-) -> Gradients:
+def amx_backward(grad: Tensor, call: Call) -> Gradients:
     """The gradients of `kernels.cpu.amx.amx_forward`, as `kernels.cpu.grouped_backward` gives them."""
-    (n, d), p = x.shape, len(offsets) - 1
-    most, neurons = int(chosen.sum(0).max()), max(b - a for a, b in pairwise(offsets))
+    x, (n, d) = call.x, call.x.shape
+    most, neurons = int(call.chosen.sum(0).max()), max(b - a for a, b in pairwise(call.offsets))
     team = team_size(bytes_each=4 * n * d + 8 * most * d + 4 * most * neurons + 8 * neurons * d)
-    inputs = [contiguous(t) for t in (x, W_in, b_in, W_gate, b_gate, W_out)]
-    held = (*inputs, as_float(gates), chosen.contiguous(), contiguous(grad))
-
-    def like(tensor: Tensor | None) -> Tensor:
-        return x.new_empty(0 if tensor is None else tensor.shape)
-
-    d_x, d_gates = torch.zeros(team, n, d), torch.zeros(n, p)
-    dW_in, db_in, dW_gate, db_gate, dW_out = weights = [like(t) for t in (W_in, b_in, W_gate, b_gate, W_out)]
-    outputs = [d_x, *weights, d_gates]
-    head = [n, d, p, CODES[activation], 2, 0, 0]
-    told = head + [0 if t is None else address(t) for t in (*held, *outputs)]
-    for index, tensor in zip((loops.D_W_GATE, loops.D_B_IN, loops.D_B_GATE), (W_gate, b_in, b_gate), strict=True):
-        told[index] = told[index] if tensor is not None else 0
-    run(backward_tiles, team, packed(told, offsets))
+    inputs = (*map(contiguous, (x, *call.weights)), as_float(call.gates), call.chosen.contiguous(), contiguous(grad))
+    d_x, weights, d_gates = torch.zeros(team, n, d), empty_like_weights(call), torch.zeros(call.gates.shape)
+    written = [None if weight is None else made for weight, made in zip(call.weights, weights, strict=True)]
+    run(backward_tiles, team, told(call, 2, (*inputs, d_x, *written, d_gates)))
     total = d_x[0] if team == 1 else d_x.sum(0)
-    return Gradients(total.to(x.dtype), dW_in, db_in, dW_gate, db_gate, dW_out, d_gates.to(gates.dtype))
+    return Gradients._make([total.to(x.dtype), *weights, d_gates.to(call.gates.dtype)])

@@ -70,10 +70,7 @@ def products(n_left: int, n_right: int) -> Callable:
     """
 
     @intrinsic
-    def tile(
-        typing_context,
-        left, left_row, left_next, left_step, right, right_next, right_step, count, out, out_row,
-    ):  # fmt: skip
+    def tile(typing_context, left, left_row, left_next, left_step, right, right_next, right_step, count, out, out_row):
         def codegen(context, builder, signature, arguments):
             left, left_row, left_next, left_step, right, right_next, right_step, count, out, out_row = arguments
             cells = list(product(range(n_left), range(n_right)))

@@ -8,6 +8,7 @@ from numba import carray
 from numba.extending import register_jitable
 
 from kernels.cpu import loops
+from kernels.cpu.loops import NOTHING
 from kernels.cpu.memory import floats, keep, numbers
 from kernels.cpu.operands import aligned, pack_some, spare_rows, up, whole, whole_rows
 from kernels.cpu.pointwise import exp, sigmoid
@@ -50,7 +51,7 @@ def scores(a, start, count, out):
     if width > 0:
         hidden = np.empty((loops.padded(width), stride), np.float32)
         loops.name_neurons(rows, a[loops.ROUTER_IN], size * d, 0, width, 0)
-        loops.dot_rows(rows.ctypes.data, tokens.ctypes.data, width, count, d, hidden.ctypes.data, stride, size, 0, 0)
+        loops.dot_rows(rows.ctypes.data, tokens.ctypes.data, width, count, d, hidden.ctypes.data, stride, size, NOTHING)
         bias = numbers(a[loops.ROUTER_B_IN], width, size)
         for t in range(stride):
             for j in range(width):
@@ -59,7 +60,7 @@ def scores(a, start, count, out):
             tokens[t] = features.ctypes.data + t * 4 * width
         d = width
     loops.name_neurons(rows, a[loops.ROUTER_OUT], size * d, 0, a[loops.P], 0)
-    loops.dot_rows(rows.ctypes.data, tokens.ctypes.data, a[loops.P], count, d, out, stride, size, 0, 0)
+    loops.dot_rows(rows.ctypes.data, tokens.ctypes.data, a[loops.P], count, d, out, stride, size, NOTHING)
     keep(rows, tokens, features)
     return stride
 
@@ -97,9 +98,8 @@ def tile_scores(a, start, count, out):
         out_rows, hidden = np.empty(loops.padded(p), np.int64), np.empty(loops.padded(width), np.int64)
         loops.name_neurons(out_rows, out, 4 * stride, 0, loops.padded(p), 0)
         loops.name_neurons(hidden, results.ctypes.data, 4 * stride, 0, width, 0)
-        loops.sum_rows(
-            out_rows.ctypes.data, hidden.ctypes.data, p, width, stride, last.ctypes.data, 1, width, 4, 0, 0,
-        )  # fmt: skip
+        factors = last.ctypes.data
+        loops.sum_rows(out_rows.ctypes.data, hidden.ctypes.data, p, width, stride, factors, 1, width, 4, NOTHING)
         keep(out_rows, hidden, last)
     else:
         for q in range(p):

@@ -6,22 +6,22 @@ take 70 µs once a layer's weights have driven their instructions from the cache
 Shapes: n tokens, d model, h router's hidden units, f neurons, p pathways.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numba import carray
 from torch import Tensor
 
 from kernels.backends import tile_registers
+from kernels.call import Layer
 from kernels.cpu import loops
 from kernels.cpu.amx import tiles_loop
 from kernels.cpu.choice import choose, scores
 from kernels.cpu.compiled import njit
 from kernels.cpu.memory import bytes_at, floats, keep, narrow, numbers
 from kernels.cpu.pointwise import CODES
-from kernels.cpu.rows import address, as_float, contiguous, packed, run, team_size
-from kernels.router import GATES, Router
+from kernels.cpu.rows import address, as_float, contiguous, packed, run
+from kernels.cpu.team import team_size
+from kernels.router import GATES
 
 
 @njit
@@ -52,36 +52,26 @@ def fused_loop(a):
 class FusedMLP:
     """See `kernels.prepare_fused`. Preparing takes 30 µs, cold 70: as long as the rows of a token."""
 
-    def __init__(
-        self,
-        router: Router,
-        W_in: Tensor,
-        b_in: Tensor | None,
-        W_gate: Tensor | None,
-        b_gate: Tensor | None,
-        W_out: Tensor,
-        b_out: Tensor | None,
-        mean_out: Tensor | None,
-        offsets: Sequence[int],
-        activation: str,
-    ):
-        given = (W_in, b_in, W_gate, b_gate, W_out, *router[:5], router.ramp, b_out, mean_out)
+    def __init__(self, layer: Layer) -> None:
+        router, p = layer.router, len(layer.offsets) - 1
+        given = (*layer.weights, *router[:5], router.ramp, layer.b_out, layer.mean_out)
         # Held, as the loops know addresses alone.
         self.held = [contiguous(tensor) for tensor in given]
-        self.bytes = W_out.nbytes * (2 if W_gate is None else 3)
-        self.density = router.k / (len(offsets) - 1)
+        self.bytes = layer.W_out.nbytes * (2 if layer.W_gate is None else 3)
+        self.density = router.k / p
         self.copied = any(ours is not tensor for ours, tensor in zip(self.held, given, strict=True))
         addresses = [address(tensor) for tensor in self.held]
         first, last, bias, ramp = addresses[5:7], addresses[7:9], addresses[9], addresses[10]
+        sizes = 0, layer.W_in.shape[1], p, CODES[layer.activation], layer.W_in.element_size()
         self.told = packed(
             [
-                *(0, W_in.shape[1], len(offsets) - 1, CODES[activation], W_in.element_size(), 0, 0),
+                *(*sizes, 0, 0),
                 *(0, *addresses[:5], 0, 0, 0),
                 *[0] * (loops.ROUTER_IN - loops.Y - 1),
                 *(*first, *last, len(router.W_in) if router.W_in is not None else 0, router.k, GATES[router.gate]),
                 *(ramp if router.gate in ("ramp", "blend") else 0, bias, *addresses[11:]),
             ],
-            offsets,
+            layer.offsets,
         )
 
     def __call__(self, x: Tensor, backend: str) -> Tensor:

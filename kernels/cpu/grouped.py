@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.activations import ACTIVATIONS
-from kernels.reference import Gradients
+from kernels.call import Call, Gradients
 
 
 class Block(NamedTuple):
@@ -49,19 +49,9 @@ def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def grouped_forward(
-    x: Tensor,
-    W_in: Tensor,
-    b_in: Tensor | None,
-    W_gate: Tensor | None,
-    b_gate: Tensor | None,
-    W_out: Tensor,
-    gates: Tensor,
-    chosen: Tensor,
-    offsets: Sequence[int],
-    activation: str,
-) -> Tensor:
+def grouped_forward(call: Call) -> Tensor:
     """y [n, d] = Σ over chosen p of gates[:, p] · h_p W_out_p, see `kernels.routed_mlp`."""
+    x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation, _ = call
     act = ACTIVATIONS[activation].value
     cells, counts = chosen_cells(chosen)
     gate = gates.t().reshape(-1).index_select(0, cells).to(x.dtype).unsqueeze(1)
@@ -78,24 +68,13 @@ def grouped_forward(
     return y.to(x.dtype)
 
 
-def grouped_backward(
-    grad: Tensor,
-    x: Tensor,
-    W_in: Tensor,
-    b_in: Tensor | None,
-    W_gate: Tensor | None,
-    b_gate: Tensor | None,
-    W_out: Tensor,
-    gates: Tensor,
-    chosen: Tensor,
-    offsets: Sequence[int],
-    activation: str,
-) -> Gradients:
+def grouped_backward(grad: Tensor, call: Call) -> Gradients:
     """The gradients of `grouped_forward`; hidden activations are computed again instead of having been kept.
 
     With u = x W_inᵀ + b_in, v = x W_gateᵀ + b_gate, h = act(u) or act(v) ⊙ u, e = grad W_outᵀ (before the gate):
     d gate = ⟨h, e⟩, dh = gate · e, dW_out = (gate · h)ᵀ grad; du, dv from dh; dW_in = duᵀ x; dx = du W_in + dv W_gate.
     """
+    x, W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation, _ = call
     act, act_backward = ACTIVATIONS[activation]
     wide = _sum_dtype(x.dtype)
     cells, counts = chosen_cells(chosen)

@@ -30,18 +30,19 @@ N, D, P, CODE, SIZE, THREAD, THREADS, X, W_IN, B_IN, W_GATE, B_GATE, W_OUT, GATE
 GRAD, D_X, D_W_IN, D_B_IN, D_W_GATE, D_B_GATE, D_W_OUT, D_GATES = range(15, 23)
 ROUTER_IN, ROUTER_B_IN, ROUTER_OUT, ROUTER_B_OUT, WIDTH, K, GATE, RAMP, BIAS, B_OUT, MEAN = range(23, 34)
 OFFSETS = 34
+NOTHING = (0, 0)
 
 
 @register_jitable
-def dot_rows(rows, tokens, n_rows, n_tokens, d, out, stride, size, ahead, ahead_end):
+def dot_rows(rows, tokens, n_rows, n_tokens, d, out, stride, size, ahead):
     """out[j · stride + t] = row_j · token_t; tables and out are padded to multiples of four.
 
-    ahead, ahead_end: memory that will be wanted next, fetched meanwhile: 5 % of a large call.
+    ahead: where memory that will be wanted next begins and ends; fetched meanwhile, 5 % of a large call. Or NOTHING.
     """
     stay_apart()
     for t in range(0, n_tokens, 4):
         left = n_tokens - t
-        fetch_share(ahead, ahead_end, t, n_tokens)
+        fetch_share(ahead[0], ahead[1], t, n_tokens)
         for j in range(0, n_rows, 4):
             w, x, o = rows + 8 * j, tokens + 8 * t, out + 4 * (j * stride + t)
             if size == 4:
@@ -60,12 +61,12 @@ def dot_rows(rows, tokens, n_rows, n_tokens, d, out, stride, size, ahead, ahead_
 
 
 @register_jitable
-def sum_rows(out, rows, n_out, n_rows, d, factors, by_row, by_out, size, ahead, ahead_end):
+def sum_rows(out, rows, n_out, n_rows, d, factors, by_row, by_out, size, ahead):
     """out_t += Σ_k factors[k · by_row + t · by_out] row_k; the table out is padded to a multiple of four."""
     stay_apart()
     for t in range(0, n_out, 4):
         left, o, f = n_out - t, out + 8 * t, factors + 4 * t * by_out
-        fetch_share(ahead, ahead_end, t, n_out)
+        fetch_share(ahead[0], ahead[1], t, n_out)
         if size == 4:
             if left > 2:
                 sums_4(o, rows, n_rows, d, f, by_row, by_out)
@@ -184,14 +185,12 @@ def forward(a, thread, threads):
                 few = min(chunk, high - first)
                 name_neurons(w_in, a[W_IN], size * d, first, few, 0)
                 name_neurons(w_out, a[W_OUT], size * d, first, few, 0)
-                dot_rows(
-                    w_in.ctypes.data, xs.ctypes.data, few, count, d, u.ctypes.data, stride, size,
-                    w_out[0], w_out[0] + ahead * few,
-                )  # fmt: skip
+                after = (w_out[0], w_out[0] + ahead * few)
+                dot_rows(w_in.ctypes.data, xs.ctypes.data, few, count, d, u.ctypes.data, stride, size, after)
                 add_bias(u, b_in, first, few, stride)
                 if a[W_GATE]:
                     name_neurons(w_gate, a[W_GATE], size * d, first, few, 0)
-                    dot_rows(w_gate.ctypes.data, xs.ctypes.data, few, count, d, v.ctypes.data, stride, size, 0, 0)
+                    dot_rows(w_gate.ctypes.data, xs.ctypes.data, few, count, d, v.ctypes.data, stride, size, NOTHING)
                     add_bias(v, b_gate, first, few, stride)
                     activate(v, a[CODE], few * stride)
                     for i in range(few * stride):
@@ -201,10 +200,8 @@ def forward(a, thread, threads):
                 for j in range(few):
                     for t in range(stride):
                         u[j * stride + t] *= g[t]
-                sum_rows(
-                    ys.ctypes.data, w_out.ctypes.data, count, few, d, u.ctypes.data, stride, 1, size,
-                    w_in[0] + ahead * few, w_in[0] + ahead * min(2 * few, high - first),
-                )  # fmt: skip
+                after = (w_in[0] + ahead * few, w_in[0] + ahead * min(2 * few, high - first))
+                sum_rows(ys.ctypes.data, w_out.ctypes.data, count, few, d, u.ctypes.data, stride, 1, size, after)
 
 
 @njit

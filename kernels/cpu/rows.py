@@ -16,19 +16,20 @@ from numba import carray
 from numba.extending import register_jitable
 from torch import Tensor
 
+from kernels.call import Call, Gradients
 from kernels.cpu import loops
 from kernels.cpu.compiled import c_function
+from kernels.cpu.grouped import grouped_backward
 from kernels.cpu.memory import call_for_int
 from kernels.cpu.pointwise import CODES
 from kernels.cpu.rows_backward import backward_loop
 from kernels.cpu.team import gnu_openmp, team_size
-from kernels.reference import Gradients
 
 BEGUN, DONE = 1, 2
 
 
 @register_jitable
-def told(arguments):
+def told_at(arguments):
     """What a loop is told, of which an address is known."""
     a = carray(arguments, (loops.OFFSETS,), np.int64)
     return carray(arguments, (loops.OFFSETS + a[loops.P] + 1,), np.int64)
@@ -37,7 +38,7 @@ def told(arguments):
 @register_jitable
 def take_part(loop, arguments):
     """Calls a loop as a thread of a team; behind the offsets each thread says how far it came."""
-    a = told(arguments)
+    a = told_at(arguments)
     thread, threads = np.int64(call_for_int(a[loops.THREAD])), np.int64(call_for_int(a[loops.THREADS]))
     said = carray(arguments, (a.shape[0] + threads,), np.int64)
     said[a.shape[0] + thread] = BEGUN
@@ -100,61 +101,40 @@ def contiguous(tensor: Tensor | None) -> Tensor | None:
     return tensor if tensor is None or tensor.is_contiguous() else tensor.detach().contiguous()
 
 
+def told(call: Call, size: int, held: Sequence[Tensor | None]) -> np.ndarray:
+    """What a loop is told of a call with weights of `size` bytes a number; `held`: tensors in the order of `loops`."""
+    (n, d), p = call.x.shape, call.chosen.shape[1]
+    return packed([n, d, p, CODES[call.activation], size, 0, 0, *map(address, held)], call.offsets)
+
+
+def empty_like_weights(call: Call) -> list[Tensor]:
+    """Room for the gradient of each weight; none for one that is None."""
+    return [call.x.new_empty(0 if weight is None else weight.shape) for weight in call.weights]
+
+
 def _total(parts: Tensor) -> Tensor:
     """The sum over threads [threads, …], without a pass over memory where there is one."""
     return parts[0] if len(parts) == 1 else parts.sum(0)
 
 
-def rows_forward(
-    x: Tensor,
-    W_in: Tensor,
-    b_in: Tensor | None,
-    W_gate: Tensor | None,
-    b_gate: Tensor | None,
-    W_out: Tensor,
-    gates: Tensor,
-    chosen: Tensor,
-    offsets: Sequence[int],
-    activation: str,
-) -> Tensor:
+def rows_forward(call: Call) -> Tensor:
     """The same function as `kernels.cpu.grouped_forward`, for float32 and bfloat16, accumulated in float32."""
-    (n, d), team = x.shape, team_size(W_in.nbytes * len(x), 4 * x.numel())
+    x, (n, d) = call.x, call.x.shape
+    team = team_size(call.W_in.nbytes * n, 4 * x.numel())
     y = torch.zeros(team, n, d)
     # Held here, as the loop knows addresses alone.
-    held = (
-        as_float(x), *map(contiguous, (W_in, b_in, W_gate, b_gate, W_out)),
-        as_float(gates), chosen.contiguous(), y,
-    )  # fmt: skip
-    head = [n, d, len(offsets) - 1, CODES[activation], W_in.element_size(), 0, 0]
-    arguments = head + [address(tensor) for tensor in held]
-    run(loops.forward_loop, team, packed(arguments, offsets))
+    held = as_float(x), *map(contiguous, call.weights), as_float(call.gates), call.chosen.contiguous(), y
+    run(loops.forward_loop, team, told(call, call.W_in.element_size(), held))
     return _total(y).to(x.dtype)
 
 
-def rows_backward(
-    grad: Tensor,
-    x: Tensor,
-    W_in: Tensor,
-    b_in: Tensor | None,
-    W_gate: Tensor | None,
-    b_gate: Tensor | None,
-    W_out: Tensor,
-    gates: Tensor,
-    chosen: Tensor,
-    offsets: Sequence[int],
-    activation: str,
-) -> Gradients:
-    """The gradients of `rows_forward` for float32, as `kernels.cpu.grouped_backward` gives them."""
-    (n, d), p, team = x.shape, len(offsets) - 1, team_size(bytes_each=4 * x.numel())
-    inputs = [as_float(t) for t in (x, W_in, b_in, W_gate, b_gate, W_out, gates)]
-    held = (*inputs, chosen.contiguous(), as_float(grad))
-
-    def like(tensor: Tensor | None) -> Tensor:
-        return x.new_empty(0 if tensor is None else tensor.shape)
-
-    d_x, d_gates = torch.zeros(team, n, d), torch.zeros(team, n, p)
-    dW_in, db_in, dW_gate, db_gate, dW_out = weights = [like(t) for t in (W_in, b_in, W_gate, b_gate, W_out)]
-    head = [n, d, p, CODES[activation], 4, 0, 0]
-    outputs = [d_x, *weights, d_gates]
-    run(backward_loop, team, packed(head + [address(t) for t in (*held, *outputs)], offsets))
-    return Gradients(_total(d_x), dW_in, db_in, dW_gate, db_gate, dW_out, _total(d_gates).to(gates.dtype))
+def rows_backward(grad: Tensor, call: Call) -> Gradients:
+    """The gradients of `rows_forward`, as `grouped_backward` gives them; in compiled loops for float32."""
+    if call.x.dtype != torch.float32:
+        return grouped_backward(grad, call)
+    (n, d), p, team = call.x.shape, call.chosen.shape[1], team_size(bytes_each=4 * call.x.numel())
+    inputs = [as_float(tensor) for tensor in (call.x, *call.weights, call.gates)]
+    d_x, weights, d_gates = torch.zeros(team, n, d), empty_like_weights(call), torch.zeros(team, n, p)
+    held = (*inputs, call.chosen.contiguous(), as_float(grad), d_x, *weights, d_gates)
+    run(backward_loop, team, told(call, 4, held))
+    return Gradients._make([_total(d_x), *weights, _total(d_gates).to(call.gates.dtype)])

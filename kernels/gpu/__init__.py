@@ -1,7 +1,7 @@
 """Triton implementations. Imported only where they run: the package `triton` exists for Linux alone.
 
 routes -> which rows each pathway works on; decode -> few tokens; grouped, gradients -> many tokens, forward and
-backward; tiles -> sizes that are shipped; prepare, launch, backward -> all put together; sparse -> single rows for the
+backward; tiles -> sizes that are shipped; problem, launch, backward -> all put together; sparse -> single rows for the
 rules of dense models.
 
 Numbers that change from call to call, as that of the tokens, are not specialized: each new kind of them (1, a multiple

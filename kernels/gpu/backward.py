@@ -7,17 +7,21 @@ import torch
 import triton
 from torch import Tensor
 
+from kernels.call import Call, Gradients
 from kernels.gpu import gradients
 from kernels.gpu.launch import combine, down, persistent
-from kernels.gpu.prepare import Problem, prepare
+from kernels.gpu.problem import Problem, problem
 from kernels.gpu.routes import Routes, find_routes
 from kernels.gpu.tiles import Tile
-from kernels.reference import Gradients
 
 
-def on_gpu_backward(grad: Tensor, *arguments) -> Gradients:
-    """The gradients of `kernels.gpu.launch.on_gpu`, whose arguments follow; empty tensors for absent inputs."""
-    call = prepare(*arguments)
+def on_gpu_backward(grad: Tensor, call: Call) -> Gradients:
+    """The gradients of `kernels.gpu.launch.on_gpu`; empty tensors for absent inputs."""
+    with torch.cuda.device_of(call.x):  # Triton launches on the current device
+        return _gradients(grad, problem(call))
+
+
+def _gradients(grad: Tensor, call: Problem) -> Gradients:
     if call.empty:
         inputs = (call.x, call.W_in, call.b_in, call.W_gate, call.b_gate, call.W_out, call.gates)
         return Gradients(*(call.x.new_empty(0) if t is None else torch.zeros_like(t) for t in inputs))

@@ -8,19 +8,20 @@ import triton
 from torch import Tensor
 
 from kernels.backends import GPU_TOKENS
+from kernels.call import Call
 from kernels.gpu import decode, grouped
-from kernels.gpu.prepare import Problem, places, prepare
+from kernels.gpu.problem import Problem, places, problem
 from kernels.gpu.routes import Routes, find_routes
 from kernels.gpu.tiles import ADD, COMBINE_COLS, DECODE_TILES, Tile, combine_warps, family, upcast
 
 
-def on_gpu(*arguments) -> Tensor:
-    """`kernels.routed_mlp`; takes the arguments of `prepare`."""
-    call = prepare(*arguments)
-    if call.empty:
-        return torch.zeros_like(call.x)
-    with torch.cuda.device_of(call.x):  # Triton launches on the current device
-        return decode_forward(call) if len(call.x) <= GPU_TOKENS else grouped_forward(call)
+def on_gpu(call: Call) -> Tensor:
+    """`kernels.routed_mlp`."""
+    ours = problem(call)
+    if ours.empty:
+        return torch.zeros_like(ours.x)
+    with torch.cuda.device_of(ours.x):  # Triton launches on the current device
+        return decode_forward(ours) if len(ours.x) <= GPU_TOKENS else grouped_forward(ours)
 
 
 def decode_forward(call: Problem, b_out: Tensor | None = None, mean_out: Tensor | None = None) -> Tensor:

@@ -6,7 +6,6 @@ MLP. Grids depend on sizes alone and nothing waits for the host, so that CUDA gr
 Shapes: n tokens, d model, h router's hidden units, p pathways (PP, padded to a power of two).
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,9 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.call import Call, Layer
 from kernels.gpu.decode import product
 from kernels.gpu.launch import decode_forward
-from kernels.gpu.prepare import prepare
+from kernels.gpu.problem import problem
 from kernels.gpu.tiles import FEATURES, pick_sizes
 from kernels.router import GATES, SIGMOID, SOFTMAX, Router
 
@@ -83,38 +83,26 @@ class Step:
     is no such router (rules but top_k, shared pathways, static masks) runs PyTorch's choice and `kernels.routed_mlp`.
     """
 
-    def __init__(
-        self,
-        router: Router,
-        W_in: Tensor,
-        b_in: Tensor | None,
-        W_gate: Tensor | None,
-        b_gate: Tensor | None,
-        W_out: Tensor,
-        b_out: Tensor | None,
-        mean_out: Tensor | None,
-        offsets: Sequence[int],
-        activation: str,
-    ) -> None:
-        given = (W_in, b_in, W_gate, b_gate, W_out, b_out, mean_out, *router)
+    def __init__(self, layer: Layer) -> None:
+        given = (*layer, *layer.router)
         self.copied = any(isinstance(value, Tensor) and not value.is_contiguous() for value in given)
-        self.router = router._replace(**_contiguous(router._asdict()))
-        weights = {"W_in": W_in, "b_in": b_in, "W_gate": W_gate, "b_gate": b_gate, "W_out": W_out}
-        self.weights = _contiguous(weights) | {"offsets": tuple(offsets), "activation": activation}
-        self.outputs = _contiguous({"b_out": b_out, "mean_out": mean_out})
+        self.layer: Layer = _contiguous(layer._replace(router=_contiguous(layer.router)))
 
     def __call__(self, x: Tensor, backend: str = "triton") -> Tensor:
         """Output [n, d] of x [n, d]; there is one backend, which `fuses` names."""
         assert backend == "triton", backend
         if len(x) == 0:
             return torch.empty_like(x)
+        layer = self.layer
         with torch.cuda.device_of(x):  # Triton launches on the current device
-            gates, chosen = choose(x, self.router)
-            return decode_forward(prepare(x=x, gates=gates, chosen=chosen, **self.weights), **self.outputs)
+            gates, chosen = choose(x, layer.router)
+            call = Call(x, *layer.weights, gates, chosen, layer.offsets, layer.activation)
+            return decode_forward(problem(call), layer.b_out, layer.mean_out)
 
 
-def _contiguous(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.contiguous() if isinstance(value, Tensor) else value for name, value in values.items()}
+def _contiguous(values: Any) -> Any:
+    """A NamedTuple with contiguous tensors."""
+    return values._make(value.contiguous() if isinstance(value, Tensor) else value for value in values)
 
 
 def choose(x: Tensor, router: Router) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import einsum
 from torch import Tensor, nn
 
-from kernels import Router, fuses, prepare_fused, routed_mlp
+from kernels import Call, Layer, Router, fuses, prepare_fused, routed_mlp
 from kernels.router import GATES
 from slms.models.partition import pathway_offsets
 from slms.models.routed import Routed
@@ -100,24 +100,13 @@ class RoutedMLP(Routed):
             self.recorder(routes)
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
 
-        def cast(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(dtype)
-
         most = self._k if RULES[self.config.rule].fixed else None
+        weights = (self.W_in, self.b_in, self.W_gate, self.b_gate, self.W_out)
+        cast = [None if tensor is None else tensor.to(dtype) for tensor in (flat, *weights, routes.gates)]
         y = routed_mlp(
-            flat.to(dtype),
-            self.W_in.to(dtype),
-            self.W_out.to(dtype),
-            routes.gates.to(dtype),
-            routes.chosen,
-            self.offsets,
-            activation=self.activation,
-            b_in=cast(self.b_in),
-            W_gate=cast(self.W_gate),
-            b_gate=cast(self.b_gate),
-            backend=self.config.backend,
-            density=None if most is None else most / self.config.n_pathways,
-            most=most,
+            Call._make([*cast, routes.chosen, self.offsets, self.activation, most]),
+            self.config.backend,
+            None if most is None else most / self.config.n_pathways,
         )
         if self.mean_out is not None:
             y = y + einsum((~routes.chosen).to(dtype), self.mean_out.to(dtype), "n p, p d -> n d")
@@ -164,7 +153,7 @@ class RoutedMLP(Routed):
             return None
         if self._modules.keys() != {"router"} or any(module._modules for module in router.children()):
             return None
-        run = prepare_fused(chooser, *weights, self.offsets, self.activation)
+        run = prepare_fused(Layer(chooser, *weights, self.offsets, self.activation))
         if not run.copied:  # of tensors that are not contiguous, whose numbers may change
             self._prepared = where, run
         return run

@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from benchmarks import kernel_rivals as rivals
-from kernels.calibrate import call_backend
 from kernels.costs import Shape
+from kernels.reference import routed_mlp_reference
 from kernels.timing import random_call
 
 
 def make(gated, density, training=True):
-    return random_call(Shape(16, 64, 4, gated, "float32", "cpu", training), 6, density)
+    return random_call(Shape(16, 64, 4, gated, "float32", "cpu", training), 6, density, "gelu_new")
 
 
 def check(call, run, made=()):
-    expected = call_backend(call, "gelu_new", "reference")
+    expected = routed_mlp_reference(call)
     torch.testing.assert_close(run(), expected)
     leaves = [call.x, call.gates, call.W_out]
     grads = torch.autograd.grad(run(), [*leaves, *made], torch.ones_like(expected))
@@ -28,16 +28,16 @@ def check(call, run, made=()):
 @pytest.mark.parametrize("gated", [False, True])
 def test_dense(gated):
     call = make(gated, 1.0)._replace(gates=torch.ones(6, 4))
-    expected = call_backend(call, "gelu_new", "reference")
-    torch.testing.assert_close(rivals.dense_mlp(call, "gelu_new", None), expected)
-    torch.testing.assert_close(rivals.dense_mlp(call, "gelu_new", call.W_out.t().contiguous()), expected)
+    expected = routed_mlp_reference(call)
+    torch.testing.assert_close(rivals.dense_mlp(call, None), expected)
+    torch.testing.assert_close(rivals.dense_mlp(call, call.W_out.t().contiguous()), expected)
 
 
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("density", [0.25, 0.5, 1.0])
 def test_grouped_mm(gated, density):
     call = make(gated, density)
-    check(call, *rivals.grouped_mm(call, "gelu_new"))
+    check(call, *rivals.grouped_mm(call))
 
 
 def parallel_linear(x, W, k, experts, scattered, ends, *, expert_biases=None, gates=None, grouped_in=False, **_):
@@ -64,7 +64,7 @@ def test_scattermoe(gated, monkeypatch):
     monkeypatch.setitem(sys.modules, "scattermoe", types.ModuleType("scattermoe"))
     monkeypatch.setitem(sys.modules, "scattermoe.parallel_experts", stand_in)
     call = make(gated, 0.5)
-    run, made = rivals.scattermoe(call, "gelu_new")
+    run, made = rivals.scattermoe(call)
     assert len(made) == gated
     check(call, run, made)
     assert not rivals.scattermoe_runs("cpu")

@@ -55,11 +55,11 @@ def test_steps_of_decoding_are_graphs_on_a_gpu(monkeypatch, n_tokens, training, 
 
 
 def test_no_number_without_parity(tiny, monkeypatch, capsys):
-    right = bench.call_backend
+    right = bench.routed_mlp
     monkeypatch.setattr(
         bench,
-        "call_backend",
-        lambda call, act, backend: right(call, act, backend) * (1.001 if backend == "auto" else 1),
+        "routed_mlp",
+        lambda call, backend: right(call, backend) * (1.001 if backend == "auto" else 1),
     )
     with pytest.raises(SystemExit, match="parity fails for Shape"):
         bench.main(["--shapes", "tiny", "--tokens", "4", "--training", "--seconds", "0"])

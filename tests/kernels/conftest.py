@@ -1,59 +1,20 @@
 """Inputs and comparisons that the tests of all backends share."""
 
-from typing import NamedTuple
-
 import pytest
 import torch
 from torch import Tensor
 
-from kernels import routed_mlp, routed_mlp_reference
+from kernels import Call, routed_mlp, routed_mlp_reference
 
 
-class Case(NamedTuple):
+class Case(Call):
     """One call of `routed_mlp`."""
 
-    x: Tensor
-    W_in: Tensor
-    b_in: Tensor | None
-    W_gate: Tensor | None
-    b_gate: Tensor | None
-    W_out: Tensor
-    gates: Tensor
-    chosen: Tensor
-    offsets: tuple[int, ...]
-    activation: str
-
-    def leaves(self) -> list[Tensor]:
-        return [t for t in self if isinstance(t, Tensor) and t.requires_grad]
-
     def run(self, backend: str) -> Tensor:
-        return routed_mlp(
-            self.x,
-            self.W_in,
-            self.W_out,
-            self.gates,
-            self.chosen,
-            self.offsets,
-            activation=self.activation,
-            b_in=self.b_in,
-            W_gate=self.W_gate,
-            b_gate=self.b_gate,
-            backend=backend,
-        )
+        return routed_mlp(self, backend)
 
     def reference(self) -> Tensor:
-        return routed_mlp_reference(
-            self.x,
-            self.W_in,
-            self.W_out,
-            self.gates,
-            self.chosen,
-            self.offsets,
-            activation=self.activation,
-            b_in=self.b_in,
-            W_gate=self.W_gate,
-            b_gate=self.b_gate,
-        )
+        return routed_mlp_reference(self)
 
     def to(self, dtype: torch.dtype) -> "Case":
         """The same numbers in another type."""
@@ -120,8 +81,8 @@ def check(case: Case, backend: str) -> None:
     upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(output.dtype)
     dtype = output.dtype
     assert_close(output, expected, dtype, "output")
-    grads = torch.autograd.grad(output, case.leaves(), upstream)
-    expected_grads = torch.autograd.grad(expected, exact.leaves(), upstream.double())
+    grads = torch.autograd.grad(output, case.leaves, upstream)
+    expected_grads = torch.autograd.grad(expected, exact.leaves, upstream.double())
     names = [name for name in case.tensor_names() if name != "chosen"]
     for name, actual, wanted in zip(names, grads, expected_grads, strict=True):
         assert_close(actual, wanted, dtype, f"gradient of {name}")

@@ -3,13 +3,13 @@
 import pytest
 
 import kernels
-from kernels import costs, dispatch
+from kernels import cache, costs, dispatch
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_calibrate(training):
     path = kernels.calibrate(8, 12, 3, tokens=(1, 32), densities=(0.3, 1.0), seconds=0.0, training=training)
-    assert path == costs.cache_file()
+    assert path == cache.cache_file()
     ((key, rows),) = costs.load_table().items()
     assert key.endswith(f'[8, 12, 3, false, "float32", "cpu", {str(training).lower()}]')
     assert [(row["tokens"], row["density"]) for row in rows] == [(1, 0.3), (1, 1.0), (32, 0.3), (32, 1.0)]

@@ -5,28 +5,18 @@ import json
 import pytest
 import torch
 
-from kernels import backends, costs
+from kernels import backends, cache, costs
 from kernels.cpu import team
 
 SHAPE = costs.Shape(8, 12, 3, False, "float32", "cpu", False)
-
-
-def test_cache_location(monkeypatch, tmp_path):
-    assert costs.cache_file() == tmp_path / "cache" / "kernels.json"
-    monkeypatch.delenv("SLMS_CACHE")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert costs.cache_file() == tmp_path / ".cache" / "slms" / "kernels.json"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert costs.cache_file() == tmp_path / "xdg" / "slms" / "kernels.json"
 
 
 def test_a_user_without_a_home(monkeypatch, tmp_path):
     def home():
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(costs.Path, "home", home)
-    assert costs.cache_file() == tmp_path / "cache" / "kernels.json"
+    monkeypatch.setattr(cache.Path, "home", home)
+    assert cache.cache_file() == tmp_path / "cache" / "kernels.json"
     monkeypatch.delenv("SLMS_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert costs.load_table() == {}
@@ -54,14 +44,14 @@ def test_nearest_measurement_decides():
 def test_other_shapes_and_thread_counts_are_kept_apart():
     costs.save_measurements(SHAPE, [{"tokens": 1, "density": 1.0, "us": {"dense": 1.0}}])
     costs.save_measurements(SHAPE._replace(d_ff=99), [{"tokens": 2, "density": 1.0, "us": {"dense": 1.0}}])
-    table = json.loads(costs.cache_file().read_text())
+    table = json.loads(cache.cache_file().read_text())
     assert len(table) == 2
     assert all(f"{torch.get_num_threads()} threads" in key and torch.__version__ in key for key in table)
 
 
 def test_a_damaged_file_is_an_error():
-    costs.cache_file().parent.mkdir(parents=True)
-    costs.cache_file().write_text("{")
+    cache.cache_file().parent.mkdir(parents=True)
+    cache.cache_file().write_text("{")
     with pytest.raises(json.JSONDecodeError):
         costs.load_table()
 

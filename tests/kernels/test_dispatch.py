@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import kernels
-from kernels import costs, dispatch
+from kernels import backends, costs, dispatch
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,8 @@ def test_training_is_calibrated_apart(make_case):
         (64, 64, 256, 0.25, True, torch.float32, "rows"),
     ],
 )
-def test_without_calibration(n, d, f, density, training, dtype, expected):
+def test_without_calibration(monkeypatch, n, d, f, density, training, dtype, expected):
+    monkeypatch.setattr(backends, "tile_registers", lambda: True)
     offsets = tuple(range(0, f + 1, f // 16))
     said = kernels.explain(n, d, offsets, density, training=training, dtype=dtype)
     assert said.startswith(expected), said

@@ -10,12 +10,13 @@ from kernels.timing import capture, random_call, time_together
 
 
 def test_random_call_has_the_density_asked_for():
-    call = random_call(Shape(8, 13, 4, True, "bfloat16", "cpu", True), 5, 0.5)
+    call = random_call(Shape(8, 13, 4, True, "bfloat16", "cpu", True), 5, 0.5, "silu")
     assert call.chosen.sum(1).tolist() == [2] * 5
     assert call.offsets == (0, 3, 6, 9, 13)
     assert call.W_gate.shape == (13, 8)
     assert call.x.requires_grad and call.gates.requires_grad
-    assert random_call(Shape(8, 13, 4, False, "float32", "cpu", False), 5, 0.0).chosen.sum(1).tolist() == [1] * 5
+    least = random_call(Shape(8, 13, 4, False, "float32", "cpu", False), 5, 0.0, "gelu")
+    assert least.chosen.sum(1).tolist() == [1] * 5
 
 
 def test_time_together_orders_alternatives():

@@ -238,14 +238,14 @@ def test_compiles_as_one_graph_with_its_gradients(rule):
 def test_the_most_pathways_of_a_token_are_told_where_known(monkeypatch, rule):
     told = []
     run = routed_mlp.routed_mlp
-    monkeypatch.setattr(routed_mlp, "routed_mlp", lambda *given, **more: told.append(more) or run(*given, **more))
+    monkeypatch.setattr(routed_mlp, "routed_mlp", lambda call, *more: told.append(call.most) or run(call, *more))
     mlp = routed(n_shared=1)
     mlp.router.config = replace(mlp.router.config, rule=rule)  # at run time, as `eval.py frontier` does
     with record_routes(mlp) as routes:
         for k in (2, 3):
             mlp.k = k
             mlp(torch.randn(9, D))
-            assert told[-1]["most"] == (k if rule == "top_k" else None)
+            assert told[-1] == (k if rule == "top_k" else None)
             if rule == "top_k":
                 assert routes["L3.mlp"].chosen.sum(1).max() == k
 

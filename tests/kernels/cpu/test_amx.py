@@ -48,7 +48,7 @@ def test_activations(make_case, check_case, activation):
 
 def outcome(case):
     output = case.run("amx")
-    return [output, *torch.autograd.grad(output, case.leaves(), torch.ones_like(output), retain_graph=True)]
+    return [output, *torch.autograd.grad(output, case.leaves, torch.ones_like(output), retain_graph=True)]
 
 
 @needs_amx
@@ -107,9 +107,9 @@ def test_library_products_between(make_case):
 @needs_amx
 def test_registration(make_case):
     case, _ = numbers(gated=True, n=5)(make_case)
-    library.opcheck(ops.amx, case)
+    library.opcheck(ops.OPERATORS["amx"], case)
     detached = [t.detach() if isinstance(t, torch.Tensor) else t for t in case]
-    library.opcheck(ops.amx_backward, [torch.ones_like(detached[0]), *detached])
+    library.opcheck(ops.BACKWARD["amx"], [torch.ones_like(detached[0]), *detached])
     compiled = torch.compile(lambda: case.run("amx").sin(), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(), case.run("amx").sin())
 

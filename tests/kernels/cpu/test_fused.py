@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels import Router, backends, choose, prepare_fused, routed_mlp_reference
+from kernels import Call, Layer, Router, backends, choose, prepare_fused, routed_mlp_reference
 from kernels.cpu import team
 from kernels.router import GATES
 
@@ -29,15 +29,13 @@ def make(n, *, gate="ramp", linear=False, gated=False, biased=True, dtype=torch.
 def expected(x, router, weights, offsets, activation="gelu"):
     W_in, b_in, W_gate, b_gate, W_out, b_out = (None if w is None else w.float() for w in weights)
     gates, chosen = choose(x, router)
-    y = routed_mlp_reference(
-        x.float(), W_in, W_out, gates, chosen, offsets, activation=activation, b_in=b_in, W_gate=W_gate, b_gate=b_gate
-    )
+    y = routed_mlp_reference(Call(x.float(), W_in, b_in, W_gate, b_gate, W_out, gates, chosen, offsets, activation))
     return y if b_out is None else y + b_out
 
 
 def run(x, router, weights, offsets, activation="gelu", backend="rows"):
     with torch.no_grad():
-        return prepare_fused(router, *weights, None, offsets, activation)(x, backend)
+        return prepare_fused(Layer(router, *weights, None, offsets, activation))(x, backend)
 
 
 @pytest.mark.parametrize("n", [0, 1, 3, 140])

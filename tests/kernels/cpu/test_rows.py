@@ -10,8 +10,8 @@ import torch
 from kernels.cpu import grouped, loops, rows, team
 
 
-def detached(case) -> list:
-    return [value.detach() if isinstance(value, torch.Tensor) else value for value in case]
+def detached(case):
+    return case._make(value.detach() if isinstance(value, torch.Tensor) else value for value in case)
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -28,16 +28,16 @@ def threads(request, monkeypatch):
 def test_blocks_chunks_and_threads(make_case, close, threads, gated, sizes):
     # more tokens than a block, more neurons than a chunk, fewer neurons than threads, none at all
     case = detached(make_case(offsets=(0, 37, 38, 38, 70), gated=gated, **sizes))
-    close(rows.rows_forward(*case), grouped.grouped_forward(*case), torch.float32, "output")
+    close(rows.rows_forward(case), grouped.grouped_forward(case), torch.float32, "output")
     upstream = torch.randn(case[0].shape, generator=torch.Generator().manual_seed(1))
-    wanted = grouped.grouped_backward(upstream, *case)
-    for name, actual, expected in zip(wanted._fields, rows.rows_backward(upstream, *case), wanted, strict=True):
+    wanted = grouped.grouped_backward(upstream, case)
+    for name, actual, expected in zip(wanted._fields, rows.rows_backward(upstream, case), wanted, strict=True):
         close(actual, expected, torch.float32, name)
 
 
 def test_same_bits_every_time(make_case, threads):
     case = detached(make_case(n=50, d=40))
-    assert torch.equal(rows.rows_forward(*case), rows.rows_forward(*case))
+    assert torch.equal(rows.rows_forward(case), rows.rows_forward(case))
 
 
 def test_without_gnu_openmp(make_case, close, monkeypatch):
@@ -46,9 +46,9 @@ def test_without_gnu_openmp(make_case, close, monkeypatch):
     monkeypatch.setattr(team, "TEAM_BYTES", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     case = detached(make_case(n=9))
-    close(rows.rows_forward(*case), grouped.grouped_forward(*case), torch.float32, "output")
-    wanted = grouped.grouped_backward(torch.ones(9, 8), *case)
-    close(rows.rows_backward(torch.ones(9, 8), *case).W_in, wanted.W_in, torch.float32, "dW_in")
+    close(rows.rows_forward(case), grouped.grouped_forward(case), torch.float32, "output")
+    wanted = grouped.grouped_backward(torch.ones(9, 8), case)
+    close(rows.rows_backward(torch.ones(9, 8), case).W_in, wanted.W_in, torch.float32, "dW_in")
 
 
 @numba.njit
@@ -77,12 +77,12 @@ def test_a_thread_without_memory_is_an_error(monkeypatch):
 
 def test_a_process_forked_after_use(make_case, close, threads):
     case = detached(make_case(n=50, d=40))
-    expected = rows.rows_forward(*case)
+    expected = rows.rows_forward(case)
     here, there = multiprocessing.Pipe()
 
     def child():
         torch.set_num_threads(1)  # as a DataLoader's worker
-        there.send(rows.rows_forward(*case).tolist())
+        there.send(rows.rows_forward(case).tolist())
 
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import library
 
-from kernels import ACTIVATIONS, ops, routed_mlp
-from kernels.gpu import gradients, grouped, launch, prepare, tiles
+from kernels import ACTIVATIONS, ops
+from kernels.gpu import gradients, grouped, launch, problem, tiles
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -57,7 +57,7 @@ def test_zero_tokens(make_case, check_case):
 @pytest.mark.parametrize("size", ["large", "small", "odd"])
 def test_every_size_of_tiles(make_case, check_case, monkeypatch, size):
     """Those for many tokens too, at a size that the interpreter can bear."""
-    monkeypatch.setattr(prepare, "tiles_for", lambda dtype, n, odd: tiles.TILES[tiles.family(dtype), size])
+    monkeypatch.setattr(problem, "tiles_for", lambda dtype, n, odd: tiles.TILES[tiles.family(dtype), size])
     check_case(on_device(make_case(n=70, d=40, offsets=(0, 70, 100), gated=True)), "triton")
 
 
@@ -81,7 +81,7 @@ def test_skipped_weights_are_never_read(make_case, n):
 
     def outcome():
         output = case.run("triton")
-        return [output, *torch.autograd.grad(output, case.leaves(), torch.ones_like(output))]
+        return [output, *torch.autograd.grad(output, case.leaves, torch.ones_like(output))]
 
     clean = outcome()
     with torch.no_grad():
@@ -94,11 +94,11 @@ def test_every_element_is_written(make_case, poison_new_tensors):
     """Buffers that begin as NaN leave no trace."""
     case = on_device(make_case(n=20, d=16, offsets=(0, 5, 5, 20), gated=True))
     upstream = torch.ones_like(case.x)
-    clean = torch.autograd.grad(case.run("triton"), case.leaves(), upstream)
+    clean = torch.autograd.grad(case.run("triton"), case.leaves, upstream)
 
     poison_new_tensors()
     output = case.run("triton")
-    grads = torch.autograd.grad(output, case.leaves(), upstream)
+    grads = torch.autograd.grad(output, case.leaves, upstream)
     assert not output.isnan().any()
     assert all(torch.equal(a, b) for a, b in zip(clean, grads, strict=True))
 
@@ -113,10 +113,8 @@ def test_room_for_as_many_pathways_as_a_token_takes_at_most(make_case, monkeypat
     monkeypatch.setattr(launch, "find_routes", lambda *given: rooms.append(given[2]) or find(*given))
 
     def outcome(most):
-        arguments = case.x, case.W_in, case.W_out, case.gates, case.chosen, case.offsets
-        more = dict(activation=case.activation, b_in=case.b_in, W_gate=case.W_gate, b_gate=case.b_gate)
-        output = routed_mlp(*arguments, **more, backend="triton", most=most)
-        return [output, *torch.autograd.grad(output, case.leaves(), torch.ones_like(output))]
+        output = case._replace(most=most).run("triton")
+        return [output, *torch.autograd.grad(output, case.leaves, torch.ones_like(output))]
 
     assert all(torch.equal(a, b) for a, b in zip(outcome(None), outcome(2), strict=True))
     assert rooms == [240, 80]
@@ -141,9 +139,9 @@ def test_nan_propagates(make_case, n):
 def test_expanded_gradient_and_backward_twice(make_case):
     case = on_device(make_case(n=18))
     total = case.run("triton").sum()
-    first = torch.autograd.grad(total, case.leaves(), retain_graph=True)
-    second = torch.autograd.grad(total, case.leaves())
-    for a, b, wanted in zip(first, second, torch.autograd.grad(case.reference().sum(), case.leaves()), strict=True):
+    first = torch.autograd.grad(total, case.leaves, retain_graph=True)
+    second = torch.autograd.grad(total, case.leaves)
+    for a, b, wanted in zip(first, second, torch.autograd.grad(case.reference().sum(), case.leaves), strict=True):
         assert torch.equal(a, b)
         torch.testing.assert_close(a, wanted, rtol=1e-5, atol=1e-5)
 
@@ -167,15 +165,15 @@ def test_inputs_and_gradient_that_are_not_contiguous(make_case):
     )
     upstream = torch.randn(case.x.shape[::-1], generator=torch.Generator().manual_seed(2)).to(DEVICE).t()
     assert not (upstream.is_contiguous() or strided.x.is_contiguous() or strided.W_out.is_contiguous())
-    grads = torch.autograd.grad(strided.run("triton"), strided.leaves(), upstream)
-    expected = torch.autograd.grad(case.reference(), case.leaves(), upstream)
+    grads = torch.autograd.grad(strided.run("triton"), strided.leaves, upstream)
+    expected = torch.autograd.grad(case.reference(), case.leaves, upstream)
     for actual, wanted in zip(grads, expected, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("n", [2, 18])
 def test_opcheck(make_case, n):
-    library.opcheck(ops.on_gpu, on_device(make_case(n=n)))
+    library.opcheck(ops.OPERATORS["triton"], on_device(make_case(n=n)))
 
 
 @pytest.mark.gpu

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import kernels
-from kernels import Router
+from kernels import Layer, Router
 from kernels.gpu.step import Step, choose
 from kernels.router import GATES
 
@@ -53,7 +53,7 @@ def test_whole(make_case, close, n, dtype, more):
     router = make_router(40, 3, dtype, k=1 + more, linear=not more)
     b_out, means = (case.x.new_ones(40) / 3, case.x.new_ones(3, 40) / 7) if more else (None, None)
     weights = (case.W_in, case.b_in, case.W_gate, case.b_gate, case.W_out, b_out, means)
-    step = Step(router, *weights, case.offsets, case.activation)
+    step = Step(Layer(router, *weights, case.offsets, case.activation))
     gates, chosen = kernels.choose(case.x, router)
     exact = case._replace(gates=gates, chosen=chosen).to(torch.float64).reference()
     if more:
@@ -78,7 +78,8 @@ def test_linear_router_with_gates_of_one_and_means(make_case, close):
     case = case._replace(**{name: getattr(case, name).detach().to(DEVICE) for name in case.tensor_names()})
     router = make_router(48, p, torch.float32, k=k, gate="unit", linear=True)._replace(ramp=None)
     means = case.x.new_ones(p, 48) / torch.arange(1, p + 1).to(case.x)[:, None]
-    step = Step(router, case.W_in, case.b_in, None, None, case.W_out, None, means, case.offsets, case.activation)
+    weights = (case.W_in, case.b_in, None, None, case.W_out, None, means)
+    step = Step(Layer(router, *weights, case.offsets, case.activation))
     gates, chosen = kernels.choose(case.x, router)
     assert chosen.sum(1).tolist() == [k, k]
     assert torch.equal(choose(case.x, router)[1], chosen)
@@ -91,7 +92,7 @@ def test_skipped_weights_are_never_read_and_weights_may_change(make_case):
     case = case._replace(**{name: getattr(case, name).detach().to(DEVICE) for name in case.tensor_names()})
     router = make_router(16, 2, torch.float32, k=1)
     router = router._replace(bias=torch.tensor([1e6, 0.0]).to(DEVICE))
-    step = Step(router, case.W_in, case.b_in, None, None, case.W_out, None, None, case.offsets, "gelu")
+    step = Step(Layer(router, case.W_in, case.b_in, None, None, case.W_out, None, None, case.offsets, "gelu"))
     clean = step(case.x)
     for weight in (case.W_in, case.b_in, case.W_out):
         weight[16:] = float("nan")
@@ -110,7 +111,7 @@ def test_cuda_graph(make_case):
     with torch.no_grad():
         assert kernels.fuses(x, case.W_in, 0.5, 2, False, "triton") == "triton"
         weights = (case.W_in, case.b_in, None, None, case.W_out, None, None)
-        step = kernels.prepare_fused(router, *weights, case.offsets, "gelu")
+        step = kernels.prepare_fused(Layer(router, *weights, case.offsets, "gelu"))
         step(x, "triton")
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

@@ -4,13 +4,13 @@ Shapes: n tokens, d model, f neurons, p pathways, m neurons of the largest pathw
 """
 
 import functools
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from kernels.call import Call
 from kernels.gpu.tiles import ACTS, Tiles, arithmetic, tiles_for
 
 
@@ -33,7 +33,7 @@ def places(device: torch.device, resident: tuple[int, int]) -> int:
 
 
 class Problem(NamedTuple):
-    """One call; tensors are contiguous."""
+    """One call as the kernels take it; tensors are contiguous."""
 
     x: Tensor
     W_in: Tensor
@@ -76,40 +76,19 @@ class Problem(NamedTuple):
         return {name: self.constants[name] for name in ("ALIGNED", "PRECISION", "UPCAST")}
 
 
-def prepare(
-    x: Tensor,
-    W_in: Tensor,
-    b_in: Tensor | None,
-    W_gate: Tensor | None,
-    b_gate: Tensor | None,
-    W_out: Tensor,
-    gates: Tensor,
-    chosen: Tensor,
-    offsets: Sequence[int],
-    activation: str,
-    most: int | None = None,
-) -> Problem:
-    """The arguments of `kernels.routed_mlp` as the kernels take them."""
+def problem(call: Call) -> Problem:
+    """The call as the kernels take it."""
+    x, p = call.x, call.chosen.shape[1]
     constants = {
-        "ACT": ACTS[activation],
-        "BIASED": b_in is not None,
-        "GATED": W_gate is not None,
-        "GATE_BIASED": b_gate is not None,
-        "ALIGNED": all(offset % 16 == 0 for offset in offsets),
+        "ACT": ACTS[call.activation],
+        "BIASED": call.b_in is not None,
+        "GATED": call.W_gate is not None,
+        "GATE_BIASED": call.b_gate is not None,
+        "ALIGNED": all(offset % 16 == 0 for offset in call.offsets),
         **arithmetic(x.dtype),
     }
-    p = chosen.shape[1]
-    return Problem(
-        x=x.contiguous(),
-        W_in=W_in.contiguous(),
-        b_in=None if b_in is None else b_in.contiguous(),
-        W_gate=None if W_gate is None else W_gate.contiguous(),
-        b_gate=None if b_gate is None else b_gate.contiguous(),
-        W_out=W_out.contiguous(),
-        gates=gates.contiguous(),
-        chosen=chosen.contiguous(),
-        offsets=device_offsets(tuple(offsets), x.device),
-        m=max(end - start for start, end in pairwise(offsets)),
-        most=p if most is None else min(most, p),
-        constants=constants,
-    )
+    offsets = device_offsets(tuple(call.offsets), x.device)
+    m = max(end - start for start, end in pairwise(call.offsets))
+    most = p if call.most is None else min(call.most, p)
+    call = call.contiguous()
+    return Problem(call.x, *call.weights, call.gates, call.chosen, offsets, m, most, constants)
