@@ -36,6 +36,11 @@ class BlockDataset(Dataset):
         return batch | {"block_ids": torch.tensor(rows)}
 
 
+def text_digest(ids: np.ndarray) -> int:
+    """A number that other token ids are unlikely to have."""
+    return zlib.crc32(np.ascontiguousarray(ids).data)
+
+
 class Batches(SequentialSampler):
     """Rows of each batch, in order. Lightning replaces samplers of another kind under `overfit_batches`."""
 
@@ -114,7 +119,7 @@ class ResumableLoader(DataLoader):
 
     @cached_property
     def _text(self) -> int:
-        return zlib.crc32(np.ascontiguousarray(self._ids).data)
+        return text_digest(self._ids)
 
     def state_dict(self) -> dict[str, int]:
         """The position after the last batch handed out: the same on every rank, and for any number of ranks."""

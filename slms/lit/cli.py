@@ -8,6 +8,7 @@ import contextlib
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -30,7 +31,8 @@ from slms.lit.checkpoint import (
 from slms.lit.language_model import LanguageModel
 from slms.lit.logger import TensorBoard
 from slms.lit.loop import FinishingLoop
-from slms.lit.parser import FindConfig, TrainParser
+from slms.lit.parser import FindConfig, TrainParser, read_yaml
+from slms.lit.resume import check_resumed
 from slms.lit.run_directory import CONFIG_FILE, RunDirectory, run_of
 from slms.lit.trainer_options import run_directory
 from slms.models.base import resolve
@@ -162,12 +164,18 @@ class TrainCLI(LightningCLI):
         """Go on in the checkpoint's run; in a new one where it has none, or where later steps would be lost."""
         self.checkpoint = find_checkpoint(path)
         home, step = run_of(self.checkpoint), step_of(self.checkpoint)
+        if home is not None:
+            check_resumed(read_yaml(home / CONFIG_FILE), self.plain_config())
         if home is None:
             self._note = f"{self.checkpoint} lies in no run's directory"
         elif home == path.absolute() or (last := newest_checkpoint(home)) is None or step_of(last) <= step:
             self.run = RunDirectory(home, is_new=False)
         else:
             self._note = f"{self.checkpoint} has {step} steps and its run has {step_of(last)}"
+
+    def plain_config(self) -> dict[str, Any]:
+        """The resolved configuration in plain types, as `config.yaml` has it."""
+        return yaml.safe_load(self.parser.dump(self.config, skip_none=False))
 
     def instantiate_classes(self):
         """Data, model and trainer; what Lightning refuses is one line."""

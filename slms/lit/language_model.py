@@ -22,6 +22,7 @@ from slms.metrics.loss import DocumentLoss
 from slms.models.activations import mlp_outputs
 from slms.models.base import BaseConfig, load_base
 from slms.models.convert import route
+from slms.models.harvest import model_digest
 from slms.models.place import place_name
 from slms.models.routed import record_routes, routed_modules, set_k, set_ramp
 from slms.models.routed_mlp import RoutedMLP
@@ -134,6 +135,7 @@ class LanguageModel(OptimizedModule):
         limit = getattr(self.net.config, "max_position_embeddings", data.block_size)
         if data.block_size > limit:
             raise ValueError(f"data.block_size is {data.block_size}; the base's context holds at most {limit} tokens")
+        self.base_digest = model_digest(self.net)
         self.base_loss = document_loss(self.net, data.val_blocks, data.batch_size)
         if self.routing is None:
             self.net.train()
@@ -249,6 +251,7 @@ class LanguageModel(OptimizedModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checkpoints written before places had names call the balance of L3.mlp `balances.3`."""
+        super().on_load_checkpoint(checkpoint)
         state = checkpoint["state_dict"]
         for name in [name for name in state if name.startswith("balances.")]:
             _, key, rest = name.split(".", 2)

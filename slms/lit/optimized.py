@@ -17,6 +17,7 @@ class OptimizedModule(L.LightningModule):
     holds: Lightning divides by `accumulate_grad_batches` there too.
     """
 
+    base_digest: str  # of the weights that the run started from
     _configured: list[dict[str, Any]]
     _held = 0  # micro-batches of the optimizer step under way
 
@@ -24,6 +25,15 @@ class OptimizedModule(L.LightningModule):
         """What `configure_optimizers` returns: `optimizer` at its peak rates, times `share` of the step."""
         self._configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, share), "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which base the run started from."""
+        checkpoint["base_digest"] = self.base_digest
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse another base: what is measured against it, and taught by it, would be another run's."""
+        if checkpoint.get("base_digest", self.base_digest) != self.base_digest:
+            raise ValueError("model.base has other weights than the run was started from; a resumed run must keep them")
 
     def on_train_start(self) -> None:
         """Put the configured rates back: a checkpoint restores those of its own run with the moments."""

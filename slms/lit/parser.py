@@ -32,7 +32,7 @@ def read_yaml(path: Path | None) -> Any:
     """What a YAML file holds; None where it cannot be read: the parser says what is wrong with it."""
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8")) if path else None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError):
         return None
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from slms.lit.optimized import OptimizedModule
 from slms.lit.trainer_options import logs_step
 from slms.models.base import BaseConfig, load_base
+from slms.models.harvest import model_digest
 from slms.models.sites import find_pair, hf_name, site_width
 from slms.sae.base import Losses
 from slms.sae.evaluate import Used, measure
@@ -73,6 +74,7 @@ class SparseAutoencoder(OptimizedModule):
         limit = getattr(self.lm.config, "max_position_embeddings", block_size)
         if block_size > limit:
             raise ValueError(f"data.block_size is {block_size}; the base's context holds at most {limit} tokens")
+        self.base_digest = model_digest(self.lm)
         self.lm.to(self.device if self.trainer is None else self.trainer.strategy.root_device)
         unique = list(dict.fromkeys(site for pair in self.sites for site in pair))
         self.stream = self.trainer.datamodule.stream(self.lm, unique)

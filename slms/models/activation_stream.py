@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from slms.data.module import BlockOrder, TextData
+from slms.data.module import BlockOrder, TextData, text_digest
 from slms.data.text import CorpusConfig
 from slms.models.harvest import ActivationCache, Chunk, Harvest, model_digest
 from slms.models.sites import Site
@@ -218,11 +219,23 @@ class ActivationData(TextData):
         Lightning restores a stateful loader only if nothing asked for the run's number of steps before; every
         learning-rate schedule does. A data module's state is always restored.
         """
-        return {} if self._loader is None else self._loader.state_dict()
+        return {} if self._loader is None else self._loader.state_dict() | self._place
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on after the checkpoint."""
+        """Go on after the checkpoint.
+
+        Raises:
+            ValueError: the text has changed, or the number of processes that share it.
+        """
+        for name, what in (("text", "the training text"), ("world", "the number of processes")):
+            if state_dict.get(name, self._place[name]) != self._place[name]:
+                raise ValueError(f"{what} has changed since the checkpoint; a resumed run must keep it")
         self._position = state_dict or None
+
+    @cached_property
+    def _place(self) -> dict[str, int]:
+        """What a position means something in."""
+        return {"text": text_digest(self.train_blocks.input_ids), "world": self.trainer.world_size}
 
     def stream(self, model: PreTrainedModel, sites: Sequence[Site]) -> ActivationStream:
         """Shuffled activations of `model` at `sites`, this rank's share."""
