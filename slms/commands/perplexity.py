@@ -7,6 +7,8 @@ from pathlib import Path
 from slms.commands.subject import open_subject
 from slms.files import write_atomic
 from slms.measure.passes import document_loss
+from slms.plain import to_plain
+from slms.report.tables import interval
 
 
 def perplexity(
@@ -34,10 +36,11 @@ def perplexity(
         "tokens": loss.n,
         "documents": int(subject.blocks.doc_ids.max()) + 1,
     }
-    path = write_atomic(Path(output_dir) / "perplexity" / "perplexity.json", json.dumps(result, indent=1) + "\n")
+    path = write_atomic(Path(output_dir) / "perplexity" / "perplexity.json", json.dumps(to_plain(result), indent=1) + "\n")
     print(f"{model} on {subject.source}: {loss.n:,} tokens, {result['documents']:,} documents")
-    print(f"loss        {loss.value:.4f} nats/token   95 % [{loss.low:.4f}, {loss.high:.4f}]")
+    print(f"loss        {loss.value:.4f} nats/token   95 % {interval(loss.low, loss.high, 4)}")
+    low_high = math.exp(loss.low), math.exp(loss.high)
     print(
-        f"perplexity  {math.exp(loss.value):.3f}           95 % [{math.exp(loss.low):.3f}, {math.exp(loss.high):.3f}]"
+        f"perplexity  {math.exp(loss.value):.3f}           95 % {interval(*low_high)}"
     )
     print(f"written to {path}")

@@ -104,7 +104,7 @@ def modularity(
     null = torch.tensor(nulls)
 
     half = torch.nan
-    if groups is not None:
+    if groups is not None and len(groups.unique()) > 1:  # one document has no interval
         progress("interval")
         kept = [activations[(groups != group).to(activations.device)] for group in groups.unique()]
         half = float(jackknife(torch.tensor([partition_quality(coactivation(part), found[0]) for part in kept])))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from slms.metrics.functional import Interval
-from slms.report.tables import amount, number, share, text_table
+from slms.report.tables import amount, interval, number, share, text_table
 
 FREE = 1.01
 """Perplexity over the dense model's up to which a point counts as free."""
@@ -85,15 +85,15 @@ def frontier_table(frontier: Frontier) -> str:
     """Quality and FLOPs of every point, then its speed, then where each rule breaks even."""
     dense = frontier.dense
     quality = [[
-        "dense", "1.000", f"{math.exp(dense.value):.3f}", f"[{math.exp(dense.low):.3f}, {math.exp(dense.high):.3f}]",
+        "dense", "1.000", f"{math.exp(dense.value):.3f}", interval(math.exp(dense.low), math.exp(dense.high)),
         "", "", amount(frontier.mlp_flops), "", amount(frontier.model_flops), "",
     ]]  # fmt: skip
     speed = []
     for p in frontier.points:
         quality.append([
             p.name, f"{p.density:.3f}", f"{math.exp(p.loss.value):.3f}",
-            f"[{math.exp(p.loss.low):.3f}, {math.exp(p.loss.high):.3f}]", f"{p.ratio.value:.4f}",
-            f"[{p.ratio.low:.4f}, {p.ratio.high:.4f}]", amount(p.mlp_flops), share(p.mlp_flops / frontier.mlp_flops),
+            interval(math.exp(p.loss.low), math.exp(p.loss.high)), f"{p.ratio.value:.4f}",
+            interval(p.ratio.low, p.ratio.high, 4), amount(p.mlp_flops), share(p.mlp_flops / frontier.mlp_flops),
             amount(p.model_flops), share(p.model_flops / frontier.model_flops),
         ])  # fmt: skip
         if p.decode and p.prefill:

@@ -100,3 +100,9 @@ def test_bad_input_is_named():
         modularity(torch.zeros(5, 1))
     with pytest.raises(ValueError, match="n_nulls is 1"):
         modularity(torch.zeros(5, 5), n_nulls=1)
+
+
+def test_one_document_has_no_interval():
+    x = torch.rand(64, 6, generator=torch.Generator().manual_seed(0))
+    found = modularity(x, groups=torch.zeros(64, dtype=torch.int64), n_nulls=2, n_seeds=2)
+    assert found.q == found.q and found.low != found.low

@@ -91,12 +91,12 @@ def semantic_coherence(
     chance = float(of_layer.mean())
 
     half = torch.nan
-    if groups is not None:
+    if groups is not None and len(groups.unique()) > 1:  # one document has no interval
         left_out = [
             pairwise_similarity(strongest(strength[rest], tokens[rest], k).tokens, direction).nanmean()
             for rest in (groups != group for group in groups.unique())
         ]
-        half = float(jackknife(torch.stack(left_out))) if len(left_out) else torch.nan
+        half = float(jackknife(torch.stack(left_out)))
     value, sd = float(found.nanmean()) - chance, float(of_layer.std())
     unit_sd = (of_units - of_units.nanmean(0)).square().nanmean(0).sqrt()
     units = found - of_units.nanmean(0)

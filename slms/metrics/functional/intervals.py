@@ -65,6 +65,8 @@ def _resampled(sums: Tensor, n_resamples: int, seed: int) -> Tensor:
 def document_loss(nll: Tensor, tokens: Tensor, n_resamples: int = 1000, seed: int = 0) -> Interval:
     """Loss in nats per token, with a bootstrap interval over documents; exp of its fields is the perplexity's.
 
+    A single document has no interval: NaN.
+
     Args:
         nll: [d], summed negative log-likelihood of each document, nats.
         tokens: [d], predicted tokens of each document; documents without any are dropped.
@@ -89,6 +91,8 @@ def _ratio(numerator: Tensor, tokens: Tensor, n_resamples: int, seed: int) -> In
     if not len(sums):
         raise ValueError("tokens are all 0; at least one document must have a predicted token.")
     total = sums.sum(0)
+    if len(sums) == 1:  # resampled, one document is always itself
+        return Interval(value=float(total[0] / total[1]), low=torch.nan, high=torch.nan, n=int(total[1]))
     drawn = _resampled(sums, n_resamples, seed)
     low, high = torch.quantile(drawn[:, 0] / drawn[:, 1], torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Interval(value=float(total[0] / total[1]), low=low, high=high, n=int(total[1]))

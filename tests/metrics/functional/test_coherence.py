@@ -59,3 +59,10 @@ def test_directions_are_centred_on_the_text():
     assert torch.allclose(shifted, unit_directions(embedding, tokens), atol=1e-5)
     with pytest.raises(ValueError, match="one for each row"):
         semantic_coherence(torch.ones(4, 2), tokens, embedding)
+
+
+@pytest.mark.parametrize("n", [1, 40])
+def test_one_document_has_no_interval(n):
+    tokens, embedding, _, g = text(n=n)
+    found = semantic_coherence(torch.rand(n, 5, generator=g), tokens, embedding, torch.zeros(n, dtype=torch.int64))
+    assert found.low != found.low and found.high != found.high

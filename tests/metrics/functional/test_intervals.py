@@ -90,3 +90,8 @@ def test_proportion_is_wilsons_interval():
     none = proportion(torch.zeros(20))
     assert none.low == pytest.approx(0, abs=1e-12) and none.high == pytest.approx(0.1611, abs=5e-5)  # 0 of 20
     assert proportion(torch.zeros(0)).n == 0
+
+
+def test_one_document_has_no_interval():
+    found = document_loss(torch.tensor([3.0, 0.0]), torch.tensor([2, 0]))
+    assert found.value == 1.5 and found.low != found.low and found.high != found.high
