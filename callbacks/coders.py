@@ -1,14 +1,28 @@
 """Writes the coders of a run, a SAELens directory each: after every validation, at the end, and when interrupted."""
 
 import logging
+from collections.abc import Mapping
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.parts import leaves_files
 from slms.lit.trainer_options import run_directory
+from slms.report.tables import interval, number, share, text_table
+from slms.sae.quality import Quality
 
 logger = logging.getLogger(__name__)
+
+
+def coder_table(measured: Mapping[str, Quality]) -> str:
+    """What the last validation found of each coder, one line each."""
+    head = ["coder", "latents", "L0", "FVU", "95 % interval", "CE recovered", "dead"]
+    rows = [
+        [name, f"{len(q.density):,}", number(q.l0.value, 1), number(q.fvu.value, 4), interval(q.fvu.low, q.fvu.high, 4),
+         number(q.recovered["zero"].value, 4), share(q.dead)]
+        for name, q in measured.items()
+    ]  # fmt: skip
+    return text_table(head, rows)
 
 
 class CoderWriter(Callback):
@@ -33,6 +47,8 @@ class CoderWriter(Callback):
         """Write them at the end of a run too: it may validate seldom, or not at all."""
         if trainer.global_step != self._written:
             self._write(trainer, pl_module)
+        if leaves_files(trainer):
+            print(f"\n{coder_table(pl_module.measured)}\n\nwritten to {run_directory(trainer)}", flush=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save what there is: SIGTERM and Ctrl-C arrive here after the batch they interrupt."""

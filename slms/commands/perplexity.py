@@ -36,11 +36,11 @@ def perplexity(
         "tokens": loss.n,
         "documents": int(subject.blocks.doc_ids.max()) + 1,
     }
-    path = write_atomic(Path(output_dir) / "perplexity" / "perplexity.json", json.dumps(to_plain(result), indent=1) + "\n")
+    path = write_atomic(
+        Path(output_dir) / "perplexity" / "perplexity.json", json.dumps(to_plain(result), indent=1) + "\n"
+    )
     print(f"{model} on {subject.source}: {loss.n:,} tokens, {result['documents']:,} documents")
     print(f"loss        {loss.value:.4f} nats/token   95 % {interval(loss.low, loss.high, 4)}")
     low_high = math.exp(loss.low), math.exp(loss.high)
-    print(
-        f"perplexity  {math.exp(loss.value):.3f}           95 % {interval(*low_high)}"
-    )
+    print(f"perplexity  {math.exp(loss.value):.3f}           95 % {interval(*low_high)}")
     print(f"written to {path}")

@@ -19,7 +19,7 @@ from slms.sae.base import Losses
 from slms.sae.evaluate import Used, measure
 from slms.sae.export import Provenance, save
 from slms.sae.optim import CoderOptimizerConfig
-from slms.sae.quality import CoderQuality
+from slms.sae.quality import CoderQuality, Quality
 from slms.sae.trainee import CoderSpec, Trainee
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,8 @@ class SparseAutoencoder(OptimizedModule):
         self.trainees = nn.ModuleList()
         self.quality = nn.ModuleList()
         self.stream = None
+        self.measured: dict[str, Quality] = {}
+        """By label, what the last validation found."""
 
     @property
     def lm(self):
@@ -173,7 +175,7 @@ class SparseAutoencoder(OptimizedModule):
     def on_validation_epoch_end(self):
         """Log each coder's figures, exact across ranks, and the histogram of its latents' densities."""
         for trainee, quality in zip(self.trainees, self.quality, strict=True):
-            q = quality.compute(n_resamples=100)
+            q = self.measured[trainee.label] = quality.compute(n_resamples=100)
             values = {
                 "fvu": q.fvu.value,
                 "l0": q.l0.value,

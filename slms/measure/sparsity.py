@@ -17,7 +17,7 @@ from slms.data.text import Blocks
 from slms.metrics.activations import LayerSparsity, SparsitySums
 from slms.metrics.functional import LegacySparsity, cett_threshold, largest_within
 from slms.metrics.loss import DocumentLoss
-from slms.models.activations import mlp_outputs, neuron_activations
+from slms.models.activations import mlp_outputs, neuron_activations, run_up_to
 from slms.models.anatomy import list_layers
 from slms.models.sites import Site, replaced
 from slms.models.weights import read_mlp
@@ -76,7 +76,7 @@ def measure_sparsity(
     for ids, docs in _batches(blocks, batch_size):
         real = (docs >= 0).flatten()
         with neuron_activations(model, layers) as found, mlp_outputs(model, layers) as outputs:
-            model.base_model(input_ids=ids.to(model.device), use_cache=False)
+            run_up_to(model, ids, max(layers))
         for i in layers:
             kept = found[i][real.to(found[i].device)]
             sums[i].update(kept.float(), docs.flatten()[real].to(kept.device))

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from kernels.reference import neuron_weights
 from slms.data.text import Blocks
-from slms.models.activations import mlp_inputs, neuron_activations
+from slms.models.activations import mlp_inputs, neuron_activations, run_up_to
 from slms.models.anatomy import find_mlps, list_layers
 from slms.models.place import place_name
 from slms.models.routed import record_routes, routed_modules
@@ -104,7 +104,7 @@ class NeuronReader:
 
     def _activations(self, input_ids: Tensor) -> dict[str, Tensor]:
         with neuron_activations(self.model, self.names) as found:
-            self.forward_seconds += run_body(self.model, input_ids)
+            self.forward_seconds += run_body(self.model, input_ids, max(self.names))
         return {name: found[index].float() for index, name in self.names.items()}
 
     def read(self, input_ids: Tensor) -> dict[str, Activity]:
@@ -143,7 +143,7 @@ class PathwayReader:
     def read(self, input_ids: Tensor) -> dict[str, Activity]:
         """Run the model on token blocks [b, t]."""
         with record_routes(self.model) as routes, mlp_inputs(self.model, self.names) as inputs:
-            self.forward_seconds += run_body(self.model, input_ids)
+            self.forward_seconds += run_body(self.model, input_ids, max(self.names))
         activity = {}
         for index, place in self.names.items():
             mlp, found = self.mlps[place], routes[place]
@@ -178,11 +178,10 @@ class LatentReader:
         return {self.name: Activity(latents, latents > 0, latents, latents, kept)}
 
 
-@torch.no_grad()
-def run_body(model: PreTrainedModel, input_ids: Tensor) -> float:
-    """A forward pass without the embedding head, whose logits no unit needs; its CPU seconds."""
+def run_body(model: PreTrainedModel, input_ids: Tensor, last: int) -> float:
+    """A forward pass up to layer `last`, beyond which no unit needs anything; its CPU seconds."""
     start = time.process_time()
-    model.base_model(input_ids=input_ids.to(model.device), use_cache=False)
+    run_up_to(model, input_ids, last)
     return time.process_time() - start
 
 

@@ -34,7 +34,7 @@ class BufferConfig:
 
     Args:
         batch_size: tokens of one training step on one device.
-        chunk_tokens: tokens gathered at a time; batches mix two chunks.
+        chunk_tokens: tokens gathered at a time, no more than the text holds; batches mix two chunks.
         lm_batch_size: blocks of one forward pass of the language model.
         max_norm: tokens whose activation is longer than this many median norms are left out (attention sinks).
         prefetch: gather the next chunk in a second thread while training on this one.
@@ -86,7 +86,12 @@ class ActivationStream:
     def first_chunk(self) -> dict[str, Tensor]:
         """What may be trained on of chunk 0, to measure scales and centres with."""
         self.settle()
-        chunk = self.harvest(0)
+        if self._store is None:
+            self._fill(0)  # the first period then finds it there
+        if 0 in self._kept:
+            kept = self._kept[0]
+            return {name: store[: self.tokens][kept.to(store.device)] for name, store in self._store.items()}
+        chunk = self.harvest(0)  # its slot holds a later chunk by now
         return {name: x[chunk.kept.to(x.device)] for name, x in chunk.rows.items()}
 
     def seek(self, period: int, done: int) -> None:
@@ -242,7 +247,9 @@ class ActivationData(TextData):
         b, world = self.buffer, self.trainer.world_size if self.trainer else 1
         rank = self.trainer.global_rank if self.trainer else 0
         blocks = self.train_blocks.input_ids
-        forwards = max(b.chunk_tokens // (b.lm_batch_size * self.block_size), 1)
+        # A text shorter than a chunk is not read many times over for one; two batches are the least a chunk can mix.
+        tokens = min(b.chunk_tokens, max(blocks.size // world, 2 * b.batch_size))
+        forwards = max(tokens // (b.lm_batch_size * self.block_size), 1)
         order = BlockOrder(len(blocks), b.lm_batch_size, forwards, self.seed, rank, world)
         special = {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id} - {None}
         cache = None

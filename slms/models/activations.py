@@ -6,7 +6,7 @@ Shapes: b blocks, t position, n tokens (b·t), d model, f neurons.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import torch
 from einops import rearrange
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kernels.reference import neuron_weights
-from slms.models.anatomy import find_mlps
+from slms.models.anatomy import family_of, find_mlps
 from slms.models.routed_mlp import RoutedMLP
 from slms.models.weights import family_of_mlp, neurons, read_mlp
 
@@ -45,6 +45,27 @@ def _chosen_mlps(model: PreTrainedModel, layers: Iterable[int] | None) -> dict[i
     if unknown:
         raise ValueError(f"`layers` names {unknown[0]}; the model has layers 0 to {len(mlps) - 1}.")
     return {i: mlps[i] for i in wanted}
+
+
+class _Enough(Exception):
+    """The last layer asked for has been computed."""
+
+
+@torch.no_grad()
+def run_up_to(model: PreTrainedModel, input_ids: Tensor, last: int) -> None:
+    """Run a model on token blocks [b, t] up to and with layer `last`: no further layers, and no embedding head."""
+
+    def stop(*_: object) -> None:
+        raise _Enough
+
+    layer = model.get_submodule(f"{family_of(model).layers}.{last}")
+    assert isinstance(layer, nn.Module)
+    handle = layer.register_forward_hook(stop)
+    try:
+        with suppress(_Enough):
+            model.base_model(input_ids=input_ids.to(model.device), use_cache=False)
+    finally:
+        handle.remove()
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel
 from slms.data.module import BlockOrder
 from slms.files import replacing, write_atomic
 from slms.models.sites import Site, read_sites
+from slms.progress import progress
 
 
 @dataclass
@@ -68,11 +70,18 @@ class Harvest:
         rows = self.cache.read(k) if self.cache else None
         if rows is None:
             device = next(self.model.parameters()).device
-            parts = [read_sites(self.model, batch.to(device), self.sites) for batch in ids]
+            parts = [read_sites(self.model, batch.to(device), self.sites) for batch in self._told(ids, k)]
             rows = {site.name: torch.cat([part[site.name].float() for part in parts]) for site in self.sites}
             if self.cache:
                 self.cache.write(k, rows)
         return Chunk(rows, self._kept(ids.flatten(), rows))
+
+    def _told(self, ids: Tensor, k: int) -> Iterable[Tensor]:
+        """The batches of a chunk [m, b, t], and how far they are; silent in a second thread, while the first trains."""
+        if threading.current_thread() is not threading.main_thread():
+            return ids
+        sites = ", ".join(site.name for site in self.sites)
+        return progress(ids, f"gathering activations of {self.tokens:,} tokens at {sites} (chunk {k}), batch", len(ids))
 
     def _kept(self, ids: Tensor, rows: dict[str, Tensor]) -> Tensor:
         """Tokens that are not special and nowhere longer than max_norm medians; the medians are those of chunk 0."""

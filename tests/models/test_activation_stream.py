@@ -107,3 +107,19 @@ def test_impossible_options(option, value):
         BufferConfig(**{option: value})
     with pytest.raises(ValueError, match=r"must be at most data\.buffer\.chunk_tokens"):
         BufferConfig(batch_size=100, chunk_tokens=99)
+
+
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_the_first_chunk_is_gathered_once(prefetch):
+    gathered = []
+
+    def harvest(k):
+        gathered.append(k)
+        return numbered(k)
+
+    made = ActivationStream(harvest, TOKENS, 8, 0, prefetch)
+    first = made.first_chunk()["residual.0"][:, 0]
+    assert first.tolist() == [token for token in range(TOKENS) if token % 7]
+    next(made)
+    made.settle()
+    assert gathered == [0, 1] if prefetch else gathered == [0]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from slms.models.activations import mlp_inputs, mlp_outputs, neuron_activations
+from slms.models.activations import mlp_inputs, mlp_outputs, neuron_activations, run_up_to
 from slms.models.anatomy import find_mlps
 from slms.models.weights import read_mlp
 
@@ -42,3 +42,22 @@ def test_capture_refuses_a_layer_that_is_not_there(tiny):
         mlp_inputs(tiny("gpt2"), [3]),
     ):
         pass
+
+
+@pytest.mark.parametrize("last", [0, 1, 2])
+def test_a_model_runs_no_further_than_asked(tiny, tokens, family, last):
+    model, ran = tiny(family), []
+    mlps = find_mlps(model)
+    for index, mlp in mlps.items():
+        mlp.register_forward_hook(lambda *_, index=index: ran.append(index))
+    model.get_output_embeddings().register_forward_hook(lambda *_: ran.append("head"))
+    with neuron_activations(model, [last]) as whole, torch.no_grad():
+        model(tokens(2, 9))
+    ran.clear()
+    with neuron_activations(model, [last]) as found:
+        run_up_to(model, tokens(2, 9), last)
+    assert ran == list(range(last + 1))
+    torch.testing.assert_close(found[last], whole[last])
+    with torch.no_grad():
+        model(tokens(2, 9))
+    assert ran[-1] == "head", "no hook stays"
