@@ -8,9 +8,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.tensorboard import writers
+from slms.measure.classes import token_texts
 from slms.measure.examples import BestUses
-from slms.measure.pathways import token_texts
-from slms.report.reading import markdown
+from slms.report.words import markdown
 
 
 class FeatureExamples(Callback):

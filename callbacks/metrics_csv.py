@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from slms.lit.trainer_options import logs_step, run_directory
-from slms.report.metrics_csv import METRICS_FILE, Row, append_rows, read_rows, split_key, write_rows
+from slms.report.metrics_csv import METRICS_FILE, Logged, append_rows, read_rows, split_key, write_rows
 
 
 class TidyCsvLogger(Logger):
@@ -46,7 +46,7 @@ class TidyCsvLogger(Logger):
             self._step, self._written = step, set()
         new = {key: value for key, value in metrics.items() if key not in self._written}
         self._written |= set(new)
-        append_rows(self.path, [Row(step, self.epoch, *split_key(k), float(v)) for k, v in new.items()])
+        append_rows(self.path, [Logged(step, self.epoch, *split_key(k), float(v)) for k, v in new.items()])
 
     @rank_zero_only
     def resume_at(self, step: int) -> None:

@@ -12,22 +12,18 @@ from transformers import PreTrainedModel
 
 from callbacks.parts import language_model, leaves_files, text_data
 from callbacks.tensorboard import log_hyperparameters
-from slms.data.module import TextData
-from slms.data.text import EMBEDDED
 from slms.lit.language_model import LanguageModel
 from slms.lit.strategies import whole
 from slms.lit.trainer_options import run_directory
 from slms.measure.pathways import measure, random_model
-from slms.measure.schema import Base, Data, Results, Role, Run
+from slms.measure.results import assemble, base_of, data_of
+from slms.measure.schema import Results, Role, Run
 from slms.models.flops import flops_per_token
 from slms.models.io import save_model
-from slms.models.place import place_name
-from slms.models.source import BaseConfig, resolve
-from slms.report.assemble import assemble
 from slms.report.card import run_card
-from slms.report.facts import command_line, config_digest, hardware, versions
 from slms.report.figures import monosemanticity_figure
 from slms.report.palette import write_figure
+from slms.report.provenance import command_line, config_digest, hardware, versions
 from slms.report.results import FIGURE_FILE, write_results
 from slms.report.tables import closing_table
 
@@ -78,7 +74,7 @@ class ResultsWriter(Callback):
         if leaves_files(trainer):
             self.results = self._measure(trainer, module, net, directory)
             write_results(self.results, directory)
-            if self.results.layers:
+            if self.results.pathways:
                 write_figure(directory / FIGURE_FILE, monosemanticity_figure(self.results))
             if self.save_model:
                 save_model(net, module.tokenizer, directory / "model", run_card(net, self.results))
@@ -95,18 +91,17 @@ class ResultsWriter(Callback):
         data = text_data(trainer)
         seconds = self.state_dict()["seconds"]  # of training; measuring is not part of it
         measured = measure(net, module.tokenizer, data.val_blocks, data.batch_size)
-        random = None
-        if self.random_model and measured.layers:
-            random = measure(random_model(net), module.tokenizer, data.val_blocks, data.batch_size)
-        density = {place_name(layer.layer): layer.density for layer in measured.layers}
+        control = []
+        if self.random_model and measured.pathways:
+            control = measure(random_model(net), module.tokenizer, data.val_blocks, data.batch_size).rows
         return assemble(
             self._run(trainer, module, directory, seconds),
-            _base(module.base),
-            _data(data),
+            base_of(module.base),
+            data_of(data.corpus_name, data.val_blocks, int(data.train_blocks.input_ids.size)),
             measured,
             dense=module.base_loss,
-            random=random,
-            flops=flops_per_token(net, data.block_size, density),
+            control=control,
+            flops=flops_per_token(net, data.block_size, measured.densities),
             routing=None if module.routing is None else module.routing.to_dict(),
         )
 
@@ -126,25 +121,6 @@ class ResultsWriter(Callback):
             versions=versions(),
             hardware=hardware(module.device) | machine,
         )
-
-
-def _base(config: BaseConfig) -> Base:
-    """What the base's configuration came to."""
-    found = resolve(config)
-    return Base(name=found.name, source=found.kind, asked=config.hub or config.name or found.name)
-
-
-def _data(data: TextData) -> Data:
-    """The text that was trained and measured on."""
-    name, blocks = data.corpus_name, data.val_blocks
-    documents = None if blocks.doc_ids is None else int(blocks.doc_ids.max()) + 1
-    return Data(
-        name=name,
-        source="embedded" if name == EMBEDDED else "local" if Path(name).exists() else "hub",
-        train_tokens=int(data.train_blocks.input_ids.size),
-        validation_tokens=int(blocks.input_ids.size),
-        validation_documents=documents,
-    )
 
 
 def _config(directory: Path, module: LanguageModel) -> dict[str, Any]:

@@ -9,17 +9,16 @@ from torch import Tensor
 
 from callbacks.metrics_csv import log_at
 from callbacks.parts import language_model, text_data
-from callbacks.tensorboard import log_layers, log_layout
+from callbacks.tensorboard import log_layout, log_pathways
 from slms.lit.language_model import LanguageModel
 from slms.measure.classes import labels_of
-from slms.measure.pathways import PathwayTables
-from slms.measure.schema import Layer
-from slms.models.place import place_name
+from slms.measure.pathways import PathwayTables, Tabulated
+from slms.measure.rows import log_keys
 from slms.models.routed import record_routes, routed_modules
 
 
 class Specialization(Callback):
-    """Logs purity (both), entropy, SI, utilization of every routed module, against tokens and every label family.
+    """Logs every metric of every routed module, against tokens and every label family.
 
     During validation it feeds the count tables with the module's `last_routes` and the batch's labels. At the end of
     the epoch it logs `val/purity/L3.mlp` and the like, and to TensorBoard utilization bars, pathway × class heatmaps
@@ -71,11 +70,11 @@ class Specialization(Callback):
         """Log the scores; draw and tabulate on the first rank."""
         if self._tables is None or trainer.sanity_checking:
             return
-        layers = self._tables.compute(language_model(pl_module).tokenizer)
+        found = self._tables.compute(language_model(pl_module).tokenizer)
         self._tables.reset()
-        pl_module.log_dict(log_values(layers, "val"), sync_dist=trainer.world_size > 1)
+        pl_module.log_dict(log_keys(found.rows, "val"), sync_dist=trainer.world_size > 1)
         labels = labels_of(text_data(trainer).val_blocks)
-        log_layers(trainer, layers, labels, self.heatmaps, trainer.global_step - 1)
+        log_pathways(trainer, found, labels, self.heatmaps, trainer.global_step - 1)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
         """Measure on the probe where the step asks for it."""
@@ -87,11 +86,11 @@ class Specialization(Callback):
             self._tables = self._new_tables(trainer, pl_module)
         if self._tables is None:
             return
-        values = log_values(self._probe_layers(self._tables, trainer, language_model(pl_module)), "probe")
+        values = log_keys(self._measure_probe(self._tables, trainer, language_model(pl_module)).rows, "probe")
         log_at(trainer, values, step - 1, trainer.current_epoch)  # steps from 0, as Lightning counts them
 
     @torch.no_grad()
-    def _probe_layers(self, tables: PathwayTables, trainer: Trainer, module: LanguageModel) -> list[Layer]:
+    def _measure_probe(self, tables: PathwayTables, trainer: Trainer, module: LanguageModel) -> Tabulated:
         if not self._probe:
             self._probe = list(islice(text_data(trainer).val_dataloader(), self.probe_batches))
         was_training = module.net.training
@@ -103,9 +102,9 @@ class Specialization(Callback):
                 module.net(batch["input_ids"], use_cache=False)
             tables.update(routes, batch)
         module.net.train(was_training)
-        layers = tables.compute(module.tokenizer)
+        found = tables.compute(module.tokenizer)
         tables.reset()
-        return layers
+        return found
 
     def _new_tables(self, trainer: Trainer, pl_module: LightningModule) -> PathwayTables | None:
         modules = routed_modules(language_model(pl_module).net)
@@ -113,28 +112,3 @@ class Specialization(Callback):
             return None
         log_layout(trainer)
         return PathwayTables(modules, text_data(trainer).val_blocks)
-
-
-def log_values(layers: list[Layer], stage: str) -> dict[str, float]:
-    """A results file's numbers as `stage/metric/place`, with the mean over layers as `stage/metric`."""
-    by_metric: dict[str, dict[int, float | None]] = {}
-    for layer in layers:
-        found = {
-            "purity": layer.purity.value,
-            "purity_z": layer.purity.z,
-            "purity_legacy": layer.purity_legacy.value,
-            "entropy": layer.entropy.value,
-            "utilization": layer.utilization.value,
-            "effective_pathways": layer.effective_pathways,
-            "max_load": None if layer.max_violation is None else layer.max_violation + 1,
-        }
-        found |= {f"si_{family}": estimate.value for family, estimate in layer.si.items()}
-        for metric, value in found.items():
-            by_metric.setdefault(metric, {})[layer.layer] = value
-    values: dict[str, float] = {}
-    for metric, of_layers in by_metric.items():
-        known = {index: value for index, value in of_layers.items() if value is not None}
-        values |= {f"{stage}/{metric}/{place_name(index)}": value for index, value in known.items()}
-        if known:
-            values[f"{stage}/{metric}"] = sum(known.values()) / len(known)
-    return values

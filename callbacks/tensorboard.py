@@ -7,20 +7,21 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
-from slms.measure.schema import Labels, Layer, Results
-from slms.models.place import place_name
+from slms.measure.classes import preferred_class
+from slms.measure.metrics import METRICS
+from slms.measure.pathways import Tabulated
+from slms.measure.rows import log_name, mean_rows
+from slms.measure.schema import Labels, Pathway, Results
 from slms.report.figures import utilization_figure
 from slms.report.heatmap import heatmap_figure
-from slms.report.reading import preferred_class, visible
+from slms.report.words import visible
 
 LAYOUT = {
     "overview": {
         "loss (nats per token)": ["Multiline", ["train/loss/total", "train/loss/lm", "val/loss"]],
         "balance loss": ["Multiline", ["train/loss/balance"]],
-        "purity by place": ["Multiline", ["val/purity/L.*"]],
-        "share of pathways in use": ["Multiline", ["val/utilization/L.*"]],
-        "largest load over the mean": ["Multiline", ["val/max_load/L.*"]],
     }
+    | {metric.title: ["Multiline", [f"val/{name}/L.*"]] for name, metric in METRICS.items() if metric.title}
 }
 """Charts of the tab Custom Scalars; tags are regular expressions."""
 
@@ -37,29 +38,30 @@ def log_layout(trainer: Trainer) -> None:
         writer.add_custom_scalars(LAYOUT)
 
 
-def log_layers(
-    trainer: Trainer, layers: list[Layer], labels: dict[str, Labels], heatmaps: tuple[str, ...], step: int
+def log_pathways(
+    trainer: Trainer, found: Tabulated, labels: dict[str, Labels], heatmaps: tuple[str, ...], step: int
 ) -> None:
     """Utilization bars, a pathway × class heatmap for each family in `heatmaps`, and top tokens as a text table."""
     for writer in writers(trainer):
         # not `val/utilization`: TensorBoard shows a tag as scalar or as figure, never as both
-        writer.add_figure("val/load_by_pathway", utilization_figure(layers), step)
+        writer.add_figure("val/load_by_pathway", utilization_figure(*found), step)
         for family in heatmaps:
-            if any(family in pathway.profile for layer in layers for pathway in layer.pathways):
-                writer.add_figure(f"val/pathways_by_{family}", heatmap_figure(layers, family, labels[family]), step)
-        for layer in layers:
-            writer.add_text(f"val/top_tokens/{place_name(layer.layer)}", top_token_table(layer, labels), step)
+            if any(family in pathway.profile for pathways in found.pathways.values() for pathway in pathways):
+                figure = heatmap_figure(found.pathways, family, labels[family])
+                writer.add_figure(f"val/pathways_by_{family}", figure, step)
+        for place, pathways in found.pathways.items():
+            writer.add_text(f"val/top_tokens/{place}", top_token_table(pathways, labels), step)
 
 
-def top_token_table(layer: Layer, labels: dict[str, Labels]) -> str:
-    """A Markdown table of a layer's pathways: load, purity, preferred class of each family, most telling tokens."""
+def top_token_table(pathways: list[Pathway], labels: dict[str, Labels]) -> str:
+    """A Markdown table of a place's pathways: load, purity, preferred class of each family, most distinctive tokens."""
     lines = ["| pathway | load | purity | prefers | tokens (lift) |", "|" + " --- |" * 5]
-    for pathway in layer.pathways:
+    for pathway in pathways:
         tokens = ", ".join(f"`{_cell(visible(token.text))}` {token.lift:.1f}×" for token in pathway.top_tokens)
-        classes = {f: preferred_class(pathway, f, labels[f].share) for f in labels if f in pathway.profile}
+        classes = {f: preferred_class(pathway.profile[f], labels[f].share) for f in labels if f in pathway.profile}
         prefers = ", ".join(f"{family} {_cell(found)}" for family, found in classes.items() if found) or "–"
         purity = "–" if pathway.purity is None else f"{pathway.purity:.3f}"
-        cells = [str(pathway.index), f"{pathway.load * layer.n_pathways:.2f}×", purity, prefers, tokens]
+        cells = [str(pathway.index), f"{pathway.load * len(pathways):.2f}×", purity, prefers, tokens]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -74,14 +76,13 @@ def log_hyperparameters(trainer: Trainer, config: dict[str, Any], results: Resul
     `run_name="."` keeps the row in the run's own directory. The final numbers go by the tags of the validation, whose
     last points they repeat, because `add_hparams` also draws them as scalars.
     """
-    final, facts = {"val/loss": results.losses.model.nats}, hyperparameters(config)
+    final, settings = {"val/loss": results.losses.model.nats}, hyperparameters(config)
     if results.compute is not None:
-        facts |= {"active_fraction": results.compute.active_fraction, "flops_saved": results.compute.total_saved}
-    purities = [layer.purity.value for layer in results.layers if layer.purity.value is not None]
-    if purities:
-        final["val/purity"] = sum(purities) / len(purities)
+        settings |= {"active_fraction": results.compute.active_fraction, "flops_saved": results.compute.total_saved}
+    means = [row for row in mean_rows(results.rows) if METRICS[row.metric].title and row.value is not None]
+    final |= {f"val/{log_name(row)}": row.value for row in means}
     for writer in writers(trainer):
-        writer.add_hparams(facts, final, run_name=".", global_step=step)
+        writer.add_hparams(settings, final, run_name=".", global_step=step)
 
 
 def hyperparameters(config: dict[str, Any]) -> dict[str, str | int | float | bool]:

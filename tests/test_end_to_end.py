@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -62,8 +63,8 @@ def test_a_run_leaves_what_the_design_promises(routed):
     results = read_results(routed)
     assert results.run.role == "routed" and results.base.source == "embedded"
     assert results.run.tokens_trained == 8192 and results.run.steps == 32
-    assert [layer.layer for layer in results.layers] == [1, 2, 3, 4, 5, 6]
-    assert all(abs(layer.density - 11 / 32) < 1e-6 for layer in results.layers)
+    densities = {row.place: row.value for row in results.rows if row.metric == "density"}
+    assert densities == pytest.approx({f"L{layer}.mlp": 11 / 32 for layer in range(1, 7)}, abs=1e-6)
     assert results.losses.dense is not None and results.compute is not None
     assert abs(results.compute.active_fraction - (2 + 6 * 11 / 32) / 8) < 1e-6
 
@@ -91,7 +92,7 @@ def test_eval_pathways_gives_the_run_s_own_numbers(routed, tmp_path):
     evaluation.main(["pathways", str(routed), f"--output_dir={tmp_path}"])
     again, first = read_results(tmp_path / "pathways"), read_results(routed)
     assert again.run.name == first.run.name and again.base == first.base
-    assert [layer.purity for layer in again.layers] == [layer.purity for layer in first.layers]
+    assert [replace(row, seed=0) for row in again.rows] == [replace(row, seed=0) for row in first.rows]
     assert abs(again.losses.dense.nats - first.losses.dense.nats) < 1e-6
     assert (tmp_path / "pathways" / "llm_monosemanticity.png").stat().st_size > 10_000
 
@@ -113,7 +114,7 @@ def test_controls_are_one_flag_each_and_compare_puts_them_side_by_side(routed, t
     static = run(tmp_path, "--model.routing.router=static", name="static")
     assert [read_results(r).run.role for r in (dense, static)] == ["dense", "static"]
     assert read_results(dense).compute.active_fraction == 1.0
-    chosen = {layer.layer: [p.load > 0 for p in layer.pathways] for layer in read_results(static).layers}
+    chosen = {place: [p.load > 0 for p in found] for place, found in read_results(static).pathways.items()}
     assert all(sum(used) == 11 for used in chosen.values())
     evaluation.main(["compare", str(dense), str(static), str(routed), f"--output_dir={tmp_path}"])
     table = capsys.readouterr().out

@@ -20,8 +20,8 @@ from slms.report.ablation import (
     units_of,
 )
 from slms.report.artifacts import artifact_directory, write_csv, write_json
-from slms.report.facts import command_line
 from slms.report.palette import write_figure
+from slms.report.provenance import command_line
 
 
 def ablation(

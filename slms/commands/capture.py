@@ -14,7 +14,7 @@ from slms.models.capture import SITES, Text, corpus_texts, windows
 from slms.models.capture import capture as write_capture
 from slms.progress import Progress
 from slms.report.artifacts import artifact_directory
-from slms.report.facts import command_line
+from slms.report.provenance import command_line
 from slms.report.tables import amount
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
-from slms.report.compare import compare as compare_runs
-from slms.report.compare import write_comparison
+from slms.files import write_atomic
+from slms.measure.compare import compare as compare_results
+from slms.report.compare import compare_csv, compare_figure, compare_table, run_names
+from slms.report.palette import write_figure
+from slms.report.results import read_results
 
 
 def compare(runs: list[str], output_dir: str = "artifacts") -> None:
@@ -13,7 +16,11 @@ def compare(runs: list[str], output_dir: str = "artifacts") -> None:
         runs: run directories, or results files.
         output_dir: compare.csv and compare.png go to OUTPUT_DIR/compare/.
     """
-    comparison = compare_runs(runs)
-    paths = write_comparison(comparison, Path(output_dir) / "compare")
-    print(comparison.table)
-    print("written to " + ", ".join(str(path) for path in paths))
+    results = [read_results(path) for path in runs]
+    named = list(zip(run_names(results, [Path(path) for path in runs]), results, strict=True))
+    found = compare_results(named)
+    directory = Path(output_dir) / "compare"
+    table = write_atomic(directory / "compare.csv", compare_csv(found.runs))
+    figure = write_figure(directory / "compare.png", compare_figure(found.runs, results))
+    print(compare_table(found))
+    print(f"written to {table}, {figure}")

@@ -34,7 +34,6 @@ from slms.models.dynamic import LEVELS
 from slms.models.routed import routed_modules
 from slms.models.weights import read_mlp
 from slms.report.artifacts import artifact_directory, write_csv, write_json
-from slms.report.facts import command_line, hardware, versions
 from slms.report.frontier import (
     COLUMNS,
     Frontier,
@@ -48,6 +47,7 @@ from slms.report.frontier import (
 )
 from slms.report.frontier_figure import frontier_figure
 from slms.report.palette import write_figure
+from slms.report.provenance import command_line, hardware, versions
 
 AS_ESTIMATED = KernelOptions()
 

@@ -26,7 +26,7 @@ from slms.report.feature_page import write_features
 from slms.report.feature_schema import FeatureResults
 from slms.report.feature_tables import COLUMNS, PATHWAY_COLUMNS, feature_rows, pathway_rows, summary
 from slms.report.palette import write_figure
-from slms.report.reading import shorten
+from slms.report.words import shorten
 from slms.sae.baselines import FixedCoder
 
 LINEARISED = 64  # tokens at which the final norm is linearised

@@ -14,7 +14,7 @@ from slms.models.base import Base
 from slms.models.dynamic import masking
 from slms.models.routed import routed_modules
 from slms.report.artifacts import artifact_directory, write_csv, write_json
-from slms.report.facts import command_line, versions
+from slms.report.provenance import command_line, versions
 from slms.report.tables import text_table
 
 

@@ -7,16 +7,14 @@ from pathlib import Path
 from slms.commands.subject import open_subject, run_base, short_name
 from slms.measure.passes import document_loss
 from slms.measure.pathways import measure, random_model
-from slms.measure.schema import Base, Data, Run
+from slms.measure.results import assemble, base_of, data_of
+from slms.measure.schema import Base, Run
 from slms.models.base import load_base
 from slms.models.flops import flops_per_token
-from slms.models.place import place_name
 from slms.models.routed import routed_modules
-from slms.models.source import resolve
-from slms.report.assemble import assemble
-from slms.report.facts import command_line, hardware, versions
 from slms.report.figures import monosemanticity_figure
 from slms.report.palette import write_figure
+from slms.report.provenance import command_line, hardware, versions
 from slms.report.results import FIGURE_FILE, RESULTS_FILE, write_results
 from slms.report.tables import closing_table
 
@@ -40,21 +38,13 @@ def pathways(
     subject = open_subject(model, **text)
     if not routed_modules(subject.model):
         raise ValueError(f"--model {model}: a dense model has no pathways; `eval.py perplexity` measures it")
-    families = tuple(given_token or ())
-    unknown = [family for family in families if family not in subject.blocks.label_names]
-    if unknown:
-        known = ", ".join(subject.blocks.label_names)
-        raise ValueError(f"--given_token {unknown[0]}: this text has no such labels; it has {known}")
-    measured = measure(subject.model, subject.tokenizer, subject.blocks, batch_size, families)
-    null = random_model(subject.model)
-    random = measure(null, subject.tokenizer, subject.blocks, batch_size, families)
+    measured, control = (
+        measure(net, subject.tokenizer, subject.blocks, batch_size, given_token or ())
+        for net in (subject.model, random_model(subject.model))
+    )
     base = run_base(model)
     dense = None if base is None else document_loss(load_base(base).model, subject.blocks, batch_size)
     config = subject.model.config.routing
-    came_from = Base(name=model, source="local", asked=model)
-    if base is not None:
-        found = resolve(base)
-        came_from = Base(name=found.name, source=found.kind, asked=base.hub or base.name or found.name)
     results = assemble(
         Run(
             name=short_name(model),
@@ -69,21 +59,12 @@ def pathways(
             versions=versions(),
             hardware=hardware(subject.model.device),
         ),
-        came_from,
-        Data(
-            name=subject.text["corpus"],
-            source="embedded" if subject.text["corpus"] == "stories" else "local",
-            validation_tokens=int(subject.blocks.input_ids.size),
-            validation_documents=int(subject.blocks.doc_ids.max()) + 1,
-        ),
+        Base(name=model, source="local", asked=model) if base is None else base_of(base),
+        data_of(subject.text["corpus"], subject.blocks),
         measured,
         dense=dense,
-        random=random,
-        flops=flops_per_token(
-            subject.model,
-            subject.text["block_size"],
-            {place_name(layer.layer): layer.density for layer in measured.layers},
-        ),
+        control=control.rows,
+        flops=flops_per_token(subject.model, subject.text["block_size"], measured.densities),
         routing=config,
     )
     directory = Path(output_dir) / "pathways"

@@ -9,9 +9,9 @@ from slms.data.probes import MANIFEST, read_tasks
 from slms.measure.pathways import random_model
 from slms.measure.probes import margins, n_forwards
 from slms.report.artifacts import artifact_directory, write_csv, write_json
-from slms.report.facts import command_line
 from slms.report.palette import write_figure
 from slms.report.probes import ProbeRow, probe_figure, probe_row, probe_table
+from slms.report.provenance import command_line
 
 
 def probes(

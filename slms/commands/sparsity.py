@@ -20,7 +20,7 @@ from slms.metrics.functional import ActivationSparsity
 from slms.models.anatomy import list_layers, named_layers
 from slms.progress import Progress
 from slms.report.artifacts import artifact_directory, write_csv, write_json
-from slms.report.facts import command_line
+from slms.report.provenance import command_line
 from slms.report.tables import number, share, text_table
 
 DTYPES = {"auto": None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -9,13 +9,14 @@ from slms.commands.coder import coder_directories, open_coder, special_ids
 from slms.commands.subject import Subject, open_subject, short_name
 from slms.data.probes import MANIFEST, read_tasks
 from slms.data.prompts import prompt_blocks
-from slms.measure.pathways import random_model, token_texts
+from slms.measure.classes import token_texts
+from slms.measure.pathways import random_model
 from slms.measure.specialization import Measured, measure_units
 from slms.measure.units import LatentReader, NeuronReader, PathwayReader, UnitReader
 from slms.models.anatomy import named_layers
 from slms.report.artifacts import artifact_directory, write_csv, write_json
-from slms.report.facts import command_line, hardware, versions
 from slms.report.palette import write_figure
+from slms.report.provenance import command_line, hardware, versions
 from slms.report.specialization_figure import specialization_figure
 from slms.report.specialization_rows import Row, rows_of, unit_columns, unit_rows
 from slms.report.specialization_table import specialization_table

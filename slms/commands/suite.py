@@ -6,8 +6,8 @@ from tqdm.auto import tqdm
 
 from slms.commands.subject import open_subject, short_name
 from slms.report.artifacts import artifact_directory, write_csv, write_json
-from slms.report.facts import command_line, hardware, versions
 from slms.report.palette import write_figure
+from slms.report.provenance import command_line, hardware, versions
 from slms.report.suite import (
     SUITE_COLUMNS,
     Point,

@@ -1,1 +1,24 @@
-"""Measurements: numbers only, one file a measurement, named as its command; `slms.report` gives them shapes."""
+"""Measurements: numbers only, one file a measurement, named as its command; `slms.report` gives them shapes.
+
+rows              the table that every measured number is a row of
+metrics           what is measured at every place, and how it is shown: one entry a metric
+classes           what the tokens of a text are counted by
+passes            losses over text
+pathways          what the pathways of routed modules serve
+results           the content of a results file put together
+schema            that content, one dataclass an object
+compare           runs side by side
+specialization    neurons, pathways or latents: sparsity, specialization, coherence, modularity
+units             the units of a model, read during its forward pass
+sparsity          activation sparsity by layer
+ablation          the loss without a unit
+probes            answer against foil
+frontier          quality and cost of executing a share of the MLPs
+speed             how long a prompt and a token take
+kernels           which backend is fastest for a routed model here
+features          the latents of a coder over a text
+examples          the uses of a latent that are worth showing
+logit_effects     what a latent writes to the logits
+carriers          which pathways carry which latents
+harness           tasks of lm-eval
+"""

@@ -3,11 +3,14 @@
 Shapes: b blocks, t position, n tokens (b·t), c classes.
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from slms.data.text import Blocks
 from slms.measure.schema import Labels
@@ -94,15 +97,50 @@ def labels_of(blocks: Blocks) -> dict[str, Labels]:
     return found
 
 
-def preferred_classes(counts: Tensor, totals: Tensor) -> Tensor:
-    """[u], the class that contributes most to KL(p(c | unit) ‖ p(c)); −1 for a unit never on.
+class Divergence(NamedTuple):
+    """What each class says about what a unit is on for; shapes as the counts."""
 
-    Neither the commonest class nor the rarest: the one by which a unit's tokens are most set apart.
+    gain: Tensor
+    """its contribution to KL(p(c | unit) ‖ p(c)), nats: high where it is common here, and more so than elsewhere"""
+    lift: Tensor
+    """p(c | unit) / p(c); 0 for a class never seen"""
+
+
+def divergence_terms(counts: Tensor, totals: Tensor) -> Divergence:
+    """The terms of KL(p(c | unit) ‖ p(c)) of counts [(u,) c], how often a unit is on in a class, and totals [c]."""
+    here = counts / counts.sum(-1, keepdim=True).clamp(min=1)
+    everywhere = totals / totals.sum().clamp(min=1)
+    lift = torch.where(counts > 0, here / everywhere.clamp(min=1e-300), 0.0)
+    return Divergence(torch.special.xlogy(here, lift), lift)
+
+
+def preferred_classes(counts: Tensor, totals: Tensor) -> Tensor:
+    """[u], the class that most sets a unit's tokens apart, neither the commonest nor the rarest; −1 for one never on.
 
     Args:
-        counts: [u, c], how often the unit is on in each class; totals: [c].
+        counts: [u, c], totals: [c], as in `divergence_terms`.
     """
-    here, everywhere = counts.double(), totals.double()
-    p = here / here.sum(1, keepdim=True)
-    gain = torch.special.xlogy(p, p / (everywhere / everywhere.sum()).clamp(min=1e-300))
-    return torch.where(here.sum(1) > 0, gain.nan_to_num(-torch.inf).argmax(1), -1)
+    counts = counts.double()
+    return torch.where(counts.sum(1) > 0, divergence_terms(counts, totals.double()).gain.argmax(1), -1)
+
+
+def preferred_class(profile: Mapping[str, float], share: Mapping[str, float]) -> str | None:
+    """The same of one unit's shares p(class | unit) and the shares of all tokens, by name; None where there are none.
+
+    >>> preferred_class({"noun": 0.6, "verb": 0.4}, share={"noun": 0.7, "verb": 0.3})
+    'verb'
+    """
+    gains = {name: p * math.log(p / share[name]) for name, p in profile.items() if p > 0 and share.get(name, 0) > 0}
+    return max(gains, key=lambda name: gains[name]) if gains else None
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase | None, ids: list[int]) -> list[str]:
+    """The text of each id alone, with the leading space that SentencePiece drops; `#7` where there is no tokenizer."""
+    if tokenizer is None:
+        return [f"#{i}" for i in ids]
+    pieces = tokenizer.convert_ids_to_tokens(ids)
+    texts = [str(tokenizer.decode([i], clean_up_tokenization_spaces=False)) for i in ids]
+    return [
+        f" {text}" if (piece or "").startswith("▁") and not text.startswith(" ") else text
+        for piece, text in zip(pieces, texts, strict=True)
+    ]

@@ -1,27 +1,35 @@
 """From a model and text to the numbers of a results file: one pass over the blocks, the same for training and eval.py.
 
-Shapes: b blocks, t position, n tokens (b·t), p pathways, c classes.
+Shapes: b blocks, t position, n tokens (b·t), u pathways, c classes.
 """
 
-import math
-from collections.abc import Mapping
-from typing import NamedTuple, cast
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from slms.data.text import Blocks
-from slms.measure.classes import TextClasses, labels_of
+from slms.measure.classes import TOKEN, TextClasses, divergence_terms, labels_of, token_texts
+from slms.measure.metrics import Choices, rows_of
 from slms.measure.passes import batches, token_nll
-from slms.measure.schema import DocumentSums, Labels, Layer, Loss, LossDifference, Losses
-from slms.metrics.functional import document_loss
+from slms.measure.rows import Row, finite
+from slms.measure.schema import Labels, Pathway, Token
 from slms.metrics.loss import DocumentLoss
 from slms.metrics.units import UnitCounts
-from slms.models.place import layer_of
 from slms.models.routed import Routed, record_routes, routed_modules
-from slms.report.describe import describe_layer
 from slms.routing import Routes
+
+TOP_TOKENS = 10  # as many as the sources list
+
+
+class Tabulated(NamedTuple):
+    """What the count tables of all places come to."""
+
+    rows: list[Row]
+    pathways: dict[str, list[Pathway]]
+    """by place"""
 
 
 class PathwayTables:
@@ -35,11 +43,7 @@ class PathwayTables:
     """
 
     def __init__(
-        self,
-        modules: Mapping[str, Routed],
-        blocks: Blocks,
-        given_token: tuple[str, ...] = (),
-        alone: bool = False,
+        self, modules: Mapping[str, Routed], blocks: Blocks, given_token: Sequence[str] = (), alone: bool = False
     ):
         self.classes = TextClasses(blocks, given_token=given_token, tokens=True)
         self._texts: list[str] = []
@@ -63,28 +67,31 @@ class PathwayTables:
         for counts in self.counts.values():
             counts.reset()
 
-    def compute(self, tokenizer: PreTrainedTokenizerBase | None) -> list[Layer]:
-        """Every layer as a results file holds it; under DDP over the tokens of all ranks, so every rank calls it."""
+    def compute(self, tokenizer: PreTrainedTokenizerBase | None) -> Tabulated:
+        """Every place's rows and pathways; under DDP over the tokens of all ranks, so every rank calls it."""
         assert self.classes.token_ids is not None
         self._texts = self._texts or token_texts(tokenizer, self.classes.token_ids.tolist())
-        layers, names = [], self.classes.label_names
+        found = Tabulated([], {})
         for place, counts in self.counts.items():
             with counts.sync_context():
-                layers.append(describe_layer(layer_of(place), counts, self.offsets[place], self._texts, names))
-        return layers
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module's parameters are."""
-    return next(module.parameters()).device
+                choices = Choices(place, counts, self.offsets[place])
+                found.rows.extend(rows_of(choices))
+                found.pathways[place] = describe_pathways(choices, self._texts, self.classes.label_names)
+        return found
 
 
 class Measurement(NamedTuple):
     """What one pass over the text yields."""
 
     loss: DocumentLoss
-    layers: list[Layer]
+    rows: list[Row]
+    pathways: dict[str, list[Pathway]]
     labels: dict[str, Labels]
+
+    @property
+    def densities(self) -> dict[str, float]:
+        """Share of units executed, by place."""
+        return {row.place: row.value for row in self.rows if row.metric == "density" and row.value is not None}
 
 
 @torch.inference_mode()
@@ -93,9 +100,9 @@ def measure(
     tokenizer: PreTrainedTokenizerBase | None,
     blocks: Blocks,
     batch_size: int,
-    given_token: tuple[str, ...] = (),
+    given_token: Sequence[str] = (),
 ) -> Measurement:
-    """Loss by document, and for every routed layer what its pathways serve, over all `blocks`.
+    """Loss by document, and for every routed module what its pathways serve, over all `blocks`.
 
     Args:
         blocks: validation blocks, with documents and labels.
@@ -113,7 +120,53 @@ def measure(
         loss.update(nll.flatten(), batch["doc_ids"][:, 1:].flatten())
         tables.update(routes, batch)
     model.train(was_training)
-    return Measurement(loss.cpu(), tables.compute(tokenizer), labels_of(blocks))
+    return Measurement(loss.cpu(), *tables.compute(tokenizer), labels_of(blocks))
+
+
+def describe_pathways(
+    choices: Choices, texts: Sequence[str], label_names: Mapping[str, tuple[str, ...]]
+) -> list[Pathway]:
+    """Each pathway with its load, purities, most distinctive tokens and share of every class.
+
+    Args:
+        texts: of every class of the family `token`.
+        label_names: family → class names.
+    """
+    counts, totals = (table.sum(0).cpu().double() for table in choices.counts.tables(TOKEN))
+    profiles = {family: choices.counts.tables(family)[0].sum(0).cpu().double() for family in label_names}
+    return [
+        Pathway(
+            index=p,
+            tokens=int(choices.counts.uses[p]),
+            load=float(choices.used.load[p]),
+            purity=finite(choices.purity.units[p]),
+            purity_legacy=finite(choices.purity_legacy[p]),
+            entropy=finite(choices.entropy[p]),
+            top_tokens=_top_tokens(counts[p], totals, texts),
+            profile={
+                family: profile
+                for family, names in label_names.items()
+                if (profile := _profile(profiles[family][p], names))
+            },
+        )
+        for p in range(choices.counts.n_units)
+    ]
+
+
+def _top_tokens(counts: Tensor, totals: Tensor, texts: Sequence[str]) -> list[Token]:
+    """The tokens that contribute most to KL(p(t | pathway) ‖ p(t)): often here, and more often than elsewhere."""
+    if counts.sum() == 0:
+        return []
+    gain, lift = divergence_terms(counts, totals)
+    best = gain.argsort(descending=True, stable=True)[:TOP_TOKENS].tolist()
+    return [Token(texts[i], int(counts[i]), float(lift[i])) for i in best if gain[i] > 0]
+
+
+def _profile(counts: Tensor, names: tuple[str, ...]) -> dict[str, float]:
+    """p(class | pathway) of the classes that occur, the commonest first."""
+    total = counts.sum()
+    order = counts.argsort(descending=True, stable=True).tolist()
+    return {names[i]: float(counts[i] / total) for i in order if counts[i] > 0}
 
 
 def random_model(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
@@ -124,32 +177,6 @@ def random_model(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     return made.to(device_of(model)).eval()
 
 
-def loss_of(sums: DocumentLoss) -> Loss:
-    """Loss and perplexity with the interval over documents."""
-    nll, tokens = cast(Tensor, sums.nll), cast(Tensor, sums.tokens)
-    nats = document_loss(nll, tokens)  # not `sums.compute()`, which under DDP would wait for other ranks
-    return Loss(nats.value, nats.low, nats.high, math.exp(nats.value), int((tokens > 0).sum()), nats.n)
-
-
-def losses_of(model: DocumentLoss, dense: DocumentLoss | None) -> Losses:
-    """The model beside the dense base it started from, with the paired difference."""
-    nll, tokens = cast(Tensor, model.nll), cast(Tensor, model.tokens)
-    counted = tokens > 0
-    documents = DocumentSums(nll[counted].tolist(), tokens[counted].tolist())
-    if dense is None:
-        return Losses(loss_of(model), by_document=documents)
-    apart = model.minus(dense)
-    difference = LossDifference(apart.value, apart.low, apart.high, int(counted.sum()))
-    return Losses(loss_of(model), loss_of(dense), difference, documents)
-
-
-def token_texts(tokenizer: PreTrainedTokenizerBase | None, ids: list[int]) -> list[str]:
-    """The text of each id alone, with the leading space that SentencePiece drops; `#7` where there is no tokenizer."""
-    if tokenizer is None:
-        return [f"#{i}" for i in ids]
-    pieces = tokenizer.convert_ids_to_tokens(ids)
-    texts = [str(tokenizer.decode([i], clean_up_tokenization_spaces=False)) for i in ids]
-    return [
-        f" {text}" if (piece or "").startswith("▁") and not text.startswith(" ") else text
-        for piece, text in zip(pieces, texts, strict=True)
-    ]
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's parameters are."""
+    return next(module.parameters()).device

@@ -6,27 +6,10 @@ Units: nats, tokens, seconds, FLOPs per token (a multiply and an add count two).
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-SCHEMA_VERSION = 1
+from slms.measure.rows import Row
+
+SCHEMA = 2
 Role = Literal["dense", "static", "routed"]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A measured number with its uncertainty and its null. Every field is null where it was not measured."""
-
-    value: float | None = None
-    low: float | None = None  # 95 % interval over documents
-    high: float | None = None
-    n: int = 0  # tokens behind the number
-    null_mean: float | None = None  # what choices independent of the labels score; value has it subtracted
-    null_sd: float | None = None  # standard deviation of value under that null
-    z: float | None = None  # value / null_sd
-    ceiling: float | None = None  # the most that the pathways' loads allow
-    random_model: float | None = None  # the same number of a randomly initialised model on the same text
-
-    def __post_init__(self):
-        if self.low is not None and self.high is not None and self.low > self.high:
-            raise ValueError(f"low is {self.low}; it must be at most high ({self.high})")
 
 
 @dataclass(frozen=True)
@@ -95,33 +78,12 @@ class Token:
 class Pathway:
     index: int
     tokens: int  # how many tokens chose it
-    load: float  # share of this layer's choices; uniform is 1 / n_pathways
+    load: float  # share of its place's choices; uniform is 1 over the place's pathways
     purity: float | None = None
     purity_legacy: float | None = None
     entropy: float | None = None  # nats
     top_tokens: list[Token] = field(default_factory=list)
     profile: dict[str, dict[str, float]] = field(default_factory=dict)  # family → class → p(class | pathway)
-
-
-@dataclass(frozen=True)
-class Layer:
-    layer: int
-    n_pathways: int
-    chosen_per_token: float  # mean over tokens
-    density: float  # share of this layer's neurons executed
-    purity: Estimate
-    purity_legacy: Estimate
-    entropy: Estimate
-    utilization: Estimate
-    effective_pathways: float | None  # exp(entropy of the load) / n_pathways
-    max_violation: float | None  # largest load over the mean load, minus 1
-    si: dict[str, Estimate] = field(default_factory=dict)  # per label family
-    si_given_token: dict[str, Estimate] = field(default_factory=dict)
-    pathways: list[Pathway] = field(default_factory=list)
-
-    def __post_init__(self):
-        if len(self.pathways) > self.n_pathways:
-            raise ValueError(f"pathways has {len(self.pathways)} entries; n_pathways is {self.n_pathways}")
 
 
 @dataclass(frozen=True)
@@ -165,7 +127,7 @@ class Run:
 
 @dataclass(frozen=True)
 class LegacyLayer:
-    """The sources' field names. Purity here is purity_legacy, means run over pathways with at least 10 tokens."""
+    """The sources' names. Purity here is purity_legacy, means run over pathways with at least 10 tokens."""
 
     avg_purity: float | None
     std_purity: float | None
@@ -184,7 +146,13 @@ class Results:
     losses: Losses
     compute: Compute | None = None
     routing: dict[str, Any] | None = None  # RoutingConfig.to_dict(), null for a dense run
-    layers: list[Layer] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)  # every number of every routed place
+    pathways: dict[str, list[Pathway]] = field(default_factory=dict)  # by place, all of them in order
     labels: dict[str, Labels] = field(default_factory=dict)
     legacy: dict[str, LegacyLayer] = field(default_factory=dict)  # "layer_3" → …
-    schema_version: int = SCHEMA_VERSION
+    schema: int = SCHEMA
+
+    @property
+    def places(self) -> list[str]:
+        """The routed places, as the model computes them."""
+        return list(self.pathways)

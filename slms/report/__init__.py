@@ -1,7 +1,13 @@
-"""What a run leaves behind, for people and for programs.
+"""What a run leaves behind, for people and for programs: shapes of what `slms.measure` found.
 
-schema       the content of `llm_routing_results.json`      results      write and read it
-metrics_csv  every logged number, one row each              facts        command, versions, hardware
-figures      `llm_monosemanticity.png`                      heatmap      pathway × class
-tables       the closing table on the terminal              compare      runs side by side
+results                `llm_routing_results.json`: written, read       results_schema_1     its earlier form
+metrics_csv            every logged number, one row each               provenance           command, versions, hardware
+artifacts              where a command's files go                      environment          what `doctor` finds
+tables                 tables on the terminal                          words                tokens and names in cells
+figures                `llm_monosemanticity.png`                       evolution            metrics over training
+heatmap                pathway × class                                 palette              one look for every figure
+card                   the model card of a run                         compare              runs side by side
+specialization_rows    numbers of `specialization` as rows             specialization_table, specialization_figure
+ablation, probes, suite, frontier, frontier_figure, coder_tables, coder_figure      of the commands of these names
+feature_schema, describe_features, describe_carriers, feature_tables, feature_page  of `features`
 """

@@ -3,9 +3,10 @@
 from huggingface_hub import EvalResult
 from transformers import PreTrainedModel
 
+from slms.measure.metrics import METRICS
 from slms.measure.schema import Loss, Results
 from slms.models.card import model_card, portable
-from slms.report.tables import number, share
+from slms.report.tables import flat_columns, place_cells, share
 
 
 def run_card(model: PreTrainedModel, results: Results) -> str:
@@ -37,19 +38,17 @@ def measured_text(results: Results) -> str:
     if losses.dense is not None:
         rows.insert(0, _loss_row("dense base, before training", losses.dense))
     tables = ["| | nats/token | 95 % interval | perplexity |\n|---|---|---|---|\n" + "\n".join(rows)]
-    if results.layers and results.compute is not None:
+    if results.rows and results.compute is not None:
         compute = results.compute
         tables.append(
             f"{share(compute.active_fraction)} of all MLP neurons execute; FLOPs saved: {share(compute.mlp_saved)} of "
             f"the MLPs (routers included), {share(compute.total_saved)} of the whole model (head included)."
         )
-        lines = [
-            f"| {layer.layer} | {number(layer.purity.value)} | {number(layer.purity.null_sd, 5)} | "
-            f"{number(layer.entropy.value, 2)} | {share(layer.utilization.value)} |"
-            for layer in results.layers
-        ]
-        head = "| layer | purity, chance subtracted | sd under chance | H(token given pathway), nats | pathways used |"
-        tables.append(f"{head}\n|---|---|---|---|---|\n" + "\n".join(lines))
+        columns = flat_columns(results.rows)
+        head = ["place", *(head for one in columns for head in one.heads)]
+        lines = [head, ["---"] * len(head), *place_cells(results.rows, columns)]
+        tables.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        tables.append("; ".join(f"{METRICS[c.metric].heading}: {METRICS[c.metric].meaning}" for c in columns) + ".")
     tokens = data.validation_tokens or losses.model.tokens
     place = portable(data.name) if data.source == "local" else data.name
     done = f"trained on {run.tokens_trained:,} tokens in {run.steps:,} steps (seed {run.seed})"

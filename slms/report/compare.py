@@ -1,91 +1,26 @@
-"""Runs side by side: table, CSV and figure; with the controls present, how much of the static control's gap is left."""
+"""Runs side by side: table, CSV and figure."""
 
-import csv
-import io
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from slms.files import write_atomic
+from slms.measure.compare import ComparedRun, Comparison
+from slms.measure.rows import by_place
 from slms.measure.schema import Results
-from slms.metrics.functional.intervals import Interval, paired_difference
-from slms.report.palette import COLOURS, GREY, MARKERS, TICK, dress, new_figure, write_figure
-from slms.report.reading import shorten
-from slms.report.results import read_results
+from slms.models.place import in_order
+from slms.report.artifacts import csv_text
+from slms.report.palette import COLOURS, GREY, MARKERS, TICK, dress, new_figure, place_ticks
 from slms.report.tables import amount, interval, number, text_table
+from slms.report.words import shorten
+
+COLUMNS = ComparedRun._fields[:-1]
+"""Of compare.csv, before those of the metrics."""
 
 
-class ComparedRun(NamedTuple):
-    """One line of the comparison. Means run over routed layers; gaps are against the mean of the dense runs."""
-
-    run: str
-    role: str
-    seed: int | None
-    tokens_trained: int
-    nats: float
-    low: float | None
-    high: float | None
-    perplexity: float
-    gap: float | None
-    """nats above the dense runs of this comparison (the base fine-tuned on the same tokens)"""
-    gap_low: float | None
-    """95 % interval over documents, paired; null where the runs were not measured on the same documents"""
-    gap_high: float | None
-    perplexity_ratio: float | None
-    active_fraction: float | None
-    mlp_saved: float | None
-    total_saved: float | None
-    purity: float | None
-    purity_z: float | None
-    """the lowest of the layers"""
-    utilization: float | None
-    seconds: float
-
-
-class Comparison(NamedTuple):
-    runs: list[ComparedRun]
-    gap_ratio: float | None
-    """mean routed gap / mean static gap, where dense, static and routed runs are all present"""
-    warnings: list[str]
-    """what makes the runs hard to compare: other data, another base, other token counts"""
-    table: str
-    csv: str
-    figure: Figure
-
-
-def compare(directories: Sequence[Path | str]) -> Comparison:
-    """Read the results of two or more run directories (or results files) and put them side by side.
-
-    The gap of a run is its validation loss minus that of the `dense` runs among them; the gap ratio is the mean gap of
-    the `routed` runs over that of the `static` ones: below 1, choosing by token beats the best fixed choice.
-    """
-    if len(directories) < 2:
-        raise ValueError(f"compare: {len(directories)} run given; it takes at least two")
-    results = [read_results(path) for path in directories]
-    dense = [r for r in results if r.run.role == "dense"]
-    names = _names(results, [Path(path) for path in directories])
-    runs = [_row(name, r, dense) for name, r in zip(names, results, strict=True)]
-    ratio = _gap_ratio(runs)
-    warnings = _warnings(results)
-    return Comparison(runs, ratio, warnings, _table(runs, ratio, warnings), _csv(runs), _figure(runs, results))
-
-
-def write_comparison(comparison: Comparison, directory: Path | str) -> list[Path]:
-    """Write `compare.csv` and `compare.png` into `directory`; returns their paths."""
-    directory = Path(directory)
-    return [
-        write_atomic(directory / "compare.csv", comparison.csv),
-        write_figure(directory / "compare.png", comparison.figure),
-    ]
-
-
-def _names(results: list[Results], paths: list[Path]) -> list[str]:
+def run_names(results: Sequence[Results], paths: Sequence[Path]) -> list[str]:
     """The run's name; where that is not unique its role, seed or directory too."""
     makers = (
         lambda r, path: r.run.name,
@@ -100,86 +35,39 @@ def _names(results: list[Results], paths: list[Path]) -> list[str]:
     return [f"{name} #{i}" for i, name in enumerate(names, start=1)]
 
 
-def _row(name: str, r: Results, dense: list[Results]) -> ComparedRun:
-    loss, compute = r.losses.model, r.compute
-    gap = _gap(r, dense) if dense and r.run.role != "dense" else None
-    purities = [layer.purity.value for layer in r.layers if layer.purity.value is not None]
-    zs = [layer.purity.z for layer in r.layers if layer.purity.z is not None]
-    used = [layer.utilization.value for layer in r.layers if layer.utilization.value is not None]
-    return ComparedRun(
-        name, r.run.role, r.run.seed, r.run.tokens_trained, loss.nats, loss.low, loss.high, loss.perplexity,
-        gap.value if gap else None, gap.low if gap else None, gap.high if gap else None,
-        float(torch.tensor(gap.value, dtype=torch.float64).exp()) if gap else None,
-        compute.active_fraction if compute else None, compute.mlp_saved if compute else None,
-        compute.total_saved if compute else None, statistics.fmean(purities) if purities else None,
-        min(zs, default=None), statistics.fmean(used) if used else None, r.run.seconds,
-    )  # fmt: skip
-
-
-class _Gap(NamedTuple):
-    value: float
-    low: float | None
-    high: float | None
-
-
-def _gap(r: Results, dense: list[Results]) -> _Gap:
-    value = r.losses.model.nats - statistics.fmean(d.losses.model.nats for d in dense)
-    mine, theirs = r.losses.by_document, [d.losses.by_document for d in dense]
-    if mine is None or any(other is None or other.tokens != mine.tokens for other in theirs):
-        return _Gap(value, None, None)
-    mean = torch.tensor([other.nats for other in theirs if other is not None], dtype=torch.float64).mean(0)
-    paired: Interval = paired_difference(torch.tensor(mine.nats, dtype=torch.float64), mean, torch.tensor(mine.tokens))
-    return _Gap(value, paired.low, paired.high)
-
-
-def _gap_ratio(runs: list[ComparedRun]) -> float | None:
-    gaps = {role: [r.gap for r in runs if r.role == role and r.gap is not None] for role in ("routed", "static")}
-    if not all(gaps.values()) or statistics.fmean(gaps["static"]) <= 0:
-        return None
-    return statistics.fmean(gaps["routed"]) / statistics.fmean(gaps["static"])
-
-
-def _warnings(results: list[Results]) -> list[str]:
-    facts = {
-        "base": {r.base.name for r in results},
-        "data": {r.data.name for r in results},
-        "tokens trained": {amount(r.run.tokens_trained) for r in results},
-        "validation tokens": {amount(r.losses.model.tokens) for r in results},
-    }
-    return [f"the runs differ in {fact}: {', '.join(sorted(found))}" for fact, found in facts.items() if len(found) > 1]
-
-
-def _table(runs: list[ComparedRun], ratio: float | None, warnings: list[str]) -> str:
+def compare_table(found: Comparison) -> str:
+    """For the terminal."""
     head = ["run", "role", "nats", "ppl", "gap", "95 % interval", "ppl ratio", "active", "MLP", "model", "purity"]
     rows = [
         [
             shorten(r.run), r.role, number(r.nats, 4), number(r.perplexity),
             number(r.gap, 4), interval(r.gap_low, r.gap_high, 4), number(r.perplexity_ratio, 4),
-            _whole(r.active_fraction), _whole(r.mlp_saved), _whole(r.total_saved), number(r.purity, 2),
+            _whole(r.active_fraction), _whole(r.mlp_saved), _whole(r.total_saved), number(r.means.get("purity"), 2),
         ]
-        for r in runs
+        for r in found.runs
     ]  # fmt: skip
     lines = [text_table(head, rows, left=2, indent="")]
-    lines.append("gap: nats above the dense runs; MLP, model: FLOPs saved; purity: mean of the routed layers")
-    if ratio is not None:
-        lines.append(f"gap ratio: the routed gap is {ratio:.2f} of the static control's")
-    return "\n".join(lines + [f"note: {warning}" for warning in warnings])
+    lines.append("gap: nats above the dense runs; MLP, model: FLOPs saved; purity: mean of the routed places")
+    if found.gap_ratio is not None:
+        lines.append(f"gap ratio: the routed gap is {found.gap_ratio:.2f} of the static control's")
+    for what, values in found.differences.items():
+        shown = [amount(value) if isinstance(value, int) else value for value in values]
+        lines.append(f"note: the runs differ in {what}: {', '.join(shown)}")
+    return "\n".join(lines)
 
 
 def _whole(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.0f} %"
 
 
-def _csv(runs: list[ComparedRun]) -> str:
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(ComparedRun._fields)
-    writer.writerows(["" if value is None else value for value in run] for run in runs)
-    return buffer.getvalue()
+def compare_csv(runs: Sequence[ComparedRun]) -> str:
+    """One line a run: `COLUMNS`, then the mean of every metric that some run has."""
+    metrics = list(dict.fromkeys(name for run in runs for name in run.means))
+    return csv_text([*COLUMNS, *metrics], ([*run[:-1], *map(run.means.get, metrics)] for run in runs))
 
 
-def _figure(runs: list[ComparedRun], results: list[Results]) -> Figure:
-    """Loss with intervals, FLOPs saved, and purity by layer, one colour and marker a run."""
+def compare_figure(runs: Sequence[ComparedRun], results: Sequence[Results]) -> Figure:
+    """Loss with intervals, FLOPs saved, and purity by place, one colour and marker a run."""
     height = max(4.2, 1.6 + 0.42 * len(runs))
     figure = new_figure(16, height)
     grid = figure.add_gridspec(
@@ -190,15 +78,17 @@ def _figure(runs: list[ComparedRun], results: list[Results]) -> Figure:
     styles = [(COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]) for i in range(len(runs))]
     _loss_panel(loss, runs, places, styles)
     _saved_panel(saved, runs, places)
+    shown = in_order({place for r in results for place in r.places})
     for r, name, (colour, marker) in zip(results, [run.run for run in runs], styles, strict=True):
-        values = {layer.layer: layer.purity.value for layer in r.layers if layer.purity.value is not None}
-        for layer in r.layers:
-            if layer.purity.low is not None and layer.purity.high is not None:
-                purity.vlines(layer.layer, layer.purity.low, layer.purity.high, color=colour, linewidth=2)
-        if values:
-            purity.plot(list(values), list(values.values()), marker, ls="-", color=colour, label=shorten(name))
-    dress(purity, "Purity by layer (95 % intervals)", x="layer")
-    purity.xaxis.set_major_locator(MaxNLocator(integer=True))
+        found = {shown.index(place): row for place, row in by_place(r.rows, "purity").items() if row.value is not None}
+        for x, row in found.items():
+            if row.low is not None and row.high is not None:
+                purity.vlines(x, row.low, row.high, color=colour, linewidth=2)
+        if found:
+            values = [row.value for row in found.values()]
+            purity.plot(list(found), values, marker, ls="-", color=colour, label=shorten(name))
+    dress(purity, "Purity by place (95 % intervals)")
+    place_ticks(purity, shown)
     if purity.get_legend_handles_labels()[0]:
         low, high = purity.get_ylim()
         purity.set_ylim(low, high + (0.09 * len(runs) + 0.05) * (high - low))
@@ -206,7 +96,7 @@ def _figure(runs: list[ComparedRun], results: list[Results]) -> Figure:
     return figure
 
 
-def _loss_panel(axes: Axes, runs: list[ComparedRun], places: list[int], styles: list[tuple[str, str]]) -> None:
+def _loss_panel(axes: Axes, runs: Sequence[ComparedRun], places: list[int], styles: list[tuple[str, str]]) -> None:
     for run, y, (colour, marker) in zip(runs, places, styles, strict=True):
         if run.low is not None and run.high is not None:
             axes.hlines(y, run.low, run.high, color=colour, linewidth=3)
@@ -220,7 +110,7 @@ def _loss_panel(axes: Axes, runs: list[ComparedRun], places: list[int], styles: 
     axes.set_ylim(-0.6, len(runs) + 0.5)
 
 
-def _saved_panel(axes: Axes, runs: list[ComparedRun], places: list[int]) -> None:
+def _saved_panel(axes: Axes, runs: Sequence[ComparedRun], places: list[int]) -> None:
     for offset, colour, name in ((0.19, COLOURS[0], "mlp_saved"), (-0.19, COLOURS[4], "total_saved")):
         values = [100 * (getattr(run, name) or 0.0) for run in runs]
         label = "MLPs, router included" if name == "mlp_saved" else "whole model, head included"

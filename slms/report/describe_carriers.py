@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from slms.measure.carriers import Carried
-from slms.report.describe import finite
+from slms.measure.rows import finite
 from slms.report.feature_schema import Carrier, LayerCarriers, PathwayFeatures
 from slms.report.palette import LABEL, TICK, TITLE, new_figure
 

@@ -15,13 +15,12 @@ from transformers import PreTrainedTokenizerBase
 
 from slms.data.text import Blocks
 from slms.measure.carriers import Carried
-from slms.measure.classes import labels_of
+from slms.measure.classes import labels_of, token_texts
 from slms.measure.features import BINS_AN_OCTAVE, OCTAVES, Context, LatentReader
 from slms.measure.logit_effects import Effects
-from slms.measure.pathways import token_texts
+from slms.measure.rows import finite, row_of
 from slms.metrics.communities import Modularity, modularity
 from slms.metrics.functional import Score
-from slms.report.describe import estimate, finite
 from slms.report.describe_carriers import describe_carriers
 from slms.report.feature_schema import (
     CoActivationGraph,
@@ -131,7 +130,7 @@ def describe_families(reader: LatentReader, scores: dict[str, Score], blocks: Bl
         family: FeatureFamily(
             coverage=labels[family].coverage,
             share=labels[family].share,
-            si=estimate(score),
+            si=row_of("", "si", family, score),
             telling=int((score.units_z > bound).sum()),
         )
         for family, score in scores.items()

@@ -186,7 +186,7 @@ def look_at_devices() -> list[str]:
     """One line a device, the one that runs use by default first."""
     import torch
 
-    from slms.report.facts import hardware
+    from slms.report.provenance import hardware
 
     cpu = hardware("cpu")
     lines = [f"cpu: {cpu['processor']}, {cpu['cores']} cores, PyTorch threads: {cpu['threads']}"]

@@ -5,22 +5,16 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from slms.measure.metrics import METRICS
 from slms.models.place import in_order, short_names
-from slms.report.metrics_csv import Row
+from slms.report.metrics_csv import Logged
 from slms.report.palette import COLOURS, TICK, dress, new_figure
 
 EVOLUTION_FILE = "evolution.png"
-BY_PLACE = {
-    "purity": "Purity",
-    "entropy": "Entropy of the tokens of a pathway (nats)",
-    "utilization": "Utilization (share of pathways used)",
-    "stability": "Choices kept since the previous validation",
-    "saturation": "Choices that are already the final ones",
-}
 
 
-def evolution_figure(rows: list[Row]) -> Figure:
-    """Loss, SI of each family (mean of places) and, one line a place, purity, entropy, utilization, router saturation.
+def evolution_figure(rows: list[Logged]) -> Figure:
+    """Loss, SI of each family (mean of places) and, one line a place, every metric that has a title for its panel.
 
     A panel whose metric was never logged is left out.
     """
@@ -32,10 +26,10 @@ def evolution_figure(rows: list[Row]) -> Figure:
         "validation": series.get(("val", "loss", ""), {}),
     }
     si = {metric[3:]: points for (stage, metric, place), points in series.items() if _is_si(stage, metric, place)}
-    found = {metric: _by_place(series, metric) for metric in BY_PLACE}
+    found = {metric.title: _by_place(series, name) for name, metric in METRICS.items() if metric.title}
     panels = [("Loss (nats per token)", losses)] if any(losses.values()) else []
     panels += [("Specialization index (mean of places)", si)] if si else []
-    panels += [(BY_PLACE[metric], lines) for metric, lines in found.items() if lines]
+    panels += [(title, lines) for title, lines in found.items() if lines]
     if not panels:
         raise ValueError("metrics.csv holds no loss and no pathway metric: there is no evolution to draw")
     columns = min(3, len(panels))

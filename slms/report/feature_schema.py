@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from slms.measure.schema import Estimate
+from slms.measure.rows import Row
 
 FEATURES_VERSION = 1
 
@@ -75,7 +75,7 @@ class FeatureFamily:
 
     coverage: float  # share of the text's tokens whose class is known
     share: dict[str, float]  # class → p(class) among the known
-    si: Estimate  # of one use drawn from all: load-weighted mean over features
+    si: Row  # of one use drawn from all: load-weighted mean over features
     telling: int  # features with z above `telling_z`
 
 

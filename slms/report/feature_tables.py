@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from slms.report.feature_schema import Feature, FeatureResults, LayerCarriers
-from slms.report.reading import visible
 from slms.report.tables import interval, number, text_table
+from slms.report.words import visible
 
 COLUMNS = (
     "feature", "uses", "density", "mean", "max", "community", "family", "prefers", "si", "z", "lift", "tokens",

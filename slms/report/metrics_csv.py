@@ -11,7 +11,7 @@ from slms.files import write_atomic
 METRICS_FILE = "metrics.csv"
 
 
-class Row(NamedTuple):
+class Logged(NamedTuple):
     """One number: key `stage/metric/place` at an optimiser step. The order of the fields is that of the columns."""
 
     step: int
@@ -33,7 +33,7 @@ def split_key(key: str) -> tuple[str, str, str]:
     return stage, metric, place
 
 
-def append_rows(path: Path | str, rows: Iterable[Row]) -> None:
+def append_rows(path: Path | str, rows: Iterable[Logged]) -> None:
     """Append `rows`, with a header where the file is new. Rows go out in one write."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,12 +41,12 @@ def append_rows(path: Path | str, rows: Iterable[Row]) -> None:
         file.write(_format(rows, header=file.tell() == 0))
 
 
-def write_rows(path: Path | str, rows: Iterable[Row]) -> Path:
+def write_rows(path: Path | str, rows: Iterable[Logged]) -> Path:
     """Replace the file by `rows`, atomically."""
     return write_atomic(path, _format(rows, header=True))
 
 
-def read_rows(path: Path | str, *, torn_tail: bool = False) -> list[Row]:
+def read_rows(path: Path | str, *, torn_tail: bool = False) -> list[Logged]:
     """All rows; ValueError naming file and line otherwise.
 
     `torn_tail` forgives the last line, and only that, if a killed run left it unfinished (without its line end).
@@ -64,26 +64,26 @@ def read_rows(path: Path | str, *, torn_tail: bool = False) -> list[Row]:
         header, *lines = csv.reader(io.StringIO(text, newline=""))
     except csv.Error as error:
         raise ValueError(f"{path}: is not CSV ({error})") from None
-    if header != list(Row._fields):
-        raise ValueError(f"{path}:1: the header must be {','.join(Row._fields)}")
+    if header != list(Logged._fields):
+        raise ValueError(f"{path}:1: the header must be {','.join(Logged._fields)}")
     return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=2)]
 
 
-def _parse(line: list[str], where: str) -> Row:
-    if len(line) != len(Row._fields):
-        raise ValueError(f"{where}: has {len(line)} columns; it must have {len(Row._fields)}")
+def _parse(line: list[str], where: str) -> Logged:
+    if len(line) != len(Logged._fields):
+        raise ValueError(f"{where}: has {len(line)} columns; it must have {len(Logged._fields)}")
     try:
         step, epoch, stage, metric, place, value = line
-        return Row(int(step), int(epoch), stage, metric, place, float(value))
+        return Logged(int(step), int(epoch), stage, metric, place, float(value))
     except ValueError:
         raise ValueError(f"{where}: step and epoch must be whole numbers and value a number") from None
 
 
-def _format(rows: Iterable[Row], header: bool) -> str:
+def _format(rows: Iterable[Logged], header: bool) -> str:
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     if header:
-        writer.writerow(Row._fields)
+        writer.writerow(Logged._fields)
     for row in rows:
         writer.writerow([*row[:-1], repr(float(row.value))])
     return buffer.getvalue()

@@ -1,12 +1,14 @@
 """One look for every figure: a colour-blind safe palette, font sizes, and writing a PNG."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from slms.files import write_atomic
+from slms.models.place import short_names
 
 # Okabe & Ito (2008), distinguishable under the common colour-vision deficiencies; yellow left out: too pale on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -31,10 +33,11 @@ def dress(axes: Axes, title: str, x: str = "", y: str = "") -> None:
     axes.set_axisbelow(True)
 
 
-def layer_ticks(axes: Axes, layers: list[int]) -> None:
-    """One tick a layer, named L0, L2, …; x runs over 0 … len(layers) − 1."""
-    axes.set_xticks(range(len(layers)), [f"L{layer}" for layer in layers], fontsize=TICK if len(layers) <= 16 else 7)
-    axes.set_xlim(-0.6, len(layers) - 0.4)
+def place_ticks(axes: Axes, places: Sequence[str]) -> None:
+    """One tick a place, named L0, L2, … where all are of one part; x runs over 0 … len(places) − 1."""
+    size = TICK if len(places) <= 16 else 7
+    axes.set_xticks(range(len(places)), short_names(places), fontsize=size, parse_math=False)
+    axes.set_xlim(-0.6, len(places) - 0.4)
 
 
 def write_figure(path: Path | str, figure: Figure) -> Path:

@@ -2,18 +2,17 @@
 
 import json
 import math
-import statistics
 from pathlib import Path
 from typing import Any
 
 from slms.files import write_atomic
-from slms.measure.schema import SCHEMA_VERSION, Layer, LegacyLayer, Results
+from slms.measure.schema import SCHEMA, Results
 from slms.plain import from_plain, to_plain
+from slms.report.results_schema_1 import from_schema_1
 
 RESULTS_FILE = "llm_routing_results.json"
 FIGURE_FILE = "llm_monosemanticity.png"
 LINE = 120  # characters of a line of JSON that is not a row of numbers
-LEGACY_MIN_TOKENS = 10  # the sources leave out pathways with fewer activations
 
 
 def write_results(results: Results, path: Path | str) -> Path:
@@ -24,7 +23,7 @@ def write_results(results: Results, path: Path | str) -> Path:
 
 
 def read_results(path: Path | str) -> Results:
-    """Read and check a results file (or a run directory that holds one).
+    """Read and check a results file (or a run directory that holds one), of this schema or an earlier one.
 
     Raises ValueError, one line, naming the file and what is wrong with it: absent, not JSON, a field missing,
     unknown or of the wrong kind, or written by a newer version.
@@ -40,40 +39,20 @@ def read_results(path: Path | str) -> Results:
         raise ValueError(f"{path}: is not JSON (line {error.lineno}: {error.msg})") from None
     except ValueError as error:  # not UTF-8, a number that is not finite or has thousands of digits
         raise ValueError(f"{path}: is not JSON ({str(error).splitlines()[0]})") from None
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if type(version) is int and version > SCHEMA_VERSION:
-        raise ValueError(f"{path}: schema_version is {version}; this slms reads up to {SCHEMA_VERSION}")
+    version = data.get("schema", data.get("schema_version")) if isinstance(data, dict) else None
+    if type(version) is int and version > SCHEMA:
+        raise ValueError(f"{path}: schema is {version}; this slms reads up to {SCHEMA}")
     try:
-        return from_plain(Results, data)
+        return from_plain(Results, from_schema_1(data) if version == 1 else data)
     except ValueError as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
 
 
-def legacy_block(layers: list[Layer]) -> dict[str, LegacyLayer]:
-    """The sources' per-layer summary from ours; utilization is over *all* pathways (theirs could only be 100 %)."""
-    return {f"layer_{layer.layer}": _legacy(layer) for layer in layers}
-
-
-def _legacy(layer: Layer) -> LegacyLayer:
-    seen = [pathway for pathway in layer.pathways if pathway.tokens >= LEGACY_MIN_TOKENS]
-    purities = [pathway.purity_legacy for pathway in seen if pathway.purity_legacy is not None]
-    return LegacyLayer(
-        avg_purity=statistics.fmean(purities) if purities else None,
-        std_purity=statistics.pstdev(purities) if purities else None,
-        max_purity=max(purities, default=None),
-        # their purity is 1 − normalised entropy
-        avg_normalized_entropy=1 - statistics.fmean(purities) if purities else None,
-        pathway_utilization=len(seen) / layer.n_pathways,
-        active_pathways=len(seen),
-        total_pathways=layer.n_pathways,
-    )
-
-
 def _render(value: Any, depth: int = 0) -> str:
-    """JSON to be read by people too: an object or list on one line where it fits or holds a long row of numbers."""
+    """JSON to be read by people too: on one line what fits there, or is a row of the table or of numbers."""
     flat = json.dumps(value, ensure_ascii=False, allow_nan=False)
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-    row = isinstance(value, list) and not any(isinstance(item, dict | list) for item in items)
+    row = not any(isinstance(item, dict | list) for item in items)
     if not items or row or len(flat) + depth <= LINE:
         return flat
     pad = " " * (depth + 1)

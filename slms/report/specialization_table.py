@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slms.models.place import short_names
-from slms.report.reading import visible
 from slms.report.specialization_rows import MEAN, Row
 from slms.report.tables import INDENT, WIDTH, amount, number, share, text_table
+from slms.report.words import visible
 
 SPARSITY = {"gini": "Gini", "top_mass": ".9 mass", "participation": "PR/N", "zeros": "zeros"}
 FAMILIES_A_TABLE = 2

@@ -1,20 +1,23 @@
 """The closing table on the terminal: plain text of at most 100 columns, the same on a screen and in a file."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-from slms.measure.schema import Estimate, Loss, Results
-from slms.report.reading import families, visible
+from slms.measure.metrics import METRICS
+from slms.measure.rows import MEAN, Row, families_of, places_of
+from slms.measure.schema import Loss, Results
+from slms.models.place import short_names
+from slms.report.words import visible
 
 WIDTH = 100
-FAMILIES_A_TABLE = 3
 INDENT = "  "
 WHOLE = "whole model, head included"
 
 
 def closing_table(results: Results) -> str:
-    """What the run showed: loss against the dense base, compute, and purity and SI by layer with their nulls."""
-    blocks = [_heading(results), _loss_block(results), _compute_block(results), _layer_block(results)]
+    """What the run showed: loss against the dense base, compute, and every metric by place with its null."""
+    blocks = [_heading(results), _loss_block(results), _compute_block(results), _place_block(results)]
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -118,56 +121,94 @@ def _compute_block(results: Results) -> str:
     return f"{table}\n{INDENT}active fraction: {share(compute.active_fraction)} of all MLP neurons execute"
 
 
-def _layer_block(results: Results) -> str:
-    if not results.layers:
+def _place_block(results: Results) -> str:
+    if not results.rows:
         return ""
-    head = ["layer", "purity", "± 95 %", "null ± sd", "z", "entropy", "legacy purity", "used", "max load"]
-    rows = []
-    for layer in results.layers:
-        heaviest = None if layer.max_violation is None else layer.max_violation + 1
-        rows.append([
-            f"L{layer.layer}", number(layer.purity.value), _half(layer.purity), _null(layer.purity), _z(layer.purity),
-            number(layer.entropy.value, 2), number(layer.purity_legacy.value), _percent(layer.utilization.value),
-            f"{number(heaviest, 1)}×",
-        ])  # fmt: skip
-    tables = [text_table(head, rows)]
-    names = families(results)
-    tables += [_si_table(results, names[i : i + FAMILIES_A_TABLE]) for i in range(0, len(names), FAMILIES_A_TABLE)]
+    tables = []
+    for columns in (flat_columns(results.rows), family_columns(results.rows)):
+        for part in packed(columns):
+            covered = [name for name in dict.fromkeys(c.family for c in part) if name in results.labels]
+            said = ", ".join(f"{visible(name, 11)} {share(results.labels[name].coverage)}" for name in covered)
+            tables.append(place_table(results.rows, part) + (f"\n{INDENT}tokens with a label: {said}" if said else ""))
     note = "null: labels permuted (domain: by document), subtracted; z: value / sd; max load: over the mean"
     return "\n\n".join(tables) + f"\n{INDENT}{note}"
 
 
-def _si_table(results: Results, names: list[str]) -> str:
-    head = ["layer"]
-    for name in names:
-        head += [f"SI {visible(name, 11)}", "null ± sd", "z"]
-    rows = []
-    for layer in results.layers:
-        row = [f"L{layer.layer}"]
-        for name in names:
-            estimate = layer.si.get(name, Estimate())
-            row += [number(estimate.value), _null(estimate), _z(estimate)]
-        rows.append(row)
-    covered = [f"{visible(n, 11)} {share(results.labels[n].coverage)}" for n in names if n in results.labels]
-    return text_table(head, rows) + (f"\n{INDENT}tokens with a label: {', '.join(covered)}" if covered else "")
+class Columns(NamedTuple):
+    """The columns that show one metric against one family: its value and, where it is judged by them, what by."""
+
+    metric: str
+    family: str
+    heads: tuple[str, ...]
 
 
-def _half(estimate: Estimate) -> str:
-    return "" if estimate.low is None or estimate.high is None else f"{(estimate.high - estimate.low) / 2:.3f}"
+def flat_columns(rows: Iterable[Row]) -> list[Columns]:
+    """Of the metrics that have a heading and no families."""
+    measured = {row.metric for row in rows if not row.family}
+    return [_columns(name, "") for name in METRICS if name in measured and METRICS[name].heading]
 
 
-def _null(estimate: Estimate) -> str:
+def family_columns(rows: Sequence[Row]) -> list[Columns]:
+    """Of the metrics that have families, the family with the highest mean first."""
+    names = [name for name in METRICS if METRICS[name].heading]
+    return [_columns(name, family) for name in names for family in families_of(rows, name) if family]
+
+
+def _columns(name: str, family: str) -> Columns:
+    head = METRICS[name].heading + (f" {visible(family, 11)}" if family else "")
+    return Columns(name, family, (head, "± 95 %", "null ± sd", "z") if METRICS[name].judged else (head,))
+
+
+def packed(columns: Iterable[Columns]) -> list[list[Columns]]:
+    """The columns of several tables, each of about WIDTH characters at most."""
+    tables: list[list[Columns]] = []
+    used = WIDTH
+    for one in columns:
+        size = sum(max(len(head), 7) + 2 for head in one.heads)
+        if used + size > WIDTH:
+            tables.append([])
+            used = len(INDENT) + 8
+        tables[-1].append(one)
+        used += size
+    return tables
+
+
+def place_table(rows: Iterable[Row], columns: Sequence[Columns]) -> str:
+    """One line a place."""
+    return text_table(["place", *(head for one in columns for head in one.heads)], place_cells(rows, columns))
+
+
+def place_cells(rows: Iterable[Row], columns: Sequence[Columns]) -> list[list[str]]:
+    """The cells of `columns`, one list a place that begins with its name."""
+    found = {row.key: row for row in rows}
+    places = places_of(found.values())
+    names = dict(zip(places, short_names(places), strict=True))
+    if any(row.place == MEAN for row in found.values()):
+        names[MEAN] = MEAN
+    lines = []
+    for place, name in names.items():
+        shown = [cell for one in columns for cell in _cells(one, found.get((place, one.metric, one.family)))]
+        lines.append([visible(name, 22), *shown])
+    return lines
+
+
+def _cells(columns: Columns, row: Row | None) -> list[str]:
+    style = METRICS[columns.metric].style
+    value = None if row is None else row.value
+    cells = ["–" if value is None else style.format(value).replace("%", " %")]
+    if row is not None and len(columns.heads) > 1:
+        cells += ["" if row.half is None else f"{row.half:.3f}", _null(row), _z(row)]
+    return cells + ["–"] * (len(columns.heads) - len(cells))
+
+
+def _null(row: Row) -> str:
     """Mean ± sd, the sd with one digit that counts: 0.012±.0004, 0.012±4e-5."""
-    if estimate.null_mean is None or estimate.null_sd is None:
-        return number(estimate.null_mean)
-    sd = estimate.null_sd
+    if row.null_mean is None or row.null_sd is None:
+        return number(row.null_mean)
+    sd = row.null_sd
     small = f"{sd:.0e}".replace("e-0", "e-") if 0 < sd < 5e-4 else f"{sd:.4f}".removeprefix("0")
-    return f"{estimate.null_mean:.3f}±{small}"
+    return f"{row.null_mean:.3f}±{small}"
 
 
-def _z(estimate: Estimate) -> str:
-    return "–" if estimate.z is None else (f"{estimate.z:.0f}" if abs(estimate.z) < 10_000 else f"{estimate.z:.0e}")
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.0f} %"
+def _z(row: Row) -> str:
+    return "–" if row.z is None else (f"{row.z:.0f}" if abs(row.z) < 10_000 else f"{row.z:.0e}")

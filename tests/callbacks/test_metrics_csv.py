@@ -6,7 +6,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks import Evolution, MetricsCsv, Specialization
 from callbacks.metrics_csv import TidyCsvLogger
-from slms.report.metrics_csv import METRICS_FILE, Row, read_rows
+from slms.report.metrics_csv import METRICS_FILE, Logged, read_rows
 
 
 def test_every_logged_number_is_there(fit, events):
@@ -32,7 +32,10 @@ def test_epoch_is_a_column_and_not_a_metric(tmp_path):
     logger = TidyCsvLogger(tmp_path / "metrics.csv")
     logger.log_metrics({"train/loss/lm": 2.0, "epoch": 3.0}, step=7)
     logger.log_metrics({"val/purity/L2.mlp": 0.5}, step=8)
-    assert read_rows(logger.path) == [Row(7, 3, "train", "loss", "lm", 2.0), Row(8, 3, "val", "purity", "L2.mlp", 0.5)]
+    assert read_rows(logger.path) == [
+        Logged(7, 3, "train", "loss", "lm", 2.0),
+        Logged(8, 3, "val", "purity", "L2.mlp", 0.5),
+    ]
 
 
 def test_resuming_forgets_what_comes_again(tmp_path):

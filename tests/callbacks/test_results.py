@@ -7,7 +7,9 @@ import torch
 
 import slms
 from callbacks import ResultsWriter
+from slms.measure.metrics import METRICS
 from slms.measure.passes import document_loss
+from slms.measure.rows import places_of
 from slms.models.flops import flops_per_token
 from slms.report.results import FIGURE_FILE, RESULTS_FILE, read_results
 from slms.report.tables import closing_table
@@ -26,29 +28,31 @@ def test_results_are_those_of_the_final_model(fit):
     assert sum(results.losses.by_document.nats) / sum(results.losses.by_document.tokens) == pytest.approx(loss.value)
 
 
-def test_facts_of_the_run(fit):
+def test_what_the_run_was(fit):
     results = read_results(fit.directory)
     assert (results.run.name, results.run.role) == ("tiny", "routed")
     assert (results.run.steps, results.run.tokens_trained) == (8, 8 * 4 * 32)
     assert (results.base.name, results.base.source, results.data.source) == ("stories-1m", "embedded", "embedded")
     assert results.data.validation_tokens == 1536 and results.run.seconds > 0
     assert results.routing == fit.model.routing.to_dict()
-    flops = flops_per_token(fit.model.net, 32, {f"L{layer.layer}.mlp": layer.density for layer in results.layers})
+    densities = {row.place: row.value for row in results.rows if row.metric == "density"}
+    flops = flops_per_token(fit.model.net, 32, densities)
     assert results.compute.mlp_saved == flops.mlp_saving and results.compute.active_fraction == flops.active_fraction
 
 
-def test_layers_have_every_number_with_its_nulls(fit):
+def test_places_have_every_number_with_its_nulls_and_control(fit):
     results = read_results(fit.directory)
-    assert [layer.layer for layer in results.layers] == [0, 1]
-    for layer in results.layers:
-        assert layer.chosen_per_token == 2 and layer.density == pytest.approx(0.5)
-        assert sum(pathway.load for pathway in layer.pathways) == pytest.approx(1)
-        for estimate in (layer.purity, layer.si["pos"]):
-            assert None not in (estimate.value, estimate.low, estimate.high, estimate.null_sd, estimate.z)
-        for estimate in (layer.purity, layer.purity_legacy, layer.entropy, layer.utilization, *layer.si.values()):
-            assert estimate.n > 0
-        for estimate in (layer.purity, layer.purity_legacy, layer.entropy, layer.utilization):
-            assert estimate.random_model is not None
+    assert results.places == places_of(results.rows) == ["L0.mlp", "L1.mlp"]
+    for place in results.places:
+        found = {row.key[1:]: row for row in results.rows if row.place == place}
+        assert found["chosen_per_token", ""].value == 2 and found["density", ""].value == pytest.approx(0.5)
+        assert sum(pathway.load for pathway in results.pathways[place]) == pytest.approx(1)
+        for row in (found["purity", ""], found["si", "pos"]):
+            assert None not in (row.value, row.low, row.high, row.null_sd)
+        measured = {name for name, metric in METRICS.items() if metric.of is not None} - {"si_given_token"}
+        assert {metric for metric, _ in found} == measured
+        for row in found.values():
+            assert row.n > 0 and row.control is not None and row.seed == results.run.seed
     assert set(results.legacy) == {"layer_0", "layer_1"}
 
 
@@ -83,7 +87,7 @@ def test_dense_run_has_results_and_no_figure(make, tmp_path, capsys):
     trainer = make_trainer(directory, [ResultsWriter(save_model=False)], max_epochs=1, limit_train_batches=1)
     trainer.fit(model, make_data(model))
     results = read_results(directory)
-    assert (results.run.role, results.layers, results.routing) == ("dense", [], None)
+    assert (results.run.role, results.rows, results.pathways, results.routing) == ("dense", [], {}, None)
     assert results.compute.active_fraction == 1 and results.compute.mlp_saved == 0
     assert not (directory / FIGURE_FILE).exists() and not (directory / "model").exists()
     assert "dense, trained" in capsys.readouterr().out

@@ -1,20 +1,17 @@
 """The logged numbers are those of the final model; probes, sanity check and TensorBoard as promised."""
 
-from dataclasses import replace
-
 import pytest
 
 from callbacks import Specialization
-from callbacks.specialization import log_values
 from slms.measure.pathways import measure
-from slms.measure.schema import Estimate
+from slms.measure.rows import log_keys
 from slms.report.metrics_csv import METRICS_FILE, read_rows
 
 
 def test_logged_numbers_are_those_that_a_pass_of_its_own_measures(fit):
     """The last validation saw the final weights, so feeding batch by batch in training must give what eval.py gives."""
     measured = measure(fit.model.net, fit.model.tokenizer, fit.data.val_blocks, fit.data.batch_size)
-    wanted = log_values(measured.layers, "val")
+    wanted = log_keys(measured.rows, "val")
     rows = read_rows(fit.directory / METRICS_FILE)
     logged = {f"{r.stage}/{r.metric}" + f"/{r.place}" * bool(r.place): r.value for r in rows if r.step == 7}
     assert len(wanted) > 30
@@ -66,14 +63,6 @@ def test_dense_runs_log_nothing(make, tmp_path):
     trainer = make_trainer(tmp_path / "a" / "b", [Specialization(every_n_steps=1)], max_steps=1, max_epochs=1)
     trainer.fit(model, make_data(model))
     assert not any("purity" in key for key in trainer.logged_metrics)
-
-
-def test_mean_over_layers_and_nothing_for_what_was_not_measured(fit):
-    layers = fit.callbacks["results"].results.layers
-    values = log_values(layers, "val")
-    assert values["val/purity"] == pytest.approx((values["val/purity/L0.mlp"] + values["val/purity/L1.mlp"]) / 2)
-    unknown = log_values([replace(layers[0], purity=Estimate()), layers[1]], "val")
-    assert "val/purity/L0.mlp" not in unknown and unknown["val/purity"] == values["val/purity/L1.mlp"]
 
 
 @pytest.mark.parametrize("name, value", [("every_n_steps", 0), ("probe_batches", 0)])

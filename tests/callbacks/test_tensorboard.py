@@ -8,11 +8,10 @@ from slms.measure.schema import Token
 
 def test_no_token_breaks_the_table(fit):
     results = fit.callbacks["results"].results
-    layer = results.layers[0]
     odd = [Token(text, 1, 2.0) for text in ("|", "`", "\n", " |`| ", "\\|")]
-    layer = replace(layer, pathways=[replace(pathway, top_tokens=odd) for pathway in layer.pathways])
-    lines = top_token_table(layer, results.labels).splitlines()
-    assert len(lines) == 2 + layer.n_pathways
+    pathways = [replace(pathway, top_tokens=odd) for pathway in results.pathways["L0.mlp"]]
+    lines = top_token_table(pathways, results.labels).splitlines()
+    assert len(lines) == 2 + len(pathways)
     bars = [line.replace("\\|", "").count("|") for line in lines]
     assert len(set(bars)) == 1
     assert all(line.count("`") % 2 == 0 for line in lines)

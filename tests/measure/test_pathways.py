@@ -9,9 +9,11 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 import slms
 from slms.data.text import Blocks
+from slms.measure.classes import token_texts
 from slms.measure.passes import batches
-from slms.measure.pathways import PathwayTables, losses_of, measure, random_model, token_texts
-from slms.metrics.loss import DocumentLoss
+from slms.measure.pathways import PathwayTables, measure, random_model
+from slms.measure.results import losses_of
+from slms.measure.rows import by_place
 from slms.models.routed import record_routes, routed_modules
 
 NAMES = {"pos": ("none", "noun", "verb"), "half": ("first", "second")}
@@ -60,13 +62,14 @@ def _by_hand(model, blocks):
 
 
 def test_pathways_are_described_as_counted_by_hand(model, blocks):
-    (layer,) = measure(model, Words(), blocks, 7).layers
+    measured = measure(model, Words(), blocks, 7)
     rows = _by_hand(model, blocks)
-    total = len(rows)
-    assert (layer.layer, layer.n_pathways, layer.chosen_per_token) == (1, 4, 2.0)
+    total, value = len(rows), {row.metric: row.value for row in measured.rows if not row.family}
+    assert list(measured.pathways) == ["L1.mlp"] and value["chosen_per_token"] == 2.0
     sizes = np.diff(routed_modules(model)["L1.mlp"].offsets)
-    assert layer.density == pytest.approx(sum(np.dot(chosen, sizes) for chosen, *_ in rows) / total / 20)
-    for p, pathway in enumerate(layer.pathways):
+    assert measured.densities == {"L1.mlp": value["density"]}
+    assert value["density"] == pytest.approx(sum(np.dot(chosen, sizes) for chosen, *_ in rows) / total / 20)
+    for p, pathway in enumerate(measured.pathways["L1.mlp"]):
         mine = [row for row in rows if row[0][p]]
         assert (pathway.index, pathway.tokens) == (p, len(mine))
         assert pathway.load == pytest.approx(len(mine) / (2 * total))
@@ -84,6 +87,14 @@ def test_pathways_are_described_as_counted_by_hand(model, blocks):
         assert [t.text for t in pathway.top_tokens] == [
             f" w{i}" if i % 2 == 0 else f"w{i}" for i in best if gains[i] > 0
         ]
+
+
+def test_every_number_of_a_place_has_its_null_and_tokens(model, blocks):
+    rows = measure(model, Words(), blocks, 7, given_token=["pos"]).rows
+    assert {row.n for row in rows if row.metric not in ("si", "si_given_token")} == {24 * 16}
+    for row in (by_place(rows, "purity")["L1.mlp"], by_place(rows, "si", "pos")["L1.mlp"]):
+        assert None not in (row.value, row.low, row.high, row.null_mean, row.null_sd, row.ceiling)
+    assert {row.family for row in rows if row.metric == "si"} == {"pos", "half"}
 
 
 def test_labels_state_coverage_and_shares(model, blocks):
@@ -108,24 +119,12 @@ def test_loss_by_document(model, blocks):
     assert (losses.model.documents, losses.model.tokens, losses.dense) == (9, 24 * 15, None)
 
 
-def test_difference_to_the_dense_base_is_paired():
-    losses = []
-    for extra in (0.0, 0.1):
-        sums = DocumentLoss()
-        sums.update(torch.tensor([1.0, 5.0, 9.0, 2.0]) + extra, torch.tensor([0, 1, 2, 2]))
-        losses.append(sums)
-    found = losses_of(losses[1], losses[0])
-    assert found.difference.nats == pytest.approx(0.1, rel=1e-5)
-    assert (found.difference.low, found.difference.high) == (pytest.approx(0.1, rel=1e-5), pytest.approx(0.1, rel=1e-5))
-    assert found.difference.documents == 3 and found.dense.nats == pytest.approx(4.25)
-
-
 def test_measuring_changes_nothing(model, blocks):
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     first, second = measure(model, Words(), blocks, 7), measure(model, Words(), blocks, 24)
     assert model.training and all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert first.layers[0].pathways == second.layers[0].pathways  # whatever the batch size
+    assert first.pathways == second.pathways and first.rows == second.rows  # whatever the batch size
 
 
 def test_random_model_has_the_shape_and_other_weights(model):
@@ -145,7 +144,7 @@ def test_dense_models_have_losses_only(blocks):
         max_position_embeddings=32, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     measured = measure(GPTNeoForCausalLM(config), Words(), blocks, 8)
-    assert measured.layers == [] and int(measured.loss.tokens.sum()) == 24 * 15
+    assert measured.rows == [] and measured.pathways == {} and int(measured.loss.tokens.sum()) == 24 * 15
 
 
 def test_token_texts_keep_the_space_that_sentencepiece_drops():

@@ -4,13 +4,13 @@ import random
 
 import pytest
 
+from slms.measure.results import legacy_block
+from slms.measure.rows import Row
 from slms.measure.schema import (
     Base,
     Compute,
     Data,
-    Estimate,
     Labels,
-    Layer,
     Loss,
     LossDifference,
     Losses,
@@ -19,7 +19,6 @@ from slms.measure.schema import (
     Run,
     Token,
 )  # fmt: skip
-from slms.report.results import legacy_block
 
 WORDS = ' the| a|.|,| and| was| little| girl| said|\n| dog| happy| ran| park| Once| upon| to| her|"| Tom|ing'.split("|")
 WORDS += [" wonderful", " butterflies", " internationalisation"]
@@ -29,16 +28,17 @@ CLASSES = {
     "semantic": ["animal", "person", "place", "food", "toy", "feeling", "motion", "speech"],
     "frequency": ["rare", "common", "frequent"],
 }
+N = 200_000
 
 
-def estimate(rng, value, sd=0.004, chance=0.003):
-    return Estimate(
-        value=value, low=value - 4 * sd, high=value + 4 * sd, n=200_000, null_mean=chance, null_sd=sd, z=value / sd,
-        ceiling=0.9, random_model=rng.gauss(0.01, sd),
+def judged(rng, place, metric, family, value, sd=0.004, chance=0.003):
+    return Row(
+        place, metric, family, value, low=value - 4 * sd, high=value + 4 * sd, null_mean=chance, null_sd=sd,
+        control=rng.gauss(0.01, sd), ceiling=0.9, n=N,
     )  # fmt: skip
 
 
-def make_layer(rng, layer, n_pathways, k):
+def make_pathways(rng, layer, n_pathways):
     loads = [rng.uniform(0.5, 1.8) for _ in range(n_pathways)]
     total = sum(loads)
     pathways = []
@@ -52,38 +52,52 @@ def make_layer(rng, layer, n_pathways, k):
         pathways.append(
             Pathway(index, int(load / total * 800_000), load / total, purity, purity + 0.1, 4.1, tokens, profile)
         )
-    si = {
-        family: estimate(rng, 0.05 * i + 0.1 + rng.uniform(0, 0.1), 0.003) for i, family in enumerate(CLASSES, start=1)
+    return pathways
+
+
+def make_rows(rng, place, pathways, k):
+    numbers = {
+        "chosen_per_token": float(k),
+        "density": k / len(pathways),
+        "utilization": 1.0,
+        "effective_pathways": 0.93,
+        "max_load": len(pathways) * max(pathway.load for pathway in pathways),
     }
-    return Layer(
-        layer=layer, n_pathways=n_pathways, chosen_per_token=float(k), density=k / n_pathways,
-        purity=estimate(rng, 0.25 + rng.uniform(-0.05, 0.1)), purity_legacy=estimate(rng, 0.41, chance=0.3),
-        entropy=estimate(rng, 4.2, chance=5.9), utilization=Estimate(1.0, n=200_000), effective_pathways=0.93,
-        max_violation=n_pathways * max(loads) / total - 1, si=si,
-        si_given_token={"pos": estimate(rng, 0.02)}, pathways=pathways,
-    )  # fmt: skip
+    rows = [Row(place, metric, "", value, n=N) for metric, value in numbers.items()]
+    rows += [
+        judged(rng, place, "purity", "", 0.25 + rng.uniform(-0.05, 0.1)),
+        judged(rng, place, "purity_legacy", "", 0.41, chance=0.3),
+        judged(rng, place, "entropy", "", 4.2, chance=5.9),
+    ]
+    rows += [
+        judged(rng, place, "si", family, 0.05 * i + 0.1 + rng.uniform(0, 0.1), 0.003)
+        for i, family in enumerate(CLASSES, start=1)
+    ]
+    return [*rows, judged(rng, place, "si_given_token", "pos", 0.02)]
 
 
 def make_results(layers=(0, 2, 4, 6), n_pathways=16, k=4, role="routed", name="routed_tinystories", seed=0, nats=1.53):
     rng = random.Random(seed)
-    drawn = [make_layer(rng, layer, n_pathways, k) for layer in layers]
+    pathways = {f"L{layer}.mlp": make_pathways(rng, layer, n_pathways) for layer in layers}
+    rows = [row for place, found in pathways.items() for row in make_rows(rng, place, found, k)]
     share = {family: {name: 1 / len(names) for name in names} for family, names in CLASSES.items()}
     return Results(
         run=Run(name, role, "python train.py --config routed_tinystories.yaml", "sha256:ab", 0, "2025-01-01T00:00:00Z",
                 412.3, 1200, 4_915_200, {"python": "3.11.9", "slms": "0.1.0"}, {"device": "cpu", "cores": "2"}),
         base=Base("stories-1m", "embedded", "roneneldan/TinyStories-1M"),
-        data=Data("stories", "embedded", 10_000_000, 200_000, 900),
+        data=Data("stories", "embedded", 10_000_000, N, 900),
         losses=Losses(
-            model=Loss(nats, nats - 0.016, nats + 0.017, 2.718281828**nats, 900, 200_000),
-            dense=Loss(1.517, 1.501, 1.533, 4.5585, 900, 200_000),
+            model=Loss(nats, nats - 0.016, nats + 0.017, 2.718281828**nats, 900, N),
+            dense=Loss(1.517, 1.501, 1.533, 4.5585, 900, N),
             difference=LossDifference(nats - 1.517, nats - 1.519, nats - 1.514, 900),
         ),
         compute=Compute(0.625, 2.6e5, 1.9e5, 1.1e6, 1.03e6, 0.27, 0.064),
-        routing={"n_pathways": n_pathways, "k": k, "layers": None, "gate": "unit"} if drawn else None,
-        layers=drawn,
+        routing={"n_pathways": n_pathways, "k": k, "layers": None, "gate": "unit"} if pathways else None,
+        rows=rows,
+        pathways=pathways,
         labels={"pos": Labels(0.97, share["pos"]), "semantic": Labels(0.41, share["semantic"]),
-                "frequency": Labels(1.0, share["frequency"])} if drawn else {},
-        legacy=legacy_block(drawn),
+                "frequency": Labels(1.0, share["frequency"])} if pathways else {},
+        legacy=legacy_block(pathways),
     )  # fmt: skip
 
 

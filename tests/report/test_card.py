@@ -6,6 +6,7 @@ import pytest
 from huggingface_hub import ModelCard
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from slms.measure.rows import by_place
 from slms.models.convert import route
 from slms.report.card import run_card
 from slms.routing import RoutingConfig
@@ -28,8 +29,8 @@ def test_the_card_holds_the_numbers_of_the_results_file(results):
     assert f"| this model | {loss.nats:.4f} |" in card.content
     (found,) = card.data.eval_results
     assert found.metric_value == round(loss.perplexity, 4) and card.data.model_name == results.run.name
-    for layer in results.layers:
-        assert f"| {layer.layer} | {layer.purity.value:.3f} |" in card.content
+    for place, row in by_place(results.rows, "purity").items():
+        assert f"| {place.removesuffix('.mlp')} | {row.value:.3f} | {row.half:.3f} |" in card.content
     assert "--output_dir=runs" in card.content and "/secret" not in card.content
 
 
@@ -40,5 +41,5 @@ def test_a_local_corpus_is_named_without_its_place(results):
 
 
 def test_a_dense_run_has_losses_only(results):
-    dense = replace(results, layers=[], routing=None, compute=None)
-    assert "pathways used" not in run_card(tiny_model(), dense)
+    dense = replace(results, rows=[], pathways={}, routing=None, compute=None)
+    assert "purity" not in run_card(tiny_model(), dense)

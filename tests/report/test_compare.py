@@ -8,9 +8,11 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from slms.commands.compare import compare as command
+from slms.measure.compare import compare as compare_results
 from slms.measure.schema import DocumentSums
-from slms.report.compare import compare, write_comparison
-from slms.report.results import write_results
+from slms.report.compare import compare_csv, compare_figure, compare_table, run_names
+from slms.report.results import read_results, write_results
 
 
 @pytest.fixture
@@ -28,18 +30,23 @@ def runs(results_factory, tmp_path):
     return paths
 
 
+def compare(paths):
+    results = [read_results(path) for path in paths]
+    return compare_results(list(zip(run_names(results, paths), results, strict=True)))
+
+
 def test_gaps_and_their_ratio(runs):
     comparison = compare(runs)
     assert [run.gap for run in comparison.runs] == [None, *map(pytest.approx, (0.3, 0.03, 0.05))]
     assert comparison.gap_ratio == pytest.approx(0.04 / 0.3)
-    assert "the routed gap is 0.13 of the static control's" in comparison.table
+    assert "the routed gap is 0.13 of the static control's" in compare_table(comparison)
     assert comparison.runs[2].perplexity_ratio == pytest.approx(2.718281828**0.03)
 
 
 @pytest.mark.parametrize("chosen", [(1, 2), (0, 2), (0, 1), (2, 3)])
 def test_no_ratio_without_all_three_roles(runs, chosen):
     comparison = compare([runs[i] for i in chosen])
-    assert comparison.gap_ratio is None and "gap ratio" not in comparison.table
+    assert comparison.gap_ratio is None and "gap ratio" not in compare_table(comparison)
 
 
 def test_interval_of_the_gap_is_paired_over_documents(runs, results_factory):
@@ -70,27 +77,29 @@ def test_differences_that_spoil_the_comparison_are_said(runs, results_factory):
         replace(results, data=replace(results.data, name="other"), run=replace(results.run, tokens_trained=9)), runs[2]
     )
     comparison = compare(runs[:3])
-    assert comparison.warnings == [
-        "the runs differ in data: other, stories",
-        "the runs differ in tokens trained: 4.92M, 9",
-    ]
-    assert "note: the runs differ in data: other, stories" in comparison.table
-    assert compare(runs[:2]).warnings == []
+    assert comparison.differences == {"data": ["other", "stories"], "tokens trained": [9, 4_915_200]}
+    assert "note: the runs differ in tokens trained: 9, 4.92M" in compare_table(comparison)
+    assert "note: the runs differ in data: other, stories" in compare_table(comparison)
+    assert compare(runs[:2]).differences == {}
 
 
-def test_files_and_width(runs, tmp_path):
-    comparison = compare(runs)
-    table, figure = write_comparison(comparison, tmp_path / "out")
-    rows = list(csv.DictReader(io.StringIO(table.read_text())))
+def test_files_and_width(runs, tmp_path, capsys):
+    command([str(path) for path in runs], str(tmp_path))
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "compare" / "compare.csv").read_text())))
     assert [float(row["nats"]) for row in rows] == [1.5, 1.8, 1.53, 1.55]
     assert rows[0]["gap"] == "" and float(rows[1]["gap"]) == pytest.approx(0.3)
-    assert figure.read_bytes()[:4] == b"\x89PNG"
-    assert max(map(len, comparison.table.splitlines())) <= 120
+    purities = [row.value for row in read_results(runs[2]).rows if row.metric == "purity"]
+    assert rows[0]["purity"] == "" and float(rows[2]["purity"]) == pytest.approx(sum(purities) / 2)
+    assert float(rows[2]["si_pos"]) > 0 and compare_csv(compare(runs).runs[:1]).count("\n") == 2
+    assert (tmp_path / "compare" / "compare.png").read_bytes()[:4] == b"\x89PNG"
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1].startswith("written to ") and max(map(len, printed[:-1])) <= 120
 
 
 @pytest.mark.parametrize("times", [1, 3])
 def test_nothing_leaves_the_figure(runs, times):
-    figure = compare(runs * times).figure
+    paths = runs * times
+    figure = compare_figure(compare(paths).runs, [read_results(path) for path in paths])
     FigureCanvasAgg(figure).draw()
     box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
     assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height

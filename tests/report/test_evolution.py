@@ -4,15 +4,15 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from slms.report.evolution import evolution_figure
-from slms.report.metrics_csv import Row
+from slms.report.metrics_csv import Logged
 
 
 def _rows(n_layers, metrics=("purity", "entropy", "utilization", "stability", "saturation"), steps=5):
-    rows = [Row(i, 0, "train", "loss", "lm", 3.0 - i) for i in range(steps)]
-    rows += [Row(i, 0, "val", "loss", "", 3.1 - i) for i in range(steps)]
-    rows += [Row(i, 0, "val", f"si_{name}", "", 0.1 * i) for i in range(steps) for name in ("pos", "semantic")]
+    rows = [Logged(i, 0, "train", "loss", "lm", 3.0 - i) for i in range(steps)]
+    rows += [Logged(i, 0, "val", "loss", "", 3.1 - i) for i in range(steps)]
+    rows += [Logged(i, 0, "val", f"si_{name}", "", 0.1 * i) for i in range(steps) for name in ("pos", "semantic")]
     return rows + [
-        Row(i, 0, "val", metric, f"L{layer}.mlp", 0.1 * layer + i)
+        Logged(i, 0, "val", metric, f"L{layer}.mlp", 0.1 * layer + i)
         for i in range(steps)
         for metric in metrics
         for layer in range(n_layers)
@@ -32,7 +32,7 @@ def test_every_series_is_a_line_with_its_points(n_layers):
 
 
 def test_the_last_of_two_values_of_a_step_is_drawn():
-    rows = [*_rows(1), Row(2, 0, "val", "purity", "L0.mlp", 9.0)]
+    rows = [*_rows(1), Logged(2, 0, "val", "purity", "L0.mlp", 9.0)]
     purity = next(axes for axes in evolution_figure(rows).axes if axes.get_title(loc="left") == "Purity")
     assert list(purity.get_lines()[0].get_ydata()) == [0.0, 1.0, 9.0, 3.0, 4.0]
 
@@ -44,4 +44,4 @@ def test_dense_runs_have_the_loss_only():
 
 def test_nothing_to_draw_is_an_error():
     with pytest.raises(ValueError, match=r"metrics.csv holds no loss"):
-        evolution_figure([Row(0, 0, "val", "x", "", 1.0)])
+        evolution_figure([Logged(0, 0, "val", "x", "", 1.0)])

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from slms.measure.schema import Estimate
+from slms.measure.rows import Row
 from slms.plain import from_plain
 from slms.report.feature_page import feature_json, page, write_features
 from slms.report.feature_schema import Feature, FeatureFamily, FeatureResults, Preference, UseContext
@@ -34,7 +34,8 @@ def results(n=3, **changes):
         for i in range(n - 1)
     ]  # fmt: skip
     features.append(Feature(n - 1, 0, 0.0, None, None, None, 0, []))
-    family = FeatureFamily(1.0, {"<b>": 0.5, "c": 0.5}, Estimate(0.1, 0.05, 0.15, 100, 0.01, 0.001, 100.0, 1.0), 2)
+    si = Row("residual.0", "si", "pos", 0.1, 0.05, 0.15, null_mean=0.01, null_sd=0.001, ceiling=1.0, n=100)
+    family = FeatureFamily(1.0, {"<b>": 0.5, "c": 0.5}, si, 2)
     made = {"directory": "d", "model": "m<i>", "kind": "topk", "site": "residual.0", "target": "residual.0", "d_sae": n,
             "corpus": "c", "split": "validation", "tokens": 100, "documents": 3, "l0": 2.0, "dead": 1, "logits": "none",
             "telling_z": 2.0, "families": {"pos": family}, "vocabulary": HOSTILE, "features": features}  # fmt: skip

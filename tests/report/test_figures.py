@@ -6,8 +6,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from slms.measure.schema import Estimate, Token
-from slms.report.figures import TABLE_ROWS, monosemanticity_figure
+from slms.measure.rows import Row
+from slms.measure.schema import Token
+from slms.report.figures import TABLE_ROWS, monosemanticity_figure, top_pathways
 from slms.report.palette import write_figure
 
 
@@ -69,10 +70,8 @@ def test_size_is_1600_by_1200(results_factory, tmp_path):
 
 def _with_tokens(results, texts):
     tokens = [Token(text, 5, 2.0) for text in texts]
-    layers = [
-        replace(layer, pathways=[replace(p, top_tokens=tokens) for p in layer.pathways]) for layer in results.layers
-    ]
-    return replace(results, layers=layers)
+    odd = {place: [replace(p, top_tokens=tokens) for p in found] for place, found in results.pathways.items()}
+    return replace(results, pathways=odd)
 
 
 @pytest.mark.filterwarnings("error")  # matplotlib warns about glyphs that its font lacks
@@ -87,9 +86,9 @@ def test_odd_tokens_are_visible_and_no_mathtext(results_factory):
 def test_table_shows_the_purest_of_every_layer(results_factory):
     results = results_factory(layers=(0, 2, 4, 6))
     cells = [t for t, _ in text_boxes(monosemanticity_figure(results))]
-    for layer in results.layers:
-        best = max(layer.pathways, key=lambda p: p.purity)
-        assert f"L{layer.layer} p{best.index}" in cells
+    for place, found in results.pathways.items():
+        best = max(found, key=lambda p: p.purity)
+        assert f"{place.removesuffix('.mlp')} p{best.index}" in cells
     assert sum(cell[0] == "L" and " p" in cell for cell in cells) == TABLE_ROWS
 
 
@@ -100,27 +99,31 @@ def test_headline_names_losses_and_active_fraction(results_factory):
 
 def test_draws_without_intervals_nulls_labels_or_tokens(results_factory):
     results = results_factory(layers=(0, 1))
-    bare = [
-        replace(
-            layer, purity=Estimate(0.2), si={}, utilization=Estimate(), pathways=[
-                replace(p, purity=None if p.index else 0.3, top_tokens=[], profile={}) for p in layer.pathways
-            ],
-        )
-        for layer in results.layers
-    ]  # fmt: skip
-    figure = monosemanticity_figure(
-        replace(results, layers=bare, labels={}, compute=None, losses=replace(results.losses, dense=None))
-    )
+    bare = {
+        place: [replace(p, purity=None if p.index else 0.3, top_tokens=[], profile={}) for p in found]
+        for place, found in results.pathways.items()
+    }
+    rows, losses = [Row(place, "purity", value=0.2) for place in bare], replace(results.losses, dense=None)
+    figure = monosemanticity_figure(replace(results, rows=rows, pathways=bare, labels={}, compute=None, losses=losses))
     assert overlaps(figure) == []
     assert any("the data carry no labels" in t for t, _ in text_boxes(figure))
 
 
 def test_many_label_families_and_classes(results_factory):
     results = results_factory(layers=(0, 1))
-    layers = [replace(x, si={f"family number {i}": Estimate(0.1 * i) for i in range(12)}) for x in results.layers]
-    assert overlaps(monosemanticity_figure(replace(results, layers=layers))) == []
+    rows = [Row(place, "si", f"family number {i}", 0.1 * i) for place in results.places for i in range(12)]
+    assert overlaps(monosemanticity_figure(replace(results, rows=rows))) == []
 
 
 def test_dense_run_has_nothing_to_draw(results_factory):
-    with pytest.raises(ValueError, match="no routed layer"):
+    with pytest.raises(ValueError, match="no routed place"):
         monosemanticity_figure(results_factory(layers=(), role="dense"))
+
+
+def test_top_pathways_serve_every_place_before_any_twice(results_factory):
+    pathways = results_factory(layers=range(5)).pathways
+    for rows in (3, 5, 7, 200):
+        top = [place for place, _ in top_pathways(pathways, rows)]
+        counts = [top.count(place) for place in pathways]
+        assert len(top) == min(rows, 80) and max(counts) - min(counts) <= 1
+        assert top == sorted(top)

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from callbacks.specialization import log_values
 from slms.commands.sparsity import COLUMNS as SPARSITY_COLUMNS
-from slms.measure import schema
+from slms.measure import rows, schema
+from slms.measure.metrics import METRICS
+from slms.measure.rows import log_keys
 from slms.models.capture import COLUMNS as CAPTURE_COLUMNS
 from slms.report import feature_schema, feature_tables
 from slms.report.ablation import CellRow, LayerRow
 from slms.report.coder_tables import COLUMNS
-from slms.report.compare import ComparedRun
-from slms.report.metrics_csv import Row
+from slms.report.compare import COLUMNS as COMPARE_COLUMNS
+from slms.report.metrics_csv import Logged
 from slms.report.probes import ProbeRow
 from slms.report.specialization_rows import UNIT_COLUMNS
 from slms.report.specialization_rows import Row as SpecializationRow
@@ -26,7 +27,9 @@ from slms.sae.export import ARCHITECTURES
 from slms.sae.quality import Quality
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
-OBJECTS = [kind for kind in {**vars(schema), **vars(feature_schema)}.values() if dataclasses.is_dataclass(kind)]
+OBJECTS = [
+    kind for kind in {**vars(rows), **vars(schema), **vars(feature_schema)}.values() if dataclasses.is_dataclass(kind)
+]
 WORDS = {str: "string", int: "integer", float: "number", Any: "any", dict[str, Any]: "any"}
 
 
@@ -74,8 +77,8 @@ def test_no_section_of_an_object_that_is_gone():
 
 
 def test_columns():
-    assert [row[0] for row in table("column")] == list(Row._fields)
-    assert [row[0] for row in table("column of compare.csv")] == list(ComparedRun._fields)
+    assert [row[0] for row in table("column")] == list(Logged._fields)
+    assert [row[0] for row in table("column of compare.csv")][:-1] == list(COMPARE_COLUMNS)
     for name, row in (("probes", ProbeRow), ("ablation", LayerRow), ("matrix", CellRow)):
         assert [cells[0] for cells in table(f"column of {name}.csv")] == list(row._fields)
     assert [row[0] for row in table("column of suite.csv")] == list(SUITE_COLUMNS)
@@ -97,14 +100,16 @@ def test_tensors_of_a_capture():
 
 
 def test_metrics_of_routed_layers(results_factory):
-    logged = {key.split("/")[1] for key in log_values(results_factory().layers, "val")}
-    named = {row[0] for row in table("metric")}
-    assert {name for name in logged if not name.startswith("si_")} | {"si_<family>", "stability", "saturation"} == named
+    """Every metric of the table METRICS, as it is logged; SI given the token is not measured while training."""
+    named = [row[0] for row in table("metric")]
+    assert named == [{"si": "si_<family>"}.get(name, name) for name in METRICS if name != "si_given_token"]
+    logged = {key.split("/")[1] for key in log_keys(results_factory().rows, "val")}
+    assert {name for name in logged if not name.startswith("si_")} <= set(named)
 
 
 def test_schema_version():
-    (row,) = [row for row in section("Results") if row[0] == "schema_version"]
-    assert row[2].startswith(f"{schema.SCHEMA_VERSION};")
+    (row,) = [row for row in section("Results") if row[0] == "schema"]
+    assert row[2].startswith(f"{schema.SCHEMA};")
 
 
 def test_architectures_of_coders_and_their_tensors():

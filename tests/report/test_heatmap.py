@@ -4,21 +4,19 @@ import math
 
 import pytest
 
-from slms.measure.schema import Estimate, Labels, Layer, Pathway
+from slms.measure.schema import Labels, Pathway
 from slms.report.heatmap import heatmap_figure, lift_rows
 
 LABELS = Labels(1.0, {"noun": 0.5, "verb": 0.25, "rare": 0.25})
 
 
-def _layer(profiles):
-    pathways = [Pathway(i, 10, 0.5, profile={"pos": p} if p else {}) for i, p in enumerate(profiles)]
-    nothing = Estimate()
-    return Layer(0, len(pathways), 1.0, 0.5, nothing, nothing, nothing, nothing, None, None, pathways=pathways)
+def _pathways(profiles):
+    return [Pathway(i, 10, 0.5, profile={"pos": p} if p else {}) for i, p in enumerate(profiles)]
 
 
 def test_lift_is_clipped_and_sorted_by_preferred_class():
-    layer = _layer([{"verb": 1.0}, None, {"noun": 0.75, "verb": 0.25}, {"noun": 0.05, "verb": 0.05, "rare": 0.9}])
-    rows = lift_rows(layer, "pos", LABELS, ["noun", "verb", "rare"])
+    pathways = _pathways([{"verb": 1.0}, None, {"noun": 0.75, "verb": 0.25}, {"noun": 0.05, "verb": 0.05, "rare": 0.9}])
+    rows = lift_rows(pathways, "pos", LABELS, ["noun", "verb", "rare"])
     assert [index for index, _ in rows] == [2, 0, 3, 1]
     values = dict(rows)
     assert values[0] == [-3.0, 2.0, -3.0]
@@ -31,7 +29,7 @@ def test_one_panel_a_layer_and_nothing_cut_off(results_factory, n_layers, tmp_pa
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     results = results_factory(layers=range(n_layers))
-    figure = heatmap_figure(results.layers, "pos", results.labels["pos"])
+    figure = heatmap_figure(results.pathways, "pos", results.labels["pos"])
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     assert len(figure.axes) == n_layers + 1  # and the colour bar
@@ -41,13 +39,13 @@ def test_one_panel_a_layer_and_nothing_cut_off(results_factory, n_layers, tmp_pa
 
 def test_many_classes_are_cut_to_the_commonest(results_factory):
     share = {f"class{i}": (i + 1) / 820 for i in range(40)}
-    figure = heatmap_figure([_layer([share])], "pos", Labels(1.0, share))
+    figure = heatmap_figure({"L0.mlp": _pathways([share])}, "pos", Labels(1.0, share))
     names = [t.get_text() for t in figure.axes[0].get_xticklabels()]
     assert len(names) == 24 and names[0] == "class39"
 
 
 def test_nothing_to_draw_is_an_error():
-    with pytest.raises(ValueError, match="the list of layers is empty"):
-        heatmap_figure([], "pos", LABELS)
-    with pytest.raises(ValueError, match="no layer has a profile of the label family 'mood'"):
-        heatmap_figure([_layer([{"noun": 1.0}])], "mood", LABELS)
+    with pytest.raises(ValueError, match="there is no routed place"):
+        heatmap_figure({}, "pos", LABELS)
+    with pytest.raises(ValueError, match="no place has a profile of the label family 'mood'"):
+        heatmap_figure({"L0.mlp": _pathways([{"noun": 1.0}])}, "mood", LABELS)

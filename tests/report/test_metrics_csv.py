@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from slms.report.metrics_csv import Row, append_rows, read_rows, split_key, write_rows
+from slms.report.metrics_csv import Logged, append_rows, read_rows, split_key, write_rows
 
-ROWS = [Row(10, 0, "train", "loss/total", "", 1.25), Row(20, 1, "val", "purity", "L3.mlp", 0.1 + 0.2)]
+ROWS = [Logged(10, 0, "train", "loss/total", "", 1.25), Logged(20, 1, "val", "purity", "L3.mlp", 0.1 + 0.2)]
 
 
 def test_append_then_read_is_exact(tmp_path):
@@ -26,7 +26,9 @@ def test_write_replaces(tmp_path):
 
 def test_not_a_number_and_odd_names_survive(tmp_path):
     path = tmp_path / "metrics.csv"
-    append_rows(path, [Row(0, 0, "val", 'a,"b"', "L0\nx", float("nan")), Row(0, 0, "val", "m", "", float("-inf"))])
+    append_rows(
+        path, [Logged(0, 0, "val", 'a,"b"', "L0\nx", float("nan")), Logged(0, 0, "val", "m", "", float("-inf"))]
+    )
     first, second = read_rows(path)
     assert first.metric == 'a,"b"' and first.place == "L0\nx" and math.isnan(first.value)
     assert second.value == -math.inf

@@ -2,13 +2,13 @@
 
 import json
 import random
-import statistics
+from pathlib import Path
 
 import pytest
 
 from slms.measure.schema import Token
 from slms.plain import to_plain
-from slms.report.results import RESULTS_FILE, legacy_block, read_results, write_results
+from slms.report.results import RESULTS_FILE, read_results, write_results
 
 
 def test_round_trip(results_factory, tmp_path):
@@ -18,11 +18,39 @@ def test_round_trip(results_factory, tmp_path):
     assert read_results(tmp_path) == read_results(path) == results
 
 
+OLD = Path(__file__).parent / "assets" / "results_schema_1.json"  # a run of before, trimmed: two layers, one token each
+
+
+def test_a_file_of_schema_1_is_read_with_every_number(tmp_path):
+    """The file is the shortened main job's, written by the last version that had schema 1."""
+    old, new = json.loads(OLD.read_text()), read_results(OLD)
+    found = {row.key: row for row in new.rows}
+    assert new.places == ["L1.mlp", "L3.mlp"] and new.schema == 2
+    for layer in old["layers"]:
+        place = f"L{layer['layer']}.mlp"
+        estimates = {("purity", ""): layer["purity"], ("entropy", ""): layer["entropy"]}
+        estimates |= {("si", family): estimate for family, estimate in layer["si"].items()}
+        for key, estimate in estimates.items():
+            row = found[place, *key]
+            for name in ("value", "low", "high", "null_mean", "null_sd", "ceiling", "n"):
+                assert getattr(row, name) == estimate[name]
+            assert row.control == estimate["random_model"] and row.seed == old["run"]["seed"]
+            assert estimate["z"] is None or row.z == pytest.approx(estimate["z"])
+        for name in ("density", "chosen_per_token", "effective_pathways"):
+            assert found[place, name, ""].value == layer[name]
+        assert found[place, "max_load", ""].value == layer["max_violation"] + 1
+        assert to_plain(new.pathways[place]) == layer["pathways"]
+    for part in ("run", "base", "data", "losses", "compute", "routing", "labels", "legacy"):
+        assert to_plain(getattr(new, part)) == old[part]
+    write_results(new, tmp_path)
+    assert read_results(tmp_path) == new
+
+
 def test_half_a_character_survives(results_factory, tmp_path):
     results = results_factory(layers=(0,))
-    results.layers[0].pathways[0].top_tokens.append(Token("\udce2 日本", 3, 2.0))
+    results.pathways["L0.mlp"][0].top_tokens.append(Token("\udce2 日本", 3, 2.0))
     write_results(results, tmp_path)
-    assert read_results(tmp_path).layers[0].pathways[0].top_tokens[-1].text == "\udce2 日本"
+    assert read_results(tmp_path).pathways["L0.mlp"][0].top_tokens[-1].text == "\udce2 日本"
 
 
 def _message(path):
@@ -45,7 +73,9 @@ def _message(path):
         (b"9" * 10_000, "is not JSON (Exceeds the limit"),
         (b"[]", "the content is []; it must be an object"),
         (b"{}", "run is missing"),
-        (b'{"schema_version": 99}', "schema_version is 99; this slms reads up to 1"),
+        (b'{"schema": 99}', "schema is 99; this slms reads up to 2"),
+        (b'{"schema_version": 99}', "schema is 99; this slms reads up to 2"),
+        (b'{"schema_version": 1}', "it has not the form of schema 1 (KeyError: 'layers')"),
     ],
 )
 def test_unreadable_content_is_named(tmp_path, content, what):
@@ -61,10 +91,10 @@ def test_absent_file_is_named(tmp_path):
 
 def test_a_wrong_field_is_named_with_its_place(results_factory, tmp_path):
     data = to_plain(results_factory())
-    data["layers"][2]["purity"]["value"] = "high"
+    data["rows"][2]["value"] = "high"
     path = tmp_path / "r.json"
     path.write_text(json.dumps(data))
-    assert _message(path).endswith("layers[2].purity.value is 'high'; it must be a finite number")
+    assert _message(path).endswith("rows[2].value is 'high'; it must be a finite number")
 
 
 def _mutate(value, rng):
@@ -80,10 +110,14 @@ def _mutate(value, rng):
     return rng.choice([None, True, -1, 1.5, "", "x", [], {}, [None], {"x": 1}, 10**30])
 
 
-def test_fuzz_structure_and_bytes(results_factory, tmp_path):
+@pytest.mark.parametrize("schema", [1, 2])
+def test_fuzz_structure_and_bytes(schema, results_factory, tmp_path):
     """Any change gives readable results or a ValueError of one line: nothing else, and nothing is invented."""
     rng = random.Random(0)
-    data = to_plain(results_factory(layers=(0, 2), n_pathways=3, k=1))
+    new = to_plain(results_factory(layers=(0, 2), n_pathways=3, k=1))
+    data = new if schema == 2 else json.loads(OLD.read_text())
+    if schema == 1:
+        data["layers"] = [layer | {"pathways": layer["pathways"][:2]} for layer in data["layers"]]
     text = json.dumps(data).encode()
     path = tmp_path / "r.json"
     refused = 0
@@ -100,26 +134,5 @@ def test_fuzz_structure_and_bytes(results_factory, tmp_path):
             refused += 1
             assert "\n" not in str(error) and str(path) in str(error)
         else:
-            assert to_plain(read).keys() == data.keys()
+            assert to_plain(read).keys() == new.keys()
     assert refused > 150
-
-
-def test_legacy_block_is_the_sources_summary(results_factory):
-    layer = results_factory(layers=(3,)).layers[0]
-    block = legacy_block([layer])["layer_3"]
-    purities = [pathway.purity_legacy for pathway in layer.pathways]
-    assert block.avg_purity == pytest.approx(sum(purities) / 16)
-    assert block.std_purity == pytest.approx(statistics.pstdev(purities))
-    assert block.max_purity == max(purities)
-    assert block.avg_normalized_entropy == pytest.approx(1 - block.avg_purity)
-    assert (block.active_pathways, block.total_pathways, block.pathway_utilization) == (16, 16, 1.0)
-
-
-def test_legacy_utilization_counts_silent_pathways(results_factory):
-    """The sources divide by the active pathways only, and so always report 100 %."""
-    from dataclasses import replace
-
-    layer = results_factory(layers=(0,)).layers[0]
-    quiet = [replace(p, tokens=9, purity_legacy=None) if p.index < 4 else p for p in layer.pathways]
-    block = legacy_block([replace(layer, pathways=quiet)])["layer_0"]
-    assert (block.active_pathways, block.pathway_utilization) == (12, 0.75)

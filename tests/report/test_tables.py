@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from slms.measure.schema import Estimate
+from slms.measure.rows import Row
 from slms.report.tables import WIDTH, amount, closing_table, interval, number, share, text_table
 
 
@@ -38,20 +38,29 @@ def test_dense_run_claims_no_saving(results_factory):
     assert "saved" not in text and "active fraction" not in text and "purity" not in text
 
 
-def test_every_layer_and_family_with_null_and_z(results_factory):
+def test_every_place_and_metric_with_its_interval_and_null(results_factory):
     results = results_factory()
     text = closing_table(results)
-    for layer in results.layers:
-        assert text.count(f"  L{layer.layer} ") == 2
-        assert f"{layer.purity.value:.3f}" in text and f"{layer.si['pos'].z:.0f}" in text
+    tables = text.count("  place ")
+    for place in results.places:
+        assert text.count(f"  {place.removesuffix('.mlp')} ") == tables
+        for row in results.rows:
+            if row.place == place and row.metric in ("purity", "si", "si_given_token"):
+                assert f"{row.value:.3f}" in text and f"{row.half:.3f}" in text and f"{row.z:.0f}" in text
     assert "tokens with a label:" in text and "semantic 41.0 %" in text
 
 
-def test_what_was_not_measured_is_a_dash(results_factory):
+def test_places_of_several_parts_are_told_apart(results_factory):
     results = results_factory(layers=(0,))
-    layer = replace(results.layers[0], purity=Estimate(0.3), utilization=Estimate(), max_violation=None)
-    row = next(line for line in closing_table(replace(results, layers=[layer])).splitlines() if "L0" in line)
-    assert row.split()[:5] == ["L0", "0.300", "–", "–", "4.20"]
+    text = closing_table(replace(results, rows=[*results.rows, Row("L0.attn", "purity", value=0.125)]))
+    assert "  L0.mlp " in text and "  L0.attn " in text and "0.125" in text
+
+
+def test_what_was_not_measured_is_a_dash(results_factory):
+    rows = [Row("L0.mlp", "purity", value=0.3), Row("L0.mlp", "entropy", value=4.2), Row("L0.mlp", "utilization")]
+    text = closing_table(replace(results_factory(layers=(0,)), rows=rows))
+    row = next(line for line in text.splitlines() if "L0" in line)
+    assert row.split() == ["L0", "0.300", "–", "–", "4.20", "–"]
 
 
 def test_stand_in_is_said(results_factory):

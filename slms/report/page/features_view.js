@@ -146,7 +146,7 @@ function overview() {
       + "which is subtracted, 1 a use that tells the class for certain. 95 % interval over documents; z over the standard deviation of permuted labels."),
     table(["labels", "SI", "null sd", "z", "ceiling", `features with z > ${data.telling_z.toFixed(1)}`, "labelled tokens"],
       Object.entries(data.families).map(([name, f]) => [name, f.si.value === null ? "–" : f.si.value.toFixed(3) + between(f.si),
-        number(f.si.null_sd, 1), number(f.si.z, 3), number(f.si.ceiling, 2), String(f.telling), percent(f.coverage)])),
+        number(f.si.null_sd, 1), number(f.si.null_sd ? f.si.value / f.si.null_sd : null, 3), number(f.si.ceiling, 2), String(f.telling), percent(f.coverage)])),
     ...(g ? [make("h3", {}, "Features used together"),
       make("p", { class: "note" }, `Leiden communities of the positive co-activation graph of ${g.features} features at ${g.tokens} tokens. `
         + `Q ${g.q.toFixed(3)}${between(g)}; with each feature's tokens shuffled ${g.null_mean.toFixed(3)} ± ${number(g.null_sd, 1)}, z ${number(g.z, 3)}; `

@@ -3,7 +3,7 @@
 import hashlib
 
 from slms.plain import from_plain
-from slms.report.facts import command_line, config_digest, hardware, versions
+from slms.report.provenance import command_line, config_digest, hardware, versions
 
 
 def test_command_line_can_be_typed_again():

@@ -1,4 +1,4 @@
-"""The facts of a run that make its numbers checkable: command, versions, hardware, digest of its configuration."""
+"""What makes a number checkable: the command, versions, hardware and configuration that it was measured with."""
 
 import hashlib
 import importlib.metadata
@@ -34,7 +34,7 @@ def versions() -> dict[str, str]:
 def hardware(device: torch.device | str = "cpu") -> dict[str, str]:
     """Device, processor, cores and threads as strings."""
     device = torch.device(device)
-    facts = {
+    found = {
         "device": device.type,
         "machine": platform.machine(),
         "processor": _processor(),
@@ -43,8 +43,8 @@ def hardware(device: torch.device | str = "cpu") -> dict[str, str]:
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        facts |= {"gpu": properties.name, "gpu_memory_gib": f"{properties.total_memory / 2**30:.0f}"}
-    return facts
+        found |= {"gpu": properties.name, "gpu_memory_gib": f"{properties.total_memory / 2**30:.0f}"}
+    return found
 
 
 def config_digest(path: Path | str) -> str | None:

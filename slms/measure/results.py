@@ -1,0 +1,138 @@
+"""The content of a results file put together: rows beside their control, losses, FLOPs, the sources' summary."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor
+
+from slms.data.text import EMBEDDED, Blocks
+from slms.measure.pathways import Measurement
+from slms.measure.rows import Row, beside
+from slms.measure.schema import (
+    Base,
+    Compute,
+    Data,
+    DocumentSums,
+    LegacyLayer,
+    Loss,
+    LossDifference,
+    Losses,
+    Pathway,
+    Results,
+    Run,
+)
+from slms.metrics.functional import document_loss
+from slms.metrics.loss import DocumentLoss
+from slms.models.flops import Flops
+from slms.models.place import parse_place
+from slms.models.source import BaseConfig, resolve
+
+LEGACY_MIN_TOKENS = 10  # the sources leave out pathways with fewer activations
+
+
+def assemble(
+    run: Run,
+    base: Base,
+    data: Data,
+    measured: Measurement,
+    *,
+    dense: DocumentLoss | None = None,
+    control: Sequence[Row] = (),
+    flops: Flops | None = None,
+    routing: dict[str, Any] | None = None,
+) -> Results:
+    """A results file.
+
+    Args:
+        measured: the model on the validation text.
+        dense: losses of the dense base on the same text, for the paired difference.
+        control: the same rows of the control, a model with random weights.
+        flops: of the model at the measured density.
+        routing: the routing configuration as plain values.
+    """
+    return Results(
+        run=run,
+        base=base,
+        data=data,
+        losses=losses_of(measured.loss, dense),
+        compute=None if flops is None else compute_of(flops),
+        routing=routing,
+        rows=[replace(row, seed=run.seed) for row in beside(measured.rows, control)],
+        pathways=measured.pathways,
+        labels=measured.labels,
+        legacy=legacy_block(measured.pathways),
+    )
+
+
+def base_of(config: BaseConfig) -> Base:
+    """What the configuration of a base came to."""
+    found = resolve(config)
+    return Base(name=found.name, source=found.kind, asked=config.hub or config.name or found.name)
+
+
+def data_of(corpus: str, blocks: Blocks, train_tokens: int | None = None) -> Data:
+    """The text that was measured on, and how many tokens there were to train on."""
+    return Data(
+        name=corpus,
+        source="embedded" if corpus == EMBEDDED else "local" if Path(corpus).exists() else "hub",
+        train_tokens=train_tokens,
+        validation_tokens=int(blocks.input_ids.size),
+        validation_documents=None if blocks.doc_ids is None else int(blocks.doc_ids.max()) + 1,
+    )
+
+
+def compute_of(flops: Flops) -> Compute:
+    """FLOPs per token with the shares saved."""
+    return Compute(
+        active_fraction=flops.active_fraction,
+        mlp_dense=float(flops.mlp_dense),
+        mlp_routed=float(flops.mlp_routed),
+        total_dense=float(flops.total_dense),
+        total_routed=float(flops.total_routed),
+        mlp_saved=flops.mlp_saving,
+        total_saved=flops.total_saving,
+    )
+
+
+def loss_of(sums: DocumentLoss) -> Loss:
+    """Loss and perplexity with the interval over documents."""
+    nll, tokens = cast(Tensor, sums.nll), cast(Tensor, sums.tokens)
+    nats = document_loss(nll, tokens)  # not `sums.compute()`, which under DDP would wait for other ranks
+    return Loss(nats.value, nats.low, nats.high, math.exp(nats.value), int((tokens > 0).sum()), nats.n)
+
+
+def losses_of(model: DocumentLoss, dense: DocumentLoss | None) -> Losses:
+    """The model beside the dense base it started from, with the paired difference."""
+    nll, tokens = cast(Tensor, model.nll), cast(Tensor, model.tokens)
+    counted = tokens > 0
+    documents = DocumentSums(nll[counted].tolist(), tokens[counted].tolist())
+    if dense is None:
+        return Losses(loss_of(model), by_document=documents)
+    apart = model.minus(dense)
+    difference = LossDifference(apart.value, apart.low, apart.high, int(counted.sum()))
+    return Losses(loss_of(model), loss_of(dense), difference, documents)
+
+
+def legacy_block(pathways: Mapping[str, list[Pathway]]) -> dict[str, LegacyLayer]:
+    """The sources' summary by layer of the MLPs; utilization is over *all* pathways (theirs could only be 100 %)."""
+    places = {place: parse_place(place) for place in pathways}
+    return {f"layer_{at.layer}": _legacy(pathways[place]) for place, at in places.items() if at.part == "mlp"}
+
+
+def _legacy(pathways: Sequence[Pathway]) -> LegacyLayer:
+    seen = [pathway for pathway in pathways if pathway.tokens >= LEGACY_MIN_TOKENS]
+    purities = [pathway.purity_legacy for pathway in seen if pathway.purity_legacy is not None]
+    return LegacyLayer(
+        avg_purity=statistics.fmean(purities) if purities else None,
+        std_purity=statistics.pstdev(purities) if purities else None,
+        max_purity=max(purities, default=None),
+        # their purity is 1 − normalised entropy
+        avg_normalized_entropy=1 - statistics.fmean(purities) if purities else None,
+        pathway_utilization=len(seen) / len(pathways),
+        active_pathways=len(seen),
+        total_pathways=len(pathways),
+    )

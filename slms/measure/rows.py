@@ -1,0 +1,142 @@
+"""Rows: every measured number of a place is one row of one long table, and everything that shows numbers reads rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MEAN = "mean"  # the place of rows that are means over places
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number with what it is to be judged by; null where there is none."""
+
+    place: str  # `L3.mlp`, the name of a coder, or `mean` over places
+    metric: str
+    family: str = ""  # of classes, or what the metric has several of; else empty
+    value: float | None = None
+    low: float | None = None  # 95 % interval over documents
+    high: float | None = None
+    null_mean: float | None = None  # what chance scores, by the metric's own null
+    null_sd: float | None = None  # standard deviation of the value under that null
+    control: float | None = None  # the same number of a model with random weights on the same text
+    ceiling: float | None = None  # the most that the number can be
+    n: int | None = None  # tokens (or what the metric counts) behind the number
+    seed: int | None = None  # of the run that was measured
+
+    def __post_init__(self) -> None:
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"low is {self.low}; it must be at most high ({self.high})")
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What tells a row from the others: place, metric and family."""
+        return self.place, self.metric, self.family
+
+    @property
+    def half(self) -> float | None:
+        """Half the width of the interval."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    @property
+    def z(self) -> float | None:
+        """value / null_sd: it grows with n, so it is derived and not kept."""
+        return self.value / self.null_sd if self.value is not None and self.null_sd else None
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+NUMBERS = ("value", "low", "high", "null_mean", "null_sd", "control", "ceiling")
+
+
+def row_of(place: str, metric: str, family: str, found: Any, n: int | None = None, seed: int | None = None) -> Row:
+    """A row of a number, or of whatever has some of a row's numbers as attributes (a `Score`, an `Interval`, …).
+
+    What is not finite was not measurable and becomes None.
+
+    >>> row_of("L3.mlp", "entropy", "", 5.25, n=100)
+    Row(place='L3.mlp', metric='entropy', family='', value=5.25, low=None, ..., n=100, seed=None)
+    """
+    if not hasattr(found, "value"):
+        return Row(place, metric, family, finite(found), n=n, seed=seed)
+    numbers = {name: finite(getattr(found, name, None)) for name in NUMBERS}
+    return Row(place, metric, family, **numbers, n=getattr(found, "n", n), seed=seed)
+
+
+def finite(value: Any) -> float | None:
+    """The number; None if there is none, or if it is NaN or infinite."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def beside(rows: Iterable[Row], control: Iterable[Row]) -> list[Row]:
+    """The rows, each with what a control scores in the same place."""
+    known = {row.key: row.value for row in control}
+    return [replace(row, control=known.get(row.key, row.control)) for row in rows]
+
+
+def frame(rows: Iterable[Row]) -> pd.DataFrame:
+    """The rows as a data frame with a row's fields as columns; what was not measured is NaN."""
+    import pandas as pd  # half a second, which `--help` need not wait for
+
+    table = pd.DataFrame([asdict(row) for row in rows], columns=list(COLUMNS))
+    return table.astype(dict.fromkeys(NUMBERS, float) | {"n": "Int64", "seed": "Int64"})
+
+
+def mean_rows(rows: Iterable[Row]) -> list[Row]:
+    """Means over places. Places of one model are not independent: intervals and null sds are means too, not less."""
+    grouped = frame(rows).groupby(["metric", "family"], sort=False)
+    means, first = grouped[list(NUMBERS)].mean(), grouped[["n", "seed"]].first()
+    return [
+        Row(
+            MEAN, metric, family, **{name: finite(value) for name, value in numbers.items()},
+            **{name: None if count != count else int(count) for name, count in counts.items()},
+        )
+        for (metric, family), numbers, counts in zip(
+            means.index, means.to_dict("records"), first.astype(float).to_dict("records"), strict=True
+        )
+    ]  # fmt: skip
+
+
+def places_of(rows: Iterable[Row]) -> list[str]:
+    """The places in their order, means left out."""
+    return [place for place in dict.fromkeys(row.place for row in rows) if place != MEAN]
+
+
+def families_of(rows: Iterable[Row], metric: str) -> list[str]:
+    """The families that a metric was measured against, the one with the highest mean first (then by name)."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if row.metric == metric and row.place != MEAN:
+            found.setdefault(row.family, []).extend([] if row.value is None else [row.value])
+    means = {family: sum(values) / len(values) if values else -math.inf for family, values in found.items()}
+    return sorted(sorted(means), key=lambda family: -means[family])
+
+
+def by_place(rows: Iterable[Row], metric: str, family: str = "") -> dict[str, Row]:
+    """The rows of one metric and family, by place."""
+    return {row.place: row for row in rows if (row.metric, row.family) == (metric, family)}
+
+
+def log_keys(rows: Sequence[Row], stage: str) -> dict[str, float]:
+    """What is logged of rows: `stage/metric/place` (with the family after the metric), the mean as `stage/metric`.
+
+    >>> log_keys([Row("L1.mlp", "si", "pos", 0.25), Row("L3.mlp", "si", "pos", 0.5)], "val")
+    {'val/si_pos/L1.mlp': 0.25, 'val/si_pos/L3.mlp': 0.5, 'val/si_pos': 0.375}
+    """
+    if not rows:
+        return {}
+    return {
+        f"{stage}/{log_name(row)}" + ("" if row.place == MEAN else f"/{row.place}"): row.value
+        for row in [*rows, *mean_rows(rows)]
+        if row.value is not None
+    }
+
+
+def log_name(row: Row) -> str:
+    """A metric with its family as one word, as in log keys: `si_pos`."""
+    return f"{row.metric}_{row.family}" if row.family else row.metric
