@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,6 +11,7 @@ from torch.optim import Optimizer
 
 from callbacks.parts import leaves_files
 from slms.files import write_atomic
+from slms.lit.checkpoint import step_of
 from slms.lit.trainer_options import run_directory
 
 STOPPED_FILE = "stopped.json"
@@ -79,6 +81,8 @@ class NanGuard(Callback):
                 stop = {"step": trainer.global_step, "epoch": trainer.current_epoch, "ranks": ranks}
                 write_atomic(path, json.dumps(stop, indent=1) + "\n")
         kept = getattr(trainer.checkpoint_callback, "last_model_path", "") or "none was written yet"
+        if Path(kept).exists() and step_of(Path(kept)) == trainer.global_step:
+            kept += " (with the weights that gave this value: should it stop again, resume from an earlier one)"
         complaint = bad["complaint"]
         raise ValueError(
             f"{complaint['what']} is {complaint['value']} at step {trainer.global_step}; it must be "

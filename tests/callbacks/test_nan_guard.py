@@ -64,7 +64,7 @@ def test_weights_and_checkpoint_are_those_of_the_last_good_step(tmp_path):
         trainer.fit(model, DataLoader(torch.tensor([1.0, 2.0, float("nan")]), batch_size=1))
     assert float(model.w.detach()) == pytest.approx(1 - 0.1 - 0.2)
     kept = tmp_path / "last.ckpt"
-    assert str(error.value).endswith(f"The last good checkpoint: {kept}")
+    assert f"The last good checkpoint: {kept} (with the weights that gave this value" in str(error.value)
     assert torch.load(kept, weights_only=True)["state_dict"]["w"] == model.w
 
 

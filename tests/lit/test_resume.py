@@ -103,9 +103,9 @@ def test_the_corpus_of_a_stream_has_no_digest_and_is_kept():
 
 @pytest.fixture(scope="module")
 def started(folder, tmp_path_factory):
-    """A run of three steps of six, and its arguments."""
+    """A run that stopped in its fifth step of six, with a checkpoint of four, and its arguments."""
     out = tmp_path_factory.mktemp("runs")
-    more = [f"--output_dir={out}", "--checkpoint.every_n_train_steps=1", "--results.save_model=false"]
+    more = [f"--output_dir={out}", "--results.save_model=false"]
     args = flags(folder, "r", *more)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train.py"])
