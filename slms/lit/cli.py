@@ -103,8 +103,8 @@ class TrainCLI(LightningCLI):
         quiet()
         strategies.register()
         super().__init__(
-            module,
-            data,
+            model_class=module,
+            datamodule_class=data,
             run=False,
             args=args,
             parser_class=TrainParser,

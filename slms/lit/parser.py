@@ -39,7 +39,7 @@ def read_yaml(path: Path | None) -> Any:
 class FindConfig(ActionConfigFile):
     """`--config X` also looks into configs/; whatever has options of its own must be a mapping in it."""
 
-    def __call__(self, parser, cfg, value, option_string=None):
+    def __call__(self, parser, cfg, value, *args, **kwargs):
         """Replace a config's name by its path."""
         found = find_config(value)
         if found is None:
@@ -54,7 +54,7 @@ class FindConfig(ActionConfigFile):
             if node is not None and not isinstance(node, dict):
                 where = f"{'.'.join(keys)} is {node!r:.60}" if keys else found
                 parser.error(f"{where}: it must be a mapping of options")
-        super().__call__(parser, cfg, str(found), option_string)
+        super().__call__(parser, cfg, str(found), *args, **kwargs)
 
 
 class TrainParser(OneLineErrors, LightningArgumentParser):

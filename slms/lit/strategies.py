@@ -5,46 +5,15 @@ fsdp2           parameters, gradients and optimizer sharded over all processes; 
 fsdp2_sharded   the same; a checkpoint is a directory to which every process writes its shard
 """
 
-import shutil
-from pathlib import Path
-from typing import Any
-
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from slms.files import PART
+from slms.lit.lightning_internals import FullyShardStrategy
 from slms.models.anatomy import family_of
-from slms.models.attention import prepare
-
-
-class FullyShardStrategy(ModelParallelStrategy):
-    """FSDP2 over all processes: data parallel, no tensor parallelism."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(tensor_parallel_size=1, **kwargs)
-
-    def setup_environment(self) -> None:
-        """Shard over every process of every node."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
-        super().setup_environment()
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Write shards beside the target and then take its place, so that a kill leaves the previous checkpoint."""
-        if not self._save_distributed_checkpoint:
-            return super().save_checkpoint(checkpoint, filepath, storage_options)
-        target = Path(self.broadcast(filepath))
-        part, old = target.with_name(f"{PART}new-{target.name}"), target.with_name(f"{PART}old-{target.name}")
-        super().save_checkpoint(checkpoint, part, storage_options)
-        self.barrier()
-        if self.is_global_zero:
-            if target.exists():
-                target.rename(old)
-            part.rename(target)
-            shutil.rmtree(old, ignore_errors=True)
-        self.barrier()
+from slms.models.speedups import prepare
 
 
 def register() -> None:

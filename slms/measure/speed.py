@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from kernels.timing import Spread, time_together
 from slms.models.activations import mlp_inputs
 from slms.models.anatomy import find_mlps
-from slms.models.attention import CACHE
+from slms.models.transformers_internals import CACHE
 
 
 class Pair(NamedTuple):

@@ -1,6 +1,10 @@
-"""Metrics whose sums keep the type that they were declared with."""
+"""Metrics whose sums keep the type that they were declared with.
 
-from collections.abc import Callable, Sequence
+The one place where SLMS reaches into torchmetrics beyond what it documents: `Sums._apply`.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -13,9 +17,9 @@ class Sums(Metric):
     after 256 of them, and token ids in a float32 table are exact up to 2²⁴ only there.
     """
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
-        return super()._apply(move, exclude_state)
+        return super()._apply(move, *args, **kwargs)

@@ -4,7 +4,8 @@ source, hub, directory   a name → files on this machine, checked before anythi
 base                     files → dense model and tokenizer, pretrained or random
 listing                  the MLPs of a model or base, as a list
 anatomy, activations     the MLPs of every architecture, neuron-major; what flows through them
-attention, small_heads   exact, faster substitutes for modules of transformers
+speedups, small_heads    exact, faster substitutes for modules of transformers
+transformers_internals   the one file that reaches into transformers beyond what it documents
 partition, routed_mlp    neurons → pathways; the MLP that runs only the chosen ones
 dynamic                  rules that choose neurons of dense MLPs without training, and carry them out
 convert, calibration     dense → routed model, started as near to the dense one as calibration allows

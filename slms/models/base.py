@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from slms.models.attention import prepare
 from slms.models.directory import check_directory
 from slms.models.io import Base, read_model, read_tokenizer
 from slms.models.source import BaseConfig, Resolved, as_base, fetch, fetch_tokenizer, resolve
+from slms.models.speedups import prepare
 
 __all__ = ["Base", "BaseConfig", "Resolved", "build_meta", "init_base", "load_base", "resolve"]
 

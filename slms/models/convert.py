@@ -15,13 +15,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from slms.models.anatomy import find_mlps
-from slms.models.attention import prepare
 from slms.models.calibration import best_fixed, fit_router, layer_inputs, pathway_statistics
 from slms.models.families import FAMILIES, family_name
 from slms.models.partition import partition
 from slms.models.routed_config import CONFIGS
 from slms.models.routed_lm import RoutedMixin, route_mlps, routed_class
 from slms.models.routed_mlp import RoutedMLP
+from slms.models.speedups import prepare
+from slms.models.transformers_internals import forget_renamed_weights
 from slms.models.weights import MLPWeights, neurons, read_mlp
 from slms.routing import RoutingConfig
 
@@ -76,9 +77,7 @@ def _with_fresh_mlps(model: PreTrainedModel, config: RoutingConfig) -> tuple[Pre
     family = family_name(model.config.model_type)
     routed.__class__, routed.config.__class__ = routed_class(family), CONFIGS[family]
     routed.config.routing = config.to_dict()
-    # save_pretrained would undo on saving what from_pretrained renamed on loading, for classes of the dense name only
-    # (Pythia's embed_out → lm_head), and the routed class would not find the old names again.
-    routed.__dict__.pop("_weight_conversions", None)
+    forget_renamed_weights(routed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         layers = route_mlps(routed)

@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from slms.files import make_readable, write_atomic
-from slms.models.attention import prepare
 from slms.models.card import CARD, model_card
 from slms.models.checksums import write_checksums
 from slms.models.directory import check_directory, read_object
 from slms.models.hub import tokenizer_files
+from slms.models.speedups import prepare
 
 logger = logging.getLogger(__name__)
 

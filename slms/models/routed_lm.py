@@ -9,11 +9,11 @@ import transformers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from slms.models.anatomy import find_mlps, replace_mlp
-from slms.models.attention import prepare
 from slms.models.families import FAMILIES
 from slms.models.flops import flops_per_token
 from slms.models.routed import routed_modules
 from slms.models.routed_mlp import RoutedMLP
+from slms.models.speedups import prepare
 from slms.models.weights import dropout_of, read_mlp
 from slms.routing import RoutingConfig
 

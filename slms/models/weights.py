@@ -13,8 +13,8 @@ from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 from kernels.reference import ACTIVATIONS
-from slms.models.attention import FusedGELU
 from slms.models.families import FAMILIES, Family
+from slms.models.speedups import FusedGELU
 
 
 @runtime_checkable

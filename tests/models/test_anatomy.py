@@ -8,8 +8,8 @@ from torch import nn
 import slms
 from kernels import ACTIVATIONS
 from slms.models.anatomy import family_of, find_mlps, list_layers, replace_mlp
-from slms.models.attention import FusedGELU, fuse_gelu
 from slms.models.base import init_base
+from slms.models.speedups import FusedGELU, fuse_gelu
 from slms.models.weights import read_mlp, write_mlp
 
 ACTIVATION = {"gpt_neo": "gelu_new", "gpt2": "gelu_new", "gpt_neox": "gelu"} | {

@@ -9,7 +9,6 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import slms
-from slms.models.attention import SDPASelfAttention
 from slms.models.base import BaseConfig, build_meta, init_base, load_base
 from slms.models.convert import route
 from slms.models.flops import flops_per_token
@@ -17,6 +16,7 @@ from slms.models.io import save_model
 from slms.models.routed import routed_modules, set_k
 from slms.models.routed_config import CONFIGS
 from slms.models.routed_lm import routed_class
+from slms.models.transformers_internals import SDPASelfAttention
 from slms.routing import RoutingConfig
 
 PYTHIA = {  # hidden, layers, heads, d_ff, parameters (EleutherAI/pythia's table); share of FLOPs saved, counted by hand

@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import slms
-from slms.models.attention import SDPASelfAttention
 from slms.models.checksums import CHECKSUMS
 from slms.models.convert import route
 from slms.models.io import load_model, save_model
 from slms.models.routed import routed_modules
+from slms.models.transformers_internals import SDPASelfAttention
 from slms.routing import RoutingConfig
 
 

@@ -6,9 +6,9 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForC
 
 from kernels import neurons
 from slms.models.anatomy import find_mlps
-from slms.models.attention import CACHE
 from slms.models.dynamic import RULES, apply_rule, dynamic_mlps, masking, set_densities
 from slms.models.families import FAMILIES
+from slms.models.transformers_internals import CACHE
 from slms.models.weights import read_mlp
 
 

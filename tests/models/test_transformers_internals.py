@@ -8,7 +8,8 @@ import torch
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoModel, GPTNeoSelfAttention
 
-from slms.models.attention import CACHE, SDPASelfAttention, UnpaddedGPTNeoModel, prepare
+from slms.models.speedups import prepare
+from slms.models.transformers_internals import CACHE, SDPASelfAttention, UnpaddedGPTNeoModel
 
 
 @pytest.fixture
