@@ -26,7 +26,6 @@ LIBRARIES = {"transformers", "lightning", "torchmetrics", "jsonargparse"}
 INTERNALS = {
     "slms/models/transformers_internals.py",
     "slms/lit/lightning_internals.py",
-    "slms/lit/checkpoint.py",
     "slms/metrics/states.py",  # torchmetrics
 }
 ALLOWED = {

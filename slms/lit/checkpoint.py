@@ -13,91 +13,13 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
-from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from slms.files import replacing
-from slms.lit.trainer_options import run_directory
 
 logger = logging.getLogger(__name__)
 
 SHARDED = "meta.pt"  # what Lightning puts beside the shards
-
-
-class StepCheckpoint(ModelCheckpoint):
-    """Lightning's, in the run directory, with `last.ckpt` always the newest and, after the last step, the run's end.
-
-    What falls on an epoch's last step is written one step later, behind the epoch's validation: a run that is resumed
-    from between the two would leave that validation out.
-    """
-
-    _held = False
-    _ended_at: int | None = None
-
-    @property
-    def state_key(self) -> str:
-        """Not how often to save, which a resumed run may change: scores and paths stay what they were."""
-        return self._generate_state_key(monitor=self.monitor, mode=self.mode)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what is still there: the run may have moved, or go on in another directory."""
-        super().load_state_dict(_moved(state_dict, str(self.dirpath)))
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Checkpoints go to the run directory, whichever loggers the run has."""
-        self.dirpath = self.dirpath or str(run_directory(trainer) / "checkpoints")
-        super().setup(trainer, pl_module, stage)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save where a step's turn has come; hold it back at an epoch's last."""
-        every = self._every_n_train_steps
-        if trainer.is_last_batch and trainer.num_training_batches > 1:
-            self._held = every > 0 and trainer.global_step % every == 0
-            return
-        self._every_n_train_steps = 1 if self._held else every
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        self._every_n_train_steps, self._held = every, False
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write `last.ckpt` as training ends, unless that was done."""
-        self.save_end(trainer)
-
-    def save_end(self, trainer: Trainer) -> None:
-        """Write `last.ckpt` as training ends: every process must call it. The second call does nothing."""
-        if not self.save_last or trainer.fast_dev_run or self._ended_at == trainer.global_step:
-            return
-        self._ended_at = trainer.global_step
-        self.save_last, kind = True, self.save_last  # a link would lead to an earlier step
-        self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
-        self.save_last = kind
-
-    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
-        """Replace `last.ckpt`; Lightning would write `last-v1.ckpt` beside one that it does not know."""
-        self._enable_version_counter, counter = False, self._enable_version_counter
-        super()._save_last_checkpoint(trainer, monitor_candidates)
-        self._enable_version_counter = counter
-
-
-def _moved(state: dict[str, Any], directory: str) -> dict[str, Any]:
-    """The state of a ModelCheckpoint whose files now lie in `directory`; what is not there is forgotten."""
-    old = str(state.get("dirpath"))
-
-    def find(path: str) -> str:
-        inside = path and Path(path).is_relative_to(old)
-        new = str(Path(directory, Path(path).relative_to(old))) if inside else path
-        return new if new and Path(new).exists() else ""
-
-    state = state | {"dirpath": directory, "last_model_path": find(state.get("last_model_path", ""))}
-    kept = {find(path): score for path, score in state["best_k_models"].items() if find(path)}
-    if len(kept) == len(state["best_k_models"]):
-        paths = {key: find(state[key]) for key in ("best_model_path", "kth_best_model_path")}
-        return state | paths | {"best_k_models": kept}
-    return state | {  # fewer than k are left, so that the next one is kept in any case
-        "best_k_models": kept, "best_model_path": "", "best_model_score": None, "kth_best_model_path": ""
-    }  # fmt: skip
 
 
 def check_checkpoint(options: Namespace) -> None:

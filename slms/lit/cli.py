@@ -21,7 +21,6 @@ from slms.data.module import TextData
 from slms.files import write_atomic
 from slms.lit import strategies, trainer_options
 from slms.lit.checkpoint import (
-    StepCheckpoint,
     WholeCheckpointIO,
     check_checkpoint,
     find_checkpoint,
@@ -29,8 +28,8 @@ from slms.lit.checkpoint import (
     step_of,
 )
 from slms.lit.language_model import LanguageModel
+from slms.lit.lightning_internals import FinishingLoop, StepCheckpoint, move_root
 from slms.lit.logger import TensorBoard
-from slms.lit.loop import FinishingLoop
 from slms.lit.parser import FindConfig, TrainParser, read_yaml
 from slms.lit.resume import check_resumed
 from slms.lit.run_directory import CONFIG_FILE, RunDirectory, run_of
@@ -232,7 +231,7 @@ class TrainCLI(LightningCLI):
     def _move_in(self) -> None:
         """Settle the directory's name in what was built before it was made, and say where a resumed run goes on."""
         place, profiler = str(self.run.path.absolute()), self.trainer.profiler
-        self.trainer._default_root_dir = place
+        move_root(self.trainer, place)
         self._tensorboard.move(place)
         if self.config_init.trainer.profiler is not None:  # the default one writes to a log that `quiet` has silenced
             profiler.dirpath, profiler.filename = profiler.dirpath or place, profiler.filename or "profile"

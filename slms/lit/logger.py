@@ -33,6 +33,7 @@ class TensorBoard(TensorBoardLogger):
     """
 
     failed = False
+    place: str | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -40,7 +41,17 @@ class TensorBoard(TensorBoardLogger):
 
     def move(self, directory: str) -> None:
         """Write there instead; before anything is written."""
-        self._root_dir = directory
+        self.place = directory
+
+    @property
+    def save_dir(self) -> str:
+        """Where to write, as `root_dir`: there is one run a directory."""
+        return self.place or super().save_dir
+
+    @property
+    def root_dir(self) -> str:
+        """The directory given at first, or moved to."""
+        return self.place or super().root_dir
 
     @property
     def experiment(self) -> Any:
