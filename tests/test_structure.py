@@ -21,6 +21,74 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+ROOMS = (
+    {"slms.routing", "kernels"},
+    {"slms.sae", "slms.metrics", "slms.models", "slms.data"},
+    {"slms.measure"},
+    {"slms.report", "slms.lit"},
+    {"slms.commands", "callbacks"},
+)
+"""From the ground up: a room knows its own floor and those below. `slms` itself (files, errors, …) serves them all."""
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name → file, of everything that is shipped."""
+    files = [path for top in ("slms", "kernels", "callbacks") for path in (ROOT / top).rglob("*.py")]
+    names = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in files}
+    return {name: path for path, name in names.items()}
+
+
+def graph() -> dict[str, set[str]]:
+    """Module → the modules that it imports anywhere, lazily too, or by name; not those for annotations alone."""
+    known, arrows = modules(), {}
+    for name, path in known.items():
+        tree, found = ast.parse(path.read_text()), set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+                node.body = []
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                inner = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= {module if module in known else node.module for module in inner}
+            elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+                found |= {argument.value for argument in node.args if isinstance(argument, ast.Constant)}
+        arrows[name] = {module for module in found if module in known and module != name}
+    return arrows
+
+
+def floor(module: str) -> int | None:
+    """The floor of a module's room; None for the modules of `slms` itself."""
+    rooms = [i for i, rooms in enumerate(ROOMS) for room in rooms if module == room or module.startswith(room + ".")]
+    return rooms[0] if rooms else None
+
+
+def test_no_import_points_up():
+    up = [
+        f"{name} → {other}"
+        for name, others in graph().items()
+        for other in others
+        if (here := floor(name)) is not None and (there := floor(other)) is not None and there > here
+    ]
+    beside = [
+        f"{name} → {other}"
+        for name, others in graph().items()
+        for other in others
+        for room, closed in (("slms.report", "slms.lit"), ("slms.lit", "slms.report"), ("slms.commands", "callbacks"))
+        if name.startswith(room) and other.startswith(closed)
+    ]
+    assert not up + beside
+
+
+def test_imports_form_no_circle():
+    """Take away what imports nothing that is left, until nothing is left."""
+    arrows = graph()
+    while free := {name for name, others in arrows.items() if not others & arrows.keys()}:
+        arrows = {name: others for name, others in arrows.items() if name not in free}
+    assert not arrows
+
+
 def third_party(names: set[str]) -> set[str]:
     return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
 

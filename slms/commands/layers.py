@@ -1,6 +1,7 @@
 """`eval.py layers`: the MLPs of a checkpoint."""
 
-from slms.models.listing import LayerInfo, list_layers
+from slms.models.families import LayerInfo
+from slms.models.listing import list_layers
 from slms.report.artifacts import artifact_directory, write_csv, write_json
 from slms.report.tables import text_table
 

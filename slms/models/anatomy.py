@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 from transformers import PreTrainedModel
 
-from slms.models.families import FAMILIES, Family, family_name
-from slms.models.listing import LayerInfo
+from slms.models.families import FAMILIES, Family, LayerInfo, family_name
 from slms.models.weights import read_mlp
 
 

@@ -28,6 +28,19 @@ class Family(NamedTuple):
     """MLP, within a layer."""
 
 
+class LayerInfo(NamedTuple):
+    """One MLP of a model."""
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody looks for in a layer
+    name: str
+    """Module path, as in ``model.get_submodule``."""
+    d_model: int
+    d_ff: int
+    activation: str
+    """transformers' name of it."""
+    gated: bool
+
+
 _gpt = partial(Family, layers="transformer.h", up="c_fc", down="c_proj")
 _neox = partial(Family, layers="gpt_neox.layers", up="dense_h_to_4h", down="dense_4h_to_h")
 _gated = partial(Family, layers="model.layers", up="up_proj", down="down_proj", gate="gate_proj", act="act_fn")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from slms.models.directory import check_directory
-from slms.models.families import FAMILIES, family_name
+from slms.models.families import FAMILIES, LayerInfo, family_name
 from slms.models.source import BaseConfig, as_base, fetch, resolve
 
 if TYPE_CHECKING:
@@ -19,19 +19,6 @@ _D_FF = ("intermediate_size", "n_inner")
 _ACTIVATION = ("hidden_act", "activation_function")
 _KNOWN = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
 _WIDE = ("gpt2", "gpt_neo")  # families with d_ff = 4 d_model where none is given
-
-
-class LayerInfo(NamedTuple):
-    """One MLP of a model."""
-
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody looks for in a layer
-    name: str
-    """Module path, as in ``model.get_submodule``."""
-    d_model: int
-    d_ff: int
-    activation: str
-    """transformers' name of it."""
-    gated: bool
 
 
 def list_layers(model: PreTrainedModel | BaseConfig | str | Path) -> list[LayerInfo]:
