@@ -1,7 +1,13 @@
 """What the README promises is executed: its Python blocks here, its commands by `.ci/run`."""
 
 import re
+import shlex
 from pathlib import Path
+
+import pytest
+
+import eval as evaluation
+from slms.commands import NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -32,15 +38,35 @@ def test_the_two_commands_stand_in_the_readme_and_in_ci():
             assert part.replace("pip install", "pip install -q") in ci or part in ci, part
 
 
-def test_every_relative_link_leads_somewhere():
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
-    assert links and all((ROOT / link).exists() for link in links), links
+PAGES = sorted([ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")])
 
 
-def test_every_yaml_and_command_named_exists():
-    for name in re.findall(r"`(routed_\w+|dense_\w+)`", README):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_relative_link_leads_somewhere(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text())
+    assert all((page.parent / link).exists() for link in links), links
+
+
+def test_the_readme_is_one_page():
+    assert len((ROOT / "README.md").read_bytes()) <= 9 * 1024
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_yaml_command_and_option_named_exists(page, capsys):
+    text = page.read_text()
+    for name in re.findall(r"`((?:routed|dense|sae)_\w+)(?:\.yaml)?`", text):
         assert (ROOT / "configs" / f"{name}.yaml").exists(), name
-    from slms.commands import NAMES
+    for line in re.findall(r"^python eval\.py (.*)$", text, flags=re.M):
+        command, *words = shlex.split(line, comments=True)
+        assert command in NAMES, command
+        for option in (word.partition("=")[0] for word in words if word.startswith("--")):
+            assert option.replace("-", "_") in options_of(command, capsys), line
 
-    for name in re.findall(r"python eval\.py (\w+)", README):
-        assert name in NAMES, name
+
+def options_of(command: str, capsys, known: dict[str, set[str]] = {}) -> set[str]:  # noqa: B006  asked once each
+    """The options that `eval.py COMMAND --help` lists, dashes as underscores."""
+    if command not in known:
+        with pytest.raises(SystemExit):
+            evaluation.main([command, "--help"])
+        known[command] = {option.replace("-", "_") for option in re.findall(r"--[\w-]+", capsys.readouterr().out)}
+    return known[command]
