@@ -9,6 +9,9 @@ examples         a few of their latents with their strongest uses, each epoch
 kernels          time the backends of routed MLPs at this run's shapes, where asked to
 nan_guard        stop at a loss or gradient that is not finite
 progress         what the terminal shows
+
+parts        the parts of a run that callbacks read, with their types
+tensorboard  what callbacks write to TensorBoard beside scalars
 """
 
 from callbacks.coders import CoderWriter

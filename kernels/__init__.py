@@ -3,6 +3,10 @@
 reference -> what is computed; dispatch -> which backend runs, by costs and calibrate; backends -> which of them can run
 here; ops -> the backends as PyTorch operators; router -> the choice; cpu/, gpu/ -> implementations; dense -> the
 fallback; neurons -> single rows, for the rules of dense models; timing -> measuring.
+
+activations  value and derivative, through the fused elementwise ops of PyTorch
+cache        where this package keeps what it learns of a machine
+call         what goes into one routed MLP and what comes back
 """
 
 from kernels.activations import ACTIVATIONS

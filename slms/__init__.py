@@ -3,12 +3,17 @@
 The way of the data: text → token blocks → base model → (calibration activations → partition →
 routed model) → logits and routes → metrics → results.
 
-    slms.data      stories (the embedded corpus), token blocks, Lightning data module
-    slms.models    base models by name, MLP anatomy, partition, routed MLP, convert, save and load
-    slms.routing   router, selection rules and gates, balancing losses
-    slms.lit       LightningModules
-    slms.metrics   pure functions and thin torchmetrics classes
-    slms.report    results files, figures, tables
+    data       text only: stories (the embedded corpus), corpora, token blocks, probe tasks, the Lightning data module
+    models     base models by name, families, places and hooks, partition, routed modules, convert, save and load
+    routing    router, selection rules and gates, balancing losses
+    sae        sparse autoencoders: coders, training step, export
+    metrics    pure functions and thin torchmetrics classes
+    measure    numbers only: a file a measurement, rows of one table
+    report     shapes only: tables, figures, pages, cards, results files
+    lit        LightningModules and the training command line
+    commands   arguments → measure → report: the commands of eval.py
+
+    files, plain, cli, progress   whole writes; dataclasses as JSON; errors of one line; how far long work has come
 """
 
 import importlib

@@ -1,7 +1,6 @@
 """The house's rules: which way imports point, how long the entry points are, and that every YAML builds."""
 
 import ast
-import re
 import sys
 from pathlib import Path
 
@@ -88,15 +87,6 @@ def test_imports_form_no_circle():
     while free := {name for name, others in arrows.items() if not others & arrows.keys()}:
         arrows = {name: others for name, others in arrows.items() if name not in free}
     assert not arrows
-
-
-@pytest.mark.parametrize("package", sorted({path.parent for path in modules().values() if path.name == "__init__.py"}),
-                         ids=lambda path: str(path.relative_to(ROOT)))  # fmt: skip
-def test_the_docstring_of_a_package_names_every_module(package):
-    said = ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or ""
-    inside = {path.stem for path in package.glob("*.py")} | {path.parent.name for path in package.glob("*/__init__.py")}
-    words = set(re.findall(r"\w+", said))
-    assert inside - {"__init__"} <= words, sorted(inside - {"__init__"} - words)
 
 
 def third_party(names: set[str]) -> set[str]:

@@ -6,4 +6,7 @@ rules of dense models.
 
 Numbers that change from call to call, as that of the tokens, are not specialized: each new kind of them (1, a multiple
 of 16) would be compiled anew in the middle of serving.
+
+pieces  activations with derivatives in float32, pathways' neurons, matrix products by type
+step    a routed MLP from its input to its output for a few tokens
 """

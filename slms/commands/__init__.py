@@ -3,6 +3,22 @@
 subject     a model and the text that it is measured on: what all commands read
 coder       a sparse autoencoder at its place in a model
 arguments   command lines as people type them
+
+ablation        which classes of tokens suffer without a pathway or a community of neurons
+capture         activations of a model's MLPs on disk
+compare         runs side by side
+doctor          what is installed here and what a run would find
+dynamick        what executing a share of the MLPs costs in quality and brings in speed
+features        what the latents of a sparse autoencoder mean
+harness         lm-eval's tasks on a dense, routed or dynamic-k model
+layers          the MLPs of a checkpoint
+pathways        what the pathways of a routed model serve
+perplexity      the loss of a model on text, with its interval
+probes          does a model prefer the answer to the foil
+sae             what a sparse autoencoder is worth, beside PCA, a random one and one of a model that knows nothing
+sparsity        activation sparsity by layer
+specialization  how specialised the units of a model are
+suite           specialization across models of several sizes
 """
 
 import ast

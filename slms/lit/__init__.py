@@ -1,1 +1,16 @@
-"""LightningModules: a causal language model, dense or routed."""
+"""LightningModules: a causal language model, dense or routed.
+
+checkpoint           written whole or not at all, and checked before a run resumes from them
+cli                  one YAML → one run directory
+language_model       a causal language model under training
+lightning_internals  every place where SLMS reaches into Lightning beyond what it documents
+logger               TensorBoard that cannot end a run
+optim                AdamW with decoupled parameter groups and a warm-up–cosine schedule
+optimized            what training modules share about an optimizer's step
+parser               configs by name, mistakes in one line
+resume               what a resumed run may change
+run_directory        the directory that a run writes into
+sparse_autoencoder   sparse autoencoders and transcoders under training
+strategies           Lightning's own, with what these models need
+trainer_options      which of Lightning's Trainer options train.py takes
+"""

@@ -1,4 +1,20 @@
-"""The metrics as pure functions of tensors; torch is all they know (`modularity`, loaded when used, also igraph)."""
+"""The metrics as pure functions of tensors; torch is all they know (`modularity`, loaded when used, also igraph).
+
+causal          where the loss goes when a unit is taken away
+chance          the permutation null in closed form
+coherence       how alike in meaning the tokens are that activate a unit most
+counts          everything that purity and SI need to know about a corpus, in constant memory
+documents       specialization index of labels that whole documents carry
+entropy         entropy of a distribution seen only through counts, in nats
+graph           the co-activation graph of neurons and the modularity of a given partition of it
+intervals       d documents, g document groups, r resamples
+load            load of the pathways and stability of a router's choices
+purity          how much of the uncertainty about a token's class the chosen pathway removes
+score           value, interval, permutation null, ceiling
+sparsity        activation sparsity at the input of the down-projection
+specialization  adjusted mutual information of a unit and a class
+trend           does a number rise with scale
+"""
 
 import importlib
 

@@ -1,4 +1,9 @@
-"""Dynamic-k on dense models without training: rules, predictor, budgets by layer, conversion."""
+"""Dynamic-k on dense models without training: rules, predictor, budgets by layer, conversion.
+
+budget   how much each layer may execute
+convert  a dense language model whose MLPs run under a rule, sharing every weight with the model it was made from
+mlp      a dense MLP under a rule
+"""
 
 from slms.models.dynamic.budget import LEVELS, allocate
 from slms.models.dynamic.convert import apply_rule, dynamic_mlps, masking, set_densities
