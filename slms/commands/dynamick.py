@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property, partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from kernels.costs import machine
 from slms.commands.arguments import published
-from slms.commands.subject import Subject, open_model, open_subject, run_base, short_name, with_text
+from slms.commands.subject import Subject, open_model, open_subject, results_of, run_base, short_name, with_text
 from slms.measure.frontier import (
     DENSE_RULES,
     ROUTED_RULES,
@@ -26,14 +27,23 @@ from slms.measure.frontier import (
     sizes_of,
     under_rule,
 )
+from slms.measure.journal import Journal, identity
 from slms.measure.kernels import KernelOptions, calibrate_kernels
 from slms.measure.speed import Pair, compare_speed
+from slms.metrics.loss import DocumentLoss
+from slms.metrics.states import restore
 from slms.models.anatomy import find_mlps
 from slms.models.base import Base, load_base
 from slms.models.dynamic import LEVELS
 from slms.models.routed import routed_modules
 from slms.models.weights import read_mlp
+<<<<<<< HEAD
 from slms.report.artifacts import artifact_directory, write_csv, write_json
+=======
+from slms.progress import Progress, progress
+from slms.report.artifacts import write_csv, write_json
+from slms.report.facts import command_line, hardware, versions
+>>>>>>> 01ef3e4 (perplexity, sparsity, specialization, probes and dynamick keep each part as it is done and go on from those; results of other models, texts or settings are never replaced)
 from slms.report.frontier import (
     COLUMNS,
     Frontier,
@@ -70,7 +80,8 @@ def dynamick(
 ) -> None:
     """Perplexity, FLOPs and measured speed of executing a share of the MLPs, rule by rule, against the dense model.
 
-    Perplexity is that of the second half of every block, given the first.
+    Perplexity is that of the second half of every block, given the first. Each point is kept when it is measured, and a
+    measurement that was killed goes on from those.
 
     Args:
         model: a dense model, on which rules work without training, or a routed one (a run directory).
@@ -89,7 +100,7 @@ def dynamick(
         seconds: how long each point is timed; 0 leaves the speed out.
         kernels: --kernels.calibrate times the backends of routed MLPs at this model's shapes first, and keeps the
             table; by default they are chosen by estimate where this machine has none.
-        output_dir: dynamick.csv, dynamick.json and frontier.png go to OUTPUT_DIR/dynamick/NAME/.
+        output_dir: dynamick.csv, dynamick.json and frontier.png go to OUTPUT_DIR/dynamick/NAME/TEXT/.
     """
     densities = None if density is None else parse_densities(density)
     if budget not in ("loss", "uniform"):
@@ -100,21 +111,26 @@ def dynamick(
     calibration = token_ids(with_text(model, base_of, subject.text, split="train", n_tokens=calibration_tokens))
     routed = subject.model if routed_modules(subject.model) else None
     base = subject.model if routed is None else dense_of(model, dense)
-    session = _Session(base, subject, calibration, budget_tokens, batch_size, seconds, kernels.calibrate)
-    points: list[Point] = []
+    asked = {"calibration_tokens": calibration.numel(), "budget": budget, "budget_tokens": budget_tokens,
+             "batch_size": batch_size, "seconds": seconds, "hardware": hardware(base.device),
+             "dense": identity(base)}  # fmt: skip
+    directory, journal = results_of(subject, output_dir, "dynamick", **asked, rule=rule, density=densities)
+    journal.made_from |= asked
+    session = _Session(
+        base, subject, calibration, budget_tokens, batch_size, seconds, kernels.calibrate, journal, directory
+    )
+    points = session.points
     if routed is not None:
-        points += session.routed_points(routed, _named(rule, ROUTED_RULES), densities)
+        session.routed_points(routed, _named(rule, ROUTED_RULES), densities)
     if routed is None or rule is None:
         rules = _named(rule, DENSE_RULES) or suitable(base)
         targets = densities or [0.35, 0.5]
         if routed is not None:
             targets = sorted({round(point.density, 4) for point in points})
         for name in rules:
-            points += session.dense_points(name, targets, by_loss=budget == "loss")
+            session.dense_points(name, targets, by_loss=budget == "loss")
     frontier = session.frontier(points)
-    directory = artifact_directory(output_dir, "dynamick", model)
     best = best_point(frontier)
-    write_csv(directory / "dynamick.csv", COLUMNS, rows(frontier))
     compared = dense or (str(run_base(model)) if routed is not None else model)
     write_json(directory / "dynamick.json", {
         "model": model, "dense": compared, **subject.text, "calibration_tokens": calibration.numel(),
@@ -198,42 +214,76 @@ class _Session:
         batch_size: int,
         seconds: float,
         calibrate: bool,
+        journal: Journal,
+        directory: Path,
     ):
         self.dense, self.blocks, self.calibration = dense, subject.blocks, calibration
         self.batch_size, self.seconds, self.block_size = batch_size, seconds, subject.text["block_size"]
-        self.calibrate = calibrate
+        self.calibrate, self.journal, self.directory = calibrate, journal, directory
+        self.points: list[Point] = []
         self.budget_blocks = calibration[: max(1, budget_tokens // self.block_size)]
         self.prompt = token_ids(subject)[:1, : self.block_size - 1].to(dense.device)
-        self.quality = measure_quality(dense, self.blocks, batch_size)
         self.cost = count_cost(dense, dense, {}, self.block_size)
+
+    @cached_property
+    def loss(self) -> DocumentLoss:
+        """Of the dense model."""
+        loss = DocumentLoss()
+        restore(loss, self.journal.part("dense", lambda: self.quality(self.dense).loss.metric_state))
+        return loss
+
+    def quality(self, model: PreTrainedModel) -> Quality:
+        return measure_quality(model, self.blocks, self.batch_size)
 
     def frontier(self, points: list[Point]) -> Frontier:
         threads = torch.get_num_threads()
         device = machine(self.dense.device.type).split(" | ")[0]
         if self.dense.device.type == "cpu":
             device += f", {threads} thread{'s' if threads > 1 else ''}"
-        return Frontier(self.quality.loss.compute(), self.cost.mlp, self.cost.total, device, points)
+        return Frontier(self.loss.compute(), self.cost.mlp, self.cost.total, device, points)
 
-    def routed_points(self, model: PreTrainedModel, rules: list[str], densities: list[float] | None) -> Iterator[Point]:
+    def routed_points(self, model: PreTrainedModel, rules: list[str], densities: list[float] | None) -> None:
         self.prepare(model)
         own = next(iter(routed_modules(model).values())).config.rule
         targets: Sequence[float | None] = densities or [None]
         grid = [(name, target) for name in rules or [own] for target in targets]
-        for name, target in tqdm(grid, "routed", leave=False, delay=2, disable=None):
-            set_routed_rule(model, name, target, self.budget_blocks, self.batch_size)
-            yield self.point("routed", name, target, model)
 
-    def dense_points(self, rule: str, targets: list[float], by_loss: bool) -> Iterator[Point]:
-        model = under_rule(self.dense, rule, self.calibration)
-        self.prepare(model)
-        costs = None
-        if by_loss and min(targets) < 1:
-            steps = len(sizes_of(model)) * (len(LEVELS) - 1)
-            with tqdm(total=steps, desc=f"{rule}: budget", leave=False, delay=2, disable=None) as bar:
-                costs = costs_of(model, self.budget_blocks, self.batch_size, bar.update)
-        for target in tqdm(targets, rule, leave=False, delay=2, disable=None):
-            set_budget(model, densities_for(model, costs, target))
-            yield self.point("dense", rule, target, model)
+        def under(name: str, target: float | None) -> PreTrainedModel:
+            set_routed_rule(model, name, target, self.budget_blocks, self.batch_size)
+            return model
+
+        for name, target in progress(grid, "routed"):
+            self.add("routed", name, target, partial(under, name, target))
+
+    def dense_points(self, rule: str, targets: list[float], by_loss: bool) -> None:
+        @cache
+        def ready() -> PreTrainedModel:
+            model = under_rule(self.dense, rule, self.calibration)
+            self.prepare(model)
+            return model
+
+        def budget() -> dict[str, list[float]]:
+            with Progress(f"{rule}: budget", len(sizes_of(ready())) * (len(LEVELS) - 1)) as steps:
+                return costs_of(ready(), self.budget_blocks, self.batch_size, steps.update)
+
+        def under(target: float) -> PreTrainedModel:
+            costs = self.journal.part(f"{rule} budget", budget) if by_loss and min(targets) < 1 else None
+            set_budget(ready(), densities_for(ready(), costs, target))
+            return ready()
+
+        for target in progress(targets, rule):
+            self.add("dense", rule, target, partial(under, target))
+
+    def add(self, subject: str, rule: str, target: float | None, model: Callable[[], PreTrainedModel]) -> None:
+        """A point, kept and said as soon as it is measured; the model under the rule is made where it is needed."""
+        point = self.journal.part(
+            f"{subject} {rule} {'own' if target is None else format(target, 'g')}",
+            lambda: self.point(subject, rule, target, model()),
+        )
+        self.points.append(point)
+        write_csv(self.directory / "dynamick.csv", COLUMNS, rows(self.frontier(self.points)))
+        fast = f", decode {point.decode.model:.2f}×" if point.decode else ""
+        print(f"{point.name} at density {point.density:.3f}: perplexity ×{point.ratio.value:.4f}{fast}", flush=True)
 
     def prepare(self, model: PreTrainedModel) -> None:
         """Where asked to, time the kernels of a routed model at one token, a prompt and a batch, and say what runs."""
@@ -243,9 +293,9 @@ class _Session:
                 print(line)
 
     def point(self, subject: str, rule: str, target: float | None, model: PreTrainedModel) -> Point:
-        quality: Quality = measure_quality(model, self.blocks, self.batch_size)
+        quality = self.quality(model)
         cost = count_cost(self.dense, model, quality.kept, self.block_size)
-        difference = quality.loss.minus(self.quality.loss)
+        difference = quality.loss.minus(self.loss)
         ratio = difference._replace(
             value=math.exp(difference.value), low=math.exp(difference.low), high=math.exp(difference.high)
         )

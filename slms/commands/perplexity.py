@@ -1,13 +1,10 @@
 """`eval.py perplexity`: the loss of a model on text, with its interval."""
 
-import json
 import math
-from pathlib import Path
 
-from slms.commands.subject import open_subject
-from slms.files import write_atomic
+from slms.commands.subject import open_subject, results_of
 from slms.measure.passes import document_loss
-from slms.plain import to_plain
+from slms.report.artifacts import write_json
 from slms.report.tables import interval
 
 
@@ -19,13 +16,16 @@ def perplexity(
 ) -> None:
     """Mean next-token loss in nats and its exponential, with a 95 % bootstrap interval over documents.
 
+    A measurement that was killed goes on where it stopped.
+
     Args:
         model: a run directory, a model directory, `stories-1m` or a Hugging Face id.
         batch_size: blocks of one forward pass.
-        output_dir: perplexity.json goes to OUTPUT_DIR/perplexity/.
+        output_dir: perplexity.json goes to OUTPUT_DIR/perplexity/NAME/TEXT/.
     """
     subject = open_subject(model, **text)
-    loss = document_loss(subject.model, subject.blocks, batch_size).compute()
+    directory, journal = results_of(subject, output_dir, "perplexity")
+    loss = document_loss(subject.model, subject.blocks, batch_size, journal).compute()
     result = {
         "model": model,
         **subject.text,
@@ -36,9 +36,7 @@ def perplexity(
         "tokens": loss.n,
         "documents": int(subject.blocks.doc_ids.max()) + 1,
     }
-    path = write_atomic(
-        Path(output_dir) / "perplexity" / "perplexity.json", json.dumps(to_plain(result), indent=1) + "\n"
-    )
+    path = write_json(directory / "perplexity.json", result)
     print(f"{model} on {subject.source}: {loss.n:,} tokens, {result['documents']:,} documents")
     print(f"loss        {loss.value:.4f} nats/token   95 % {interval(loss.low, loss.high, 4)}")
     low_high = math.exp(loss.low), math.exp(loss.high)

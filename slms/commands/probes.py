@@ -1,13 +1,16 @@
 """`eval.py probes`: does a model prefer the answer to the foil."""
 
+from functools import cache
 from pathlib import Path
 
-from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from slms.commands.subject import open_model, short_name
-from slms.data.probes import MANIFEST, read_tasks
+from slms.data.probes import MANIFEST, Task, read_tasks
+from slms.measure.journal import Journal, digest, identity
 from slms.measure.pathways import random_model
-from slms.measure.probes import margins, n_forwards
+from slms.measure.probes import Margins, margins, n_forwards
+from slms.progress import Progress
 from slms.report.artifacts import artifact_directory, write_csv, write_json
 from slms.report.palette import write_figure
 from slms.report.probes import ProbeRow, probe_figure, probe_row, probe_table
@@ -31,7 +34,8 @@ def probes(
         probe_manifest: JSON lines of tasks (docs/formats.md), or a file of minimal pairs such as BLiMP's.
         task_id: names of tasks; by default all that have answers.
         batch_size: texts of one forward pass.
-        output_dir: probes.csv, items.csv (every item), probes.json and probes.png go to OUTPUT_DIR/probes/NAME/.
+        output_dir: probes.csv, items.csv (every item), probes.json and probes.png go to
+            OUTPUT_DIR/probes/NAME/MANIFEST/.
     """
     tasks = read_tasks(probe_manifest, task_id)
     silent = [task.task_id for task in tasks if not task.answered]
@@ -43,18 +47,29 @@ def probes(
     if batch_size < 1:
         raise ValueError(f"--batch_size is {batch_size}; it must be at least 1")
     net, tokenizer = open_model(model)
-    null = random_model(net)
+    null = cache(lambda: random_model(net))
+    made_from = identity(net)
+    asked = {"manifest": digest({"tasks": tasks}), "batch_size": batch_size}
+    place = artifact_directory(output_dir, "probes", model)
+    directory = place / f"{Path(probe_manifest).stem}-{digest(made_from | asked)}"
+    journal = Journal(place / "parts", made_from)
     rows, items = [], []
     n_texts = 2 * sum(n_forwards(task.answered) for task in tasks)
-    with tqdm(total=n_texts, desc="probing", unit="text", leave=False, delay=2) as bar:
+    with Progress("probing", n_texts, "text") as steps:
         for task in tasks:
-            measured, random = (margins(m, tokenizer, task.answered, batch_size, bar.update) for m in (net, null))
+            about = {"items": digest({"items": task.answered}), "batch_size": batch_size}
+
+            def score(model: PreTrainedModel, task: Task = task) -> Margins:
+                return margins(model, tokenizer, task.answered, batch_size, steps.update)
+
+            measured = journal.part(task.task_id, lambda score=score: score(net), **about)
+            random = journal.part(f"{task.task_id} random weights", lambda score=score: score(null()), **about)
+            print(f"{task.task_id}: done", flush=True)
             rows.append(probe_row(task, measured, random))
             items += [
                 (task.task_id, *item, *both)
                 for item, *both in zip(task.answered, measured.nats.tolist(), measured.blind.tolist(), strict=True)
             ]
-    directory = artifact_directory(output_dir, "probes", model)
     write_csv(directory / "items.csv", ("task_id", "prompt", "answer", "foil", "margin", "blind_margin"), items)
     write_csv(directory / "probes.csv", ProbeRow._fields, rows)
     write_json(

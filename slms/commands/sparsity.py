@@ -3,6 +3,7 @@
 import sys
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from slms.commands.subject import chosen_text, open_model, run_text
 from slms.data.probes import MANIFEST, Item, Task, read_tasks
 from slms.data.prompts import prompt_blocks
 from slms.data.text import EMBEDDED, documents
+from slms.measure.journal import Journal, digest, identity
 from slms.measure.sparsity import STEPS, Sparsity, measure_sparsity
 from slms.metrics.functional import ActivationSparsity
 from slms.models.anatomy import list_layers, named_layers
@@ -61,7 +63,7 @@ def sparsity(
         block_size: tokens of each document that are read; 2048 or the model's context. Published scripts call it
             `--max_tokens`, and the corpus `--dataset`; both are accepted too.
         threshold: above which `frac` counts a value.
-        output_dir: sparsity.csv and sparsity.json go to OUTPUT_DIR/sparsity/NAME/.
+        output_dir: sparsity.csv and sparsity.json go to OUTPUT_DIR/sparsity/NAME/TEXT/.
         layers: names such as gpt_neox.layers.10.mlp, or numbers; all by default.
         dtype: auto (as stored), float32, float16 or bfloat16.
         probe_manifest: measure on each task of this manifest instead; with only `task_id`, of the project's own.
@@ -87,15 +89,21 @@ def sparsity(
         tasks = [_text(prompt, read, num_docs, n_tokens, tokenizer)]
     rows: list[list[Any]] = []
     about: list[dict[str, Any]] = []
+    made_from = identity(net)
+    place = artifact_directory(output_dir, "sparsity", model)
     with Progress("sparsity", len(tasks) * (STEPS + 2)) as steps:
         for task in tasks:
             blocks = prompt_blocks([task], tokenizer, context, read["block_size"])
-            found = measure_sparsity(net, blocks, chosen, threshold, tolerance, batch_size, partial(steps.update, 1))
+            journal = Journal(place / "parts", made_from | identity(net, blocks))
+            told = partial(steps.update, 1)
+            found = measure_sparsity(net, blocks, chosen, threshold, tolerance, batch_size, told, journal)
             task_rows = _rows(found, {i: names[i] for i in chosen})
             rows += [[task.task_id, *row] if by_task else row for row in task_rows]
             about.append({"task_id": task.task_id, "texts": len(blocks.input_ids)} | _whole(found))
             _print(task.task_id if by_task else "", found, names, tolerance)
-    directory = artifact_directory(output_dir, "sparsity", model)
+    asked = [threshold, tolerance, batch_size, chosen, dtype, digest({"texts": tasks}), read["block_size"]]
+    text = Path(str(probe_manifest or MANIFEST)).stem if by_task else "prompt" if prompt else Path(read["corpus"]).stem
+    directory = place / f"{text}-{digest(made_from | {'asked': asked})}"
     columns = ["task_id", *COLUMNS] if by_task else COLUMNS
     write_csv(directory / "sparsity.csv", columns, rows)
     settings = {"model": model, "corpus": None if by_task or prompt else read["corpus"], "split": read["split"],

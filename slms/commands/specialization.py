@@ -2,19 +2,23 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
-from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from slms.commands.coder import coder_directories, open_coder, special_ids
-from slms.commands.subject import Subject, open_subject, short_name
+from slms.commands.subject import Subject, open_subject, results_of, short_name
 from slms.data.probes import MANIFEST, read_tasks
 from slms.data.prompts import prompt_blocks
 from slms.measure.classes import token_texts
+from slms.measure.journal import digest
 from slms.measure.pathways import random_model
 from slms.measure.specialization import Measured, measure_units
 from slms.measure.units import LatentReader, NeuronReader, PathwayReader, UnitReader
 from slms.models.anatomy import named_layers
-from slms.report.artifacts import artifact_directory, write_csv, write_json
+from slms.models.harvest import model_digest
+from slms.progress import progress
+from slms.report.artifacts import write_csv, write_json
 from slms.report.palette import write_figure
 from slms.report.provenance import command_line, hardware, versions
 from slms.report.specialization_figure import specialization_figure
@@ -65,7 +69,8 @@ def specialization(
         n_nulls: token-shuffled graphs behind the null of Q.
         graph: measure Q, the slowest part.
         random: also measure the model with random weights.
-        output_dir: specialization.csv, .json, .png and units.csv go to OUTPUT_DIR/specialization/NAME/.
+        output_dir: specialization.csv, .json, .png and units.csv go to
+            OUTPUT_DIR/specialization/NAME/TEXT/.
     """
     if units not in UNITS:
         raise ValueError(f"--units {units}: it must be one of {', '.join(UNITS)}")
@@ -82,12 +87,16 @@ def specialization(
         given = [name for name in DEFAULT_GIVEN if name in subject.blocks.label_names]
         on_text = measure_units(
             reader, subject.blocks, batch_size, families, given if given_token is None else given_token, graphs,
-            graph=graph, progress=lambda items, step, n: tqdm(items, f"{what}: {step}", n, leave=False, delay=2),
+            graph=graph, progress=lambda items, step, n: progress(items, f"{what}: {step}", n),
         )  # fmt: skip
         context = getattr(subject.model.config, "max_position_embeddings", subject.text["block_size"])
         prompts = prompt_blocks(tasks, subject.tokenizer, context)
         return on_text, measure_units(reader, prompts, batch_size, graph=False)
 
+    asked: dict[str, Any] = {
+        "units": units, "batch_size": batch_size, "families": families, "given_token": given_token,
+        "tasks": digest({"tasks": tasks}), "active_share": active_share, "n_nulls": n_nulls, "graph": graph,
+    }  # fmt: skip
     found: list[tuple[Measured, Measured]] = []
     beside: list[tuple[Measured, Measured]] = []
     if units == "features":
@@ -97,28 +106,42 @@ def specialization(
             placed = FixedCoder(coder, opened.source, opened.target, opened.x, opened.y)
             special = special_ids(subject)
             features = LatentReader(subject.model, placed, coder.W_dec, path.name, opened.source, special)
-            found.append(measure(features, subject, n_nulls, path.name))
+            asked.setdefault("coders", []).append(model_digest(coder))
+            directory, journal = results_of(subject._replace(name=str(sae)), output_dir, "specialization", **asked)
+            found.append(
+                journal.part(
+                    path.name,
+                    lambda f=features, s=subject, p=path: measure(f, s, n_nulls, p.name),
+                    **asked,
+                )
+            )
     else:
         assert model is not None
         subject = open_subject(model, **text)
         chosen = named_layers(subject.model, layers)
-        nets = {"model": subject.model} | ({"random weights": random_model(subject.model)} if random else {})
-        for name, net in nets.items():
+        asked["layers"] = chosen
+        directory, journal = results_of(subject, output_dir, "specialization", random=random, **asked)
+
+        def of(net: PreTrainedModel, graphs: int, name: str) -> tuple[Measured, Measured]:
             start = time.process_time()
             reader = (
                 NeuronReader(net, subject.blocks, chosen, active_share) if units == "neurons" else PathwayReader(net)
             )
             spent = time.process_time() - start
-            on_text, on_prompts = measure(reader, subject, n_nulls if name == "model" else 2, name)
-            on_text.seconds["thresholds"] = spent
-            (found if name == "model" else beside).append((on_text, on_prompts))
+            measured = measure(reader, subject, graphs, name)
+            measured[0].seconds["thresholds"] = spent
+            return measured
+
+        found.append(journal.part("model", lambda: of(subject.model, n_nulls, "model"), **asked))
+        print(f"{subject.name}: {len(found[0][0].places)} places measured", flush=True)
+        if random:
+            made = journal.part("random weights", lambda: of(random_model(subject.model), 2, "random weights"), **asked)
+            beside.append(made)
+            print("the same with random weights: measured", flush=True)
     on_text, on_prompts = _joined([pair[0] for pair in found]), _joined([pair[1] for pair in found])
     rows = rows_of(on_text, _joined([pair[0] for pair in beside]) if beside else None)
     rows += _of_tasks(rows_of(on_prompts, _joined([pair[1] for pair in beside]) if beside else None))
 
-    directory = artifact_directory(output_dir, "specialization", sae if units == "features" and sae else str(model))
-    if units == "pathways":
-        directory = directory.with_name(f"{directory.name}-pathways")
     ids = sorted({i for place in on_text.places for i in place.top_tokens.flatten().tolist()} - {-1})
     texts = dict(zip(ids, token_texts(subject.tokenizer, ids), strict=True))
     write_csv(directory / "specialization.csv", Row._fields, rows)
@@ -132,7 +155,7 @@ def specialization(
         "hardware": hardware(subject.model.device),
     }  # fmt: skip
     write_json(directory / "specialization.json", about | {"rows": [row._asdict() for row in rows]})
-    name = directory.name if units == "features" else short_name(subject.name)
+    name = Path(str(sae)).name if units == "features" else short_name(subject.name)
     write_figure(directory / "specialization.png", specialization_figure(rows, name, units))
     print(specialization_table(rows, about))
     print(f"\nwritten to {directory}")

@@ -1,14 +1,16 @@
 """What a command measures: a model (or a run's model) and the text to measure it on."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slms.data.text import EMBEDDED, Blocks, BlockSpec, CorpusConfig, load_blocks
+from slms.measure.journal import Journal, digest, identity
 from slms.models.base import Base, load_base
 from slms.models.source import BaseConfig
+from slms.report.artifacts import artifact_directory
 
 DEFAULTS = {"corpus": EMBEDDED, "validation": None, "text_field": "text", "block_size": 256, "n_tokens": 131_072}
 
@@ -102,6 +104,17 @@ def chosen_text(
     if settings["block_size"] > limit:
         raise ValueError(f"--block_size {settings['block_size']}: the model's context holds at most {limit} tokens")
     return settings
+
+
+def results_of(subject: Subject, output_dir: str, command: str, **settings: Any) -> tuple[Path, Journal]:
+    """Where the results of a measurement go, and the journal of its parts.
+
+    Another model, text or setting has another directory, also where names are alike: no result replaces another's.
+    """
+    made_from = identity(subject.model, subject.blocks)
+    text = f"{Path(subject.text['corpus']).stem}-{subject.text['split']}"
+    directory = artifact_directory(output_dir, command, subject.name)
+    return directory / f"{text}-{digest(made_from | settings)}", Journal(directory / "parts", made_from)
 
 
 def open_model(model: str) -> Base:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from slms.data.module import BlockDataset
 from slms.data.text import Blocks
+from slms.measure.journal import Journal
 from slms.metrics.loss import DocumentLoss
 
 
@@ -29,12 +30,16 @@ def batches(blocks: Blocks, batch_size: int) -> DataLoader:
 
 
 @torch.inference_mode()
-def document_loss(net: nn.Module, blocks: Blocks, batch_size: int) -> DocumentLoss:
-    """Losses of `net` on all blocks by document; a token's document is that of the predicted token."""
+def document_loss(net: nn.Module, blocks: Blocks, batch_size: int, journal: Journal | None = None) -> DocumentLoss:
+    """Losses of `net` on all blocks by document; a token's document is that of the predicted token.
+
+    journal: of this model and these blocks; a pass that was killed goes on from what it kept.
+    """
     loss = DocumentLoss()
     was_training, device = net.training, next(net.parameters()).device
     net.eval()
-    for batch in batches(blocks, batch_size):
+    read = (journal or Journal()).through("loss", batches(blocks, batch_size), [loss], "reading", batch_size=batch_size)
+    for batch in read:
         nll = token_nll(net, batch["input_ids"].to(device)).cpu()
         loss.update(nll.flatten(), batch["doc_ids"][:, 1:].flatten())
     net.train(was_training)

@@ -6,7 +6,8 @@ Shapes: n tokens, f neurons, d model.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from slms.data.text import Blocks
+from slms.measure.journal import Journal
 from slms.metrics.activations import LayerSparsity, SparsitySums
 from slms.metrics.functional import LegacySparsity, cett_threshold, largest_within
 from slms.metrics.loss import DocumentLoss
@@ -58,6 +60,7 @@ def measure_sparsity(
     tolerance: float | None = 0.01,
     batch_size: int = 8,
     progress: Callable[[str], object] = lambda step: None,
+    journal: Journal | None = None,
 ) -> Sparsity:
     """Sparsity of the layers on blocks whose padding has document −1.
 
@@ -66,13 +69,28 @@ def measure_sparsity(
         tolerance: by which perplexity may rise for `sufficient`: the same CETT in all `layers`, neurons of contribution
             |a_i|·‖w_i‖ below each layer's threshold skipped; None leaves it out.
         progress: called with each step's name before it.
+        journal: of this model and these blocks; every pass over the text is a part of it.
     """
+    journal = journal or Journal()
+    about = {"threshold": threshold, "batch_size": batch_size, "layers": list(layers)}
     weights = {i: read_mlp(model.get_submodule(_names(model)[i])).W_out.float() for i in layers}
+    progress("sparsity")
+    measured = journal.part("activity", lambda: _activity(model, blocks, weights, threshold, batch_size), **about)
+    neurons, output = measured
+    if tolerance is None:
+        return Sparsity(neurons, output, None)
+    return Sparsity(
+        neurons, output, _sufficient(model, blocks, weights, tolerance, batch_size, progress, journal, about)
+    )
+
+
+def _activity(
+    model: PreTrainedModel, blocks: Blocks, weights: Mapping[int, Tensor], threshold: float, batch_size: int
+) -> tuple[dict[int, LayerSparsity], dict[int, LegacySparsity]]:
+    """Sparsity of the neurons, and of the outputs, in one pass over the text."""
+    layers = list(weights)
     sums = {i: SparsitySums(weights[i].norm(dim=1), threshold).to(model.device) for i in layers}
     pooled = {i: torch.zeros(4, dtype=torch.float64) for i in layers}
-    sample: dict[int, list[Tensor]] = {i: [] for i in layers}
-    sampled = 0
-    progress("sparsity")
     for ids, docs in _batches(blocks, batch_size):
         real = (docs >= 0).flatten()
         with neuron_activations(model, layers) as found, mlp_outputs(model, layers) as outputs:
@@ -81,17 +99,26 @@ def measure_sparsity(
             kept = found[i][real.to(found[i].device)]
             sums[i].update(kept.float(), docs.flatten()[real].to(kept.device))
             pooled[i] += _pooled(outputs[i].flatten(0, 1)[real.to(kept.device)], threshold)
-            if sampled < CETT_TOKENS:
-                sample[i].append(kept[: CETT_TOKENS - sampled].float())
-        sampled += int(real.sum())
     output = {
         i: LegacySparsity(p[0] / p[1], torch.where(p[3] > 0, p[2].square() / p[3], 0.0)) for i, p in pooled.items()
     }
-    neurons = {i: metric.compute() for i, metric in sums.items()}
-    if tolerance is None:
-        return Sparsity(neurons, output, None)
-    acts = {i: torch.cat(parts) for i, parts in sample.items()}
-    return Sparsity(neurons, output, _sufficient(model, blocks, acts, weights, tolerance, batch_size, progress))
+    return {i: metric.compute() for i, metric in sums.items()}, output
+
+
+def _sample(model: PreTrainedModel, blocks: Blocks, layers: Sequence[int], batch_size: int) -> dict[int, Tensor]:
+    """By layer, activations [n, f] of the first `CETT_TOKENS` tokens."""
+    sample: dict[int, list[Tensor]] = {i: [] for i in layers}
+    sampled = 0
+    for ids, docs in _batches(blocks, batch_size):
+        real = (docs >= 0).flatten()
+        with neuron_activations(model, layers) as found:
+            run_up_to(model, ids, max(layers))
+        for i in layers:
+            sample[i].append(found[i][real.to(found[i].device)][: CETT_TOKENS - sampled].float())
+        sampled += int(real.sum())
+        if sampled >= CETT_TOKENS:
+            break
+    return {i: torch.cat(parts) for i, parts in sample.items()}
 
 
 def _pooled(y: Tensor, threshold: float) -> Tensor:
@@ -106,19 +133,25 @@ def _pooled(y: Tensor, threshold: float) -> Tensor:
 def _sufficient(
     model: PreTrainedModel,
     blocks: Blocks,
-    acts: Mapping[int, Tensor],
     weights: Mapping[int, Tensor],
     tolerance: float,
     batch_size: int,
     progress: Callable[[str], object],
+    journal: Journal,
+    about: Mapping[str, Any],
 ) -> Sufficient:
-    dense, _ = _perplexity(model, blocks, {}, weights, batch_size)
+    dense, _ = journal.part("perplexity", lambda: _perplexity(model, blocks, {}, weights, batch_size), **about)
+    acts = cache(lambda: _sample(model, blocks, list(weights), batch_size))
     tried: dict[float, tuple[float, dict[int, float]]] = {}
 
     def perplexity(cett: float) -> float:
         progress(f"perplexity at CETT {cett:.3f}")
-        thresholds = {i: cett_threshold(a, weights[i], cett, steps=10) for i, a in acts.items()}
-        tried[cett] = _perplexity(model, blocks, thresholds, weights, batch_size)
+
+        def skipped() -> tuple[float, dict[int, float]]:
+            thresholds = {i: cett_threshold(a, weights[i], cett, steps=10) for i, a in acts().items()}
+            return _perplexity(model, blocks, thresholds, weights, batch_size)
+
+        tried[cett] = journal.part(f"perplexity at CETT {cett:.4f}", skipped, **about)
         return tried[cett][0]
 
     best = largest_within(perplexity, dense * (1 + tolerance), 0.0, 1.0, STEPS)

@@ -1,9 +1,10 @@
 """Metrics whose sums keep the type that they were declared with.
 
-The one place where SLMS reaches into torchmetrics beyond what it documents: `Sums._apply`.
+The one place where SLMS reaches into torchmetrics beyond what it documents: `Sums._apply`, and the update count that
+`restore` sets.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,3 +24,10 @@ class Sums(Metric):
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         return super()._apply(move, *args, **kwargs)
+
+
+def restore(metric: Metric, states: Mapping[str, Tensor]) -> None:
+    """Give a metric the sums that another of its kind had gathered: its `metric_state`."""
+    for name, value in states.items():
+        setattr(metric, name, value)
+    metric._update_count = 1  # or torchmetrics warns that nothing was gathered yet

@@ -40,7 +40,7 @@ def run(place, model, **options):
     text = {"corpus": str(place / "text.txt"), "validation": str(place / "text.txt"), "block_size": 16, "seconds": 0.0}
     text |= {"n_tokens": 256, "calibration_tokens": 256, "output_dir": str(place / "artifacts")}
     dynamick(str(place / model), **text | options)
-    directory = place / "artifacts" / "dynamick" / model
+    directory = max((place / "artifacts" / "dynamick" / model).glob("text-*"), key=lambda path: path.stat().st_mtime)
     rows = list(csv.DictReader((directory / "dynamick.csv").open()))
     return rows, json.loads((directory / "dynamick.json").read_text()), directory
 

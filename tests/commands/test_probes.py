@@ -46,7 +46,7 @@ def run(model, manifest, tmp_path, *flags):
         *flags,
     ]
     evaluation.main(args)
-    return next((tmp_path / "out" / "probes").iterdir())
+    return next(path.parent for path in (tmp_path / "out" / "probes").rglob("probes.csv"))
 
 
 def test_files_and_table(model, manifest, tmp_path, capsys):

@@ -19,7 +19,8 @@ PROMPT = "Once upon a time, there was a girl named Lily. She had a red ball."
 
 
 def rows_of(directory):
-    with (directory / "sparsity" / "stories-1m" / "sparsity.csv").open() as file:
+    (path,) = (directory / "sparsity" / "stories-1m").glob("*/sparsity.csv")
+    with path.open() as file:
         return list(csv.DictReader(file))
 
 

@@ -31,7 +31,7 @@ def place(tmp_path_factory):
 
 def run(args, out):
     evaluation.main(["specialization", *args, f"--output-dir={out}"])
-    (directory,) = (out / "specialization").iterdir()
+    (directory,) = (path.parent for path in (out / "specialization").rglob("specialization.csv"))
     with (directory / "specialization.csv").open() as file:
         rows = {(row["place"], row["metric"], row["family"]): row for row in csv.DictReader(file)}
     with (directory / "units.csv").open() as file:

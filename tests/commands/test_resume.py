@@ -1,0 +1,66 @@
+"""A measurement that was killed half-way goes on where it stopped: what it had finished is not computed again."""
+
+import contextlib
+
+import pytest
+from transformers import GPTNeoModel
+
+import eval as evaluation
+import slms.measure.journal
+from slms.models.base import BaseConfig, load_base
+from slms.models.io import save_model
+
+TEXT = ["--n_tokens=512", "--block_size=32", "--batch_size=2"]
+# Command → its options, and the forward passes of its longest part: of an unfinished part some may be repeated.
+COMMANDS = {
+    "perplexity": (TEXT, 1),
+    "sparsity": (["--num_docs=4", "--batch_size=1", "--layers=0", "--tolerance=0.05"], 4),
+    "specialization": ([*TEXT, "--task_id=toy_arithmetic", "--graph=false", "--layers=1"], 24),
+    "probes": (["--task_id", "ioi_minimal,toy_arithmetic", "--batch_size=2"], 40),
+    "dynamick": ([*TEXT, "--rule", "griffin", "oracle", "--density", "0.25,0.5,0.75", "--seconds=0",
+                  "--budget=uniform", "--calibration_tokens=256"], 16),
+}  # fmt: skip
+
+
+class Killed(BaseException):
+    """As Ctrl-C."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    base = load_base(BaseConfig(name="stories-1m", init="random", d_model=8, n_layers=3, n_heads=2))
+    save_model(base.model, base.tokenizer, (place := tmp_path_factory.mktemp("models")) / "m")
+    return str(place / "m")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_nothing_finished_is_computed_again(command, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(slms.measure.journal, "SHARE", 1e9)  # passes are kept after every batch
+    options, longest = COMMANDS[command]
+    forward, calls, stop = GPTNeoModel.forward, [0], [None]
+
+    def counted(self, *args, **kwargs):
+        if calls[0] == stop[0]:
+            raise Killed
+        calls[0] += 1
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(GPTNeoModel, "forward", counted)
+
+    def run(out, kill_at=None):
+        calls[0], stop[0] = 0, kill_at
+        with contextlib.suppress(Killed):
+            evaluation.main([command, model, *options, f"--output_dir={tmp_path / out}"])
+        return calls[0]
+
+    def results(out):
+        found = (tmp_path / out / command).rglob("*.csv") if command != "perplexity" else []
+        return {path.name: path.read_text() for path in found}
+
+    whole = run("whole")
+    half = run("killed", whole // 2)
+    rest = run("killed")
+    assert half == whole // 2 and rest < whole
+    assert half + rest <= whole + longest, (whole, half, rest)
+    assert results("killed") == results("whole")
+    assert run("killed") == 0, "a finished measurement is told again without the model"
