@@ -37,13 +37,8 @@ from slms.models.base import Base, load_base
 from slms.models.dynamic import LEVELS
 from slms.models.routed import routed_modules
 from slms.models.weights import read_mlp
-<<<<<<< HEAD
-from slms.report.artifacts import artifact_directory, write_csv, write_json
-=======
 from slms.progress import Progress, progress
 from slms.report.artifacts import write_csv, write_json
-from slms.report.facts import command_line, hardware, versions
->>>>>>> 01ef3e4 (perplexity, sparsity, specialization, probes and dynamick keep each part as it is done and go on from those; results of other models, texts or settings are never replaced)
 from slms.report.frontier import (
     COLUMNS,
     Frontier,
