@@ -1,12 +1,9 @@
 """Routed MLPs that execute only the chosen pathways: reference, CPU and Triton implementations behind one function.
 
-reference -> what is computed; dispatch -> which backend runs, by costs and calibrate; backends -> which of them can run
-here; ops -> the backends as PyTorch operators; router -> the choice; cpu/, gpu/ -> implementations; dense -> the
-fallback; neurons -> single rows, for the rules of dense models; timing -> measuring.
-
-activations  value and derivative, through the fused elementwise ops of PyTorch
-cache        where this package keeps what it learns of a machine
-call         what goes into one routed MLP and what comes back
+call -> what goes in and comes back; reference -> what is computed; dispatch -> which backend runs, by costs and
+calibrate; backends -> which of them can run here; ops -> the backends as PyTorch operators; router -> the choice; cpu/,
+gpu/ -> implementations; dense -> the fallback; activations -> values and derivatives; neurons -> single rows, for the
+rules of dense models; cache -> where a machine's measurements are kept; timing -> the clock.
 """
 
 from kernels.activations import ACTIVATIONS

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from slms.sae.base import Coder, Losses
 from slms.sae.config import CoderConfig
 from slms.sae.jump import jump, step
-from slms.sae.sparse import Picks, decode, top_k
+from slms.sae.sparse import Picks, decode, largest_columns
 
 
 class ReLU(Coder):
@@ -31,7 +31,7 @@ class TopK(Coder):
 
     def pick(self, pre: Tensor) -> Picks:
         """The k largest of each row."""
-        return Picks.of_rows(top_k(pre, self.config.k), self.d_sae)
+        return Picks.of_rows(largest_columns(pre, self.config.k), self.d_sae)
 
 
 class BatchTopK(Coder):
@@ -54,7 +54,7 @@ class BatchTopK(Coder):
         if not self.training and self.threshold >= 0:
             flat = (pre > self.threshold).view(-1).nonzero()[:, 0]
         else:
-            flat = top_k(pre.view(1, -1), self.config.k * len(pre))[0].sort().values
+            flat = largest_columns(pre.view(1, -1), self.config.k * len(pre))[0].sort().values
         return Picks.of_flat(flat, pre.shape)
 
     @torch.no_grad()

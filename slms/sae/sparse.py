@@ -199,7 +199,7 @@ def encode(
     return picks, _Encode.apply(x, shift, W_enc, b_enc, picks, z, centred)
 
 
-def top_k(pre: Tensor, k: int) -> Tensor:
+def largest_columns(pre: Tensor, k: int) -> Tensor:
     """Columns [n, k] of the k largest entries of each row of pre [n, s], in no order; exact.
 
     Searched in two levels: the k groups with the largest maxima hold the k largest entries.

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from slms.sae import sparse
-from slms.sae.sparse import Picks, sddmm, spmm, spmm_t, top_k
+from slms.sae.sparse import Picks, largest_columns, sddmm, spmm, spmm_t
 
 
 @pytest.fixture
@@ -58,12 +58,12 @@ def test_no_picks_at_all():
 @pytest.mark.parametrize(("s", "k"), [(64, 3), (64, 64), (100, 7), (97, 5), (1024, 40), (16, 8)])
 def test_top_k_is_exact(s, k):
     pre = torch.randn(9, s, generator=torch.Generator().manual_seed(s + k))
-    columns = top_k(pre, k)
+    columns = largest_columns(pre, k)
     assert columns.shape == (9, k)
     assert torch.equal(pre.gather(1, columns).sort(1).values, pre.topk(k, dim=1).values.sort(1).values)
     assert all(len(set(row.tolist())) == k for row in columns)
 
 
 def test_top_k_of_equal_entries_picks_k_different_ones():
-    columns = top_k(torch.zeros(2, 64), 3)
+    columns = largest_columns(torch.zeros(2, 64), 3)
     assert all(len(set(row.tolist())) == 3 for row in columns)

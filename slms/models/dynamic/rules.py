@@ -29,7 +29,7 @@ class Oracle(DynamicMLP):
     """The k neurons of largest |h − μ|·‖w_out‖: the dense up-projection is paid, the down-projection skips."""
 
     def keep(self, x: Tensor, h: Tensor) -> Tensor:
-        return top_k(self.importance(h), self.k)
+        return largest(self.importance(h), self.k)
 
     def importance(self, h: Tensor) -> Tensor:
         """How much a neuron adds to the output: ‖(h_i − μ_i) w_out_i‖."""
@@ -149,7 +149,7 @@ class LowRank(Oracle):
     def keep(self, x: Tensor, h: Tensor) -> Tensor:
         u = F.linear(F.linear(x, self.narrow), self.wide, self.shift)
         predicted = self.act(u[..., self.f :]) * u[..., : self.f] if self.gated else self.act(u)
-        return top_k(self.importance(predicted), self.k)
+        return largest(self.importance(predicted), self.k)
 
     def skipping(self, x: Tensor) -> Tensor:
         keep = self.keep(x, x)
@@ -169,7 +169,7 @@ class Static(Oracle):
         self.score = self.importance(h).square().mean((0, 1))
 
     def set(self, density: float) -> None:
-        self.hold(top_k(self.score, self.k))
+        self.hold(largest(self.score, self.k))
 
     def hold(self, chosen: Tensor) -> None:
         """Copy out the neurons [f] bool that every token from now on executes."""
@@ -203,7 +203,7 @@ class GRIFFIN(Static):
     def prompt_set(self, h: Tensor) -> Tensor:
         """The neurons [b, 1, f] bool to keep after prompts of activations h [b, t, f]."""
         share = F.normalize(h - self.mean, dim=-1)
-        return top_k(share.square().sum(1, keepdim=True), self.k)
+        return largest(share.square().sum(1, keepdim=True), self.k)
 
     def keep(self, x: Tensor, h: Tensor) -> Tensor:
         half = x.shape[1] // 2
@@ -255,7 +255,7 @@ def compacted(weights: MLPWeights, chosen: Tensor) -> MLPWeights:
     )
 
 
-def top_k(scores: Tensor, k: int) -> Tensor:
+def largest(scores: Tensor, k: int) -> Tensor:
     """The k largest of each row as a bool mask; NaN counts as largest, so that it is kept and not hidden."""
     return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, scores.topk(k, sorted=False).indices, True)
 
