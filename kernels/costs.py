@@ -183,11 +183,7 @@ def cheapest(backends: Iterable[str], shape: Shape, n_tokens: int, density: floa
     measured = [row for row in load_table().get(key(shape), []) if set(backends) <= row["us"].keys()]
     if measured:
         row = min(
-            measured,
-            key=lambda row: (
-                abs(math.log2(row["tokens"] / max(n_tokens, 1))),
-                abs(row["density"] - density),
-            ),
+            measured, key=lambda row: (abs(math.log2(row["tokens"] / max(n_tokens, 1))), abs(row["density"] - density))
         )
         times = {name: row["us"][name] for name in backends}
         source = f"calibrated at {row['tokens']} tokens, density {row['density']:g}"

@@ -33,25 +33,9 @@ def _gradients(grad: Tensor, call: Problem) -> Gradients:
     hidden, du, dv = (call.x.new_empty(call.capacity, m if needed else 0) for needed in (1, 1, call.W_gate is not None))
     columns = triton.cdiv(m, tile.cols)
     d_gates = torch.zeros(columns, n, p, dtype=torch.float32, device=grad.device)
-    gradients.hidden_gradients[persistent(routes, m, tile)](
-        call.x,
-        grad,
-        *call.weights,
-        call.W_out,
-        call.gates,
-        hidden,
-        du,
-        dv,
-        d_gates,
-        *routes.work,
-        call.offsets,
-        d,
-        p,
-        m,
-        n * p,
-        **call.constants,
-        **tile.launch(),
-    )
+    tensors = (call.x, grad, *call.weights, call.W_out, call.gates, hidden, du, dv, d_gates, *routes.work, call.offsets)
+    grid = persistent(routes, m, tile)
+    gradients.hidden_gradients[grid](*tensors, d, p, m, n * p, **call.constants, **tile.launch())
     if call.W_gate is None:
         rows = down(call, routes, tiles.down, du, call.W_in)
         dW_gate, db_gate = call.x.new_empty(0), call.x.new_empty(0)
@@ -71,18 +55,8 @@ def weight_gradient(
     (f, d), p = call.W_in.shape, call.chosen.shape[1]
     out, d_bias = left.new_empty(f, d), left.new_empty(0 if bias is None else f)
     # Pathway by pathway, so that what its tiles share is in L2.
-    gradients.weight_gradient[(triton.cdiv(call.m, tile.rows), triton.cdiv(d, tile.cols), p)](
-        left,
-        right,
-        out,
-        d_bias,
-        routes.token,
-        routes.starts,
-        call.offsets,
-        d,
-        call.m,
-        BIASED=bias is not None,
-        **call.product,
-        **tile.launch(),
-    )
+    grid = (triton.cdiv(call.m, tile.rows), triton.cdiv(d, tile.cols), p)
+    tensors = (left, right, out, d_bias, routes.token, routes.starts, call.offsets)
+    constants = {"BIASED": bias is not None, **call.product, **tile.launch()}
+    gradients.weight_gradient[grid](*tensors, d, call.m, **constants)
     return out, d_bias

@@ -28,47 +28,17 @@ def decode_forward(call: Problem, b_out: Tensor | None = None, mean_out: Tensor 
     """For up to GPU_TOKENS tokens; plus b_out [d], and mean_out [p, d] of the pathways that are not chosen."""
     assert len(call.x) <= GPU_TOKENS, (len(call.x), GPU_TOKENS)
     (n, d), p = call.x.shape, call.chosen.shape[1]
-    one = n == 1
-    tile = DECODE_TILES[family(call.x.dtype), "one" if one else "few"]
+    tile = DECODE_TILES[family(call.x.dtype), "one" if n == 1 else "few"]
     s = triton.cdiv(call.m, tile.rows)
     y = torch.empty_like(call.x)
     cells = call.chosen.view(torch.uint8)
     partial = torch.empty(p, s, n, d, dtype=torch.float32, device=y.device)
     if s > 0:
-        decode.slices[(p, s)](
-            call.x,
-            *call.weights,
-            call.W_out,
-            call.gates,
-            cells,
-            partial,
-            call.offsets,
-            n,
-            d,
-            p,
-            **call.constants,
-            ONE=one,
-            N=1 if one else GPU_TOKENS,
-            ROWS=tile.rows,
-            INNER=tile.inner,
-            num_warps=tile.warps,
-        )
-    grid = (n, triton.cdiv(d, ADD["COLS"]))
-    decode.add_slices[grid](
-        partial,
-        cells,
-        partial if b_out is None else b_out,
-        partial if mean_out is None else mean_out,
-        y,
-        n,
-        d,
-        s,
-        BIASED=b_out is not None,
-        MEANS=mean_out is not None,
-        P=p,
-        **ADD,
-        UPCAST=upcast(y.dtype),
-    )
+        tensors = (call.x, *call.weights, call.W_out, call.gates, cells, partial, call.offsets)
+        decode.slices[(p, s)](*tensors, n, d, p, **call.constants, **tile.launch(n))
+    begin = [partial if tensor is None else tensor for tensor in (b_out, mean_out)]  # read only where they are given
+    flags = {"BIASED": b_out is not None, "MEANS": mean_out is not None, "UPCAST": upcast(y.dtype)}
+    decode.add_slices[(n, triton.cdiv(d, ADD["COLS"]))](partial, cells, *begin, y, n, d, s, P=p, **flags, **ADD)
     return y
 
 
@@ -84,19 +54,9 @@ def grouped_forward(call: Problem) -> Tensor:
     tile = tiles.up if call.W_gate is None else tiles.gated_up
     routes = find_routes(call.chosen, tile.rows, call.capacity)
     hidden = call.x.new_empty(call.capacity, call.m)
-    grouped.up[persistent(routes, call.m, tile)](
-        call.x,
-        *call.weights,
-        call.gates,
-        hidden,
-        *routes.work,
-        call.offsets,
-        call.x.shape[1],
-        call.chosen.shape[1],
-        call.m,
-        **call.constants,
-        **tile.launch(),
-    )
+    tensors = (call.x, *call.weights, call.gates, hidden, *routes.work, call.offsets)
+    sizes = (call.x.shape[1], call.chosen.shape[1], call.m)
+    grouped.up[persistent(routes, call.m, tile)](*tensors, *sizes, **call.constants, **tile.launch())
     return combine(down(call, routes, tiles.down, hidden, call.W_out), routes, call)
 
 
@@ -112,20 +72,9 @@ def down(
     """hidden [r, m] times each pair's rows of W [f, d], plus the same of the gate where given: [r, d]."""
     d = W.shape[1]
     rows = hidden.new_empty(call.capacity, d)
-    grouped.down[persistent(routes, d, tile)](
-        hidden,
-        W,
-        hidden if hidden_gate is None else hidden_gate,
-        W if W_gate is None else W_gate,
-        rows,
-        *routes.work[1:],
-        call.offsets,
-        d,
-        call.m,
-        GATED=W_gate is not None,
-        **call.product,
-        **tile.launch(),
-    )
+    gate = (hidden, W) if hidden_gate is None or W_gate is None else (hidden_gate, W_gate)
+    tensors, constants = (hidden, W, *gate, rows, *routes.work[1:], call.offsets), {**call.product, **tile.launch()}
+    grouped.down[persistent(routes, d, tile)](*tensors, d, call.m, GATED=W_gate is not None, **constants)
     return rows
 
 

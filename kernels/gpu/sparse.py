@@ -110,25 +110,10 @@ def dots(x: Tensor, W: Tensor, keep: Tensor, bias: Tensor | None = None) -> Tens
     out = W.new_empty(n, r)
     if out.numel() == 0:
         return out
-    one = n == 1
-    tile = DECODE_TILES[family(W.dtype), "one" if one else "few"]
-    dot_rows[(triton.cdiv(r, tile.rows),)](
-        x,
-        W,
-        W if bias is None else bias.contiguous(),
-        keep.contiguous().view(torch.uint8),
-        out,
-        n,
-        r,
-        c,
-        BIASED=bias is not None,
-        ONE=one,
-        N=1 if one else GPU_TOKENS,
-        ROWS=tile.rows,
-        INNER=tile.inner,
-        num_warps=tile.warps,
-        **arithmetic(W.dtype),
-    )
+    tile = DECODE_TILES[family(W.dtype), "one" if n == 1 else "few"]
+    tensors = (x, W, W if bias is None else bias.contiguous(), keep.contiguous().view(torch.uint8), out)
+    constants = {"BIASED": bias is not None, **tile.launch(n), **arithmetic(W.dtype)}
+    dot_rows[(triton.cdiv(r, tile.rows),)](*tensors, n, r, c, **constants)
     return out
 
 
@@ -139,24 +124,10 @@ def sums(v: Tensor, W: Tensor, keep: Tensor) -> Tensor:
     v, W = v.contiguous(), W.contiguous()
     if n == 0 or c == 0 or r == 0:
         return W.new_zeros(n, c)
-    one = n == 1
-    tile = SUMS_TILES[family(W.dtype), "one" if one else "few"]
+    tile = SUMS_TILES[family(W.dtype), "one" if n == 1 else "few"]
     length = triton.cdiv(r, SLICES * tile.rows) * tile.rows
     partial = torch.empty(triton.cdiv(r, length), n, c, dtype=torch.float32, device=W.device)
-    sum_rows[(len(partial), triton.cdiv(c, tile.inner))](
-        v,
-        W,
-        keep.contiguous().view(torch.uint8),
-        partial,
-        n,
-        r,
-        c,
-        length,
-        ONE=one,
-        N=1 if one else GPU_TOKENS,
-        ROWS=tile.rows,
-        COLS=tile.inner,
-        num_warps=tile.warps,
-        **arithmetic(W.dtype),
-    )
+    tensors, constants = (v, W, keep.contiguous().view(torch.uint8), partial), arithmetic(W.dtype)
+    grid = (len(partial), triton.cdiv(c, tile.inner))
+    sum_rows[grid](*tensors, n, r, c, length, **tile.launch(n, "COLS"), **constants)
     return partial.sum(0).to(W.dtype)

@@ -117,19 +117,8 @@ def choose(x: Tensor, router: Router) -> tuple[Tensor, Tensor]:
         rows = FEATURES["ROWS"]
         features[(triton.cdiv(h, rows), n)](x, router.W_in, router.b_in, inputs, d, h, **FEATURES)
     ramped = router.ramp is not None and router.gate in ("ramp", "blend")
-    pick[(n,)](
-        inputs,
-        router.W_out,
-        router.b_out,
-        router.bias,
-        router.ramp if ramped else router.bias,
-        gates,
-        chosen.view(torch.uint8),
-        inputs.shape[1],
-        p,
-        router.k,
-        KIND=GATES[router.gate],
-        RAMPED=ramped,
-        **pick_sizes(p),
-    )
+    ramp = router.ramp if ramped else router.bias
+    tensors = (inputs, router.W_out, router.b_out, router.bias, ramp, gates, chosen.view(torch.uint8))
+    constants = {"KIND": GATES[router.gate], "RAMPED": ramped, **pick_sizes(p)}
+    pick[(n,)](*tensors, inputs.shape[1], p, router.k, **constants)
     return gates, chosen

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import torch
 
+from kernels.backends import GPU_TOKENS
+
 ACTS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu"}
 COMBINE_COLS = 512
 # Few columns, so that one token's occupy every multiprocessor; many slices at once, so that none waits for another.
@@ -38,13 +40,8 @@ class Tile(NamedTuple):
     """programs that one multiprocessor of sm_80, of sm_90 takes at once: the grid of a persistent kernel"""
 
     def launch(self) -> dict[str, int]:
-        return {
-            "ROWS": self.rows,
-            "COLS": self.cols,
-            "INNER": self.inner,
-            "num_warps": self.warps,
-            "num_stages": self.stages,
-        }
+        sizes = {"ROWS": self.rows, "COLS": self.cols, "INNER": self.inner}
+        return {**sizes, "num_warps": self.warps, "num_stages": self.stages}
 
 
 class Tiles(NamedTuple):
@@ -118,6 +115,12 @@ class DecodeTile(NamedTuple):
     rows: int
     inner: int
     warps: int
+
+    def launch(self, n_tokens: int, inner: str = "INNER") -> dict[str, int]:
+        """What a kernel for so few tokens is started with; one token is a case of its own."""
+        one = n_tokens == 1
+        count = {"ONE": one, "N": 1 if one else GPU_TOKENS}
+        return {**count, "ROWS": self.rows, inner: self.inner, "num_warps": self.warps}
 
 
 DECODE_TILES = {
