@@ -2,10 +2,15 @@
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from slms.option_names import offered
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the words under a dataclass's fields are its help
 
 _NOISE = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given value", "usage:")
 
@@ -32,6 +37,9 @@ def _one_line(message: object) -> str:
 class OneLineErrors(ArgumentParser):
     """A parser whose mistakes are one line on stderr, without the usage page, and whose booleans need no value."""
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{"allow_abbrev": False} | kwargs)  # a typo is not the option that it begins
+
     def parse_args(self, *args, **kwargs):
         """As jsonargparse does it; what overflows or nests without end is a mistake like any other."""
         try:
@@ -50,7 +58,11 @@ class OneLineErrors(ArgumentParser):
 
     def error(self, message, ex=None):
         """Print the part of `message` that says what is wrong; exit code 2."""
-        print(f"{self.prog}: error: {_one_line(message)}", file=sys.stderr)
+        line = _one_line(message)
+        if unknown := re.match(r"unrecognized arguments: --([^\s=]+)", line, re.IGNORECASE):
+            names = {word[2:] for word in self._option_string_actions if word.startswith("--")}
+            line = f"--{unknown[1]}: there is no such option; {offered(unknown[1], names)}"
+        print(f"{self.prog}: error: {line}", file=sys.stderr)
         raise SystemExit(2)
 
 

@@ -7,6 +7,7 @@ given on the command line wins over the YAML. A user's mistake ends in one line 
 import contextlib
 import logging
 import warnings
+from argparse import SUPPRESS
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from slms.lit.checkpoint import (
 from slms.lit.language_model import LanguageModel
 from slms.lit.lightning_internals import FinishingLoop, StepCheckpoint, move_root
 from slms.lit.logger import TensorBoard
-from slms.lit.parser import FindConfig, TrainParser, read_yaml
+from slms.lit.parser import FindConfig, TrainParser, known_configs, read_yaml
 from slms.lit.resume import check_resumed
 from slms.lit.run_directory import CONFIG_FILE, RunDirectory, run_of
 from slms.lit.trainer_options import run_directory
@@ -126,6 +127,13 @@ class TrainCLI(LightningCLI):
         parser.add_argument("-c", "--config", action=FindConfig, help="a YAML file, or a name in configs/")
         return parser
 
+    def add_core_arguments_to_parser(self, parser):
+        """Trainer, model and data; what is always refused is not offered."""
+        super().add_core_arguments_to_parser(parser)
+        for action in parser._actions:
+            if action.dest.removeprefix("trainer.") in trainer_options.REFUSED:
+                action.help = SUPPRESS
+
     def add_arguments_to_parser(self, parser):
         """Options beside Lightning's own."""
         parser.add_argument("--name", type=str | None, default=None, help="name of the run; the config's by default")
@@ -145,6 +153,8 @@ class TrainCLI(LightningCLI):
     def before_instantiate_classes(self):
         """Decide hub or embedded once for model and data, say so, and name the run directory."""
         config = self.config
+        if not config.config and config.model.base.name is config.model.base.hub is config.model.base.embedded is None:
+            raise ValueError(f"name a config: --config NAME; {known_configs()}")
         coders, resumed = "coders" in config.model, config.ckpt_path is not None
         trainer_options.check_trainer(config.trainer, coders, resumed, streamed=bool(config.data.get("stream")))
         if config.name is not None and (not config.name or set(config.name) & set("/\\\0") or config.name[0] == "."):

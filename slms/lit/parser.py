@@ -1,14 +1,17 @@
 """The parser of train.py: configs by name, mistakes in one line."""
 
+import re
+import sys
 from argparse import ArgumentParser
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser
 
 from slms.cli import OneLineErrors
+from slms.option_names import OptionNames
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -19,13 +22,20 @@ def find_config(name: str) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
+def known_configs() -> str:
+    """The names that `--config` takes, in words."""
+    return f"configs/ has {', '.join(sorted(path.name for path in CONFIGS.glob('*.yaml')))}"
+
+
 def trains_coders(args: list[str]) -> bool:
-    """Whether the config that `args` name is for sparse autoencoders: whether its model has `coders`."""
+    """Whether a command line is for sparse autoencoders: whether its config's model, or it itself, has `coders`."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-c", "--config")
-    config = read_yaml(find_config(parser.parse_known_args(args)[0].config or ""))
+    known, others = parser.parse_known_args(args)
+    config = read_yaml(find_config(known.config or ""))
     model = config.get("model") if isinstance(config, dict) else None
-    return isinstance(model, dict) and "coders" in model
+    named = any(word.startswith("--model.coders") for word in others)
+    return named or (isinstance(model, dict) and "coders" in model)
 
 
 def read_yaml(path: Path | None) -> Any:
@@ -43,8 +53,7 @@ class FindConfig(ActionConfigFile):
         """Replace a config's name by its path."""
         found = find_config(value)
         if found is None:
-            known = ", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))
-            parser.error(f"--config {value}: no such file; configs/ has {known}")
+            parser.error(f"--config {value}: no such file; {known_configs()}")
         config = read_yaml(found)
         options = [action.dest for action in parser._actions if not action.dest.endswith(".help")]
         for keys in sorted({tuple(option.split(".")[:-1]) for option in options}):  # jsonargparse takes anything
@@ -54,8 +63,37 @@ class FindConfig(ActionConfigFile):
             if node is not None and not isinstance(node, dict):
                 where = f"{'.'.join(keys)} is {node!r:.60}" if keys else found
                 parser.error(f"{where}: it must be a mapping of options")
+        try:
+            parser.option_names().check("", config)
+        except ValueError as error:
+            parser.error(f"{found}: {error}")
         super().__call__(parser, cfg, str(found), *args, **kwargs)
 
 
 class TrainParser(OneLineErrors, LightningArgumentParser):
-    """Lightning's parser with one-line errors."""
+    """Lightning's parser with one-line errors, which name an unknown option in full."""
+
+    _line: ClassVar[list[str]] = []  # the words being parsed, also by the parsers that jsonargparse makes for a class
+
+    def option_names(self) -> OptionNames:
+        """What there is; options of the Trainer may be classes, which have their own."""
+        classes = ("callbacks", "logger", "plugins", "profiler", "strategy", "max_time", "val_check_interval")
+        return OptionNames(self, [f"trainer.{name}" for name in classes])
+
+    def parse_args(self, args=None, *more, **kwargs):
+        """As jsonargparse does it, after a look at the names."""
+        TrainParser._line = sys.argv[1:] if args is None else list(args)
+        try:
+            self.option_names().check_line(self._line)
+        except ValueError as error:
+            self.error(error)
+        return super().parse_args(args, *more, **kwargs)
+
+    def error(self, message, ex=None):
+        """As others do; of an argument that a class named by the user lacks, the parser tells the last part only."""
+        if part := re.fullmatch(r"Option '([\w.]+)' is not accepted", str(message)):
+            given = [word[2:].partition("=")[0] for word in self._line]
+            for name in [name for name in given if name.endswith(f".{part[1]}")]:
+                section = name.removesuffix(f".{part[1]}")
+                message = f"--{name}: its class has no such argument; --{section}.help=CLASS lists them"
+        super().error(message, ex)
