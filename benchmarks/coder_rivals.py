@@ -105,18 +105,28 @@ def saelens(task: Task) -> Trained:
     lr = task.lr or 3e-4
     trainer = SAETrainer(
         cfg=SAETrainerConfig(
-            n_checkpoints=0, checkpoint_path=None, save_final_checkpoint=False, device="cpu", autocast=False, lr=lr,
-            total_training_samples=task.steps * task.batch_size, lr_end=lr / 10, lr_scheduler_name="constant",
+            n_checkpoints=0,
+            checkpoint_path=None,
+            save_final_checkpoint=False,
+            device="cpu",
+            autocast=False,
+            lr=lr,
+            total_training_samples=task.steps * task.batch_size,
+            lr_end=lr / 10,
+            lr_scheduler_name="constant",
             lr_warm_up_steps=task.steps // 20 if scaled else 0,
             lr_decay_steps=int(OURS.decay * task.steps) if scaled else 0,
-            adam_beta1=0.9, adam_beta2=0.999, n_restart_cycles=1, train_batch_size_samples=task.batch_size,
+            adam_beta1=0.9,
+            adam_beta2=0.999,
+            n_restart_cycles=1,
+            train_batch_size_samples=task.batch_size,
             dead_feature_window=max(task.steps // 20, 1) if scaled else 1000,
             feature_sampling_window=2000,
             logger=LoggingConfig(log_to_wandb=False),
         ),
         sae=sae,
         data_provider=(batch * scale for batch in task.batches()),
-    )  # fmt: skip
+    )
     trainer.fit()
     sae.eval()
     norms = sae.W_dec.norm(dim=1)
@@ -140,14 +150,23 @@ def dictionary_learning(task: Task) -> Trained:
     options: dict[str, float] = {"warmup_steps": 1000} if not scaled else {"warmup_steps": task.steps // 20}
     if scaled:
         options |= {
-            "decay_start": int((1 - OURS.decay) * task.steps), "threshold_start_step": task.steps // 20,
+            "decay_start": int((1 - OURS.decay) * task.steps),
+            "threshold_start_step": task.steps // 20,
             "auxk_alpha": 1 / 32,
             "threshold_beta": 1 - 1 / min(max(task.steps // 50, 10), 1000),
-        }  # fmt: skip
+        }
     trainer = (TopKTrainer if task.kind == "topk" else BatchTopKTrainer)(
-        steps=task.steps, activation_dim=sample.shape[1], dict_size=task.d_sae, k=task.k, layer=0, lm_name="",
-        lr=task.lr, device="cpu", seed=task.seed, **options,
-    )  # fmt: skip
+        steps=task.steps,
+        activation_dim=sample.shape[1],
+        dict_size=task.d_sae,
+        k=task.k,
+        layer=0,
+        lm_name="",
+        lr=task.lr,
+        device="cpu",
+        seed=task.seed,
+        **options,
+    )
     if scaled:
         trainer.dead_feature_threshold = max(task.steps * task.batch_size // 20, 1)
     for step, batch in zip(range(task.steps), task.batches(), strict=False):

@@ -61,15 +61,28 @@ def saelens_step(d: int, config: CoderConfig, batch_size: int) -> Step:
     sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d, d_sae=config.d_sae, k=config.k, dtype="float32", device="cpu"))
     trainer = SAETrainer(
         cfg=SAETrainerConfig(
-            n_checkpoints=0, checkpoint_path=None, save_final_checkpoint=False, total_training_samples=10**9,
-            device="cpu", autocast=False, lr=3e-4, lr_end=3e-5, lr_scheduler_name="constant", lr_warm_up_steps=0,
-            adam_beta1=0.9, adam_beta2=0.999, lr_decay_steps=0, n_restart_cycles=1,
-            train_batch_size_samples=batch_size, dead_feature_window=1000, feature_sampling_window=2000,
+            n_checkpoints=0,
+            checkpoint_path=None,
+            save_final_checkpoint=False,
+            total_training_samples=10**9,
+            device="cpu",
+            autocast=False,
+            lr=3e-4,
+            lr_end=3e-5,
+            lr_scheduler_name="constant",
+            lr_warm_up_steps=0,
+            adam_beta1=0.9,
+            adam_beta2=0.999,
+            lr_decay_steps=0,
+            n_restart_cycles=1,
+            train_batch_size_samples=batch_size,
+            dead_feature_window=1000,
+            feature_sampling_window=2000,
             logger=LoggingConfig(log_to_wandb=False),
         ),
         sae=sae,
         data_provider=iter(()),
-    )  # fmt: skip
+    )
 
     def step(x: Tensor) -> None:
         trainer.step(x)

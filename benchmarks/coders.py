@@ -153,10 +153,19 @@ def train(
                         begin = time.process_time()
                         trained = LIBRARIES[library](task)
                         row = {
-                            **about, "library": library, "kind": kind, "recipe": recipe, "lr": lr, "seed": seed,
-                            "d_sae": d_sae, "k": k, "batch_size": batch_size, "steps": steps,
-                            "cpu_seconds": round(time.process_time() - begin, 1), **judge(trained, test[:16384], k),
-                        }  # fmt: skip
+                            **about,
+                            "library": library,
+                            "kind": kind,
+                            "recipe": recipe,
+                            "lr": lr,
+                            "seed": seed,
+                            "d_sae": d_sae,
+                            "k": k,
+                            "batch_size": batch_size,
+                            "steps": steps,
+                            "cpu_seconds": round(time.process_time() - begin, 1),
+                            **judge(trained, test[:16384], k),
+                        }
                         print(json.dumps(row), flush=True)
                         with Path(out).open("a", encoding="utf-8") as file:
                             file.write(json.dumps(row) + "\n")
@@ -174,9 +183,19 @@ def table(results: str) -> None:
         means = {name: float(np.mean([row[name] for row in found])) for name in ("fvu", "l0", "dead", "cpu_seconds")}
         at_k = " ".join(f"{row['fvu_at_k']:.4f}" for row in sorted(found, key=lambda row: row["seed"]))
         model, *rest, lr = key
-        rows.append([Path(model).name, *rest, "own" if lr is None else f"{lr:g}", str(len(found)), at_k,
-                     f"{means['fvu']:.4f}", f"{means['l0']:.1f}", f"{means['dead']:.1%}",
-                     f"{means['cpu_seconds']:.0f}"])  # fmt: skip
+        rows.append(
+            [
+                Path(model).name,
+                *rest,
+                "own" if lr is None else f"{lr:g}",
+                str(len(found)),
+                at_k,
+                f"{means['fvu']:.4f}",
+                f"{means['l0']:.1f}",
+                f"{means['dead']:.1%}",
+                f"{means['cpu_seconds']:.0f}",
+            ]
+        )
     print(text_table(head, rows, left=6))
 
 

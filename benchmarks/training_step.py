@@ -24,9 +24,13 @@ def dense_model(name: str, vocabulary: int = 2048) -> PreTrainedModel:
     if name == "stories-1m":
         return load_base(name).model
     config = GPTNeoXConfig(
-        vocab_size=vocabulary, hidden_size=512, num_hidden_layers=6, num_attention_heads=8, intermediate_size=2048,
+        vocab_size=vocabulary,
+        hidden_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        intermediate_size=2048,
         max_position_embeddings=2048,
-    )  # fmt: skip
+    )
     return GPTNeoXForCausalLM(config)
 
 
