@@ -33,10 +33,13 @@ def test_files_and_table(model, tmp_path, capsys):
     directory = next((tmp_path / "ablation").iterdir())
     (row,) = csv.DictReader((directory / "ablation.csv").open())
     cells = list(csv.DictReader((directory / "matrix.csv").open()))
-    assert row["layer"] == "1" and row["kind"] == {"dense": "community", "routed": "pathway"}[kind]
-    assert row["random_sets"] and float(row["low"]) <= float(row["si_causal"]) <= float(row["high"])
-    assert {cell["unit"] for cell in cells} == {str(u) for u in range(int(row["units"]))}
-    assert json.loads((directory / "ablation.json").read_text())["rows"][0]["family"] == "token_class"
+    about = json.loads((directory / "ablation.json").read_text())
+    assert (row["place"], row["metric"], row["family"]) == ("L1.mlp", "si_causal", "token_class")
+    assert row["control"] and float(row["low"]) <= float(row["value"]) <= float(row["high"])
+    units = about["units"]["L1.mlp"]
+    assert units["kind"] == {"dense": "community", "routed": "pathway"}[kind]
+    assert {cell["unit"] for cell in cells} == {str(u) for u in range(units["units"])}
+    assert about["rows"][0]["value"] == float(row["value"])
     assert (directory / "ablation.png").stat().st_size > 5000
     assert "SI-causal" in printed and "token_class" in printed
 

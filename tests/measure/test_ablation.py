@@ -8,7 +8,7 @@ import torch
 
 from slms import RoutingConfig, route
 from slms.data.text import Blocks
-from slms.measure.ablation import ablate, mean_activations, whole_losses
+from slms.measure.ablation import ablate, ablation_rows, cells_of, mean_activations, measure_ablation, whole_losses
 from slms.measure.passes import token_nll
 from slms.models.base import BaseConfig, init_base
 
@@ -47,7 +47,7 @@ def test_ablating_equals_cutting_the_rows_out(model, blocks):
     n_classes = {"kind": CLASSES, "even": 2}
     whole = whole_losses(model, blocks, list(n_classes), 3, batch_size=4)
     done = []
-    found = ablate(model, blocks, 1, unit_of, whole, n_classes, "zero", 4, lambda: done.append(1))
+    found = ablate(model, blocks, "L1.mlp", unit_of, whole, n_classes, "zero", 4, lambda: done.append(1))
     assert len(done) == 4
     for unit in range(4):
         cut = copy.deepcopy(model)
@@ -66,10 +66,10 @@ def test_ablating_equals_cutting_the_rows_out(model, blocks):
 
 
 def test_the_mean_keeps_what_is_constant(model, blocks):
-    mean = mean_activations(model, blocks, 0, 4)
+    mean = mean_activations(model, blocks, "L0.mlp", 4)
     unit_of = torch.zeros(32, dtype=torch.int64)
     whole = whole_losses(model, blocks, ["even"], 1, 4)
-    found = ablate(model, blocks, 0, unit_of, whole, {"even": 2}, "mean", 4)
+    found = ablate(model, blocks, "L0.mlp", unit_of, whole, {"even": 2}, "mean", 4)
     fixed = copy.deepcopy(model)
     with torch.no_grad():
         proj = fixed.transformer.h[0].mlp.c_proj
@@ -88,9 +88,24 @@ def test_a_pathway_of_a_routed_model(model, blocks):
     unit_of = torch.full((32,), -1)
     unit_of[mlp.permutation[mlp.offsets[2] : mlp.offsets[3]]] = 0
     whole = whole_losses(routed, blocks, ["even"], 1, 4)
-    found = ablate(routed, blocks, 1, unit_of, whole, {"even": 2}, "zero", 4)
+    found = ablate(routed, blocks, "L1.mlp", unit_of, whole, {"even": 2}, "zero", 4)
     cut = copy.deepcopy(routed)
     with torch.no_grad():
         cut.transformer.h[1].mlp.W_out[mlp.offsets[2] : mlp.offsets[3]] = 0
     wanted = brute(cut, routed, blocks, "even", 1)
     assert wanted != 0 and float(found["even"].sums[0, :, 0, 1].sum()) == pytest.approx(wanted, abs=1e-3)
+
+
+def test_rows_and_cells_are_those_of_the_sums(model, blocks):
+    units = {"L1.mlp": ("community", torch.arange(32) // 16)}
+    _, (found,) = measure_ablation(model, blocks, units, ["even"], n_permutations=3, batch_size=4)
+    (row,) = ablation_rows([found], seed=5)
+    assert row.key == ("L1.mlp", "si_causal", "even") and row.seed == 5
+    assert row.n == int(found.classes["even"].totals[0].sum()) == 6 * (T - 1)
+    assert (row.value is None) == (not np.isfinite(found.scores["even"].value))
+    cells = cells_of([found], blocks.label_names)
+    assert [(cell.unit, cell.neurons, cell.label) for cell in cells] == [
+        (unit, 16, label) for unit in range(2) for label in ("even", "odd")
+    ]
+    rise = sum(cell.rise * cell.tokens for cell in cells if cell.unit == 1)
+    assert rise == pytest.approx(float(found.classes["even"].sums[0, :, 1].sum()))

@@ -11,11 +11,11 @@ import pytest
 
 from slms.commands.sparsity import COLUMNS as SPARSITY_COLUMNS
 from slms.measure import rows, schema
+from slms.measure.ablation import Cell
 from slms.measure.metrics import METRICS
 from slms.measure.rows import log_keys
 from slms.models.capture import COLUMNS as CAPTURE_COLUMNS
 from slms.report import feature_schema, feature_tables
-from slms.report.ablation import CellRow, LayerRow
 from slms.report.coder_tables import COLUMNS
 from slms.report.compare import COLUMNS as COMPARE_COLUMNS
 from slms.report.metrics_csv import Logged
@@ -79,7 +79,7 @@ def test_no_section_of_an_object_that_is_gone():
 def test_columns():
     assert [row[0] for row in table("column")] == list(Logged._fields)
     assert [row[0] for row in table("column of compare.csv")][:-1] == list(COMPARE_COLUMNS)
-    for name, row in (("probes", ProbeRow), ("ablation", LayerRow), ("matrix", CellRow)):
+    for name, row in (("probes", ProbeRow), ("matrix", Cell)):
         assert [cells[0] for cells in table(f"column of {name}.csv")] == list(row._fields)
     assert [row[0] for row in table("column of suite.csv")] == list(SUITE_COLUMNS)
     for name, columns in (("features.csv", feature_tables.COLUMNS), ("pathways.csv", feature_tables.PATHWAY_COLUMNS)):
