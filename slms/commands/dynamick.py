@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from kernels.costs import machine
 from slms.commands.arguments import published
 from slms.commands.subject import Subject, open_model, open_subject, results_of, run_base, short_name, with_text
-from slms.measure.frontier import (
+from slms.measure.dynamick import (
     DENSE_RULES,
     ROUTED_RULES,
     Quality,
@@ -27,6 +27,7 @@ from slms.measure.frontier import (
     sizes_of,
     under_rule,
 )
+from slms.measure.frontier import Frontier, Point, Speedup, best_point, break_evens
 from slms.measure.journal import Journal, identity
 from slms.measure.kernels import KernelOptions, calibrate_kernels
 from slms.measure.speed import Pair, compare_speed
@@ -39,17 +40,7 @@ from slms.models.routed import routed_modules
 from slms.models.weights import read_mlp
 from slms.progress import Progress, progress
 from slms.report.artifacts import write_csv, write_json
-from slms.report.frontier import (
-    COLUMNS,
-    Frontier,
-    Point,
-    Speedup,
-    best_point,
-    break_evens,
-    closing_line,
-    frontier_table,
-    rows,
-)
+from slms.report.frontier import COLUMNS, closing_line, frontier_table, rows
 from slms.report.frontier_figure import frontier_figure
 from slms.report.palette import write_figure
 from slms.report.provenance import command_line, hardware, versions

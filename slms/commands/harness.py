@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from slms.commands.arguments import published
 from slms.commands.subject import open_model, run_text, with_text
-from slms.measure.frontier import DENSE_RULES, ROUTED_RULES, set_budget, set_routed_rule, under_rule
+from slms.measure.dynamick import DENSE_RULES, ROUTED_RULES, set_budget, set_routed_rule, under_rule
 from slms.measure.harness import TaskScore, installed, score
 from slms.models.base import Base
 from slms.models.dynamic import masking

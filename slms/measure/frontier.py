@@ -1,215 +1,98 @@
-"""Quality and cost of executing a share of the MLPs, point by point: what `eval.py dynamick` measures.
+"""The frontier of dynamic-k execution: what each rule costs in perplexity and saves in FLOPs and measured time."""
 
-Quality is that of the second half of every block, given the first: there each rule applies, also one that reads its
-choice off a prompt. Rules on dense models apply to all tokens, `griffin` to those after the prompt.
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-Shapes: b blocks, t position, n tokens, l layers.
-"""
+from slms.metrics.functional import Interval
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
-
-import slms.models.convert as convert
-from slms.data.text import Blocks
-from slms.measure.passes import batches, token_nll
-from slms.metrics.loss import DocumentLoss
-from slms.models.anatomy import find_mlps
-from slms.models.dynamic import LEVELS, RULES, Kept, allocate, apply_rule, dynamic_mlps, masking, set_densities
-from slms.models.flops import flops_per_token
-from slms.models.routed import routed_modules
-from slms.models.weights import read_mlp
-from slms.routing import RULES as ROUTED_RULES
-from slms.routing import Routes, RoutingConfig
-
-ROUTER = "router"
-DENSE_RULES = (*RULES, ROUTER)
-"""Rules on a dense model without training; `router` fits pathways and norm-predicting routers (`slms.route`)."""
-PATHWAYS = 16
+FREE = 1.01
+"""Perplexity over the dense model's up to which a point counts as free."""
 
 
-class Quality(NamedTuple):
-    """What one pass over the text yields."""
+class Speedup(NamedTuple):
+    """One direction (a prompt, or one more token) of one point, beside the dense model in the same turns."""
 
-    loss: DocumentLoss
-    kept: dict[str, Kept]
-    """by place, the shares that were executed; dense MLPs absent"""
-
-
-class Cost(NamedTuple):
-    """FLOPs per token."""
-
-    density: float
-    """share of all MLP neurons executed"""
+    tokens_per_second: float
+    dense_tokens_per_second: float
+    model: float
+    """times as fast as the dense model, head included"""
     mlp: float
-    """of the MLPs: routers, predictors and dense parts of a rule included"""
-    total: float
-    """of the whole model, head included"""
+    """the MLPs alone"""
 
 
-@torch.inference_mode()
-def measure_quality(model: PreTrainedModel, blocks: Blocks, batch_size: int) -> Quality:
-    """Losses by document over the second half of each block, and what was executed there."""
-    loss, shares = DocumentLoss(), _Shares()
-    with _observing(model, shares.add), masking(model):
-        for batch in batches(blocks, batch_size):
-            shares.weight = len(batch["input_ids"])
-            half = batch["input_ids"].shape[1] // 2
-            nll = token_nll(model, batch["input_ids"].to(model.device))[:, half:].cpu()
-            loss.update(nll.flatten(), batch["doc_ids"][:, half + 1 :].flatten())
-    return Quality(loss, shares.means())
+class Point(NamedTuple):
+    """One rule at one density."""
+
+    subject: str
+    """what runs under the rule: the dense model, or the routed one"""
+    rule: str
+    target: float | None
+    """density asked for; None where a routed model ran as it is configured"""
+    density: float
+    """share of all MLP neurons executed, as measured"""
+    loss: Interval
+    """nats per token of the second half of each block"""
+    ratio: Interval
+    """perplexity over that of the dense model, interval over documents in pairs"""
+    mlp_flops: float
+    model_flops: float
+    decode: Speedup | None
+    prefill: Speedup | None
+    densities: dict[str, float]
+    """by place"""
+
+    @property
+    def name(self) -> str:
+        """For a table or a legend."""
+        return f"routed: {self.rule}" if self.subject == "routed" else self.rule
 
 
-class _Shares:
-    """Means by place over batches of unequal size."""
+class Frontier(NamedTuple):
+    """All points, and the dense model that they are compared with."""
 
-    def __init__(self) -> None:
-        self.weight, self.sums = 1, dict[str, tuple[float, float, int]]()
-
-    def add(self, place: str, kept: Kept) -> None:
-        inputs, neurons, total = self.sums.get(place, (0.0, 0.0, 0))
-        w = self.weight
-        self.sums[place] = (inputs + w * kept.inputs, neurons + w * kept.neurons, total + w)
-
-    def means(self) -> dict[str, Kept]:
-        return {place: Kept(inputs / total, neurons / total) for place, (inputs, neurons, total) in self.sums.items()}
+    dense: Interval
+    mlp_flops: float
+    model_flops: float
+    device: str
+    points: list[Point]
 
 
-@contextmanager
-def _observing(model: PreTrainedModel, see: Callable[[str, Kept], None]) -> Iterator[None]:
-    """Call see(layer, shares) at each forward of an MLP that is routed or under a rule."""
-    routed, dynamic = routed_modules(model), dynamic_mlps(model)
-    before = {place: module.recorder for place, module in routed.items()}
+def break_even(densities: Sequence[float], speedups: Sequence[float]) -> float | None:
+    """The density at which a speedup falls to 1, between the measured ones by a straight line.
 
-    def recorder(place: str) -> Callable[[Routes], None]:
-        sizes = torch.tensor(routed[place].offsets).diff().float()
-        return lambda routes: see(place, Kept(1.0, ((routes.chosen.cpu() * sizes).sum(1).mean() / sizes.sum()).item()))
+    None where it does not fall to 1 among them: slower throughout, faster throughout, or a single density.
 
-    try:
-        for place, module in routed.items():
-            module.recorder = recorder(place)
-        for place, mlp in dynamic.items():
-            mlp.observe = lambda kept, place=place: see(place, kept)
-        yield
-    finally:
-        for place, module in routed.items():
-            module.recorder = before[place]
-        for mlp in dynamic.values():
-            mlp.observe = None
-
-
-def count_cost(dense: PreTrainedModel, model: PreTrainedModel, kept: dict[str, Kept], block_size: int) -> Cost:
-    """FLOPs per token at the shares that were measured."""
-    whole = flops_per_token(dense, block_size)
-    if routed := routed_modules(model):
-        counted = flops_per_token(model, block_size, {place: kept[place].neurons for place in routed})
-        return Cost(counted.active_fraction, counted.mlp_routed, counted.total_routed)
-    mlps = dynamic_mlps(model)
-    if not mlps:
-        return Cost(1.0, whole.mlp_dense, whole.total_dense)
-    flops = sum(mlp.flops(kept[place]) for place, mlp in mlps.items())
-    density = sum(kept[place].neurons * mlp.f for place, mlp in mlps.items()) / sum(mlp.f for mlp in mlps.values())
-    return Cost(density, flops, whole.total_dense - whole.mlp_dense + flops)
-
-
-def under_rule(dense: PreTrainedModel, rule: str, calibration: Tensor) -> PreTrainedModel:
-    """The dense model under a training-free rule; raises ValueError where the rule is unknown or does not suit it."""
-    if rule != ROUTER:
-        if rule not in RULES:
-            raise ValueError(f"--rule {rule}: on a dense model it must be one of {', '.join(DENSE_RULES)}")
-        return apply_rule(dense, rule, calibration)
-    smallest = min(len(read_mlp(mlp).W_in) for mlp in find_mlps(dense).values())
-    n = min(PATHWAYS, smallest)
-    config = RoutingConfig(n_pathways=n, k=n, every_n_layers=1, router="linear", gate="unit", mean_compensation=True)
-    return convert.route(dense, config, calibration).eval()
-
-
-def set_budget(model: PreTrainedModel, densities: dict[str, float] | float) -> None:
-    """Let each MLP execute this share; a routed one as many pathways as come nearest."""
-    set_densities(model, densities)
-    for place, module in routed_modules(model).items():
-        share, config = densities[place] if isinstance(densities, dict) else densities, module.config
-        module.k = min(max(round(share * config.n_pathways), config.n_shared + 1), config.n_pathways)
-
-
-def sizes_of(model: PreTrainedModel) -> dict[str, int]:
-    """Neurons of each MLP that is routed or under a rule, by place."""
-    routed = {place: module.offsets[-1] for place, module in routed_modules(model).items()}
-    return routed or {place: mlp.f for place, mlp in dynamic_mlps(model).items()}
-
-
-@torch.inference_mode()
-def costs_of(
-    model: PreTrainedModel, blocks: Tensor, batch_size: int, progress: Callable[[], object] = lambda: None
-) -> dict[str, list[float]]:
-    """By place, the nats per token that executing it at each of `LEVELS` costs while all others are dense.
-
-    blocks [b, t]: token ids to measure on, other than those of the frontier. progress: called after each measurement.
+    >>> break_even([0.25, 0.5, 1.0], [2.0, 1.2, 0.8])
+    0.75
     """
-    half = blocks.shape[1] // 2
-
-    def nats() -> float:
-        parts = [token_nll(model, part.to(model.device))[:, half:].flatten() for part in blocks.split(batch_size)]
-        return torch.cat(parts).mean().item()
-
-    costs: dict[str, list[float]] = {}
-    with masking(model):
-        set_budget(model, 1.0)
-        whole = nats()
-        for place in sizes_of(model):
-            costs[place] = []
-            for level in LEVELS[:-1]:
-                set_budget(model, dict.fromkeys(sizes_of(model), 1.0) | {place: level})
-                costs[place].append(nats() - whole)
-                progress()
-            costs[place].append(0.0)
-        set_budget(model, 1.0)
-    return costs
-
-
-def densities_for(model: PreTrainedModel, costs: dict[str, list[float]] | None, target: float) -> dict[str, float]:
-    """Densities by place that meet the target: greedily by measured cost, or all alike where there are no costs."""
-    sizes = sizes_of(model)
-    return dict.fromkeys(sizes, target) if costs is None else allocate(costs, sizes, target)
-
-
-@torch.inference_mode()
-def set_routed_rule(model: PreTrainedModel, rule: str, density: float | None, blocks: Tensor, batch_size: int) -> None:
-    """Let a routed model choose by `rule`; as configured, or at a mean density of its routed modules on blocks [b, t].
-
-    For `top_p` and `threshold` the share or τ that meets the density is found by bisection, one value for all.
-    """
-    modules = routed_modules(model)
-
-    def configure(**changes: Any) -> None:
-        for module in modules.values():
-            module.router.config = replace(module.router.config, **{"rule": rule, **changes})
-
-    configure()
-    if density is None:
-        return
-    if ROUTED_RULES[rule].fixed:
-        return set_budget(model, density)
-
-    def found(value: float) -> float:
-        configure(**{ROUTED_RULES[rule].dial: value})
-        shares = _Shares()
-        with _observing(model, shares.add):
-            for part in blocks.split(batch_size):
-                shares.weight = len(part)
-                model(part.to(model.device), use_cache=False, logits_to_keep=1)
-        return sum(kept.neurons for kept in shares.means().values()) / len(modules)
-
-    low, high = 0.0, 1.0
-    for _ in range(10):
-        middle = (low + high) / 2
-        low, high = (middle, high) if found(middle) < density else (low, middle)
-    found(high)
+    points = sorted(zip(densities, speedups, strict=True))
+    for (low, fast), (high, slow) in reversed(list(itertools.pairwise(points))):
+        if fast >= 1 > slow:
+            return low + (fast - 1) / (fast - slow) * (high - low)
     return None
+
+
+def break_evens(frontier: Frontier) -> dict[str, dict[str, float | None]]:
+    """By rule, the break-even density of the MLPs in decode and in prefill."""
+    found: dict[str, dict[str, float | None]] = {}
+    for name, group in by_rule(frontier.points):
+        found[name] = {}
+        for direction in ("decode", "prefill"):
+            timed = [(p.density, speed.mlp) for p in group if (speed := getattr(p, direction)) is not None]
+            found[name][direction] = break_even(*zip(*timed, strict=True)) if timed else None
+    return found
+
+
+def by_rule(points: Iterable[Point]) -> list[tuple[str, list[Point]]]:
+    """The points of each rule, by its name."""
+    groups: dict[str, list[Point]] = {}
+    for point in points:
+        groups.setdefault(point.name, []).append(point)
+    return list(groups.items())
+
+
+def best_point(frontier: Frontier) -> Point | None:
+    """The fastest in decode, whole model, of the points below density 1 that are free and faster than the dense one."""
+    free = [p for p in frontier.points if p.density < 1 and p.ratio.value <= FREE and p.decode and p.decode.model > 1]
+    return max(free, key=lambda p: p.decode.model if p.decode else 0.0, default=None)

@@ -1,54 +1,9 @@
-"""The frontier of dynamic-k execution: what each rule costs in perplexity and saves in FLOPs and measured time."""
+"""The frontier of dynamic-k execution as rows, tables and the line that a user wants to know."""
 
-import itertools
 import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
-from slms.metrics.functional import Interval
+from slms.measure.frontier import FREE, Frontier, Speedup, best_point, break_evens, by_rule
 from slms.report.tables import amount, interval, number, share, text_table
-
-FREE = 1.01
-"""Perplexity over the dense model's up to which a point counts as free."""
-
-
-class Speedup(NamedTuple):
-    """One direction (a prompt, or one more token) of one point, beside the dense model in the same turns."""
-
-    tokens_per_second: float
-    dense_tokens_per_second: float
-    model: float
-    """times as fast as the dense model, head included"""
-    mlp: float
-    """the MLPs alone"""
-
-
-class Point(NamedTuple):
-    """One rule at one density."""
-
-    subject: str
-    """what runs under the rule: the dense model, or the routed one"""
-    rule: str
-    target: float | None
-    """density asked for; None where a routed model ran as it is configured"""
-    density: float
-    """share of all MLP neurons executed, as measured"""
-    loss: Interval
-    """nats per token of the second half of each block"""
-    ratio: Interval
-    """perplexity over that of the dense model, interval over documents in pairs"""
-    mlp_flops: float
-    model_flops: float
-    decode: Speedup | None
-    prefill: Speedup | None
-    densities: dict[str, float]
-    """by place"""
-
-    @property
-    def name(self) -> str:
-        """For a table or a legend."""
-        return f"routed: {self.rule}" if self.subject == "routed" else self.rule
-
 
 COLUMNS = (
     "subject", "rule", "target", "density", "nats", "low", "high", "perplexity", "ratio", "ratio_low", "ratio_high",
@@ -56,16 +11,6 @@ COLUMNS = (
     "decode_dense_tokens_per_second", "decode_model_speedup", "decode_mlp_speedup", "prefill_tokens_per_second",
     "prefill_dense_tokens_per_second", "prefill_model_speedup", "prefill_mlp_speedup",
 )  # fmt: skip
-
-
-class Frontier(NamedTuple):
-    """All points, and the dense model that they are compared with."""
-
-    dense: Interval
-    mlp_flops: float
-    model_flops: float
-    device: str
-    points: list[Point]
 
 
 def rows(frontier: Frontier) -> list[list[object]]:
@@ -112,57 +57,18 @@ def _speed_cells(speed: Speedup) -> list[str]:
     return [*rates, f"{number(speed.mlp, 2)}×", f"{number(speed.model, 2)}×"]
 
 
-def break_even(densities: Sequence[float], speedups: Sequence[float]) -> float | None:
-    """The density at which a speedup falls to 1, between the measured ones by a straight line.
-
-    None where it does not fall to 1 among them: slower throughout, faster throughout, or a single density.
-
-    >>> break_even([0.25, 0.5, 1.0], [2.0, 1.2, 0.8])
-    0.75
-    """
-    points = sorted(zip(densities, speedups, strict=True))
-    for (low, fast), (high, slow) in reversed(list(itertools.pairwise(points))):
-        if fast >= 1 > slow:
-            return low + (fast - 1) / (fast - slow) * (high - low)
-    return None
-
-
-def break_evens(frontier: Frontier) -> dict[str, dict[str, float | None]]:
-    """By rule, the break-even density of the MLPs in decode and in prefill."""
-    found: dict[str, dict[str, float | None]] = {}
-    for name, group in _by_rule(frontier.points):
-        found[name] = {}
-        for direction in ("decode", "prefill"):
-            timed = [(p.density, speed.mlp) for p in group if (speed := getattr(p, direction)) is not None]
-            found[name][direction] = break_even(*zip(*timed, strict=True)) if timed else None
-    return found
-
-
 def break_even_lines(frontier: Frontier) -> str:
     """One line a direction: below which density the MLPs are faster than dense ones."""
     lines, found = [], break_evens(frontier)
     for direction in ("decode", "prefill"):
         cells = []
-        for name, group in _by_rule(frontier.points):
+        for name, group in by_rule(frontier.points):
             speeds = [speed.mlp for p in group if (speed := getattr(p, direction)) is not None]
             value = found[name][direction]
             verdict = "faster" if speeds and min(speeds) >= 1 else "slower" if speeds and max(speeds) < 1 else "mixed"
             cells.append(f"{name} {number(value, 2) if value is not None else verdict}")
         lines.append(f"break-even density of the MLPs, {direction}: {', '.join(cells)}")
     return "\n".join(lines) + "\n(faster, slower: at every density measured)"
-
-
-def _by_rule(points: Iterable[Point]) -> list[tuple[str, list[Point]]]:
-    groups: dict[str, list[Point]] = {}
-    for point in points:
-        groups.setdefault(point.name, []).append(point)
-    return list(groups.items())
-
-
-def best_point(frontier: Frontier) -> Point | None:
-    """The fastest in decode, whole model, of the points below density 1 that are free and faster than the dense one."""
-    free = [p for p in frontier.points if p.density < 1 and p.ratio.value <= FREE and p.decode and p.decode.model > 1]
-    return max(free, key=lambda p: p.decode.model if p.decode else 0.0, default=None)
 
 
 def closing_line(frontier: Frontier) -> str:

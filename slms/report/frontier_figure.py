@@ -6,7 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from slms.report.frontier import FREE, Frontier, Point, closing_line
+from slms.measure.frontier import FREE, Frontier, Point
+from slms.report.frontier import closing_line
 from slms.report.palette import COLOURS, GREY, LABEL, MARKERS, TICK, dress, new_figure
 
 FLOOR = 1e-3

@@ -5,26 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from slms.measure.frontier import Frontier, Point, Speedup, best_point, break_even, break_evens
 from slms.metrics.functional import Interval
-from slms.report.frontier import (
-    COLUMNS,
-    Frontier,
-    Point,
-    Speedup,
-    best_point,
-    break_even,
-    break_evens,
-    closing_line,
-    frontier_table,
-    rows,
-)
+from slms.report.frontier import COLUMNS, closing_line, frontier_table, rows
 
 
 def point(rule, density, ratio, model=None, mlp=None, subject="dense", flops=1.0):
     speed = None if model is None else Speedup(100 * model, 100.0, model, mlp or model)
     loss = Interval(1.0, 0.9, 1.1, 1000)
     return Point(subject, rule, density, density, loss, Interval(ratio, ratio - 0.001, ratio + 0.001, 1000),
-                 50 * flops * density, 50 + 50 * flops * density, speed, speed, {0: density})  # fmt: skip
+                 50 * flops * density, 50 + 50 * flops * density, speed, speed, {"L0.mlp": density})  # fmt: skip
 
 
 def frontier(*points):

@@ -2,8 +2,8 @@
 
 import pytest
 
+from slms.measure.frontier import Frontier, Point, Speedup
 from slms.metrics.functional import Interval
-from slms.report.frontier import Frontier, Point, Speedup
 from slms.report.frontier_figure import FLOOR, frontier_figure
 
 

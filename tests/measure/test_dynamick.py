@@ -9,7 +9,7 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 import slms
 from slms.data.text import Blocks
-from slms.measure import frontier
+from slms.measure import dynamick
 from slms.measure.passes import token_nll
 from slms.models.dynamic import LEVELS, dynamic_mlps, masking, set_densities
 from slms.models.flops import flops_per_token
@@ -34,47 +34,47 @@ def blocks():
 
 @torch.no_grad()
 def test_the_dense_model(model, blocks):
-    quality = frontier.measure_quality(model, blocks, 4)
+    quality = dynamick.measure_quality(model, blocks, 4)
     nll = token_nll(model, IDS)[:, 8:]  # predictions made at positions 8 … 14
     assert quality.loss.compute().value == pytest.approx(nll.mean().item(), abs=1e-5)
     assert quality.loss.compute().n == 6 * 7 and not quality.kept
     flops = flops_per_token(model, 16)
-    assert frontier.count_cost(model, model, {}, 16) == (1.0, flops.mlp_dense, flops.total_dense)
+    assert dynamick.count_cost(model, model, {}, 16) == (1.0, flops.mlp_dense, flops.total_dense)
 
 
 def test_a_rule(model, blocks):
-    dynamic = frontier.under_rule(model, "oracle", IDS)
-    frontier.set_budget(dynamic, {"L0.mlp": 0.25, "L1.mlp": 0.75})
-    quality = frontier.measure_quality(dynamic, blocks, 4)
+    dynamic = dynamick.under_rule(model, "oracle", IDS)
+    dynamick.set_budget(dynamic, {"L0.mlp": 0.25, "L1.mlp": 0.75})
+    quality = dynamick.measure_quality(dynamic, blocks, 4)
     assert [round(quality.kept[place].neurons, 6) for place in ("L0.mlp", "L1.mlp")] == [0.25, 0.75]
     with masking(dynamic), torch.no_grad():
         wanted = token_nll(dynamic, IDS)[:, 8:].mean().item()
     assert quality.loss.compute().value == pytest.approx(wanted, abs=1e-5)
     assert all(mlp.observe is None for mlp in dynamic_mlps(dynamic).values())
-    cost, flops = frontier.count_cost(model, dynamic, quality.kept, 16), flops_per_token(model, 16)
+    cost, flops = dynamick.count_cost(model, dynamic, quality.kept, 16), flops_per_token(model, 16)
     assert cost.density == pytest.approx(0.5)
     assert cost.mlp == pytest.approx(0.75 * flops.mlp_dense)  # the up-projection and half of the down-projection
     assert cost.total == pytest.approx(flops.total_dense - 0.25 * flops.mlp_dense)
 
 
 def test_the_untrained_router(model, blocks):
-    routed = frontier.under_rule(model, "router", IDS)
+    routed = dynamick.under_rule(model, "router", IDS)
     assert {place: mlp.k for place, mlp in routed_modules(routed).items()} == {"L0.mlp": 16, "L1.mlp": 16}
-    dense = frontier.measure_quality(model, blocks, 4).loss
-    assert frontier.measure_quality(routed, blocks, 4).loss.minus(dense).value == pytest.approx(0, abs=1e-5)
-    frontier.set_budget(routed, {"L0.mlp": 0.3, "L1.mlp": 0.01})
+    dense = dynamick.measure_quality(model, blocks, 4).loss
+    assert dynamick.measure_quality(routed, blocks, 4).loss.minus(dense).value == pytest.approx(0, abs=1e-5)
+    dynamick.set_budget(routed, {"L0.mlp": 0.3, "L1.mlp": 0.01})
     assert [mlp.k for mlp in routed_modules(routed).values()] == [5, 1]
-    quality = frontier.measure_quality(routed, blocks, 4)
+    quality = dynamick.measure_quality(routed, blocks, 4)
     assert [quality.kept[place].neurons for place in ("L0.mlp", "L1.mlp")] == pytest.approx([5 / 16, 1 / 16])
-    cost = frontier.count_cost(model, routed, quality.kept, 16)
+    cost = dynamick.count_cost(model, routed, quality.kept, 16)
     assert cost.density == pytest.approx(3 / 16) and cost.mlp > 3 / 16 * flops_per_token(model, 16).mlp_dense
 
 
 @torch.no_grad()
 def test_costs_and_budgets(model):
-    dynamic = frontier.under_rule(model, "static", IDS)
+    dynamic = dynamick.under_rule(model, "static", IDS)
     calls = []
-    costs = frontier.costs_of(dynamic, IDS, 4, lambda: calls.append(1))
+    costs = dynamick.costs_of(dynamic, IDS, 4, lambda: calls.append(1))
     assert len(calls) == 2 * (len(LEVELS) - 1)
 
     def nats(**at):
@@ -85,20 +85,20 @@ def test_costs_and_budgets(model):
     assert costs["L0.mlp"][1] == pytest.approx(nats(l0=LEVELS[1]) - nats(), abs=1e-5)
     assert costs["L1.mlp"][0] == pytest.approx(nats(l1=LEVELS[0]) - nats(), abs=1e-5)
     assert costs["L0.mlp"][-1] == costs["L1.mlp"][-1] == 0.0
-    found = frontier.densities_for(dynamic, costs, 0.4)
+    found = dynamick.densities_for(dynamic, costs, 0.4)
     assert sum(found.values()) / 2 == pytest.approx(0.4)
-    assert frontier.densities_for(dynamic, None, 0.4) == {"L0.mlp": 0.4, "L1.mlp": 0.4}
+    assert dynamick.densities_for(dynamic, None, 0.4) == {"L0.mlp": 0.4, "L1.mlp": 0.4}
 
 
 def test_rules_of_a_routed_model(model, blocks):
     config = slms.RoutingConfig(n_pathways=8, k=2, partition="random")
     routed = slms.route(model, config, IDS)
-    frontier.set_routed_rule(routed, "top_k", None, IDS, 4)
-    assert frontier.measure_quality(routed, blocks, 4).kept["L0.mlp"].neurons == pytest.approx(0.25)
-    frontier.set_routed_rule(routed, "top_k", 0.5, IDS, 4)
-    assert frontier.measure_quality(routed, blocks, 4).kept["L0.mlp"].neurons == pytest.approx(0.5)
+    dynamick.set_routed_rule(routed, "top_k", None, IDS, 4)
+    assert dynamick.measure_quality(routed, blocks, 4).kept["L0.mlp"].neurons == pytest.approx(0.25)
+    dynamick.set_routed_rule(routed, "top_k", 0.5, IDS, 4)
+    assert dynamick.measure_quality(routed, blocks, 4).kept["L0.mlp"].neurons == pytest.approx(0.5)
     for rule in ("top_p", "threshold"):
-        frontier.set_routed_rule(routed, rule, 0.5, IDS, 4)
+        dynamick.set_routed_rule(routed, rule, 0.5, IDS, 4)
         with torch.no_grad():
             unwatched = routed(IDS).logits
             with record_routes(routed) as routes:
@@ -106,9 +106,9 @@ def test_rules_of_a_routed_model(model, blocks):
         assert flops_per_token(routed, 16).active_fraction == 1.0  # k varies
         share = routes["L0.mlp"].chosen.float().mean().item()
         assert 0.5 - 1e-6 <= share <= 0.6, rule  # never below what was asked for
-    assert math.isfinite(frontier.measure_quality(routed, blocks, 4).loss.compute().value)
+    assert math.isfinite(dynamick.measure_quality(routed, blocks, 4).loss.compute().value)
 
 
 def test_unknown_rule(model):
     with pytest.raises(ValueError, match=r"--rule top_q: on a dense model it must be one of oracle, .*, router"):
-        frontier.under_rule(model, "top_q", IDS)
+        dynamick.under_rule(model, "top_q", IDS)

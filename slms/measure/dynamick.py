@@ -1,0 +1,215 @@
+"""Quality and cost of executing a share of the MLPs, point by point: what `eval.py dynamick` measures.
+
+Quality is that of the second half of every block, given the first: there each rule applies, also one that reads its
+choice off a prompt. Rules on dense models apply to all tokens, `griffin` to those after the prompt.
+
+Shapes: b blocks, t position, n tokens, l layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import slms.models.convert as convert
+from slms.data.text import Blocks
+from slms.measure.passes import batches, token_nll
+from slms.metrics.loss import DocumentLoss
+from slms.models.anatomy import find_mlps
+from slms.models.dynamic import LEVELS, RULES, Kept, allocate, apply_rule, dynamic_mlps, masking, set_densities
+from slms.models.flops import flops_per_token
+from slms.models.routed import routed_modules
+from slms.models.weights import read_mlp
+from slms.routing import RULES as ROUTED_RULES
+from slms.routing import Routes, RoutingConfig
+
+ROUTER = "router"
+DENSE_RULES = (*RULES, ROUTER)
+"""Rules on a dense model without training; `router` fits pathways and norm-predicting routers (`slms.route`)."""
+PATHWAYS = 16
+
+
+class Quality(NamedTuple):
+    """What one pass over the text yields."""
+
+    loss: DocumentLoss
+    kept: dict[str, Kept]
+    """by place, the shares that were executed; dense MLPs absent"""
+
+
+class Cost(NamedTuple):
+    """FLOPs per token."""
+
+    density: float
+    """share of all MLP neurons executed"""
+    mlp: float
+    """of the MLPs: routers, predictors and dense parts of a rule included"""
+    total: float
+    """of the whole model, head included"""
+
+
+@torch.inference_mode()
+def measure_quality(model: PreTrainedModel, blocks: Blocks, batch_size: int) -> Quality:
+    """Losses by document over the second half of each block, and what was executed there."""
+    loss, shares = DocumentLoss(), _Shares()
+    with _observing(model, shares.add), masking(model):
+        for batch in batches(blocks, batch_size):
+            shares.weight = len(batch["input_ids"])
+            half = batch["input_ids"].shape[1] // 2
+            nll = token_nll(model, batch["input_ids"].to(model.device))[:, half:].cpu()
+            loss.update(nll.flatten(), batch["doc_ids"][:, half + 1 :].flatten())
+    return Quality(loss, shares.means())
+
+
+class _Shares:
+    """Means by place over batches of unequal size."""
+
+    def __init__(self) -> None:
+        self.weight, self.sums = 1, dict[str, tuple[float, float, int]]()
+
+    def add(self, place: str, kept: Kept) -> None:
+        inputs, neurons, total = self.sums.get(place, (0.0, 0.0, 0))
+        w = self.weight
+        self.sums[place] = (inputs + w * kept.inputs, neurons + w * kept.neurons, total + w)
+
+    def means(self) -> dict[str, Kept]:
+        return {place: Kept(inputs / total, neurons / total) for place, (inputs, neurons, total) in self.sums.items()}
+
+
+@contextmanager
+def _observing(model: PreTrainedModel, see: Callable[[str, Kept], None]) -> Iterator[None]:
+    """Call see(layer, shares) at each forward of an MLP that is routed or under a rule."""
+    routed, dynamic = routed_modules(model), dynamic_mlps(model)
+    before = {place: module.recorder for place, module in routed.items()}
+
+    def recorder(place: str) -> Callable[[Routes], None]:
+        sizes = torch.tensor(routed[place].offsets).diff().float()
+        return lambda routes: see(place, Kept(1.0, ((routes.chosen.cpu() * sizes).sum(1).mean() / sizes.sum()).item()))
+
+    try:
+        for place, module in routed.items():
+            module.recorder = recorder(place)
+        for place, mlp in dynamic.items():
+            mlp.observe = lambda kept, place=place: see(place, kept)
+        yield
+    finally:
+        for place, module in routed.items():
+            module.recorder = before[place]
+        for mlp in dynamic.values():
+            mlp.observe = None
+
+
+def count_cost(dense: PreTrainedModel, model: PreTrainedModel, kept: dict[str, Kept], block_size: int) -> Cost:
+    """FLOPs per token at the shares that were measured."""
+    whole = flops_per_token(dense, block_size)
+    if routed := routed_modules(model):
+        counted = flops_per_token(model, block_size, {place: kept[place].neurons for place in routed})
+        return Cost(counted.active_fraction, counted.mlp_routed, counted.total_routed)
+    mlps = dynamic_mlps(model)
+    if not mlps:
+        return Cost(1.0, whole.mlp_dense, whole.total_dense)
+    flops = sum(mlp.flops(kept[place]) for place, mlp in mlps.items())
+    density = sum(kept[place].neurons * mlp.f for place, mlp in mlps.items()) / sum(mlp.f for mlp in mlps.values())
+    return Cost(density, flops, whole.total_dense - whole.mlp_dense + flops)
+
+
+def under_rule(dense: PreTrainedModel, rule: str, calibration: Tensor) -> PreTrainedModel:
+    """The dense model under a training-free rule; raises ValueError where the rule is unknown or does not suit it."""
+    if rule != ROUTER:
+        if rule not in RULES:
+            raise ValueError(f"--rule {rule}: on a dense model it must be one of {', '.join(DENSE_RULES)}")
+        return apply_rule(dense, rule, calibration)
+    smallest = min(len(read_mlp(mlp).W_in) for mlp in find_mlps(dense).values())
+    n = min(PATHWAYS, smallest)
+    config = RoutingConfig(n_pathways=n, k=n, every_n_layers=1, router="linear", gate="unit", mean_compensation=True)
+    return convert.route(dense, config, calibration).eval()
+
+
+def set_budget(model: PreTrainedModel, densities: dict[str, float] | float) -> None:
+    """Let each MLP execute this share; a routed one as many pathways as come nearest."""
+    set_densities(model, densities)
+    for place, module in routed_modules(model).items():
+        share, config = densities[place] if isinstance(densities, dict) else densities, module.config
+        module.k = min(max(round(share * config.n_pathways), config.n_shared + 1), config.n_pathways)
+
+
+def sizes_of(model: PreTrainedModel) -> dict[str, int]:
+    """Neurons of each MLP that is routed or under a rule, by place."""
+    routed = {place: module.offsets[-1] for place, module in routed_modules(model).items()}
+    return routed or {place: mlp.f for place, mlp in dynamic_mlps(model).items()}
+
+
+@torch.inference_mode()
+def costs_of(
+    model: PreTrainedModel, blocks: Tensor, batch_size: int, progress: Callable[[], object] = lambda: None
+) -> dict[str, list[float]]:
+    """By place, the nats per token that executing it at each of `LEVELS` costs while all others are dense.
+
+    blocks [b, t]: token ids to measure on, other than those of the frontier. progress: called after each measurement.
+    """
+    half = blocks.shape[1] // 2
+
+    def nats() -> float:
+        parts = [token_nll(model, part.to(model.device))[:, half:].flatten() for part in blocks.split(batch_size)]
+        return torch.cat(parts).mean().item()
+
+    costs: dict[str, list[float]] = {}
+    with masking(model):
+        set_budget(model, 1.0)
+        whole = nats()
+        for place in sizes_of(model):
+            costs[place] = []
+            for level in LEVELS[:-1]:
+                set_budget(model, dict.fromkeys(sizes_of(model), 1.0) | {place: level})
+                costs[place].append(nats() - whole)
+                progress()
+            costs[place].append(0.0)
+        set_budget(model, 1.0)
+    return costs
+
+
+def densities_for(model: PreTrainedModel, costs: dict[str, list[float]] | None, target: float) -> dict[str, float]:
+    """Densities by place that meet the target: greedily by measured cost, or all alike where there are no costs."""
+    sizes = sizes_of(model)
+    return dict.fromkeys(sizes, target) if costs is None else allocate(costs, sizes, target)
+
+
+@torch.inference_mode()
+def set_routed_rule(model: PreTrainedModel, rule: str, density: float | None, blocks: Tensor, batch_size: int) -> None:
+    """Let a routed model choose by `rule`; as configured, or at a mean density of its routed modules on blocks [b, t].
+
+    For `top_p` and `threshold` the share or τ that meets the density is found by bisection, one value for all.
+    """
+    modules = routed_modules(model)
+
+    def configure(**changes: Any) -> None:
+        for module in modules.values():
+            module.router.config = replace(module.router.config, **{"rule": rule, **changes})
+
+    configure()
+    if density is None:
+        return
+    if ROUTED_RULES[rule].fixed:
+        return set_budget(model, density)
+
+    def found(value: float) -> float:
+        configure(**{ROUTED_RULES[rule].dial: value})
+        shares = _Shares()
+        with _observing(model, shares.add):
+            for part in blocks.split(batch_size):
+                shares.weight = len(part)
+                model(part.to(model.device), use_cache=False, logits_to_keep=1)
+        return sum(kept.neurons for kept in shares.means().values()) / len(modules)
+
+    low, high = 0.0, 1.0
+    for _ in range(10):
+        middle = (low + high) / 2
+        low, high = (middle, high) if found(middle) < density else (low, middle)
+    found(high)
+    return None
