@@ -9,11 +9,11 @@ from slms.commands.subject import open_model, short_name
 from slms.data.probes import MANIFEST, Task, read_tasks
 from slms.measure.journal import Journal, digest, identity
 from slms.measure.pathways import random_model
-from slms.measure.probes import Margins, margins, n_forwards
+from slms.measure.probes import Margins, ProbeRow, margins, n_forwards, probe_row
 from slms.progress import Progress
 from slms.report.artifacts import artifact_directory, write_csv, write_json
 from slms.report.palette import write_figure
-from slms.report.probes import ProbeRow, probe_figure, probe_row, probe_table
+from slms.report.probes import probe_figure, probe_table
 from slms.report.provenance import command_line
 
 

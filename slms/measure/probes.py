@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from slms.data.probes import Item
+from slms.data.probes import Item, Task
+from slms.metrics.functional.intervals import proportion
+
+CHANCE = 0.5  # answer or foil
 
 
 class Margins(NamedTuple):
@@ -122,3 +125,46 @@ def log_probs(
         progress(sum(len(readers[ids]) for ids in batch))
     model.train(was_training)
     return totals
+
+
+class ProbeRow(NamedTuple):
+    """One task of a model; shares of its items."""
+
+    task_id: str
+    domain: str
+    items: int
+    """items scored"""
+    accuracy: float
+    """share of items whose answer is more probable than the foil; a tie counts ½"""
+    low: float
+    """lower end of Wilson's 95 % interval over items"""
+    high: float
+    """upper end"""
+    chance: float
+    """½: answer or foil"""
+    random_model: float
+    """accuracy of the same architecture with random weights"""
+    blind: float
+    """accuracy of the model without the prompts; None of a pair of whole sentences"""
+    margin: float
+    """mean log p(answer) − log p(foil), nats"""
+    truncated: int
+    """items whose prompt lost its beginning to the model's context"""
+    left_out: int
+    """items that could not be scored: longer than the context, or alike in the model's tokens"""
+
+
+def probe_row(task: Task, measured: Margins, random: Margins) -> ProbeRow:
+    """The numbers of one task, from the margins of its answered items under the model and under random weights."""
+    scored = ~measured.nats.isnan()
+    accuracy, chance = (proportion(_hits(margins.nats)) for margins in (measured, random))
+    return ProbeRow(
+        task.task_id, task.domain, accuracy.n, accuracy.value, accuracy.low, accuracy.high, CHANCE, chance.value,
+        proportion(_hits(measured.blind)).value, float(measured.nats[scored].mean()), int(measured.truncated.sum()),
+        int((~scored).sum()),
+    )  # fmt: skip
+
+
+def _hits(margins: Tensor) -> Tensor:
+    margins = margins[~margins.isnan()]
+    return (margins > 0).double() + 0.5 * (margins == 0)

@@ -13,13 +13,13 @@ from slms.commands.sparsity import COLUMNS as SPARSITY_COLUMNS
 from slms.measure import rows, schema
 from slms.measure.ablation import Cell
 from slms.measure.metrics import METRICS
+from slms.measure.probes import ProbeRow
 from slms.measure.rows import log_keys
 from slms.models.capture import COLUMNS as CAPTURE_COLUMNS
 from slms.report import feature_schema, feature_tables
 from slms.report.coder_tables import COLUMNS
 from slms.report.compare import COLUMNS as COMPARE_COLUMNS
 from slms.report.metrics_csv import Logged
-from slms.report.probes import ProbeRow
 from slms.report.specialization_rows import UNIT_COLUMNS
 from slms.report.specialization_rows import Row as SpecializationRow
 from slms.report.suite import SUITE_COLUMNS
