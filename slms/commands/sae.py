@@ -1,36 +1,26 @@
 """`eval.py sae`: what a sparse autoencoder is worth, beside PCA, a random one and one of a model that knows nothing."""
 
+from collections.abc import Iterable
+from dataclasses import astuple
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 
 from slms.commands.coder import OpenCoder, coder_directories, open_coder, special_ids
 from slms.commands.subject import short_name
-from slms.data.text import Blocks, BlockSpec, load_blocks
-from slms.measure.classes import TextClasses
-from slms.measure.passes import batches
-from slms.metrics.functional import Score
-from slms.metrics.units import UnitCounts, Uses
+from slms.data.text import BlockSpec, load_blocks
+from slms.measure.coders import coder_rows, density_quantiles, measure_coders
+from slms.measure.rows import COLUMNS
 from slms.models.base import random_twin
 from slms.report.artifacts import artifact_directory, write_csv, write_json
 from slms.report.coder_figure import coder_figure
-from slms.report.coder_tables import (
-    COLUMNS,
-    figure_rows,
-    plain_quality,
-    plain_score,
-    quality_table,
-    specialization_table,
-)
+from slms.report.coder_tables import quality_table, si_table
 from slms.report.palette import write_figure
 from slms.sae.baselines import PCA, FixedCoder, random_coder
 from slms.sae.config import CoderConfig
 from slms.sae.control import train_control
-from slms.sae.evaluate import Placed, measure
-from slms.sae.quality import CoderQuality, Quality
+from slms.sae.evaluate import Placed
 
 CONTROL = "random model"
 
@@ -72,7 +62,7 @@ def _report(
     if baselines:
         coders["random coder"] = random_coder(source, to, x, y, coder.d_sae, k)
         coders["PCA"] = PCA(source, to, x, y, k)
-    results, scores = _measure(subject.model, blocks, coders, special, batch_size)
+    found = measure_coders(subject.model, blocks, coders, special, batch_size, _progress)
     if control_tokens:
         twin = random_twin(subject.model)
         text = subject.text
@@ -82,13 +72,13 @@ def _report(
         config = CoderConfig(kind="topk" if coder.config.kind == "topk" else "batch_topk", d_sae=coder.d_sae, k=k)
         ids = load_blocks(train, subject.tokenizer).input_ids
         control = train_control(twin, source, to, ids, special.tolist(), config, control_tokens)
-        found = _measure(twin, blocks, {CONTROL: control}, special, batch_size)
-        results, scores = results | found[0], scores | found[1]
+        found |= measure_coders(twin, blocks, {CONTROL: control}, special, batch_size, _progress)
+    results = {name: one.quality for name, one in found.items()}
     print(f"{directory}: {coder.config.kind}, {coder.d_sae} latents, of {subject.name} at {opened.place}\n")
-    print(f"{quality_table(results)}\n\n{specialization_table(scores)}")
+    print(f"{quality_table(results)}\n\n{si_table({name: one.si for name, one in found.items() if one.si})}")
     if control_tokens:
         print(f"  {CONTROL}: a {config.kind} coder of the model with random weights, {control_tokens:,} tokens")
-    place = artifact_directory(output, "sae", str(directory))
+    place, rows = artifact_directory(output, "sae", str(directory)), coder_rows(found)
     content = {
         "directory": str(directory),
         "model": subject.name,
@@ -98,11 +88,11 @@ def _report(
         "kind": coder.config.kind,
         "d_sae": coder.d_sae,
         "control_tokens": control_tokens,
-        "results": {name: plain_quality(q) for name, q in results.items()},
-        "si": {name: {f: plain_score(score) for f, score in found.items()} for name, found in scores.items()},
+        "density": {name: density_quantiles(quality) for name, quality in results.items()},
+        "rows": rows,
     }
     write_json(place / "quality.json", content)
-    write_csv(place / "quality.csv", COLUMNS, figure_rows(results, scores))
+    write_csv(place / "quality.csv", COLUMNS, map(astuple, rows))
     title = f"{coder.config.kind}, {coder.d_sae:,} latents, of {short_name(subject.name)} at {opened.place}"
     tokens = results["this coder"].fvu.n
     subtitle = f"{subject.source}, {tokens:,} tokens; 95 % intervals over documents"
@@ -115,26 +105,5 @@ def _used(coder: Placed, x: Tensor) -> float:
     return float((coder.features(x)[1] > 0).sum() / len(x))
 
 
-@torch.no_grad()
-def _measure(
-    model: PreTrainedModel, blocks: Blocks, coders: dict[str, Placed], special: Tensor, batch_size: int
-) -> tuple[dict[str, Quality], dict[str, dict[str, Score]]]:
-    """Quality of each coder, and SI by label family of those with latents, over the whole text."""
-    classes = TextClasses(blocks)
-    widths = {name: c.k if isinstance(c, PCA) else c.coder.d_sae for name, c in coders.items()}  # type: ignore[attr-defined]
-    qualities = {name: CoderQuality(len(coder.mean), widths[name]) for name, coder in coders.items()}
-    counts = {
-        name: UnitCounts(classes.layout, widths[name], together=True)
-        for name, c in coders.items()
-        if not isinstance(c, PCA)
-    }
-    n_batches = -(-len(blocks.input_ids) // batch_size)
-    for batch in tqdm(batches(blocks, batch_size), "measuring", n_batches, leave=False, delay=2):
-        used = measure(model, batch, list(coders.values()), special, list(qualities.values()), full=True)
-        for name, one in zip(coders, used, strict=True):
-            if name in counts:
-                on = one.values > 0
-                tokens = one.rows.nonzero()[:, 0][one.picks.rows[on]]
-                counts[name].update(Uses(tokens, one.picks.indices[on]), classes.cells(batch, one.rows))
-    scores = {name: table.compute() for name, table in counts.items()}
-    return {name: quality.compute() for name, quality in qualities.items()}, scores
+def _progress(items: Iterable, what: str, n: int) -> Iterable:
+    return tqdm(items, what, n, leave=False, delay=2)

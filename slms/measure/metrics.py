@@ -104,7 +104,7 @@ class Metric(NamedTuple):
     """of its column in tables; without one it stays in the files"""
     style: str = "{:.3f}"
     """of its value in a table"""
-    judged: bool = False
+    compared: bool = False
     """whether tables show the interval and the null beside the value"""
     title: str = ""
     """of its panel in figures over training; without one it has none"""
@@ -118,7 +118,7 @@ METRICS: dict[str, Metric] = {
         lambda e: e.purity,
         "how much of the uncertainty about the token the pathway removes, chance subtracted",
         heading="purity",
-        judged=True,
+        compared=True,
         title="Purity",
     ),
     "entropy": Metric(
@@ -157,14 +157,14 @@ METRICS: dict[str, Metric] = {
         lambda e: e.si(given_token=False),
         "specialization index against a label family, chance subtracted",
         heading="SI",
-        judged=True,
+        compared=True,
     ),
     "si_given_token": Metric(
         Evidence,
         lambda e: e.si(given_token=True),
         "the same conditional on the token, over the 32 tokens whose class varies most",
         heading="SI given the token",
-        judged=True,
+        compared=True,
     ),
     "stability": Metric(
         None,

@@ -5,13 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from slms.measure.classes import GIVEN_TOKEN
 from slms.measure.specialization import Measured, Place
 from slms.metrics.communities import Modularity
 from slms.metrics.functional import Score
 from slms.metrics.functional.intervals import student_t
+from slms.metrics.functional.score import share_beyond_chance
 from slms.metrics.units import N_GROUPS
 
 MEAN = "mean"  # the place of rows that are means over places
@@ -81,7 +81,9 @@ def _place_rows(place: Place) -> list[Row]:
         given = family.endswith(GIVEN_TOKEN)
         rows.append(_score_row(name, "si_given_token" if given else "si", family.removesuffix(GIVEN_TOKEN), score))
         if not given:
-            rows.append(Row(name, "si_units", family, telling_share(score.units_z), null_mean=0.0, n=score.n))
+            rows.append(
+                Row(name, "si_units", family, _real(share_beyond_chance(score.units_z)), null_mean=0.0, n=score.n)
+            )
     rows.append(_score_row(name, "coherence", "", place.coherence))
     if place.graph is not None:
         rows.append(_graph_row(name, place.graph))
@@ -111,17 +113,6 @@ def _beside(row: Row, other: Row | None) -> Row:
         error = half / student_t(N_GROUPS - 1)
         row = row._replace(z=_real((row.value - other.value) / error) if error > 0 else None)  # type: ignore[operator]
     return row
-
-
-def telling_share(z: Tensor, rate: float = 0.05) -> float | None:
-    """Share of units whose z is telling at a false-discovery rate (Benjamini & Hochberg 1995), one-sided."""
-    known = z[z.isfinite()]
-    if not len(known):
-        return None
-    p = (0.5 * torch.erfc(known / 2**0.5)).sort().values
-    passes = p <= rate * torch.arange(1, len(p) + 1) / len(p)
-    found = int(passes.nonzero().max()) + 1 if passes.any() else 0
-    return found / len(z)
 
 
 UNIT_COLUMNS = ("place", "unit", "active", "coherence", "coherence_z", "community")

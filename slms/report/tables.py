@@ -156,7 +156,7 @@ def family_columns(rows: Sequence[Row]) -> list[Columns]:
 
 def _columns(name: str, family: str) -> Columns:
     head = METRICS[name].heading + (f" {visible(family, 11)}" if family else "")
-    return Columns(name, family, (head, "± 95 %", "null ± sd", "z") if METRICS[name].judged else (head,))
+    return Columns(name, family, (head, "± 95 %", "null ± sd", "z") if METRICS[name].compared else (head,))
 
 
 def packed(columns: Iterable[Columns]) -> list[list[Columns]]:

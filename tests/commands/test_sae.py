@@ -1,5 +1,6 @@
 """`eval.py sae` on a directory that a run wrote: its figures, its baselines, and what it refuses."""
 
+import csv
 import json
 
 import lightning as L
@@ -15,6 +16,7 @@ from slms.commands.sae import sae
 from slms.data.text import CorpusConfig
 from slms.lit.sparse_autoencoder import SparseAutoencoder
 from slms.measure.passes import batches
+from slms.measure.rows import COLUMNS
 from slms.metrics.functional import specialization_index
 from slms.models.activation_stream import ActivationData, BufferConfig
 from slms.models.base import BaseConfig
@@ -73,6 +75,7 @@ def fit(place, run, callbacks):
     )  # fmt: skip
     trainer = L.Trainer(
         max_epochs=1, accelerator="cpu", logger=L.pytorch.loggers.CSVLogger(run, name="", version=""),
+        default_root_dir=run,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, num_sanity_val_steps=0,
         gradient_clip_val=1.0, callbacks=[*callbacks, CoderWriter()],
     )  # fmt: skip
@@ -89,33 +92,42 @@ def artifacts(place, name):
     return artifact_directory(place / "artifacts", "sae", str(place / "run" / "saes" / name))
 
 
+def by_coder(out):
+    """Coder → (metric, family) → row."""
+    found = {}
+    for row in out["rows"]:
+        found.setdefault(row["place"], {})[row["metric"], row["family"]] = row
+    return found
+
+
 @pytest.mark.parametrize("name", ["residual.0", "mlp"])
 def test_figures_and_baselines(place, name, capsys):
     out = run_sae(place, name, control_tokens=1024)
-    results = out["results"]
+    results = by_coder(out)
     places = {"residual.0": ("residual.0", "residual.0"), "mlp": ("mlp_in.1", "mlp_out.1")}
     assert (out["site"], out["target"]) == places[name]
     assert list(results) == ["this coder", "random coder", "PCA", "random model"]
     ours = results["this coder"]
-    assert ours["l0"]["value"] == pytest.approx(4, abs=1.5)
-    assert results["PCA"]["l0"]["value"] == pytest.approx(ours["l0"]["value"], abs=1)
-    assert ours["fvu"]["value"] < results["random coder"]["fvu"]["value"] < 1
+    assert ours["l0", ""]["value"] == pytest.approx(4, abs=1.5)
+    assert results["PCA"]["l0", ""]["value"] == pytest.approx(ours["l0", ""]["value"], abs=1)
+    assert ours["fvu", ""]["value"] < results["random coder"]["fvu", ""]["value"] < 1
     for result in results.values():
-        assert result["fvu"]["low"] - 1e-9 <= result["fvu"]["value"] <= result["fvu"]["high"] > result["fvu"]["low"]
-        assert result["recovered"].keys() == result["ce_ablated"].keys() == {"zero", "mean"}
-        assert result["kl"]["value"] > 0
-        share = (result["ce_ablated"]["zero"]["value"] - result["ce"]["value"]) / (
-            result["ce_ablated"]["zero"]["value"] - result["ce_clean"]["value"]
-        )
-        assert result["recovered"]["zero"]["value"] == pytest.approx(share)
+        value, fvu = {key: row["value"] for key, row in result.items()}, result["fvu", ""]
+        assert fvu["low"] - 1e-9 <= fvu["value"] <= fvu["high"] > fvu["low"] and fvu["n"] > 0
+        assert value["kl", ""] > 0 and 0 <= value["dead", ""] <= 1
+        cost, clean = value["ce_ablated", "zero"], value["ce_clean", ""]
+        assert value["recovered", "zero"] == pytest.approx((cost - value["ce", ""]) / (cost - clean))
+        assert ("recovered", "mean") in value
     # The model with random weights is another model; both coders of the model under study see the same one.
-    assert results["random model"]["ce_clean"] != ours["ce_clean"] == results["PCA"]["ce_clean"]
-    assert out["si"].keys() == {"this coder", "random coder", "random model"}
+    clean = {name: result["ce_clean", ""]["value"] for name, result in results.items()}
+    assert clean["random model"] != clean["this coder"] == clean["PCA"]
+    assert [name for name, result in results.items() if ("si", "pos") not in result] == ["PCA"]
+    assert list(out["density"]["this coder"]) == ["p5", "p25", "p50", "p75", "p95"]
     printed = capsys.readouterr().out
-    assert f"{ours['fvu']['value']:.4f}" in printed and "1,024 tokens" in printed
-    rows = (artifacts(place, name) / "quality.csv").read_text().splitlines()
-    assert rows[0] == "coder,figure,value,low,high,n"
-    assert len(rows) == len({row.rsplit(",", 4)[0] for row in rows})
+    assert f"{ours['fvu', '']['value']:.4f}" in printed and "1,024 tokens" in printed
+    with (artifacts(place, name) / "quality.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS and len(rows) == len(out["rows"])
     assert matplotlib.image.imread(artifacts(place, name) / "quality.png").shape[:2] == (460, 1500)
 
 
@@ -132,7 +144,7 @@ def test_specialization_of_latents_is_that_of_their_definition(place):
     known = classes >= 0
     one_hot = torch.nn.functional.one_hot(classes[known], len(opened.subject.blocks.label_names[family])).double()
     found = specialization_index((on[known].T @ one_hot)[None], one_hot.sum(0)[None])
-    assert out["si"]["this coder"][family]["value"] == pytest.approx(found.value, rel=1e-6)
+    assert by_coder(out)["this coder"]["si", family]["value"] == pytest.approx(found.value, rel=1e-6)
 
 
 def test_a_transcoder_without_a_format_is_reported_not_lost(place):

@@ -10,7 +10,7 @@ import eval as evaluation
 import slms
 from slms.models.base import BaseConfig, load_base
 from slms.models.io import save_model
-from slms.report.specialization_rows import Row, mean_rows, telling_share
+from slms.report.specialization_rows import Row, mean_rows
 
 TEXT = ["--n-tokens=4096", "--block-size=64", "--task-id", "stories_place", "ioi_minimal"]
 COMPLETE = ("value", "null_mean", "null_sd", "z", "n", "random_model")
@@ -105,10 +105,3 @@ def test_means_keep_the_width_of_one_layer():
             for i in range(3)]  # fmt: skip
     (mean,) = mean_rows(rows)
     assert mean.value == pytest.approx(0.3) and mean.null_sd == pytest.approx(0.05) and mean.z == pytest.approx(4.0)
-
-
-def test_telling_share_is_that_of_benjamini_and_hochberg():
-    z = torch.tensor([5.0, 4.0, 1.7, 0.0, -3.0])
-    # p = 3e-7, 3e-5, .045, .5, .999 against .01, .02, .03, .04, .05
-    assert telling_share(z) == pytest.approx(2 / 5)
-    assert telling_share(torch.tensor([torch.nan])) is None

@@ -17,7 +17,6 @@ from slms.measure.probes import ProbeRow
 from slms.measure.rows import log_keys
 from slms.models.capture import COLUMNS as CAPTURE_COLUMNS
 from slms.report import feature_schema, feature_tables
-from slms.report.coder_tables import COLUMNS
 from slms.report.compare import COLUMNS as COMPARE_COLUMNS
 from slms.report.metrics_csv import Logged
 from slms.report.specialization_rows import UNIT_COLUMNS
@@ -120,8 +119,6 @@ def test_architectures_of_coders_and_their_tensors():
         assert re.findall(r"`(\w+)`", rows[name][2]) == list(tensors)
 
 
-def test_columns_and_figures_of_quality_csv():
+def test_metrics_of_quality_json():
     (json_row,) = re.findall(r"^\| `sae/<coder>/quality.json` .*$", PAGE, re.MULTILINE)
-    (csv_row,) = re.findall(r"^\| `sae/<coder>/quality.csv` .*$", PAGE, re.MULTILINE)
-    assert re.findall(r"`(\w+)`", csv_row) == list(COLUMNS)
-    assert {*Quality._fields, "results", "si"} <= set(re.findall(r"`(\w+)`", json_row))
+    assert {*Quality._fields, "rows", "si"} <= set(re.findall(r"`(\w+)`", json_row))

@@ -78,3 +78,16 @@ def layer_null_sd(weights: Tensor, sd: Tensor, together: Tensor | None, n: int) 
     # The sum can fall below its diagonal by noise alone.
     variance = torch.einsum("u,uw,w->", scaled, squared, scaled)
     return float(torch.maximum(variance, scaled.square().sum()).sqrt())
+
+
+def share_beyond_chance(z: Tensor, rate: float = 0.05) -> float:
+    """Share of units [u] whose z chance does not explain at a false-discovery rate (Benjamini & Hochberg 1995).
+
+    One-sided; NaN where no unit has a z.
+    """
+    known = z[z.isfinite()]
+    if not len(known):
+        return torch.nan
+    p = (0.5 * torch.erfc(known / 2**0.5)).sort().values
+    passes = p <= rate * torch.arange(1, len(p) + 1) / len(p)
+    return (int(passes.nonzero().max()) + 1) / len(z) if passes.any() else 0.0

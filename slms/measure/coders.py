@@ -1,0 +1,93 @@
+"""What sparse coders are worth: one pass over text for all of them, and their numbers as rows.
+
+Shapes: n tokens, i width of a site, s latents.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from slms.data.text import Blocks
+from slms.measure.classes import TextClasses
+from slms.measure.passes import batches
+from slms.measure.rows import Row, row_of
+from slms.metrics.functional import Score
+from slms.metrics.functional.score import share_beyond_chance
+from slms.metrics.units import UnitCounts, Uses
+from slms.sae.baselines import PCA
+from slms.sae.evaluate import Placed, measure
+from slms.sae.quality import CoderQuality, Quality
+
+QUANTILES = {"p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
+
+
+class CoderNumbers(NamedTuple):
+    """What one coder is worth."""
+
+    quality: Quality
+    si: dict[str, Score]
+    """specialization of its latents by label family; empty for what has none (PCA)"""
+
+
+@torch.no_grad()
+def measure_coders(
+    model: PreTrainedModel,
+    blocks: Blocks,
+    coders: Mapping[str, Placed],
+    special: Tensor,
+    batch_size: int,
+    progress: Callable[[Iterable, str, int], Iterable] = lambda items, what, n: items,
+) -> dict[str, CoderNumbers]:
+    """Quality of each coder, and SI by label family of those with latents, over the whole text.
+
+    Args:
+        coders: by name, each at its place in the model.
+        special: token ids that are left alone.
+        progress: wraps an iteration, given what it does and how many steps it has.
+    """
+    classes = TextClasses(blocks)
+    widths = {name: c.k if isinstance(c, PCA) else c.coder.d_sae for name, c in coders.items()}  # type: ignore[attr-defined]
+    qualities = {name: CoderQuality(len(coder.mean), widths[name]) for name, coder in coders.items()}
+    counts = {
+        name: UnitCounts(classes.layout, widths[name], together=True)
+        for name, coder in coders.items()
+        if not isinstance(coder, PCA)
+    }
+    n_batches = -(-len(blocks.input_ids) // batch_size)
+    for batch in progress(batches(blocks, batch_size), "measuring", n_batches):
+        used = measure(model, batch, list(coders.values()), special, list(qualities.values()), full=True)
+        for name, one in zip(coders, used, strict=True):
+            if name in counts:
+                on = one.values > 0
+                tokens = one.rows.nonzero()[:, 0][one.picks.rows[on]]
+                counts[name].update(Uses(tokens, one.picks.indices[on]), classes.cells(batch, one.rows))
+    return {
+        name: CoderNumbers(quality.compute(), counts[name].compute() if name in counts else {})
+        for name, quality in qualities.items()
+    }
+
+
+def coder_rows(found: Mapping[str, CoderNumbers]) -> list[Row]:
+    """Every number of every coder, whose name is the row's place."""
+    rows = []
+    for name, (quality, si) in found.items():
+        for metric, value in quality._asdict().items():
+            if metric != "density":
+                several = value if isinstance(value, dict) else {"": value}
+                rows += [row_of(name, metric, way, number, quality.l0.n) for way, number in several.items()]
+        rows += [row_of(name, "si", family, score) for family, score in si.items()]
+        rows += [
+            row_of(name, "si_units", family, share_beyond_chance(score.units_z), score.n)
+            for family, score in si.items()
+        ]
+    return rows
+
+
+def density_quantiles(quality: Quality) -> dict[str, float]:
+    """How often latents are used: quantiles over them of the share of tokens."""
+    shares = torch.tensor(list(QUANTILES.values()), dtype=torch.float64)
+    values = quality.density.double().quantile(shares.to(quality.density.device)).tolist()
+    return dict(zip(QUANTILES, values, strict=True))
