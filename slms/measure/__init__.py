@@ -13,9 +13,11 @@ units             the units of a model, read during its forward pass
 sparsity          activation sparsity by layer
 ablation          the loss without a unit
 probes            answer against foil
-frontier          quality and cost of executing a share of the MLPs
+dynamick          quality and cost of executing a share of the MLPs
+frontier          its points, and where each rule breaks even
 speed             how long a prompt and a token take
 kernels           which backend is fastest for a routed model here
+coders            what sparse coders are worth
 features          the latents of a coder over a text
 examples          the uses of a latent that are worth showing
 logit_effects     what a latent writes to the logits
