@@ -1,6 +1,6 @@
 """A causal language model under training: dense, or routed with balanced pathways.
 
-Shapes: `b` blocks, `t` position, `n` tokens (b·t), `d` model, `v` vocabulary.
+Shapes: `b` blocks, `t` position.
 """
 
 import logging
@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import nn
 
 from slms.lit.optim import OptimizerConfig, build_optimizer, lr_share
@@ -23,9 +21,11 @@ from slms.models.activations import mlp_outputs
 from slms.models.base import BaseConfig, load_base
 from slms.models.convert import route
 from slms.models.harvest import model_digest
+from slms.models.head import separates, through_head
 from slms.models.place import place_name
 from slms.models.routed import record_routes, routed_modules, set_k, set_ramp
 from slms.models.routed_mlp import RoutedMLP
+from slms.models.token_loss import TokenLoss, next_tokens, token_loss
 from slms.routing import Routes, RoutingConfig
 from slms.routing.balance import BalanceConfig, GlobalBalance, bias_update, z_loss
 
@@ -148,6 +148,7 @@ class LanguageModel(OptimizedModule):
             )
         if self.distill.logits or self.distill.mlp:
             self.teacher = [dense.eval().requires_grad_(False)]
+        separates(self.net)
         self.net.train()
 
     def configure_model(self) -> None:
@@ -193,20 +194,16 @@ class LanguageModel(OptimizedModule):
         mlps = routed_modules(self.net, RoutedMLP).values() if taught and self.distill.mlp else ()
         layers = [mlp.layer_index for mlp in mlps]
         with record_routes(self.net) as routes, mlp_outputs(self.net, layers) as outputs:
-            logits = self.net(ids, use_cache=False).logits
-        nll = F.cross_entropy(rearrange(logits[:, :-1], "b t v -> (b t) v"), rearrange(ids[:, 1:], "b t -> (b t)"))
-        terms = {"lm": nll}
-        weights = {"lm": 1.0}
+            tokens, wanted = self._token_loss(ids, taught * self.distill.logits, layers if taught else None)
+        loss, terms = tokens.total, {"lm": tokens.nll}
         if self.role == "routed":
             terms |= self._balance_terms(routes)
-            weights |= {
-                "balance": self.balance.weight_at(self.global_step, self.total_steps),
-                "z": self.balance.z_weight,
-            }
+            weight = self.balance.weight_at(self.global_step, self.total_steps)
+            loss = loss + weight * terms["balance"] + self.balance.z_weight * terms["z"]
         if taught:
-            terms |= self._distill_terms(ids, logits, outputs)
-            weights |= {"distill_logits": taught * self.distill.logits, "distill_mlp": taught * self.distill.mlp}
-        loss = sum(weights[name] * term for name, term in terms.items())
+            errors = [(outputs[i] - wanted[i]).square().mean() / wanted[i].var() for i in layers]
+            terms |= {"distill_logits": tokens.kl, "distill_mlp": sum(errors) / len(errors) if errors else loss * 0}
+            loss = loss + taught * self.distill.mlp * terms["distill_mlp"]
         self._log_losses(terms | {"total": loss})
         return loss
 
@@ -226,17 +223,27 @@ class LanguageModel(OptimizedModule):
         z = [z_loss(r.scores, n_shared=self.routing.n_shared) for r in routes.values()]
         return {"balance": torch.stack(balance).mean(), "z": torch.stack(z).mean()}
 
-    def _distill_terms(self, ids, logits, outputs) -> dict[str, torch.Tensor]:
-        """KL(base ‖ model) per token in nats, and the MLP outputs' squared error over the base's variance."""
+    def _token_loss(
+        self, ids: torch.Tensor, kl_weight: float, layers: list[int] | None
+    ) -> tuple[TokenLoss, dict[int, torch.Tensor]]:
+        """Losses of the tokens; where `layers` is a list, also against the base, with its outputs of those MLPs.
+
+        The model runs within the base's forward pass, so that the weights of both heads are whole at once, sharded or
+        not, and the logits of neither need to be kept.
+        """
+        targets = next_tokens(ids)
+
+        def student(*theirs: Any) -> TokenLoss:
+            with torch.enable_grad():
+                return through_head(
+                    self.net, ids, lambda *mine: token_loss(*mine, targets, theirs or None, kl_weight=kl_weight)
+                )
+
+        if layers is None:
+            return student(), {}
         teacher = self.teacher[0].to(ids.device)
-        with torch.no_grad(), mlp_outputs(teacher, list(outputs)) as wanted:
-            target = teacher(ids, use_cache=False).logits
-        kl = F.kl_div(
-            logits.log_softmax(-1).flatten(0, 1), target.log_softmax(-1).flatten(0, 1), reduction="batchmean",
-            log_target=True,
-        )  # fmt: skip
-        errors = [(outputs[i] - wanted[i]).square().mean() / wanted[i].var() for i in outputs]
-        return {"distill_logits": kl, "distill_mlp": torch.stack(errors).mean() if errors else kl.new_zeros(())}
+        with torch.no_grad(), mlp_outputs(teacher, layers) as wanted:
+            return through_head(teacher, ids, student), wanted
 
     def optimizer_step(self, *args, **kwargs):
         """After an optimizer step: close the balance's global batch and move the selection biases."""

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from slms.models.anatomy import family_of, find_mlps
 from slms.models.sites import Site
+from slms.models.token_loss import ROOM
 from slms.models.weights import read_mlp
 
 FINAL_NORMS = ("ln_f", "final_layer_norm", "norm")
@@ -79,7 +80,7 @@ def logit_effects(model: PreTrainedModel, directions: Tensor, last_residuals: Te
     directions = directions @ mean_jacobian(final_norm(model), last_residuals).T.to(directions.dtype)
     k = min(k, len(head))
     parts = []
-    for some in directions.split(max(2**26 // len(head), 1)):
+    for some in directions.split(max(ROOM // len(head), 1)):
         logits = some @ head.T.to(some.dtype)
         logits = logits - logits.mean(1, keepdim=True)
         up, down = logits.topk(k, dim=1), logits.topk(k, dim=1, largest=False)

@@ -4,21 +4,22 @@ Shapes: `b` blocks, `t` position, `v` vocabulary.
 """
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
 
 from slms.data.module import BlockDataset
 from slms.data.text import Blocks
 from slms.measure.journal import Journal
 from slms.metrics.loss import DocumentLoss
+from slms.models.head import separates, through_head
+from slms.models.token_loss import nll_of
 
 
-def token_nll(net: nn.Module, input_ids: Tensor) -> Tensor:
+@torch.no_grad()
+def token_nll(net: PreTrainedModel, input_ids: Tensor) -> Tensor:
     """Negative log-likelihood in nats of each next token: [b, t − 1] fp32, from input_ids [b, t]."""
-    logits = net(input_ids, use_cache=False).logits[:, :-1].float()
-    return F.cross_entropy(rearrange(logits, "b t v -> b v t"), input_ids[:, 1:], reduction="none")
+    return through_head(net, input_ids, lambda hidden, head: nll_of(hidden[:, :-1], head, input_ids[:, 1:]))
 
 
 def batches(blocks: Blocks, batch_size: int) -> DataLoader:
@@ -30,14 +31,18 @@ def batches(blocks: Blocks, batch_size: int) -> DataLoader:
 
 
 @torch.inference_mode()
-def document_loss(net: nn.Module, blocks: Blocks, batch_size: int, journal: Journal | None = None) -> DocumentLoss:
+def document_loss(
+    net: PreTrainedModel, blocks: Blocks, batch_size: int, journal: Journal | None = None
+) -> DocumentLoss:
     """Losses of `net` on all blocks by document; a token's document is that of the predicted token.
 
-    journal: of this model and these blocks; a pass that was killed goes on from what it kept.
+    journal: of this model and these blocks; a pass that was killed goes on from what it kept. A model that computes
+    logits whatever one does (`through_head`) reads one block at a time.
     """
     loss = DocumentLoss()
     was_training, device = net.training, next(net.parameters()).device
     net.eval()
+    batch_size = batch_size if separates(net) else 1
     read = (journal or Journal()).through("loss", batches(blocks, batch_size), [loss], "reading", batch_size=batch_size)
     for batch in read:
         nll = token_nll(net, batch["input_ids"].to(device)).cpu()

@@ -12,6 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slms.data.probes import Item, Task
 from slms.metrics.functional.intervals import proportion
+from slms.models.head import through_head
+from slms.models.token_loss import nll_of
 
 CHANCE = 0.5  # answer or foil
 
@@ -115,13 +117,17 @@ def log_probs(
         padded = torch.zeros(len(batch), max(map(len, batch)), dtype=torch.int64)
         for row, ids in enumerate(batch):
             padded[row, : len(ids)] = torch.tensor(ids)
-        logits = model(padded.to(device), use_cache=False).logits
-        for row, ids in enumerate(batch):
-            for index in readers[ids]:
-                target, start = sequences[index].ids, sequences[index].start
-                log_p = logits[row, start - 1 : len(ids)].float().log_softmax(-1).cpu()
-                wanted = torch.tensor(target[start:])
-                totals[index] = log_p.gather(1, wanted[:, None]).double().sum()
+        scored = [
+            (index, row, at, token)
+            for row, ids in enumerate(batch)
+            for index in readers[ids]
+            for at, token in enumerate(sequences[index].ids[sequences[index].start :], sequences[index].start - 1)
+        ]
+        index, row, at, token = torch.tensor(scored, dtype=torch.int64).view(-1, 4).T
+        nll = through_head(
+            model, padded.to(device), lambda x, head, i=row, j=at, of=token: nll_of(x[i, j], head, of.to(device))
+        )
+        totals.index_add_(0, index, -nll.cpu().double())
         progress(sum(len(readers[ids]) for ids in batch))
     model.train(was_training)
     return totals

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from slms.data.text import Blocks
 from slms.measure.journal import Journal
+from slms.measure.passes import token_nll
 from slms.metrics.activations import LayerSparsity, SparsitySums
 from slms.metrics.functional import LegacySparsity, cett_threshold, largest_within
 from slms.metrics.loss import DocumentLoss
@@ -173,8 +174,7 @@ def _perplexity(
     loss = DocumentLoss()
     for ids, docs in _batches(blocks, batch_size):
         with _skipping(model, thresholds, weights, kept, (docs >= 0).flatten()):
-            logits = model(input_ids=ids.to(model.device), use_cache=False).logits[:, :-1].float().cpu()
-        nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+            nll = token_nll(model, ids.to(model.device)).cpu()
         counted = (docs[:, 1:] >= 0).flatten()
         loss.update(nll.flatten()[counted], docs[:, 1:].flatten()[counted])
     return math.exp(loss.compute().value), {i: float(on / of) for i, (on, of) in kept.items()}

@@ -20,6 +20,7 @@ from slms.models.place import place_name
 from slms.models.routed import record_routes, routed_modules
 from slms.models.routed_mlp import RoutedMLP
 from slms.models.sites import Site, read_sites
+from slms.models.token_loss import ROOM
 from slms.models.weights import neurons, read_mlp
 from slms.sae.evaluate import Placed, judged
 
@@ -186,9 +187,10 @@ def run_body(model: PreTrainedModel, input_ids: Tensor, last: int) -> float:
 
 
 @torch.no_grad()
-def logits_seconds(model: PreTrainedModel, n_tokens: int, timed: int = 4096) -> float:
-    """CPU time of the logits of so many tokens, which `run_body` leaves out, from those of `timed` tokens."""
+def logits_seconds(model: PreTrainedModel, n_tokens: int) -> float:
+    """CPU time of the logits of so many tokens, which `run_body` leaves out, from those of a part."""
     head = model.get_output_embeddings()
+    timed = max(1, min(4096, ROOM // len(head.weight)))
     x = torch.randn(timed, head.weight.shape[1], dtype=head.weight.dtype, device=head.weight.device)
     start = time.process_time()
     head(x)

@@ -2,7 +2,7 @@
 
 A token is judged, and replaced, unless it is special or its activation extreme, as in training.
 
-Shapes: b blocks, t position, n tokens (b·t), d width, v vocabulary.
+Shapes: b blocks, t position, n tokens (b·t), d width.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from slms.models.head import Head, through_head
 from slms.models.sites import Replace, Site, read_sites, replaced
+from slms.models.token_loss import kl_of, nll_of
 from slms.sae.quality import CoderQuality
 from slms.sae.sparse import Picks
 
@@ -75,7 +75,8 @@ def measure(
     """
     ids, docs = batch["input_ids"], batch["doc_ids"]
     found = read_sites(lm, ids, list(dict.fromkeys(site for coder in coders for site in (coder.source, coder.target))))
-    clean = _log_probs(lm, ids)
+    clean = _last_hidden(lm, ids)
+    ce_clean = _nll(clean, ids)
     constant = _Constant(lm, ids)
     out = []
     for coder, quality in zip(coders, qualities, strict=True):
@@ -84,12 +85,12 @@ def measure(
         picks, values = coder.features(x[rows])
         quality.update(y[rows], coder.reconstruct(x[rows]), picks, values, docs.flatten()[rows])
         with replaced(lm, coder.source, coder.target, _within(rows, coder.reconstruct)):
-            patched = _log_probs(lm, ids)
-        nats = {"ce_clean": _nll(clean, ids), "ce": _nll(patched, ids)}
+            patched = _last_hidden(lm, ids)
+        nats = {"ce_clean": ce_clean, "ce": _nll(patched, ids)}
         nats["ce_zero"] = constant.nll(coder.target, rows, torch.zeros_like(coder.mean))
         if full:
             nats["ce_mean"] = constant.nll(coder.target, rows, coder.mean)
-            nats["kl"] = F.kl_div(patched, clean, log_target=True, reduction="none").sum(-1).flatten()
+            nats["kl"] = kl_of(*patched, clean).flatten()
         quality.update_losses(docs[:, 1:].flatten(), **nats)
         out.append(Used(rows, picks, values))
     return out
@@ -107,7 +108,7 @@ class _Constant:
             if known_site == site and torch.equal(known_rows, rows) and torch.equal(known_value, value):
                 return nats
         with replaced(self.lm, site, site, _within(rows, lambda x: value.expand(len(x), -1))):
-            nats = _nll(_log_probs(self.lm, self.ids), self.ids)
+            nats = _nll(_last_hidden(self.lm, self.ids), self.ids)
         self.known.append((site, rows, value, nats))
         return nats
 
@@ -117,11 +118,11 @@ def _within(rows: Tensor, new: Callable[[Tensor], Tensor]) -> Replace:
     return lambda x, y: torch.where(rows[:, None], new(x).to(y.dtype), y)
 
 
-def _log_probs(lm: PreTrainedModel, ids: Tensor) -> Tensor:
-    """[b, t − 1, v] log probabilities of each next token."""
-    return lm(ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+def _last_hidden(lm: PreTrainedModel, ids: Tensor) -> tuple[Tensor, Head]:
+    """[b, t − 1, d], what the head makes the logits of each next token of, and the head."""
+    return through_head(lm, ids, lambda hidden, head: (hidden[:, :-1], head))
 
 
-def _nll(log_probs: Tensor, ids: Tensor) -> Tensor:
+def _nll(last: tuple[Tensor, Head], ids: Tensor) -> Tensor:
     """[b·(t − 1)] nats."""
-    return -rearrange(log_probs.gather(2, ids[:, 1:, None]), "b t 1 -> (b t)")
+    return nll_of(*last, ids[:, 1:]).flatten()

@@ -51,26 +51,23 @@ def test_base_runs_as_long_as_it_teaches(anneal, steps):
 
 def test_terms_are_the_divergence_and_the_relative_error():
     model, _, _ = fit(DistillConfig(logits=1.0, mlp=1.0))
+    model.zero_grad()
     ids = torch.randint(3, 2000, (2, 16))
-    wanted = model.teacher[0](ids, use_cache=False).logits
-    logits = model.net(ids, use_cache=False).logits
-    mlp = model.teacher[0].transformer.h[1].mlp
+    wanted, logits = model.teacher[0](ids).logits, model.net(ids).logits
+    log_p, log_q = logits.log_softmax(-1), wanted.log_softmax(-1)
+    kl = (log_q.exp() * (log_q - log_p)).sum(-1).mean()
+    nll = F.cross_entropy(log_p[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     seen: list[torch.Tensor] = []
-    handle = mlp.register_forward_hook(lambda module, args, out: seen.append(out))
-    terms = model._distill_terms(ids, logits, {1: torch.zeros(2, 16, 64)})
+    handle = model.teacher[0].transformer.h[1].mlp.register_forward_hook(lambda module, args, out: seen.append(out))
+    found, outputs = model._token_loss(ids, 0.7, [1])
     handle.remove()
-    p, log_p, log_q = wanted.softmax(-1), wanted.log_softmax(-1), logits.log_softmax(-1)
-    torch.testing.assert_close(terms["distill_logits"], (p * (log_p - log_q)).sum(-1).mean())
-    torch.testing.assert_close(terms["distill_mlp"], F.mse_loss(seen[-1], torch.zeros(2, 16, 64)) / seen[-1].var())
-
-
-def test_checkpoints_from_before_places_had_names_are_understood():
-    model, _, _ = fit(DistillConfig(logits=1.0))
-    wanted = model.state_dict()
-    old = {name.replace("balances.L1_mlp.", "balances.1."): value for name, value in wanted.items()}
-    assert old.keys() != wanted.keys()
-    model.on_load_checkpoint({"state_dict": old})
-    assert old.keys() == wanted.keys()
+    torch.testing.assert_close(found.kl, kl)
+    torch.testing.assert_close(found.nll, nll)
+    torch.testing.assert_close(outputs[1], seen[0])
+    parameters = [p for p in model.net.parameters() if p.requires_grad]
+    gradients = (torch.autograd.grad(total, parameters, allow_unused=True) for total in (found.total, nll + 0.7 * kl))
+    for mine, of in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, of, rtol=1e-4, atol=5e-6)
 
 
 @pytest.mark.parametrize("anneal", [0.0, -1.0, 1.5])

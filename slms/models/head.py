@@ -1,0 +1,153 @@
+"""The embedding head of a causal language model, apart from its body: what makes logits of the last hidden states.
+
+`through_head` runs a model's own forward pass, hooks, adapters and sharding included, and hands the hidden states over
+where the model would compute the logits of all tokens. The head may then be applied to a few tokens at a time.
+
+Shapes: n tokens, b blocks, t position, d model, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+Found = TypeVar("Found")
+
+
+class Head(NamedTuple):
+    """y = s·(x Wᵀ + b), or c·tanh(that / c) where logits are capped; without a weight, x are the logits themselves."""
+
+    weight: Tensor | None = None
+    """[v, d]; the embedding's own where the two are tied"""
+    bias: Tensor | None = None
+    scale: float = 1.0
+    cap: float | None = None
+
+    def cast(self, x: Tensor) -> Head:
+        """The head in the type that a Linear would compute in on x: autocast's where it is on."""
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        if self.weight is None or dtype is None or self.weight.dtype == torch.float64:
+            return self
+        return self._replace(weight=self.weight.to(dtype), bias=None if self.bias is None else self.bias.to(dtype))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[n, v] of x [n, d], fp32 or wider."""
+        y = x if self.weight is None else F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        return self.after_linear(y.to(torch.promote_types(y.dtype, torch.float32)))
+
+    def log_p(self, x: Tensor) -> Tensor:
+        """[n, v] logarithms of the probabilities of x [n, d]."""
+        return self.logits(x).log_softmax(1)
+
+    def after_linear(self, y: Tensor) -> Tensor:
+        """The scale and the cap."""
+        y = y if self.scale == 1 else y * self.scale
+        return y if self.cap is None else (y / self.cap).tanh() * self.cap
+
+    def to_linear(self, gradient: Tensor, y: Tensor) -> Tensor:
+        """The gradient with respect to logits y, in place, made that of x Wᵀ + b; y is spent."""
+        if self.cap is not None:  # c·tanh′ = 1 − (y / c)²
+            gradient.mul_(y.div_(self.cap).square_().neg_().add_(1))
+        return gradient if self.scale == 1 else gradient.mul_(self.scale)
+
+
+class _Read(NamedTuple):
+    """A head as a model and its configuration show it."""
+
+    module: nn.Linear
+    scale: float
+    cap: float | None
+
+    def head(self) -> Head:
+        return Head(self.module.weight, self.module.bias, self.scale, self.cap)
+
+
+_tried: WeakKeyDictionary[nn.Module, tuple[_Read | None, bool]] = WeakKeyDictionary()
+"""Model → its head as it was read when it was tried, and whether its logits are made by that alone."""
+
+
+def through_head(model: PreTrainedModel, input_ids: Tensor, use: Callable[[Tensor, Head], Found]) -> Found:
+    """What `use(hidden states [b, t, d], head)` returns for token blocks [b, t].
+
+    `use` is called within the model's forward pass, when sharded weights are whole, and the model computes no logits.
+    A model that comes for the first time is tried: its logits must be made by one call of a plain Linear, and then the
+    scale and the cap that its configuration names. If they are not (an adapter on the head, an architecture that does
+    more), a warning says so, and `use` gets the model's own logits [b, t, v] of the whole batch and a head that adds
+    nothing to them.
+    """
+    read = _read(model)
+    before = _tried.get(model)
+    known = before is not None and before[0] == read
+    fits = before[1] if known else read is not None
+    if fits:
+        found, fits = _apart(model, input_ids, use, read, trial=not known)
+    if not known:
+        _tried[model] = read, fits
+        if not fits:
+            logger.warning(
+                "%s: its head is not a plain Linear with a known scale; losses are taken from whole logits",
+                type(model).__name__,
+            )
+    return found if fits else use(model(input_ids=input_ids, use_cache=False).logits, Head())
+
+
+@torch.no_grad()
+def separates(model: PreTrainedModel) -> bool:
+    """Whether `through_head` spares the logits of this model; tried on one token where it is not known."""
+    return through_head(
+        model, torch.zeros(1, 1, dtype=torch.int64, device=model.device), lambda _, head: head.weight is not None
+    )
+
+
+def _read(model: PreTrainedModel) -> _Read | None:
+    """The head where it is a Linear that nothing else has a hand in."""
+    module, config = model.get_output_embeddings(), model.config.get_text_config()
+    if type(module) is not nn.Linear or module._forward_hooks or module._forward_pre_hooks:
+        return None
+    named = (getattr(config, name, None) for name in ("logit_scale", "logits_scaling", "final_logit_softcapping"))
+    factor, divisor, cap = (value if isinstance(value, int | float) else None for value in named)
+    return _Read(module, (factor or 1.0) / (divisor or 1.0), cap)
+
+
+def _apart(
+    model: PreTrainedModel, input_ids: Tensor, use: Callable[[Tensor, Head], Found], read: _Read, trial: bool
+) -> tuple[Found | None, bool]:
+    """What `use` returned, and whether the head was as it was read; in a trial the head gets one token of the batch."""
+    found: list[Found] = []
+    agrees: list[bool] = []
+
+    def before(_: nn.Module, args: tuple) -> tuple | None:
+        agrees.append(len(args) == 1 and args[0].shape[:-1] == input_ids.shape and not found)
+        if not agrees[-1]:
+            return None
+        found.append(use(args[0], read.head()))
+        return (args[0][:1, :1] if trial else args[0][:, :0],)
+
+    def after(_: nn.Module, args: tuple, y: Tensor) -> Tensor:
+        agrees.append(_close(y, F.linear(args[0], read.module.weight, read.module.bias)))
+        return torch.linspace(-100, 100, y.shape[-1]).to(y).expand_as(y)  # no weights are needed to see what follows
+
+    with ExitStack() as stack:
+        stack.callback(read.module.register_forward_pre_hook(before).remove)
+        if trial:
+            stack.callback(read.module.register_forward_hook(after).remove)
+        logits = model(input_ids=input_ids, use_cache=False).logits
+    if trial:
+        ramp = torch.linspace(-100, 100, len(read.module.weight)).to(logits).expand(1, 1, -1)
+        agrees.append(_close(logits, read.head().after_linear(ramp)))
+    return (found[0], True) if found and all(agrees) else (None, False)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    within = 1e-5 if torch.finfo(a.dtype).bits >= 32 else 2e-2
+    return a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=within, atol=within)
