@@ -40,25 +40,26 @@ class Head(NamedTuple):
             return self
         return self._replace(weight=self.weight.to(dtype), bias=None if self.bias is None else self.bias.to(dtype))
 
-    def logits(self, x: Tensor) -> Tensor:
-        """[n, v] of x [n, d], fp32 or wider."""
-        y = x if self.weight is None else F.linear(x.to(self.weight.dtype), self.weight, self.bias)
-        return self.after_linear(y.to(torch.promote_types(y.dtype, torch.float32)))
-
-    def log_p(self, x: Tensor) -> Tensor:
-        """[n, v] logarithms of the probabilities of x [n, d]."""
-        return self.logits(x).log_softmax(1)
+    def logits(self, x: Tensor, out: Tensor) -> Tensor:
+        """The logits of x [n, d] in `out` [n, v], which is fp32 or wider."""
+        if self.weight is None:
+            out.copy_(x)
+        elif self.weight.dtype == out.dtype:
+            torch.mm(x.to(out.dtype), self.weight.T, out=out)
+        else:
+            out.copy_(x.to(self.weight.dtype) @ self.weight.T)
+        return self.after_linear(out if self.bias is None else out.add_(self.bias))
 
     def after_linear(self, y: Tensor) -> Tensor:
-        """The scale and the cap."""
-        y = y if self.scale == 1 else y * self.scale
-        return y if self.cap is None else (y / self.cap).tanh() * self.cap
+        """The scale and the cap of [n, v], in place."""
+        y = y if self.scale == 1 else y.mul_(self.scale)
+        return y if self.cap is None else y.div_(self.cap).tanh_().mul_(self.cap)
 
-    def to_linear(self, gradient: Tensor, y: Tensor) -> Tensor:
-        """The gradient with respect to logits y, in place, made that of x Wᵀ + b; y is spent."""
-        if self.cap is not None:  # c·tanh′ = 1 − (y / c)²
-            gradient.mul_(y.div_(self.cap).square_().neg_().add_(1))
-        return gradient if self.scale == 1 else gradient.mul_(self.scale)
+    def slope(self, y: Tensor, out: Tensor) -> Tensor | float:
+        """∂y / ∂(x Wᵀ + b) of logits y [n, v], in `out` where they are capped: s·(1 − (y / c)²)."""
+        if self.cap is None:
+            return self.scale
+        return torch.div(y, self.cap, out=out).square_().sub_(1).mul_(-self.scale)
 
 
 class _Read(NamedTuple):
@@ -144,7 +145,7 @@ def _apart(
         logits = model(input_ids=input_ids, use_cache=False).logits
     if trial:
         ramp = torch.linspace(-100, 100, len(read.module.weight)).to(logits).expand(1, 1, -1)
-        agrees.append(_close(logits, read.head().after_linear(ramp)))
+        agrees.append(_close(logits, read.head().after_linear(ramp.clone())))
     return (found[0], True) if found and all(agrees) else (None, False)
 
 

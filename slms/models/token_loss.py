@@ -13,6 +13,7 @@ Shapes: n tokens, d model, v vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -24,8 +25,8 @@ from slms.models.head import Head
 
 IGNORED = -100
 """As a target: no loss at this token."""
-PART = 2**23
-"""Logits of one part: 32 MiB in fp32, where the cost of reading the head's weight once more is lost in the products."""
+ROOM = 2**24
+"""Logits, or numbers as many, that are held at once: 64 MiB in fp32. Larger parts were not faster, smaller ones are."""
 FEWEST = 64
 """Tokens of one part at least."""
 
@@ -69,31 +70,60 @@ def token_loss(
 @torch.no_grad()
 def nll_of(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
     """−ln p(target) of each token in nats, at least fp32, [...]; hidden [..., d], targets [...], 0 where `IGNORED`."""
-    head = head.cast(hidden)
-    x, t = hidden.flatten(0, -2), targets.flatten()
-    size = _rows(x, head)
-    parts = [
-        F.cross_entropy(head.logits(some), of, reduction="none", ignore_index=IGNORED)
-        for some, of in zip(x.split(size), t.split(size), strict=True)
-    ]
-    return torch.cat(parts).view(targets.shape)
+    head, x, t = head.cast(hidden), hidden.flatten(0, -2), targets.flatten()
+    nats = x.new_empty(len(x), dtype=_wide(x))
+    for rows, (room,) in _parts(x, head, 1):
+        z = _shifted(head.logits(x[rows], room))
+        nats[rows] = -_at(z, t[rows]) + z.exp_().sum(1).log_()
+    return nats.masked_fill_(t == IGNORED, 0.0).view(targets.shape)
 
 
 @torch.no_grad()
 def kl_of(hidden: Tensor, head: Head, teacher: tuple[Tensor, Head]) -> Tensor:
     """KL(teacher ‖ model) of each token in nats, at least fp32, [...]; both hidden states [..., d]."""
-    head, of = head.cast(hidden), teacher[1].cast(teacher[0])
-    x, y = hidden.flatten(0, -2), teacher[0].flatten(0, -2)
-    size = _rows(x, head)
-    parts = [
-        F.kl_div(head.log_p(a), of.log_p(b), log_target=True, reduction="none").sum(1)
-        for a, b in zip(x.split(size), y.split(size), strict=True)
-    ]
-    return torch.cat(parts).view(hidden.shape[:-1])
+    head, x = head.cast(hidden), hidden.flatten(0, -2)
+    theirs, x_theirs = teacher[1].cast(teacher[0]), teacher[0].flatten(0, -2)
+    nats = x.new_empty(len(x), dtype=_wide(x))
+    for rows, (room, *more) in _parts(x, head, 3):
+        z = _shifted(head.logits(x[rows], room))
+        _, cross = _against(z, theirs, x_theirs[rows], *more)
+        nats[rows] = cross + z.exp_().sum(1).log_()
+    return nats.view(hidden.shape[:-1])
 
 
-def _rows(x: Tensor, head: Head) -> int:
-    return max(PART // (x.shape[1] if head.weight is None else len(head.weight)), FEWEST)
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _parts(x: Tensor, head: Head, many: int) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of x [n, d] in parts, each with `many` rooms for its logits, [many, rows, v].
+
+    The rooms are the same for every part: fresh pages from the system would cost a quarter of the product's time.
+    """
+    v = x.shape[1] if head.weight is None else len(head.weight)
+    size = max(min(ROOM // (v * many), len(x)), FEWEST)
+    rooms = x.new_empty(many, min(size, len(x)), v, dtype=_wide(x))
+    for start in range(0, len(x), size):
+        rows = slice(start, min(start + size, len(x)))
+        yield rows, rooms[:, : rows.stop - rows.start]
+
+
+def _shifted(y: Tensor) -> Tensor:
+    """y less the largest of its row, in place: the same softmax, and exp cannot overflow."""
+    return y.sub_(y.amax(1, keepdim=True))
+
+
+def _at(y: Tensor, targets: Tensor) -> Tensor:
+    return y.gather(1, targets[:, None].clamp(min=0))[:, 0]
+
+
+def _against(z: Tensor, theirs: Head, x: Tensor, room: Tensor, another: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the teacher's inputs x: q [n, v], in `another`, and Σ_v q_v (ln q_v − z_v) [n], which is KL − ln Σ_v exp z."""
+    z_theirs = _shifted(theirs.logits(x, room))
+    q = torch.exp(z_theirs, out=another)
+    total = q.sum(1, keepdim=True)
+    q.div_(total)
+    return q, z_theirs.sub_(z).mul_(q).sum(1) - total[:, 0].log()
 
 
 class _TokenLoss(torch.autograd.Function):
@@ -109,63 +139,62 @@ class _TokenLoss(torch.autograd.Function):
         nll_weight: float,
         kl_weight: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        n, (to_hidden, to_weight, to_bias) = len(hidden), ctx.needs_input_grad[:3]
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        ctx.dtypes = hidden.dtype, getattr(weight, "dtype", None), getattr(bias, "dtype", None)
-        head = head.cast(hidden)
-        counted = (targets != IGNORED).to(wide)
-        # Weights of the tokens in n times the loss: the gradients of few bits are of the size of p, not of p / n.
-        a = nll_weight * n / counted.sum().clamp_min(1) * counted
+        n, wide, head = len(hidden), _wide(hidden), head.cast(hidden)
         if teacher is not None:
-            theirs, their_head = teacher[0].flatten(0, -2), teacher[1].cast(teacher[0])
+            theirs, x_theirs = teacher[1].cast(teacher[0]), teacher[0].flatten(0, -2)
+        counted = (targets != IGNORED).to(wide)
+        # Weights of the tokens in n times the loss: gradients in 16 bits are then of the size of p, not of p / n.
+        a, c = nll_weight * n / counted.sum().clamp_min(1) * counted, kl_weight if teacher is not None else 0.0
         nll, kl = hidden.new_zeros(n, dtype=wide), hidden.new_zeros(n, dtype=wide)
-        dx = torch.empty_like(hidden) if to_hidden else None
-        dW = None if not to_weight else torch.zeros_like(weight, dtype=wide)
-        db = None if not to_bias else torch.zeros_like(bias, dtype=wide)
-
-        def part(rows: slice) -> None:
-            y = head.logits(x := hidden[rows])
-            log_p, t = y.log_softmax(1), targets[rows].clamp(min=0)[:, None]
-            nll[rows] = -log_p.gather(1, t)[:, 0] * counted[rows]
-            q = None
-            if teacher is not None:
-                log_q = their_head.log_p(theirs[rows])
-                q = log_q.exp()
-                kl[rows] = log_q.sub_(log_p).mul_(q).sum(1)
-                del log_q
-            if not any(ctx.needs_input_grad):
-                return
-            g = log_p.exp_().mul_(a[rows, None] + kl_weight * (q is not None))
-            g.scatter_add_(1, t, -a[rows, None])
-            if q is not None:
-                g.sub_(q, alpha=kl_weight)
-            g = head.to_linear(g, y)
-            if head.weight is None:
-                dx[rows] = g
-                return
-            g, x = g.to(head.weight.dtype), x.to(head.weight.dtype)
-            if dx is not None:
-                dx[rows] = g @ head.weight
-            if dW is not None:
-                dW.addmm_(g.T, x) if g.dtype == wide else dW.add_(g.T @ x)
-            if db is not None:
-                db.add_(g.sum(0))
-
-        size = _rows(hidden, head)
+        sums = [
+            torch.zeros_like(x, dtype=wide) if needed else None
+            for x, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
+        ]
         with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, n, size):
-                part(slice(start, start + size))
-        ctx.found, ctx.n = (dx, dW, db), n
-        mean_nll, mean_kl = nll.sum() / counted.sum().clamp_min(1), kl.mean()
-        ctx.mark_non_differentiable(mean_nll, mean_kl)
-        return nll_weight * mean_nll + kl_weight * mean_kl, mean_nll, mean_kl
+            for rows, rooms in _parts(hidden, head, 1 + (head.cap is not None) + 2 * (teacher is not None)):
+                y = head.logits(hidden[rows], rooms[0])
+                slope = head.slope(y, rooms[-1])
+                z = _shifted(y)
+                nll[rows] = -_at(z, targets[rows])
+                if teacher is not None:
+                    q, kl[rows] = _against(z, theirs, x_theirs[rows], rooms[1], rooms[2])
+                p = z.exp_()
+                total = p.sum(1, keepdim=True)
+                nll[rows] += total[:, 0].log()
+                kl[rows] += total[:, 0].log()
+                if any(x is not None for x in sums):
+                    of = a[rows, None]
+                    g = p.mul_((of + c) / total).scatter_add_(1, targets[rows, None].clamp(min=0), -of)
+                    g = g if teacher is None else g.sub_(q, alpha=c)
+                    _add(sums, rows, head, hidden[rows], g.mul_(slope) if head.cap or slope != 1 else g)
+        ctx.sums, ctx.n, ctx.dtypes = sums, n, [None if x is None else x.dtype for x in (hidden, weight, bias)]
+        means = (nll * counted).sum() / counted.sum().clamp_min(1), kl.mean()
+        ctx.mark_non_differentiable(*means)
+        return nll_weight * means[0] + c * means[1], *means
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.found is None:
+        if ctx.sums is None:
             raise RuntimeError("token_loss: a second backward pass; the first one has used up the gradients.")
-        found, ctx.found = ctx.found, None  # scaled in place: another copy of the head is a lot of memory
+        sums, ctx.sums = ctx.sums, None  # scaled in place: another copy of the head is a lot of memory
         scale = total / ctx.n
-        made = [None if x is None else x.mul_(scale).to(dtype) for x, dtype in zip(found, ctx.dtypes, strict=True)]
+        made = [None if x is None else x.mul_(scale).to(dtype) for x, dtype in zip(sums, ctx.dtypes, strict=True)]
         return (*made, None, None, None, None, None)
+
+
+def _add(sums: list[Tensor | None], rows: slice, head: Head, x: Tensor, g: Tensor) -> None:
+    """Add what g [n, v], the gradient with respect to x Wᵀ + b, makes of those of x [n, d] (its rows), W and b."""
+    dx, dW, db = sums
+    if db is not None:
+        db.add_(g.sum(0))
+    if head.weight is None:
+        dx[rows] = g
+        return
+    g, x = g.to(head.weight.dtype), x.to(head.weight.dtype)
+    if dx is not None:
+        dx[rows] = g @ head.weight
+    if dW is not None and dW.dtype == g.dtype:
+        dW.addmm_(g.T, x)
+    elif dW is not None:
+        dW.add_(g.T @ x)

@@ -54,7 +54,8 @@ def of_head(model, ids):
 
     def use(hidden, head):
         assert head.weight is not None
-        return head.logits(hidden.flatten(0, 1)).view(*ids.shape, -1)
+        with torch.no_grad():
+            return head.logits(hidden.flatten(0, 1), torch.empty(ids.numel(), len(head.weight))).view(*ids.shape, -1)
 
     return through_head(model, ids, use)
 

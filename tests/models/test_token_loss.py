@@ -42,7 +42,8 @@ def by_definition(x, head, targets, teacher, a, c):
 @pytest.fixture(params=SIZES)
 def size(request, monkeypatch):
     """Tokens of one part."""
-    monkeypatch.setattr(module, "_rows", lambda x, head: request.param)
+    monkeypatch.setattr(module, "ROOM", 0)
+    monkeypatch.setattr(module, "FEWEST", request.param)
     return request.param
 
 
@@ -119,10 +120,10 @@ def test_second_backward_pass_is_refused(targets):
 def test_autocast_computes_products_in_bfloat16_and_the_loss_in_float32(targets):
     x, head = drawn(0, None, 1.0, True, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        y = torch.nn.functional.linear(x, head.weight, head.bias)
         found = token_loss(x, head, targets)
-    assert y.dtype == torch.bfloat16 and found.total.dtype == torch.float32
-    wanted = torch.nn.functional.cross_entropy(y.float(), targets)
+    assert found.total.dtype == torch.float32
+    y = (x.bfloat16() @ head.weight.bfloat16().T).float() + head.bias.bfloat16()
+    wanted = torch.nn.functional.cross_entropy(y, targets)
     torch.testing.assert_close(found.total, wanted, rtol=1e-6, atol=1e-6)
     mine, theirs = (torch.autograd.grad(total, [x, head.weight, head.bias]) for total in (found.total, wanted))
     for a, b in zip(mine, theirs, strict=True):
@@ -132,7 +133,8 @@ def test_autocast_computes_products_in_bfloat16_and_the_loss_in_float32(targets)
 
 def test_parts_bound_the_memory(monkeypatch):
     """No tensor of n · v elements is made, forward or backward, when the parts are smaller."""
-    monkeypatch.setattr(module, "_rows", lambda x, head: 8)
+    monkeypatch.setattr(module, "ROOM", 0)
+    monkeypatch.setattr(module, "FEWEST", 8)
     seen = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -141,11 +143,11 @@ def test_parts_bound_the_memory(monkeypatch):
             seen.extend(t.numel() for t in (out if isinstance(out, tuple) else (out,)) if isinstance(t, torch.Tensor))
             return out
 
-    x, W = torch.randn(128, 4, requires_grad=True), torch.randn(64, 4, requires_grad=True)
+    x, W = torch.randn(256, 4, requires_grad=True), torch.randn(64, 4, requires_grad=True)
     with Watch():
-        teacher = torch.randn(128, 4), Head(W.detach())
-        token_loss(x, Head(W), torch.zeros(128, dtype=torch.int64), teacher, 1.0, 1.0).total.backward()
-    assert max(seen) == 8 * 64
+        teacher = torch.randn(256, 4), Head(W.detach())
+        token_loss(x, Head(W), torch.zeros(256, dtype=torch.int64), teacher, 1.0, 1.0).total.backward()
+    assert max(seen) == 3 * 8 * 64
 
 
 def test_next_tokens():
