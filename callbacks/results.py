@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from callbacks.parts import language_model, leaves_files, text_data
 from callbacks.tensorboard import log_hyperparameters
+from slms.data.corpora import read_from
 from slms.lit.language_model import LanguageModel
 from slms.lit.strategies import whole
 from slms.lit.trainer_options import run_directory
@@ -97,7 +98,12 @@ class ResultsWriter(Callback):
         return assemble(
             self._run(trainer, module, directory, seconds),
             base_of(module.base),
-            data_of(data.corpus_name, data.val_blocks, int(data.train_blocks.input_ids.size)),
+            data_of(
+                data.corpus_name,
+                data.val_blocks,
+                int(data.train_blocks.input_ids.size),
+                read_from(data.corpus_name, "validation", data.corpus.validation),
+            ),
             measured,
             dense=module.base_loss,
             control=control,

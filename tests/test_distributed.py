@@ -8,8 +8,8 @@ import lightning as L
 import pytest
 import torch
 
+from slms.data.corpora import CorpusConfig
 from slms.data.module import TextData
-from slms.data.text import CorpusConfig
 from slms.lit.checkpoint import damage
 from slms.models.io import read_tokenizer
 from slms.models.source import EMBEDDED

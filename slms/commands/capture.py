@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from slms.commands.arguments import published
-from slms.commands.subject import chosen_text, open_model, run_text
+from slms.commands.subject import chosen_text, open_model, run_text, text_source
 from slms.data.probes import MANIFEST, read_tasks
+from slms.data.text import say_shortage
 from slms.models.anatomy import list_layers, named_layers
 from slms.models.capture import SITES, Text, corpus_texts, windows
 from slms.models.capture import capture as write_capture
@@ -60,7 +61,8 @@ def capture(
     net, tokenizer = open_model(model)
     names = {layer.index: layer.name for layer in list_layers(net)}
     chosen = {i: names[i] for i in named_layers(net, layers)}
-    read = chosen_text(net, run_text(model), **text)
+    own = run_text(model) | ({"files": {}} if by_task else {})  # whose text is then not read
+    read = chosen_text(net, own, **text)
     width, n_tokens, corpus, split = read["block_size"], read["n_tokens"], read["corpus"], read["split"]
     about: dict[str, object] = {"model": model, "max_tokens": width}
     if by_task:
@@ -87,5 +89,7 @@ def capture(
         )  # fmt: skip
     if n == 0:
         raise ValueError(f"--corpus {corpus}: no text in split {split!r}")
+    if n < total:
+        say_shortage(text_source(read), n, total)
     size = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
     print(f"{command_line()}\n{amount(n)} tokens, {len(chosen)} layers at {site}, {amount(size)}B in {directory}")

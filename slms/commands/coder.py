@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from slms.commands.subject import Subject, open_model, run_base, run_text, with_text
-from slms.data.text import EMBEDDED
+from slms.data.corpora import EMBEDDED
 from slms.measure.passes import batches
 from slms.models.base import load_base
 from slms.models.sites import Site, find_pair, find_site, read_sites, site_of_hook

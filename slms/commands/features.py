@@ -119,7 +119,7 @@ def _results(
         site=opened.source.name,
         target=opened.target.name,
         d_sae=opened.coder.d_sae,
-        corpus=subject.text["corpus"],
+        corpus=subject.source,
         split=subject.text["split"],
         tokens=reader.tokens,
         documents=len(np.unique(blocks.doc_ids)),

@@ -60,7 +60,7 @@ def pathways(
             hardware=hardware(subject.model.device),
         ),
         Base(name=model, source="local", asked=model) if base is None else base_of(base),
-        data_of(subject.text["corpus"], subject.blocks),
+        data_of(subject.text["corpus"], subject.blocks, validated_on=subject.source),
         measured,
         dense=dense,
         control=control.rows,

@@ -13,6 +13,7 @@ from slms.data.text import BlockSpec, load_blocks
 from slms.measure.coders import coder_rows, density_quantiles, measure_coders
 from slms.measure.rows import COLUMNS
 from slms.models.base import random_twin
+from slms.models.card import shortened
 from slms.report.artifacts import artifact_directory, write_csv, write_json
 from slms.report.coder_figure import coder_figure
 from slms.report.coder_tables import quality_table, si_table
@@ -95,7 +96,7 @@ def _report(
     write_csv(place / "quality.csv", COLUMNS, map(astuple, rows))
     title = f"{coder.config.kind}, {coder.d_sae:,} latents, of {short_name(subject.name)} at {opened.place}"
     tokens = results["this coder"].fvu.n
-    subtitle = f"{subject.source}, {tokens:,} tokens; 95 % intervals over documents"
+    subtitle = f"{shortened(subject.source)}, {tokens:,} tokens; 95 % intervals over documents"
     write_figure(place / "quality.png", coder_figure(results, title, subtitle))
     print(f"\nwritten to {place}")
 

@@ -12,10 +12,11 @@ from transformers import PreTrainedTokenizerBase
 from slms.cli import one_line_errors
 from slms.commands import run
 from slms.commands.arguments import published
-from slms.commands.subject import chosen_text, open_model, run_text
+from slms.commands.subject import chosen_text, open_model, run_text, text_source
+from slms.data.corpora import EMBEDDED, documents
 from slms.data.probes import MANIFEST, Item, Task, read_tasks
 from slms.data.prompts import prompt_blocks
-from slms.data.text import EMBEDDED, documents
+from slms.data.text import say_shortage
 from slms.measure.journal import Journal, digest, identity
 from slms.measure.sparsity import STEPS, Sparsity, measure_sparsity
 from slms.metrics.functional import ActivationSparsity
@@ -82,7 +83,8 @@ def sparsity(
     chosen = named_layers(net, layers)
     names = {layer.index: layer.name for layer in list_layers(net)}
     context = getattr(net.config, "max_position_embeddings", None) or MOST_TOKENS
-    read = chosen_text(net, run_text(model), block_size=block_size or min(MOST_TOKENS, context), **text)
+    own = run_text(model) | ({"files": {}} if by_task or prompt else {})  # whose text is then not read
+    read = chosen_text(net, own, block_size=block_size or min(MOST_TOKENS, context), **text)
     if read["block_size"] < 2:
         raise ValueError(f"--block_size {block_size}: it must be at least 2, so that a token can be predicted")
     if not by_task:
@@ -138,6 +140,11 @@ def _text(
             break
         items.append(Item(document.text))
         total += length
+    else:
+        if num_docs not in (None, -1) and len(items) < num_docs:
+            say_shortage(text_source(read), len(items), num_docs, "documents")
+        elif n_tokens is not None and len(items) != num_docs and total < n_tokens:
+            say_shortage(text_source(read), total, n_tokens)
     if not items:
         raise ValueError(f"--corpus {corpus}: no text in split {split!r}")
     return Task("text", "", "", tuple(items))

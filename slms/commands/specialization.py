@@ -147,7 +147,7 @@ def specialization(
     write_csv(directory / "specialization.csv", Row._fields, rows)
     write_csv(directory / "units.csv", unit_columns(on_text), unit_rows(on_text, texts))
     about = {
-        "model": subject.name, "units": units, "sae": sae, **subject.text,
+        "model": subject.name, "units": units, "sae": sae, **subject.text, "source": subject.source,
         "tokens": on_text.places[0].n_tokens, "documents": int(subject.blocks.doc_ids.max()) + 1,
         "prompt_tokens": on_prompts.places[0].n_tokens, "tasks": [task.task_id for task in tasks],
         "active_share": active_share if units == "neurons" else None, "coverage": on_text.coverage,

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from slms.data.text import EMBEDDED, Blocks, BlockSpec, CorpusConfig, load_blocks
+from slms.data.corpora import EMBEDDED, CorpusConfig, absolute_name, check_unchanged, read_from
+from slms.data.text import Blocks, BlockSpec, load_blocks
 from slms.measure.journal import Journal, digest, identity
 from slms.models.base import Base, load_base
 from slms.models.source import BaseConfig
@@ -28,7 +29,7 @@ class Subject(NamedTuple):
     @property
     def source(self) -> str:
         """What was read, in words."""
-        return f"{self.text['corpus']} ({self.text['split']})"
+        return text_source(self.text)
 
 
 def open_subject(model: str, **text) -> Subject:
@@ -70,6 +71,11 @@ def with_text(name: str, base: Base, own: dict, **text) -> Subject:
     return Subject(name, *base, load_blocks(spec, base.tokenizer), settings)
 
 
+def text_source(text: dict) -> str:
+    """What is read of a text that `chosen_text` chose, in words: the file, or the corpus and its split."""
+    return read_from(text["corpus"], text["split"], text["validation"])
+
+
 def chosen_text(
     model: PreTrainedModel,
     own: dict,
@@ -84,17 +90,22 @@ def chosen_text(
     Args:
         corpus: `stories`, a .txt/.jsonl/.parquet file or a dataset id; the run's own corpus, else `stories`.
         validation: a second corpus that holds the validation split; without it every 50th document of a file is that.
-        split: train, validation or test.
+        split: train, validation or test; of a file also all.
         block_size: context in tokens; the run's, else 256 or the model's context.
         n_tokens: tokens to measure on; the run's, else 131072.
 
     Raises:
-        ValueError: a context that is longer than the model's.
+        ValueError: a context that is longer than the model's, or a run's own text that is gone or has changed.
     """
     given = {"corpus": corpus, "validation": validation, "block_size": block_size, "n_tokens": n_tokens}
     if corpus is not None:
-        own = {key: value for key, value in own.items() if key not in ("corpus", "validation", "text_field")}
+        own = {key: value for key, value in own.items() if key not in ("corpus", "validation", "text_field", "files")}
     settings = DEFAULTS | own | {key: value for key, value in given.items() if value is not None} | {"split": split}
+    settings |= {key: absolute_name(settings[key]) for key in ("corpus", "validation") if settings[key] is not None}
+    known = settings.pop("files", None) or {}
+    source = settings["validation"] if split != "train" and settings["validation"] else settings["corpus"]
+    if source not in (absolute_name(name) for name in (corpus, validation) if name is not None):
+        check_unchanged(source, known)
     limit = getattr(model.config, "max_position_embeddings", None) or settings["block_size"]
     if block_size is None and "block_size" not in own:
         settings["block_size"] = min(settings["block_size"], limit)
@@ -167,12 +178,17 @@ def run_text(model: str | Path) -> dict:
     try:
         corpus = data["corpus"]
         source = _section(config, "model")["base"]["source"]  # where the base came from; the corpus goes with it
-        return {
+        text = {
             "corpus": CorpusConfig(**corpus).resolve(source),
             "validation": corpus["validation"],
             "text_field": corpus["text_field"],
             "block_size": data["block_size"],
             "n_tokens": data["val_tokens"],
+            "files": corpus.get("files") or {},
         }
-    except (KeyError, TypeError):
+        names = (text["corpus"], text["validation"] or "", text["text_field"], *text["files"].keys())
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError(names)
+        return text
+    except (KeyError, TypeError, AttributeError):
         raise ValueError(f"{config}: not the config.yaml of a run") from None

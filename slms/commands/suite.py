@@ -5,6 +5,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from slms.commands.subject import open_subject, short_name
+from slms.data.corpora import CorpusConfig
 from slms.report.artifacts import artifact_directory, write_csv, write_json
 from slms.report.palette import write_figure
 from slms.report.provenance import command_line, hardware, versions
@@ -66,6 +67,7 @@ def suite(
     points = []
     for name in tqdm(names, "models", leave=False, delay=2):
         settings = {"model": name, "weights": _written(name), **read, "n_nulls": n_nulls}
+        settings["files"] = CorpusConfig(corpus, text.get("validation")).recorded().files
         kept = artifact_directory(directory.parent, "measured", name)  # whatever suite a model was measured for
         path = kept.with_name(f"{kept.name}.json")
         point = read_point(path, settings)

@@ -1,7 +1,7 @@
 """Text files → documents, one at a time: whatever a file holds, memory stays bounded and errors name the place.
 
 `.txt`: documents between `<|endoftext|>` marks, or between blank lines where there is no such mark. `.jsonl` and
-`.parquet`: one document a row, in a field of text.
+`.parquet`: one document a row, in a field of text. A byte-order mark at a file's beginning is no text.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import TextIO
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 SEPARATOR = "<|endoftext|>"
+SEPARATED = f"documents are parted by blank lines, or by {SEPARATOR} where that occurs"
 LONGEST = 1 << 24
 """Characters of a line or a document; a `.txt` document that is longer is cut at a line's end, all else is refused."""
 LARGEST_GROUP = 1 << 31
@@ -65,9 +66,9 @@ def _lines(file: TextIO, path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _txt_texts(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         marked = any(SEPARATOR in line for _, line in islice(_lines(file, path), 10_000))
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         lines: list[str] = []
         length = 0
         for _, line in _lines(file, path):
@@ -86,7 +87,7 @@ def _txt_texts(path: Path) -> Iterator[str]:
 
 
 def _jsonl_texts(path: Path, text_field: str) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in _lines(file, path):
             if not line.strip():
                 continue

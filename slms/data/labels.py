@@ -39,7 +39,7 @@ class Labeller:
         """Classes of one document's tokens: family → [t] int16.
 
         Args:
-            document: `slms.data.text.Document`; its words' labels are used where it has them.
+            document: `slms.data.corpora.Document`; its words' labels are used where it has them.
             ids: [t] token ids, separator included.
             spans: [t] character span of each token; an empty span marks a separator.
         """

@@ -14,8 +14,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from transformers import PreTrainedTokenizerBase
 
+from slms.data.corpora import CorpusConfig
 from slms.data.stream import Corpus, StreamLoader, TokenStream
-from slms.data.text import Blocks, BlockSpec, CorpusConfig, load_blocks
+from slms.data.text import Blocks, BlockSpec, load_blocks
 
 
 class BlockDataset(Dataset):
@@ -213,6 +214,12 @@ class TextData(L.LightningDataModule):
         return load_blocks(
             self._spec(split, self.train_tokens if split == "train" else self.val_tokens), self.tokenizer
         )
+
+    def is_cached(self) -> bool:
+        """Whether all text is in the cache as blocks, so that the corpus itself is not needed."""
+        assert self.tokenizer is not None
+        sizes = {"train": self.train_tokens, "validation": self.val_tokens}
+        return not self.streams and all(self._spec(*item).path(self.tokenizer).exists() for item in sizes.items())
 
     def setup(self, stage: str) -> None:
         """Load from the cache."""

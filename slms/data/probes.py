@@ -17,8 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from slms.data.corpora import documents, read_from
 from slms.data.stories.probes import KINDS, probes
-from slms.data.text import documents
+from slms.data.text import say_shortage
 
 MOST = 1_000_000
 """items, repetitions or tokens that one line of a manifest can ask for"""
@@ -81,7 +82,7 @@ def read_tasks(manifest: str | Path = MANIFEST, task_ids: Sequence[str] | None =
                 continue
             wanted = task_ids is None or row.get("task_id") in task_ids
             if wanted:
-                _check_place(row.get("source"), path.parent)
+                _place(row.get("source"), path.parent)
             task = _task(row, read_source=wanted)
             if task.task_id in tasks:
                 raise _BadLine(f"task_id {task.task_id!r} occurs twice")
@@ -193,12 +194,14 @@ def _stories(source: dict) -> list[Item]:
     return [Item(p.prompt, p.answer, p.foil) for p in probes(kind, _count(source, "n"), seed)]
 
 
-def _check_place(source: Any, beside: Path) -> None:
-    """A manifest from elsewhere names no file of this machine but those that came with it."""
+def _place(source: Any, beside: Path) -> None:
+    """Find the file that a source names; a manifest from elsewhere names none of this machine but what came with it."""
     name = source.get("name") if isinstance(source, dict) and source.get("type") == "dataset" else None
     if not isinstance(name, str):
         return
     try:
+        if (beside / name).is_file():
+            source["name"] = name = str(beside / name)
         place = Path(name).expanduser().resolve()
         inside = any(place.is_relative_to(root.resolve()) for root in (beside, Path()))
     except (ValueError, RuntimeError, OSError):  # a NUL, no such home, a name too long
@@ -212,10 +215,14 @@ def _check_place(source: Any, beside: Path) -> None:
 def _dataset(source: dict) -> list[Item]:
     name, split = _text(source, "name"), _text(source, "split", "validation")
     texts = documents(name, split, text_field=_text(source, "text_key", "text"), config=source.get("config"))
+    wanted = _count(source, "num_docs")
     try:
-        return [Item(text.text) for text in islice(filter(lambda d: d.text.strip(), texts), _count(source, "num_docs"))]
+        items = [Item(text.text) for text in islice(filter(lambda d: d.text.strip(), texts), wanted)]
     except ValueError as error:
         raise _BadLine(str(error)) from None
+    if items and len(items) < wanted:
+        say_shortage(read_from(name, split), len(items), wanted, "documents")
+    return items
 
 
 _SOURCES: dict[str, Callable[[dict], list[Item]]] = {

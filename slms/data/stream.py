@@ -9,18 +9,20 @@ Shapes: b blocks of a batch, t position.
 
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
-from slms.data.text import EMBEDDED, SUFFIXES, documents, encode, hub_dataset, text_of
+from slms.data.corpora import EMBEDDED, documents, is_file
+from slms.data.dataset import open_dataset
+from slms.data.files import text_of
+from slms.data.text import encode
 
 
 class Corpus(NamedTuple):
-    """What a stream reads: the arguments of `slms.data.text.documents` for its training split."""
+    """What a stream reads: the arguments of `slms.data.corpora.documents` for its training split."""
 
     name: str
     seed: int
@@ -51,7 +53,7 @@ class Documents:
     def _pass(self) -> Iterator[str]:
         """What is left of this pass."""
         name, read = self.corpus.name, self.state["read"]
-        if name == EMBEDDED or Path(name).suffix in SUFFIXES:
+        if name == EMBEDDED or is_file(name):
             c = self.corpus
             mine = islice(documents(name, "train", c.seed, c.validation, c.text_field), self.index, None, self.count)
             for number, document in enumerate(islice(mine, read, None), read + 1):
@@ -61,7 +63,7 @@ class Documents:
         from datasets.distributed import split_dataset_by_node
 
         rows = split_dataset_by_node(
-            hub_dataset(name, "train", self.corpus.config), rank=self.index, world_size=self.count
+            open_dataset(name, "train", self.corpus.config), rank=self.index, world_size=self.count
         )
         if self.state["place"] is not None:
             rows.load_state_dict(self.state["place"])

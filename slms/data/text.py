@@ -1,6 +1,5 @@
-"""Corpora by name → documents → token blocks on disk.
+"""Documents → token blocks on disk.
 
-A corpus is one string: `stories` (embedded), a file (`.txt`, `.jsonl`, `.parquet`), or a Hugging Face dataset id.
 Documents are tokenised, joined with the tokenizer's separator and cut into blocks of T tokens; training blocks hold
 ids only, validation blocks also the document and the labels of each token (`slms.data.labels`).
 
@@ -11,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,55 +18,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from slms.data import labels as lb
-from slms.data.files import SUFFIXES, file_texts, text_of
-from slms.data.stories import story
+from slms.data.corpora import HOLD_OUT, Document, documents, is_file, read_from
+from slms.data.dataset import dataset_files
+from slms.data.files import SEPARATED
 from slms.files import cache_dir, write_npz
 
 logger = logging.getLogger(__name__)
-
-EMBEDDED = "stories"
-HOLD_OUT = 50  # without a validation corpus, every 50th document of a file is held out
-
-
-@dataclass(frozen=True)
-class CorpusConfig:
-    """Which text to read.
-
-    Args:
-        name: `stories` (embedded), a `.txt`/`.jsonl`/`.parquet` file, or a Hugging Face dataset id; wins over `hub`.
-        validation: a second corpus to validate on; by default the corpus's own validation split, and for a file
-            every 50th document, which training then leaves out.
-        hub: with `embedded`, in place of `name`: the corpus to use when the base model comes from the hub.
-        embedded: the stand-in to use when the base model is the embedded one.
-        text_field: the field holding the text in JSON lines, parquet and hub corpora.
-    """
-
-    name: str | None = None
-    validation: str | None = None
-    hub: str | None = None
-    embedded: str | None = None
-    text_field: str = "text"
-
-    def __post_init__(self):
-        if self.name is None and self.hub is None:
-            raise ValueError("data.corpus needs either `name`, or `hub` (with `embedded` as its stand-in)")
-
-    def resolve(self, kind: str) -> str:
-        """The corpus's name, given where the base came from (`hub`, `embedded` or `local`)."""
-        if self.name is not None:
-            return self.name
-        chosen = self.embedded if kind == "embedded" else self.hub
-        if chosen is None:
-            raise ValueError(f"data.corpus has no `{kind}` entry, but the base model is {kind}")
-        return chosen
-
-
-class Document(NamedTuple):
-    """One text; `words` and `domain` are known for the embedded corpus only."""
-
-    text: str
-    words: list | None = None
-    domain: str | None = None
 
 
 class Blocks(NamedTuple):
@@ -86,69 +42,6 @@ class Blocks(NamedTuple):
     label_names: dict[str, tuple[str, ...]]
 
 
-def documents(
-    name: str,
-    split: str,
-    seed: int = 0,
-    validation: str | None = None,
-    text_field: str = "text",
-    config: str | None = None,
-):
-    """Iterate over the documents of one split (`train`, `validation` or `test`) of a corpus.
-
-    config: of a hub dataset that has several.
-
-    Raises:
-        ValueError: no such corpus, an unreadable line (with file:line), or a split that the corpus does not have.
-    """
-    if split != "train" and validation is not None:
-        yield from documents(validation, "all", seed, text_field=text_field)
-    elif name == EMBEDDED:
-        index = 0
-        while True:
-            made = story(seed, index, split)
-            yield Document(made.text, made.words, made.plot)
-            index += 1
-    elif (path := Path(name)).suffix in SUFFIXES or path.exists():
-        for i, text in enumerate(file_texts(path, text_field)):
-            held_out = validation is None and i % HOLD_OUT == 0
-            if split == "all" or held_out == (split != "train"):
-                yield Document(text)
-    else:
-        for text in _hub_texts(name, "train" if split == "all" else split, text_field, config):
-            yield Document(text)
-
-
-def hub_dataset(name: str, split: str, config: str | None = None):
-    """A split of a hub corpus, or of a directory in its form, as a stream: no more is downloaded than is read.
-
-    Raises:
-        ValueError: no such corpus, split or configuration, or the hub cannot be reached.
-    """
-    import datasets
-
-    datasets.disable_progress_bars()
-    try:
-        return datasets.load_dataset(name, config, split=split, streaming=True)
-    except ValueError as error:
-        raise ValueError(f"corpus {name!r}, split {split!r}: {error}") from None
-    except OSError as error:
-        raise _unreachable(name, error) from None
-
-
-def _hub_texts(name: str, split: str, text_field: str, config: str | None) -> Iterator[str]:
-    try:
-        for row in hub_dataset(name, split, config):
-            yield text_of(row, text_field, name)
-    except OSError as error:  # lost on the way
-        raise _unreachable(name, error) from None
-
-
-def _unreachable(name: str, error: OSError) -> ValueError:
-    reason = str(error).splitlines()[0]
-    return ValueError(f"corpus {name!r} is no file here and the hub cannot be reached: {reason}")
-
-
 class BlockSpec(NamedTuple):
     """What a set of blocks is made from; its digest names the cache file."""
 
@@ -163,13 +56,26 @@ class BlockSpec(NamedTuple):
 
     def digest(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """A name for these blocks that changes with the text, the tokenizer and the labelling."""
-        source = self.validation if self.split != "train" and self.validation else self.corpus
-        path = Path(source)
         made = [*self, _tokenizer_digest(tokenizer), lb.VERSION, _grammar_digest()]
-        if path.is_file():
-            stat = path.stat()
-            made += [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+        path = Path(self.source)
+        for file in dataset_files(path) if path.is_dir() else [path] if path.is_file() else []:
+            stat = file.stat()
+            made += [str(file.resolve()), stat.st_size, stat.st_mtime_ns]
         return hashlib.sha256(repr(made).encode()).hexdigest()[:20]
+
+    @property
+    def source(self) -> str:
+        """The corpus that is read: the validation corpus where there is one and training is not what it is for."""
+        return self.validation if self.split != "train" and self.validation else self.corpus
+
+    @property
+    def read_from(self) -> str:
+        """What is read, in words."""
+        return read_from(self.corpus, self.split, self.validation)
+
+    def path(self, tokenizer: PreTrainedTokenizerBase) -> Path:
+        """Where the cache keeps these blocks, made or not."""
+        return cache_dir() / "blocks" / f"{self.digest(tokenizer)}.npz"
 
 
 def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -184,23 +90,25 @@ def _grammar_digest() -> str:
 
 
 def load_blocks(spec: BlockSpec, tokenizer: PreTrainedTokenizerBase) -> Blocks:
-    """The blocks of `spec`, from the cache or made now and cached.
+    """The blocks of `spec`, from the cache or made now and cached; on stderr where they are fewer than asked for.
 
     Raises:
         ValueError: the corpus holds less than one block of text, or its file changed while it was read.
     """
-    digest = spec.digest(tokenizer)
-    path = cache_dir() / "blocks" / f"{digest}.npz"
+    path = spec.path(tokenizer)
     if not path.exists():
-        logger.info("tokenising %s (%s) to %s tokens", spec.corpus, spec.split, spec.n_tokens or "all")
+        logger.info("tokenising %s to %s tokens", spec.read_from, spec.n_tokens or "all")
         arrays = _make_arrays(spec, tokenizer)
-        if spec.digest(tokenizer) != digest:
+        if spec.path(tokenizer) != path:
             raise ValueError(f"corpus {spec.corpus}: the file changed or vanished while it was read; start again")
         write_npz(path, **arrays)
         del arrays  # or the text would be in memory twice
     with np.load(path, allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files}
     names = json.loads(str(arrays["label_names"]))
+    n_tokens, wanted = arrays["input_ids"].size, spec.n_tokens or 0
+    if n_tokens < wanted - wanted % spec.block_size:
+        say_shortage(spec.read_from, n_tokens, wanted)
     families = {family: arrays[f"labels_{family}"] for family in names}
     return Blocks(
         arrays["input_ids"], arrays.get("doc_ids"), families, {family: tuple(v) for family, v in names.items()}
@@ -233,10 +141,7 @@ def _make_arrays(spec: BlockSpec, tokenizer: PreTrainedTokenizerBase) -> dict[st
             n_documents += 1
     n_blocks = min(total, spec.n_tokens or total) // spec.block_size
     if n_blocks == 0:
-        raise ValueError(
-            f"corpus {spec.validation if spec.split != 'train' and spec.validation else spec.corpus!r}, split "
-            f"{spec.split!r}: {total} tokens of text, less than one block of data.block_size ({spec.block_size})"
-        )
+        raise ValueError(f"{spec.read_from}: {_too_short(spec, total, n_documents)}")
 
     arrays = {
         name: np.frombuffer(column, dtype)[: n_blocks * spec.block_size].reshape(n_blocks, spec.block_size)
@@ -247,6 +152,28 @@ def _make_arrays(spec: BlockSpec, tokenizer: PreTrainedTokenizerBase) -> dict[st
         arrays["labels_frequency"] = lb.frequency_bins(arrays["input_ids"])
         names = labeller.names() | {"frequency": lb.FREQUENCY_BINS}
     return arrays | {"label_names": np.asarray(json.dumps(names))}
+
+
+@cache
+def say_shortage(source: str, found: int, wanted: int, unit: str = "tokens") -> None:
+    """Say on stderr that there is less text than was asked for: once, from the first of several processes."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized() and dist.get_rank()):
+        logger.warning(f"{source}: {found:,} of the {wanted:,} {unit} asked for; there is no more text")
+
+
+def _too_short(spec: BlockSpec, n_tokens: int, n_documents: int) -> str:
+    """Why a corpus gives no block, and what would help."""
+    found = f"{n_tokens:,} tokens in {n_documents:,} documents, less than one block ({spec.block_size} tokens)"
+    if spec.source == spec.validation or not is_file(spec.corpus):
+        return found
+    whole = sum(1 for _ in documents(spec.corpus, "all", text_field=spec.text_field))
+    holds = "is one document" if whole == 1 else f"holds {whole:,} documents"
+    parted = f" ({SEPARATED})" if Path(spec.corpus).suffix == ".txt" else ""
+    held = f"; every {HOLD_OUT}th, the first included, is held out for validation" if spec.split != "all" else ""
+    advice = "; name a validation corpus (data.corpus.validation, --validation)" if held else ""
+    return f"{found}: the file {holds}{parted}{held}{advice}"
 
 
 def _portion(source: Iterator[Document], documents: int = 256, characters: int = 1 << 22) -> list[Document]:

@@ -34,8 +34,8 @@ from slms.lit.logger import TensorBoard
 from slms.lit.parser import FindConfig, TrainParser, known_configs, read_yaml
 from slms.lit.resume import check_resumed
 from slms.lit.run_directory import CONFIG_FILE, RunDirectory, run_of
+from slms.lit.sources import settle
 from slms.lit.trainer_options import run_directory
-from slms.models.base import resolve
 
 
 class _RunFiles(SaveConfigCallback):
@@ -160,9 +160,7 @@ class TrainCLI(LightningCLI):
         if config.name is not None and (not config.name or set(config.name) & set("/\\\0") or config.name[0] == "."):
             raise ValueError(f"--name is {config.name!r}; it must be one file name: the run goes to OUTPUT_DIR/NAME/")
         check_checkpoint(config.checkpoint)
-        resolved = resolve(config.model.base)
-        config.model.base.source = config.data.source = resolved.kind
-        print(resolved.note, flush=True)
+        resolved = settle(config)
         stem = config.name or (Path(str(config.config[0])).stem if config.config else "run")
         self.run = RunDirectory.named(Path(config.output_dir), f"{stem}-embedded" if resolved.stand_in else stem)
         self._note: str | None = None  # why a resumed run does not go on where it was

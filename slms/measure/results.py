@@ -4,12 +4,12 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor
 
-from slms.data.text import EMBEDDED, Blocks
+from slms.data.corpora import kind
+from slms.data.text import Blocks
 from slms.measure.pathways import Measurement
 from slms.measure.rows import Row, beside
 from slms.measure.schema import (
@@ -74,13 +74,14 @@ def base_of(config: BaseConfig) -> Base:
     return Base(name=found.name, source=found.kind, asked=config.hub or config.name or found.name)
 
 
-def data_of(corpus: str, blocks: Blocks, train_tokens: int | None = None) -> Data:
-    """The text that was measured on, and how many tokens there were to train on."""
+def data_of(corpus: str, blocks: Blocks, train_tokens: int | None = None, validated_on: str | None = None) -> Data:
+    """The text that was measured on (`validated_on`, in words), and how many tokens there were to train on."""
     return Data(
         name=corpus,
-        source="embedded" if corpus == EMBEDDED else "local" if Path(corpus).exists() else "hub",
+        source=kind(corpus),
         train_tokens=train_tokens,
         validation_tokens=int(blocks.input_ids.size),
+        validated_on=validated_on,
         validation_documents=None if blocks.doc_ids is None else int(blocks.doc_ids.max()) + 1,
     )
 

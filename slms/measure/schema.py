@@ -108,6 +108,7 @@ class Data:
     train_tokens: int | None = None  # available to train on
     validation_tokens: int | None = None
     validation_documents: int | None = None
+    validated_on: str | None = None  # what was read, in words: the file, or the corpus and its split
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from slms.data.corpora import CorpusConfig
 from slms.data.module import BlockOrder, TextData, text_digest
-from slms.data.text import CorpusConfig
 from slms.models.harvest import ActivationCache, Chunk, Harvest, model_digest
 from slms.models.sites import Site
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from slms.data.text import documents, encode
+from slms.data.corpora import documents
+from slms.data.text import encode
 from slms.files import replacing, write_atomic
 from slms.models.harvest import model_digest
 from slms.models.sites import Site, read_sites

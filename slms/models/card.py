@@ -55,8 +55,8 @@ def model_card(
         family=model.config.model_type.removeprefix("routed_"),
         parameters=sum(p.numel() for p in model.parameters()),
         dtype=str(model.dtype).removeprefix("torch."),
-        base=base and _last(base),
-        corpus=corpus and _last(corpus),
+        base=base and shortened(base),
+        corpus=corpus and shortened(corpus),
         places=", ".join(f"`{place}`" for place in routed),
         routing=config,
         choice=config and RULES[config.rule].words.format(**config.to_dict()),
@@ -75,10 +75,15 @@ def portable(words: str) -> str:
         split = shlex.split(words)
     except ValueError:
         split = words.split()
-    return shlex.join(_last(word) for word in split)
+    return shlex.join(shortened(word) for word in split)
 
 
-def _last(word: str) -> str:
+def shortened(word: str) -> str:
+    """A name, or a command's argument, whose absolute path is cut to its last component.
+
+    >>> shortened("/home/me/text.txt (every 50th document)"), shortened("stories")
+    ('text.txt (every 50th document)', 'stories')
+    """
     option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
     for kind in (PurePosixPath, PureWindowsPath):
         if kind(value).is_absolute() or value.startswith("~"):

@@ -1,11 +1,13 @@
 """Where a base comes from: embedded, a directory, or the Hugging Face hub, decided within seconds and said aloud."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from slms.models.directory import check_directory
-from slms.models.hub import HUB_TIMEOUT_S, cached_snapshot, download, hub_trouble
+from slms.models.hub import cached_snapshot, download
+from slms.network import HUB_TIMEOUT_S, hub_trouble
 
 EMBEDDED = {"stories-1m": Path(__file__).parent / "assets" / "stories-1m"}
 
@@ -81,10 +83,13 @@ def as_base(base: Any) -> BaseConfig:
     return BaseConfig(name=str(base)) if isinstance(base, str | Path) else BaseConfig(**vars(base))
 
 
-def resolve(base: BaseConfig | str, corpus_cached: bool = True, timeout_s: float = HUB_TIMEOUT_S) -> Resolved:
+def resolve(
+    base: BaseConfig | str, corpus_cached: Callable[[], bool] = lambda: True, timeout_s: float = HUB_TIMEOUT_S
+) -> Resolved:
     """Decide where a base comes from, without reading weights.
 
-    corpus_cached: whether the hub corpus that goes with the base needs no network; if it does, the hub must answer.
+    corpus_cached: whether the hub corpus that goes with the base needs no network; if it does, the hub must answer, or
+    the stand-in takes the place of both.
     Raises ValueError for a name that cannot be one, OSError where a strict source cannot be had.
     """
     base = as_base(base)
@@ -103,13 +108,14 @@ def resolve(base: BaseConfig | str, corpus_cached: bool = True, timeout_s: float
     cached = cached_snapshot(
         name, base.revision, weights=base.init == "pretrained", tokenizer=own_tokenizer
     ) is not None and (base.tokenizer is None or local_tokenizer(base.tokenizer) is not None)
-    if cached and (corpus_cached or base.embedded is None):
+    if cached and (base.source != "auto" or base.embedded is None or corpus_cached()):
         return Resolved("hub", name, f"base {name} (hub, from the local cache)", cached=True)
     trouble = hub_trouble(name, base.revision, timeout_s)
     if trouble is None:
         return Resolved("hub", name, f"base {name} (hub)", cached=cached)
     if base.source == "auto" and base.embedded is not None:
-        note = f"base {base.embedded} (embedded) stands in for {name}: {trouble}"
+        lacking = "its corpus is not in the local cache and " if cached else ""
+        note = f"base {base.embedded} (embedded) stands in for {name}: {lacking}{trouble}"
         return Resolved("embedded", base.embedded, note, stand_in=True)
     raise OSError(
         f"base {name} is not in the local cache and {trouble}; name a model directory, or "

@@ -5,14 +5,14 @@ from transformers import PreTrainedModel
 
 from slms.measure.metrics import METRICS
 from slms.measure.schema import Loss, Results
-from slms.models.card import model_card, portable
+from slms.models.card import model_card, portable, shortened
 from slms.report.tables import flat_columns, place_cells, share
 
 
 def run_card(model: PreTrainedModel, results: Results) -> str:
     """The card of the model that a run leaves behind."""
     base, data = results.base, results.data
-    corpus = data.name if data.source != "local" else portable(data.name)
+    corpus = shortened(data.name)
     perplexity = EvalResult(
         task_type="text-generation",
         dataset_type=corpus,
@@ -24,7 +24,7 @@ def run_card(model: PreTrainedModel, results: Results) -> str:
     return model_card(
         model,
         name=results.run.name,
-        base=portable(base.name),
+        base=shortened(base.name),
         corpus=corpus,
         results=[perplexity],
         measured=measured_text(results),
@@ -50,7 +50,7 @@ def measured_text(results: Results) -> str:
         tables.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
         tables.append("; ".join(f"{METRICS[c.metric].heading}: {METRICS[c.metric].meaning}" for c in columns) + ".")
     tokens = data.validation_tokens or losses.model.tokens
-    place = portable(data.name) if data.source == "local" else data.name
+    place = shortened(data.validated_on or data.name)
     done = f"trained on {run.tokens_trained:,} tokens in {run.steps:,} steps (seed {run.seed})"
     with_ = f"slms {run.versions.get('slms', '')}, torch {run.versions.get('torch', '')}"
     tables += [

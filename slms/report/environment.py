@@ -14,7 +14,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from slms.files import cache_dir
-from slms.models.hub import cached_snapshot, hub_trouble
+from slms.models.hub import cached_snapshot
+from slms.network import hub_trouble
 
 ROOT = Path(__file__).resolve().parents[2]
 CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"  # of a checkout, a link to the file at its top

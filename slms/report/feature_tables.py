@@ -63,7 +63,7 @@ def summary(results: FeatureResults) -> str:
     alive = results.d_sae - results.dead
     head = (
         f"{results.directory}: {results.kind} of {results.model} at {place}, {alive} of {results.d_sae} features used\n"
-        f"{results.tokens} tokens of {results.corpus} ({results.split}), {results.l0:.1f} features a token"
+        f"{results.tokens} tokens of {results.corpus}, {results.l0:.1f} features a token"
     )
     rows = [
         [name, number(f.si.value), interval(f.si.low, f.si.high), number(f.si.null_mean), f"{f.si.null_sd or 0:.0e}",

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from slms.measure.classes import preferred_class
 from slms.measure.rows import Row, by_place, families_of
 from slms.measure.schema import Pathway, Results
+from slms.models.card import shortened
 from slms.models.place import short_names
 from slms.report.palette import COLOURS, GREY, LABEL, MARKERS, PALE, TICK, TITLE, dress, new_figure, place_ticks
 from slms.report.words import visible
@@ -45,7 +46,7 @@ def _headline(results: Results) -> str:
 
 def _subline(results: Results) -> str:
     model, dense, compute = results.losses.model, results.losses.dense, results.compute
-    parts = [f"base {results.base.name} ({results.base.source})", f"data {results.data.name}"]
+    parts = [f"base {shortened(results.base.name)} ({results.base.source})", f"data {shortened(results.data.name)}"]
     if dense:
         parts.append(f"dense {dense.nats:.4f} → {results.run.role} {model.nats:.4f} nats/token")
     else:

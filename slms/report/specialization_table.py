@@ -17,7 +17,7 @@ def specialization_table(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
     at = {(row.place, row.metric, row.family): row for row in rows}
     found = list(dict.fromkeys(row.place for row in rows if row.place != MEAN))
     places = dict(zip([*found, MEAN], [*short_names(found), MEAN], strict=True))
-    text = f"{amount(about['tokens'])} tokens of {about['corpus']} ({about['split']}, {about['documents']} documents)"
+    text = f"{amount(about['tokens'])} tokens of {about['source']}, {about['documents']} documents"
     blocks = [f"{about['model']}: {about['units']} on {text}"[:WIDTH], _first(places, at)]
     families = list(dict.fromkeys((row.metric, row.family) for row in rows if row.metric in ("si", "si_given_token")))
     for start in range(0, len(families), FAMILIES_A_TABLE):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from slms.measure.metrics import METRICS
 from slms.measure.rows import MEAN, Row, families_of, places_of
 from slms.measure.schema import Loss, Results
+from slms.models.card import shortened
 from slms.models.place import short_names
 from slms.report.words import visible
 
@@ -73,7 +74,7 @@ def _heading(results: Results) -> str:
     run, base, data = results.run, results.base, results.data
     first = f"{run.name}: {run.role} run, {amount(run.tokens_trained)} tokens in {run.steps} steps, {run.seconds:.0f} s"
     asked = f" (asked for {base.asked})" if base.asked and base.asked != base.name else ""
-    second = f"base {base.name} from {base.source}{asked}, data {data.name} from {data.source}"
+    second = f"base {shortened(base.name)} from {base.source}{asked}, data {shortened(data.name)} from {data.source}"
     return "\n".join(line[:WIDTH] for line in (first, second))
 
 

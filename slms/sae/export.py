@@ -202,7 +202,7 @@ def load(directory: Path) -> Loaded:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; an SAE directory holds {CONFIG} and {WEIGHTS}") from None
     except RecursionError:

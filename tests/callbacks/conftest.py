@@ -8,8 +8,8 @@ import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks import Evolution, MetricsCsv, ResultsWriter, Specialization
+from slms.data.corpora import CorpusConfig
 from slms.data.module import TextData
-from slms.data.text import CorpusConfig
 from slms.lit.language_model import LanguageModel
 from slms.models.base import BaseConfig
 from slms.routing import RoutingConfig

@@ -13,7 +13,7 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFas
 from callbacks.coders import CoderWriter
 from slms.commands.coder import open_coder
 from slms.commands.sae import sae
-from slms.data.text import CorpusConfig
+from slms.data.corpora import CorpusConfig
 from slms.lit.sparse_autoencoder import SparseAutoencoder
 from slms.measure.passes import batches
 from slms.measure.rows import COLUMNS

@@ -1,8 +1,13 @@
 """What a command measures when nobody says how."""
 
+from dataclasses import asdict
+from pathlib import Path
+
 import pytest
+import yaml
 
 from slms.commands.subject import chosen_text, open_subject
+from slms.data.corpora import CorpusConfig
 from slms.models.base import BaseConfig, init_base, load_base
 from slms.models.io import save_model
 
@@ -34,7 +39,10 @@ RUN = {"corpus": "mine.jsonl", "validation": "dev.jsonl", "text_field": "story",
 def test_what_was_asked_for_goes_before_the_runs_text_and_that_before_the_defaults(own, asked, chosen):
     model = init_base(BaseConfig(name="stories-1m", init="random", d_model=8, n_layers=1, n_heads=2))
     keys = ("corpus", "validation", "split", "text_field", "block_size", "n_tokens")
-    assert chosen_text(model, own, **asked) == dict(zip(keys, chosen, strict=True))
+    found = chosen_text(model, own, **asked)
+    assert found == dict(zip(keys, chosen, strict=True)) | {
+        key: str(Path.cwd() / found[key]) for key in ("corpus", "validation") if found[key] not in (None, "stories")
+    }  # names of files are absolute
 
 
 @pytest.mark.parametrize("flag", ["block_size", "n_tokens"])
@@ -42,3 +50,55 @@ def test_no_text_is_refused(flag):
     model = init_base(BaseConfig(name="stories-1m", init="random", d_model=8, n_layers=1, n_heads=2))
     with pytest.raises(ValueError, match=f"--{flag} 0: it must be at least 1"):
         chosen_text(model, {}, **{flag: 0})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that validated on valid.txt, a file of the directory in which it was trained, as train.py records it."""
+    home = tmp_path_factory.mktemp("home")
+    base = load_base(BaseConfig(name="stories-1m", init="random", d_model=8, n_layers=1, n_heads=2))
+    save_model(base.model, base.tokenizer, home / "run" / "model")
+    return home
+
+
+@pytest.fixture
+def run(finished, monkeypatch):
+    monkeypatch.chdir(finished)
+    for name in ("train.txt", "valid.txt"):
+        (finished / name).write_text("\n\n".join(f"{name[:5]} {i} was a good dog." for i in range(200)))
+    corpus = CorpusConfig(name="train.txt", validation="valid.txt").recorded()
+    data = {"corpus": asdict(corpus), "block_size": 32, "val_tokens": 512}
+    (finished / "run" / "config.yaml").write_text(
+        yaml.safe_dump({"model": {"base": {"source": "local"}}, "data": data})
+    )
+    return finished / "run"
+
+
+def test_a_run_is_measured_on_its_own_text_from_any_directory(run, tmp_path, monkeypatch):
+    here = open_subject(str(run))
+    (tmp_path / "valid.txt").write_text("\n\n".join("other text" for _ in range(900)))
+    monkeypatch.chdir(tmp_path)
+    there = open_subject(str(run))
+    assert (there.blocks.input_ids == here.blocks.input_ids).all()
+    assert there.source == here.source == there.text["validation"] == str(run.parent / "valid.txt")
+    assert open_subject(str(run), split="train").source == str(run.parent / "train.txt")
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lambda path: path.unlink(), r"valid\.txt: no such file; the run read"),
+        (
+            lambda path: path.write_text(path.read_text().replace("good", "bad")),
+            r"valid\.txt: its text has changed since",
+        ),
+    ],
+)
+def test_a_run_whose_text_is_gone_or_changed_is_measured_on_no_other(run, fault, message):
+    fault(run.parent / "valid.txt")
+    with pytest.raises(ValueError, match=message):
+        open_subject(str(run))
+    asked = str(run.parent / "train.txt")
+    assert open_subject(str(run), corpus=asked).source == f"{asked} (every 50th document)"
+    (run.parent / "valid.txt").write_text("\n\n".join("text that was asked for" for _ in range(300)))
+    assert open_subject(str(run), validation="valid.txt").source.endswith("valid.txt")

@@ -120,3 +120,13 @@ def test_a_line_may_hold_several_documents(tmp_path):
     assert list(file_texts(path)) == ["a", "b b", "c\nd", "e"]
     path.write_text("a\nb\n\n \nc\n\nd")
     assert list(file_texts(path)) == ["a\nb", "c", "d"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_byte_order_mark_is_no_text(tmp_path, end):
+    for name, content in (
+        ("c.txt", f"one{end}{end}two\ufeff"),
+        ("c.jsonl", f'{{"text": "one"}}{end}{{"text": "two\ufeff"}}'),
+    ):
+        (tmp_path / name).write_bytes(content.encode("utf-8-sig"))
+        assert list(file_texts(tmp_path / name)) == ["one", "two\ufeff"], name  # a mark elsewhere is the text's own

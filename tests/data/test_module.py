@@ -3,8 +3,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from slms.data.corpora import CorpusConfig
 from slms.data.module import BlockOrder, TextData
-from slms.data.text import CorpusConfig
 from slms.models.io import read_tokenizer
 from slms.models.source import EMBEDDED
 

@@ -1,11 +1,11 @@
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from slms.data import text
-from slms.data.text import BlockSpec, CorpusConfig, documents, load_blocks
+from slms.data.corpora import documents
+from slms.data.text import BlockSpec, load_blocks
 from slms.models.io import read_tokenizer
 from slms.models.source import EMBEDDED
 
@@ -55,63 +55,9 @@ def test_frequency_bins_hold_a_fifth_of_the_text_each(tokenizer):
     assert np.all(shares > 0.12) and np.all(shares < 0.28), shares
 
 
-def test_splits_share_no_story():
-    made = {split: [d.text for d, _ in zip(documents("stories", split), range(200), strict=False)] for split in
-            ("train", "validation", "test")}  # fmt: skip
-    assert not set(made["train"]) & set(made["validation"])
-    assert not set(made["train"]) & set(made["test"])
-
-
-def test_txt_documents_are_separated_and_every_fiftieth_is_held_out(tmp_path):
-    path = tmp_path / "c.txt"
-    path.write_text("<|endoftext|>\n".join(f"story {i}\nhas two lines\n" for i in range(120)))
-    train = [d.text for d in documents(str(path), "train")]
-    held = [d.text for d in documents(str(path), "validation")]
-    assert held == [f"story {i}\nhas two lines" for i in (0, 50, 100)]
-    assert len(train) == 117 and not set(train) & set(held)
-
-
-def test_txt_without_separators_splits_at_blank_lines(tmp_path):
-    path = tmp_path / "c.txt"
-    path.write_text("one\ntwo\n\nthree\n\n\nfour")
-    assert [d.text for d in documents(str(path), "all")] == ["one\ntwo", "three", "four"]
-
-
-def test_a_validation_corpus_leaves_the_training_corpus_whole(tmp_path):
-    (tmp_path / "a.txt").write_text("a b\n\nc d")
-    (tmp_path / "b.jsonl").write_text(json.dumps({"text": "held out"}) + "\n")
-    names = str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl")
-    assert [d.text for d in documents(names[0], "train", validation=names[1])] == ["a b", "c d"]
-    assert [d.text for d in documents(names[0], "validation", validation=names[1])] == ["held out"]
-
-
-def test_parquet_is_read(tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.table({"text": ["x y", "z"]}), tmp_path / "c.parquet")
-    assert [d.text for d in documents(str(tmp_path / "c.parquet"), "all")] == ["x y", "z"]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("c.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', r"c.jsonl:2: no text in field 'text'"),
-        ("c.jsonl", b'{"text": "a"}\nnot json\n', r"not UTF-8 JSON lines"),
-        ("c.txt", b"\xff\xfe\x00bad", r"not UTF-8 text"),
-        ("c.parquet", b"PAR1 not really", r"not a parquet file"),
-        ("c.csv", b"a,b", r"the ending must be one of"),
-    ],
-)
-def test_unreadable_files_say_which_and_why(tmp_path, name, content, message):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        list(documents(str(tmp_path / name), "all"))
-
-
 def test_a_corpus_without_enough_text_is_refused(tmp_path, tokenizer):
     (tmp_path / "c.txt").write_text("too short")
-    with pytest.raises(ValueError, match=r"less than one block of data.block_size \(64\)"):
+    with pytest.raises(ValueError, match=r"less than one block \(64 tokens\)"):
         load_blocks(spec(tmp_path / "c.txt", "all"), tokenizer)
 
 
@@ -132,15 +78,6 @@ def test_the_cache_notices_a_changed_file(tmp_path, tokenizer):
     assert not np.array_equal(first.input_ids, load_blocks(spec(path, "all", n_tokens=64), tokenizer).input_ids)
 
 
-def test_corpus_config_needs_one_kind_of_name():
-    with pytest.raises(ValueError, match="needs either"):
-        CorpusConfig()
-    pair = CorpusConfig(hub="a/b", embedded="stories")
-    assert pair.resolve("embedded") == "stories" and pair.resolve("hub") == "a/b"
-    with pytest.raises(ValueError, match="has no `embedded` entry"):
-        CorpusConfig(hub="a/b").resolve("embedded")
-
-
 @pytest.mark.parametrize("fault", [Path.unlink, lambda path: path.write_text("other text")])
 def test_a_file_that_changes_or_vanishes_while_it_is_read_leaves_no_blocks(tmp_path, tokenizer, monkeypatch, fault):
     corpus = tmp_path / "corpus.txt"
@@ -157,3 +94,40 @@ def test_a_file_that_changes_or_vanishes_while_it_is_read_leaves_no_blocks(tmp_p
     with pytest.raises(ValueError, match=r"corpus .*corpus.txt: the file changed or vanished while it was read"):
         load_blocks(spec(corpus, "train", n_tokens=256, with_labels=False), tokenizer)
     assert not list((tmp_path / "cache").rglob("*.npz"))
+
+
+BOOK = "It was a dark night. " * 300
+
+
+@pytest.mark.parametrize(
+    ("content", "split", "message"),
+    [
+        (BOOK, "train", r"c\.txt \(all but every 50th document\): 0 tokens in 0 documents, less than one block \(64 "
+         r"tokens\): the file is one document \(documents are parted by blank lines, or by <\|endoftext\|> where that "
+         r"occurs\); every 50th, the first included, is held out for validation; name a validation corpus "
+         r"\(data\.corpus\.validation, --validation\)$"),
+        ("\n".join(["One story."] * 300), "train", r"the file is one document \(documents are parted by blank lines"),
+        ("\n\n".join(["Short."] * 60), "validation", r"\d tokens in 2 documents.*the file holds 60 documents"),
+        ("Short.", "all", r"c\.txt: \d tokens in 1 documents.*the file is one document \(.*occurs\)$"),
+    ],
+)  # fmt: skip
+def test_too_little_text_says_how_documents_are_parted_and_held_out(tmp_path, tokenizer, content, split, message):
+    (tmp_path / "c.txt").write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_blocks(spec(tmp_path / "c.txt", split), tokenizer)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_book_is_validated_on_whole_and_fewer_tokens_than_asked_are_said_once(tmp_path, tokenizer, caplog):
+    (tmp_path / "c.txt").write_text(BOOK)
+    for _ in range(2):
+        found = load_blocks(spec(tmp_path / "c.txt", n_tokens=10_000), tokenizer).input_ids.size
+    assert 1000 < found < 10_000
+    said = [record.getMessage() for record in caplog.records if "asked for" in record.getMessage()]
+    assert said == [
+        f"{tmp_path}/c.txt (every 50th document): {found:,} of the 10,000 tokens asked for; there is no more text"
+    ]
+    caplog.clear()
+    load_blocks(spec(tmp_path / "c.txt", n_tokens=1000), tokenizer)  # 15 blocks of 64 and a rest
+    load_blocks(spec(tmp_path / "c.txt", n_tokens=None), tokenizer)
+    assert not caplog.records

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from slms.data.corpora import CorpusConfig
 from slms.data.module import TextData
-from slms.data.text import CorpusConfig
 from slms.lit.language_model import DistillConfig, LanguageModel
 from slms.models.base import BaseConfig
 from slms.routing import RoutingConfig

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.testing import assert_close
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFast
 
-from slms.data.text import CorpusConfig
+from slms.data.corpora import CorpusConfig
 from slms.lit.sparse_autoencoder import SparseAutoencoder
 from slms.models.activation_stream import ActivationData, BufferConfig
 from slms.models.base import BaseConfig

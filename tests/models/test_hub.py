@@ -13,9 +13,10 @@ import transformers as hf
 
 import slms
 from slms.models.convert import route
-from slms.models.hub import cached_snapshot, download, hub_trouble
+from slms.models.hub import cached_snapshot, download
 from slms.models.io import read_tokenizer
 from slms.models.source import EMBEDDED, BaseConfig, resolve
+from slms.network import hub_trouble
 from slms.routing import RoutingConfig
 
 SHA = "0123456789abcdef0123456789abcdef01234567"

@@ -41,10 +41,12 @@ def test_model_and_corpus_are_decided_together(hub):
     """A cached model whose corpus needs the network gives way with it."""
     base = BaseConfig(**TINYSTORIES)
     hub.cached, hub.trouble = {base.hub, base.tokenizer}, "the hub cannot be reached"
-    assert resolve(base, corpus_cached=True).kind == "hub"
-    assert resolve(base, corpus_cached=False).kind == "embedded"
+    assert resolve(base, corpus_cached=lambda: True).kind == "hub"
+    assert resolve(base, corpus_cached=lambda: False).kind == "embedded"
     hub.trouble = None
-    assert resolve(base, corpus_cached=False) == Resolved("hub", base.hub, f"base {base.hub} (hub)", cached=True)
+    assert resolve(base, corpus_cached=lambda: False) == Resolved(
+        "hub", base.hub, f"base {base.hub} (hub)", cached=True
+    )
 
 
 def test_hub_and_embedded_are_strict(hub):

@@ -140,7 +140,7 @@ function overview() {
   const place = data.site === data.target ? data.site : `${data.site} to ${data.target}`;
   return [make("div", { class: "bar" }, back(), make("h2", {}, "All features")),
     facts([["model", model], ["site", place], ["coder", data.kind], ["features", `${data.d_sae - data.dead} used of ${data.d_sae}`],
-      ["features a token", data.l0.toFixed(1)], ["text", `${data.tokens.toLocaleString("en")} tokens of ${data.corpus} (${data.split})`]]),
+      ["features a token", data.l0.toFixed(1)], ["text", `${data.tokens.toLocaleString("en")} tokens of ${data.corpus}`]]),
     make("h3", {}, "What features tell about the word"),
     make("p", { class: "note" }, "SI: adjusted mutual information of one use and the word's class; 0 is what permuted labels give, "
       + "which is subtracted, 1 a use that tells the class for certain. 95 % interval over documents; z over the standard deviation of permuted labels."),
