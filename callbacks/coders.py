@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.parts import leaves_files
+from slms.files import scratch
 from slms.lit.trainer_options import run_directory
 from slms.report.tables import interval, number, share, text_table
 from slms.sae.quality import Quality
@@ -31,8 +32,18 @@ class CoderWriter(Callback):
     The module has `export(directory)`, which returns one line for each coder that the format cannot hold.
     """
 
-    _started = False
-    _written = -1  # the step
+    def __init__(self) -> None:
+        super().__init__()
+        self._started = False
+        self._written = -1  # the step
+        self._said: set[str] = set()  # what is not exported, and why
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Try the export, so that what cannot be written is refused, or said, before the first step."""
+        directory = run_directory(trainer)
+        if leaves_files(trainer):
+            with scratch(directory) as place:
+                self._say(pl_module.export(place, trial=True))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Everything has been restored: from here on there is something to save."""
@@ -60,5 +71,10 @@ class CoderWriter(Callback):
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         directory, self._written = run_directory(trainer), trainer.global_step
         if leaves_files(trainer):
-            for line in pl_module.export(directory / "saes"):
+            self._say(pl_module.export(directory / "saes"))
+
+    def _say(self, lines: list[str]) -> None:
+        for line in lines:
+            if line not in self._said:
                 logger.warning("not exported: %s", line)
+        self._said |= set(lines)

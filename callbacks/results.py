@@ -1,5 +1,6 @@
 """The results of a finished run: `llm_routing_results.json`, the figure, `model/`, and the closing table."""
 
+import dataclasses
 import datetime
 import os
 import time
@@ -8,16 +9,19 @@ from typing import Any, cast
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
 from transformers import PreTrainedModel
 
 from callbacks.parts import language_model, leaves_files, text_data
 from callbacks.tensorboard import log_hyperparameters
 from slms.data.corpora import read_from
+from slms.files import scratch
 from slms.lit.language_model import LanguageModel
 from slms.lit.strategies import whole
 from slms.lit.trainer_options import run_directory
 from slms.measure.pathways import measure, random_model
 from slms.measure.results import assemble, base_of, data_of
+from slms.measure.rows import MEAN
 from slms.measure.schema import Results, Role, Run
 from slms.models.flops import flops_per_token
 from slms.models.io import save_model
@@ -67,18 +71,27 @@ class ResultsWriter(Callback):
         """Count the tokens of all ranks."""
         self._tokens += batch["input_ids"].numel() * trainer.world_size
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Try what the end will write, on a few blocks of text, so that what cannot be written is refused now."""
+        directory, module = run_directory(trainer), language_model(pl_module)
+        net = whole(module.net)
+        if leaves_files(trainer):
+            with isolate_rng(), scratch(directory) as place:
+                try:
+                    self._write(trainer, module, net, place, trial=True)
+                except (ValueError, OSError):
+                    raise
+                except Exception as error:  # of whichever library; at the end it would cost the whole run
+                    raise ValueError(f"what the run's end writes fails: {type(error).__name__}: {error}") from error
+        trainer.strategy.barrier("trial")
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure and write on the first rank, while the others wait."""
         directory, module = run_directory(trainer), language_model(pl_module)
         self._directory = directory
         net = whole(module.net)
         if leaves_files(trainer):
-            self.results = self._measure(trainer, module, net, directory)
-            write_results(self.results, directory)
-            if self.results.pathways:
-                write_figure(directory / FIGURE_FILE, monosemanticity_figure(self.results))
-            if self.save_model:
-                save_model(net, module.tokenizer, directory / "model", run_card(net, self.results))
+            self.results = self._write(trainer, module, net, directory)
             if trainer.enable_autolog_hparams:
                 log_hyperparameters(trainer, _config(directory, module), self.results, trainer.global_step - 1)
         trainer.strategy.barrier("results")
@@ -88,13 +101,28 @@ class ResultsWriter(Callback):
         if self.results is not None:
             print(f"\n{closing_table(self.results)}\n\nwritten to {self._directory}", flush=True)
 
-    def _measure(self, trainer: Trainer, module: LanguageModel, net: PreTrainedModel, directory: Path) -> Results:
+    def _write(
+        self, trainer: Trainer, module: LanguageModel, net: PreTrainedModel, directory: Path, trial: bool = False
+    ) -> Results:
+        """Measure the model, write all there is to write of it into `directory`; a trial, in brief."""
+        results = self._measure(trainer, module, net, directory, trial)
+        write_results(results, directory)
+        if results.pathways:
+            write_figure(directory / FIGURE_FILE, monosemanticity_figure(_first_place(results) if trial else results))
+        if self.save_model:
+            save_model(net, module.tokenizer, directory / "model", run_card(net, results), first_rows=trial)
+        return results
+
+    def _measure(
+        self, trainer: Trainer, module: LanguageModel, net: PreTrainedModel, directory: Path, trial: bool
+    ) -> Results:
         data = text_data(trainer)
         seconds = self.state_dict()["seconds"]  # of training; measuring is not part of it
-        measured = measure(net, module.tokenizer, data.val_blocks, data.batch_size)
-        control = []
-        if self.random_model and measured.pathways:
-            control = measure(random_model(net), module.tokenizer, data.val_blocks, data.batch_size).rows
+        blocks = data.val_blocks.first(4) if trial else data.val_blocks
+        measured, control = measure(net, module.tokenizer, blocks, data.batch_size), []
+        if self.random_model and measured.pathways:  # a trial costs one model less, which is made of the same parts
+            twin = measured if trial else measure(random_model(net), module.tokenizer, blocks, data.batch_size)
+            control = twin.rows
         return assemble(
             self._run(trainer, module, directory, seconds),
             base_of(module.base),
@@ -105,7 +133,7 @@ class ResultsWriter(Callback):
                 read_from(data.corpus_name, "validation", data.corpus.validation),
             ),
             measured,
-            dense=module.base_loss,
+            dense=measured.loss if trial else module.base_loss,
             control=control,
             flops=flops_per_token(net, data.block_size, measured.densities),
             routing=None if module.routing is None else module.routing.to_dict(),
@@ -127,6 +155,13 @@ class ResultsWriter(Callback):
             versions=versions(),
             hardware=hardware(module.device) | machine,
         )
+
+
+def _first_place(results: Results) -> Results:
+    """The results of one place: a figure of it takes a tenth of the time."""
+    first = results.places[0]
+    rows = [row for row in results.rows if row.place in (first, MEAN)]
+    return dataclasses.replace(results, rows=rows, pathways={first: results.pathways[first]})
 
 
 def _config(directory: Path, module: LanguageModel) -> dict[str, Any]:

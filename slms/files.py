@@ -71,6 +71,14 @@ def sole_owner(directory: Path) -> Iterator[Path]:
         lock.release()
 
 
+@contextmanager
+def scratch(directory: Path) -> Iterator[Path]:
+    """A directory inside `directory`, which is made where it is missing, to try things in; gone again afterwards."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=PART) as place:
+        yield Path(place)
+
+
 def remove_unfinished(directory: Path) -> None:
     """Remove what a process that was killed left half written below `directory`; only its owner may."""
     for unfinished in list(directory.rglob(f"{PART}*")):

@@ -41,6 +41,12 @@ class Blocks(NamedTuple):
     labels: dict[str, np.ndarray]
     label_names: dict[str, tuple[str, ...]]
 
+    def first(self, n: int) -> "Blocks":
+        """The first n blocks."""
+        documents = None if self.doc_ids is None else self.doc_ids[:n]
+        labels = {family: classes[:n] for family, classes in self.labels.items()}
+        return Blocks(self.input_ids[:n], documents, labels, self.label_names)
+
 
 class BlockSpec(NamedTuple):
     """What a set of blocks is made from; its digest names the cache file."""

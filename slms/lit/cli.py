@@ -56,10 +56,11 @@ class _RunFiles(SaveConfigCallback):
             return
         assert self.run is not None
         self.run.start()
-        config = self.parser.dump(self.config, skip_none=False)
-        write_atomic(directory / CONFIG_FILE, config)
+        config, file = self.parser.dump(self.config, skip_none=False), directory / CONFIG_FILE
         if trainer.fit_loop.done:
             print(f"no step is left after step {trainer.global_step}: the results are written again", flush=True)
+        if not (trainer.fit_loop.done and file.exists()):  # it says what was used
+            write_atomic(file, config)
         if trainer.enable_autolog_hparams:
             for logger in trainer.loggers:
                 if not isinstance(logger, TensorBoardLogger):  # whose row is written with the final numbers

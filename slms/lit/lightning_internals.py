@@ -1,7 +1,7 @@
 """Every place where SLMS reaches into Lightning beyond what it documents: look here first when a new release breaks.
 
 StepCheckpoint       ModelCheckpoint's interval, state key, and how it saves and names `last.ckpt`
-FinishingLoop        the fit loop, and when it is skipped
+FinishingLoop        the fit loop: when it is skipped, when an epoch is over, where the text goes on
 FullyShardStrategy   ModelParallelStrategy's number of processes and whether it saves shards
 move_root            the trainer's directory, once it is settled
 
@@ -15,6 +15,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from slms.files import PART
@@ -97,15 +98,32 @@ def _moved(state: dict[str, Any], directory: str) -> dict[str, Any]:
 
 
 class FinishingLoop(_FitLoop):
-    """Calls `on_train_start` and `on_train_end` although no step is left.
+    """Goes on behind an epoch's end where the text stopped, and finishes a run of which no step is left.
 
-    A run may be stopped between its last checkpoint and its results; resumed, it writes them.
+    A run may be stopped between its last checkpoint and its results: `on_train_end` writes them when it is resumed.
     """
 
     @property
     def skip(self) -> bool:
         """As Lightning has it, where training begins anew or has no batches."""
         return super().skip and not (self.trainer.ckpt_path and self.max_batches)
+
+    @_FitLoop.restarting.setter
+    def restarting(self, restarting: bool) -> None:
+        """Whether an epoch was left in its midst. One trained to its last batch is over, also under `max_steps`.
+
+        Lightning trains no step of the next one there (its issue 19617).
+        """
+        epoch = self.epoch_progress.current
+        unfinished = epoch.ready != epoch.processed or epoch.started != epoch.processed
+        cut = self._iteration_based_training() and not self.epoch_loop.batch_progress.is_last_batch
+        _Loop.restarting.fset(self, restarting and (unfinished or cut))
+
+    def _load_combined_loader_states(self, *args: Any, **kwargs: Any) -> None:
+        """Also where the epoch was finished; Lightning begins the text again there, and does not compare it."""
+        if self._combined_loader is not None and self._combined_loader_states_to_load:
+            self._combined_loader._load_state_dicts(self._combined_loader_states_to_load)
+            self._combined_loader_states_to_load = []  # release memory
 
     @classmethod
     def install(cls, trainer: Trainer) -> None:

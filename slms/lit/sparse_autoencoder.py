@@ -16,6 +16,7 @@ from slms.models.base import BaseConfig, load_base
 from slms.models.harvest import model_digest
 from slms.models.sites import find_pair, hf_name, site_width
 from slms.sae.base import Losses
+from slms.sae.coders import BatchTopK
 from slms.sae.evaluate import Used, measure
 from slms.sae.export import Provenance, save
 from slms.sae.optim import CoderOptimizerConfig
@@ -192,12 +193,18 @@ class SparseAutoencoder(OptimizedModule):
 
     # --- export ------------------------------------------------------------------------------------------------------
 
-    def export(self, directory: Path) -> list[str]:
-        """Write every coder to `directory`/LABEL in SAELens's format; returns the labels it could not, with reasons."""
+    def export(self, directory: Path, trial: bool = False) -> list[str]:
+        """Write every coder to `directory`/LABEL in SAELens's format; returns the labels it could not, with reasons.
+
+        A trial also writes those that have learnt no threshold yet.
+        """
         refused = []
         for trainee in self.trainees:
+            coder = trainee.folded()
+            if trial and isinstance(coder, BatchTopK):
+                coder.threshold.clamp_(min=0)
             try:
-                save(trainee.folded(), directory / trainee.label, self._provenance(trainee))
+                save(coder, directory / trainee.label, self._provenance(trainee))
             except ValueError as error:
                 refused.append(f"{trainee.label}: {error}")
         return refused

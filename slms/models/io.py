@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import os
 import pickle
@@ -14,7 +15,13 @@ from typing import Any, NamedTuple, cast
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from slms.files import make_readable, write_atomic
@@ -39,10 +46,12 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase | None,
     directory: str | Path,
     card: str | None = None,
+    first_rows: bool = False,
 ) -> Path:
     """Write model and tokenizer to a directory, which is replaced as a whole, or left as it was if writing fails.
 
     card: the text of its README.md, with the hub's metadata; by default what the model itself tells.
+    first_rows: of each weight write the first row only, to try whether all this can be written, at any size.
     """
     target = Path(directory)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -51,8 +60,11 @@ def save_model(
     beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         new, old = beside / "new", beside / "old"
+        repair_generation(model)
+        state = model.state_dict() if first_rows else {}
+        weights = {name: weight[:1] if weight.dim() else weight for name, weight in state.items()} or None
         with quiet_transformers():
-            model.save_pretrained(new, safe_serialization=True)
+            model.save_pretrained(new, safe_serialization=True, state_dict=weights)
             if tokenizer is not None:
                 tokenizer.save_pretrained(new)
         write_checksums(new)
@@ -65,6 +77,40 @@ def save_model(
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return target
+
+
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")
+
+
+def repair_generation(model: PreTrainedModel) -> None:
+    """Make the model's defaults of `generate` such as transformers saves, and say what was changed.
+
+    Published models have sampling values without `do_sample`, which it refuses to write: then they are to be used.
+    What is wrong otherwise is left out.
+    """
+    config = model.generation_config
+    if config is None or _is_valid(config):
+        return
+    sampled = copy.deepcopy(config)
+    sampled.do_sample = True
+    with quiet_transformers():
+        bare = GenerationConfig(**{name: getattr(config, name) for name in ("bos_token_id", "eos_token_id")})
+    if _is_valid(sampled):
+        model.generation_config = sampled
+        values = ", ".join(name for name in SAMPLING if getattr(config, name, None) is not None)
+        logger.warning("generation_config has %s without do_sample; it is saved with do_sample=true", values)
+    else:
+        model.generation_config = bare
+        logger.warning("generation_config is not valid for this transformers; only its bos and eos are saved")
+
+
+def _is_valid(config: GenerationConfig) -> bool:
+    with quiet_transformers():
+        try:
+            config.validate(strict=True)
+        except ValueError:
+            return False
+    return True
 
 
 def load_model(directory: str | Path, dtype: torch.dtype | None = None) -> Base:

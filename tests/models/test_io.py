@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 import slms
 from slms.models.checksums import CHECKSUMS
@@ -172,3 +172,41 @@ def test_a_tokenizer_with_code_of_its_own_is_refused(tiny, tmp_path):
     with pytest.raises(ValueError, match="its tokenizer is code of its own") as caught:
         load_model(tmp_path / "m")
     assert "\n" not in str(caught.value) and not (tmp_path / "proof").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "saved"),
+    [
+        ({"temperature": 0.9, "top_p": 0.6}, {"temperature": 0.9, "top_p": 0.6, "do_sample": True, "eos_token_id": 2}),
+        ({"temperature": 0.9, "length_penalty": 2.0}, {"eos_token_id": 2}),
+        ({"pad_token_id": -1}, {"eos_token_id": 2}),
+        ({"do_sample": True, "top_k": 5}, {"do_sample": True, "top_k": 5, "eos_token_id": 2}),
+    ],
+)
+def test_generation_defaults_that_transformers_refuses_are_repaired_and_said(tiny, values, saved, tmp_path, caplog):
+    """As published with vicuna and copies of Llama 2: temperature without do_sample, which cannot be saved."""
+    model = tiny("llama")
+    model.generation_config = GenerationConfig(eos_token_id=2)
+    for name, value in values.items():
+        setattr(model.generation_config, name, value)
+    save_model(model, None, tmp_path / "m")
+    written = json.loads((tmp_path / "m" / "generation_config.json").read_text())
+    kept = {
+        name: value for name, value in written.items() if name not in ("transformers_version", "_from_model_config")
+    }
+    assert kept == saved
+    assert len(caplog.messages) == (0 if "do_sample" in values else 1)
+    save_model(model, None, tmp_path / "m")  # what was said once is settled
+    assert len(caplog.messages) == (0 if "do_sample" in values else 1)
+
+
+def test_first_rows_are_a_trial_of_the_whole(tiny, tmp_path):
+    """The same files and names, tied weights left out as in the whole, at a fraction of the size."""
+    model = tiny("gpt_neo")
+    save_model(model, None, tmp_path / "whole")
+    save_model(model, None, tmp_path / "trial", first_rows=True)
+    whole, trial = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "trial"))
+    assert trial.keys() == whole.keys() and all(len(weight) == 1 for weight in trial.values())
+    assert sorted(p.name for p in (tmp_path / "trial").iterdir()) == sorted(
+        p.name for p in (tmp_path / "whole").iterdir()
+    )
