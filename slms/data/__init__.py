@@ -7,4 +7,6 @@ stories    an endless annotated story grammar, deterministic by (seed, index, sp
 stream     training batches straight from a corpus, for text larger than memory
 text       corpora by name → documents → token blocks on disk
 tokenizer  a byte-level BPE on the story corpus
+
+dataset  datasets in the hub's form, read row by row
 """

@@ -13,4 +13,6 @@ run_directory        the directory that a run writes into
 sparse_autoencoder   sparse autoencoders and transcoders under training
 strategies           Lightning's own, with what these models need
 trainer_options      which of Lightning's Trainer options train.py takes
+
+sources  where a run's model and text come from
 """

@@ -23,4 +23,7 @@ harvest            chunks of a frozen language model's activations, made by its 
 place              one name for every part of a model that can be routed, measured, hooked or logged
 sites              named places inside a language model, read and replaced through PyTorch's own hooks
 weights            what a dense MLP is made of, neuron-major
+
+head        the embedding head of a causal language model, apart from its body
+token_loss  losses of next tokens that never hold the logits of all tokens
 """
