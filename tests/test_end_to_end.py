@@ -81,7 +81,7 @@ def test_every_epoch_is_measured_in_metrics_csv_and_tensorboard(routed):
 
 def test_training_and_eval_give_the_same_number(routed, tmp_path, capsys):
     evaluation.main(["perplexity", str(routed), f"--output_dir={tmp_path}"])
-    measured = json.loads((tmp_path / "perplexity" / "perplexity.json").read_text())
+    measured = json.loads(next((tmp_path / "perplexity").rglob("perplexity.json")).read_text())
     assert abs(measured["nats"] - read_results(routed).losses.model.nats) < 1e-6
     assert f"{measured['nats']:.4f}" in capsys.readouterr().out
     logged = [row.value for row in read_rows(routed / "metrics.csv") if (row.stage, row.metric) == ("val", "loss")]

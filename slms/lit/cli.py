@@ -128,9 +128,9 @@ class TrainCLI(LightningCLI):
         parser.add_argument("-c", "--config", action=FindConfig, help="a YAML file, or a name in configs/")
         return parser
 
-    def add_core_arguments_to_parser(self, parser):
+    def add_core_arguments_to_parser(self, parser, *args, **kwargs):
         """Trainer, model and data; what is always refused is not offered."""
-        super().add_core_arguments_to_parser(parser)
+        super().add_core_arguments_to_parser(parser, *args, **kwargs)
         for action in parser._actions:
             if action.dest.removeprefix("trainer.") in trainer_options.REFUSED:
                 action.help = SUPPRESS

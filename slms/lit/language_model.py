@@ -259,7 +259,7 @@ class LanguageModel(OptimizedModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checkpoints written before places had names call the balance of L3.mlp `balances.3`."""
         super().on_load_checkpoint(checkpoint)
-        state = checkpoint["state_dict"]
+        state = checkpoint.get("state_dict", {})  # of a sharded checkpoint the shards have it
         for name in [name for name in state if name.startswith("balances.")]:
             _, key, rest = name.split(".", 2)
             if key.isdigit():

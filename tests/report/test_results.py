@@ -41,7 +41,11 @@ def test_a_file_of_schema_1_is_read_with_every_number(tmp_path):
         assert found[place, "max_load", ""].value == layer["max_violation"] + 1
         assert to_plain(new.pathways[place]) == layer["pathways"]
     for part in ("run", "base", "data", "losses", "compute", "routing", "labels", "legacy"):
-        assert to_plain(getattr(new, part)) == old[part]
+        now = to_plain(getattr(new, part))
+        later = {"validated_on"}  # fields that schema 1 did not have
+        assert (
+            {k: v for k, v in now.items() if k not in later} == old[part] if isinstance(now, dict) else now == old[part]
+        )
     write_results(new, tmp_path)
     assert read_results(tmp_path) == new
 
