@@ -171,7 +171,7 @@ def swap_refinement(affinity: np.ndarray, labels: np.ndarray, n_groups: int) -> 
     Each swap exchanges the best mover of one group to another for the best mover back, the pair of groups with the
     largest gain first. Sizes do not change.
     """
-    affinity = affinity.copy()
+    affinity = (affinity + affinity.T) / 2  # where rounding made it differ by side, swaps could go round in circles
     np.fill_diagonal(affinity, 0.0)
     labels = labels.copy()
     to_group = affinity @ _onehot(labels, n_groups)

@@ -40,6 +40,9 @@ def test_nothing_finished_is_computed_again(command, model, tmp_path, monkeypatc
     forward, calls, stop = GPTNeoModel.forward, [0], [None]
 
     def counted(self, *args, **kwargs):
+        ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        if ids.numel() == 1:  # how the model's head is used is tried on one token
+            return forward(self, *args, **kwargs)
         if calls[0] == stop[0]:
             raise Killed
         calls[0] += 1

@@ -10,6 +10,8 @@ from slms.lit.optimized import OptimizedModule
 class Line(OptimizedModule):
     """The loss of a batch x is w · x, so that the gradient is x."""
 
+    base_digest = "of no base"
+
     def __init__(self, lr=0.1, decay=0.0, share=lambda step: 1 / (step + 1)):
         super().__init__()
         self.w = torch.nn.Parameter(torch.ones(()))
