@@ -1,4 +1,4 @@
-"""Train one YAML into one run directory: `python train.py --config routed_tinystories.yaml`."""
+"""Train one YAML into one run directory: `python train.py --config routed_tinystories.yaml`; `--list` names them."""
 
 import os
 import sys
@@ -9,15 +9,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from callbacks import CALLBACKS, CODER_CALLBACKS
 from slms.cli import one_line_errors
 from slms.lit.cli import TrainCLI
-from slms.lit.parser import trains_coders
+from slms.lit.parser import configs_in_words, trains_coders
 from slms.lit.sparse_autoencoder import SparseAutoencoder
 from slms.models.activation_stream import ActivationData
 
 
 def main(args: list[str] | None = None) -> None:
     """Parse `args`, train, and write the run's results."""
+    given = sys.argv[1:] if args is None else args
+    if given == ["--list"]:
+        return print(configs_in_words())
     with one_line_errors("train.py"):
-        if trains_coders(sys.argv[1:] if args is None else args):
+        if trains_coders(given):
             TrainCLI(CODER_CALLBACKS, args, SparseAutoencoder, ActivationData).fit()
         else:
             TrainCLI(CALLBACKS, args).fit()

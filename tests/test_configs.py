@@ -70,3 +70,13 @@ def test_the_scaling_suite_differs_in_width_alone():
     sizes = [sum(p.numel() for p in init_base(BaseConfig(**base)).parameters()) for base in bases]
     assert sizes == pytest.approx([0.1e6, 0.4e6, 1e6, 3e6], rel=0.1)
     assert {base["d_model"] // base["n_heads"] for base in bases} == {4}
+
+
+def test_list_names_every_config_in_a_line(capsys):
+    import train
+
+    train.main(["--list"])
+    lines = capsys.readouterr().out.splitlines()
+    names = sorted(path.name for path in (Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
+    assert [line.split()[0] for line in lines] == names
+    assert all(len(line.split()) > 4 and len(line) <= 120 for line in lines)

@@ -27,6 +27,17 @@ def known_configs() -> str:
     return f"configs/ has {', '.join(sorted(path.name for path in CONFIGS.glob('*.yaml')))}"
 
 
+def configs_in_words() -> str:
+    """The names in configs/, each with the first sentence of its file."""
+    lines = []
+    for path in sorted(CONFIGS.glob("*.yaml")):
+        comment = " ".join(
+            line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#"
+        )
+        lines.append(f"{path.name:28}{comment.partition('. ')[0].rstrip('.')[:91]}")
+    return "\n".join(lines)
+
+
 def trains_coders(args: list[str]) -> bool:
     """Whether a command line is for sparse autoencoders: whether its config's model, or it itself, has `coders`."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
