@@ -19,10 +19,11 @@ from slms.files import scratch
 from slms.lit.language_model import LanguageModel
 from slms.lit.strategies import whole
 from slms.lit.trainer_options import run_directory
-from slms.measure.pathways import measure, random_model
+from slms.measure.pathways import measure
 from slms.measure.results import assemble, base_of, data_of
 from slms.measure.rows import MEAN
 from slms.measure.schema import Results, Role, Run
+from slms.models.base import random_twin
 from slms.models.flops import flops_per_token
 from slms.models.io import save_model
 from slms.report.card import run_card
@@ -121,7 +122,7 @@ class ResultsWriter(Callback):
         blocks = data.val_blocks.first(4) if trial else data.val_blocks
         measured, control = measure(net, module.tokenizer, blocks, data.batch_size), []
         if self.random_model and measured.pathways:  # a trial costs one model less, which is made of the same parts
-            twin = measured if trial else measure(random_model(net), module.tokenizer, blocks, data.batch_size)
+            twin = measured if trial else measure(random_twin(net), module.tokenizer, blocks, data.batch_size)
             control = twin.rows
         return assemble(
             self._run(trainer, module, directory, seconds),

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from slms.commands.subject import open_subject, run_base, short_name
 from slms.measure.passes import document_loss
-from slms.measure.pathways import measure, random_model
+from slms.measure.pathways import measure
 from slms.measure.results import assemble, base_of, data_of
 from slms.measure.schema import Base, Run
-from slms.models.base import load_base
+from slms.models.base import load_base, random_twin
 from slms.models.flops import flops_per_token
 from slms.models.routed import routed_modules
 from slms.report.figures import monosemanticity_figure
@@ -40,7 +40,7 @@ def pathways(
         raise ValueError(f"--model {model}: a dense model has no pathways; `eval.py perplexity` measures it")
     measured, control = (
         measure(net, subject.tokenizer, subject.blocks, batch_size, given_token or ())
-        for net in (subject.model, random_model(subject.model))
+        for net in (subject.model, random_twin(subject.model))
     )
     base = run_base(model)
     dense = None if base is None else document_loss(load_base(base).model, subject.blocks, batch_size)

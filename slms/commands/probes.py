@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 from slms.commands.subject import open_model, short_name
 from slms.data.probes import MANIFEST, Task, read_tasks
 from slms.measure.journal import Journal, digest, identity
-from slms.measure.pathways import random_model
 from slms.measure.probes import Margins, ProbeRow, margins, n_forwards, probe_row
+from slms.models.base import random_twin
 from slms.progress import Progress
 from slms.report.artifacts import artifact_directory, write_csv, write_json
 from slms.report.palette import write_figure
@@ -47,7 +47,7 @@ def probes(
     if batch_size < 1:
         raise ValueError(f"--batch_size is {batch_size}; it must be at least 1")
     net, tokenizer = open_model(model)
-    null = cache(lambda: random_model(net))
+    null = cache(lambda: random_twin(net))
     made_from = identity(net)
     asked = {"manifest": digest({"tasks": tasks}), "batch_size": batch_size}
     place = artifact_directory(output_dir, "probes", model)

@@ -12,10 +12,10 @@ from slms.data.probes import MANIFEST, read_tasks
 from slms.data.prompts import prompt_blocks
 from slms.measure.classes import token_texts
 from slms.measure.journal import digest
-from slms.measure.pathways import random_model
 from slms.measure.specialization import Measured, measure_units
 from slms.measure.units import LatentReader, NeuronReader, PathwayReader, UnitReader
 from slms.models.anatomy import named_layers
+from slms.models.base import random_twin
 from slms.models.harvest import model_digest
 from slms.progress import progress
 from slms.report.artifacts import write_csv, write_json
@@ -135,7 +135,7 @@ def specialization(
         found.append(journal.part("model", lambda: of(subject.model, n_nulls, "model"), **asked))
         print(f"{subject.name}: {len(found[0][0].places)} places measured", flush=True)
         if random:
-            made = journal.part("random weights", lambda: of(random_model(subject.model), 2, "random weights"), **asked)
+            made = journal.part("random weights", lambda: of(random_twin(subject.model), 2, "random weights"), **asked)
             beside.append(made)
             print("the same with random weights: measured", flush=True)
     on_text, on_prompts = _joined([pair[0] for pair in found]), _joined([pair[1] for pair in found])

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slms.data.text import Blocks
 from slms.measure.classes import TOKEN, TextClasses, divergence_terms, labels_of, token_texts
@@ -167,14 +167,6 @@ def _profile(counts: Tensor, names: tuple[str, ...]) -> dict[str, float]:
     total = counts.sum()
     order = counts.argsort(descending=True, stable=True).tolist()
     return {names[i]: float(counts[i] / total) for i in order if counts[i] > 0}
-
-
-def random_model(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
-    """A model of the same shape with random weights, routers included: the second null of every headline number."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        made = AutoModelForCausalLM.from_config(model.config)
-    return made.to(device_of(model)).eval()
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from slms.models.directory import check_directory
 from slms.models.io import Base, read_model, read_tokenizer
+from slms.models.routed import routed_modules
 from slms.models.source import BaseConfig, Resolved, as_base, fetch, fetch_tokenizer, resolve
 from slms.models.speedups import prepare
 
@@ -55,8 +56,19 @@ def init_base(base: BaseConfig | str | Path, seed: int = 0, dtype: torch.dtype =
 
 
 def random_twin(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
-    """The architecture of `model`, dense or routed, with seeded random weights as its initialisation draws them."""
-    return _random(model.config, seed, model.dtype).to(model.device)  # type: ignore[arg-type]  # of a decorated method
+    """`model` with seeded random weights, routers included, as its initialisation draws them: a null of its numbers.
+
+    Everything else is the model's own: dtype, device, the modules that `prepare` substitutes, and how its routed
+    modules choose and grade now (rule, k, gate ramp), which training may have changed since the configuration.
+    """
+    twin = _random(model.config, seed, model.dtype).to(model.device)  # type: ignore[arg-type]  # of a decorated method
+    for place, module in routed_modules(model).items():
+        other = routed_modules(twin)[place]
+        other.router.config = module.router.config
+        other.k = module.k
+        if module.router.ramp is not None:
+            other.router.ramp.copy_(module.router.ramp)
+    return twin
 
 
 def build_meta(base: BaseConfig | str | Path) -> PreTrainedModel:

@@ -117,13 +117,14 @@ def _preferences(axes: Axes, results: Results, ranked: list[str]) -> None:
     ]
     total = sum((Counter(vote) for vote in votes), Counter())
     names = [name for name, _ in total.most_common() if name is not None]
-    named, rest = names[:NAMED_CLASSES], names[NAMED_CLASSES:]
+    several = len(names) > len(COLOURS)  # of what is left over: a single class has the colour that it would share
+    named, rest = (names[:NAMED_CLASSES], names[NAMED_CLASSES:]) if several else (names, [])
     bottom = [0] * len(places)
-    groups = [(name, [name]) for name in named] + ([(f"{len(rest)} others", rest)] if rest else [])
+    groups = [(visible(name, 14), [name]) for name in named] + ([(f"{len(rest)} others", rest)] if rest else [])
     for i, (name, members) in enumerate(groups):
         heights = [sum(vote[member] for member in members) for vote in votes]
         colour = GREY if members is rest else COLOURS[i]
-        axes.bar(range(len(places)), heights, 0.72, bottom, color=colour, edgecolor="white", label=visible(name, 14))
+        axes.bar(range(len(places)), heights, 0.72, bottom, color=colour, edgecolor="white", label=name)
         bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
     dress(
         axes, f"What pathways prefer: {visible(family, 24)} ({results.labels[family].coverage:.0%} of tokens labelled)"
@@ -213,10 +214,14 @@ def utilization_figure(rows: Sequence[Row], pathways: Mapping[str, list[Pathway]
 
 
 def top_pathways(pathways: Mapping[str, list[Pathway]], rows: int) -> list[tuple[str, Pathway]]:
-    """At most `rows` pathways by purity, the best of every place before the second best of any; in order of places."""
+    """At most `rows` used pathways by purity, the best of every place before the second best of any, in their order.
+
+    A pathway with less than a tenth of the mean load is not used (`utilization`), and says nothing of the model.
+    """
     ranked = []
     for at, (place, of_place) in enumerate(pathways.items()):
-        used = sorted((p for p in of_place if p.purity is not None), key=lambda p: -(p.purity or 0.0))
+        used = [p for p in of_place if p.purity is not None and p.load * len(of_place) > 0.1]
+        used.sort(key=lambda p: -(p.purity or 0.0))
         ranked += [(rank, -(pathway.purity or 0.0), at, place, pathway) for rank, pathway in enumerate(used)]
     chosen = sorted(ranked, key=lambda item: item[:2])[:rows]
     chosen.sort(key=lambda item: (item[2], item[1]))

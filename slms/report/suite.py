@@ -34,10 +34,10 @@ from transformers import PreTrainedModel
 
 from slms.data.text import Blocks
 from slms.measure.passes import document_loss
-from slms.measure.pathways import random_model
 from slms.measure.specialization import Place, Progress, measure_units
 from slms.measure.units import NeuronReader
 from slms.metrics.functional.trend import FEWEST, Trend, trend
+from slms.models.base import random_twin
 from slms.report.artifacts import write_json
 from slms.report.palette import COLOURS, GREY, LABEL, TICK, TITLE, dress, new_figure
 from slms.report.tables import amount, interval, number, text_table
@@ -95,7 +95,7 @@ def measure_point(
     if missing := {"pos", "semantic"} - set(blocks.label_names):
         raise ValueError(f"the text has no labels of the family {sorted(missing)[0]!r}, which the suite needs")
     found = {}
-    for kind, net in (("trained", model), ("random weights", random_model(model))):
+    for kind, net in (("trained", model), ("random weights", random_twin(model))):
 
         def told(items: Iterable, what: str, n: int, kind: str = kind) -> Iterable:
             return progress(items, f"{name}, {kind}: {what}", n)

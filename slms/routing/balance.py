@@ -55,7 +55,8 @@ class GlobalBalance(nn.Module):
     P̄_p is this micro-batch's mean router probability over real tokens and carries the gradient. f_p is the share of
     *hard* choices that went to pathway p (Σ_p f_p = 1, whatever k), detached: the running mean, with `momentum`, over
     the optimizer steps before this one, of counts summed over all ranks and micro-batches of a step. L is 1 when either
-    factor is uniform, as f is before the first step, and grows to P as both collapse onto one pathway.
+    factor is uniform, as f is before the first step, and grows to P / k as both
+    collapse: with k choices a token, no f_p exceeds 1 / k.
 
     The paper counts the step under way as well. Its first micro-batches do not know the later ones, so the loss would
     depend on how a global batch is cut; by steps before alone, 1 process or 4, accumulation 1 or 4 give the same

@@ -9,11 +9,11 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import slms
-from slms.models.base import BaseConfig, build_meta, init_base, load_base
+from slms.models.base import BaseConfig, build_meta, init_base, load_base, random_twin
 from slms.models.convert import route
 from slms.models.flops import flops_per_token
 from slms.models.io import save_model
-from slms.models.routed import routed_modules, set_k
+from slms.models.routed import routed_modules, set_k, set_ramp
 from slms.models.routed_config import CONFIGS
 from slms.models.routed_lm import routed_class
 from slms.models.transformers_internals import SDPASelfAttention
@@ -185,3 +185,24 @@ def test_a_stand_in_brings_its_own_tokenizer_but_a_named_base_takes_the_one_name
     own = load_base(BaseConfig(**pair, tokenizer=str(tmp_path))).tokenizer
     named = load_base(BaseConfig(name="stories-1m", init="random", tokenizer=str(tmp_path))).tokenizer
     assert (len(own), len(named)) == (2048, 5)
+
+
+def test_a_random_twin_is_the_model_in_all_but_its_weights():
+    base = init_base("stories-1m", seed=7)
+    model = route(base, RoutingConfig(layers=[1, 3], n_pathways=8, k=4, gate="ramp"))
+    set_k(model, 6)  # as annealing leaves it
+    set_ramp(model, 0.75)
+    state = torch.get_rng_state()
+    twin, again = random_twin(model), random_twin(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [type(module) for module in twin.modules()] == [type(module) for module in model.modules()]
+    assert any(isinstance(module, SDPASelfAttention) for module in twin.modules())
+    for place, module in routed_modules(twin).items():
+        its = routed_modules(model)[place]
+        assert (module.k, module.config, module.router.ramp) == (6, its.config, its.router.ramp)
+    mine, theirs = model.state_dict(), twin.state_dict()
+    assert all(mine[name].shape == theirs[name].shape for name in mine)
+    assert not torch.equal(mine["transformer.h.1.mlp.W_in"], theirs["transformer.h.1.mlp.W_in"])
+    assert all(torch.equal(theirs[name], value) for name, value in again.state_dict().items())
+    half = random_twin(base.to(torch.bfloat16))
+    assert half.dtype == torch.bfloat16 and not half.training

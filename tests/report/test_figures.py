@@ -9,7 +9,7 @@ from matplotlib.text import Text
 from slms.measure.rows import Row
 from slms.measure.schema import Token
 from slms.report.figures import TABLE_ROWS, monosemanticity_figure, top_pathways
-from slms.report.palette import write_figure
+from slms.report.palette import COLOURS, write_figure
 
 
 def text_boxes(figure):
@@ -127,3 +127,31 @@ def test_top_pathways_serve_every_place_before_any_twice(results_factory):
         counts = [top.count(place) for place in pathways]
         assert len(top) == min(rows, 80) and max(counts) - min(counts) <= 1
         assert top == sorted(top)
+
+
+def test_top_pathways_are_used_ones(results_factory):
+    """A pathway with less than a tenth of the mean load is not shown, however pure the few tokens are that it had."""
+    pathways = results_factory(layers=(0, 1)).pathways
+    hardly = {
+        place: [replace(p, load=0.09 / 16, purity=0.99) if p.index < 5 else p for p in found]
+        for place, found in pathways.items()
+    }
+    top = top_pathways(hardly, 200)
+    assert len(top) == 2 * 11 and all(pathway.index >= 5 for _, pathway in top)
+
+
+@pytest.mark.parametrize("beyond", [0, 1, 2, 5])
+def test_classes_that_no_colour_is_left_for_are_folded_in_the_plural(results_factory, beyond):
+    """Never "1 others", and the words are not a token whose spaces must be seen."""
+    results = results_factory(layers=(0,), n_pathways=16)
+    names = [f"class {i}" for i in range(len(COLOURS) - 1 + beyond)]
+    (place,) = results.places
+    found = [replace(p, profile={"pos": {names[i % len(names)]: 1.0}}) for i, p in enumerate(results.pathways[place])]
+    share = {name: 1 / len(names) for name in names}
+    labels = {"pos": replace(results.labels["pos"], share=share)}
+    rows = [row for row in results.rows if row.metric != "si" or row.family == "pos"]
+    figure = monosemanticity_figure(replace(results, rows=rows, pathways={place: found}, labels=labels))
+    said = [t for t, _ in text_boxes(figure)]
+    others = [t for t in said if "other" in t]
+    assert others == ([f"{beyond} others"] if beyond > 1 else [])
+    assert len({t for t in said if t.startswith("class")}) == len(names) - (beyond if beyond > 1 else 0)

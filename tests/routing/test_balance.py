@@ -42,10 +42,15 @@ def test_floor_is_exactly_one_at_uniform_whatever_k(k):
     assert GlobalBalance(P).eval()(probs, chosen).item() == pytest.approx(1.0, abs=1e-6)
 
 
-def test_collapse_costs_p():
-    chosen = torch.zeros(N, P, dtype=torch.bool)
-    chosen[:, 3] = True
-    assert GlobalBalance(P).eval()(chosen.float(), chosen).item() == pytest.approx(P)
+@pytest.mark.parametrize("k", [1, 2, P])
+def test_collapse_costs_p_over_k(k):
+    chosen, probs = torch.zeros(N, P, dtype=torch.bool), torch.zeros(N, P)
+    chosen[:, :k] = True
+    probs[:, 0] = 1.0
+    assert GlobalBalance(P).eval()(probs, chosen).item() == pytest.approx(P / k)
+    probs[:, 0] = 0.0
+    probs[:, :k] = 1 / k  # the k at equal parts
+    assert GlobalBalance(P).eval()(probs, chosen).item() == pytest.approx(P / k)
 
 
 def test_frequencies_are_hard_counts_not_probabilities():
