@@ -151,7 +151,8 @@ def test_classes_that_no_colour_is_left_for_are_folded_in_the_plural(results_fac
     labels = {"pos": replace(results.labels["pos"], share=share)}
     rows = [row for row in results.rows if row.metric != "si" or row.family == "pos"]
     figure = monosemanticity_figure(replace(results, rows=rows, pathways={place: found}, labels=labels))
-    said = [t for t, _ in text_boxes(figure)]
+    legends = [axes.get_legend() for axes in figure.axes]
+    said = [text.get_text() for legend in legends if legend for text in legend.get_texts()]
     others = [t for t in said if "other" in t]
     assert others == ([f"{beyond} others"] if beyond > 1 else [])
     assert len({t for t in said if t.startswith("class")}) == len(names) - (beyond if beyond > 1 else 0)
