@@ -1,4 +1,7 @@
-"""What options there are by their full names, and which of them a mistyped one may have meant."""
+"""What options there are by their full names, and which of them a mistyped one may have meant.
+
+The one place where SLMS reaches into jsonargparse beyond what it documents: an action's `_typehint`, and ActionLink.
+"""
 
 import dataclasses
 from argparse import Action

@@ -27,10 +27,11 @@ INTERNALS = {
     "slms/models/transformers_internals.py",
     "slms/lit/lightning_internals.py",
     "slms/metrics/states.py",  # torchmetrics
+    "slms/option_names.py",  # jsonargparse
 }
 ALLOWED = {
     "_asdict", "_fields", "_make", "_replace",  # documented for named tuples
-    "_actions",  # argparse, which has no other way to list its options
+    "_actions", "_option_string_actions",  # argparse, which has no other way to list its options
     "_parameters", "_buffers", "_modules",  # torch, read for every call of a routed MLP: see slms/models/routed_mlp.py
     "_forward_hooks", "_forward_pre_hooks",  # torch: whether another has a hand in a head
     "_typehint", "_option_string_actions",  # jsonargparse and argparse: an option's type, and who has its name
