@@ -34,7 +34,6 @@ ALLOWED = {
     "_actions", "_option_string_actions",  # argparse, which has no other way to list its options
     "_parameters", "_buffers", "_modules",  # torch, read for every call of a routed MLP: see slms/models/routed_mlp.py
     "_forward_hooks", "_forward_pre_hooks",  # torch: whether another has a hand in a head
-    "_typehint", "_option_string_actions",  # jsonargparse and argparse: an option's type, and who has its name
     "_assert_async", "_dynamo_marked_constant", "_embedding_bag_per_sample_weights_backward",  # torch, without others
 }  # fmt: skip
 FILES = sorted(path for room in ("slms", "callbacks", "kernels") for path in ROOT.glob(f"{room}/**/*.py"))
