@@ -70,6 +70,28 @@ def test_sigkill_at_a_random_step_loses_nothing(folder, one_run, trial):
     assert read_results(run).losses == read_results(one_run).losses and not left_over(run)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("trial", range(TRIALS))
+def test_killed_and_moved_twice_a_run_goes_on_at_its_last_step(folder, one_run, trial):
+    """Kill, move, resume, kill, move, resume: the newest checkpoint counts, and the end is the undisturbed run's."""
+    chance, name = random.Random(1000 + trial), f"moved{trial}"
+    run, more = None, []
+    for part, steps in enumerate(((2, 4), (3, 5), None)):
+        kill = steps and {0: f"{chance.randint(*steps)}:{chance.expovariate(10):.4f}"}
+        process = Run(folder / f"{name}.log", flags(folder, name, *more), kill=kill)
+        (code,) = process.join()
+        assert code == 0 if kill is None else code in (-signal.SIGKILL, 0), process.said()
+        before, run = run, max((folder / name).iterdir()) if run is None else run
+        if list((run / "checkpoints").glob("[!.]*.ckpt")) and kill is not None:
+            run = run.rename(folder / f"{name}-{part}")
+            more = [f"--ckpt_path={run}"]
+        elif before is None and kill is not None:
+            run = None  # killed before the first checkpoint: it starts again
+    assert training(run) == training(one_run) and read_results(run).losses == read_results(one_run).losses
+    assert step_of(run / "checkpoints" / "last.ckpt") == 6 and not left_over(run)
+    assert not list(run.glob("checkpoints/last-*")) and len(list(run.glob("checkpoints/epoch=*"))) == 1
+
+
 def test_resumed_from_behind_the_end_of_an_epoch(folder):
     """A checkpoint due at the epoch's last step is written one step later; the corpus goes on where it stopped."""
     epochs = ["--data.epoch_tokens=768", "--trainer.max_epochs=2", "--checkpoint.every_n_train_steps=3"]
