@@ -6,11 +6,9 @@ import re
 import sys
 from collections.abc import Iterator
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser
 
 from slms.option_names import offered
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the words under a dataclass's fields are its help
 
 _NOISE = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given value", "usage:")
 

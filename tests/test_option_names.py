@@ -9,7 +9,14 @@ from jsonargparse import ArgumentParser
 
 import eval as evaluation
 import train
+from callbacks import CALLBACKS, CODER_CALLBACKS
+from slms.commands import NAMES, command
+from slms.lit.cli import TrainCLI
+from slms.lit.sparse_autoencoder import SparseAutoencoder
+from slms.models.activation_stream import ActivationData
 from slms.option_names import OptionNames
+from slms.routing.config import RoutingConfig
+from slms.sae.trainee import CoderSpec
 
 
 @dataclass
@@ -109,17 +116,28 @@ def test_eval_names_them(capsys, monkeypatch):
     )
 
 
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        (["--model.routing.help"], ["Pathways an MLP is split into", "Seeds the partition"]),
-        (["--help"], ["random weights only", "Share of the past in the running pathway frequencies"]),
-    ],
-)
-def test_help_has_the_words_of_every_option(args, words, capsys, monkeypatch):
+class Parsed(TrainCLI):
+    """Nothing but the parser."""
+
+    def before_instantiate_classes(self):
+        raise StopIteration(self.parser)
+
+
+@pytest.mark.parametrize("made", [*NAMES, "RoutingConfig", "CoderSpec", "train", "train coders"])
+def test_every_option_has_words(made, monkeypatch):
+    """`Args:` of the class or function that takes it: `--help` shows them."""
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    with pytest.raises(SystemExit, match="0"):
-        train.main([CONFIG, *args])
-    said = " ".join(capsys.readouterr().out.split())
-    for word in words:
-        assert word in said
+    if made.startswith("train"):
+        coders = [SparseAutoencoder, ActivationData] if made == "train coders" else []
+        config = f"--config={'sae' if coders else 'routed'}_tinystories.yaml"
+        with pytest.raises(StopIteration) as stop:
+            Parsed(CODER_CALLBACKS if coders else CALLBACKS, [config], *coders)
+        parser = stop.value.value
+    else:
+        parser = ArgumentParser()
+        classes = {"RoutingConfig": RoutingConfig, "CoderSpec": CoderSpec}
+        if made in classes:
+            parser.add_class_arguments(classes[made])
+        else:
+            parser.add_function_arguments(command(made))
+    assert not [action.dest for action in parser._actions if not (action.help or "").strip()]

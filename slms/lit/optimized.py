@@ -17,7 +17,7 @@ class OptimizedModule(L.LightningModule):
     holds: Lightning divides by `accumulate_grad_batches` there too.
     """
 
-    base_digest: str  # of the weights that the run started from
+    base_digest = ""  # of the weights that the run started from
     _configured: list[dict[str, Any]]
     _held = 0  # micro-batches of the optimizer step under way
 

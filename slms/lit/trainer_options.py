@@ -20,6 +20,7 @@ CODER_STRATEGIES = ("auto", "ddp")  # a coder is small; what it reads is not sha
 REFUSED: dict[str, tuple[Any, str]] = {
     "barebones": (False, "a run without logs and checkpoints has no results"),
     "default_root_dir": (None, "--output_dir says where run directories go"),
+    "inference_mode": (True, "Lightning validates a run under no_grad in any case"),
     "limit_predict_batches": (None, "train.py predicts nothing"),
     "limit_test_batches": (None, "train.py tests nothing; `eval.py perplexity RUN --split test` does"),
     "model_registry": (None, "checkpoints stay in the run directory"),

@@ -15,11 +15,14 @@ from slms.models.routed_mlp import RoutedMLP
 
 @dataclass(frozen=True)
 class KernelOptions:
-    """How routed MLPs are executed."""
+    """How routed MLPs are executed.
+
+    Args:
+        calibrate: time every backend at this model's shapes first, and keep the table; by default backends are chosen
+            by estimate where this machine has no table.
+    """
 
     calibrate: bool = False
-    """Time every backend at this model's shapes first, and keep the table; by default backends are chosen by estimate
-    where this machine has no table."""
 
 
 def calibrate_kernels(

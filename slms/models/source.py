@@ -16,32 +16,35 @@ _SHAPE = ("d_model", "n_layers", "n_heads", "vocab")
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """The dense model that a run starts from: ``name``, or ``hub`` with ``embedded`` as its declared stand-in."""
+    """The dense model that a run starts from: ``name``, or ``hub`` with ``embedded`` as its declared stand-in.
+
+    Args:
+        name: `stories-1m` (embedded), a Hugging Face id, or a directory in Hugging Face format; wins over `hub`.
+        hub: a Hugging Face id, in place of `name`.
+        embedded: the embedded base that stands in where `hub` is neither cached nor reachable.
+        source: `auto`: the local cache, then the hub, then the stand-in. The others are strict.
+        tokenizer: where the tokenizer is taken from when not from the base: a name, id or directory.
+        init: `random` keeps the architecture and draws new weights.
+        seed: seeds random weights.
+        revision: branch, tag or commit on the hub.
+        d_model: width, in place of the base's; random weights only, like the next three.
+        n_layers: number of layers.
+        n_heads: number of attention heads.
+        vocab: size of the vocabulary, in tokens.
+    """
 
     name: str | None = None
-    """`stories-1m` (embedded), a Hugging Face id, or a directory in Hugging Face format; wins over ``hub``."""
     hub: str | None = None
-    """A Hugging Face id, in place of ``name``."""
     embedded: str | None = None
-    """The embedded base that stands in where ``hub`` is neither cached nor reachable."""
     source: Literal["auto", "hub", "embedded", "local"] = "auto"
-    """`auto`: the local cache, then the hub, then the stand-in. The others are strict."""
     tokenizer: str | None = None
-    """Where the tokenizer is taken from when not from the base: a name, id or directory."""
     init: Literal["pretrained", "random"] = "pretrained"
-    """`random` keeps the architecture and draws new weights."""
     seed: int = 0
-    """Seeds random weights."""
     revision: str | None = None
-    """Branch, tag or commit on the hub."""
     d_model: int | None = None
-    """Width, in place of the base's; random weights only, like the next three."""
     n_layers: int | None = None
-    """Number of layers."""
     n_heads: int | None = None
-    """Number of attention heads."""
     vocab: int | None = None
-    """Size of the vocabulary, in tokens."""
 
     def __post_init__(self):
         if self.name is not None:  # named on the command line over a YAML's pair

@@ -13,20 +13,25 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class BalanceConfig:
-    """Weights of the balancing terms."""
+    """Weights of the balancing terms.
+
+    Args:
+        weight: final weight of the global load-balancing loss, a mean over routed layers; chosen in docs/log.md.
+        weight_start: weight at the first optimizer step.
+        weight_steps: optimizer steps from `weight_start` to `weight`, which the last of them has; the whole run when
+            null.
+        momentum: share of the past in the running pathway frequencies; 0 uses the last global batch alone.
+        z_weight: weight of the router z-loss (ST-MoE, arXiv:2202.08906).
+        bias_rate: step of the selection bias per optimizer step, in units of the score; 0 is off (1e-3 in
+            arXiv:2408.15664).
+    """
 
     weight: float = 0.1
-    """Final weight of the global load-balancing loss, a mean over routed layers; chosen in docs/log.md."""
     weight_start: float = 0.05
-    """Weight at the first optimizer step."""
     weight_steps: int | None = None
-    """Optimizer steps from ``weight_start`` to ``weight``, which the last of them has; the whole run when null."""
     momentum: float = 0.9
-    """Share of the past in the running pathway frequencies; 0 uses the last global batch alone."""
     z_weight: float = 0.001
-    """Weight of the router z-loss (ST-MoE, arXiv:2202.08906)."""
     bias_rate: float = 0.0
-    """Step of the selection bias per optimizer step, in units of the score; 0 is off (1e-3 in arXiv:2408.15664)."""
 
     def __post_init__(self) -> None:
         for name in ("weight", "weight_start", "z_weight", "bias_rate"):

@@ -9,44 +9,48 @@ from slms.routing.rules import GATES, RULES
 
 @dataclass(frozen=True)
 class RoutingConfig:
-    """How the MLPs of a dense model are split into pathways and how a token chooses among them."""
+    """How the MLPs of a dense model are split into pathways and how a token chooses among them.
+
+    Args:
+        n_pathways: pathways an MLP is split into; at most d_ff.
+        k: pathways each token executes under the rule `top_k`, shared ones included.
+        every_n_layers: route every n-th layer from `first_layer` on; ignored when `layers` is given.
+        first_layer: the first layer that `every_n_layers` routes.
+        last_layer: the last layer that `every_n_layers` may route; negative ones count from the end, -1 is the model's
+            last.
+        layers: indices of the layers to route; wins over `every_n_layers`, `first_layer` and `last_layer`.
+        partition: how neurons are grouped; `coactivation` needs calibration tokens.
+        router: `static` is the control: the same pathways for every token, no parameters, gates of 1.
+        router_hidden: width of the `mlp` router.
+        router_init: `norm` regresses each pathway's output norm on calibration tokens (D2DMoE); `random` is seeded.
+        rule: scores → chosen pathways.
+        top_p: rule `top_p`: share of router probability that the chosen pathways must reach.
+        tau: rule `threshold`: keep pathways whose predicted norm is at least (1 − tau) of the token's largest.
+        gate: factor on a chosen pathway's output; `slms.routing.rules` has the equations.
+        n_shared: pathways 0 … n_shared − 1 are executed for every token and counted inside `k`.
+        mean_compensation: add the calibrated mean output of every pathway that was skipped.
+        backend: backend of `kernels.routed_mlp`.
+        seed: seeds the partition and the router's initial weights.
+    """
 
     n_pathways: int = 16
-    """Pathways an MLP is split into; at most d_ff."""
     k: int = 4
-    """Pathways each token executes under the rule ``top_k``, shared ones included."""
     every_n_layers: int = 2
-    """Route every n-th layer from ``first_layer`` on; ignored when ``layers`` is given."""
     first_layer: int = 0
-    """The first layer that ``every_n_layers`` routes."""
     last_layer: int = -1
-    """The last layer that ``every_n_layers`` may route; negative ones count from the end, -1 is the model's last."""
     layers: list[int] | None = None
-    """Indices of the layers to route; wins over ``every_n_layers``, ``first_layer`` and ``last_layer``."""
     partition: Literal["contiguous", "random", "kmeans", "coactivation"] = "coactivation"
-    """How neurons are grouped; ``coactivation`` needs calibration tokens."""
     router: Literal["mlp", "linear", "static"] = "mlp"
-    """``static`` is the control: the same pathways for every token, no parameters, gates of 1."""
     router_hidden: int = 128
-    """Width of the ``mlp`` router."""
     router_init: Literal["norm", "random"] = "norm"
-    """``norm`` regresses each pathway's output norm on calibration tokens (D2DMoE); ``random`` is seeded."""
     rule: Literal[*RULES] = "top_k"  # type: ignore[valid-type]  # names of a table
-    """Scores → chosen pathways."""
     top_p: float = 0.5
-    """Rule ``top_p``: share of router probability that the chosen pathways must reach."""
     tau: float = 0.5
-    """Rule ``threshold``: keep pathways whose predicted norm is at least (1 − tau) of the token's largest."""
     gate: Literal[*GATES] = "ramp"  # type: ignore[valid-type]
-    """Factor on a chosen pathway's output; ``slms.routing.rules`` has the equations."""
     n_shared: int = 0
-    """Pathways 0 … n_shared − 1 are executed for every token and counted inside ``k``."""
     mean_compensation: bool = False
-    """Add the calibrated mean output of every pathway that was skipped."""
     backend: str = "auto"
-    """Backend of ``kernels.routed_mlp``."""
     seed: int = 0
-    """Seeds the partition and the router's initial weights."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

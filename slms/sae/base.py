@@ -120,9 +120,9 @@ class Coder(nn.Module):
 
     @torch.no_grad()
     def features(self, x: Tensor) -> tuple[Picks, Tensor]:
-        """Latents in use and their activations, of x [n, i]."""
+        """Latents in use and their activations, of x [n, i] of any type."""
         norms = self.norms
-        picks, z = self._picked(x, norms)
+        picks, z = self._picked(x.to(self.W_enc.dtype), norms)
         values = self.activate(z, picks.indices)
         return picks, values if norms is None else values * norms[picks.indices]
 
@@ -159,7 +159,8 @@ class Coder(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """ŷ [n, o] of x [n, i] by sparse products: as `forward`, up to the order of summation."""
+        """ŷ [n, o] of x [n, i] of any type by sparse products: as `forward`, up to the order of summation."""
+        x = x.to(self.W_enc.dtype)
         picks, z = self._picked(x, self.norms)
         return self._output(decode(picks, self.activate(z, picks.indices), self.W_dec), x)
 

@@ -133,6 +133,7 @@ class _Decode(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         values, W = ctx.saved_tensors
+        grad = grad.to(W.dtype)  # autocast may have computed the product in bfloat16
         grad_values = sddmm(ctx.picks, grad, W) if ctx.needs_input_grad[0] else None
         grad_W = spmm_t(ctx.picks, values, grad) if ctx.needs_input_grad[1] else None
         return grad_values, grad_W, None

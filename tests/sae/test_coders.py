@@ -180,3 +180,22 @@ def test_one_token_and_k_of_all_latents():
 def test_skip_needs_a_transcoder():
     with pytest.raises(ValueError, match=r"coder\.skip"):
         build_coder(CoderConfig(skip=True), D)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mixed", [True, False])
+def test_bfloat16(kind, mixed):
+    """Under autocast, and with parameters of bfloat16, the loss of float32 to the two digits that it has."""
+    config, x, dead = CoderConfig(kind=kind, d_sae=64, k=4), torch.randn(128, 16), torch.arange(64) < 20
+    losses = []
+    for low in (False, True):
+        torch.manual_seed(0)
+        coder, y = build_coder(config, 16), x
+        if low and not mixed:
+            coder, y = coder.to(torch.bfloat16), x.bfloat16()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low and mixed):
+            loss = coder.loss(y, y, dead)
+        loss.total.backward()
+        losses.append(float(loss.total.detach()))
+        assert coder.reconstruct(x).isfinite().all() and coder.features(x)[1].isfinite().all()
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
