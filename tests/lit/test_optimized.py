@@ -24,9 +24,13 @@ class Line(OptimizedModule):
     def configure_optimizers(self):
         return self.scheduled(torch.optim.AdamW([self.w], lr=self.lr, weight_decay=self.decay), self.share)
 
+    def on_before_optimizer_step(self, optimizer):
+        super().on_before_optimizer_step(optimizer)
+        self.gradients.append(float(self.w.grad))
+
     def optimizer_step(self, *args, **kwargs):
         super().optimizer_step(*args, **kwargs)
-        self.gradients.append(float(self.w.grad))
+        assert self.w.grad is None  # it is not kept through the next forward pass
         self.rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
 
 
