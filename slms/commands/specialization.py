@@ -1,6 +1,7 @@
 """`eval.py specialization`: how specialised the units of a model are."""
 
 import time
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from slms.commands.coder import coder_directories, open_coder, special_ids
 from slms.commands.subject import Subject, open_subject, results_of, short_name
 from slms.data.probes import MANIFEST, read_tasks
 from slms.data.prompts import prompt_blocks
+from slms.files import write_atomic
 from slms.measure.classes import token_texts
 from slms.measure.journal import digest
+from slms.measure.rows import COLUMNS, Row, beside, mean_rows
 from slms.measure.specialization import Measured, measure_units
 from slms.measure.units import LatentReader, NeuronReader, PathwayReader, UnitReader
 from slms.models.anatomy import named_layers
@@ -22,8 +25,7 @@ from slms.report.artifacts import write_csv, write_json
 from slms.report.palette import write_figure
 from slms.report.provenance import command_line, hardware, versions
 from slms.report.specialization_figure import specialization_figure
-from slms.report.specialization_rows import Row, rows_of, unit_columns, unit_rows
-from slms.report.specialization_table import specialization_table
+from slms.report.specialization_table import specialization_table, unit_csv
 from slms.sae.baselines import FixedCoder
 
 UNITS = ("neurons", "pathways", "features")
@@ -98,7 +100,7 @@ def specialization(
         "tasks": digest({"tasks": tasks}), "active_share": active_share, "n_nulls": n_nulls, "graph": graph,
     }  # fmt: skip
     found: list[tuple[Measured, Measured]] = []
-    beside: list[tuple[Measured, Measured]] = []
+    control: list[tuple[Measured, Measured]] = []
     if units == "features":
         for path in paths:
             opened = open_coder(str(path), model, site=None, target=None, batch_size=batch_size, **text)
@@ -133,40 +135,43 @@ def specialization(
             return measured
 
         found.append(journal.part("model", lambda: of(subject.model, n_nulls, "model"), **asked))
-        print(f"{subject.name}: {len(found[0][0].places)} places measured", flush=True)
+        print(f"{subject.name}: {len(found[0][0].units)} places measured", flush=True)
         if random:
             made = journal.part("random weights", lambda: of(random_twin(subject.model), 2, "random weights"), **asked)
-            beside.append(made)
+            control.append(made)
             print("the same with random weights: measured", flush=True)
-    on_text, on_prompts = _joined([pair[0] for pair in found]), _joined([pair[1] for pair in found])
-    rows = rows_of(on_text, _joined([pair[0] for pair in beside]) if beside else None)
-    rows += _of_tasks(rows_of(on_prompts, _joined([pair[1] for pair in beside]) if beside else None))
-
-    ids = sorted({i for place in on_text.places for i in place.top_tokens.flatten().tolist()} - {-1})
+    rows = _rows(found, control)
+    on_text, on_prompts = found[0]
+    units_found = [table for measured, _ in found for table in measured.units]
+    ids = sorted({i for table in units_found for i in table.top_tokens.flatten().tolist()} - {-1})
     texts = dict(zip(ids, token_texts(subject.tokenizer, ids), strict=True))
-    write_csv(directory / "specialization.csv", Row._fields, rows)
-    write_csv(directory / "units.csv", unit_columns(on_text), unit_rows(on_text, texts))
+    write_csv(directory / "specialization.csv", COLUMNS, map(astuple, rows))
+    write_atomic(directory / "units.csv", unit_csv(units_found, on_text.label_names, texts))
     about = {
         "model": subject.name, "units": units, "sae": sae, **subject.text, "source": subject.source,
-        "tokens": on_text.places[0].n_tokens, "documents": int(subject.blocks.doc_ids.max()) + 1,
-        "prompt_tokens": on_prompts.places[0].n_tokens, "tasks": [task.task_id for task in tasks],
+        "tokens": on_text.n_tokens, "documents": int(subject.blocks.doc_ids.max()) + 1,
+        "prompt_tokens": on_prompts.n_tokens, "tasks": [task.task_id for task in tasks],
         "active_share": active_share if units == "neurons" else None, "coverage": on_text.coverage,
-        "seconds": on_text.seconds, "command": command_line(), "versions": versions(),
+        "seconds": {key: sum(part.seconds[key] for part, _ in found) for key in on_text.seconds},
+        "command": command_line(), "versions": versions(),
         "hardware": hardware(subject.model.device),
     }  # fmt: skip
-    write_json(directory / "specialization.json", about | {"rows": [row._asdict() for row in rows]})
+    write_json(directory / "specialization.json", about | {"rows": rows})
     name = Path(str(sae)).name if units == "features" else short_name(subject.name)
     write_figure(directory / "specialization.png", specialization_figure(rows, name, units))
     print(specialization_table(rows, about))
     print(f"\nwritten to {directory}")
 
 
-def _joined(parts: list[Measured]) -> Measured:
-    """Several coders' places as one measurement."""
-    seconds = {key: sum(part.seconds[key] for part in parts) for key in parts[0].seconds}
-    places = [place for part in parts for place in part.places]
-    return Measured(places, parts[0].label_names, parts[0].coverage, seconds)
+def _rows(found: list[tuple[Measured, Measured]], control: list[tuple[Measured, Measured]]) -> list[Row]:
+    """Rows of the text, and of the prompts those of their tasks, each beside its control and followed by means."""
 
+    def of(pairs: list[tuple[Measured, Measured]], prompts: bool) -> list[Row]:
+        parts = [row for pair in pairs for row in pair[prompts].rows]
+        return [row for row in parts if row.family == "task"] if prompts else parts
 
-def _of_tasks(rows: list[Row]) -> list[Row]:
-    return [row for row in rows if row.family == "task"]
+    rows: list[Row] = []
+    for prompts in (False, True):
+        one = beside(of(found, prompts), of(control, prompts))
+        rows += [*one, *mean_rows(one)]
+    return rows

@@ -2,24 +2,15 @@
 
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from slms.commands.subject import open_subject, short_name
 from slms.data.corpora import CorpusConfig
-from slms.report.artifacts import artifact_directory, write_csv, write_json
+from slms.measure.journal import Journal
+from slms.measure.suite import SuiteModel, measure_model, verdicts
+from slms.progress import progress
+from slms.report.artifacts import write_csv, write_json
 from slms.report.palette import write_figure
 from slms.report.provenance import command_line, hardware, versions
-from slms.report.suite import (
-    SUITE_COLUMNS,
-    Point,
-    judge,
-    measure_point,
-    read_point,
-    suite_figure,
-    suite_rows,
-    suite_table,
-    write_point,
-)
+from slms.report.suite import SUITE_COLUMNS, suite_figure, suite_rows, suite_table
 
 PYTHIA = tuple(f"EleutherAI/pythia-{size}-deduped" for size in ("70m", "160m", "410m", "1b", "1.4b", "2.8b"))
 STORIES = tuple(f"dense_stories_{size}" for size in ("0.1m", "0.4m", "1m", "3m"))
@@ -39,7 +30,7 @@ def suite(
 ) -> None:
     """AS, SI and Q of models of several sizes against their parameters: slopes with 95 % intervals and a verdict.
 
-    The verdict (rises, falls, no trend) follows a rule fixed before anything was measured: slms/report/suite.py. A
+    The verdict (rises, falls, no trend) follows a rule fixed before anything was measured: slms/measure/suite.py. A
     model's numbers are kept as soon as it is measured, and a suite that was stopped goes on from them.
 
     Args:
@@ -64,36 +55,31 @@ def suite(
         raise ValueError(f"--models {' '.join(names)}: give at least one model, each once")
     read = {"corpus": corpus, "block_size": block_size, "n_tokens": n_tokens, **text}
     directory = Path(output_dir) / "suite" / (suite or "models")
-    points = []
-    for name in tqdm(names, "models", leave=False, delay=2):
-        settings = {"model": name, "weights": _written(name), **read, "n_nulls": n_nulls}
-        settings["files"] = CorpusConfig(corpus, text.get("validation")).recorded().files
-        kept = artifact_directory(directory.parent, "measured", name)  # whatever suite a model was measured for
-        path = kept.with_name(f"{kept.name}.json")
-        point = read_point(path, settings)
-        if point is None:
-            point = _measure(name, batch_size, n_nulls, corpus=corpus, block_size=block_size, n_tokens=n_tokens, **text)
-            write_point(path, point, settings)
-        points.append(point)
-    points.sort(key=lambda point: point.parameters)
-    verdicts = judge(points)
-    write_csv(directory / "suite.csv", SUITE_COLUMNS, suite_rows(points))
+    files = CorpusConfig(corpus, text.get("validation")).recorded().files
+    # whatever suite a model is part of
+    journal = Journal(directory.parent / "measured", read | {"n_nulls": n_nulls, "files": files})
+    measured = []
+    for name in progress(names, "models"):
+        made = journal.part(
+            name, lambda name=name: _measure(name, batch_size, n_nulls, **read), model=name, weights=_written(name)
+        )
+        measured.append(made)
+    measured.sort(key=lambda model: model.parameters)
+    found = verdicts(measured)
+    write_csv(directory / "suite.csv", SUITE_COLUMNS, suite_rows(measured))
     write_json(
         directory / "suite.json",
         {**read, "n_nulls": n_nulls, "models": names, "command": command_line(), "versions": versions(),
-         "hardware": hardware(), "verdicts": [verdict._asdict() for verdict in verdicts]},
+         "hardware": hardware(), "verdicts": [verdict._asdict() for verdict in found]},
     )  # fmt: skip
-    write_figure(directory / "suite.png", suite_figure(suite or "", points, verdicts))
-    print(suite_table(points, verdicts))
+    write_figure(directory / "suite.png", suite_figure(suite or "", measured, found))
+    print(suite_table(measured, found))
     print(f"written to {directory}")
 
 
-def _measure(name: str, batch_size: int, n_nulls: int, **text) -> Point:
+def _measure(name: str, batch_size: int, n_nulls: int, **text) -> SuiteModel:
     subject = open_subject(name, **text)
-    return measure_point(
-        short_name(name), subject.model, subject.blocks, batch_size, n_nulls,
-        lambda items, what, n: tqdm(items, what, n, leave=False, delay=2),
-    )  # fmt: skip
+    return measure_model(short_name(name), subject.model, subject.blocks, batch_size, n_nulls, progress)
 
 
 def _written(name: str) -> list[int]:

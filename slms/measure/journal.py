@@ -12,6 +12,7 @@ import re
 import time
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
@@ -53,7 +54,7 @@ class Journal:
         """The part called `name`: as it was kept, else made now and kept.
 
         Args:
-            make: gives tensors, numbers, text, and lists, tuples, named tuples or dicts of those.
+            make: gives tensors, numbers, text, and lists, tuples, dicts or the package's own records of those.
             settings: what this part depends on besides.
         """
         path = self._path(name, settings)
@@ -138,21 +139,23 @@ def _write(path: Path | None, content: dict[str, Any]) -> None:
 
 
 def _read(path: Path | None) -> dict[str, Any] | None:
-    """The content of a part; None where there is none that is whole. Only tensors, plain types and our own named tuples
-    are read: a file cannot run code."""
+    """The content of a part; None where there is none that is whole. Only tensors, plain types and our own records are
+    read: a file cannot run code."""
     if path is None or not path.is_file():
         return None
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        with torch.serialization.safe_globals([kind for name in names if (kind := _named_tuple(name)) is not None]):
+        with torch.serialization.safe_globals([kind for name in names if (kind := _record(name)) is not None]):
             return torch.load(path, weights_only=True)
     except (OSError, RuntimeError, UnpicklingError, EOFError, ValueError):
         return None
 
 
-def _named_tuple(name: str) -> type | None:
+def _record(name: str) -> type | None:
+    """A named tuple or dataclass of this package."""
     module, _, kind = name.rpartition(".")
     if not module.startswith("slms."):
         return None
     found = getattr(importlib.import_module(module), kind, None)
-    return found if isinstance(found, type) and issubclass(found, tuple) and hasattr(found, "_fields") else None
+    named_tuple = isinstance(found, type) and issubclass(found, tuple) and hasattr(found, "_fields")
+    return found if named_tuple or (isinstance(found, type) and is_dataclass(found)) else None

@@ -3,12 +3,13 @@
 A new metric is a function of the evidence and an entry in `METRICS`. Results files, CSV, logs, tables and figures
 iterate over rows and over this table.
 
-Shapes: g document groups, u units (pathways), c classes.
+Shapes: g document groups, u units (pathways, neurons, latents), c classes, r sampled tokens, f neurons.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +17,25 @@ from torch import Tensor
 
 from slms.measure.classes import GIVEN_TOKEN, TOKEN
 from slms.measure.rows import Row, row_of
-from slms.metrics.functional import Score, Utilization, entropy, purity, purity_legacy, utilization
-from slms.metrics.units import UnitCounts
+from slms.metrics.activations import LayerSparsity
+from slms.metrics.communities import Modularity, modularity
+from slms.metrics.functional import (
+    Interval,
+    PartitionModularity,
+    Score,
+    Utilization,
+    coactivation,
+    entropy,
+    partition_modularity,
+    purity,
+    purity_legacy,
+    semantic_coherence,
+    utilization,
+)
+from slms.metrics.functional.score import share_beyond_chance
+from slms.metrics.units import MOST_TOGETHER, UnitCounts
+
+FEWEST_USES = 20  # among the sampled tokens, to be placed in the graph
 
 
 @dataclass
@@ -26,25 +44,31 @@ class Evidence:
 
     place: str
     counts: UnitCounts
+    scores: dict[str, Score] = field(default_factory=dict, init=False)
 
     @property
     def n(self) -> int:
         """Tokens."""
         return int(self.counts.n_tokens)
 
+    def score(self, family: str) -> Score:
+        """The specialization index against a family as it was counted; computed once."""
+        if family not in self.scores:
+            self.scores[family] = self.counts.score(family, self.together)
+        return self.scores[family]
+
+    @property
+    def together(self) -> Tensor | None:
+        """bool [r, u], units at a sample of tokens, where the counts do not say which units are on together."""
+        return None
+
     def si(self, given_token: bool) -> dict[str, Score]:
         """The specialization index against every label family, or of those that were counted given the token."""
-        families = [name for name in self.counts.layout.families if name != TOKEN]
         return {
-            name.removesuffix(GIVEN_TOKEN): self.scores[name]
-            for name in families
-            if name.endswith(GIVEN_TOKEN) == given_token
+            name.removesuffix(GIVEN_TOKEN): self.score(name)
+            for name in self.counts.layout.families
+            if name != TOKEN and name.endswith(GIVEN_TOKEN) == given_token
         }
-
-    @cached_property
-    def scores(self) -> dict[str, Score]:
-        """The specialization index by family as it was counted."""
-        return {name: self.counts.score(name) for name in self.counts.layout.families if name != TOKEN}
 
 
 @dataclass
@@ -83,6 +107,92 @@ class Choices(Evidence):
         return float((values[known] * weights[known]).sum() / total) if total > 0 else torch.nan
 
 
+@dataclass
+class Activities(Evidence):
+    """How the units of a place respond: neurons, pathways or latents, with a sample of the tokens."""
+
+    sparsity: LayerSparsity
+    strength: Tensor
+    """[r, u], at least 0: how strongly a unit responds"""
+    on: Tensor
+    """bool [r, u]"""
+    tokens: Tensor
+    """int64 [r], token ids"""
+    groups: Tensor
+    """int64 [r], document groups"""
+    embedding: Tensor
+    """[v, d] of the model's vocabulary"""
+    n_nulls: int
+    """token-shuffled graphs behind the null of Q; 0 leaves Q out"""
+    neurons: tuple[Tensor, Tensor, Tensor] | None = None
+    """of pathways: activations [r, f] and document groups [r] of their neurons, and each neuron's pathway [f]"""
+
+    @property
+    def together(self) -> Tensor | None:
+        """The sample, up to the number of units of which it can be told."""
+        return self.on if self.on.shape[1] <= MOST_TOGETHER else None
+
+    @cached_property
+    def active(self) -> Tensor:
+        """[r, u], the strength where a unit is on."""
+        return torch.where(self.on, self.strength, 0.0)
+
+    @cached_property
+    def coherence(self) -> Score:
+        """How alike in meaning the tokens are that activate a unit most."""
+        return semantic_coherence(self.active, self.tokens, self.embedding, self.groups)
+
+    @cached_property
+    def graph(self) -> Modularity | None:
+        """Communities of co-active units (of pathways, neurons) among `in_graph`; None without, or with too few."""
+        if not self.n_nulls or len(self.in_graph) < 3:
+            return None
+        activations, groups = self._activations()
+        return modularity(activations[:, self.in_graph], groups, self.n_nulls)
+
+    @cached_property
+    def in_graph(self) -> Tensor:
+        """int64, the units that are active at some tokens, at most 4,096, the most used first taken; ascending."""
+        activations, _ = self._activations()
+        used = (activations > 0).sum(0)
+        order = used.argsort(descending=True, stable=True)[:MOST_TOGETHER]
+        return order[used[order] >= min(FEWEST_USES, len(activations))].sort().values
+
+    @cached_property
+    def partition(self) -> PartitionModularity | None:
+        """Modularity of the pathways in the graph of their neurons."""
+        if not self.n_nulls or self.neurons is None:
+            return None
+        return partition_modularity(coactivation(self.neurons[0]), self.neurons[2])
+
+    def _activations(self) -> tuple[Tensor, Tensor]:
+        return (self.strength, self.groups) if self.neurons is None else self.neurons[:2]
+
+
+class OfSample(NamedTuple):
+    """A number that rests on the sampled tokens."""
+
+    value: float
+    n: int
+    null_mean: float = torch.nan
+    null_sd: float = torch.nan
+    low: float = torch.nan
+    high: float = torch.nan
+
+
+def sparsity(e: Activities) -> dict[str, float | Interval]:
+    values, halves = e.sparsity.value._asdict(), e.sparsity.half_width._asdict()
+    found: dict[str, float | Interval] = {
+        name: Interval(float(value), float(value - halves[name]), float(value + halves[name]), e.sparsity.n)
+        for name, value in values.items()
+    }
+    return found | {f"{name}_legacy": float(value) for name, value in e.sparsity.legacy._asdict().items()}
+
+
+def si_units(e: Evidence) -> dict[str, float]:
+    return {family: share_beyond_chance(score.units_z) for family, score in e.si(given_token=False).items()}
+
+
 def chosen_per_token(e: Choices) -> float:
     return float(e.counts.uses.cpu().double().sum() / e.n)
 
@@ -108,6 +218,8 @@ class Metric(NamedTuple):
     """whether tables show the interval and the null beside the value"""
     title: str = ""
     """of its panel in figures over training; without one it has none"""
+    families: Mapping[str, str] = MappingProxyType({})
+    """headings of the families that tables show, where not all are shown under their own names"""
 
 
 METRICS: dict[str, Metric] = {
@@ -152,6 +264,42 @@ METRICS: dict[str, Metric] = {
         style="{:.1f}×",
         title="Largest load over the mean load",
     ),
+    "active": Metric(Activities, lambda e: e.on.double().mean(), "share of tokens at which a unit is on, mean"),
+    "coherence": Metric(
+        Activities,
+        lambda e: e.coherence,
+        "mean cosine of the embeddings of different tokens among a unit's 32 strongest, chance subtracted",
+        heading="coherence",
+        compared=True,
+    ),
+    "q": Metric(
+        Activities,
+        lambda e: {} if e.graph is None else OfSample(e.graph.q, e.graph.n, *e.graph[3:5], *e.graph[1:3]),
+        "modularity of the co-activation graph; the null, neurons whose tokens are shuffled, is not subtracted",
+        heading="Q",
+        compared=True,
+    ),
+    "q_stability": Metric(
+        Activities,
+        lambda e: {} if e.graph is None else OfSample(e.graph.stability, e.graph.n),
+        "agreement of its communities over seeds, adjusted Rand index",
+        heading="stable",
+        style="{:.2f}",
+    ),
+    "q_partition": Metric(
+        Activities,
+        lambda e: {} if e.partition is None else OfSample(e.partition.q, len(e.on), *e.partition[1:3]),
+        "modularity of the pathways; the null, random pathways of the same sizes, is not subtracted",
+        heading="Q path.",
+        compared=True,
+    ),
+    "sparsity": Metric(
+        Activities,
+        sparsity,
+        "of a token's neurons, mean over tokens",
+        heading="AS",
+        families={"gini": "Gini", "top_mass": ".9 mass", "participation": "PR/N", "zeros": "zeros"},
+    ),
     "si": Metric(
         Evidence,
         lambda e: e.si(given_token=False),
@@ -166,6 +314,7 @@ METRICS: dict[str, Metric] = {
         heading="SI given the token",
         compared=True,
     ),
+    "si_units": Metric(Activities, si_units, "share of units beyond chance at a false-discovery rate of 5 %"),
     "stability": Metric(
         None,
         None,

@@ -13,43 +13,25 @@ from torchmetrics import Metric
 
 from slms.data.text import Blocks
 from slms.measure.classes import TextClasses, preferred_classes
+from slms.measure.metrics import METRICS, Activities, rows_of
 from slms.measure.passes import batches
+from slms.measure.rows import Row
 from slms.measure.units import UnitReader, logits_seconds
-from slms.metrics.activations import CoActivation, LayerSparsity, SparsitySums
-from slms.metrics.communities import Modularity, modularity
-from slms.metrics.functional import (
-    PartitionModularity,
-    Score,
-    coactivation,
-    partition_modularity,
-    semantic_coherence,
-)
+from slms.metrics.activations import CoActivation, SparsitySums
 from slms.metrics.units import UnitCounts
 
-MOST_IN_GRAPH = 4096  # units of the co-activation graph, the most used first
+TOP_TOKENS = 10
 
 Progress = Callable[[Iterable, str, int], Iterable]
 
 
-class Place(NamedTuple):
-    """What was measured of one place: a layer's neurons or pathways, or a coder's latents."""
+class UnitTable(NamedTuple):
+    """The units of one place: a layer's neurons or pathways, or a coder's latents."""
 
-    name: str
-    n_units: int
-    n_tokens: int
-    load: Tensor
-    """[u], share of tokens at which a unit is on"""
-    sparsity: LayerSparsity
-    si: dict[str, Score]
-    """by family; families conditional on the token end in ` | token`"""
-    best_class: dict[str, Tensor]
-    """int64 [u], of each unconditional family the class that most sets a unit's tokens apart; −1 for a unit never on"""
-    coherence: Score
-    graph: Modularity | None
-    in_graph: Tensor
-    """int64, the units (of pathways, the neurons) that the graph holds"""
-    partition: PartitionModularity | None
-    """of the given communities, where the reader has them"""
+    place: str
+    columns: dict[str, Tensor]
+    """[u] each: `active` (share of sampled tokens), `coherence` and `coherence_z`, `community` (−1: none), and of each
+    family `si_<family>`, `z_<family>` and `class_<family>` (−1: never on), or `…_given_token`"""
     top_tokens: Tensor
     """int64 [u, k], tokens at which a unit is strongest in the sample, the strongest first; −1: none"""
 
@@ -57,12 +39,14 @@ class Place(NamedTuple):
 class Measured(NamedTuple):
     """All places, and what the numbers rest on."""
 
-    places: list[Place]
+    rows: list[Row]
+    units: list[UnitTable]
     label_names: dict[str, tuple[str, ...]]
     coverage: dict[str, float]
     """of each family, the share of tokens with a known class; of a conditional one, the share of n·H(C | token)"""
+    n_tokens: int
     seconds: dict[str, float]
-    """CPU time of the model's forward passes, of the logits that they left out, of counting, of each kind of number"""
+    """CPU time of the model's forward passes, of the logits that they left out, of counting, and of each metric"""
 
 
 class _Tables(nn.Module):
@@ -114,10 +98,16 @@ def measure_units(
     seconds = {"forward": reader.forward_seconds - forward}
     seconds["counting"] = time.process_time() - start - seconds["forward"]
     seconds["logits"] = logits_seconds(reader.model, done)
-    places = []
+    rows, units, n_tokens = [], [], 0
     for name in progress(list(tables), "scoring", len(tables)):
-        places.append(_scored(reader, name, tables[name], blocks, n_nulls, graph, seconds))
-    return Measured(places, classes.label_names, classes.coverage, seconds)
+        found = _evidence(reader, name, tables[name], n_nulls if graph else 0)
+        for metric in METRICS:
+            start = time.process_time()
+            rows += rows_of(found, [metric])
+            seconds[metric] = seconds.get(metric, 0.0) + time.process_time() - start
+        units.append(_units(found))
+        n_tokens = found.n
+    return Measured(rows, units, classes.label_names, classes.coverage, n_tokens, seconds)
 
 
 def _trimmed(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -148,57 +138,42 @@ def _add(reader: UnitReader, tables: Mapping[str, _Tables], classes: TextClasses
             table.activations.update(of(found.activations).abs(), of(docs), of(position), of(ids))
 
 
-def _scored(
-    reader: UnitReader, name: str, table: _Tables, blocks: Blocks, n_nulls: int, graph: bool, seconds: dict[str, float]
-) -> Place:
-    """Everything about one place, from its tables."""
-    start = time.process_time()
-
-    def clock(what: str) -> None:
-        nonlocal start
-        seconds[what] = seconds.get(what, 0.0) + time.process_time() - start
-        start = time.process_time()
-
-    sparsity = table.sparsity.compute()
-    clock("AS")
+def _evidence(reader: UnitReader, name: str, table: _Tables, n_nulls: int) -> Activities:
     strength, groups = table.strength.compute()
-    on = strength > (reader.thresholds[name] if hasattr(reader, "thresholds") else 0)
-    few = on if on.shape[1] <= MOST_IN_GRAPH else None
-    families = table.counts.layout.families
-    plain = [family for family in families if families[family].strata is None]
-    si = {family: table.counts.score(family, few) for family in plain}
-    best = {family: preferred_classes(*(part.sum(0) for part in table.counts.tables(family))) for family in plain}
-    clock("SI")
-    si |= {family: table.counts.score(family, few) for family in families if family not in si}
-    clock("SI given the token")
-    embedding = reader.model.get_input_embeddings().weight.detach()
-    tokens = table.strength.tokens()
-    coherence = semantic_coherence(torch.where(on, strength, 0.0), tokens, embedding, groups)
-    top = _top_tokens(torch.where(on, strength, 0.0), tokens)
-    clock("coherence")
-    found, partition, members = None, None, torch.arange(0)
-    if graph:
-        activations = strength
-        if table.activations is not None:
-            activations, groups = table.activations.compute()
-            partition = partition_modularity(coactivation(activations), reader.partition[name])
-        members = _most_used(activations)
-        found = modularity(activations[:, members], groups, n_nulls) if len(members) > 2 else None
-        clock("Q")
-    return Place(
-        name=name, n_units=reader.places[name], n_tokens=sparsity.n, load=on.double().mean(0).cpu(),
-        sparsity=sparsity, si=si, best_class=best, coherence=coherence, graph=found, in_graph=members.cpu(),
-        partition=partition, top_tokens=top.cpu(),
-    )  # fmt: skip
+    neurons = None
+    if table.activations is not None:
+        neurons = (*table.activations.compute(), reader.partition[name])
+    return Activities(
+        name,
+        table.counts,
+        sparsity=table.sparsity.compute(),
+        strength=strength,
+        on=strength > (reader.thresholds[name] if hasattr(reader, "thresholds") else 0),
+        tokens=table.strength.tokens(),
+        groups=groups,
+        embedding=reader.model.get_input_embeddings().weight.detach(),
+        n_nulls=n_nulls,
+        neurons=neurons,
+    )
 
 
-def _most_used(activations: Tensor, fewest: int = 20) -> Tensor:
-    """Units that are active at some tokens, at most `MOST_IN_GRAPH`, the most used first taken; ascending."""
-    used = (activations > 0).sum(0)
-    order = used.argsort(descending=True, stable=True)[:MOST_IN_GRAPH]
-    return order[used[order] >= min(fewest, len(activations))].sort().values
-
-
-def _top_tokens(strength: Tensor, tokens: Tensor, k: int = 10) -> Tensor:
-    value, rows = strength.topk(min(k, len(strength)), dim=0)
-    return torch.where(value > 0, tokens[rows], -1).T
+def _units(found: Activities) -> UnitTable:
+    community = torch.full([found.on.shape[1]], -1)
+    if found.graph is not None and found.neurons is None:
+        community[found.in_graph.cpu()] = found.graph.communities
+    columns = {
+        "active": found.on.double().mean(0),
+        "coherence": found.coherence.units,
+        "coherence_z": found.coherence.units_z,
+        "community": community,
+    }
+    for given_token in (False, True):
+        for family, score in found.si(given_token).items():
+            name = f"{family}_given_token" if given_token else family
+            columns |= {f"si_{name}": score.units, f"z_{name}": score.units_z}
+            if not given_token:
+                counts, totals = (part.sum(0) for part in found.counts.tables(family))
+                columns[f"class_{name}"] = preferred_classes(counts, totals)
+    value, rows = found.active.topk(min(TOP_TOKENS, len(found.active)), dim=0)
+    top = torch.where(value > 0, found.tokens[rows], -1).T
+    return UnitTable(found.place, {name: column.cpu() for name, column in columns.items()}, top.cpu())

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 from slms.measure.metrics import METRICS
 from slms.measure.schema import Loss, Results
 from slms.models.card import model_card, portable, shortened
-from slms.report.tables import flat_columns, place_cells, share
+from slms.report.tables import flat_columns, place_names, share
 
 
 def run_card(model: PreTrainedModel, results: Results) -> str:
@@ -46,9 +46,14 @@ def measured_text(results: Results) -> str:
         )
         columns = flat_columns(results.rows)
         head = ["place", *(head for one in columns for head in one.heads)]
-        lines = [head, ["---"] * len(head), *place_cells(results.rows, columns)]
-        tables.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-        tables.append("; ".join(f"{METRICS[c.metric].heading}: {METRICS[c.metric].meaning}" for c in columns) + ".")
+        cells = [
+            [name, *(cell for one in columns for cell in one.cells[place])]
+            for place, name in place_names(results.rows).items()
+        ]
+        tables.append("\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *cells]))
+        said = {metric.heading: metric.meaning for metric in METRICS.values() if metric.heading in head}
+        said["control"] = "the same of the model with random weights"
+        tables.append("; ".join(f"{heading}: {meaning}" for heading, meaning in said.items()) + ".")
     tokens = data.validation_tokens or losses.model.tokens
     place = shortened(data.validated_on or data.name)
     done = f"trained on {run.tokens_trained:,} tokens in {run.steps:,} steps (seed {run.seed})"

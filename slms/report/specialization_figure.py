@@ -5,9 +5,8 @@ from collections.abc import Iterable, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from slms.models.place import short_names
-from slms.report.palette import COLOURS, GREY, LABEL, MARKERS, TICK, dress, new_figure
-from slms.report.specialization_rows import MEAN, Row
+from slms.measure.rows import MEAN, Row
+from slms.report.palette import COLOURS, GREY, LABEL, MARKERS, TICK, dress, new_figure, place_ticks
 
 SHOWN_SPARSITY = ("gini", "top_mass", "participation")
 
@@ -38,7 +37,7 @@ def specialization_figure(rows: Iterable[Row], title: str, units: str) -> Figure
         q.plot(at, [row.null_mean for row in nulls], "_", color=GREY, markersize=14, label="tokens shuffled")
     dress(q, "Modularity Q of the co-activation graph", y="Q")
     for axes in (sparsity, si, coherence, q):
-        _places(axes, places)
+        place_ticks(axes, places)
         if axes.get_legend_handles_labels()[0]:
             low, high = axes.get_ylim()
             axes.set_ylim(low, high + 0.3 * (high - low))
@@ -47,7 +46,7 @@ def specialization_figure(rows: Iterable[Row], title: str, units: str) -> Figure
         0.02, 0.955, f"{title}: how specialised its {units} are", fontsize=14, fontweight="bold", parse_math=False
     )
     note = "bars: 95 % over documents"
-    if any(row.random_model is not None for row in rows):
+    if any(row.control is not None for row in rows):
         note += "; hollow, dashed: the same model with random weights"
     figure.text(0.02, 0.925, note, fontsize=LABEL, color="#555555")
     return figure
@@ -65,12 +64,6 @@ def _line(axes: Axes, places: Sequence[str], rows: Sequence[Row], label: str, i:
     for x, row in zip(at, rows, strict=True):
         if row.low is not None and row.high is not None:
             axes.vlines(x, row.low, row.high, color=colour, linewidth=2)
-    random = [(x, row.random_model) for x, row in zip(at, rows, strict=True) if row.random_model is not None]
+    random = [(x, row.control) for x, row in zip(at, rows, strict=True) if row.control is not None]
     if random:
         axes.plot(*zip(*random, strict=True), marker, ls="--", color=colour, mfc="white", markersize=6, linewidth=1)
-
-
-def _places(axes: Axes, places: Sequence[str]) -> None:
-    size = TICK if len(places) <= 16 else 7
-    axes.set_xticks(range(len(places)), short_names(places), fontsize=size, parse_math=False)
-    axes.set_xlim(-0.5, len(places) - 0.5)

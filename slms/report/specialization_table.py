@@ -1,97 +1,62 @@
-"""What `eval.py specialization` prints: at most 100 columns."""
+"""What `eval.py specialization` prints, at most 100 columns, and its table of units."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slms.models.place import short_names
-from slms.report.specialization_rows import MEAN, Row
-from slms.report.tables import INDENT, WIDTH, amount, number, share, text_table
+from slms.measure.rows import Row
+from slms.measure.specialization import UnitTable
+from slms.report.tables import INDENT, WIDTH, amount, place_tables, share
 from slms.report.words import visible
 
-SPARSITY = {"gini": "Gini", "top_mass": ".9 mass", "participation": "PR/N", "zeros": "zeros"}
-FAMILIES_A_TABLE = 2
+UNIT_COLUMNS = ("place", "unit", "active", "coherence", "coherence_z", "community")
+"""Of units.csv, before those of the families and the top tokens."""
 
 
 def specialization_table(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
-    """Sparsity, coherence and Q by place, then SI, two families a table."""
-    at = {(row.place, row.metric, row.family): row for row in rows}
-    found = list(dict.fromkeys(row.place for row in rows if row.place != MEAN))
-    places = dict(zip([*found, MEAN], [*short_names(found), MEAN], strict=True))
+    """Every metric by place, and what the numbers rest on."""
     text = f"{amount(about['tokens'])} tokens of {about['source']}, {about['documents']} documents"
-    blocks = [f"{about['model']}: {about['units']} on {text}"[:WIDTH], _first(places, at)]
-    families = list(dict.fromkeys((row.metric, row.family) for row in rows if row.metric in ("si", "si_given_token")))
-    for start in range(0, len(families), FAMILIES_A_TABLE):
-        blocks.append(_si(places, at, families[start : start + FAMILIES_A_TABLE]))
-    blocks.append(_notes(rows, about))
-    return "\n\n".join(blocks)
+    heading = f"{about['model']}: {about['units']} on {text}"[:WIDTH]
+    return "\n\n".join([heading, *(table.text for table in place_tables(rows)), _notes(about)])
 
 
-def _first(places: Mapping[str, str], at: Mapping[tuple[str, str, str], Row]) -> str:
-    head = ["place", *SPARSITY.values(), "coherence", "z", "Q", "Q null", "z", "stable"]
-    with_partition = any((place, "q_partition", "") in at for place in places)
-    head += ["Q path.", "z"] if with_partition else []
-    body = []
-    for place, name in places.items():
-        cells = [number(_value(at, place, "sparsity", measure)) for measure in SPARSITY]
-        coherence, q = at.get((place, "coherence", "")), at.get((place, "q", ""))
-        cells += [number(coherence and coherence.value), _z(coherence), number(q and q.value)]
-        cells += [number(q and q.null_mean), _z(q), number(_value(at, place, "q_stability", ""), 2)]
-        if with_partition:
-            partition = at.get((place, "q_partition", ""))
-            cells += [number(partition and partition.value), _z(partition)]
-        body.append([visible(name, 22), *cells])
-    return text_table(head, body)
-
-
-def _si(places: Mapping[str, str], at: Mapping[tuple[str, str, str], Row], families: Sequence[tuple[str, str]]) -> str:
-    head = ["SI"]
-    for metric, family in families:
-        head += [
-            f"SI {visible(family, 11)}" + ("|token" if metric == "si_given_token" else ""),
-            "± 95 %",
-            "z",
-            "random",
-        ]
-    body = []
-    for place, name in places.items():
-        cells = [visible(name, 22)]
-        for metric, family in families:
-            row = at.get((place, metric, family))
-            half = (row.high - row.low) / 2 if row and row.high is not None and row.low is not None else None
-            cells += [number(row and row.value, 4), number(half, 4), _z(row), number(row and row.random_model, 4)]
-        body.append(cells)
-    return text_table(head, body)
-
-
-def _notes(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
+def _notes(about: Mapping[str, Any]) -> str:
     covered = [f"{visible(name.replace(' ', ''), 16)} {share(value)}" for name, value in about["coverage"].items()]
     lines = [f"labelled (given the token: of what there is to tell): {', '.join(covered[:2])}"]
     lines += [", ".join(covered[i : i + 4]) for i in range(2, len(covered), 4)]
-    lines.append("z: standard deviations of the null (labels or tokens permuted), already subtracted but from Q;")
-    lines.append("rand.: the same model with random weights; stable: adjusted Rand index of communities over seeds")
+    lines.append("null: labels or tokens permuted, already subtracted but from Q; control: the same model with random")
+    lines.append("weights; stable: adjusted Rand index of communities over seeds")
     lines += _cost(about["seconds"])
     return "\n".join(INDENT + line for line in lines)
 
 
 def _cost(seconds: Mapping[str, float]) -> list[str]:
     """CPU time against that of the model's own forward pass over the same tokens, logits included."""
-    own, given = seconds["forward"] + seconds["logits"], "SI given the token"
-    known = {"forward", "thresholds", "counting", "AS", "SI"}
+    own, given = seconds["forward"] + seconds["logits"], "si_given_token"
+    known = {"forward", "thresholds", "counting", "sparsity", "si"}
     cost = sum(value for key, value in seconds.items() if key in known)
     whole = (cost + seconds[given]) / own
-    rest = [f"{key} {value:.1f}" for key, value in seconds.items() if key not in {*known, given, "logits"}]
+    rest = [f"{key} {value:.1f}" for key, value in seconds.items() if key in ("coherence", "q", "q_partition")]
     return [
         f"CPU seconds: the model's own forward pass {own:.1f}; AS and SI, its part of that pass included, {cost:.1f}",
         f"({cost / own:.2f} times), SI given the token {seconds[given]:.1f} ({whole:.2f} in all), " + ", ".join(rest),
     ]
 
 
-def _value(at: Mapping[tuple[str, str, str], Row], *key: str) -> float | None:
-    row = at.get(key)  # type: ignore[call-overload]
-    return row.value if row else None
+def unit_csv(units: Sequence[UnitTable], label_names: Mapping[str, Sequence[str]], texts: Mapping[int, str]) -> str:
+    """One line a unit: `UNIT_COLUMNS`, three columns a family, top tokens. texts: of every token id that occurs."""
+    import pandas as pd
 
-
-def _z(row: Row | None) -> str:
-    if row is None or row.z is None:
-        return "–"
-    return f"{row.z:.0f}" if abs(row.z) < 10_000 else f"{row.z:.0e}"
+    frames = []
+    for table in units:
+        frame = pd.DataFrame({name: column.numpy() for name, column in table.columns.items()})
+        frame.insert(0, "place", table.place)
+        frame.insert(1, "unit", range(len(frame)))
+        frame["community"] = frame["community"].astype("Int64").where(frame["community"] >= 0)
+        for family, names in label_names.items():
+            frame[f"class_{family}"] = [names[c] if c >= 0 else None for c in frame[f"class_{family}"]]
+        tokens = [dict.fromkeys(texts[i] for i in best if i >= 0) for best in table.top_tokens.tolist()]
+        frame["top_tokens"] = ["|".join(found) for found in tokens]
+        frames.append(frame.replace([float("inf"), -float("inf")], None))
+    return pd.concat(frames).to_csv(index=False, lineterminator="\n")

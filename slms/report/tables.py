@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from slms.measure.metrics import METRICS
-from slms.measure.rows import MEAN, Row, families_of, places_of
+from slms.measure.rows import MEAN, Row, by_place, families_of, places_of
 from slms.measure.schema import Loss, Results
 from slms.models.card import shortened
 from slms.models.place import short_names
@@ -126,80 +126,98 @@ def _place_block(results: Results) -> str:
     if not results.rows:
         return ""
     tables = []
-    for columns in (flat_columns(results.rows), family_columns(results.rows)):
-        for part in packed(columns):
-            covered = [name for name in dict.fromkeys(c.family for c in part) if name in results.labels]
-            said = ", ".join(f"{visible(name, 11)} {share(results.labels[name].coverage)}" for name in covered)
-            tables.append(place_table(results.rows, part) + (f"\n{INDENT}tokens with a label: {said}" if said else ""))
-    note = "null: labels permuted (domain: by document), subtracted; z: value / sd; max load: over the mean"
-    return "\n\n".join(tables) + f"\n{INDENT}{note}"
+    for part in place_tables(results.rows):
+        covered = [family for family in part.families if family in results.labels]
+        said = ", ".join(f"{visible(name, 11)} {share(results.labels[name].coverage)}" for name in covered)
+        tables.append(part.text + (f"\n{INDENT}tokens with a label: {said}" if said else ""))
+    note = "null: labels permuted (domain: by document), subtracted; control: the same model with random weights"
+    return "\n\n".join(tables) + f"\n{INDENT}{note}\n{INDENT}max load: over the mean"
 
 
 class Columns(NamedTuple):
-    """The columns that show one metric against one family: its value and, where it is judged by them, what by."""
+    """The columns that show one metric against one family: its value and, where it is compared, with what."""
 
-    metric: str
     family: str
-    heads: tuple[str, ...]
+    heads: list[str]
+    cells: dict[str, list[str]]
+    """by place"""
 
 
-def flat_columns(rows: Iterable[Row]) -> list[Columns]:
+class PlaceTable(NamedTuple):
+    """Some metrics, one line a place."""
+
+    families: list[str]
+    text: str
+
+
+def place_tables(rows: Sequence[Row]) -> list[PlaceTable]:
+    """Every metric that has a heading, in tables of at most WIDTH characters: first those without families."""
+    names = place_names(rows)
+    tables = []
+    for columns in (flat_columns(rows), family_columns(rows)):
+        for part in packed(columns, max(map(len, names.values()), default=0)):
+            head = ["place", *(head for one in part for head in one.heads)]
+            lines = [[name, *(cell for one in part for cell in one.cells[place])] for place, name in names.items()]
+            tables.append(PlaceTable(list(dict.fromkeys(one.family for one in part)), text_table(head, lines)))
+    return tables
+
+
+def place_names(rows: Iterable[Row]) -> dict[str, str]:
+    """Places with the names that a table gives them, the mean last."""
+    found = list(rows)
+    places = places_of(found)
+    names = dict(zip(places, (visible(name, 22) for name in short_names(places)), strict=True))
+    return names | ({MEAN: MEAN} if any(row.place == MEAN for row in found) else {})
+
+
+def flat_columns(rows: Sequence[Row]) -> list[Columns]:
     """Of the metrics that have a heading and no families."""
     measured = {row.metric for row in rows if not row.family}
-    return [_columns(name, "") for name in METRICS if name in measured and METRICS[name].heading]
+    shown = {name: metric.heading for name, metric in METRICS.items() if name in measured and metric.heading}
+    return [_columns(rows, name, "", heading) for name, heading in shown.items()]
 
 
 def family_columns(rows: Sequence[Row]) -> list[Columns]:
-    """Of the metrics that have families, the family with the highest mean first."""
-    names = [name for name in METRICS if METRICS[name].heading]
-    return [_columns(name, family) for name in names for family in families_of(rows, name) if family]
+    """Of the metrics that have families, the family with the highest mean first, where the metric names none."""
+    found = []
+    for name, metric in METRICS.items():
+        measured = [family for family in families_of(rows, name) if family]
+        for family in (f for f in metric.families or measured if f in measured and metric.heading):
+            heading = metric.families.get(family, f"{metric.heading} {visible(family, 11)}")
+            found.append(_columns(rows, name, family, heading))
+    return found
 
 
-def _columns(name: str, family: str) -> Columns:
-    head = METRICS[name].heading + (f" {visible(family, 11)}" if family else "")
-    return Columns(name, family, (head, "± 95 %", "null ± sd", "z") if METRICS[name].compared else (head,))
+def _columns(rows: Sequence[Row], name: str, family: str, heading: str) -> Columns:
+    found = by_place(rows, name, family)
+    metric, cells = METRICS[name], {}
+    controlled = any(row.control is not None for row in found.values())
+    for place in place_names(rows):
+        row = found.get(place, Row(place, name))
+        cells[place] = [_value(metric.style, row.value)]
+        if metric.compared:
+            cells[place] += ["" if row.half is None else f"{row.half:.3f}", _null(row)]
+            cells[place] += [_value(metric.style, row.control)] if controlled else []
+    return Columns(family, [heading, "± 95 %", "null ± sd", "control"][: max(map(len, cells.values()))], cells)
 
 
-def packed(columns: Iterable[Columns]) -> list[list[Columns]]:
-    """The columns of several tables, each of about WIDTH characters at most."""
+def packed(columns: Iterable[Columns], first: int) -> list[list[Columns]]:
+    """The columns of several tables, each of at most WIDTH characters beside a first column of so many."""
     tables: list[list[Columns]] = []
     used = WIDTH
     for one in columns:
-        size = sum(max(len(head), 7) + 2 for head in one.heads)
+        widths = zip(one.heads, *one.cells.values(), strict=True)
+        size = sum(max(map(len, cells)) + 2 for cells in widths)
         if used + size > WIDTH:
             tables.append([])
-            used = len(INDENT) + 8
+            used = len(INDENT) + max(first, len("place"))
         tables[-1].append(one)
         used += size
     return tables
 
 
-def place_table(rows: Iterable[Row], columns: Sequence[Columns]) -> str:
-    """One line a place."""
-    return text_table(["place", *(head for one in columns for head in one.heads)], place_cells(rows, columns))
-
-
-def place_cells(rows: Iterable[Row], columns: Sequence[Columns]) -> list[list[str]]:
-    """The cells of `columns`, one list a place that begins with its name."""
-    found = {row.key: row for row in rows}
-    places = places_of(found.values())
-    names = dict(zip(places, short_names(places), strict=True))
-    if any(row.place == MEAN for row in found.values()):
-        names[MEAN] = MEAN
-    lines = []
-    for place, name in names.items():
-        shown = [cell for one in columns for cell in _cells(one, found.get((place, one.metric, one.family)))]
-        lines.append([visible(name, 22), *shown])
-    return lines
-
-
-def _cells(columns: Columns, row: Row | None) -> list[str]:
-    style = METRICS[columns.metric].style
-    value = None if row is None else row.value
-    cells = ["–" if value is None else style.format(value).replace("%", " %")]
-    if row is not None and len(columns.heads) > 1:
-        cells += ["" if row.half is None else f"{row.half:.3f}", _null(row), _z(row)]
-    return cells + ["–"] * (len(columns.heads) - len(cells))
+def _value(style: str, value: float | None) -> str:
+    return "–" if value is None else style.format(value).replace("%", " %")
 
 
 def _null(row: Row) -> str:
@@ -209,7 +227,3 @@ def _null(row: Row) -> str:
     sd = row.null_sd
     small = f"{sd:.0e}".replace("e-0", "e-") if 0 < sd < 5e-4 else f"{sd:.4f}".removeprefix("0")
     return f"{row.null_mean:.3f}±{small}"
-
-
-def _z(row: Row) -> str:
-    return "–" if row.z is None else (f"{row.z:.0f}" if abs(row.z) < 10_000 else f"{row.z:.0e}")

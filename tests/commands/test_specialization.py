@@ -10,10 +10,9 @@ import eval as evaluation
 import slms
 from slms.models.base import BaseConfig, load_base
 from slms.models.io import save_model
-from slms.report.specialization_rows import Row, mean_rows
 
 TEXT = ["--n-tokens=4096", "--block-size=64", "--task-id", "stories_place", "ioi_minimal"]
-COMPLETE = ("value", "null_mean", "null_sd", "z", "n", "random_model")
+COMPLETE = ("value", "null_mean", "null_sd", "n", "control")
 QUICK = [*TEXT, "--n-nulls=2", "--random=false"]
 
 
@@ -48,7 +47,7 @@ def test_neurons_with_nulls_intervals_and_random_weights(place, tmp_path, capsys
         assert all(row[key] for key in COMPLETE), row
         assert float(row["low"]) <= float(row["value"]) <= float(row["high"])
     gini = rows[first, "sparsity", "gini"]
-    assert 0 < float(gini["value"]) < 1 and gini["random_model"] and gini["z"]
+    assert 0 < float(gini["value"]) < 1 and gini["control"] and gini["low"]
     mean = [float(rows[f"L{i}.mlp", "si", "pos"]["value"]) for i in range(2)]
     assert float(rows["mean", "si", "pos"]["value"]) == pytest.approx(sum(mean) / 2)
     assert float(rows[first, "active", ""]["value"]) == pytest.approx(0.1, abs=0.02)
@@ -64,7 +63,7 @@ def test_pathways_with_their_partition(place, tmp_path):
     _, rows, units = run(["--model", str(place / "routed"), "--units=pathways", *QUICK], tmp_path)
     first = "L0.mlp"
     assert float(rows[first, "active", ""]["value"]) == pytest.approx(2 / 8, abs=1e-6)
-    assert rows[first, "q_partition", ""]["z"] and len(units) == 2 * 8
+    assert rows[first, "q_partition", ""]["null_sd"] and len(units) == 2 * 8
     assert float(rows[first, "sparsity", "zeros"]["value"]) >= 0.7, "three quarters of the neurons are skipped"
 
 
@@ -77,7 +76,7 @@ def test_features_of_a_coder(place, tmp_path):
     provenance = Provenance(str(place / "dense"), "blocks.1.hook_resid_post", context_size=64)
     save(coder, tmp_path / "residual.1", provenance)
     _, rows, units = run(["--units=features", "--sae", str(tmp_path / "residual.1"), *QUICK], tmp_path / "out")
-    assert len(units) == 40 and rows["residual.1", "si", "pos"]["z"]
+    assert len(units) == 40 and rows["residual.1", "si", "pos"]["null_sd"]
     assert 0 < float(rows["residual.1", "active", ""]["value"]) <= 4 / 40 + 1e-6
 
 
@@ -98,10 +97,3 @@ def test_bad_input_is_refused_in_one_line(flags, words, place, tmp_path, capsys)
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == 2 and all(word in line for word in words), line
     assert not list(tmp_path.iterdir())
-
-
-def test_means_keep_the_width_of_one_layer():
-    rows = [Row(f"l{i}", "q", "", value=0.2 + i / 10, low=0.1, high=0.4, null_mean=0.1, null_sd=0.05, z=2.0, n=5)
-            for i in range(3)]  # fmt: skip
-    (mean,) = mean_rows(rows)
-    assert mean.value == pytest.approx(0.3) and mean.null_sd == pytest.approx(0.05) and mean.z == pytest.approx(4.0)

@@ -48,7 +48,8 @@ def test_measures_and_goes_on_where_it_stopped(runs, tmp_path, capsys, monkeypat
     printed = capsys.readouterr().out
     directory = tmp_path / "suite" / "models"
     rows = list(csv.DictReader((directory / "suite.csv").open()))
-    assert len(rows) == 12 and {row["metric"] for row in rows} == {"AS", "SI pos", "SI semantic", "Q"}
+    found = {(row["metric"], row["family"]) for row in rows}
+    assert len(rows) == 12 and found == {("sparsity", "gini"), ("si", "pos"), ("si", "semantic"), ("q", "")}
     assert all(float(row["low"]) <= float(row["value"]) <= float(row["high"]) for row in rows)
     kept = json.loads((directory / "suite.json").read_text())
     assert [verdict["metric"] for verdict in kept["verdicts"]] == ["AS", "SI pos", "SI semantic", "Q"]

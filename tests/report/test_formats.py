@@ -12,16 +12,15 @@ import pytest
 from slms.commands.sparsity import COLUMNS as SPARSITY_COLUMNS
 from slms.measure import rows, schema
 from slms.measure.ablation import Cell
-from slms.measure.metrics import METRICS
+from slms.measure.metrics import METRICS, Activities, Evidence
 from slms.measure.probes import ProbeRow
 from slms.measure.rows import log_keys
+from slms.measure.suite import SuiteModel
 from slms.models.capture import COLUMNS as CAPTURE_COLUMNS
 from slms.report import feature_schema, feature_tables
 from slms.report.compare import COLUMNS as COMPARE_COLUMNS
 from slms.report.metrics_csv import Logged
-from slms.report.specialization_rows import UNIT_COLUMNS
-from slms.report.specialization_rows import Row as SpecializationRow
-from slms.report.suite import SUITE_COLUMNS
+from slms.report.specialization_table import UNIT_COLUMNS
 from slms.sae.export import ARCHITECTURES
 from slms.sae.quality import Quality
 
@@ -80,7 +79,7 @@ def test_columns():
     assert [row[0] for row in table("column of compare.csv")][:-1] == list(COMPARE_COLUMNS)
     for name, row in (("probes", ProbeRow), ("matrix", Cell)):
         assert [cells[0] for cells in table(f"column of {name}.csv")] == list(row._fields)
-    assert [row[0] for row in table("column of suite.csv")] == list(SUITE_COLUMNS)
+    assert [row[0] for row in table("column of suite.csv")][:-1] == list(SuiteModel._fields[:-1])
     for name, columns in (("features.csv", feature_tables.COLUMNS), ("pathways.csv", feature_tables.PATHWAY_COLUMNS)):
         named = [column for row in table(f"column of {name}") for column in row[0].split("`, `")]
         assert sorted(named) == sorted(columns)
@@ -89,7 +88,8 @@ def test_columns():
 def test_columns_of_sparsity_and_specialization():
     named = [column for row in table("column of sparsity.csv") for column in row[0].split("`, `")]
     assert named == SPARSITY_COLUMNS
-    assert [row[0] for row in table("column of specialization.csv")] == list(SpecializationRow._fields)
+    measured = [name for name, metric in METRICS.items() if metric.of in (Evidence, Activities)]
+    assert [row[0] for row in table("metric of specialization.csv")] == measured
     named = [column for row in table("column of units.csv") for column in row[0].split("`, `")]
     assert named == [*UNIT_COLUMNS, "si_<family>", "z_<family>", "class_<family>", "top_tokens"]
 
@@ -101,7 +101,8 @@ def test_tensors_of_a_capture():
 def test_metrics_of_routed_layers(results_factory):
     """Every metric of the table METRICS, as it is logged; SI given the token is not measured while training."""
     named = [row[0] for row in table("metric")]
-    assert named == [{"si": "si_<family>"}.get(name, name) for name in METRICS if name != "si_given_token"]
+    trained = [name for name, metric in METRICS.items() if metric.of is not Activities and name != "si_given_token"]
+    assert named == [{"si": "si_<family>"}.get(name, name) for name in trained]
     logged = {key.split("/")[1] for key in log_keys(results_factory().rows, "val")}
     assert {name for name in logged if not name.startswith("si_")} <= set(named)
 

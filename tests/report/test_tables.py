@@ -46,7 +46,7 @@ def test_every_place_and_metric_with_its_interval_and_null(results_factory):
         assert text.count(f"  {place.removesuffix('.mlp')} ") == tables
         for row in results.rows:
             if row.place == place and row.metric in ("purity", "si", "si_given_token"):
-                assert f"{row.value:.3f}" in text and f"{row.half:.3f}" in text and f"{row.z:.0f}" in text
+                assert f"{row.value:.3f}" in text and f"{row.half:.3f}" in text and f"{row.control:.3f}" in text
     assert "tokens with a label:" in text and "semantic 41.0 %" in text
 
 
@@ -60,7 +60,7 @@ def test_what_was_not_measured_is_a_dash(results_factory):
     rows = [Row("L0.mlp", "purity", value=0.3), Row("L0.mlp", "entropy", value=4.2), Row("L0.mlp", "utilization")]
     text = closing_table(replace(results_factory(layers=(0,)), rows=rows))
     row = next(line for line in text.splitlines() if "L0" in line)
-    assert row.split() == ["L0", "0.300", "–", "–", "4.20", "–"]
+    assert row.split() == ["L0", "0.300", "–", "4.20", "–"]
 
 
 def test_stand_in_is_said(results_factory):
