@@ -23,6 +23,7 @@ examples          the uses of a latent that are worth showing
 logit_effects     what a latent writes to the logits
 carriers          which pathways carry which latents
 harness           tasks of lm-eval
-
-journal  finished parts of a measurement, kept as they are done, so that one that was killed goes on where it stopped
+suite             specialization across models of several sizes, and the rule of its verdict
+journal           finished parts of a measurement, kept as they are done, so that one that was killed goes on
+                  where it stopped
 """
