@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from slms.models.sites import Site
-from slms.sae.config import CoderConfig
+from slms.sae.config import CoderConfig, CoderSpec
 from slms.sae.fit import fit
 from slms.sae.optim import CoderOptimizerConfig
-from slms.sae.trainee import CoderSpec, Trainee
+from slms.sae.training_coder import TrainingCoder
 
 Kind = Literal["topk", "batch_topk"]
 Recipe = Literal["default", "scaled"]
@@ -79,9 +79,9 @@ def ours(task: Task) -> Trained:
     torch.manual_seed(task.seed)
     here, sample = Site("residual", 0), task.sample()
     config = CoderConfig(kind=task.kind, d_sae=task.d_sae, k=task.k, seed=task.seed)
-    trainee = Trainee(CoderSpec(here.name, coder=config), here, here, sample, sample)
+    training = TrainingCoder(CoderSpec(here.name, coder=config), here, here, sample, sample)
     batches = ({here.name: batch} for batch in task.batches())
-    coder = fit(trainee, batches, task.steps, CoderOptimizerConfig(lr=task.lr)).folded()
+    coder = fit(training, batches, task.steps, CoderOptimizerConfig(lr=task.lr)).folded()
     threshold = coder.threshold.item() if task.kind == "batch_topk" else None
     return Trained(lambda x: (coder.project(x) + coder.b_enc).relu(), coder.decode, threshold)
 

@@ -32,7 +32,7 @@ def our_step(d: int, config: CoderConfig, dense: bool = False) -> Step:
     """
     coder = build_coder(config, d)
     if config.fixed_k:
-        coder.free()
+        coder.release_norms()
     optimizer = torch.optim.Adam(coder.parameters(), lr=2e-4, eps=6.25e-10, fused=not dense)
     since_fired = torch.zeros(coder.d_sae, dtype=torch.int64)
 

@@ -13,7 +13,8 @@ routed model) → logits and routes → metrics → results.
     lit        LightningModules and the training command line
     commands   arguments → measure → report: the commands of eval.py
 
-    files, plain, cli, progress   whole writes; dataclasses as JSON; errors of one line; how far long work has come
+    files, json_values   whole writes; dataclasses as JSON
+    cli, progress        errors of one line; how far long work has come
 
 network       whether the Hugging Face hub answers, said within seconds
 option_names  what options there are by their full names, and which of them a mistyped one may have meant

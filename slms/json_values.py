@@ -1,7 +1,7 @@
 """Dataclasses to plain JSON values and back, with an error that names the field.
 
-The type annotations of the dataclass are the schema: `to_plain` writes them, `from_plain` checks every value against
-them. Understood: str, int, float, bool, None, Literal, unions, list[X], dict[str, X] and dataclasses of those.
+The type annotations of the dataclass are the schema that `from_json_values` checks every value against. It knows str,
+int, float, bool, None, Literal, unions, list[X], dict[str, X] and dataclasses of those.
 """
 
 import dataclasses
@@ -13,20 +13,20 @@ from typing import Any
 WORDS = {str: "a string", int: "a whole number", float: "a finite number", bool: "true or false", type(None): "null"}
 
 
-def to_plain(value: Any) -> Any:
+def to_json_values(value: Any) -> Any:
     """Dataclass (nested) → dicts, lists, strings, numbers. A number that is not finite becomes null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: to_json_values(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {str(key): to_plain(item) for key, item in value.items()}
+        return {str(key): to_json_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [to_plain(item) for item in value]
+        return [to_json_values(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
 
-def from_plain(kind: Any, value: Any, where: str = "") -> Any:
+def from_json_values(kind: Any, value: Any, where: str = "") -> Any:
     """Plain JSON value → an instance of `kind`; ValueError "<where> is <value>; it must be …" when it does not fit."""
     origin = typing.get_origin(kind)
     if origin in (types.UnionType, typing.Union):
@@ -39,12 +39,12 @@ def from_plain(kind: Any, value: Any, where: str = "") -> Any:
         if not isinstance(value, list):
             raise _wrong(where, value, "a list")
         (item_kind,) = typing.get_args(kind)
-        return [from_plain(item_kind, item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [from_json_values(item_kind, item, f"{where}[{i}]") for i, item in enumerate(value)]
     if origin is dict:
         if not isinstance(value, dict):
             raise _wrong(where, value, "an object")
         item_kind = typing.get_args(kind)[1]
-        return {key: from_plain(item_kind, item, f"{where}.{key}".lstrip(".")) for key, item in value.items()}
+        return {key: from_json_values(item_kind, item, f"{where}.{key}".lstrip(".")) for key, item in value.items()}
     if dataclasses.is_dataclass(kind):
         return _dataclass(kind, value, where)
     if kind is Any:
@@ -57,7 +57,7 @@ def _union(kind: Any, value: Any, where: str) -> Any:
     if value is None and len(options) < len(typing.get_args(kind)):
         return None
     assert len(options) == 1, f"{where}: a union of {options} is ambiguous"
-    return from_plain(options[0], value, where)
+    return from_json_values(options[0], value, where)
 
 
 def _dataclass(kind: Any, value: Any, where: str) -> Any:
@@ -72,7 +72,7 @@ def _dataclass(kind: Any, value: Any, where: str) -> Any:
     for name, field in fields.items():
         if name not in value and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ValueError(f"{dot}{name} is missing")
-    arguments = {name: from_plain(hints[name], item, f"{dot}{name}") for name, item in value.items()}
+    arguments = {name: from_json_values(hints[name], item, f"{dot}{name}") for name, item in value.items()}
     try:
         return kind(**arguments)
     except ValueError as error:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
-from slms.plain import from_plain, to_plain
+from slms.json_values import from_json_values, to_json_values
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,20 @@ GOOD = {"name": "é\n", "n": 3, "inner": {"x": 1.5, "tag": "b"}, "many": [{"x": 
 
 
 def test_round_trip_is_exact():
-    outer = from_plain(Outer, GOOD)
+    outer = from_json_values(Outer, GOOD)
     assert outer == Outer("é\n", 3, Inner(1.5, "b"), [Inner(2.0)], {"k": 0.25}, None, True, {"a": [1]})
-    assert to_plain(outer) == GOOD
+    assert to_json_values(outer) == GOOD
 
 
 def test_a_number_that_is_not_finite_is_written_as_null():
-    assert to_plain(Inner(float("nan"))) == {"x": None, "tag": "a"}
-    assert to_plain([float("inf"), 1.0]) == [None, 1.0]
+    assert to_json_values(Inner(float("nan"))) == {"x": None, "tag": "a"}
+    assert to_json_values([float("inf"), 1.0]) == [None, 1.0]
 
 
 def test_whole_numbers_are_accepted_for_floats_only():
-    assert from_plain(Inner, {"x": 2}).x == 2.0
+    assert from_json_values(Inner, {"x": 2}).x == 2.0
     with pytest.raises(ValueError, match=r"^n is 2\.0; it must be a whole number$"):
-        from_plain(Outer, GOOD | {"n": 2.0})
+        from_json_values(Outer, GOOD | {"n": 2.0})
 
 
 @pytest.mark.parametrize(
@@ -72,5 +72,5 @@ def test_whole_numbers_are_accepted_for_floats_only():
 )
 def test_error_names_field_value_and_rule(change, message):
     with pytest.raises(ValueError) as error:
-        from_plain(Outer, GOOD | change)
+        from_json_values(Outer, GOOD | change)
     assert str(error.value) == message

@@ -16,7 +16,7 @@ from slms.lit.sparse_autoencoder import SparseAutoencoder
 from slms.models.activation_stream import ActivationData
 from slms.option_names import OptionNames
 from slms.routing.config import RoutingConfig
-from slms.sae.trainee import CoderSpec
+from slms.sae.config import CoderSpec
 
 
 @dataclass

@@ -17,7 +17,7 @@ from slms.sae.export import load
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_BLOCKS = 64  # the first, on which means and baselines are fitted: to their advantage, they are judged there
+SAMPLE_BLOCKS = 64  # the first, on which means and baselines are fitted: to their advantage, they are measured there
 
 
 class OpenCoder(NamedTuple):

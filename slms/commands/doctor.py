@@ -5,7 +5,7 @@ import textwrap
 from pathlib import Path
 
 from slms.files import write_atomic
-from slms.plain import to_plain
+from slms.json_values import to_json_values
 from slms.report.environment import Environment, Newer, Package, is_complete, look
 from slms.report.tables import text_table
 
@@ -19,7 +19,7 @@ def doctor(output_dir: str = "artifacts") -> None:
     environment = look()
     path = Path(output_dir) / "doctor" / "doctor.json"
     print(described(environment))
-    print(f"\nwritten to {write_atomic(path, json.dumps(to_plain(environment), indent=1) + chr(10))}")
+    print(f"\nwritten to {write_atomic(path, json.dumps(to_json_values(environment), indent=1) + chr(10))}")
 
 
 def described(environment: Environment) -> str:

@@ -7,20 +7,20 @@ import torch
 from tqdm.auto import tqdm
 
 from slms.commands.coder import OpenCoder, coder_directories, open_coder, special_ids
-from slms.measure.carriers import Carried, PathwayCarriers, carrying_layers
+from slms.measure.attribution import LayerAttribution, PathwayAttribution, contributing_layers
 from slms.measure.features import ContextReader, LatentReader, neighbours, read_uses
 from slms.measure.logit_effects import METHOD, Effects, logit_effects, written
 from slms.models.anatomy import find_mlps
 from slms.models.sites import Site, read_sites
 from slms.report.artifacts import artifact_directory, write_csv
-from slms.report.describe_carriers import carriers_figure, describe_layer_carriers
+from slms.report.attribution import attribution_figure, describe_layer_pathways
 from slms.report.describe_features import (
     Vocabulary,
     communities,
     describe_families,
     describe_features,
     describe_graph,
-    telling_z,
+    z_bound,
 )
 from slms.report.feature_page import write_features
 from slms.report.feature_schema import FeatureResults
@@ -44,7 +44,7 @@ def features(
     """What each feature of a sparse autoencoder responds to and writes; features.json, features.csv, features.html.
 
     Top contexts, density, logit effects, specialization with its null, co-activation communities, decoder neighbours;
-    of a routed model also which pathways carry which features (pathways.csv, pathways.png).
+    of a routed model also which pathways write which features (pathways.csv, pathways.png).
 
     Args:
         directory: a SAELens directory (cfg.json, sae_weights.safetensors), or a run: then each of its `saes/`.
@@ -59,20 +59,20 @@ def features(
             raise ValueError(f"--{flag} {value}: it must be at least 1")
     for path in coder_directories(Path(directory)):
         opened = open_coder(str(path), batch_size=batch_size, n_tokens=n_tokens, **options)
-        results, carried = _results(str(path), opened, batch_size, n_strongest, n_random)
+        results, attributions = _results(str(path), opened, batch_size, n_strongest, n_random)
         place = artifact_directory(output_dir, "features", str(path))
         write_csv(place / "features.csv", COLUMNS, feature_rows(results))
-        if carried:
+        if attributions:
             write_csv(place / "pathways.csv", PATHWAY_COLUMNS, pathway_rows(results))
-            title = f"Which pathway carries which feature of {results.site}: {shorten(results.model, 60)}"
-            write_figure(place / "pathways.png", carriers_figure(carried, results.telling_z, title))
+            title = f"Which pathway writes which feature of {results.site}: {shorten(results.model, 60)}"
+            write_figure(place / "pathways.png", attribution_figure(attributions, results.z_bound, title))
         write_features(place, results)
         print(f"{summary(results)}\n\nwritten to {place}")
 
 
 def _results(
     directory: str, opened: OpenCoder, batch_size: int, n_strongest: int, n_random: int
-) -> tuple[FeatureResults, list[Carried]]:
+) -> tuple[FeatureResults, list[LayerAttribution]]:
     subject, blocks = opened.subject, opened.subject.blocks
     assert blocks.doc_ids is not None, "a subject's blocks carry their documents"
     coder = FixedCoder(opened.coder, opened.source, opened.target, opened.x, opened.y)
@@ -89,12 +89,12 @@ def _results(
     contexts = ContextReader(blocks, (reader.strongest.kept, reader.random.kept))
     for batch in uses("contexts"):
         contexts.update(batch)
-    carried = []
-    if carrying_layers(subject.model, opened.source):
-        carriers = PathwayCarriers(subject.model, opened.source, opened.coder.W_enc)
+    attributions = []
+    if contributing_layers(subject.model, opened.source):
+        attribution = PathwayAttribution(subject.model, opened.source, opened.coder.W_enc)
         for batch in uses("pathways"):
-            carriers.update(batch)
-        carried = carriers.compute()
+            attribution.update(batch)
+        attributions = attribution.compute()
     scores = reader.counts.compute()
     with tqdm(total=13, desc="communities", leave=False, delay=2) as bar:
         graph = communities(reader, lambda step: (bar.set_description(step), bar.update())[0])
@@ -108,10 +108,10 @@ def _results(
         neighbours(opened.coder.W_dec, 8),
         effects,
         graph,
-        carried,
+        attributions,
         vocabulary,
     )
-    bound = telling_z(opened.coder.d_sae)
+    bound = z_bound(opened.coder.d_sae)
     results = FeatureResults(
         directory=directory,
         model=subject.name,
@@ -126,14 +126,14 @@ def _results(
         l0=int(reader.uses.sum()) / reader.tokens,
         dead=int((reader.uses == 0).sum()),
         logits=method,
-        telling_z=bound,
+        z_bound=bound,
         families=describe_families(reader, scores, blocks),
         graph=None if graph is None else describe_graph(graph, described),
-        layers=[describe_layer_carriers(found, bound) for found in carried],
+        layers=[describe_layer_pathways(found, bound) for found in attributions],
         vocabulary=vocabulary.texts(subject.tokenizer),
         features=described,
     )
-    return results, carried
+    return results, attributions
 
 
 def _fits(directory: str, coder: FixedCoder, opened: OpenCoder) -> None:

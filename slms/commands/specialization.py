@@ -19,7 +19,7 @@ from slms.measure.specialization import Measured, measure_units
 from slms.measure.units import LatentReader, NeuronReader, PathwayReader, UnitReader
 from slms.models.anatomy import named_layers
 from slms.models.base import random_twin
-from slms.models.harvest import model_digest
+from slms.models.checksums import model_digest
 from slms.progress import progress
 from slms.report.artifacts import write_csv, write_json
 from slms.report.palette import write_figure

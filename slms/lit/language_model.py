@@ -19,8 +19,8 @@ from slms.measure.passes import document_loss, token_nll
 from slms.metrics.loss import DocumentLoss
 from slms.models.activations import mlp_outputs
 from slms.models.base import BaseConfig, load_base
+from slms.models.checksums import model_digest
 from slms.models.convert import route
-from slms.models.harvest import model_digest
 from slms.models.head import separates, through_head
 from slms.models.place import place_name
 from slms.models.routed import record_routes, routed_modules, set_k, set_ramp

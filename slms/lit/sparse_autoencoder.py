@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from slms.lit.optimized import OptimizedModule
 from slms.lit.trainer_options import logs_step
 from slms.models.base import BaseConfig, load_base
-from slms.models.harvest import model_digest
+from slms.models.checksums import model_digest
 from slms.models.sites import find_pair, hf_name, site_width
 from slms.sae.base import Losses
 from slms.sae.coders import BatchTopK
+from slms.sae.config import CoderSpec
 from slms.sae.evaluate import Used, measure
 from slms.sae.export import Provenance, save
 from slms.sae.optim import CoderOptimizerConfig
 from slms.sae.quality import CoderQuality, Quality
-from slms.sae.trainee import CoderSpec, Trainee
+from slms.sae.training_coder import TrainingCoder
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class SparseAutoencoder(OptimizedModule):
             spec.coder.width(site_width(model, source))  # an impossible k is refused before anything is gathered
         special = {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id} - {None}
         self.special = torch.tensor(sorted(special), dtype=torch.int64)
-        self.trainees = nn.ModuleList()
+        self.coders = nn.ModuleList()
         self.quality = nn.ModuleList()
         self.stream = None
         self.measured: dict[str, Quality] = {}
@@ -88,10 +89,10 @@ class SparseAutoencoder(OptimizedModule):
                 x, y = x[x.any(1)], y[x.any(1)]
             if len(x) < 2:
                 raise ValueError(f"site {spec.site!r}: no token of the first chunk reaches it")
-            trainee = Trainee(spec, source, target, x, y)
-            self.trainees.append(trainee)
-            self.quality.append(CoderQuality(y.shape[1], trainee.coder.d_sae))
-            logger.info("%s: %s, %d latents", trainee.label, spec.coder.kind, trainee.coder.d_sae)
+            training = TrainingCoder(spec, source, target, x, y)
+            self.coders.append(training)
+            self.quality.append(CoderQuality(y.shape[1], training.coder.d_sae))
+            logger.info("%s: %s, %d latents", training.label, spec.coder.kind, training.coder.d_sae)
 
     # --- training ----------------------------------------------------------------------------------------------------
 
@@ -109,57 +110,57 @@ class SparseAutoencoder(OptimizedModule):
     def configure_optimizers(self):
         """Adam, one parameter group a coder, with warm-up and linear decay."""
         total = self.total_steps
-        coders = [trainee.coder for trainee in self.trainees]
+        coders = [training.coder for training in self.coders]
         optimizer = self.optimizer_config.adam(coders, total, fused=self.trainer.precision != "16-mixed")
         return self.scheduled(optimizer, lambda step: self.optimizer_config.share(step, total))
 
     def on_train_batch_start(self, batch, batch_idx):
         """What depends on the step alone: the penalties' warm-up, and how far back thresholds remember."""
-        for trainee in self.trainees:
-            self.optimizer_config.prepare(trainee.coder, self.global_step, self.total_steps)
+        for training in self.coders:
+            self.optimizer_config.prepare(training.coder, self.global_step, self.total_steps)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The sum of the coders' losses: their parameters are disjoint."""
         total = torch.zeros((), device=self.device)
-        for trainee in self.trainees:
-            losses = trainee.loss(batch, self.dead_after)
+        for training in self.coders:
+            losses = training.loss(batch, self.dead_after)
             total = total + losses.total
-            trainee.observe(losses, self._sum_over_ranks, self.trainer.world_size)
+            training.observe(losses, self._sum_over_ranks, self.trainer.world_size)
             if logs_step(self.trainer, self.global_step + 1):
-                self._log_losses(trainee, losses, batch)
+                self._log_losses(training, losses, batch)
         return total
 
     def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(tensor.clone(), reduce_op="sum")
 
-    def _log_losses(self, trainee: Trainee, losses: Losses, batch: dict[str, Tensor]) -> None:
-        y = trainee.data(batch)[1]
+    def _log_losses(self, training: TrainingCoder, losses: Losses, batch: dict[str, Tensor]) -> None:
+        y = training.data(batch)[1]
         fvu = (y - losses.output).square().sum() / (y - y.mean(0)).square().sum()
         values = {
             "loss": losses.total.detach(),
             "fvu": fvu,
             "l0": (losses.values > 0).sum() / losses.picks.n_rows,
             "aux": losses.aux,
-            "dead": (trainee.since_fired >= self.dead_after).float().mean(),
+            "dead": (training.since_fired >= self.dead_after).float().mean(),
         }
-        self.log_dict({f"train/{name}/{trainee.label}": value.float() for name, value in values.items()})
+        self.log_dict({f"train/{name}/{training.label}": value.float() for name, value in values.items()})
 
     def on_before_optimizer_step(self, optimizer):
         """Keep the gradients of decoders of unit rows tangent to the sphere."""
         super().on_before_optimizer_step(optimizer)
-        for trainee in self.trainees:
-            trainee.coder.project_gradient()
+        for training in self.coders:
+            training.coder.project_gradient()
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
         """Clip each coder by its own norm, as they are separate models: by the smaller of both bounds."""
-        for trainee in self.trainees:
-            self.optimizer_config.clip_gradient(trainee.coder, gradient_clip_val)
+        for training in self.coders:
+            self.optimizer_config.clip_gradient(training.coder, gradient_clip_val)
 
     def optimizer_step(self, *args, **kwargs):
         """After a step, decoders of unit rows return to the sphere."""
         super().optimizer_step(*args, **kwargs)
-        for trainee in self.trainees:
-            trainee.coder.after_step()
+        for training in self.coders:
+            training.coder.after_step()
 
     # --- validation --------------------------------------------------------------------------------------------------
 
@@ -170,13 +171,13 @@ class SparseAutoencoder(OptimizedModule):
     @torch.no_grad()
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Used]:
         """Measure every coder on one batch; returns what each used, for callbacks."""
-        used = measure(self.lm, batch, list(self.trainees), self.special, list(self.quality))
-        return {trainee.label: one for trainee, one in zip(self.trainees, used, strict=True)}
+        used = measure(self.lm, batch, list(self.coders), self.special, list(self.quality))
+        return {training.label: one for training, one in zip(self.coders, used, strict=True)}
 
     def on_validation_epoch_end(self):
         """Log each coder's figures, exact across ranks, and the histogram of its latents' densities."""
-        for trainee, quality in zip(self.trainees, self.quality, strict=True):
-            q = self.measured[trainee.label] = quality.compute(n_resamples=100)
+        for training, quality in zip(self.coders, self.quality, strict=True):
+            q = self.measured[training.label] = quality.compute(n_resamples=100)
             values = {
                 "fvu": q.fvu.value,
                 "l0": q.l0.value,
@@ -184,11 +185,11 @@ class SparseAutoencoder(OptimizedModule):
                 "ce": q.ce.value,
                 "dead": q.dead,
             }
-            self.log_dict({f"val/{name}/{trainee.label}": value for name, value in values.items()})
+            self.log_dict({f"val/{name}/{training.label}": value for name, value in values.items()})
             for log in self.loggers:
                 if isinstance(log, TensorBoardLogger):
                     density = q.density.clamp_min(1e-7).log10().float()
-                    log.experiment.add_histogram(f"val/log10_density/{trainee.label}", density, self.global_step)
+                    log.experiment.add_histogram(f"val/log10_density/{training.label}", density, self.global_step)
             quality.reset()
 
     # --- export ------------------------------------------------------------------------------------------------------
@@ -199,18 +200,18 @@ class SparseAutoencoder(OptimizedModule):
         A trial also writes those that have learnt no threshold yet.
         """
         refused = []
-        for trainee in self.trainees:
-            coder = trainee.folded()
+        for training in self.coders:
+            coder = training.folded()
             if trial and isinstance(coder, BatchTopK):
                 coder.threshold.clamp_(min=0)
             try:
-                save(coder, directory / trainee.label, self._provenance(trainee))
+                save(coder, directory / training.label, self._provenance(training))
             except ValueError as error:
-                refused.append(f"{trainee.label}: {error}")
+                refused.append(f"{training.label}: {error}")
         return refused
 
-    def _provenance(self, trainee: Trainee) -> Provenance:
-        data, source, target = self.trainer.datamodule, trainee.source, trainee.target
+    def _provenance(self, training: TrainingCoder) -> Provenance:
+        data, source, target = self.trainer.datamodule, training.source, training.target
         return Provenance(
             model_name=self.base.name or (self.base.embedded if self.base.source == "embedded" else self.base.hub),
             hook_name=source.hook_name,

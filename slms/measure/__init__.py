@@ -21,7 +21,7 @@ coders            what sparse coders are worth
 features          the latents of a coder over a text
 examples          the uses of a latent that are worth showing
 logit_effects     what a latent writes to the logits
-carriers          which pathways carry which latents
+attribution       which pathways write which latents
 harness           tasks of lm-eval
 suite             specialization across models of several sizes, and the rule of its verdict
 journal           finished parts of a measurement, kept as they are done, so that one that was killed goes on

@@ -1,4 +1,4 @@
-"""Which pathways of a routed model carry which latents of a coder of its residual stream or MLP output.
+"""Which pathways of a routed model write which latents of a coder of its residual stream or MLP output.
 
 A latent's pre-activation is linear in what is read, x·w + b, and what is read is a sum: the residual stream before,
 what attention adds, what each pathway adds. So the rise of x·w at the latent's uses, over its mean at all tokens, is a
@@ -36,8 +36,8 @@ class Concentration(NamedTuple):
     z: float
 
 
-class Carried(NamedTuple):
-    """What the pathways of one layer carry."""
+class LayerAttribution(NamedTuple):
+    """What the pathways of one layer write."""
 
     layer: int
     load: Tensor
@@ -51,7 +51,7 @@ class Carried(NamedTuple):
     concentration: Concentration
 
 
-def carrying_layers(model: PreTrainedModel, site: Site) -> list[int]:
+def contributing_layers(model: PreTrainedModel, site: Site) -> list[int]:
     """Routed layers whose pathways add directly to what is read at `site`."""
     layers = [mlp.layer_index for mlp in routed_modules(model, RoutedMLP).values()]
     if site.kind == "residual":
@@ -59,7 +59,14 @@ def carrying_layers(model: PreTrainedModel, site: Site) -> list[int]:
     return [layer for layer in layers if layer == site.layer] if site.kind == "mlp_out" else []
 
 
-class PathwayCarriers:
+def main_pathways(found: LayerAttribution, bound: float) -> Tensor:
+    """int64 [s], the pathway that brings most of each latent's rise; −1 where none does with z above `bound`."""
+    part = torch.where(found.z > bound, found.part, -torch.inf).nan_to_num(nan=-torch.inf)
+    best = part.max(0)
+    return torch.where(best.values > 0, best.indices, -1)
+
+
+class PathwayAttribution:
     """Sums over a stream of tokens; constant memory in tokens (8·s·(f + d) bytes a layer).
 
     Args:
@@ -75,7 +82,7 @@ class PathwayCarriers:
         self.uses = torch.zeros(s, dtype=torch.float64)
         self.x_used, self.x_all = torch.zeros(s, d, dtype=torch.float64), torch.zeros(d, dtype=torch.float64)
         mlps = routed_modules(model, RoutedMLP)
-        self.layers = {i: _LayerSums(mlps[place_name(i)], s) for i in carrying_layers(model, site)}
+        self.layers = {i: _LayerSums(mlps[place_name(i)], s) for i in contributing_layers(model, site)}
 
     @torch.no_grad()
     def update(self, uses: Uses) -> None:
@@ -95,7 +102,7 @@ class PathwayCarriers:
         for layer, sums in self.layers.items():
             sums.update(found[f"neurons.{layer}"][uses.rows].double(), picks, ones)
 
-    def compute(self, n_nulls: int = 100, seed: int = 0) -> list[Carried]:
+    def compute(self, n_nulls: int = 100, seed: int = 0) -> list[LayerAttribution]:
         """Every layer's parts, with both nulls."""
         rise = (self.x_used * self.W_enc).sum(1) / self.uses - self.W_enc @ self.x_all / self.n
         generator = torch.Generator().manual_seed(seed)
@@ -131,7 +138,7 @@ class _LayerSums:
 
     def compute(
         self, layer: int, W_enc: Tensor, uses: Tensor, n: int, rise: Tensor, n_nulls: int, generator: torch.Generator
-    ) -> Carried:
+    ) -> LayerAttribution:
         reach = self.W_out @ W_enc.T  # [f, s] what a unit of a neuron adds to the pre-activation
         of_neuron = (self.used.T / uses - self.all[:, None] / n) * reach  # [f, s] each neuron's part of the rise
         group = torch.arange(len(self.squares)).repeat_interleave(torch.tensor(self.offsets).diff())
@@ -149,7 +156,7 @@ class _LayerSums:
         )
         value, null_mean, null_sd = _largest(of_neuron, group), float(null.mean()), float(null.std())
         z = (value - null_mean) / null_sd if null_sd > 0 else torch.nan
-        return Carried(
+        return LayerAttribution(
             layer=layer,
             load=self.chosen / n,
             part=excess / rise,

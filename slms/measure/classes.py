@@ -109,8 +109,8 @@ class Divergence(NamedTuple):
 def divergence_terms(counts: Tensor, totals: Tensor) -> Divergence:
     """The terms of KL(p(c | unit) ‖ p(c)) of counts [(u,) c], how often a unit is on in a class, and totals [c]."""
     here = counts / counts.sum(-1, keepdim=True).clamp(min=1)
-    everywhere = totals / totals.sum().clamp(min=1)
-    lift = torch.where(counts > 0, here / everywhere.clamp(min=1e-300), 0.0)
+    overall = totals / totals.sum().clamp(min=1)
+    lift = torch.where(counts > 0, here / overall.clamp(min=1e-300), 0.0)
     return Divergence(torch.special.xlogy(here, lift), lift)
 
 

@@ -23,7 +23,7 @@ from slms.measure.passes import batches
 from slms.metrics.units import UnitCounts
 from slms.metrics.units import Uses as UsesOfBatch
 from slms.models.sites import read_sites
-from slms.sae.evaluate import Placed, judged
+from slms.sae.evaluate import Placed, measured_tokens
 
 BINS_AN_OCTAVE, OCTAVES = 4, 16  # histogram bins run from 2^−16 to 2^16
 
@@ -35,7 +35,7 @@ class Uses(NamedTuple):
     """position in the text of the batch's first token"""
     batch: dict[str, Tensor]
     rows: Tensor
-    """bool [n], the tokens that were judged"""
+    """bool [n], the tokens that are measured"""
     tokens: Tensor
     """int64 [z] ascending, the token of each use, counted from `first`"""
     latents: Tensor
@@ -53,7 +53,7 @@ def read_uses(
     for batch in batches(blocks, batch_size):
         ids = batch["input_ids"]
         x = read_sites(model, ids, [coder.source])[coder.source.name]
-        rows = judged(ids, x, special, coder.longest)
+        rows = measured_tokens(ids, x, special, coder.longest)
         picks, values = coder.features(x[rows])
         on = values > 0
         tokens = rows.nonzero()[:, 0][picks.rows[on]]

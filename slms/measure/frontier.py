@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from slms.metrics.functional import Interval
 
-FREE = 1.01
-"""Perplexity over the dense model's up to which a point counts as free."""
+NEAR_DENSE = 1.01
+"""Perplexity over the dense model's up to which a point counts as near the dense one's."""
 
 
 class Speedup(NamedTuple):
@@ -93,6 +93,7 @@ def by_rule(points: Iterable[Point]) -> list[tuple[str, list[Point]]]:
 
 
 def best_point(frontier: Frontier) -> Point | None:
-    """The fastest in decode, whole model, of the points below density 1 that are free and faster than the dense one."""
-    free = [p for p in frontier.points if p.density < 1 and p.ratio.value <= FREE and p.decode and p.decode.model > 1]
-    return max(free, key=lambda p: p.decode.model if p.decode else 0.0, default=None)
+    """The fastest in decode, whole model, of the points that lose little at density < 1 and beat the dense model."""
+    small = [p for p in frontier.points if p.density < 1 and p.ratio.value <= NEAR_DENSE]
+    faster = [p for p in small if p.decode and p.decode.model > 1]
+    return max(faster, key=lambda p: p.decode.model if p.decode else 0.0, default=None)

@@ -15,7 +15,7 @@ MEAN = "mean"  # the place of rows that are means over places
 
 @dataclass(frozen=True)
 class Row:
-    """One number with what it is to be judged by; null where there is none."""
+    """One number with what to read it against; null where there is none."""
 
     place: str  # `L3.mlp`, the name of a coder, or `mean` over places
     metric: str

@@ -22,7 +22,7 @@ from slms.models.routed_mlp import RoutedMLP
 from slms.models.sites import Site, read_sites
 from slms.models.token_loss import ROOM
 from slms.models.weights import neurons, read_mlp
-from slms.sae.evaluate import Placed, judged
+from slms.sae.evaluate import Placed, measured_tokens
 
 SAMPLE_TOKENS = 4096
 
@@ -172,7 +172,7 @@ class LatentReader:
         start = time.process_time()
         x = read_sites(self.model, input_ids, [self.site])[self.site.name]
         self.forward_seconds += time.process_time() - start
-        kept = judged(input_ids, x, self.special, self.coder.longest)
+        kept = measured_tokens(input_ids, x, self.special, self.coder.longest)
         latents = x.new_zeros(len(x), self.places[self.name])
         picks, values = self.coder.features(x[kept])
         latents[kept.nonzero()[:, 0][picks.rows], picks.indices] = values.clamp(min=0)

@@ -16,10 +16,10 @@ io, flops                save and load; what a token costs
 activation_stream  activations of a frozen language model as shuffled training batches
 capture            shards of safetensors with token ids, positions and documents, and `meta.jsonl`
 card               the model card that lies beside saved weights
-checksums          SHA-256 sums beside the weights of a model directory
+checksums          SHA-256 sums beside the weights of a model directory; a digest that names a model
 clustering         clustering into groups of given sizes
 families           the supported model families, a row each
-harvest            chunks of a frozen language model's activations, made by its hooks or read from disk
+collect            chunks of a frozen language model's activations, made by its hooks or read from disk
 place              one name for every part of a model that can be routed, measured, hooked or logged
 sites              named places inside a language model, read and replaced through PyTorch's own hooks
 weights            what a dense MLP is made of, neuron-major

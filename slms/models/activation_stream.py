@@ -22,7 +22,8 @@ from transformers import PreTrainedModel
 
 from slms.data.corpora import CorpusConfig
 from slms.data.module import BlockOrder, TextData, text_digest
-from slms.models.harvest import ActivationCache, Chunk, Harvest, model_digest
+from slms.models.checksums import model_digest
+from slms.models.collect import ActivationCache, Chunk, Collector
 from slms.models.sites import Site
 
 SLOTS = 3  # the chunk before, the present one, the next
@@ -64,8 +65,8 @@ class BufferConfig:
 class ActivationStream:
     """Shuffled batches {site: [n, d]} without end; its position is (period, batches handed out of it)."""
 
-    def __init__(self, harvest: Callable[[int], Chunk], tokens: int, batch_size: int, seed: int, prefetch: bool):
-        self.harvest, self.tokens, self.batch_size, self.seed = harvest, tokens, batch_size, seed
+    def __init__(self, collect: Callable[[int], Chunk], tokens: int, batch_size: int, seed: int, prefetch: bool):
+        self.collect, self.tokens, self.batch_size, self.seed = collect, tokens, batch_size, seed
         self.period, self.done = 0, 0
         self._store: dict[str, Tensor] | None = None  # site → [SLOTS · tokens, d]
         self._kept: dict[int, Tensor] = {}  # chunk → its rows that may be trained on
@@ -91,7 +92,7 @@ class ActivationStream:
         if 0 in self._kept:
             kept = self._kept[0]
             return {name: store[: self.tokens][kept.to(store.device)] for name, store in self._store.items()}
-        chunk = self.harvest(0)  # its slot holds a later chunk by now
+        chunk = self.collect(0)  # its slot holds a later chunk by now
         return {name: x[chunk.kept.to(x.device)] for name, x in chunk.rows.items()}
 
     def seek(self, period: int, done: int) -> None:
@@ -125,7 +126,7 @@ class ActivationStream:
         self._next = self._thread.submit(self._fill, self.period + 1) if self._thread else None
 
     def _fill(self, k: int) -> None:
-        chunk = self.harvest(k)
+        chunk = self.collect(k)
         if self._store is None:
             self._store = {name: x.new_empty(SLOTS * self.tokens, x.shape[1]) for name, x in chunk.rows.items()}
         slot = k % SLOTS * self.tokens
@@ -261,8 +262,8 @@ class ActivationData(TextData):
                 "order": asdict(order),
             }
             cache = ActivationCache(Path(b.cache) / f"rank-{rank}" if world > 1 else Path(b.cache), made_from)
-        harvest = Harvest(model, sites, blocks, order, sorted(special), b.max_norm, cache)
-        return ActivationStream(harvest, harvest.tokens, b.batch_size, self.seed, b.prefetch)
+        collect = Collector(model, sites, blocks, order, sorted(special), b.max_norm, cache)
+        return ActivationStream(collect, collect.tokens, b.batch_size, self.seed, b.prefetch)
 
     def train_dataloader(self) -> ActivationLoader:
         """Batches of the stream that the module asked for."""

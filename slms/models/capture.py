@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from slms.data.corpora import documents
 from slms.data.text import encode
 from slms.files import replacing, write_atomic
-from slms.models.harvest import model_digest
+from slms.models.checksums import model_digest
 from slms.models.sites import Site, read_sites
 
 SITES = {"neurons": "neurons", "output": "mlp_out", "residual": "residual"}

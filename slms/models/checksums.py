@@ -1,11 +1,20 @@
-"""SHA-256 sums beside the weights of a model directory, in the form that `sha256sum -c SHA256SUMS` checks.
+"""SHA-256 sums: of the files of a model directory, and one that names a model by its weights.
 
-safetensors itself notices a file of the wrong length, but no flipped bit.
+`SHA256SUMS` has the form that `sha256sum -c` checks. safetensors itself notices a file of the
+wrong length, but no flipped bit.
 """
+
+from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CHECKSUMS = "SHA256SUMS"
 
@@ -32,6 +41,15 @@ def check_checksums(directory: Path, files: Iterable[Path]) -> None:
             raise ValueError(
                 f"{file} is damaged: its SHA-256 differs from {CHECKSUMS} (delete it if you changed them).{again}"
             )
+
+
+def model_digest(model: PreTrainedModel) -> str:
+    """A name of a model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _sha256(file: Path) -> str:

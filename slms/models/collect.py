@@ -5,7 +5,6 @@ Shapes: b blocks, t position, c tokens of a chunk, d width of a site.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from collections.abc import Iterable, Sequence
@@ -31,7 +30,7 @@ class Chunk:
     kept: Tensor
 
 
-class Harvest:
+class Collector:
     """Chunk k of a frozen model's activations: a function of k, the blocks and the seed.
 
     Args:
@@ -70,18 +69,20 @@ class Harvest:
         rows = self.cache.read(k) if self.cache else None
         if rows is None:
             device = next(self.model.parameters()).device
-            parts = [read_sites(self.model, batch.to(device), self.sites) for batch in self._told(ids, k)]
+            parts = [read_sites(self.model, batch.to(device), self.sites) for batch in self._with_progress(ids, k)]
             rows = {site.name: torch.cat([part[site.name].float() for part in parts]) for site in self.sites}
             if self.cache:
                 self.cache.write(k, rows)
         return Chunk(rows, self._kept(ids.flatten(), rows))
 
-    def _told(self, ids: Tensor, k: int) -> Iterable[Tensor]:
+    def _with_progress(self, ids: Tensor, k: int) -> Iterable[Tensor]:
         """The batches of a chunk [m, b, t], and how far they are; silent in a second thread, while the first trains."""
         if threading.current_thread() is not threading.main_thread():
             return ids
         sites = ", ".join(site.name for site in self.sites)
-        return progress(ids, f"gathering activations of {self.tokens:,} tokens at {sites} (chunk {k}), batch", len(ids))
+        return progress(
+            ids, f"collecting activations of {self.tokens:,} tokens at {sites} (chunk {k}), batch", len(ids)
+        )
 
     def _kept(self, ids: Tensor, rows: dict[str, Tensor]) -> Tensor:
         """Tokens that are not special and nowhere longer than max_norm medians; the medians are those of chunk 0."""
@@ -124,12 +125,3 @@ class ActivationCache:
         """Keep chunk k."""
         with replacing(self.directory / f"chunk-{k:06d}.npz") as temporary, temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, **{name: x.cpu().numpy() for name, x in rows.items()})
-
-
-def model_digest(model: PreTrainedModel) -> str:
-    """A name of a model's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

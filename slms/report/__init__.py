@@ -9,5 +9,5 @@ heatmap                pathway × class                                 palette 
 card                   the model card of a run                         compare              runs side by side
 specialization_rows    numbers of `specialization` as rows             specialization_table, specialization_figure
 ablation, probes, suite, frontier, frontier_figure, coder_tables, coder_figure      of the commands of these names
-feature_schema, describe_features, describe_carriers, feature_tables, feature_page  of `features`
+feature_schema, describe_features, attribution, feature_tables, feature_page  of `features`
 """

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from slms.files import write_atomic
-from slms.plain import to_plain
+from slms.json_values import to_json_values
 
 
 def artifact_directory(output_dir: str | Path, command: str, subject: str) -> Path:
@@ -31,7 +31,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows(["" if (plain := to_plain(value)) is None else plain for value in row] for row in rows)
+    writer.writerows(["" if (plain := to_json_values(value)) is None else plain for value in row] for row in rows)
     return buffer.getvalue()
 
 
@@ -42,4 +42,4 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
 
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:
     """Plain JSON values (dataclasses and numbers that are not finite included) to a file, whole or not at all."""
-    return write_atomic(path, json.dumps(to_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return write_atomic(path, json.dumps(to_json_values(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")

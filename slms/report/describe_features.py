@@ -14,14 +14,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from slms.data.text import Blocks
-from slms.measure.carriers import Carried
+from slms.measure.attribution import LayerAttribution
 from slms.measure.classes import labels_of, token_texts
 from slms.measure.features import BINS_AN_OCTAVE, OCTAVES, Context, LatentReader
 from slms.measure.logit_effects import Effects
 from slms.measure.rows import finite, row_of
 from slms.metrics.communities import Modularity, modularity
 from slms.metrics.functional import Score
-from slms.report.describe_carriers import describe_carriers
+from slms.report.attribution import describe_pathway_parts
 from slms.report.feature_schema import (
     CoActivationGraph,
     Community,
@@ -61,10 +61,10 @@ class Graph(NamedTuple):
     """int64 [f], which features are its nodes"""
 
 
-def telling_z(n: int) -> float:
+def z_bound(n: int) -> float:
     """The z that the largest of n standard normals exceeds in 5 % of cases (Bonferroni).
 
-    >>> round(telling_z(1), 3), round(telling_z(1000), 2)
+    >>> round(z_bound(1), 3), round(z_bound(1000), 2)
     (1.645, 3.89)
     """
     return NormalDist().inv_cdf(1 - 0.05 / n)
@@ -88,14 +88,14 @@ def communities(reader: LatentReader, progress: Callable[[str], None] = lambda s
 def describe_graph(graph: Graph, features: list[Feature]) -> CoActivationGraph:
     """The graph's numbers, and each community with the tokens that tell it from the others."""
     found = graph.found
-    everywhere = _peaks(features)
+    overall = _peaks(features)
     described = []
     for index in range(int(found.communities.max()) + 1):
         members = [features[i] for i in graph.latents[found.communities == index].tolist()]
         if len(members) > 1:
             here = _peaks(members)
             described.append(
-                Community(index, len(members), sum(f.uses for f in members), _telling_tokens(here, everywhere))
+                Community(index, len(members), sum(f.uses for f in members), _distinctive_tokens(here, overall))
             )
     return CoActivationGraph(
         q=found.q,
@@ -115,23 +115,23 @@ def _peaks(features: list[Feature]) -> Counter[int]:
     return Counter(context.tokens[context.peak] for feature in features for context in feature.strongest)
 
 
-def _telling_tokens(here: Counter[int], everywhere: Counter[int]) -> list[int]:
+def _distinctive_tokens(here: Counter[int], overall: Counter[int]) -> list[int]:
     """The tokens that contribute most to KL(p(t | community) ‖ p(t))."""
-    n, total = here.total(), everywhere.total()
-    gain = {t: c / n * math.log((c / n) / (everywhere[t] / total)) for t, c in here.items()}
+    n, total = here.total(), overall.total()
+    gain = {t: c / n * math.log((c / n) / (overall[t] / total)) for t, c in here.items()}
     best = sorted(gain, key=lambda t: -gain[t])[:COMMUNITY_TOKENS]
     return [t for t in best if gain[t] > 0]
 
 
 def describe_families(reader: LatentReader, scores: dict[str, Score], blocks: Blocks) -> dict[str, FeatureFamily]:
     """Each label family: its classes, and the features' specialization in it."""
-    labels, bound = labels_of(blocks), telling_z(reader.n_latents)
+    labels, bound = labels_of(blocks), z_bound(reader.n_latents)
     return {
         family: FeatureFamily(
             coverage=labels[family].coverage,
             share=labels[family].share,
             si=row_of("", "si", family, score),
-            telling=int((score.units_z > bound).sum()),
+            significant=int((score.units_z > bound).sum()),
         )
         for family, score in scores.items()
     }
@@ -145,7 +145,7 @@ def describe_features(
     near: tuple[Tensor, Tensor],
     effects: Effects | None,
     graph: Graph | None,
-    carried: list[Carried],
+    attributions: list[LayerAttribution],
     vocabulary: Vocabulary,
 ) -> list[Feature]:
     """Every feature, in order.
@@ -154,9 +154,9 @@ def describe_features(
         contexts: [strongest, random][latent], from `ContextReader`.
         near: indices and cosines [s, k] of decoder neighbours.
         effects: on the logits, where there are any.
-        carried: by the pathways of routed layers, where there are any.
+        attributions: to the pathways of routed layers, where there are any.
     """
-    carriers = describe_carriers(carried, telling_z(reader.n_latents))
+    pathways = describe_pathway_parts(attributions, z_bound(reader.n_latents))
     ids = blocks.input_ids.reshape(-1)
     preferences = {family: _preferences(reader, family, score, blocks) for family, score in scores.items()}
     placed = {} if graph is None else dict(zip(graph.latents.tolist(), graph.found.communities.tolist(), strict=True))
@@ -197,7 +197,7 @@ def describe_features(
                 ],
                 promoted=[] if effects is None else logits(effects.promoted, effects.up, i),
                 suppressed=[] if effects is None else logits(effects.suppressed, effects.down, i),
-                carriers=carriers.get(i, []),
+                pathways=pathways.get(i, []),
                 strongest=shown(contexts[0][i]),
                 random=shown(contexts[1][i]),
             )

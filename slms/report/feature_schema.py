@@ -40,7 +40,7 @@ class Preference:
 
 
 @dataclass(frozen=True)
-class Carrier:
+class PathwayPart:
     """A pathway that brings part of a feature's rise."""
 
     layer: int
@@ -64,7 +64,7 @@ class Feature:
     neighbours: list[Neighbour] = field(default_factory=list)
     promoted: list[LogitEffect] = field(default_factory=list)
     suppressed: list[LogitEffect] = field(default_factory=list)
-    carriers: list[Carrier] = field(default_factory=list)  # the largest of each routed layer, where there are any
+    pathways: list[PathwayPart] = field(default_factory=list)  # the largest of each routed layer, where there are any
     strongest: list[UseContext] = field(default_factory=list)  # at most one a block
     random: list[UseContext] = field(default_factory=list)  # drawn from all uses, at most one a block
 
@@ -76,7 +76,7 @@ class FeatureFamily:
     coverage: float  # share of the text's tokens whose class is known
     share: dict[str, float]  # class → p(class) among the known
     si: Row  # of one use drawn from all: load-weighted mean over features
-    telling: int  # features with z above `telling_z`
+    significant: int  # features with z above `z_bound`
 
 
 @dataclass(frozen=True)
@@ -89,16 +89,16 @@ class Community:
 
 @dataclass(frozen=True)
 class PathwayFeatures:
-    """What one pathway of a routed model carries."""
+    """What one pathway of a routed model writes."""
 
     index: int
     load: float  # share of tokens that choose it
-    carries: int  # features whose largest carrier in the layer it is, with z above `telling_z`
+    n_features: int  # of whose rise it brings most in its layer, with z above `z_bound`
     features: list[int]  # those with the largest parts, at most 20
 
 
 @dataclass(frozen=True)
-class LayerCarriers:
+class LayerPathways:
     """The pathways of one routed layer, and how far features gather in single ones."""
 
     layer: int
@@ -136,15 +136,15 @@ class FeatureResults:
     d_sae: int
     corpus: str
     split: str
-    tokens: int  # judged: without special and extreme ones
+    tokens: int  # measured: special and extreme ones are left out
     documents: int
     l0: float  # features used a token
     dead: int  # features never used
     logits: str  # how the logit effects were computed, or why there are none
-    telling_z: float  # z above which one of d_sae features is expected by chance in 20 texts (Bonferroni)
+    z_bound: float  # z above which one of d_sae features is expected by chance in 20 texts (Bonferroni)
     families: dict[str, FeatureFamily] = field(default_factory=dict)
     graph: CoActivationGraph | None = None  # null with too few features or tokens
-    layers: list[LayerCarriers] = field(default_factory=list)  # routed layers that add directly to what is read
+    layers: list[LayerPathways] = field(default_factory=list)  # routed layers that add directly to what is read
     vocabulary: list[str] = field(default_factory=list)  # texts of the tokens that occur below
     features: list[Feature] = field(default_factory=list)
     version: int = FEATURES_VERSION

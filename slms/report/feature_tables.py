@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from slms.report.feature_schema import Feature, FeatureResults, LayerCarriers
+from slms.report.feature_schema import Feature, FeatureResults, LayerPathways
 from slms.report.tables import interval, number, text_table
 from slms.report.words import visible
 
@@ -12,7 +12,7 @@ COLUMNS = (
     "feature", "uses", "density", "mean", "max", "community", "family", "prefers", "si", "z", "lift", "tokens",
     "promoted", "suppressed", "neighbour", "cosine", "layer", "pathway", "part", "part_z",
 )  # fmt: skip
-PATHWAY_COLUMNS = ("layer", "pathway", "load", "carries", "features", "tokens")
+PATHWAY_COLUMNS = ("layer", "pathway", "load", "n_features", "features", "tokens")
 SHOWN = 12
 
 
@@ -23,24 +23,24 @@ def feature_rows(results: FeatureResults) -> Iterator[list[Any]]:
         family = best_family(f)
         p = f.preferences[family] if family else None
         near = f.neighbours[0] if f.neighbours else None
-        carrier = max(f.carriers, key=lambda c: c.part, default=None)
+        writer = max(f.pathways, key=lambda c: c.part, default=None)
         yield [
             f.index, f.uses, f.density, f.mean, f.max, f.community, family, p and p.prefers, p and p.si, p and p.z,
             p and p.lift, " ".join(visible(t) for t in peak_tokens(f, words)),
             " ".join(visible(words[e.token]) for e in f.promoted[:5]),
             " ".join(visible(words[e.token]) for e in f.suppressed[:5]),
-            near and near.feature, near and near.cosine, carrier and carrier.layer, carrier and carrier.pathway,
-            carrier and carrier.part, carrier and carrier.z,
+            near and near.feature, near and near.cosine, writer and writer.layer, writer and writer.pathway,
+            writer and writer.part, writer and writer.z,
         ]  # fmt: skip
 
 
 def pathway_rows(results: FeatureResults) -> Iterator[list[Any]]:
-    """One row a pathway: its load, how many features it carries, the strongest of them and their tokens."""
+    """One row a pathway: its load, how many features it writes, the strongest of them and their tokens."""
     for layer in results.layers:
         for p in layer.pathways:
             tokens = [peak_tokens(results.features[i], results.vocabulary)[0] for i in p.features]
             yield [
-                layer.layer, p.index, p.load, p.carries, " ".join(map(str, p.features)),
+                layer.layer, p.index, p.load, p.n_features, " ".join(map(str, p.features)),
                 " ".join(visible(t) for t in dict.fromkeys(tokens)),
             ]  # fmt: skip
 
@@ -67,11 +67,11 @@ def summary(results: FeatureResults) -> str:
     )
     rows = [
         [name, number(f.si.value), interval(f.si.low, f.si.high), number(f.si.null_mean), f"{f.si.null_sd or 0:.0e}",
-         number(f.si.z, 0), number(f.si.ceiling), f"{f.telling} of {alive}", f"{100 * f.coverage:.1f} %"]
+         number(f.si.z, 0), number(f.si.ceiling), f"{f.significant} of {alive}", f"{100 * f.coverage:.1f} %"]
         for name, f in results.families.items()
     ]  # fmt: skip
     columns = ["labels", "SI of a use", "95 % interval", "null", "sd", "z", "ceiling",
-               f"features z > {results.telling_z:.1f}", "labelled"]  # fmt: skip
+               f"features z > {results.z_bound:.1f}", "labelled"]  # fmt: skip
     parts = [head, text_table(columns, rows)]
     if (g := results.graph) is not None:
         parts.append(
@@ -79,12 +79,12 @@ def summary(results: FeatureResults) -> str:
             f"  Q {g.q:.3f} {interval(g.low, g.high)}, shuffled {g.null_mean:.3f} ± {g.null_sd:.4f}, "
             f"z {number(g.z, 0)}, stability {g.stability:.2f}"
         )
-    parts.append(_most_telling(results))
+    parts.append(_most_specialized(results))
     parts += [_layer_pathways(results, layer) for layer in results.layers]
     return "\n\n".join(parts)
 
 
-def _most_telling(results: FeatureResults) -> str:
+def _most_specialized(results: FeatureResults) -> str:
     def score(feature: Feature) -> float:
         family = best_family(feature)
         return (feature.preferences[family].si or 0.0) if family else 0.0
@@ -103,14 +103,14 @@ def _most_telling(results: FeatureResults) -> str:
     return table + "\n  SI: of use and class, chance subtracted; z: over the sd of permuted labels"
 
 
-def _layer_pathways(results: FeatureResults, layer: LayerCarriers) -> str:
+def _layer_pathways(results: FeatureResults, layer: LayerPathways) -> str:
     rows = []
     for row, p in zip(pathway_rows(replace(results, layers=[layer])), layer.pathways, strict=True):
-        rows.append([f"p{p.index}", row[-1][:60], str(p.carries), f"{100 * p.load:.0f} %"])
-    table = text_table([f"L{layer.layer}", "its features are strongest at", "carries", "chosen"], rows, left=2)
-    carried = sum(p.carries for p in layer.pathways)
+        rows.append([f"p{p.index}", row[-1][:60], str(p.n_features), f"{100 * p.load:.0f} %"])
+    table = text_table([f"L{layer.layer}", "its features are strongest at", "writes", "chosen"], rows, left=2)
+    written = sum(p.n_features for p in layer.pathways)
     note = (
-        f"  {carried} of {results.d_sae} features have a carrier with z > {results.telling_z:.1f}; median part of all "
+        f"  {written} of {results.d_sae} features have a pathway with z > {results.z_bound:.1f}; median part of all "
         f"pathways {number(layer.part, 2)}\n  gathered in one pathway {layer.concentration:.3f}; random groups of the "
         f"same neurons {layer.null_mean:.3f} ± {layer.null_sd:.4f}, z {number(layer.z, 1)}"
     )

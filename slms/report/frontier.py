@@ -2,7 +2,7 @@
 
 import math
 
-from slms.measure.frontier import FREE, Frontier, Speedup, best_point, break_evens, by_rule
+from slms.measure.frontier import NEAR_DENSE, Frontier, Speedup, best_point, break_evens, by_rule
 from slms.report.tables import amount, interval, number, share, text_table
 
 COLUMNS = (
@@ -80,15 +80,15 @@ def closing_line(frontier: Frontier) -> str:
             f"model {best.decode.model:.1f}× in decode (prefill {best.prefill.mlp:.1f}×, {best.prefill.model:.1f}×) "
             f"on {frontier.device}"
         )
-    free = [p for p in frontier.points if p.model_flops < frontier.model_flops and p.ratio.value <= FREE]
-    if not free:
+    near = [p for p in frontier.points if p.model_flops < frontier.model_flops and p.ratio.value <= NEAR_DENSE]
+    if not near:
         near = min((p for p in frontier.points if p.density < 1), key=lambda p: p.ratio.value, default=None)
         tail = f"; the nearest is {near.name} at density {near.density:.2f}, ×{near.ratio.value:.3f}" if near else ""
         return f"at ≤ 1 % perplexity nothing saves FLOPs{tail}"
-    least = min(free, key=lambda p: p.model_flops)
+    least = min(near, key=lambda p: p.model_flops)
     line = (
         f"at ≤ 1 % perplexity {least.name} at density {least.density:.2f} saves most FLOPs "
         f"({share(1 - least.model_flops / frontier.model_flops)} of the model)"
     )
-    timed = [p for p in free if p.decode]
+    timed = [p for p in near if p.decode]
     return f"{line}, but none is faster than the dense model in decode on {frontier.device}" if timed else line

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from slms.measure.frontier import FREE, Frontier, Point
+from slms.measure.frontier import NEAR_DENSE, Frontier, Point
 from slms.report.frontier import closing_line
 from slms.report.palette import COLOURS, GREY, LABEL, MARKERS, TICK, dress, new_figure
 
@@ -50,7 +50,7 @@ def _lines(axes: Axes, frontier: Frontier, place: Callable[[Point], float | None
         axes.plot(xs, ys, marker, linestyle="-", linewidth=1.2, markersize=size, color=colour, label=name)
         for x, p in found:
             axes.vlines(x, _rise(p.ratio.low), _rise(p.ratio.high), color=colour, linewidth=1.5)
-    axes.axhline(_rise(FREE), color=GREY, linewidth=1.2, linestyle="--", label="1 % more perplexity")
+    axes.axhline(_rise(NEAR_DENSE), color=GREY, linewidth=1.2, linestyle="--", label="1 % more perplexity")
     axes.set_yscale("log")
     axes.set_ylim(bottom=FLOOR * 0.9)
     axes.yaxis.set_major_formatter(

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from slms.files import write_atomic
+from slms.json_values import from_json_values, to_json_values
 from slms.measure.schema import SCHEMA, Results
-from slms.plain import from_plain, to_plain
 from slms.report.results_schema_1 import from_schema_1
 
 RESULTS_FILE = "llm_routing_results.json"
@@ -17,7 +17,7 @@ LINE = 120  # characters of a line of JSON that is not a row of numbers
 
 def write_results(results: Results, path: Path | str) -> Path:
     """Write `results` as JSON to `path` (a file, or a run directory). Numbers that are not finite become null."""
-    text = _render(to_plain(results))
+    text = _render(to_json_values(results))
     # a tokenizer may decode half a character into a lone surrogate, which UTF-8 cannot hold
     return write_atomic(_file(path), text.encode("utf-8", "backslashreplace") + b"\n")
 
@@ -43,7 +43,7 @@ def read_results(path: Path | str) -> Results:
     if type(version) is int and version > SCHEMA:
         raise ValueError(f"{path}: schema is {version}; this slms reads up to {SCHEMA}")
     try:
-        return from_plain(Results, from_schema_1(data) if version == 1 else data)
+        return from_json_values(Results, from_schema_1(data) if version == 1 else data)
     except ValueError as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
 

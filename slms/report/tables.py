@@ -130,7 +130,7 @@ def _place_block(results: Results) -> str:
         covered = [family for family in part.families if family in results.labels]
         said = ", ".join(f"{visible(name, 11)} {share(results.labels[name].coverage)}" for name in covered)
         tables.append(part.text + (f"\n{INDENT}tokens with a label: {said}" if said else ""))
-    note = "null: labels permuted (domain: by document), subtracted; control: the same model with random weights"
+    note = "null: labels permuted (domain: by document), subtracted; control: the model with random weights"
     return "\n\n".join(tables) + f"\n{INDENT}{note}\n{INDENT}max load: over the mean"
 
 

@@ -21,7 +21,7 @@ from slms.sae.sparse import Picks, decode, encode
 # Small, so that Adam's first steps turn its rows fast and later ones, when they have grown, slowly. TopK, 500 steps:
 # FVU .032 against .039 with rows of norm 1 (docs/log.md).
 ENCODER_SCALE = 0.1
-DECODER_SCALE = 0.03  # of free rows, for the same reason
+DECODER_SCALE = 0.03  # where rows may have any norm, for the same reason
 
 
 class Losses(NamedTuple):
@@ -52,7 +52,7 @@ class Coder(nn.Module):
     Parameters are stored a latent a row: W_enc [s, i], W_dec [s, o], b_enc [s], b_dec [o], W_skip [o, i] or None. An
     autoencoder subtracts b_dec from its input; a transcoder does not.
 
-    W_dec's rows have norm 1, or while training may have any (`free_rows`): an activation is then what it would be with
+    W_dec's rows have norm 1 (`unit_norm`), or while training may have any: an activation is then what it would be with
     the norm moved into the encoder, as `slms.sae.export.fold_scale` moves it at the end.
     """
 
@@ -73,7 +73,7 @@ class Coder(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(o))
         self.W_skip = nn.Parameter(torch.zeros(o, d_in)) if config.skip else None
         self.sparsity_share = 1.0  # of config.sparsity; a trainer warms it up
-        self.free_rows = False
+        self.unit_norm = True
         self._scratch: Tensor | None = None
 
     @property
@@ -83,13 +83,13 @@ class Coder(nn.Module):
 
     @property
     def norms(self) -> Tensor | None:
-        """[s] norms of W_dec's rows where they are free, without gradient."""
-        return torch.linalg.vector_norm(self.W_dec.detach(), dim=1) if self.free_rows else None
+        """[s] norms of W_dec's rows, without gradient; None where all are 1."""
+        return None if self.unit_norm else torch.linalg.vector_norm(self.W_dec.detach(), dim=1)
 
-    def free(self) -> None:
+    def release_norms(self) -> None:
         """Let W_dec's rows have any norm from now on, and start small: as with the encoder's, the first steps turn them
         fast. Only for kinds whose loss sees no activation but through the reconstruction."""
-        self.free_rows = True
+        self.unit_norm = False
         with torch.no_grad():
             self.W_dec.mul_(DECODER_SCALE)
 
@@ -127,12 +127,12 @@ class Coder(nn.Module):
         return picks, values if norms is None else values * norms[picks.indices]
 
     def _picked(self, x: Tensor, norms: Tensor | None) -> tuple[Picks, Tensor]:
-        """What is picked and its pre-activations [z], as the parameters give them: free rows keep their norms."""
+        """What is picked and its pre-activations [z], as the parameters give them, W_dec's norms left out."""
         return encode(x, self.shift, self.W_enc, self.b_enc, self.pick, self._workspace(x), norms)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Activations [n, s] of x [n, i], by dense products, differentiable; of a coder whose rows are not free."""
-        assert not self.free_rows, "fold_scale first"
+        """Activations [n, s] of x [n, i], by dense products, differentiable; of a coder with `unit_norm`."""
+        assert self.unit_norm, "fold_scale first"
         pre = self.project(x)
         if self.b_enc is not None:
             pre = pre + self.b_enc
@@ -221,8 +221,8 @@ class Coder(nn.Module):
 
     @torch.no_grad()
     def project_gradient(self) -> None:
-        """Take from W_dec's gradient what would only change the rows' norms, where they are not free."""
-        if self.free_rows:
+        """Take from W_dec's gradient what would only change the rows' norms, where they are held at 1."""
+        if not self.unit_norm:
             return
         assert self.W_dec.grad is not None, "backward first"
         # By blocks of rows that stay in cache: 11 ms against 26 ms at once (d 512, s 16,384, one core).
@@ -231,8 +231,8 @@ class Coder(nn.Module):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Return W_dec's rows to the unit sphere, where they are not free."""
-        if self.free_rows:
+        """Return W_dec's rows to the unit sphere, where their norms are held at 1."""
+        if not self.unit_norm:
             return
         self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True))
 

@@ -13,7 +13,7 @@ from slms.sae.base import Coder
 from slms.sae.coders import build_coder
 from slms.sae.config import CoderConfig
 from slms.sae.sparse import Picks
-from slms.sae.trainee import MAX_NORM
+from slms.sae.training_coder import MAX_NORM
 
 
 class FixedCoder:

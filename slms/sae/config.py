@@ -1,6 +1,6 @@
-"""What a coder is: the one home of its defaults."""
+"""What a coder is and where it is trained: the one home of its defaults."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 Kind = Literal["relu", "topk", "batch_topk", "jump_relu", "gated", "matryoshka"]
@@ -69,3 +69,26 @@ class CoderConfig:
         if self.k > width:
             raise ValueError(f"coder.k is {self.k}; it must be at most the coder's {width} latents")
         return width
+
+
+@dataclass(frozen=True)
+class CoderSpec:
+    """One coder to train.
+
+    Args:
+        site: where its input is read: `residual.L`, `mlp_in.L`, `neurons.L`, `mlp_out.L`, `pathway.L.P`.
+        target: where what it reconstructs is read; null is the site itself, an autoencoder. `mlp_in.L` with target
+            `mlp_out.L` makes a transcoder of layer L's MLP.
+        name: its name in logs and directories; by default the site, with `-to-target` for a transcoder.
+        coder: what it is.
+    """
+
+    site: str
+    target: str | None = None
+    name: str | None = None
+    coder: CoderConfig = field(default_factory=CoderConfig)
+
+    @property
+    def label(self) -> str:
+        """`name` or its default."""
+        return self.name or (self.site if self.target is None else f"{self.site}-to-{self.target}")

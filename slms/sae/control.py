@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 
 from slms.data.module import BlockOrder
 from slms.models.activation_stream import ActivationStream, BufferConfig
-from slms.models.harvest import Harvest
+from slms.models.collect import Collector
 from slms.models.sites import Site
-from slms.sae.config import CoderConfig
+from slms.sae.config import CoderConfig, CoderSpec
 from slms.sae.fit import fit
-from slms.sae.trainee import CoderSpec, Trainee
+from slms.sae.training_coder import TrainingCoder
 
 BUFFER = BufferConfig(batch_size=2048, chunk_tokens=65_536)
 
@@ -32,7 +32,7 @@ def train_control(
     coder: CoderConfig,
     n_tokens: int,
     seed: int = 0,
-) -> Trainee:
+) -> TrainingCoder:
     """A coder of `model` at `source`, ready for inference.
 
     Args:
@@ -51,13 +51,13 @@ def train_control(
     rows = min(b.lm_batch_size, len(blocks))
     forwards = max(b.chunk_tokens // (rows * blocks.shape[1]), 1)
     order = BlockOrder(len(blocks), rows, forwards, seed)
-    harvest = Harvest(model, list(dict.fromkeys((source, target))), blocks, order, special, b.max_norm)
-    stream = ActivationStream(harvest, harvest.tokens, min(b.batch_size, n_tokens), seed, prefetch=False)
+    collect = Collector(model, list(dict.fromkeys((source, target))), blocks, order, special, b.max_norm)
+    stream = ActivationStream(collect, collect.tokens, min(b.batch_size, n_tokens), seed, prefetch=False)
     chunk = stream.first_chunk()
     x, y = chunk[source.name], chunk[target.name]
     if source.kind == "pathway":
         x, y = x[x.any(1)], y[x.any(1)]
-    trainee = Trainee(
+    training = TrainingCoder(
         CoderSpec(source.name, None if source == target else target.name, coder=coder), source, target, x, y
     )
-    return fit(trainee, stream, max(n_tokens // stream.batch_size, 1))
+    return fit(training, stream, max(n_tokens // stream.batch_size, 1))

@@ -1,6 +1,6 @@
 """Measuring coders inside the language model: reconstruction, and the loss with it in place of the activations.
 
-A token is judged, and replaced, unless it is special or its activation extreme, as in training.
+A token is measured, and its activation replaced, unless it is special or its activation extreme, as in training.
 
 Shapes: b blocks, t position, n tokens (b·t), d width.
 """
@@ -42,13 +42,13 @@ class Used(NamedTuple):
     """What a coder used of a batch."""
 
     rows: Tensor
-    """[n] bool: tokens that were judged; the picks' rows are these, in order."""
+    """[n] bool: tokens that are measured; the picks' rows are these, in order."""
     picks: Picks
     values: Tensor
 
 
-def judged(ids: Tensor, x: Tensor, special: Tensor, longest: Tensor) -> Tensor:
-    """[n] bool: tokens of blocks [b, t] to judge, with inputs x [n, i]; of a pathway, those that chose it."""
+def measured_tokens(ids: Tensor, x: Tensor, special: Tensor, longest: Tensor) -> Tensor:
+    """[n] bool: tokens of blocks [b, t] to measure, with inputs x [n, i]; of a pathway, those that chose it."""
     return (
         ~torch.isin(ids.flatten(), special.to(ids.device)) & (torch.linalg.vector_norm(x, dim=1) <= longest) & x.any(1)
     )
@@ -81,7 +81,7 @@ def measure(
     out = []
     for coder, quality in zip(coders, qualities, strict=True):
         x, y = found[coder.source.name], found[coder.target.name]
-        rows = judged(ids, x, special, coder.longest)
+        rows = measured_tokens(ids, x, special, coder.longest)
         picks, values = coder.features(x[rows])
         quality.update(y[rows], coder.reconstruct(x[rows]), picks, values, docs.flatten()[rows])
         with replaced(lm, coder.source, coder.target, _within(rows, coder.reconstruct)):

@@ -90,7 +90,7 @@ class Provenance:
 def fold_scale(coder: Coder, scale_in: float, scale_out: float | None = None) -> Coder:
     """A copy that reads x and writes y where `coder` was trained to read scale_in·x and write scale_out·y.
 
-    Activations become 1/scale_out of the trained ones; free rows of W_dec hand their norms to the encoder: W_dec has
+    Activations become 1/scale_out of the trained ones; norms of W_dec's rows move to the encoder: W_dec has
     unit rows. An autoencoder has one scale.
     """
     scale_out = scale_in if scale_out is None else scale_out
@@ -100,7 +100,7 @@ def fold_scale(coder: Coder, scale_in: float, scale_out: float | None = None) ->
         folded.W_dec.div_(norms[:, None])
         if folded.b_enc is not None:
             folded.b_enc.mul_(norms)
-        folded.free_rows = False
+        folded.unit_norm = True
     ratio = scale_in / scale_out
     folded.W_enc.mul_(ratio)
     if folded.W_skip is not None:
@@ -130,7 +130,7 @@ def architecture(coder: Coder) -> str:
 
 
 def _tensors(coder: Coder, names: tuple[str, ...]) -> dict[str, Tensor]:
-    assert not coder.free_rows, "fold_scale first"
+    assert coder.unit_norm, "fold_scale first"
     tensors = {name: getattr(coder, name).detach().cpu() for name in names}
     tensors["W_enc"] = tensors["W_enc"].T
     if isinstance(coder, BatchTopK):

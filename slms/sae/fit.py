@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from slms.sae.optim import CoderOptimizerConfig
-from slms.sae.trainee import Trainee
+from slms.sae.training_coder import TrainingCoder
 
 
 class Batches(Protocol):
@@ -21,36 +21,36 @@ class Batches(Protocol):
 
 
 def fit(
-    trainee: Trainee,
+    training: TrainingCoder,
     batches: Batches,
     steps: int,
     optimizer: CoderOptimizerConfig = CoderOptimizerConfig(),  # noqa: B008  frozen
-) -> Trainee:
+) -> TrainingCoder:
     """Train for `steps`; a run of `train.py` on the same batches ends with the same weights, bit for bit.
 
     Args:
-        trainee: the coder.
+        training: the coder.
         batches: activations {site: [n, d]}, all of one n.
         steps: how many batches to train on.
         optimizer: Adam and its schedule.
 
     Returns:
-        `trainee`, ready for inference.
+        `training`, ready for inference.
     """
-    adam = optimizer.adam([trainee.coder], steps)
+    adam = optimizer.adam([training.coder], steps)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: optimizer.share(step, steps))
-    trainee.train()
+    training.train()
     for step in range(steps):
         batch = next(batches)
-        tokens = len(batch[trainee.source.name])
-        optimizer.prepare(trainee.coder, step, steps)
-        losses = trainee.loss(batch, optimizer.dead_after(steps * tokens))
-        trainee.observe(losses, lambda tensor: tensor)
+        tokens = len(batch[training.source.name])
+        optimizer.prepare(training.coder, step, steps)
+        losses = training.loss(batch, optimizer.dead_after(steps * tokens))
+        training.observe(losses, lambda tensor: tensor)
         adam.zero_grad()
         losses.total.backward()
-        trainee.coder.project_gradient()
-        optimizer.clip_gradient(trainee.coder)
+        training.coder.project_gradient()
+        optimizer.clip_gradient(training.coder)
         adam.step()
         schedule.step()
-        trainee.coder.after_step()
-    return trainee.eval()
+        training.coder.after_step()
+    return training.eval()

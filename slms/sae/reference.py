@@ -53,8 +53,8 @@ def reference_loss(coder: Coder, x: Tensor, y: Tensor, dead: Tensor | None = Non
 
 
 def _norms(coder: Coder) -> Tensor:
-    """What latents are ranked by, times their activation: the decoder's norms where they are free."""
-    return coder.W_dec.detach().norm(dim=1) if coder.free_rows else torch.ones(coder.d_sae).to(coder.W_dec)
+    """What latents are ranked by, times their activation: the decoder's norms where they may be any."""
+    return torch.ones(coder.d_sae).to(coder.W_dec) if coder.unit_norm else coder.W_dec.detach().norm(dim=1)
 
 
 def _features(coder: Coder, z: Tensor, a: Tensor) -> tuple[Tensor, Tensor | float]:

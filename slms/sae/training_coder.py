@@ -6,7 +6,6 @@ Shapes: n tokens, d width (input i, output o), s latents.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -14,37 +13,14 @@ from torch import Tensor, nn
 from slms.models.sites import Site
 from slms.sae.base import Losses
 from slms.sae.coders import BatchTopK, build_coder
-from slms.sae.config import CoderConfig
+from slms.sae.config import CoderSpec
 from slms.sae.export import fold_scale
 from slms.sae.sparse import Picks
 
-MAX_NORM = 10.0  # tokens whose input is longer than this many median norms are not judged (attention sinks)
+MAX_NORM = 10.0  # tokens whose input is longer than this many median norms are left out (attention sinks)
 
 
-@dataclass(frozen=True)
-class CoderSpec:
-    """One coder to train.
-
-    Args:
-        site: where its input is read: `residual.L`, `mlp_in.L`, `neurons.L`, `mlp_out.L`, `pathway.L.P`.
-        target: where what it reconstructs is read; null is the site itself, an autoencoder. `mlp_in.L` with target
-            `mlp_out.L` makes a transcoder of layer L's MLP.
-        name: its name in logs and directories; by default the site, with `-to-target` for a transcoder.
-        coder: what it is.
-    """
-
-    site: str
-    target: str | None = None
-    name: str | None = None
-    coder: CoderConfig = field(default_factory=CoderConfig)
-
-    @property
-    def label(self) -> str:
-        """`name` or its default."""
-        return self.name or (self.site if self.target is None else f"{self.site}-to-{self.target}")
-
-
-class Trainee(nn.Module):
+class TrainingCoder(nn.Module):
     """A coder with its site, target and data statistics.
 
     The coder sees inputs and targets scaled to a mean squared distance of 1 from their mean; `folded` gives a coder of
@@ -64,7 +40,7 @@ class Trainee(nn.Module):
         is_transcoder = source != target
         self.coder = build_coder(spec.coder, x.shape[1], y.shape[1] if is_transcoder else None)
         if spec.coder.fixed_k:
-            self.coder.free()
+            self.coder.release_norms()
         self.register_buffer("scale_in", _scale(x))
         self.register_buffer("scale_out", _scale(y))
         self.register_buffer("mean", y.mean(0))
@@ -96,15 +72,15 @@ class Trainee(nn.Module):
         return self.coder.loss(*self.data(batch), self.since_fired >= dead_after)
 
     @torch.no_grad()
-    def observe(self, losses: Losses, everywhere: Callable[[Tensor], Tensor], world: int = 1) -> None:
-        """Note which latents fired; `everywhere` sums a tensor over the ranks."""
+    def observe(self, losses: Losses, sum_ranks: Callable[[Tensor], Tensor], world: int = 1) -> None:
+        """Note which latents fired; `sum_ranks` sums a tensor over the ranks."""
         fired = torch.zeros_like(self.since_fired)
         fired[losses.picks.indices[losses.values > 0]] = 1
         self.since_fired += losses.picks.n_rows * world
-        self.since_fired[everywhere(fired) > 0] = 0
+        self.since_fired[sum_ranks(fired) > 0] = 0
         self.coder.observe(losses)
         if isinstance(self.coder, BatchTopK) and world > 1:
-            self.coder.threshold.copy_(everywhere(self.coder.threshold) / world)
+            self.coder.threshold.copy_(sum_ranks(self.coder.threshold) / world)
 
     @torch.no_grad()
     def features(self, x: Tensor) -> tuple[Picks, Tensor]:

@@ -14,7 +14,7 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFas
 import slms
 from slms.commands.coder import open_coder
 from slms.commands.features import features
-from slms.plain import from_plain
+from slms.json_values import from_json_values
 from slms.report.feature_schema import FeatureResults
 from slms.report.feature_tables import COLUMNS, PATHWAY_COLUMNS
 from slms.sae.baselines import random_coder
@@ -67,7 +67,7 @@ def run(directory, name, **options):
 
 @pytest.fixture(scope="module")
 def results(place):
-    return from_plain(FeatureResults, json.loads((place / "artifacts/features/coder/features.json").read_text()))
+    return from_json_values(FeatureResults, json.loads((place / "artifacts/features/coder/features.json").read_text()))
 
 
 def rows(path, columns):
@@ -107,9 +107,9 @@ def test_pathways(results, place):
             mine = [
                 f.index
                 for f in results.features
-                if (layer.layer, p.index) in [(c.layer, c.pathway) for c in f.carriers]
+                if (layer.layer, p.index) in [(c.layer, c.pathway) for c in f.pathways]
             ]
-            assert sorted(p.features) == mine and p.carries == len(mine)
+            assert sorted(p.features) == mine and p.n_features == len(mine)
     table = rows(place / "artifacts/features/coder/pathways.csv", PATHWAY_COLUMNS)
     assert len(table) == 8 and (place / "artifacts/features/coder/pathways.png").stat().st_size > 10_000
 
@@ -132,7 +132,9 @@ def test_every_coder_of_a_run(place, tmp_path, capsys):
     features(str(tmp_path), n_tokens=256, output_dir=str(tmp_path / "out"))
     assert len(list((tmp_path / "out" / "features").rglob("features.html"))) == 2
     for path in (tmp_path / "out" / "features").rglob("features.json"):
-        assert from_plain(FeatureResults, json.loads(path.read_text())).corpus == str(place / "text.txt"), "the run's"
+        assert from_json_values(FeatureResults, json.loads(path.read_text())).corpus == str(place / "text.txt"), (
+            "the run's"
+        )
     printed = capsys.readouterr().out
     assert "features a token" in printed and "random groups of the same neurons" in printed
 

@@ -22,10 +22,9 @@ from slms.models.activation_stream import ActivationData, BufferConfig
 from slms.models.base import BaseConfig
 from slms.models.sites import read_sites
 from slms.report.artifacts import artifact_directory
-from slms.sae.config import CoderConfig
+from slms.sae.config import CoderConfig, CoderSpec
 from slms.sae.export import load
 from slms.sae.optim import CoderOptimizerConfig
-from slms.sae.trainee import CoderSpec
 
 WORDS = [f"w{i}" for i in range(40)]
 

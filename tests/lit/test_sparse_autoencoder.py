@@ -11,13 +11,13 @@ from slms.data.corpora import CorpusConfig
 from slms.lit.sparse_autoencoder import SparseAutoencoder
 from slms.models.activation_stream import ActivationData, BufferConfig
 from slms.models.base import BaseConfig
-from slms.sae.config import CoderConfig
+from slms.sae.config import CoderConfig, CoderSpec
 from slms.sae.evaluate import measure
 from slms.sae.fit import fit
 from slms.sae.optim import CoderOptimizerConfig
 from slms.sae.quality import CoderQuality
 from slms.sae.sparse import Picks
-from slms.sae.trainee import CoderSpec, Trainee, geometric_median
+from slms.sae.training_coder import TrainingCoder, geometric_median
 
 WORDS = [f"w{i}" for i in range(40)]
 
@@ -92,9 +92,9 @@ def test_run_learns_and_reports(place, tmp_path):
         assert values[f"val/ce_recovered/{label}"] > 0.3
         assert 0 <= values[f"val/dead/{label}"] < 1
         assert f"train/dead/{label}" in values
-    assert module.trainees[0].coder.threshold > 0
-    for trainee in module.trainees:
-        assert_close(trainee.folded().W_dec.norm(dim=1), torch.ones(trainee.coder.d_sae))
+    assert module.coders[0].coder.threshold > 0
+    for training in module.coders:
+        assert_close(training.folded().W_dec.norm(dim=1), torch.ones(training.coder.d_sae))
     assert all(not parameter.requires_grad for parameter in module.lm.parameters())
     assert not any("lm" in name or "_frozen" in name for name in module.state_dict())
     tags = _tags(tmp_path)
@@ -140,8 +140,10 @@ def test_the_plain_loop_ends_with_the_same_weights(place, tmp_path):
     trainer(tmp_path, callbacks=[Keep()], max_epochs=1).fit(module, data)
     sample = module.stream.first_chunk()["residual.0"]
     site = module.sites[0][0]
-    plain = fit(Trainee(AUTOENCODER, site, site, sample, sample), iter(batches), len(batches), module.optimizer_config)
-    for name, tensor in module.trainees[0].state_dict().items():
+    plain = fit(
+        TrainingCoder(AUTOENCODER, site, site, sample, sample), iter(batches), len(batches), module.optimizer_config
+    )
+    for name, tensor in module.coders[0].state_dict().items():
         assert torch.equal(plain.state_dict()[name], tensor), name
 
 
@@ -152,13 +154,13 @@ def test_dead_latents_are_found_and_revived(place, tmp_path):
     class Kill(L.Callback):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
             if batch_idx == 0:
-                module.trainees[0].coder.b_enc.data[:8] = -100.0
+                module.coders[0].coder.b_enc.data[:8] = -100.0
 
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-            self.since = module.trainees[0].since_fired.clone()
+            self.since = module.coders[0].since_fired.clone()
             if batch_idx == 2:
                 assert (self.since[:8] == 192).all()
-                assert module.trainees[0].loss(batch, 64).aux > 0
+                assert module.coders[0].loss(batch, 64).aux > 0
 
     run.callbacks.append(Kill())
     run.fit(module, data)

@@ -7,7 +7,7 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 import slms
 from slms.data.text import Blocks
-from slms.measure.carriers import PathwayCarriers, _largest, carrying_layers
+from slms.measure.attribution import PathwayAttribution, _largest, contributing_layers
 from slms.measure.features import read_uses
 from slms.models.routed import record_routes
 from slms.models.sites import Site, read_sites
@@ -21,7 +21,7 @@ SITE = Site("residual", 1)
 
 @pytest.fixture(scope="module")
 def place():
-    """A routed model of two layers (3 pathways, 2 chosen), text, a coder of its residual stream, what is carried."""
+    """A routed model of two layers (3 pathways, 2 chosen), text, a coder of its residual stream, what they write."""
     torch.manual_seed(0)
     config = GPTNeoConfig(vocab_size=29, hidden_size=8, num_layers=2, num_heads=2, max_position_embeddings=T,
                           attention_types=[[["global"], 2]], intermediate_size=13, initializer_range=0.3)  # fmt: skip
@@ -32,10 +32,10 @@ def place():
     blocks = Blocks(ids, np.arange(20 * T).reshape(20, T).astype(np.int32), {}, {})
     x = read_sites(routed, torch_ids, [SITE])[SITE.name]
     coder = FixedCoder(build_coder(CoderConfig(kind="topk", d_sae=S, k=2), 8), SITE, SITE, x, x)
-    carriers = PathwayCarriers(routed, SITE, coder.coder.W_enc.detach())
+    attribution = PathwayAttribution(routed, SITE, coder.coder.W_enc.detach())
     for uses in read_uses(routed, blocks, coder, torch.tensor([0]), 7):
-        carriers.update(uses)
-    return routed, torch_ids, coder, carriers.compute()
+        attribution.update(uses)
+    return routed, torch_ids, coder, attribution.compute()
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +58,10 @@ def dense(place):
 
 
 def test_parts_are_those_of_the_pathways_outputs(place, dense):
-    _, _, coder, carried = place
+    _, _, coder, attributions = place
     on, x, outputs, chosen = dense
     W = coder.coder.W_enc.detach().double()
-    for layer, found in enumerate(carried):
+    for layer, found in enumerate(attributions):
         assert found.layer == layer
         for s in range(S):
             used = on[:, s]
@@ -78,7 +78,7 @@ def test_parts_are_those_of_the_pathways_outputs(place, dense):
 
 
 def test_the_null_is_that_of_shuffled_tokens(place, dense):
-    _, _, coder, carried = place
+    _, _, coder, attributions = place
     on, _, outputs, _ = dense
     W = coder.coder.W_enc.detach().double()
     s = int(on.sum(0).argmax())
@@ -86,7 +86,7 @@ def test_the_null_is_that_of_shuffled_tokens(place, dense):
     generator = torch.Generator().manual_seed(0)
     null = torch.stack([pushed[torch.randperm(len(pushed), generator=generator)][used].mean() for _ in range(4000)])
     wanted = (pushed[used].mean() - null.mean()) / null.std()
-    assert float(carried[0].z[1, s]) == pytest.approx(float(wanted), rel=0.06)
+    assert float(attributions[0].z[1, s]) == pytest.approx(float(wanted), rel=0.06)
 
 
 def test_concentration():
@@ -108,4 +108,4 @@ SITES = [(Site("residual", 1), [0, 1]), (Site("residual", 0), [0]), (Site("mlp_o
 
 @pytest.mark.parametrize(("site", "layers"), SITES)
 def test_only_layers_that_add_to_what_is_read(place, site, layers):
-    assert carrying_layers(place[0], site) == layers
+    assert contributing_layers(place[0], site) == layers

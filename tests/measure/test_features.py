@@ -87,9 +87,9 @@ def test_sampled_tokens_carry_their_activations(place):
     _, blocks, _, acts = place
     latents = torch.tensor([5, 0, 11])
     sample, documents = read(place, n_sampled=10**6).sample(latents)
-    judged = torch.from_numpy(blocks.input_ids.astype("int64")).flatten() != 0
-    torch.testing.assert_close(sample, acts[judged][:, latents])
-    assert torch.equal(documents, torch.from_numpy(blocks.doc_ids).flatten()[judged])
+    measured = torch.from_numpy(blocks.input_ids.astype("int64")).flatten() != 0
+    torch.testing.assert_close(sample, acts[measured][:, latents])
+    assert torch.equal(documents, torch.from_numpy(blocks.doc_ids).flatten()[measured])
     some, _ = read(place, n_sampled=9).sample(latents)
     assert 0 < len(some) <= 9
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from slms.models.activation_stream import ActivationLoader, ActivationStream, BufferConfig
-from slms.models.harvest import Chunk
+from slms.models.collect import Chunk
 
 TOKENS, D = 40, 3
 
@@ -113,11 +113,11 @@ def test_impossible_options(option, value):
 def test_the_first_chunk_is_gathered_once(prefetch):
     gathered = []
 
-    def harvest(k):
+    def collect(k):
         gathered.append(k)
         return numbered(k)
 
-    made = ActivationStream(harvest, TOKENS, 8, 0, prefetch)
+    made = ActivationStream(collect, TOKENS, 8, 0, prefetch)
     first = made.first_chunk()["residual.0"][:, 0]
     assert first.tolist() == [token for token in range(TOKENS) if token % 7]
     next(made)

@@ -6,7 +6,8 @@ import torch
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from slms.data.module import BlockOrder
-from slms.models.harvest import ActivationCache, Harvest, model_digest
+from slms.models.checksums import model_digest
+from slms.models.collect import ActivationCache, Collector
 from slms.models.sites import find_site, read_sites
 
 BLOCKS = np.random.default_rng(0).integers(2, 30, size=(10, 6)).astype(np.uint16)
@@ -20,13 +21,13 @@ def model():
     return GPTNeoForCausalLM(config).eval()
 
 
-def harvest(model, names=("residual.0", "mlp_out.1"), blocks=BLOCKS, special=(), max_norm=10.0, cache=None, **order):
+def collect(model, names=("residual.0", "mlp_out.1"), blocks=BLOCKS, special=(), max_norm=10.0, cache=None, **order):
     order = BlockOrder(len(blocks), **{"batch_size": 2, "batches_per_epoch": 3, "seed": 5} | order)
-    return Harvest(model, [find_site(model, n) for n in names], blocks, order, special, max_norm, cache)
+    return Collector(model, [find_site(model, n) for n in names], blocks, order, special, max_norm, cache)
 
 
 def test_chunk_is_the_orders_blocks(model):
-    made = harvest(model)
+    made = collect(model)
     chunk = made(1)
     rows = [row for batch in BlockOrder(10, 2, 3, 5, epoch=1) for row in batch]
     expected = read_sites(model, torch.from_numpy(BLOCKS[rows].astype(np.int64)), made.sites)
@@ -37,7 +38,7 @@ def test_chunk_is_the_orders_blocks(model):
 
 
 def test_ranks_read_different_blocks(model):
-    ids = [harvest(model, world=2, rank=rank, batch_size=1)(0).rows["residual.0"] for rank in (0, 1)]
+    ids = [collect(model, world=2, rank=rank, batch_size=1)(0).rows["residual.0"] for rank in (0, 1)]
     assert not torch.equal(*ids)
 
 
@@ -45,23 +46,23 @@ def test_special_and_extreme_tokens_are_left_out(model):
     blocks = BLOCKS.copy()
     blocks[blocks == 9] = 8
     blocks[:, 0] = 1
-    kept = harvest(model, blocks=blocks, special=[1])(0).kept
+    kept = collect(model, blocks=blocks, special=[1])(0).kept
     assert torch.equal(kept.view(-1, 6)[:, 0], torch.zeros(6, dtype=torch.bool))
     assert kept.view(-1, 6)[:, 1:].all()
     with torch.no_grad():
         model.transformer.wte.weight[9] *= 1000  # an attention sink
     blocks[:, 3] = 9
-    kept = harvest(model, blocks=blocks, special=[1])(0).kept.view(-1, 6)
+    kept = collect(model, blocks=blocks, special=[1])(0).kept.view(-1, 6)
     assert not kept[:, [0, 3]].any()
     assert kept[:, [1, 2, 4, 5]].all()
 
 
 def test_cache_gives_back_what_was_written_and_nothing_is_computed_twice(model, tmp_path):
     made_from = {"model": model_digest(model), "sites": ["residual.0"]}
-    first = harvest(model, ["residual.0"], cache=ActivationCache(tmp_path, made_from))(2)
+    first = collect(model, ["residual.0"], cache=ActivationCache(tmp_path, made_from))(2)
     ran = []
     model.transformer.register_forward_hook(lambda *_: ran.append(1))
-    again = harvest(model, ["residual.0"], cache=ActivationCache(tmp_path, made_from))(2)
+    again = collect(model, ["residual.0"], cache=ActivationCache(tmp_path, made_from))(2)
     assert ran == []
     assert torch.equal(again.rows["residual.0"], first.rows["residual.0"])
     assert torch.equal(again.kept, first.kept)

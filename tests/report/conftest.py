@@ -31,7 +31,7 @@ CLASSES = {
 N = 200_000
 
 
-def judged(rng, place, metric, family, value, sd=0.004, chance=0.003):
+def measured(rng, place, metric, family, value, sd=0.004, chance=0.003):
     return Row(
         place, metric, family, value, low=value - 4 * sd, high=value + 4 * sd, null_mean=chance, null_sd=sd,
         control=rng.gauss(0.01, sd), ceiling=0.9, n=N,
@@ -65,15 +65,15 @@ def make_rows(rng, place, pathways, k):
     }
     rows = [Row(place, metric, "", value, n=N) for metric, value in numbers.items()]
     rows += [
-        judged(rng, place, "purity", "", 0.25 + rng.uniform(-0.05, 0.1)),
-        judged(rng, place, "purity_legacy", "", 0.41, chance=0.3),
-        judged(rng, place, "entropy", "", 4.2, chance=5.9),
+        measured(rng, place, "purity", "", 0.25 + rng.uniform(-0.05, 0.1)),
+        measured(rng, place, "purity_legacy", "", 0.41, chance=0.3),
+        measured(rng, place, "entropy", "", 4.2, chance=5.9),
     ]
     rows += [
-        judged(rng, place, "si", family, 0.05 * i + 0.1 + rng.uniform(0, 0.1), 0.003)
+        measured(rng, place, "si", family, 0.05 * i + 0.1 + rng.uniform(0, 0.1), 0.003)
         for i, family in enumerate(CLASSES, start=1)
     ]
-    return [*rows, judged(rng, place, "si_given_token", "pos", 0.02)]
+    return [*rows, measured(rng, place, "si_given_token", "pos", 0.02)]
 
 
 def make_results(layers=(0, 2, 4, 6), n_pathways=16, k=4, role="routed", name="routed_tinystories", seed=0, nats=1.53):

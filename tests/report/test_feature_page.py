@@ -10,8 +10,8 @@ from html.parser import HTMLParser
 
 import pytest
 
+from slms.json_values import from_json_values
 from slms.measure.rows import Row
-from slms.plain import from_plain
 from slms.report.feature_page import feature_json, page, write_features
 from slms.report.feature_schema import Feature, FeatureFamily, FeatureResults, Preference, UseContext
 
@@ -38,7 +38,7 @@ def results(n=3, **changes):
     family = FeatureFamily(1.0, {"<b>": 0.5, "c": 0.5}, si, 2)
     made = {"directory": "d", "model": "m<i>", "kind": "topk", "site": "residual.0", "target": "residual.0", "d_sae": n,
             "corpus": "c", "split": "validation", "tokens": 100, "documents": 3, "l0": 2.0, "dead": 1, "logits": "none",
-            "telling_z": 2.0, "families": {"pos": family}, "vocabulary": HOSTILE, "features": features}  # fmt: skip
+            "z_bound": 2.0, "families": {"pos": family}, "vocabulary": HOSTILE, "features": features}  # fmt: skip
     return FeatureResults(**(made | changes))
 
 
@@ -67,7 +67,7 @@ def made():
 def test_json_is_the_content_and_reads_back():
     text = feature_json(results())
     assert text.isascii() and sum(line.startswith('{"index"') for line in text.splitlines()) == 3
-    assert from_plain(FeatureResults, json.loads(text)) == results()
+    assert from_json_values(FeatureResults, json.loads(text)) == results()
 
 
 def test_hostile_tokens_are_data_only(made):

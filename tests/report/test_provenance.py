@@ -2,7 +2,7 @@
 
 import hashlib
 
-from slms.plain import from_plain
+from slms.json_values import from_json_values
 from slms.report.provenance import command_line, config_digest, hardware, versions
 
 
@@ -13,10 +13,10 @@ def test_command_line_can_be_typed_again():
 def test_versions_and_hardware_are_strings():
     found = versions()
     assert {"slms", "python", "torch", "lightning", "transformers"} <= found.keys()
-    assert from_plain(dict[str, str], found) == found
+    assert from_json_values(dict[str, str], found) == found
     machine = hardware("cpu")
     assert machine["device"] == "cpu" and int(machine["cores"]) > 0
-    assert from_plain(dict[str, str], machine) == machine
+    assert from_json_values(dict[str, str], machine) == machine
 
 
 def test_config_digest(tmp_path):

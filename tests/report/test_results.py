@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from slms.json_values import to_json_values
 from slms.measure.schema import Token
-from slms.plain import to_plain
 from slms.report.results import RESULTS_FILE, read_results, write_results
 
 
@@ -39,9 +39,9 @@ def test_a_file_of_schema_1_is_read_with_every_number(tmp_path):
         for name in ("density", "chosen_per_token", "effective_pathways"):
             assert found[place, name, ""].value == layer[name]
         assert found[place, "max_load", ""].value == layer["max_violation"] + 1
-        assert to_plain(new.pathways[place]) == layer["pathways"]
+        assert to_json_values(new.pathways[place]) == layer["pathways"]
     for part in ("run", "base", "data", "losses", "compute", "routing", "labels", "legacy"):
-        now = to_plain(getattr(new, part))
+        now = to_json_values(getattr(new, part))
         later = {"validated_on"}  # fields that schema 1 did not have
         assert (
             {k: v for k, v in now.items() if k not in later} == old[part] if isinstance(now, dict) else now == old[part]
@@ -94,7 +94,7 @@ def test_absent_file_is_named(tmp_path):
 
 
 def test_a_wrong_field_is_named_with_its_place(results_factory, tmp_path):
-    data = to_plain(results_factory())
+    data = to_json_values(results_factory())
     data["rows"][2]["value"] = "high"
     path = tmp_path / "r.json"
     path.write_text(json.dumps(data))
@@ -118,7 +118,7 @@ def _mutate(value, rng):
 def test_fuzz_structure_and_bytes(schema, results_factory, tmp_path):
     """Any change gives readable results or a ValueError of one line: nothing else, and nothing is invented."""
     rng = random.Random(0)
-    new = to_plain(results_factory(layers=(0, 2), n_pathways=3, k=1))
+    new = to_json_values(results_factory(layers=(0, 2), n_pathways=3, k=1))
     data = new if schema == 2 else json.loads(OLD.read_text())
     if schema == 1:
         data["layers"] = [layer | {"pathways": layer["pathways"][:2]} for layer in data["layers"]]
@@ -138,5 +138,5 @@ def test_fuzz_structure_and_bytes(schema, results_factory, tmp_path):
             refused += 1
             assert "\n" not in str(error) and str(path) in str(error)
         else:
-            assert to_plain(read).keys() == new.keys()
+            assert to_json_values(read).keys() == new.keys()
     assert refused > 150

@@ -18,13 +18,13 @@ D, S, N = 7, 48, 13
 def make(kind, d_out=None, skip=False, **options):
     """A coder in float64 whose parameters are all away from their initial values, and a batch.
 
-    `KIND free` has free rows.
+    `KIND released` has decoder rows of any norm.
     """
     torch.manual_seed(3)
     options = {"d_sae": S, "k": 5, "k_aux": 3, "sparsity": 0.3, "aux": 0.5, "bandwidth": 0.4} | options
-    kind, _, free = kind.partition(" ")
+    kind, _, released = kind.partition(" ")
     coder = build_coder(CoderConfig(kind=kind, skip=skip, **options), D, d_out).double()
-    coder.free_rows = bool(free)
+    coder.unit_norm = not released
     with torch.no_grad():
         for name, parameter in coder.named_parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -43,8 +43,8 @@ def gradients(coder, loss):
 
 
 SHAPES = {"autoencoder": (None, False), "transcoder": (5, False), "skip": (5, True)}
-FREE = ["topk free", "batch_topk free", "matryoshka free"]
-CASES = list(itertools.product([*KINDS, *FREE], SHAPES, ("none", "few", "many")))
+RELEASED = ["topk released", "batch_topk released", "matryoshka released"]
+CASES = list(itertools.product([*KINDS, *RELEASED], SHAPES, ("none", "few", "many")))
 
 
 @pytest.mark.parametrize("dense_share", [0.0, 1.0], ids=["dense products", "sparse products"])
@@ -64,7 +64,7 @@ def test_loss_and_every_gradient_equal_dense_autograd(kind, shape, dead, dense_s
         assert wanted[name].abs().max() > 0, f"{name} has no gradient: the test would prove nothing"
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *FREE])
+@pytest.mark.parametrize("kind", [*KINDS, *RELEASED])
 def test_aux_k_reaches_the_dead_latents_encoder(kind):
     coder, x, y = make(kind)
     mask = torch.arange(S) >= S - 4
@@ -77,7 +77,7 @@ def test_aux_k_reaches_the_dead_latents_encoder(kind):
     assert coder.W_enc.grad[~mask].abs().max() == 0
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *FREE])
+@pytest.mark.parametrize("kind", [*KINDS, *RELEASED])
 def test_input_gradient(kind):
     coder, x, y = make(kind)
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -99,9 +99,9 @@ def test_sparse_and_dense_inference_agree(kind, shape):
     assert_close(picks.dense(values), coder.encode(x), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", FREE)
+@pytest.mark.parametrize("kind", RELEASED)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_free_rows_are_the_coder_with_their_norms_in_the_encoder(kind, shape):
+def test_rows_of_any_norm_are_the_coder_with_their_norms_in_the_encoder(kind, shape):
     coder, x, y = make(kind, *SHAPES[shape])
     losses = coder.loss(x, y, torch.arange(S) < 20)
     coder.observe(losses)
@@ -123,8 +123,8 @@ def test_free_rows_are_the_coder_with_their_norms_in_the_encoder(kind, shape):
         assert_close(coder.reconstruct(x), folded(x))
 
 
-def test_free_rows_keep_their_norms():
-    coder, x, y = make("topk free")
+def test_released_rows_keep_their_norms():
+    coder, x, y = make("topk released")
     before = coder.W_dec.detach().clone()
     coder.loss(x, y).total.backward()
     gradient = coder.W_dec.grad.clone()

@@ -3,10 +3,10 @@
 import torch
 
 from slms.models.sites import Site
-from slms.sae.config import CoderConfig
+from slms.sae.config import CoderConfig, CoderSpec
 from slms.sae.fit import fit
 from slms.sae.optim import CoderOptimizerConfig
-from slms.sae.trainee import CoderSpec, Trainee
+from slms.sae.training_coder import TrainingCoder
 
 D, N, STEPS = 8, 64, 60
 
@@ -24,7 +24,7 @@ def test_learns_and_folds_the_scale():
     spec = CoderSpec(here.name, coder=CoderConfig(kind="topk", d_sae=24, k=2, k_aux=2))
     batches = [{here.name: batch} for batch in x.split(N)]
     fresh, trained = (
-        fit(Trainee(spec, here, here, x, x), iter(batches), steps, CoderOptimizerConfig(lr=0.02)).folded()
+        fit(TrainingCoder(spec, here, here, x, x), iter(batches), steps, CoderOptimizerConfig(lr=0.02)).folded()
         for steps in (0, STEPS)
     )
     test = planted(200, generator)

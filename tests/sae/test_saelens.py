@@ -35,7 +35,7 @@ def test_differ_by_nothing(case, tmp_path):
         parameter.add_(0.05 * torch.randn_like(parameter))
     if hasattr(coder, "threshold"):
         coder.threshold.copy_(torch.full_like(coder.threshold, 0.3))
-    coder.free_rows = coder.config.fixed_k  # as in training
+    coder.unit_norm = not coder.config.fixed_k  # as in training
     coder = fold_scale(coder, 0.37, None if d_out is None else 0.9)
     x = 2 * torch.randn(N, D)
     save(coder, tmp_path / "ours", Provenance("stories-1m", "blocks.3.hook_resid_post"))

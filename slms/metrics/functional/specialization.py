@@ -75,11 +75,11 @@ def specialization_index(
     counts, totals = stratified(counts, totals)
     n, on = int(totals.sum()), counts.sum((0, 1, 3))
     # A stratum of a single class has nothing to tell and no entropy; without it every sum is the same, only faster.
-    telling = (totals.sum(0) > 0).sum(-1) > 1
-    if not telling.any():
+    ambiguous = (totals.sum(0) > 0).sum(-1) > 1
+    if not ambiguous.any():
         return undefined(n, len(on))
-    seen, some = totals[:, telling].sum((0, 1)) > 0, totals[:, telling].sum((1, 2)) > 0
-    counts, totals = counts[some][:, telling][..., seen], totals[some][:, telling][..., seen]
+    seen, some = totals[:, ambiguous].sum((0, 1)) > 0, totals[:, ambiguous].sum((1, 2)) > 0
+    counts, totals = counts[some][:, ambiguous][..., seen], totals[some][:, ambiguous][..., seen]
     everything, every = counts.sum(0), totals.sum(0)
     events = everything.sum()
 

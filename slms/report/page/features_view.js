@@ -88,8 +88,8 @@ function featureView(f) {
     f.uses ? make("h3", {}, `Activations of ${f.uses.toLocaleString("en")} ${f.uses === 1 ? "use" : "uses"}`) : null, f.uses ? histogram(f) : null,
     preferences.length ? make("h3", {}, "What its use tells about the word") : null,
     preferences.length ? table(["labels", "prefers", "share", "lift", "SI", "z"], preferences, 2) : null,
-    f.carriers.length ? make("h3", {}, "Pathways that carry it") : null,
-    f.carriers.length ? table(["layer", "pathway", "part of its rise", "z", "chosen"], f.carriers.map((c) =>
+    f.pathways.length ? make("h3", {}, "Pathways that write it") : null,
+    f.pathways.length ? table(["layer", "pathway", "part of its rise", "z", "chosen"], f.pathways.map((c) =>
       [`L${c.layer}`, make("a", { href: `#p=${c.layer}.${c.pathway}` }, `p${c.pathway}`), percent(c.part), score(c.z), `${number(c.lift, 2)}×`])) : null,
     make("h3", {}, "Nearest decoder directions"),
     table(["feature", "strongest at", "cosine"], f.neighbours.map((n) =>
@@ -117,22 +117,22 @@ function communityView(c) {
 
 function pathwayView(layer, p) {
   return [make("div", { class: "bar" }, back(), make("h2", {}, `Layer ${layer.layer}, pathway ${p.index}`)),
-    facts([["chosen at", `${percent(p.load)} of tokens`], ["carries", `${p.carries} features`]]),
-    make("p", { class: "note" }, "It carries a feature if of the layer's pathways it brings most of the rise of the feature's "
+    facts([["chosen at", `${percent(p.load)} of tokens`], ["writes", `${p.n_features} features`]]),
+    make("p", { class: "note" }, "It writes a feature if of the layer's pathways it brings most of the rise of the feature's "
       + "pre-activation at its uses over the mean, directly, and more than with its outputs shuffled among tokens."),
     table(["feature", "strongest at", "part of its rise", "density"], p.features.map((i) => [link(i),
       make("span", {}, ...chips(summaries[i].tokens.slice(0, 4))),
-      percent(features[i].carriers.find((c) => c.layer === layer.layer).part), percent(features[i].density)]), 2)];
+      percent(features[i].pathways.find((c) => c.layer === layer.layer).part), percent(features[i].density)]), 2)];
 }
 
 function pathways() {
   return data.layers.flatMap((layer) => [make("h3", {}, `Pathways of layer ${layer.layer}`),
     make("p", { class: "note" }, `Features gather in one pathway: ${layer.concentration.toFixed(3)} (1: one pathway alone moves each feature); `
       + `random groups of the same neurons ${layer.null_mean.toFixed(3)} ± ${number(layer.null_sd, 1)}, z ${number(layer.z, 3)}.`),
-    table(["pathway", "its features are strongest at", "carries", "chosen"], layer.pathways.map((p) =>
+    table(["pathway", "its features are strongest at", "writes", "chosen"], layer.pathways.map((p) =>
       [make("a", { href: `#p=${layer.layer}.${p.index}` }, `p${p.index}`),
         make("span", {}, ...chips([...new Set(p.features.map((i) => summaries[i].tokens[0]))].slice(0, 6))),
-        String(p.carries), percent(p.load)]), 2)]);
+        String(p.n_features), percent(p.load)]), 2)]);
 }
 
 function overview() {
@@ -144,9 +144,9 @@ function overview() {
     make("h3", {}, "What features tell about the word"),
     make("p", { class: "note" }, "SI: adjusted mutual information of one use and the word's class; 0 is what permuted labels give, "
       + "which is subtracted, 1 a use that tells the class for certain. 95 % interval over documents; z over the standard deviation of permuted labels."),
-    table(["labels", "SI", "null sd", "z", "ceiling", `features with z > ${data.telling_z.toFixed(1)}`, "labelled tokens"],
+    table(["labels", "SI", "null sd", "z", "ceiling", `features with z > ${data.z_bound.toFixed(1)}`, "labelled tokens"],
       Object.entries(data.families).map(([name, f]) => [name, f.si.value === null ? "–" : f.si.value.toFixed(3) + between(f.si),
-        number(f.si.null_sd, 1), number(f.si.null_sd ? f.si.value / f.si.null_sd : null, 3), number(f.si.ceiling, 2), String(f.telling), percent(f.coverage)])),
+        number(f.si.null_sd, 1), number(f.si.null_sd ? f.si.value / f.si.null_sd : null, 3), number(f.si.ceiling, 2), String(f.significant), percent(f.coverage)])),
     ...(g ? [make("h3", {}, "Features used together"),
       make("p", { class: "note" }, `Leiden communities of the positive co-activation graph of ${g.features} features at ${g.tokens} tokens. `
         + `Q ${g.q.toFixed(3)}${between(g)}; with each feature's tokens shuffled ${g.null_mean.toFixed(3)} ± ${number(g.null_sd, 1)}, z ${number(g.z, 3)}; `
