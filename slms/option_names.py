@@ -7,6 +7,7 @@ import dataclasses
 from argparse import Action
 from collections.abc import Iterable
 from difflib import SequenceMatcher
+from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
@@ -51,8 +52,11 @@ class OptionNames:
             if not word.startswith("--") or name in ("config", "help", "print_config") or name.endswith(".help"):
                 continue
             following = args[i + 1] if i + 1 < len(args) else ""
-            value = value or (following if following[:1] in ("{", "[") else "")
-            self.check(name.removesuffix("+"), _mapping(value))
+            value = value or ("" if following.startswith("--") else following)
+            name = name.removesuffix("+")
+            self.check(name, _mapping(value))
+            if f"{name}.name" in self.names and isinstance(_parsed(value), str) and not Path(value).is_file():
+                raise ValueError(f"--{name} {value}: this is a section of options; a name is --{name}.name {value}")
 
     def check(self, name: str, value: Any) -> None:
         """Refuse an unknown option, or one inside its value. Raises ValueError, as above."""
@@ -95,7 +99,12 @@ def _options(parser: ArgumentParser) -> list[Action]:
 
 def _mapping(text: str) -> Any:
     """What a value holds where it is written as a mapping or a list."""
+    return _parsed(text) if text[:1] in ("{", "[") else None
+
+
+def _parsed(text: str) -> Any:
+    """A value of a command line as YAML; None where it is none, of which the parser says what is wrong."""
     try:
-        return yaml.safe_load(text) if text[:1] in ("{", "[") else None
+        return yaml.safe_load(text)
     except yaml.YAMLError:
-        return None  # the parser says what is wrong with it
+        return None

@@ -95,6 +95,8 @@ UNKNOWN = "there is no such option; the nearest are"
             ["--config=sae_tinystories.yaml", "--model.coders=[{site: residual.3, coder: {kk: 3}}]"],
             f"--model.coders.coder.kk: {UNKNOWN} --model.coders.coder.k,",
         ),
+        ([CONFIG, "--model.base", "."], "--model.base .: this is a section of options; a name is --model.base.name ."),
+        ([CONFIG, "--data.corpus=a.txt"], "--data.corpus a.txt: this is a section of options; a name is --data.corpus"),
         ([], "name a config: --config NAME; configs/ has dense_stories.yaml"),
     ],
 )

@@ -182,6 +182,7 @@ class LanguageModel(OptimizedModule):
 
     def on_train_batch_start(self, batch, batch_idx):
         """Anneal k from all pathways to `routing.k`, and gates from 1 to graded."""
+        super().on_train_batch_start(batch, batch_idx)
         set_ramp(self.net, min(1.0, self.global_step / (self.gate_ramp * self.total_steps)))
         if self.k_anneal and self.routing is not None:
             share = self.global_step / (self.k_anneal * self.total_steps)

@@ -45,11 +45,11 @@ class OptimizedModule(L.LightningModule):
         for group, configured, share in zip(optimizer.param_groups, self._configured, shares, strict=True):
             group.update(configured, initial_lr=configured["lr"], lr=configured["lr"] * share)
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, and free the gradients: Lightning keeps them through the next forward pass, which needs the memory."""
-        super().optimizer_step(*args, **kwargs)
-        for optimizer in self.trainer.optimizers:
-            optimizer.zero_grad()
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Free the last step's gradients: Lightning keeps them through the forward pass, which needs the memory."""
+        if self._held == 0:
+            for optimizer in self.trainer.optimizers:
+                optimizer.zero_grad()
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Count the micro-batch."""

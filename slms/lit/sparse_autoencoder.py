@@ -116,6 +116,7 @@ class SparseAutoencoder(OptimizedModule):
 
     def on_train_batch_start(self, batch, batch_idx):
         """What depends on the step alone: the penalties' warm-up, and how far back thresholds remember."""
+        super().on_train_batch_start(batch, batch_idx)
         for training in self.coders:
             self.optimizer_config.prepare(training.coder, self.global_step, self.total_steps)
 

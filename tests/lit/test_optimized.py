@@ -19,18 +19,15 @@ class Line(OptimizedModule):
         self.gradients, self.rates = [], []
 
     def training_step(self, batch, batch_idx):
+        assert self._held or self.w.grad is None  # the last step's gradients do not take memory beside activations
         return self.w * batch.mean()
 
     def configure_optimizers(self):
         return self.scheduled(torch.optim.AdamW([self.w], lr=self.lr, weight_decay=self.decay), self.share)
 
-    def on_before_optimizer_step(self, optimizer):
-        super().on_before_optimizer_step(optimizer)
-        self.gradients.append(float(self.w.grad))
-
     def optimizer_step(self, *args, **kwargs):
         super().optimizer_step(*args, **kwargs)
-        assert self.w.grad is None  # it is not kept through the next forward pass
+        self.gradients.append(float(self.w.grad))
         self.rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
 
 
