@@ -21,7 +21,7 @@ from kernels.cpu.compiled import njit
 from kernels.cpu.memory import bytes_at, floats, keep, narrow, numbers
 from kernels.cpu.operands import add_products, aligned, pack_some, up, whole, whole_rows
 from kernels.cpu.pointwise import activate
-from kernels.cpu.rows import MEMBERS, as_float, contiguous, run, take_part, told
+from kernels.cpu.rows import MEMBERS, arguments_of, as_float, contiguous, run, take_part
 from kernels.cpu.team import team_size
 
 TOKENS = 512  # whose inputs and sums stay in the second cache
@@ -121,5 +121,5 @@ def amx_forward(call: Call) -> Tensor:
     y = torch.empty(call.x.shape, dtype=call.x.dtype)
     # Held here, as the loop knows addresses alone.
     held = (*map(contiguous, (call.x, *call.weights)), as_float(call.gates), call.chosen.contiguous(), y)
-    run(tiles_loop, team_size(call.W_in.nbytes * len(y)), told(call, 2, held))
+    run(tiles_loop, team_size(call.W_in.nbytes * len(y)), arguments_of(call, 2, held))
     return y

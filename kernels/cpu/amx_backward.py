@@ -21,7 +21,7 @@ from kernels.cpu.compiled import njit
 from kernels.cpu.memory import bytes_at, floats, halves, keep, narrow, numbers
 from kernels.cpu.operands import add_products, aligned, pack_pairs, pack_some, tiles_2_2, up, whole, whole_rows
 from kernels.cpu.pointwise import activate_and_derive
-from kernels.cpu.rows import MEMBERS, as_float, contiguous, empty_like_weights, run, take_part, told
+from kernels.cpu.rows import MEMBERS, arguments_of, as_float, contiguous, empty_like_weights, run, take_part
 from kernels.cpu.team import team_size
 
 
@@ -173,6 +173,6 @@ def amx_backward(grad: Tensor, call: Call) -> Gradients:
     inputs = (*map(contiguous, (x, *call.weights)), as_float(call.gates), call.chosen.contiguous(), contiguous(grad))
     d_x, weights, d_gates = torch.zeros(team, n, d), empty_like_weights(call), torch.zeros(call.gates.shape)
     written = [None if weight is None else made for weight, made in zip(call.weights, weights, strict=True)]
-    run(backward_tiles, team, told(call, 2, (*inputs, d_x, *written, d_gates)))
+    run(backward_tiles, team, arguments_of(call, 2, (*inputs, d_x, *written, d_gates)))
     total = d_x[0] if team == 1 else d_x.sum(0)
     return Gradients._make([total.to(x.dtype), *weights, d_gates.to(call.gates.dtype)])

@@ -63,7 +63,7 @@ class FusedMLP:
         addresses = [address(tensor) for tensor in self.held]
         first, last, bias, ramp = addresses[5:7], addresses[7:9], addresses[9], addresses[10]
         sizes = 0, layer.W_in.shape[1], p, CODES[layer.activation], layer.W_in.element_size()
-        self.told = packed(
+        self.arguments = packed(
             [
                 *(*sizes, 0, 0),
                 *(0, *addresses[:5], 0, 0, 0),
@@ -76,7 +76,7 @@ class FusedMLP:
 
     def __call__(self, x: Tensor, backend: str) -> Tensor:
         """Output [n, d] of x [n, d] by the backend that `fuses` named."""
-        n, a = len(x), self.told.copy()
+        n, a = len(x), self.arguments.copy()
         team = team_size(self.bytes * min(1.0, n * self.density), 4 * x.numel() if backend == "rows" else 0)
         if backend == "rows" and team > 1:
             return self._by_rows(x, a, team)

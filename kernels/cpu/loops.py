@@ -1,4 +1,4 @@
-"""The compiled loops (numba) of a routed MLP on the CPU, and what they are told; `kernels.cpu.rows` launches them.
+"""The compiled loops (numba) of a routed MLP on the CPU, and their arguments; `kernels.cpu.rows` launches them.
 
 Library products cost more to start than a few tokens' work takes, and pack the weights of every pathway anew. Here one
 loop goes over the pathways; in each, over blocks of its tokens and chunks of its neurons that stay in the first cache,
@@ -25,7 +25,7 @@ dots_4h, dots_2h, dots_1h = (dots(4, tokens, half=True) for tokens in (4, 2, 1))
 sums_4, sums_2, sums_1 = sums(4, 4), sums(2, 8), sums(1, 8)
 sums_4h, sums_2h, sums_1h = sums(4, 4, half=True), sums(2, 8, half=True), sums(1, 8, half=True)
 
-# What a loop is told: numbers and addresses, then the offsets. 0 stands for an input that is None.
+# A loop's arguments: numbers and addresses, then the offsets. 0 stands for an input that is None.
 N, D, P, CODE, SIZE, THREAD, THREADS, X, W_IN, B_IN, W_GATE, B_GATE, W_OUT, GATES, CHOSEN, Y = range(16)
 GRAD, D_X, D_W_IN, D_B_IN, D_W_GATE, D_B_GATE, D_W_OUT, D_GATES = range(15, 23)
 ROUTER_IN, ROUTER_B_IN, ROUTER_OUT, ROUTER_B_OUT, WIDTH, K, GATE, RAMP, BIAS, B_OUT, MEAN = range(23, 34)

@@ -29,8 +29,8 @@ BEGUN, DONE = 1, 2
 
 
 @register_jitable
-def told_at(arguments):
-    """What a loop is told, of which an address is known."""
+def arguments_at(arguments):
+    """A loop's arguments, of which an address is known."""
     a = carray(arguments, (loops.OFFSETS,), np.int64)
     return carray(arguments, (loops.OFFSETS + a[loops.P] + 1,), np.int64)
 
@@ -38,7 +38,7 @@ def told_at(arguments):
 @register_jitable
 def take_part(loop, arguments):
     """Calls a loop as a thread of a team; behind the offsets each thread says how far it came."""
-    a = told_at(arguments)
+    a = arguments_at(arguments)
     thread, threads = np.int64(call_for_int(a[loops.THREAD])), np.int64(call_for_int(a[loops.THREADS]))
     said = carray(arguments, (a.shape[0] + threads,), np.int64)
     said[a.shape[0] + thread] = BEGUN
@@ -61,7 +61,7 @@ MEMBERS = {loops.forward_loop: forward_member, backward_loop: backward_member}
 
 @functools.cache
 def _member(loop):
-    """The loop as a C function of what it is told; compiled when first wanted."""
+    """The loop as a C function of its arguments; compiled when first wanted."""
     return c_function(MEMBERS[loop], "void(voidptr)")
 
 
@@ -82,7 +82,7 @@ def run(loop, team: int, arguments: np.ndarray) -> None:
 
 
 def packed(arguments: list[int], offsets: Sequence[int]) -> np.ndarray:
-    """What a loop is told, from its first numbers and addresses."""
+    """A loop's arguments, from its first numbers and addresses."""
     return np.array([*arguments, *[0] * (loops.OFFSETS - len(arguments)), *offsets], np.int64)
 
 
@@ -101,8 +101,8 @@ def contiguous(tensor: Tensor | None) -> Tensor | None:
     return tensor if tensor is None or tensor.is_contiguous() else tensor.detach().contiguous()
 
 
-def told(call: Call, size: int, held: Sequence[Tensor | None]) -> np.ndarray:
-    """What a loop is told of a call with weights of `size` bytes a number; `held`: tensors in the order of `loops`."""
+def arguments_of(call: Call, size: int, held: Sequence[Tensor | None]) -> np.ndarray:
+    """A loop's arguments for a call with weights of `size` bytes a number; `held`: tensors in the order of `loops`."""
     (n, d), p = call.x.shape, call.chosen.shape[1]
     return packed([n, d, p, CODES[call.activation], size, 0, 0, *map(address, held)], call.offsets)
 
@@ -124,7 +124,7 @@ def rows_forward(call: Call) -> Tensor:
     y = torch.zeros(team, n, d)
     # Held here, as the loop knows addresses alone.
     held = as_float(x), *map(contiguous, call.weights), as_float(call.gates), call.chosen.contiguous(), y
-    run(loops.forward_loop, team, told(call, call.W_in.element_size(), held))
+    run(loops.forward_loop, team, arguments_of(call, call.W_in.element_size(), held))
     return _total(y).to(x.dtype)
 
 
@@ -136,5 +136,5 @@ def rows_backward(grad: Tensor, call: Call) -> Gradients:
     inputs = [as_float(tensor) for tensor in (call.x, *call.weights, call.gates)]
     d_x, weights, d_gates = torch.zeros(team, n, d), empty_like_weights(call), torch.zeros(team, n, p)
     held = (*inputs, call.chosen.contiguous(), as_float(grad), d_x, *weights, d_gates)
-    run(backward_loop, team, told(call, 4, held))
+    run(backward_loop, team, arguments_of(call, 4, held))
     return Gradients._make([_total(d_x), *weights, _total(d_gates).to(call.gates.dtype)])

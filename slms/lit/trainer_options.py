@@ -81,9 +81,9 @@ def _shown(value: Any) -> str:
     return f"{value.class_path if isinstance(value, Namespace) else value!s:.80}" if value is not None else "null"
 
 
-def plugins(asked: Any, own: CheckpointIO) -> list[Any]:
+def plugins(requested: Any, own: CheckpointIO) -> list[Any]:
     """The plugins asked for, and what writes checkpoints."""
-    given = [] if asked is None else list(asked) if isinstance(asked, Iterable) else [asked]
+    given = [] if requested is None else list(requested) if isinstance(requested, Iterable) else [requested]
     for plugin in given:
         if isinstance(plugin, CheckpointIO):
             raise ValueError(
@@ -103,11 +103,11 @@ def logs_step(trainer: Trainer, step: int) -> bool:
     return step % trainer.log_every_n_steps == 0 or step == trainer.estimated_stepping_batches
 
 
-def loggers(asked: Logger | Iterable[Logger] | bool | None, default: Logger) -> Logger | list[Logger] | bool:
+def loggers(requested: Logger | Iterable[Logger] | bool | None, default: Logger) -> Logger | list[Logger] | bool:
     """The loggers of a run: those asked for in place of `default`; none for False. `metrics.csv` is beside them."""
-    if asked is None or asked is True:
+    if requested is None or requested is True:
         return default
-    return asked if isinstance(asked, Logger) or asked is False else list(asked)
+    return requested if isinstance(requested, Logger) or requested is False else list(requested)
 
 
 @contextmanager

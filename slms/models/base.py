@@ -80,17 +80,17 @@ def build_meta(base: BaseConfig | str | Path) -> PreTrainedModel:
 
 def shaped(config: PreTrainedConfig, base: BaseConfig) -> PreTrainedConfig:
     """A configuration in the shape that the base's overrides ask for; d_ff keeps its ratio to d_model."""
-    asked = {"hidden_size": base.d_model, "num_hidden_layers": base.n_layers, "num_attention_heads": base.n_heads}
-    asked = {name: value for name, value in {**asked, "vocab_size": base.vocab}.items() if value is not None}
-    if not asked:
+    requested = {"hidden_size": base.d_model, "num_hidden_layers": base.n_layers, "num_attention_heads": base.n_heads}
+    requested = {name: value for name, value in {**requested, "vocab_size": base.vocab}.items() if value is not None}
+    if not requested:
         return config
     old = {name: getattr(config, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
-    new = {**old, **asked}
+    new = {**old, **requested}
     if new["hidden_size"] % new["num_attention_heads"]:
         raise ValueError(f"`base.d_model` is {new['hidden_size']}; it must be a multiple of n_heads "
                          f"({new['num_attention_heads']}).")  # fmt: skip
     values = config.to_dict()
-    values |= {config.attribute_map.get(name, name): value for name, value in asked.items()}
+    values |= {config.attribute_map.get(name, name): value for name, value in requested.items()}
     if values.get("intermediate_size") is not None:
         values["intermediate_size"] = max(1, values["intermediate_size"] * new["hidden_size"] // old["hidden_size"])
     if values.get("head_dim") is not None:

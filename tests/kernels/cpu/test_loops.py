@@ -9,9 +9,9 @@ from kernels.cpu import grouped, rows
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("team", [2, 5])
 def test_shares_of_a_team(make_case, close, monkeypatch, team, gated):
-    def one_after_another(loop, team, told):
+    def one_after_another(loop, team, arguments):
         for thread in range(team):
-            loop(told, thread, team)
+            loop(arguments, thread, team)
 
     monkeypatch.setattr(rows, "team_size", lambda *_, **__: team)
     monkeypatch.setattr(rows, "run", one_after_another)
