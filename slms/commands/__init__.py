@@ -7,7 +7,7 @@ arguments   command lines as people type them
 ablation        which classes of tokens suffer without a pathway or a community of neurons
 capture         activations of a model's MLPs on disk
 compare         runs side by side
-doctor          what is installed here and what a run would find
+doctor          what a run would find on this machine
 dynamick        what executing a share of the MLPs costs in quality and brings in speed
 features        what the latents of a sparse autoencoder mean
 harness         lm-eval's tasks on a dense, routed or dynamic-k model

@@ -8,23 +8,17 @@ from tqdm.auto import tqdm
 
 from slms.commands.coder import OpenCoder, coder_directories, open_coder, special_ids
 from slms.measure.attribution import LayerAttribution, PathwayAttribution, contributing_layers
-from slms.measure.features import ContextReader, LatentReader, neighbours, read_uses
+from slms.measure.feature_graph import communities
+from slms.measure.features import ContextReader, LatentStatistics, neighbours, read_uses, z_bound
 from slms.measure.logit_effects import METHOD, Effects, logit_effects, written
 from slms.models.anatomy import find_mlps
 from slms.models.sites import Site, read_sites
 from slms.report.artifacts import artifact_directory, write_csv
 from slms.report.attribution import attribution_figure, describe_layer_pathways
-from slms.report.describe_features import (
-    Vocabulary,
-    communities,
-    describe_families,
-    describe_features,
-    describe_graph,
-    z_bound,
-)
 from slms.report.feature_page import write_features
 from slms.report.feature_schema import FeatureResults
 from slms.report.feature_tables import COLUMNS, PATHWAY_COLUMNS, feature_rows, pathway_rows, summary
+from slms.report.features import Vocabulary, describe_families, describe_features, describe_graph
 from slms.report.palette import write_figure
 from slms.report.words import shorten
 from slms.sae.baselines import FixedCoder
@@ -77,7 +71,7 @@ def _results(
     assert blocks.doc_ids is not None, "a subject's blocks carry their documents"
     coder = FixedCoder(opened.coder, opened.source, opened.target, opened.x, opened.y)
     _fits(directory, coder, opened)
-    reader = LatentReader(opened.coder.d_sae, blocks, n_strongest, n_random)
+    reader = LatentStatistics(opened.coder.d_sae, blocks, n_strongest, n_random)
     n_batches = -(-len(blocks.input_ids) // batch_size)
 
     def uses(what: str):

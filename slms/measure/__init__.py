@@ -19,11 +19,13 @@ speed             how long a prompt and a token take
 kernels           which backend is fastest for a routed model here
 coders            what sparse coders are worth
 features          the latents of a coder over a text
+feature_graph     communities of features that are used together
 examples          the uses of a latent that are worth showing
 logit_effects     what a latent writes to the logits
 attribution       which pathways write which latents
 harness           tasks of lm-eval
 suite             specialization across models of several sizes, and the rule of its verdict
+doctor            system, kernels, hub and cache of this machine
 journal           finished parts of a measurement, kept as they are done, so that one that was killed goes on
                   where it stopped
 """

@@ -3,7 +3,6 @@
 Shapes: b blocks, t position, n tokens (b·t), c classes.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -100,10 +99,12 @@ def labels_of(blocks: Blocks) -> dict[str, Labels]:
 class Divergence(NamedTuple):
     """What each class says about what a unit is on for; shapes as the counts."""
 
-    gain: Tensor
-    """its contribution to KL(p(c | unit) ‖ p(c)), nats: high where it is common here, and more so than elsewhere"""
+    share: Tensor
+    """p(c | unit); 0 for a unit never on"""
     lift: Tensor
     """p(c | unit) / p(c); 0 for a class never seen"""
+    gain: Tensor
+    """its contribution to KL(p(c | unit) ‖ p(c)), nats: high where it is common here, and more so than elsewhere"""
 
 
 def divergence_terms(counts: Tensor, totals: Tensor) -> Divergence:
@@ -111,7 +112,7 @@ def divergence_terms(counts: Tensor, totals: Tensor) -> Divergence:
     here = counts / counts.sum(-1, keepdim=True).clamp(min=1)
     overall = totals / totals.sum().clamp(min=1)
     lift = torch.where(counts > 0, here / overall.clamp(min=1e-300), 0.0)
-    return Divergence(torch.special.xlogy(here, lift), lift)
+    return Divergence(here, lift, torch.special.xlogy(here, lift))
 
 
 def preferred_classes(counts: Tensor, totals: Tensor) -> Tensor:
@@ -124,14 +125,23 @@ def preferred_classes(counts: Tensor, totals: Tensor) -> Tensor:
     return torch.where(counts.sum(1) > 0, divergence_terms(counts, totals.double()).gain.argmax(1), -1)
 
 
+def distinctive(counts: Tensor, totals: Tensor, most: int) -> list[int]:
+    """Up to `most` classes that set a unit (counts [c]) apart from all tokens (totals [c]), the clearest first."""
+    gain = divergence_terms(counts, totals).gain
+    return [i for i in gain.argsort(descending=True, stable=True)[:most].tolist() if gain[i] > 0]
+
+
 def preferred_class(profile: Mapping[str, float], share: Mapping[str, float]) -> str | None:
-    """The same of one unit's shares p(class | unit) and the shares of all tokens, by name; None where there are none.
+    """`preferred_classes` of a unit's shares p(class | unit) and the shares of all tokens, by name; None without any.
 
     >>> preferred_class({"noun": 0.6, "verb": 0.4}, share={"noun": 0.7, "verb": 0.3})
     'verb'
     """
-    gains = {name: p * math.log(p / share[name]) for name, p in profile.items() if p > 0 and share.get(name, 0) > 0}
-    return max(gains, key=lambda name: gains[name]) if gains else None
+    names = [name for name, p in profile.items() if p > 0 and share.get(name, 0) > 0]
+    if not names:
+        return None
+    here, overall = torch.tensor([[shares[name] for name in names] for shares in (profile, share)], dtype=torch.float64)
+    return names[int(preferred_classes(here[None], overall)[0])]
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase | None, ids: list[int]) -> list[str]:

@@ -1,16 +1,15 @@
-"""What a run finds on this machine: packages, devices, kernels, hub and cache, looked up in seconds."""
+"""What a run finds on this machine: system, kernels, hub and cache, looked up in seconds. `pip check` checks ranges."""
 
 import importlib.metadata
+import os
 import platform
 import time
-import tomllib
-from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from packaging.requirements import Requirement
 from packaging.version import Version
 
 from slms.files import cache_dir
@@ -20,23 +19,12 @@ from slms.network import hub_trouble
 ROOT = Path(__file__).resolve().parents[2]
 CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"  # of a checkout, a link to the file at its top
 HUB_TIMEOUT_S = 2.0  # half of what a run waits, so that the whole report comes in under 5 s
+MAIN = ("torch", "lightning", "transformers")
 PATHWAYS, DENSITY = 16, 0.25
 SHAPES = {"stories-1m": (64, 256, False), "pythia-410m": (1024, 4096, False), "llama-8b": (4096, 14336, True)}
 """d_model, d_ff and whether gated, of one MLP."""
 CALLS = {"one token": (1, False), "prompt of 256": (256, False), "training on 4096": (4096, True)}
 """Tokens of a call and whether it also goes backward."""
-
-
-@dataclass(frozen=True)
-class Package:
-    """An installed or missing package."""
-
-    name: str
-    installed: str | None
-    wanted: str
-    extra: str | None
-    """The optional part of slms that asks for it; None where slms itself does."""
-    fits: bool
 
 
 @dataclass(frozen=True)
@@ -79,12 +67,10 @@ class Environment:
     """All of it."""
 
     slms: str
-    python: str
-    system: str
-    packages: list[Package]
+    system: dict[str, str]
+    """what `torch.utils.collect_env` knows of Python, system, processor, GPUs and their driver; threads of PyTorch"""
     newer: list[Newer]
-    """than tested, those that slms asks for and those that come with them"""
-    devices: list[str]
+    """than tested, of the packages that slms asks for and those that come with them"""
     kernels: list[Kernel]
     hub: str
     """`answers in … s`, or why it does not"""
@@ -100,59 +86,10 @@ def look() -> Environment:
     started = time.monotonic()
     bases = hub_bases()
     with ThreadPoolExecutor(1) as pool:
-        asked: Future[str] = pool.submit(ask_hub, bases[0] if bases else "gpt2")
-        found, ahead = packages(requirements()), newer(constraints())
-        devices, kernels = look_at_devices(), look_at_kernels()
-        hub = asked.result()
-    return Environment(
-        slms=slms.__version__,
-        python=platform.python_version(),
-        system=f"{platform.system()} {platform.machine()}",
-        packages=found,
-        newer=ahead,
-        devices=devices,
-        kernels=kernels,
-        hub=hub,
-        cache=look_at_cache(bases),
-        seconds=round(time.monotonic() - started, 2),
-    )
-
-
-def requirements() -> list[str]:
-    """What slms asks for, as in its metadata; of a checkout that is not installed, as in its pyproject.toml."""
-    file = ROOT / "pyproject.toml"
-    if not file.is_file():
-        return importlib.metadata.requires("slms") or []
-    project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
-    optional = [
-        f"{line.partition(';')[0].strip()}; extra == '{extra}'"
-        for extra, lines in project.get("optional-dependencies", {}).items()
-        for line in lines
-    ]
-    return [*project["dependencies"], *optional]
-
-
-def packages(wanted: Iterable[str]) -> list[Package]:
-    """Each requirement beside what is installed, once for all extras; those of other platforms are left out.
-
-    >>> packages(["no-such-package>=2; extra == 'more'"])
-    [Package(name='no-such-package', installed=None, wanted='>=2', extra='more', fits=False)]
-    """
-    found: dict[tuple[str, str, bool], Package] = {}
-    for line in wanted:
-        need = Requirement(line)
-        extra = _extra(need)
-        if need.marker is not None and not need.marker.evaluate({"extra": extra or ""}):
-            continue
-        try:
-            version = importlib.metadata.version(need.name)
-        except importlib.metadata.PackageNotFoundError:
-            version = None
-        fits = version is not None and need.specifier.contains(version, prereleases=True)
-        key = (need.name, str(need.specifier), extra is None)
-        extras = ", ".join(filter(None, (found[key].extra if key in found else None, extra)))
-        found[key] = Package(need.name, version, str(need.specifier), extras or None, fits)
-    return list(found.values())
+        answer = pool.submit(ask_hub, bases[0] if bases else "gpt2")
+        system, ahead, kernels, hub = look_at_system(), newer(constraints()), look_at_kernels(), answer.result()
+    cache = look_at_cache(bases)
+    return Environment(slms.__version__, system, ahead, kernels, hub, cache, round(time.monotonic() - started, 2))
 
 
 def constraints() -> dict[str, str]:
@@ -161,43 +98,41 @@ def constraints() -> dict[str, str]:
     return dict(line.partition(";")[0].split("==") for line in lines if line and not line.startswith("#"))
 
 
-def newer(versions: dict[str, str]) -> list[Newer]:
+def newer(versions: Mapping[str, str]) -> list[Newer]:
     """The packages that are installed in a later release than `versions` has; a build of a release (`+cpu`) is none.
 
     >>> newer({"torch": "0.1", "no-such-package": "1"})[0].name
     'torch'
     """
-    found = []
-    for name, version in versions.items():
-        try:
-            installed = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        if Version(Version(installed).public) > Version(version):
-            found.append(Newer(name, installed, version))
-    return found
+    found = [Newer(name, installed, tested) for name, tested in versions.items() if (installed := _installed(name))]
+    return [p for p in found if Version(Version(p.installed).public) > Version(p.tested)]
 
 
-def _extra(need: Requirement) -> str | None:
-    marker = str(need.marker or "")
-    return marker.partition("extra == ")[2].split()[0].strip("\"')") if "extra == " in marker else None
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
-def look_at_devices() -> list[str]:
-    """One line a device, the one that runs use by default first."""
+def look_at_system() -> dict[str, str]:
+    """What matters for a run of PyTorch's own report; not its list of packages, which takes a second."""
     import torch
+    from torch.utils import collect_env
 
-    from slms.report.provenance import hardware
-
-    cpu = hardware("cpu")
-    lines = [f"cpu: {cpu['processor']}, {cpu['cores']} cores, PyTorch threads: {cpu['threads']}"]
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            p = torch.cuda.get_device_properties(index)
-            lines.insert(index, f"cuda:{index}: {p.name}, {p.total_memory / 2**30:.0f} GiB, {p.major}.{p.minor}")
-    elif torch.backends.mps.is_available():
-        lines.insert(0, "mps: Apple GPU")
-    return lines
+    run = collect_env.run
+    cpu = collect_env.get_cpu_info(run)
+    found = {
+        "python": platform.python_version(),
+        **{name: _installed(name) for name in MAIN},
+        "system": collect_env.get_os(run),
+        "processor": next((x.partition(":")[2].strip() for x in cpu.splitlines() if "odel name" in x), cpu),
+        "threads": f"{torch.get_num_threads()} of PyTorch on {os.cpu_count()} cores",
+        "gpus": collect_env.get_gpu_info(run),
+        "driver": collect_env.get_nvidia_driver_version(run),
+        "cuda": torch.version.cuda,
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def look_at_kernels() -> list[Kernel]:
@@ -248,8 +183,3 @@ def look_at_cache(bases: list[str]) -> Cache:
     blocks = [file.stat().st_size for file in place.glob("blocks/*.npz")]
     held = {name: cached_snapshot(name) is not None for name in bases}
     return Cache(str(place), len(blocks), sum(blocks), len(load_table()), held)
-
-
-def is_complete(environment: Environment) -> bool:
-    """Whether every package that slms itself needs is there in a version that fits."""
-    return all(package.fits for package in environment.packages if package.extra is None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
@@ -61,7 +62,7 @@ def read_uses(
         first += ids.numel()
 
 
-class LatentReader:
+class LatentStatistics:
     """The first pass: statistics of every latent.
 
     Args:
@@ -198,3 +199,12 @@ def neighbours(W_dec: Tensor, k: int) -> tuple[Tensor, Tensor]:
         indices.append(best.indices)
         cosines.append(best.values)
     return torch.cat(indices), torch.cat(cosines)
+
+
+def z_bound(n: int) -> float:
+    """The z that the largest of n standard normals exceeds in 5 % of cases (Bonferroni).
+
+    >>> round(z_bound(1), 3), round(z_bound(1000), 2)
+    (1.645, 3.89)
+    """
+    return NormalDist().inv_cdf(1 - 0.05 / n)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slms.data.text import Blocks
-from slms.measure.classes import TOKEN, TextClasses, divergence_terms, labels_of, token_texts
+from slms.measure.classes import TOKEN, TextClasses, distinctive, divergence_terms, labels_of, token_texts
 from slms.measure.metrics import Choices, rows_of
 from slms.measure.passes import batches, token_nll
 from slms.measure.rows import Row, finite
@@ -155,11 +155,8 @@ def describe_pathways(
 
 def _top_tokens(counts: Tensor, totals: Tensor, texts: Sequence[str]) -> list[Token]:
     """The tokens that contribute most to KL(p(t | pathway) ‖ p(t)): often here, and more often than elsewhere."""
-    if counts.sum() == 0:
-        return []
-    gain, lift = divergence_terms(counts, totals)
-    best = gain.argsort(descending=True, stable=True)[:TOP_TOKENS].tolist()
-    return [Token(texts[i], int(counts[i]), float(lift[i])) for i in best if gain[i] > 0]
+    lift = divergence_terms(counts, totals).lift
+    return [Token(texts[i], int(counts[i]), float(lift[i])) for i in distinctive(counts, totals, TOP_TOKENS)]
 
 
 def _profile(counts: Tensor, names: tuple[str, ...]) -> dict[str, float]:

@@ -2,12 +2,12 @@
 
 results                `llm_routing_results.json`: written, read       results_schema_1     its earlier form
 metrics_csv            every logged number, one row each               provenance           command, versions, hardware
-artifacts              where a command's files go                      environment          what `doctor` finds
+artifacts              where a command's files go                      doctor               what `doctor` prints
 tables                 tables on the terminal                          words                tokens and names in cells
 figures                `llm_monosemanticity.png`                       evolution            metrics over training
 heatmap                pathway × class                                 palette              one look for every figure
 card                   the model card of a run                         compare              runs side by side
 specialization_rows    numbers of `specialization` as rows             specialization_table, specialization_figure
 ablation, probes, suite, frontier, frontier_figure, coder_tables, coder_figure      of the commands of these names
-feature_schema, describe_features, attribution, feature_tables, feature_page  of `features`
+features, feature_schema, attribution, feature_tables, feature_page                 of `features`
 """

@@ -3,11 +3,7 @@
 Shapes: s latents, c classes, k shown.
 """
 
-import math
 from collections import Counter
-from collections.abc import Callable
-from statistics import NormalDist
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,11 +11,11 @@ from transformers import PreTrainedTokenizerBase
 
 from slms.data.text import Blocks
 from slms.measure.attribution import LayerAttribution
-from slms.measure.classes import labels_of, token_texts
-from slms.measure.features import BINS_AN_OCTAVE, OCTAVES, Context, LatentReader
+from slms.measure.classes import distinctive, divergence_terms, labels_of, preferred_classes, token_texts
+from slms.measure.feature_graph import Graph
+from slms.measure.features import BINS_AN_OCTAVE, OCTAVES, Context, LatentStatistics, z_bound
 from slms.measure.logit_effects import Effects
 from slms.measure.rows import finite, row_of
-from slms.metrics.communities import Modularity, modularity
 from slms.metrics.functional import Score
 from slms.report.attribution import describe_pathway_parts
 from slms.report.feature_schema import (
@@ -33,8 +29,6 @@ from slms.report.feature_schema import (
     UseContext,
 )
 
-MOST_IN_GRAPH = 4096  # features; the graph has as many rows and columns
-FEWEST_USES = 10  # among the sampled tokens, to be placed in the graph
 COMMUNITY_TOKENS = 8
 
 
@@ -51,38 +45,6 @@ class Vocabulary:
     def texts(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """Their texts. Half a character, which UTF-8 cannot hold and browsers stumble over, is written out."""
         return [text.encode("utf-8", "backslashreplace").decode() for text in token_texts(tokenizer, list(self.ids))]
-
-
-class Graph(NamedTuple):
-    """The co-activation graph of the features used often enough."""
-
-    found: Modularity
-    latents: Tensor
-    """int64 [f], which features are its nodes"""
-
-
-def z_bound(n: int) -> float:
-    """The z that the largest of n standard normals exceeds in 5 % of cases (Bonferroni).
-
-    >>> round(z_bound(1), 3), round(z_bound(1000), 2)
-    (1.645, 3.89)
-    """
-    return NormalDist().inv_cdf(1 - 0.05 / n)
-
-
-def communities(reader: LatentReader, progress: Callable[[str], None] = lambda step: None) -> Graph | None:
-    """Communities of features that are used together at the sampled tokens; None where too few are used."""
-    every = torch.arange(reader.n_latents)
-    order = reader.uses.argsort(descending=True, stable=True)[: 2 * MOST_IN_GRAPH]
-    activations, documents = reader.sample(every[order])
-    often = (activations > 0).sum(0) >= FEWEST_USES
-    latents = order[often][:MOST_IN_GRAPH].sort().values
-    if len(latents) < 3:
-        return None
-    column = torch.full([reader.n_latents], -1)
-    column[order] = torch.arange(len(order))
-    found = modularity(activations[:, column[latents]], documents % 16, progress=progress)
-    return Graph(found, latents)
 
 
 def describe_graph(graph: Graph, features: list[Feature]) -> CoActivationGraph:
@@ -116,14 +78,12 @@ def _peaks(features: list[Feature]) -> Counter[int]:
 
 
 def _distinctive_tokens(here: Counter[int], overall: Counter[int]) -> list[int]:
-    """The tokens that contribute most to KL(p(t | community) ‖ p(t))."""
-    n, total = here.total(), overall.total()
-    gain = {t: c / n * math.log((c / n) / (overall[t] / total)) for t, c in here.items()}
-    best = sorted(gain, key=lambda t: -gain[t])[:COMMUNITY_TOKENS]
-    return [t for t in best if gain[t] > 0]
+    tokens = list(overall)
+    counts, totals = torch.tensor([[counter[t] for t in tokens] for counter in (here, overall)], dtype=torch.float64)
+    return [tokens[i] for i in distinctive(counts, totals, COMMUNITY_TOKENS)]
 
 
-def describe_families(reader: LatentReader, scores: dict[str, Score], blocks: Blocks) -> dict[str, FeatureFamily]:
+def describe_families(reader: LatentStatistics, scores: dict[str, Score], blocks: Blocks) -> dict[str, FeatureFamily]:
     """Each label family: its classes, and the features' specialization in it."""
     labels, bound = labels_of(blocks), z_bound(reader.n_latents)
     return {
@@ -138,7 +98,7 @@ def describe_families(reader: LatentReader, scores: dict[str, Score], blocks: Bl
 
 
 def describe_features(
-    reader: LatentReader,
+    reader: LatentStatistics,
     scores: dict[str, Score],
     blocks: Blocks,
     contexts: list[list[list[Context]]],
@@ -205,26 +165,19 @@ def describe_features(
     return features
 
 
-def _preferences(reader: LatentReader, family: str, score: Score, blocks: Blocks) -> list[Preference]:
+def _preferences(reader: LatentStatistics, family: str, score: Score, blocks: Blocks) -> list[Preference]:
     counts, totals = (table.sum(0).double() for table in reader.counts.tables(family))
-    names = blocks.label_names[family]
-    share = totals / totals.sum().clamp(min=1)
-    here = counts / counts.sum(1, keepdim=True).clamp(min=1)
-    lift = torch.where(share > 0, here / share.clamp(min=1e-300), 0.0)
-    best = torch.special.xlogy(here, lift).argmax(1)
-    out = []
-    for i, c in enumerate(best.tolist()):
-        known = bool(counts[i].sum() > 0)
-        out.append(
-            Preference(
-                si=_maybe(score.units[i]),
-                z=_maybe(score.units_z[i]),
-                prefers=names[c] if known else None,
-                share=_short(float(here[i, c])) if known else None,
-                lift=_short(float(lift[i, c])) if known else None,
-            )
+    names, terms = blocks.label_names[family], divergence_terms(counts, totals)
+    return [
+        Preference(
+            si=_maybe(score.units[i]),
+            z=_maybe(score.units_z[i]),
+            prefers=None if c < 0 else names[c],
+            share=None if c < 0 else _short(float(terms.share[i, c])),
+            lift=None if c < 0 else _short(float(terms.lift[i, c])),
         )
-    return out
+        for i, c in enumerate(preferred_classes(counts, totals).tolist())
+    ]
 
 
 def _maybe(value: Tensor) -> float | None:

@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from slms.data.text import Blocks
-from slms.measure.classes import GIVEN_TOKEN, TOKEN, TextClasses, labels_of, preferred_classes
+from slms.measure.classes import (
+    GIVEN_TOKEN,
+    TOKEN,
+    TextClasses,
+    distinctive,
+    labels_of,
+    preferred_class,
+    preferred_classes,
+)
 from slms.metrics.functional import joint_counts, specialization_index
 from slms.metrics.units import N_GROUPS_GIVEN_TOKEN, UnitCounts
 
@@ -74,3 +82,16 @@ def test_the_preferred_class_is_the_one_that_sets_a_unit_apart():
     counts = torch.tensor([[60, 40, 0], [0, 0, 0], [70, 25, 5]])
     totals = torch.tensor([700, 250, 50])
     assert preferred_classes(counts, totals).tolist()[:2] == [1, -1]
+
+
+def test_all_say_the_same_of_what_sets_a_unit_apart():
+    """By the definition, Σ p log(p / q): of class numbers, of names, and of several at once."""
+    here, overall = torch.rand(2, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.01
+    p, q = here / here.sum(), overall / overall.sum()
+    gains = [float(a * (a / b).log()) for a, b in zip(p, q, strict=True)]
+    best = sorted(range(7), key=lambda i: -gains[i])
+    counts, totals = 1000 * here, 1000 * overall
+    assert distinctive(counts, totals, 7) == [i for i in best if gains[i] > 0]
+    assert distinctive(counts, totals, 1) == best[:1] == preferred_classes(counts[None], totals).tolist()
+    names = dict(enumerate("abcdefg"))
+    assert preferred_class(*({names[i]: float(x[i]) for i in range(7)} for x in (p, q))) == names[best[0]]

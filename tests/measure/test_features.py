@@ -6,7 +6,7 @@ import torch
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from slms.data.text import Blocks
-from slms.measure.features import BINS_AN_OCTAVE, OCTAVES, ContextReader, LatentReader, neighbours, read_uses
+from slms.measure.features import BINS_AN_OCTAVE, OCTAVES, ContextReader, LatentStatistics, neighbours, read_uses
 from slms.models.sites import Site, read_sites
 from slms.sae.baselines import FixedCoder
 from slms.sae.coders import build_coder
@@ -37,7 +37,7 @@ def place():
 
 def read(place, batch_size=2, **options):
     model, blocks, coder, _ = place
-    reader = LatentReader(S, blocks, 3, 2, **options)
+    reader = LatentStatistics(S, blocks, 3, 2, **options)
     for uses in read_uses(model, blocks, coder, SPECIAL, batch_size):
         reader.update(uses)
     return reader
