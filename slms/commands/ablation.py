@@ -3,19 +3,30 @@
 from dataclasses import astuple
 from typing import Literal
 
-from tqdm.auto import tqdm
+import torch
 
-from slms.commands.subject import open_subject, short_name
-from slms.measure.ablation import Cell, ablation_rows, cells_of, count_units, measure_ablation, units_at
+from slms.commands.subject import open_subject, results_of, short_name
+from slms.measure.ablation import (
+    Cell,
+    ablation_rows,
+    cells_of,
+    count_units,
+    measure_ablation,
+    units_at,
+    whole_losses,
+)
 from slms.measure.rows import COLUMNS
 from slms.models.anatomy import find_mlps
 from slms.models.place import place_name
 from slms.models.routed import routed_modules
 from slms.models.routed_mlp import RoutedMLP
+from slms.progress import Progress
 from slms.report.ablation import ablation_figure, ablation_table
-from slms.report.artifacts import artifact_directory, write_csv, write_json
+from slms.report.artifacts import write_csv, write_json
 from slms.report.palette import write_figure
 from slms.report.provenance import command_line
+
+PERMUTATIONS = 20
 
 
 def ablation(
@@ -35,6 +46,7 @@ def ablation(
     Units are the pathways of routed MLPs, or of a dense model's MLPs the communities of co-active neurons. SI-causal is
     the share of a unit's loss increase that falls on its best class (every class weighing alike, best class and share
     from different halves of the documents), minus the share under permuted labels; with 95 % intervals over documents.
+    Each unit is told and kept when it is measured, and a measurement that was killed goes on from those.
 
     Args:
         model: a run directory, a model directory, `stories-1m` or a Hugging Face id.
@@ -46,41 +58,56 @@ def ablation(
         control: also ablate random sets of neurons of the same sizes.
         batch_size: blocks of one forward pass.
         seed: of the communities, the permutations and the random sets.
-        output_dir: ablation.csv, matrix.csv, ablation.json and ablation.png go to OUTPUT_DIR/ablation/NAME/.
+        output_dir: ablation.csv, matrix.csv, ablation.json and ablation.png go to OUTPUT_DIR/ablation/NAME/TEXT/.
     """
     subject = open_subject(model, n_tokens=n_tokens, **text)
-    blocks = subject.blocks
-    known = sorted(find_mlps(subject.model))
+    net, blocks = subject.model, subject.blocks
+    known = sorted(find_mlps(net))
     if wrong := [layer for layer in layers or () if layer not in known]:
         raise ValueError(f"--layers {wrong[0]}: the model's MLPs are {known[0]} to {known[-1]}")
-    everything = list(routed_modules(subject.model, RoutedMLP)) or [place_name(layer) for layer in known]
-    chosen = everything if layers is None else [place_name(layer) for layer in layers]
-    asked = ["pos", "semantic", "token_class"] if families is None else families
-    if not chosen or not asked:
-        raise ValueError(f"--{'families' if chosen else 'layers'} is empty; it must name at least one")
-    if unknown := [family for family in asked if family not in blocks.label_names]:
+    everything = list(routed_modules(net, RoutedMLP)) or [place_name(layer) for layer in known]
+    places = everything if layers is None else [place_name(layer) for layer in layers]
+    families = ["pos", "semantic", "token_class"] if families is None else families
+    if not places or not families:
+        raise ValueError(f"--{'families' if places else 'layers'} is empty; it must name at least one")
+    if unknown := [family for family in families if family not in blocks.label_names]:
         raise ValueError(
             f"--families {unknown[0]}: this text has no such labels; it has {', '.join(blocks.label_names)}"
         )
-    units = {place: units_at(subject.model, blocks, place, batch_size, seed) for place in chosen}
+    asked = {"by": by, "control": control, "seed": seed, "batch_size": batch_size}
+    directory, journal = results_of(subject, output_dir, "ablation", **asked, places=places, families=families)
+    whole = whole_losses(net, blocks, families, PERMUTATIONS, batch_size, seed, journal)
+    nats = float(whole.nll.mean())
+    print(f"{model} on {subject.source}: {len(whole.nll):,} predicted tokens, {nats:.4f} nats/token with nothing "
+          "ablated", flush=True)  # fmt: skip
+    drawn = {"batch_size": batch_size, "seed": seed}
+    units = {
+        place: journal.part(f"{place} units", lambda place=place: units_at(net, blocks, place, **drawn), **drawn)
+        for place in places
+    }
     total = sum(count_units(unit_of) for _, unit_of in units.values()) * (2 if control else 1)
-    with tqdm(total=total, desc="ablating", unit="unit", leave=False, delay=2) as bar:
-        whole, found = measure_ablation(
-            subject.model, blocks, units, asked, by, control, batch_size=batch_size, seed=seed, progress=bar.update
-        )
+    random = torch.Generator().manual_seed(seed) if control else None
+    found = []
+    with Progress("ablating", total, "unit") as steps:
+
+        def told(name: str, rise: float) -> None:
+            steps.update()
+            print(f"without {name}: {rise:+.4f} nats/token", flush=True)
+
+        for place, of_place in units.items():
+            found.append(
+                measure_ablation(net, blocks, place, of_place, whole, families, by, random, batch_size, told, journal)
+            )
     rows = ablation_rows(found, seed)
-    directory = artifact_directory(output_dir, "ablation", model)
     write_csv(directory / "matrix.csv", Cell._fields, cells_of(found, blocks.label_names))
     write_csv(directory / "ablation.csv", COLUMNS, map(astuple, rows))
     write_json(
         directory / "ablation.json",
         {"model": model, **subject.text, "by": by, "seed": seed, "command": command_line(),
-         "nats": float(whole.nll.mean()), "rows": rows,
+         "nats": nats, "rows": rows,
          "units": {a.place: {"kind": a.kind, "units": count_units(a.unit_of)} for a in found}},
     )  # fmt: skip
-    figure = ablation_figure(short_name(model), found, asked[0], blocks.label_names[asked[0]])
+    figure = ablation_figure(short_name(model), found, families[0], blocks.label_names[families[0]])
     write_figure(directory / "ablation.png", figure)
-    print(f"{model} on {subject.source}: {len(whole.nll):,} predicted tokens, "
-          f"{float(whole.nll.mean()):.4f} nats/token with nothing ablated")  # fmt: skip
     print(ablation_table(rows, found, by))
     print(f"written to {directory}")

@@ -8,13 +8,15 @@ import torch
 
 from slms.commands.arguments import published
 from slms.commands.subject import chosen_text, open_model, run_text, text_source
+from slms.data.corpora import CorpusConfig
 from slms.data.probes import MANIFEST, read_tasks
 from slms.data.text import say_shortage
+from slms.measure.journal import identity
 from slms.models.anatomy import list_layers, named_layers
 from slms.models.capture import SITES, Text, corpus_texts, windows
 from slms.models.capture import capture as write_capture
 from slms.progress import Progress
-from slms.report.artifacts import artifact_directory
+from slms.report.artifacts import own_directory
 from slms.report.provenance import command_line
 from slms.report.tables import amount
 
@@ -48,7 +50,8 @@ def capture(
         dtype: of the activations on disk: float32, float16 or bfloat16.
         shard_tokens: tokens of one shard.
         batch_size: windows of one forward pass.
-        output_dir: shards and meta.jsonl go to OUTPUT_DIR/capture/NAME/TEXT-SITE/.
+        output_dir: shards and meta.jsonl go to OUTPUT_DIR/capture/NAME/TEXT-SITE/, which another
+            model, text or setting has another of.
     """
     for flag, value, known in (("site", site, SITES), ("dtype", dtype, DTYPES)):
         if value not in known:
@@ -81,7 +84,9 @@ def capture(
         total, place = n_tokens, f"{Path(corpus).stem}-{split}"
         about |= {"corpus": corpus, "validation": read["validation"], "split": split, "n_tokens": n_tokens}
     special = sorted({tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None})
-    directory = artifact_directory(output_dir, "capture", model) / f"{place}-{site}"
+    files = {} if by_task else CorpusConfig(corpus, read["validation"]).recorded().files
+    asked = about | {"layers": chosen, "site": site, "dtype": dtype, "shard_tokens": shard_tokens, "files": files}
+    directory = own_directory(output_dir, "capture", model, f"{place}-{site}", identity(net) | asked)
     with Progress("capturing", total, "tok") as steps:
         n = write_capture(
             net, windows(texts, width), directory, chosen, site, about, special, shard_tokens, batch_size,

@@ -1,8 +1,11 @@
 """What `sae` and `features` measure: a SAELens directory's coder at its place in a model, with text to run it on."""
 
 import logging
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +14,11 @@ from slms.commands.subject import Subject, open_model, run_base, run_text, with_
 from slms.data.corpora import EMBEDDED
 from slms.measure.passes import batches
 from slms.models.base import load_base
+from slms.models.checksums import model_digest
 from slms.models.sites import Site, find_pair, find_site, read_sites, site_of_hook
+from slms.progress import progress
 from slms.sae.base import Coder
+from slms.sae.baselines import FixedCoder
 from slms.sae.export import load
 
 logger = logging.getLogger(__name__)
@@ -20,17 +26,46 @@ logger = logging.getLogger(__name__)
 SAMPLE_BLOCKS = 64  # the first, on which means and baselines are fitted: to their advantage, they are measured there
 
 
-class OpenCoder(NamedTuple):
-    """A coder, its model and text, where it reads and writes, and a sample of both."""
+@dataclass
+class OpenCoder:
+    """A coder, its model and text, where it reads and writes, and, read when asked for, a sample of both."""
 
     coder: Coder
     subject: Subject
     source: Site
     target: Site
-    x: Tensor
-    """[n, i] activations of the first blocks at the source, without special tokens"""
-    y: Tensor
-    """[n, o] at the target"""
+    batch_size: int
+
+    @property
+    def x(self) -> Tensor:
+        """[n, i] activations of the first blocks at the source, without special tokens."""
+        return self._sample[0]
+
+    @property
+    def y(self) -> Tensor:
+        """[n, o] at the target."""
+        return self._sample[1]
+
+    @property
+    def placed(self) -> FixedCoder:
+        """The coder at its place in the model."""
+        return FixedCoder(self.coder, self.source, self.target, self.x, self.y)
+
+    @property
+    def made_from(self) -> dict[str, str]:
+        """What a measurement of it depends on, besides its model and text."""
+        return {"coder": model_digest(self.coder), "site": self.source.name, "target": self.target.name}
+
+    @cached_property
+    def _sample(self) -> tuple[Tensor, Tensor]:
+        xs, ys, special = [], [], special_ids(self.subject)
+        first = islice(batches(self.subject.blocks, self.batch_size), -(-SAMPLE_BLOCKS // self.batch_size))
+        for batch in progress(first, "sampling"):
+            found = read_sites(self.subject.model, batch["input_ids"], list(dict.fromkeys((self.source, self.target))))
+            kept = ~torch.isin(batch["input_ids"].flatten(), special) & found[self.source.name].any(1)
+            xs.append(found[self.source.name][kept])
+            ys.append(found[self.target.name][kept])
+        return torch.cat(xs), torch.cat(ys)
 
     @property
     def place(self) -> str:
@@ -80,11 +115,12 @@ def open_coder(
     find_pair(subject.model, source.name, to.name)
     if coder.is_transcoder and to == source:
         raise ValueError(f"{directory}: a transcoder whose cfg.json names no target; give --target")
-    x, y = _sample(subject, source, to, batch_size)
-    for what, found, wanted in (("input", x.shape[1], coder.d_in), ("output", y.shape[1], coder.d_out)):
-        if found != wanted:
+    one = torch.from_numpy(subject.blocks.input_ids[:1, :1].astype("int64"))
+    width = {name: x.shape[1] for name, x in read_sites(subject.model, one, list(dict.fromkeys((source, to)))).items()}
+    for what, site_, wanted in (("input", source, coder.d_in), ("output", to, coder.d_out)):
+        if (found := width[site_.name]) != wanted:
             raise ValueError(f"{directory}: its {what} has {wanted} dimensions, but the model's site has {found}")
-    return OpenCoder(coder, subject, source, to, x, y)
+    return OpenCoder(coder, subject, source, to, batch_size)
 
 
 def _named_text(directory: str, metadata: dict[str, Any]) -> dict:
@@ -125,16 +161,3 @@ def _place(subject: Subject, directory: str, name: str | None, hook: str | None,
     if not hook:
         raise ValueError(f"{directory}/cfg.json names no hook; give --{flag}")
     return site_of_hook(subject.model, hook)
-
-
-def _sample(subject: Subject, source: Site, target: Site, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Activations of the first blocks at both sites, without special tokens."""
-    xs, ys, special = [], [], special_ids(subject)
-    for i, batch in enumerate(batches(subject.blocks, batch_size)):
-        if i * batch_size >= SAMPLE_BLOCKS:
-            break
-        found = read_sites(subject.model, batch["input_ids"], list(dict.fromkeys((source, target))))
-        kept = ~torch.isin(batch["input_ids"].flatten(), special) & found[source.name].any(1)
-        xs.append(found[source.name][kept])
-        ys.append(found[target.name][kept])
-    return torch.cat(xs), torch.cat(ys)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from slms.files import write_atomic
 from slms.measure.compare import compare as compare_results
+from slms.report.artifacts import own_directory
 from slms.report.compare import compare_csv, compare_figure, compare_table, run_names
 from slms.report.palette import write_figure
 from slms.report.results import read_results
@@ -14,12 +15,14 @@ def compare(runs: list[str], output_dir: str = "artifacts") -> None:
 
     Args:
         runs: run directories, or results files.
-        output_dir: compare.csv and compare.png go to OUTPUT_DIR/compare/.
+        output_dir: compare.csv and compare.png go to OUTPUT_DIR/compare/RUNS/, RUNS being
+            the first run's name, how many more there are, and a digest of their results.
     """
     results = [read_results(path) for path in runs]
     named = list(zip(run_names(results, [Path(path) for path in runs]), results, strict=True))
     found = compare_results(named)
-    directory = Path(output_dir) / "compare"
+    first, *others = (name for name, _ in named)
+    directory = own_directory(output_dir, "compare", first, f"and-{len(others)}-others", {"runs": named})
     table = write_atomic(directory / "compare.csv", compare_csv(found.runs))
     figure = write_figure(directory / "compare.png", compare_figure(found.runs, results))
     print(compare_table(found))

@@ -4,16 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from slms.commands.coder import OpenCoder, coder_directories, open_coder, special_ids
+from slms.commands.subject import results_of
 from slms.measure.attribution import LayerAttribution, PathwayAttribution, contributing_layers
 from slms.measure.feature_graph import communities
 from slms.measure.features import ContextReader, LatentStatistics, neighbours, read_uses, z_bound
 from slms.measure.logit_effects import METHOD, Effects, logit_effects, written
 from slms.models.anatomy import find_mlps
 from slms.models.sites import Site, read_sites
-from slms.report.artifacts import artifact_directory, write_csv
+from slms.progress import Progress, progress
+from slms.report.artifacts import write_csv
 from slms.report.attribution import attribution_figure, describe_layer_pathways
 from slms.report.feature_page import write_features
 from slms.report.feature_schema import FeatureResults
@@ -21,7 +22,7 @@ from slms.report.feature_tables import COLUMNS, PATHWAY_COLUMNS, feature_rows, p
 from slms.report.features import Vocabulary, describe_families, describe_features, describe_graph
 from slms.report.palette import write_figure
 from slms.report.words import shorten
-from slms.sae.baselines import FixedCoder
+from slms.sae.evaluate import Placed
 
 LINEARISED = 64  # tokens at which the final norm is linearised
 
@@ -46,7 +47,7 @@ def features(
         batch_size: blocks of one forward pass.
         n_strongest: strongest uses of each feature to show.
         n_random: uses drawn at random to show beside them.
-        output_dir: the files go to OUTPUT_DIR/features/NAME/.
+        output_dir: the files go to OUTPUT_DIR/features/NAME/TEXT/.
     """
     for flag, value in (("n_strongest", n_strongest), ("n_random", n_random)):
         if value < 1:
@@ -54,7 +55,9 @@ def features(
     for path in coder_directories(Path(directory)):
         opened = open_coder(str(path), batch_size=batch_size, n_tokens=n_tokens, **options)
         results, attributions = _results(str(path), opened, batch_size, n_strongest, n_random)
-        place = artifact_directory(output_dir, "features", str(path))
+        shown = {"n_strongest": n_strongest, "n_random": n_random}
+        subject = opened.subject._replace(name=str(path))
+        place, _ = results_of(subject, output_dir, "features", **opened.made_from, **shown)
         write_csv(place / "features.csv", COLUMNS, feature_rows(results))
         if attributions:
             write_csv(place / "pathways.csv", PATHWAY_COLUMNS, pathway_rows(results))
@@ -69,14 +72,14 @@ def _results(
 ) -> tuple[FeatureResults, list[LayerAttribution]]:
     subject, blocks = opened.subject, opened.subject.blocks
     assert blocks.doc_ids is not None, "a subject's blocks carry their documents"
-    coder = FixedCoder(opened.coder, opened.source, opened.target, opened.x, opened.y)
+    coder = opened.placed
     _fits(directory, coder, opened)
     reader = LatentStatistics(opened.coder.d_sae, blocks, n_strongest, n_random)
     n_batches = -(-len(blocks.input_ids) // batch_size)
 
     def uses(what: str):
         found = read_uses(subject.model, blocks, coder, special_ids(subject), batch_size)
-        return tqdm(found, what, n_batches, leave=False, delay=2)
+        return progress(found, what, n_batches)
 
     for batch in uses("uses"):
         reader.update(batch)
@@ -90,8 +93,8 @@ def _results(
             attribution.update(batch)
         attributions = attribution.compute()
     scores = reader.counts.compute()
-    with tqdm(total=13, desc="communities", leave=False, delay=2) as bar:
-        graph = communities(reader, lambda step: (bar.set_description(step), bar.update())[0])
+    with Progress("communities", 13) as steps:
+        graph = communities(reader, lambda step: steps.update(1, step))
     effects, method = _effects(opened)
     vocabulary = Vocabulary()
     described = describe_features(
@@ -130,7 +133,7 @@ def _results(
     return results, attributions
 
 
-def _fits(directory: str, coder: FixedCoder, opened: OpenCoder) -> None:
+def _fits(directory: str, coder: Placed, opened: OpenCoder) -> None:
     """A coder of another model has the right shape by chance only, but then it reconstructs nothing."""
     usual = torch.linalg.vector_norm(opened.x, dim=1) <= coder.longest
     x, y = opened.x[usual], opened.y[usual]

@@ -10,10 +10,11 @@ from slms.commands.arguments import published
 from slms.commands.subject import open_model, run_text, with_text
 from slms.measure.dynamick import DENSE_RULES, ROUTED_RULES, set_budget, set_routed_rule, under_rule
 from slms.measure.harness import TaskScore, installed, score
+from slms.measure.journal import identity
 from slms.models.base import Base
 from slms.models.dynamic import masking
 from slms.models.routed import routed_modules
-from slms.report.artifacts import artifact_directory, write_csv, write_json
+from slms.report.artifacts import own_directory, write_csv, write_json
 from slms.report.provenance import command_line, versions
 from slms.report.tables import text_table
 
@@ -46,7 +47,7 @@ def harness(
         corpus: text that a rule is calibrated on; the run's own, else `stories`.
         calibration_tokens: how many tokens of it.
         batch_size: sequences of one forward pass.
-        output_dir: harness.csv and harness.json go to OUTPUT_DIR/harness/NAME/.
+        output_dir: harness.csv and harness.json go to OUTPUT_DIR/harness/NAME/TASKS/.
     """
     for name, value in (("limit", limit), ("batch_size", batch_size), ("calibration_tokens", calibration_tokens)):
         if value is not None and value < 1:
@@ -61,15 +62,21 @@ def harness(
         raise ValueError("harness needs the package lm-eval: pip install -e '.[harness]'")
     net, tokenizer = open_model(model)
     assert tokenizer is not None, model  # load_base raises without one
+    made_from: dict[str, object] = {
+        "tasks": tasks, "include_path": include_path, "shots": shots, "limit": limit, "rule": rule, "density": density,
+        **identity(net),
+    }  # fmt: skip
     if rule is not None and density is not None:
         own = run_text(model)
         subject = with_text(model, Base(net, tokenizer), own, corpus=corpus, split="train", n_tokens=calibration_tokens)
-        text = subject.blocks.input_ids
-        net = dynamic(net, rule, density, torch.from_numpy(text.astype("int64")), batch_size)
+        made_from |= identity(net, subject.blocks)
+        ids = torch.from_numpy(subject.blocks.input_ids.astype("int64"))
+        net = dynamic(net, rule, density, ids, batch_size)
     with masking(net) if rule is not None else nullcontext():
         include = None if include_path is None else Path(include_path)
         scores = score(net, tokenizer, tasks, include, shots, limit, batch_size)
-    directory = artifact_directory(output_dir, "harness", model)
+    named = "-".join(tasks) if len(tasks) <= 3 else f"{len(tasks)}-tasks"
+    directory = own_directory(output_dir, "harness", model, named, made_from)
     write_csv(directory / "harness.csv", TaskScore._fields, scores)
     write_json(
         directory / "harness.json",

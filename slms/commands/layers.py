@@ -2,7 +2,7 @@
 
 from slms.models.families import LayerInfo
 from slms.models.listing import list_layers
-from slms.report.artifacts import artifact_directory, write_csv, write_json
+from slms.report.artifacts import own_directory, write_csv, write_json
 from slms.report.tables import text_table
 
 
@@ -11,10 +11,10 @@ def layers(model: str, output_dir: str = "artifacts") -> None:
 
     Args:
         model: a model directory, `stories-1m` or a Hugging Face id.
-        output_dir: layers.csv and layers.json go to OUTPUT_DIR/layers/NAME/.
+        output_dir: layers.csv and layers.json go to OUTPUT_DIR/layers/NAME/MLPS/.
     """
     found = list_layers(model)
-    directory = artifact_directory(output_dir, "layers", model)
+    directory = own_directory(output_dir, "layers", model, f"{len(found)}-mlps", {"layers": found})
     write_csv(directory / "layers.csv", LayerInfo._fields, found)
     write_json(directory / "layers.json", {"model": model, "layers": [layer._asdict() for layer in found]})
     head = ["layer", "name", "d_model", "d_ff", "activation", "gated"]

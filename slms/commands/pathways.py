@@ -2,9 +2,8 @@
 
 import datetime
 import time
-from pathlib import Path
 
-from slms.commands.subject import open_subject, run_base, short_name
+from slms.commands.subject import open_subject, results_of, run_base, short_name
 from slms.measure.passes import document_loss
 from slms.measure.pathways import measure
 from slms.measure.results import assemble, base_of, data_of
@@ -32,7 +31,7 @@ def pathways(
         model: a run directory, or the directory of a routed model.
         batch_size: blocks of one forward pass.
         given_token: label families (pos, semantic, …) whose SI is also computed conditional on the token.
-        output_dir: the results file and the figure go to OUTPUT_DIR/pathways/.
+        output_dir: the results file and the figure go to OUTPUT_DIR/pathways/NAME/TEXT/.
     """
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     subject = open_subject(model, **text)
@@ -67,7 +66,7 @@ def pathways(
         flops=flops_per_token(subject.model, subject.text["block_size"], measured.densities),
         routing=config,
     )
-    directory = Path(output_dir) / "pathways"
+    directory, _ = results_of(subject, output_dir, "pathways", given_token=given_token)
     write_results(results, directory / RESULTS_FILE)
     write_figure(directory / FIGURE_FILE, monosemanticity_figure(results))
     print(f"{closing_table(results)}\n\nwritten to {directory}")

@@ -11,7 +11,7 @@ from slms.measure.journal import Journal, digest, identity
 from slms.measure.probes import Margins, ProbeRow, margins, n_forwards, probe_row
 from slms.models.base import random_twin
 from slms.progress import Progress
-from slms.report.artifacts import artifact_directory, write_csv, write_json
+from slms.report.artifacts import own_directory, write_csv, write_json
 from slms.report.palette import write_figure
 from slms.report.probes import probe_figure, probe_table
 from slms.report.provenance import command_line
@@ -50,9 +50,8 @@ def probes(
     null = cache(lambda: random_twin(net))
     made_from = identity(net)
     asked = {"manifest": digest({"tasks": tasks}), "batch_size": batch_size}
-    place = artifact_directory(output_dir, "probes", model)
-    directory = place / f"{Path(probe_manifest).stem}-{digest(made_from | asked)}"
-    journal = Journal(place / "parts", made_from)
+    directory = own_directory(output_dir, "probes", model, Path(probe_manifest).stem, made_from | asked)
+    journal = Journal(directory.parent / "parts", made_from)
     rows, items = [], []
     n_texts = 2 * sum(n_forwards(task.answered) for task in tasks)
     with Progress("probing", n_texts, "text") as steps:

@@ -1,26 +1,26 @@
 """`eval.py sae`: what a sparse autoencoder is worth, beside PCA, a random one and one of a model that knows nothing."""
 
-from collections.abc import Iterable
 from dataclasses import astuple
+from functools import cache
 from pathlib import Path
 
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from slms.commands.coder import OpenCoder, coder_directories, open_coder, special_ids
-from slms.commands.subject import short_name
+from slms.commands.subject import results_of, short_name
 from slms.data.text import BlockSpec, load_blocks
-from slms.measure.coders import coder_rows, density_quantiles, measure_coders
+from slms.measure.coders import CoderNumbers, coder_rows, density_quantiles, measure_coders
+from slms.measure.journal import Journal
 from slms.measure.rows import COLUMNS
 from slms.models.base import random_twin
 from slms.models.card import shortened
-from slms.report.artifacts import artifact_directory, write_csv, write_json
+from slms.report.artifacts import write_csv, write_json
 from slms.report.coder_figure import coder_figure
 from slms.report.coder_tables import quality_table, si_table
 from slms.report.palette import write_figure
-from slms.sae.baselines import PCA, FixedCoder, random_coder
+from slms.sae.baselines import PCA, random_coder
 from slms.sae.config import CoderConfig
-from slms.sae.control import train_control
+from slms.sae.control import control_of, train_control
 from slms.sae.evaluate import Placed
 
 CONTROL = "random model"
@@ -37,6 +37,8 @@ def sae(
 ) -> None:
     """L0, FVU, loss recovered (zero and mean ablation), KL, dead share and SI of latents, with intervals.
 
+    A measurement that was killed goes on where it stopped.
+
     Args:
         directory: a SAELens directory (cfg.json, sae_weights.safetensors), or a run: then each of its `saes/`.
         n_tokens: tokens to measure on.
@@ -44,7 +46,7 @@ def sae(
         baselines: also measure PCA and a random coder at the same L0.
         control_tokens: tokens on which to train, at the same L0, a coder of the model with random weights; 0 trains
             none.
-        output_dir: quality.json, quality.csv and quality.png go to OUTPUT_DIR/sae/NAME/.
+        output_dir: quality.json, quality.csv and quality.png go to OUTPUT_DIR/sae/NAME/TEXT/.
     """
     if control_tokens < 0:
         raise ValueError(f"--control_tokens {control_tokens}: it must not be negative")
@@ -56,30 +58,56 @@ def sae(
 def _report(
     directory: Path, opened: OpenCoder, batch_size: int, baselines: bool, control_tokens: int, output: str
 ) -> None:
-    coder, subject, source, to, x, y = opened
+    coder, subject, source, to = opened.coder, opened.subject, opened.source, opened.target
     blocks, special = subject.blocks, special_ids(subject)
-    coders: dict[str, Placed] = {"this coder": FixedCoder(coder, source, to, x, y)}
-    k = max(round(_used(coders["this coder"], x)), 1)
-    if baselines:
-        coders["random coder"] = random_coder(source, to, x, y, coder.d_sae, k)
-        coders["PCA"] = PCA(source, to, x, y, k)
-    found = measure_coders(subject.model, blocks, coders, special, batch_size, _progress)
-    if control_tokens:
-        twin = random_twin(subject.model)
+    asked = opened.made_from | {"batch_size": batch_size, "baselines": baselines}
+    named = subject._replace(name=str(directory))
+    place, journal = results_of(named, output, "sae", control_tokens=control_tokens, **asked)
+    journal.made_from |= asked
+
+    def used() -> int:
+        """Latents a token uses, on average."""
+        values = opened.placed.features(opened.x)[1]
+        return max(round(float((values > 0).sum() / len(opened.x))), 1)
+
+    k = cache(lambda: journal.part("latents used", used))
+
+    def measured() -> dict[str, CoderNumbers]:
+        coders: dict[str, Placed] = {"this coder": opened.placed}
+        if baselines:
+            coders["random coder"] = random_coder(source, to, opened.x, opened.y, coder.d_sae, k())
+            coders["PCA"] = PCA(source, to, opened.x, opened.y, k())
+        return measure_coders(subject.model, blocks, coders, special, batch_size, journal)
+
+    twin = cache(lambda: random_twin(subject.model))
+    kind = "topk" if coder.config.kind == "topk" else "batch_topk"
+    config = cache(lambda: CoderConfig(kind=kind, d_sae=coder.d_sae, k=k()))
+
+    def trained() -> dict[str, Tensor]:
         text = subject.text
         train = BlockSpec(
             text["corpus"], "train", None, text["text_field"], 0, text["block_size"], control_tokens, False
         )
-        config = CoderConfig(kind="topk" if coder.config.kind == "topk" else "batch_topk", d_sae=coder.d_sae, k=k)
         ids = load_blocks(train, subject.tokenizer).input_ids
-        control = train_control(twin, source, to, ids, special.tolist(), config, control_tokens)
-        found |= measure_coders(twin, blocks, {CONTROL: control}, special, batch_size, _progress)
-    results = {name: one.quality for name, one in found.items()}
+        return train_control(twin(), source, to, ids, special.tolist(), config(), control_tokens).state_dict()
+
+    def measured_control() -> dict[str, CoderNumbers]:
+        state = of_control.part("control coder", trained)
+        print(f"{directory}: {CONTROL}'s coder trained on {control_tokens:,} tokens", flush=True)
+        control = control_of(state, source, to, config())
+        return measure_coders(twin(), blocks, {CONTROL: control}, special, batch_size, of_control)
+
+    found = journal.part("coders", measured)
+    print(f"{directory}: {', '.join(found)} measured", flush=True)
+    if control_tokens:
+        of_control = Journal(journal.directory, journal.made_from | {"control_tokens": control_tokens})
+        found |= of_control.part("control", measured_control)
+        print(f"{directory}: {CONTROL} measured", flush=True)
+    results, rows = {name: one.quality for name, one in found.items()}, coder_rows(found)
     print(f"{directory}: {coder.config.kind}, {coder.d_sae} latents, of {subject.name} at {opened.place}\n")
     print(f"{quality_table(results)}\n\n{si_table({name: one.si for name, one in found.items() if one.si})}")
     if control_tokens:
-        print(f"  {CONTROL}: a {config.kind} coder of the model with random weights, {control_tokens:,} tokens")
-    place, rows = artifact_directory(output, "sae", str(directory)), coder_rows(found)
+        print(f"  {CONTROL}: a {kind} coder of the model with random weights, {control_tokens:,} tokens")
     content = {
         "directory": str(directory),
         "model": subject.name,
@@ -99,12 +127,3 @@ def _report(
     subtitle = f"{shortened(subject.source)}, {tokens:,} tokens; 95 % intervals over documents"
     write_figure(place / "quality.png", coder_figure(results, title, subtitle))
     print(f"\nwritten to {place}")
-
-
-def _used(coder: Placed, x: Tensor) -> float:
-    """Latents a token of x [n, i] uses, on average."""
-    return float((coder.features(x)[1] > 0).sum() / len(x))
-
-
-def _progress(items: Iterable, what: str, n: int) -> Iterable:
-    return tqdm(items, what, n, leave=False, delay=2)

@@ -22,7 +22,7 @@ from slms.measure.sparsity import STEPS, Sparsity, measure_sparsity
 from slms.metrics.functional import ActivationSparsity
 from slms.models.anatomy import list_layers, named_layers
 from slms.progress import Progress
-from slms.report.artifacts import artifact_directory, write_csv, write_json
+from slms.report.artifacts import own_directory, write_csv, write_json
 from slms.report.provenance import command_line
 from slms.report.tables import number, share, text_table
 
@@ -92,20 +92,19 @@ def sparsity(
     rows: list[list[Any]] = []
     about: list[dict[str, Any]] = []
     made_from = identity(net)
-    place = artifact_directory(output_dir, "sparsity", model)
+    asked = [threshold, tolerance, batch_size, chosen, dtype, digest({"texts": tasks}), read["block_size"]]
+    text = Path(str(probe_manifest or MANIFEST)).stem if by_task else "prompt" if prompt else Path(read["corpus"]).stem
+    directory = own_directory(output_dir, "sparsity", model, text, made_from | {"asked": asked})
     with Progress("sparsity", len(tasks) * (STEPS + 2)) as steps:
         for task in tasks:
             blocks = prompt_blocks([task], tokenizer, context, read["block_size"])
-            journal = Journal(place / "parts", made_from | identity(net, blocks))
+            journal = Journal(directory.parent / "parts", made_from | identity(net, blocks))
             told = partial(steps.update, 1)
             found = measure_sparsity(net, blocks, chosen, threshold, tolerance, batch_size, told, journal)
             task_rows = _rows(found, {i: names[i] for i in chosen})
             rows += [[task.task_id, *row] if by_task else row for row in task_rows]
             about.append({"task_id": task.task_id, "texts": len(blocks.input_ids)} | _whole(found))
             _print(task.task_id if by_task else "", found, names, tolerance)
-    asked = [threshold, tolerance, batch_size, chosen, dtype, digest({"texts": tasks}), read["block_size"]]
-    text = Path(str(probe_manifest or MANIFEST)).stem if by_task else "prompt" if prompt else Path(read["corpus"]).stem
-    directory = place / f"{text}-{digest(made_from | {'asked': asked})}"
     columns = ["task_id", *COLUMNS] if by_task else COLUMNS
     write_csv(directory / "sparsity.csv", columns, rows)
     settings = {"model": model, "corpus": None if by_task or prompt else read["corpus"], "split": read["split"],

@@ -8,10 +8,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slms.data.corpora import EMBEDDED, CorpusConfig, absolute_name, check_unchanged, read_from
 from slms.data.text import Blocks, BlockSpec, load_blocks
-from slms.measure.journal import Journal, digest, identity
+from slms.measure.journal import Journal, identity
 from slms.models.base import Base, load_base
 from slms.models.source import BaseConfig
-from slms.report.artifacts import artifact_directory
+from slms.report.artifacts import own_directory
 
 DEFAULTS = {"corpus": EMBEDDED, "validation": None, "text_field": "text", "block_size": 256, "n_tokens": 131_072}
 
@@ -118,14 +118,11 @@ def chosen_text(
 
 
 def results_of(subject: Subject, output_dir: str, command: str, **settings: Any) -> tuple[Path, Journal]:
-    """Where the results of a measurement go, and the journal of its parts.
-
-    Another model, text or setting has another directory, also where names are alike: no result replaces another's.
-    """
+    """Where the results of a measurement go (`own_directory`), and the journal of its parts."""
     made_from = identity(subject.model, subject.blocks)
     text = f"{Path(subject.text['corpus']).stem}-{subject.text['split']}"
-    directory = artifact_directory(output_dir, command, subject.name)
-    return directory / f"{text}-{digest(made_from | settings)}", Journal(directory / "parts", made_from)
+    directory = own_directory(output_dir, command, subject.name, text, made_from | settings)
+    return directory, Journal(directory.parent / "parts", made_from)
 
 
 def open_model(model: str) -> Base:

@@ -7,7 +7,7 @@ from slms.data.corpora import CorpusConfig
 from slms.measure.journal import Journal
 from slms.measure.suite import SuiteModel, measure_model, verdicts
 from slms.progress import progress
-from slms.report.artifacts import write_csv, write_json
+from slms.report.artifacts import own_directory, write_csv, write_json
 from slms.report.palette import write_figure
 from slms.report.provenance import command_line, hardware, versions
 from slms.report.suite import SUITE_COLUMNS, suite_figure, suite_rows, suite_table
@@ -43,8 +43,8 @@ def suite(
         n_tokens: tokens to measure on.
         n_nulls: token-shuffled graphs behind the null of Q.
         batch_size: blocks of one forward pass.
-        output_dir: suite.csv, suite.json and suite.png go to OUTPUT_DIR/suite/NAME/, each model's numbers to
-            OUTPUT_DIR/suite/measured/.
+        output_dir: suite.csv, suite.json and suite.png go to OUTPUT_DIR/suite/NAME/TEXT/, each model's
+            numbers to OUTPUT_DIR/suite/measured/.
     """
     if (models is None) == (suite is None):
         raise ValueError("give either --models or --suite")
@@ -54,14 +54,15 @@ def suite(
     if not names or len(set(names)) < len(names):
         raise ValueError(f"--models {' '.join(names)}: give at least one model, each once")
     read = {"corpus": corpus, "block_size": block_size, "n_tokens": n_tokens, **text}
-    directory = Path(output_dir) / "suite" / (suite or "models")
     files = CorpusConfig(corpus, text.get("validation")).recorded().files
-    # whatever suite a model is part of
-    journal = Journal(directory.parent / "measured", read | {"n_nulls": n_nulls, "files": files})
+    asked = read | {"n_nulls": n_nulls, "files": files}
+    weights = {name: _written(name) for name in names}
+    directory = own_directory(output_dir, "suite", suite or "models", Path(corpus).stem, asked | {"models": weights})
+    journal = Journal(directory.parents[1] / "measured", asked)  # whatever suite a model is part of
     measured = []
     for name in progress(names, "models"):
         made = journal.part(
-            name, lambda name=name: _measure(name, batch_size, n_nulls, **read), model=name, weights=_written(name)
+            name, lambda name=name: _measure(name, batch_size, n_nulls, **read), model=name, weights=weights[name]
         )
         measured.append(made)
     measured.sort(key=lambda model: model.parameters)

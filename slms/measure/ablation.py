@@ -6,14 +6,17 @@ c classes, r permutations.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from slms.data.text import Blocks
+from slms.measure.journal import Journal
 from slms.measure.passes import batches, token_nll
 from slms.measure.rows import Row, finite, row_of
 from slms.metrics.communities import leiden
@@ -27,6 +30,9 @@ from slms.models.sites import Site, read_sites, replaced
 
 SMALLEST = 4  # neurons; a smaller community is left in place
 GRAPH_TOKENS = 4096
+
+Told = Callable[[str, float], object]
+"""Called with what was ablated, in words, and the loss increase in nats per token."""
 
 
 class ClassSums(NamedTuple):
@@ -51,21 +57,31 @@ class TokenLosses(NamedTuple):
 
 
 def whole_losses(
-    model: PreTrainedModel, blocks: Blocks, families: Sequence[str], n_permutations: int, batch_size: int, seed: int = 0
+    model: PreTrainedModel,
+    blocks: Blocks,
+    families: Sequence[str],
+    n_permutations: int,
+    batch_size: int,
+    seed: int = 0,
+    journal: Journal | None = None,
 ) -> TokenLosses:
-    """Losses of the model as it is, and the classes of what it predicts, with permuted copies."""
-    nll: list[Tensor] = []
-    group: list[Tensor] = []
-    labels: dict[str, list[Tensor]] = {family: [] for family in families}
-    with torch.inference_mode():
-        for batch in batches(blocks, batch_size):
-            nll.append(token_nll(model, batch["input_ids"].to(model.device)).flatten().cpu())
-            group.append(batch["doc_ids"][:, 1:].flatten() % N_GROUPS)
-            for family in families:
-                labels[family].append(batch[f"labels_{family}"][:, 1:].flatten())
+    """Losses of the model as it is, a part of the journal, and the classes that it predicts, with permuted copies."""
+
+    def predicted(column: np.ndarray) -> Tensor:
+        return torch.from_numpy(column[:, 1:].astype(np.int64)).flatten()
+
+    nll = (journal or Journal()).part("whole", lambda: _losses(model, blocks, batch_size), batch_size=batch_size)
     generator = torch.Generator().manual_seed(seed)
-    stacked = {family: _permuted(torch.cat(parts), n_permutations, generator) for family, parts in labels.items()}
-    return TokenLosses(torch.cat(nll), torch.cat(group), stacked)
+    labels = {family: _permuted(predicted(blocks.labels[family]), n_permutations, generator) for family in families}
+    assert blocks.doc_ids is not None
+    return TokenLosses(nll, predicted(blocks.doc_ids) % N_GROUPS, labels)
+
+
+@torch.inference_mode()
+def _losses(model: PreTrainedModel, blocks: Blocks, batch_size: int) -> Tensor:
+    """fp32 [n], nats of each predicted token."""
+    read = batches(blocks, batch_size)
+    return torch.cat([token_nll(model, batch["input_ids"].to(model.device)).flatten().cpu() for batch in read])
 
 
 def _permuted(classes: Tensor, n_permutations: int, generator: torch.Generator) -> Tensor:
@@ -100,7 +116,9 @@ def ablate(
     n_classes: Mapping[str, int],
     by: Literal["mean", "zero"] = "mean",
     batch_size: int = 16,
-    progress: Callable[[], object] = lambda: None,
+    kind: str = "unit",
+    told: Told = lambda name, nats: None,
+    journal: Journal | None = None,
 ) -> dict[str, ClassSums]:
     """Family → loss increases when each unit of one place is ablated.
 
@@ -110,38 +128,44 @@ def ablate(
         n_classes: classes of each family.
         by: what takes the place of the unit's activations: their means over the blocks, or zero. The mean leaves the
             constant part of what the unit adds, so that only what it says about a token is lost.
-        progress: called after each unit.
+        kind: what a unit is, for `told`, which is called after each.
+        journal: of this model and these blocks; the means and the losses without each unit are parts of it.
     """
-    n_units = count_units(unit_of)
-    mean = mean_activations(model, blocks, place, batch_size) if by == "mean" else torch.zeros(len(unit_of))
-    mean = mean.to(model.device)
-    rows = len(next(iter(whole.labels.values())))
-    found = {
-        family: ClassSums(torch.zeros(rows, N_GROUPS, n_units, c).double(), torch.zeros(rows, N_GROUPS, c).double())
-        for family, c in n_classes.items()
-    }
-    site = neurons_at(place)
-    for unit in range(n_units):
-        taken, nll = (unit_of == unit).to(model.device), []
+    journal = journal or Journal()
+    about = {"by": by, "batch_size": batch_size}
 
-        def without(_: Tensor, a: Tensor, taken: Tensor = taken) -> Tensor:
-            return torch.where(taken, mean.to(a), a)
+    @cache
+    def mean() -> Tensor:
+        if by == "zero":
+            return torch.zeros(len(unit_of), device=model.device)
+        found = journal.part(f"{place} mean", lambda: mean_activations(model, blocks, place, batch_size), **about)
+        return found.to(model.device)
 
-        with torch.inference_mode(), replaced(model, site, site, without):
-            for batch in batches(blocks, batch_size):
-                nll.append(token_nll(model, batch["input_ids"].to(model.device)).flatten().cpu())
-        rise = (torch.cat(nll) - whole.nll).double()
-        for family, (sums, totals) in found.items():
-            c = n_classes[family]
-            known = whole.labels[family][0] >= 0
-            column = whole.group[known] * c + whole.labels[family][:, known]
-            for row, index in enumerate(column):
-                flat = torch.zeros(N_GROUPS * c, dtype=torch.float64)
-                sums[row, :, unit] = rearrange(flat.index_add_(0, index, rise[known]), "(g c) -> g c", c=c)
-                if unit == 0:
-                    totals[row] = rearrange(torch.bincount(index, minlength=N_GROUPS * c), "(g c) -> g c", c=c)
-        progress()
-    return found
+    def without(unit: Tensor) -> Tensor:
+        """fp32 [n], nats of each predicted token without a unit, bool [f]."""
+        site, taken, other = neurons_at(place), unit.to(model.device), mean()
+        with replaced(model, site, site, lambda _, a: torch.where(taken, other.to(a), a)):
+            return _losses(model, blocks, batch_size)
+
+    rises = []
+    for unit in range(count_units(unit_of)):
+        taken = unit_of == unit
+        nll = journal.part(
+            f"{place} without", lambda taken=taken: without(taken), neurons=taken.nonzero().tolist(), **about
+        )
+        rises.append((nll - whole.nll).double())
+        told(f"{place} {kind} {unit}", float(rises[-1].mean()))
+    rise = torch.stack(rises) if rises else torch.zeros(0, len(whole.nll), dtype=torch.float64)
+    return {family: _class_sums(rise, whole, family, c) for family, c in n_classes.items()}
+
+
+def _class_sums(rises: Tensor, whole: TokenLosses, family: str, c: int) -> ClassSums:
+    """Of loss increases [u, n]."""
+    known = whole.labels[family][0] >= 0
+    column = whole.group[known] * c + whole.labels[family][:, known]
+    sums = torch.stack([rises.new_zeros(len(rises), N_GROUPS * c).index_add_(1, at, rises[:, known]) for at in column])
+    totals = torch.stack([torch.bincount(at, minlength=N_GROUPS * c).double() for at in column])
+    return ClassSums(rearrange(sums, "r u (g c) -> r g u c", c=c), rearrange(totals, "r (g c) -> r g c", c=c))
 
 
 class Ablation(NamedTuple):
@@ -187,35 +211,34 @@ def count_units(unit_of: Tensor) -> int:
 def measure_ablation(
     model: PreTrainedModel,
     blocks: Blocks,
-    units: Mapping[str, tuple[str, Tensor]],
+    place: str,
+    units: tuple[str, Tensor],
+    whole: TokenLosses,
     families: Sequence[str],
     by: Literal["mean", "zero"] = "mean",
-    control: bool = True,
-    n_permutations: int = 20,
+    control: torch.Generator | None = None,
     batch_size: int = 16,
-    seed: int = 0,
-    progress: Callable[[], object] = lambda: None,
-) -> tuple[TokenLosses, list[Ablation]]:
-    """Ablate every unit of every place in `units` (place → kind and unit of each neuron, from `units_at`)."""
-    whole = whole_losses(model, blocks, families, n_permutations, batch_size, seed)
-    n_classes = {family: len(blocks.label_names[family]) for family in families}
-    generator = torch.Generator().manual_seed(seed)
-    found = []
-    for place, (kind, unit_of) in units.items():
-        classes = ablate(model, blocks, place, unit_of, whole, n_classes, by, batch_size, progress)
-        random = {}
-        if control:
-            shuffled = unit_of[torch.randperm(len(unit_of), generator=generator)]
-            random = _scores(ablate(model, blocks, place, shuffled, whole, n_classes, by, batch_size, progress))
-        found.append(Ablation(place, kind, unit_of, classes, _scores(classes), random))
-    return whole, found
+    told: Told = lambda name, nats: None,
+    journal: Journal | None = None,
+) -> Ablation:
+    """Ablate every unit of a place (kind and unit of each neuron, from `units_at`).
 
+    control: also ablate random sets of the same sizes, drawn by it.
+    """
+    (kind, unit_of), n_classes = units, {family: len(blocks.label_names[family]) for family in families}
 
-def _scores(classes: Mapping[str, ClassSums]) -> dict[str, CausalScore]:
-    return {
-        family: causal_specialization(sums[0], totals[0], sums[1:], totals[1:])
-        for family, (sums, totals) in classes.items()
-    }
+    def scored(kind: str, unit_of: Tensor) -> tuple[dict[str, ClassSums], dict[str, CausalScore]]:
+        found = ablate(model, blocks, place, unit_of, whole, n_classes, by, batch_size, kind, told, journal)
+        return found, {
+            family: causal_specialization(sums[0], totals[0], sums[1:], totals[1:])
+            for family, (sums, totals) in found.items()
+        }
+
+    classes, scores = scored(kind, unit_of)
+    random = {}
+    if control is not None:
+        random = scored("random set", unit_of[torch.randperm(len(unit_of), generator=control)])[1]
+    return Ablation(place, kind, unit_of, classes, scores, random)
 
 
 def ablation_rows(found: Sequence[Ablation], seed: int | None = None) -> list[Row]:

@@ -3,7 +3,7 @@
 Shapes: n tokens, i width of a site, s latents.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from slms.data.text import Blocks
 from slms.measure.classes import TextClasses
+from slms.measure.journal import Journal
 from slms.measure.passes import batches
 from slms.measure.rows import Row, row_of
 from slms.metrics.functional import Score
@@ -39,14 +40,14 @@ def measure_coders(
     coders: Mapping[str, Placed],
     special: Tensor,
     batch_size: int,
-    progress: Callable[[Iterable, str, int], Iterable] = lambda items, what, n: items,
+    journal: Journal | None = None,
 ) -> dict[str, CoderNumbers]:
     """Quality of each coder, and SI by label family of those with latents, over the whole text.
 
     Args:
         coders: by name, each at its place in the model.
         special: token ids that are left alone.
-        progress: wraps an iteration, given what it does and how many steps it has.
+        journal: of this model, these blocks and coders; a pass that was killed goes on from what it kept.
     """
     classes = TextClasses(blocks)
     widths = {name: c.k if isinstance(c, PCA) else c.coder.d_sae for name, c in coders.items()}  # type: ignore[attr-defined]
@@ -56,8 +57,9 @@ def measure_coders(
         for name, coder in coders.items()
         if not isinstance(coder, PCA)
     }
-    n_batches = -(-len(blocks.input_ids) // batch_size)
-    for batch in progress(batches(blocks, batch_size), "measuring", n_batches):
+    sums = [*qualities.values(), *counts.values()]
+    name, read = f"pass of {', '.join(coders)}", batches(blocks, batch_size)
+    for batch in (journal or Journal()).through(name, read, sums, "measuring"):
         used = measure(model, batch, list(coders.values()), special, list(qualities.values()), full=True)
         for name, one in zip(coders, used, strict=True):
             if name in counts:

@@ -49,9 +49,10 @@ class Journal:
         self.directory, self.made_from = directory, dict(made_from)
         self.found = 0
         """Parts that were there already."""
+        self._passes: list[Path] = []
 
     def part(self, name: str, make: Callable[[], Value], **settings: Any) -> Value:
-        """The part called `name`: as it was kept, else made now and kept.
+        """The part called `name`: as it was kept, else made now and kept; the sums of passes that it took are not.
 
         Args:
             make: gives tensors, numbers, text, and lists, tuples, dicts or the package's own records of those.
@@ -64,8 +65,12 @@ class Journal:
                 logger.warning("going on: parts measured before are taken from %s", self.directory)
             self.found += 1
             return kept["value"]
+        before = len(self._passes)
         value = make()
         _write(path, {"value": value})
+        for spent in self._passes[before:]:
+            spent.unlink(missing_ok=True)
+        del self._passes[before:]
         return value
 
     def through(
@@ -93,6 +98,7 @@ class Journal:
             now = time.monotonic()
             if path is not None and cost <= SHARE * (now - last):
                 _write(path, {"done": index + 1, "sums": [metric.metric_state for metric in sums]})
+                self._passes += [path] if path not in self._passes else []
                 last = time.monotonic()
                 cost = last - now
 

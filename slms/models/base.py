@@ -45,7 +45,10 @@ def load_base(
     apart = None if stand_in else base.tokenizer  # a stand-in brings its own
     found = read_tokenizer(fetch_tokenizer(apart) if apart else path)
     if found is None:
-        raise ValueError(f"{apart or path} has no tokenizer; name one with `base.tokenizer`.")
+        raise ValueError(
+            f"{apart or path} has no tokenizer; name one with --model.base.tokenizer NAME (in YAML "
+            "`model: {base: {tokenizer: NAME}}`, in Python `tokenizer=`)"
+        )
     return Base(model, _with_special_tokens(found, model.config))
 
 

@@ -1,4 +1,4 @@
-"""Where a measurement of `eval.py` goes: `artifacts/<command>/<subject>/`, rows as CSV beside the whole as JSON."""
+"""Where a measurement of `eval.py` goes, `artifacts/<command>/<subject>/<text>/`: rows as CSV, the whole as JSON."""
 
 import csv
 import io
@@ -10,6 +10,7 @@ from typing import Any
 
 from slms.files import write_atomic
 from slms.json_values import to_json_values
+from slms.measure.journal import digest
 
 
 def artifact_directory(output_dir: str | Path, command: str, subject: str) -> Path:
@@ -23,7 +24,19 @@ def artifact_directory(output_dir: str | Path, command: str, subject: str) -> Pa
         path = path.resolve()
         run = next((p for p in (path, *path.parents[:2]) if (p / "config.yaml").is_file()), None)
         subject = "-".join([path.name] if run is None else [*run.parts[-2:], *path.relative_to(run).parts])
-    return Path(output_dir) / command / (re.sub(r"[^\w.+-]+", "-", subject).strip("-.") or "model")
+    return Path(output_dir) / command / (_file_name(subject) or "model")
+
+
+def own_directory(output_dir: str | Path, command: str, subject: str, text: str, made_from: Mapping[str, Any]) -> Path:
+    """The directory of one measurement, within its subject's: `text` and a digest of all that the results depend on.
+
+    Another model, text or setting has another one, also where names are alike: no result replaces another's.
+    """
+    return artifact_directory(output_dir, command, subject) / f"{_file_name(text)}-{digest(made_from)}"
+
+
+def _file_name(words: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", words).strip("-.")
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -7,9 +7,11 @@ Shapes: b blocks, t position.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from slms.data.module import BlockOrder
@@ -57,7 +59,17 @@ def train_control(
     x, y = chunk[source.name], chunk[target.name]
     if source.kind == "pathway":
         x, y = x[x.any(1)], y[x.any(1)]
-    training = TrainingCoder(
-        CoderSpec(source.name, None if source == target else target.name, coder=coder), source, target, x, y
-    )
-    return fit(training, stream, max(n_tokens // stream.batch_size, 1))
+    return fit(_training(source, target, coder, x, y), stream, max(n_tokens // stream.batch_size, 1))
+
+
+def control_of(state: Mapping[str, Tensor], source: Site, target: Site, coder: CoderConfig) -> TrainingCoder:
+    """A control that was trained before, from its `state_dict`."""
+    widths = (state["coder.W_enc"].shape[1], len(state["mean"]))
+    made = _training(source, target, coder, *(torch.rand(2, width) for width in widths))  # of the right shapes
+    made.load_state_dict(state)
+    return made.eval()
+
+
+def _training(source: Site, target: Site, coder: CoderConfig, x: Tensor, y: Tensor) -> TrainingCoder:
+    spec = CoderSpec(source.name, None if source == target else target.name, coder=coder)
+    return TrainingCoder(spec, source, target, x, y)

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from slms.progress import progress
 from slms.sae.optim import CoderOptimizerConfig
 from slms.sae.training_coder import TrainingCoder
 
@@ -40,7 +41,7 @@ def fit(
     adam = optimizer.adam([training.coder], steps)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: optimizer.share(step, steps))
     training.train()
-    for step in range(steps):
+    for step in progress(range(steps), "training"):
         batch = next(batches)
         tokens = len(batch[training.source.name])
         optimizer.prepare(training.coder, step, steps)

@@ -30,7 +30,7 @@ def test_files_and_table(model, tmp_path, capsys):
     layers = ["--layers", "1"] if kind == "dense" else []
     evaluation.main(["ablation", path, *FLAGS, *layers, f"--output_dir={tmp_path}"])
     printed = capsys.readouterr().out
-    directory = next((tmp_path / "ablation").iterdir())
+    (directory,) = (path.parent for path in (tmp_path / "ablation").rglob("ablation.csv"))
     (row,) = csv.DictReader((directory / "ablation.csv").open())
     cells = list(csv.DictReader((directory / "matrix.csv").open()))
     about = json.loads((directory / "ablation.json").read_text())
@@ -42,6 +42,7 @@ def test_files_and_table(model, tmp_path, capsys):
     assert about["rows"][0]["value"] == float(row["value"])
     assert (directory / "ablation.png").stat().st_size > 5000
     assert "SI-causal" in printed and "token_class" in printed
+    assert all(f"without L1.mlp {units['kind']} {u}: " in printed for u in range(units["units"])), "a line a unit"
 
 
 @pytest.mark.parametrize(

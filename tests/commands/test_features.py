@@ -67,7 +67,12 @@ def run(directory, name, **options):
 
 @pytest.fixture(scope="module")
 def results(place):
-    return from_json_values(FeatureResults, json.loads((place / "artifacts/features/coder/features.json").read_text()))
+    return from_json_values(FeatureResults, json.loads((written(place) / "features.json").read_text()))
+
+
+def written(place):
+    (path,) = place.glob("artifacts/features/coder/*/features.json")
+    return path.parent
 
 
 def rows(path, columns):
@@ -110,12 +115,12 @@ def test_pathways(results, place):
                 if (layer.layer, p.index) in [(c.layer, c.pathway) for c in f.pathways]
             ]
             assert sorted(p.features) == mine and p.n_features == len(mine)
-    table = rows(place / "artifacts/features/coder/pathways.csv", PATHWAY_COLUMNS)
-    assert len(table) == 8 and (place / "artifacts/features/coder/pathways.png").stat().st_size > 10_000
+    table = rows(written(place) / "pathways.csv", PATHWAY_COLUMNS)
+    assert len(table) == 8 and (written(place) / "pathways.png").stat().st_size > 10_000
 
 
 def test_csv_has_every_feature(results, place):
-    table = rows(place / "artifacts/features/coder/features.csv", COLUMNS)
+    table = rows(written(place) / "features.csv", COLUMNS)
     assert [int(row["feature"]) for row in table] == list(range(24))
     assert [int(row["uses"]) for row in table] == [f.uses for f in results.features]
 

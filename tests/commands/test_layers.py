@@ -10,7 +10,7 @@ import slms
 def test_layers_of_the_embedded_base(tmp_path, capsys):
     evaluation.main(["layers", "--model", "stories-1m", f"--output-dir={tmp_path}"])
     printed = capsys.readouterr().out
-    directory = tmp_path / "layers" / "stories-1m"
+    (directory,) = (tmp_path / "layers" / "stories-1m").iterdir()
     with (directory / "layers.csv").open() as file:
         rows = list(csv.DictReader(file))
     found = slms.list_layers("stories-1m")

@@ -9,6 +9,9 @@ import eval as evaluation
 import slms.measure.journal
 from slms.models.base import BaseConfig, load_base
 from slms.models.io import save_model
+from slms.sae.coders import build_coder
+from slms.sae.config import CoderConfig
+from slms.sae.export import Provenance, save
 
 TEXT = ["--n_tokens=512", "--block_size=32", "--batch_size=2"]
 # Command → its options, and the forward passes of its longest part: of an unfinished part some may be repeated.
@@ -19,6 +22,8 @@ COMMANDS = {
     "probes": (["--task_id", "ioi_minimal,toy_arithmetic", "--batch_size=2"], 40),
     "dynamick": ([*TEXT, "--rule", "griffin", "oracle", "--density", "0.25,0.5,0.75", "--seconds=0",
                   "--budget=uniform", "--calibration_tokens=256"], 16),
+    "ablation": ([*TEXT, "--layers=1", "--families=token_class"], 8),
+    "sae": ([*TEXT, "--control_tokens=2048"], 60),
 }  # fmt: skip
 
 
@@ -27,14 +32,21 @@ class Killed(BaseException):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def place(tmp_path_factory):
+    """A directory with a model m and a coder c of it."""
     base = load_base(BaseConfig(name="stories-1m", init="random", d_model=8, n_layers=3, n_heads=2))
     save_model(base.model, base.tokenizer, (place := tmp_path_factory.mktemp("models")) / "m")
-    return str(place / "m")
+    coder = build_coder(CoderConfig(kind="topk", d_sae=24, k=4), 8)
+    save(
+        coder,
+        place / "c",
+        Provenance(str(place / "m"), "blocks.1.hook_resid_post", context_size=32, dataset_path="stories"),
+    )
+    return place
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_nothing_finished_is_computed_again(command, model, tmp_path, monkeypatch, capsys):
+def test_nothing_finished_is_computed_again(command, place, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(slms.measure.journal, "SHARE", 1e9)  # passes are kept after every batch
     options, longest = COMMANDS[command]
     forward, calls, stop = GPTNeoModel.forward, [0], [None]
@@ -53,7 +65,8 @@ def test_nothing_finished_is_computed_again(command, model, tmp_path, monkeypatc
     def run(out, kill_at=None):
         calls[0], stop[0] = 0, kill_at
         with contextlib.suppress(Killed):
-            evaluation.main([command, model, *options, f"--output_dir={tmp_path / out}"])
+            subject = str(place / ("c" if command == "sae" else "m"))
+            evaluation.main([command, subject, *options, f"--output_dir={tmp_path / out}"])
         return calls[0]
 
     def results(out):

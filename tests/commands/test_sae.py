@@ -88,7 +88,9 @@ def run_sae(place, name, **options):
 
 
 def artifacts(place, name):
-    return artifact_directory(place / "artifacts", "sae", str(place / "run" / "saes" / name))
+    """Where the last results went."""
+    found = artifact_directory(place / "artifacts", "sae", str(place / "run" / "saes" / name)).glob("*/quality.json")
+    return max(found, key=lambda path: path.stat().st_mtime_ns).parent
 
 
 def by_coder(out):

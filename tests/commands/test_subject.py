@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+import eval as evaluation
+import slms.commands
 from slms.commands.subject import chosen_text, open_subject
 from slms.data.corpora import CorpusConfig
 from slms.models.base import BaseConfig, init_base, load_base
@@ -102,3 +104,20 @@ def test_a_run_whose_text_is_gone_or_changed_is_measured_on_no_other(run, fault,
     assert open_subject(str(run), corpus=asked).source == f"{asked} (every 50th document)"
     (run.parent / "valid.txt").write_text("\n\n".join("text that was asked for" for _ in range(300)))
     assert open_subject(str(run), validation="valid.txt").source.endswith("valid.txt")
+
+
+@pytest.mark.parametrize("command", ["layers", "perplexity"])
+def test_models_of_one_name_do_not_share_results(command, tmp_path):
+    words = [] if command == "layers" else ["--n_tokens=64", "--block_size=32"]
+    for width in (8, 16):
+        base = load_base(BaseConfig(name="stories-1m", init="random", d_model=width, n_layers=1, n_heads=2))
+        save_model(base.model, base.tokenizer, tmp_path / str(width) / "m")
+        evaluation.main([command, str(tmp_path / str(width) / "m"), *words, f"--output_dir={tmp_path / 'out'}"])
+    assert len(list((tmp_path / "out" / command / "m").glob(f"*/{command}.json"))) == 2
+
+
+@pytest.mark.parametrize("path", sorted(Path(slms.commands.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
+def test_every_command_writes_to_a_directory_of_its_own(path):
+    """By `own_directory`, which knows model, text and settings; `doctor` measures the machine."""
+    source = path.read_text()
+    assert "artifact_directory" not in source and ("Path(output_dir)" not in source or path.stem == "doctor")

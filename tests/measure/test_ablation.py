@@ -47,8 +47,10 @@ def test_ablating_equals_cutting_the_rows_out(model, blocks):
     n_classes = {"kind": CLASSES, "even": 2}
     whole = whole_losses(model, blocks, list(n_classes), 3, batch_size=4)
     done = []
-    found = ablate(model, blocks, "L1.mlp", unit_of, whole, n_classes, "zero", 4, lambda: done.append(1))
-    assert len(done) == 4
+    found = ablate(
+        model, blocks, "L1.mlp", unit_of, whole, n_classes, "zero", 4, told=lambda name, nats: done.append(name)
+    )
+    assert done == [f"L1.mlp unit {unit}" for unit in range(4)]
     for unit in range(4):
         cut = copy.deepcopy(model)
         with torch.no_grad():
@@ -97,8 +99,9 @@ def test_a_pathway_of_a_routed_model(model, blocks):
 
 
 def test_rows_and_cells_are_those_of_the_sums(model, blocks):
-    units = {"L1.mlp": ("community", torch.arange(32) // 16)}
-    _, (found,) = measure_ablation(model, blocks, units, ["even"], n_permutations=3, batch_size=4)
+    units = ("community", torch.arange(32) // 16)
+    whole = whole_losses(model, blocks, ["even"], 3, 4)
+    found = measure_ablation(model, blocks, "L1.mlp", units, whole, ["even"], batch_size=4)
     (row,) = ablation_rows([found], seed=5)
     assert row.key == ("L1.mlp", "si_causal", "even") and row.seed == 5
     assert row.n == int(found.classes["even"].totals[0].sum()) == 6 * (T - 1)

@@ -76,7 +76,10 @@ def test_a_base_is_fp32_whatever_is_stored_unless_asked(tiny, tmp_path, word_tok
 
 def test_the_tokenizer_is_the_bases_another_or_given(tiny, tmp_path, word_tokenizer, shared_data):
     save_model(tiny("gpt2"), None, tmp_path / "bare")
-    with pytest.raises(ValueError, match="bare has no tokenizer; name one with"):
+    with pytest.raises(
+        ValueError,
+        match=r"bare has no tokenizer; name one with --model\.base\.tokenizer NAME \(in YAML `model: {base: {",
+    ):
         load_base(tmp_path / "bare")
     assert load_base(tmp_path / "bare", tokenizer=word_tokenizer).tokenizer is word_tokenizer
     tokenizer = load_base(tmp_path / "bare", tokenizer=str(shared_data / "tokenizers" / "gpt2")).tokenizer

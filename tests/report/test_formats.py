@@ -121,5 +121,5 @@ def test_architectures_of_coders_and_their_tensors():
 
 
 def test_metrics_of_quality_json():
-    (json_row,) = re.findall(r"^\| `sae/<coder>/quality.json` .*$", PAGE, re.MULTILINE)
+    (json_row,) = re.findall(r"^\| `sae/<coder>/<text>/quality.json` .*$", PAGE, re.MULTILINE)
     assert {*Quality._fields, "rows", "si"} <= set(re.findall(r"`(\w+)`", json_row))

@@ -66,7 +66,8 @@ function table(head, rows, left = 1) {
     make("tbody", {}, ...rows.map((row) => make("tr", {}, ...row.map(cell("td")))))));
 }
 
-const model = data.model.split("/").slice(-3).join("/"); // a run: its name, time and `model`
+const path = data.model.split("/"); // of a run the last three: its name, time and `model`
+const model = path.length > 3 ? `…/${path.slice(-3).join("/")}` : data.model;
 const link = (index) => make("a", { href: `#f=${index}` }, String(index));
 const chips = (tokens) => tokens.map((text) => make("span", { class: "chip tokens" }, marked(text)));
 const back = () => make("button", { id: "back", type: "button", onclick: () => document.body.classList.remove("reading") }, "‹ list");
