@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from callbacks.parts import leaves_files
+from callbacks.parts import coders, leaves_files
 from slms.files import scratch
-from slms.lit.trainer_options import run_directory
+from slms.lit.trainer_options import run_directory, undeclared
 from slms.report.tables import interval, number, share, text_table
 from slms.sae.quality import Quality
 
@@ -18,11 +18,11 @@ logger = logging.getLogger(__name__)
 def coder_table(measured: Mapping[str, Quality]) -> str:
     """What the last validation found of each coder, one line each."""
     head = ["coder", "latents", "L0", "FVU", "95 % interval", "CE recovered", "dead"]
-    rows = [
-        [name, f"{len(q.density):,}", number(q.l0.value, 1), number(q.fvu.value, 4), interval(q.fvu.low, q.fvu.high, 4),
-         number(q.recovered["zero"].value, 4), share(q.dead)]
-        for name, q in measured.items()
-    ]  # fmt: skip
+    rows = []
+    for name, q in measured.items():
+        fvu = number(q.fvu.value, 4), interval(q.fvu.low, q.fvu.high, 4)
+        recovered = number(q.recovered["zero"].value, 4)
+        rows.append([name, f"{len(q.density):,}", number(q.l0.value, 1), *fvu, recovered, share(q.dead)])
     return text_table(head, rows)
 
 
@@ -43,7 +43,7 @@ class CoderWriter(Callback):
         directory = run_directory(trainer)
         if leaves_files(trainer):
             with scratch(directory) as place:
-                self._say(pl_module.export(place, trial=True))
+                self._say(coders(pl_module).export(place, trial=True))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Everything has been restored: from here on there is something to save."""
@@ -59,19 +59,19 @@ class CoderWriter(Callback):
         if trainer.global_step != self._written:
             self._write(trainer, pl_module)
         if leaves_files(trainer):
-            print(f"\n{coder_table(pl_module.measured)}\n\nwritten to {run_directory(trainer)}", flush=True)
+            print(f"\n{coder_table(coders(pl_module).measured)}\n\nwritten to {run_directory(trainer)}", flush=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save what there is: SIGTERM and Ctrl-C arrive here after the batch they interrupt."""
         interrupted = isinstance(exception, KeyboardInterrupt | SIGTERMException)
-        if self._started and trainer.global_step > 0 and interrupted and not trainer.fast_dev_run:
+        if self._started and trainer.global_step > 0 and interrupted and not undeclared(trainer).fast_dev_run:
             trainer.save_checkpoint(run_directory(trainer) / "checkpoints" / "last.ckpt")
             self._write(trainer, pl_module)
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         directory, self._written = run_directory(trainer), trainer.global_step
         if leaves_files(trainer):
-            self._say(pl_module.export(directory / "saes"))
+            self._say(coders(pl_module).export(directory / "saes"))
 
     def _say(self, lines: list[str]) -> None:
         for line in lines:

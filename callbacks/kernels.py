@@ -5,6 +5,7 @@ import logging
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from callbacks.parts import text_data
 from kernels.dispatch import forget_choices
 from slms.measure.kernels import calibrate_kernels
 
@@ -26,7 +27,7 @@ class KernelCalibration(Callback):
         """The model is routed by now."""
         if not self.calibrate:
             return
-        data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it when fit begins
+        data = text_data(trainer)
         tokens, dtype = data.batch_size * data.block_size, compute_dtype(str(trainer.precision))
         if trainer.is_global_zero:
             for training in (True, False):

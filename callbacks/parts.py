@@ -9,6 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 
 from slms.data.module import TextData
 from slms.lit.language_model import LanguageModel
+from slms.lit.sparse_autoencoder import SparseAutoencoder
+from slms.lit.trainer_options import undeclared
 
 
 def language_model(pl_module: LightningModule) -> LanguageModel:
@@ -18,7 +20,12 @@ def language_model(pl_module: LightningModule) -> LanguageModel:
 
 def text_data(trainer: Trainer) -> TextData:
     """The data module: `val_blocks`, `train_blocks`, `val_dataloader()`, `corpus_name`, sizes."""
-    return cast(TextData, getattr(trainer, "datamodule"))  # noqa: B009  set by fit(), not declared
+    return cast(TextData, undeclared(trainer).datamodule)
+
+
+def coders(pl_module: LightningModule) -> SparseAutoencoder:
+    """The module under training: `measured`, `export(directory)`."""
+    return cast(SparseAutoencoder, pl_module)
 
 
 def leaves_files(trainer: Trainer) -> bool:

@@ -79,8 +79,9 @@ def log_hyperparameters(trainer: Trainer, config: dict[str, Any], results: Resul
     final, settings = {"val/loss": results.losses.model.nats}, hyperparameters(config)
     if results.compute is not None:
         settings |= {"active_fraction": results.compute.active_fraction, "flops_saved": results.compute.total_saved}
-    means = [row for row in mean_rows(results.rows) if METRICS[row.metric].title and row.value is not None]
-    final |= {f"val/{log_name(row)}": row.value for row in means}
+    for row in mean_rows(results.rows):
+        if METRICS[row.metric].title and row.value is not None:
+            final[f"val/{log_name(row)}"] = row.value
     for writer in writers(trainer):
         writer.add_hparams(settings, final, run_name=".", global_step=step)
 

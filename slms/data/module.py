@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from transformers import PreTrainedTokenizerBase
 
 from slms.data.corpora import CorpusConfig
-from slms.data.stream import Corpus, StreamLoader, TokenStream
+from slms.data.stream import Corpus, Loader, StreamLoader, TokenStream
 from slms.data.text import Blocks, BlockSpec, load_blocks
 
 
@@ -45,7 +46,9 @@ def text_digest(ids: np.ndarray) -> int:
 class Batches(SequentialSampler):
     """Rows of each batch, in order. Lightning replaces samplers of another kind under `overfit_batches`."""
 
-    def __iter__(self) -> Iterator[list[int]]:
+    data_source: list[list[int]]
+
+    def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]  # rows of a batch, not one row
         return iter(self.data_source)
 
 
@@ -69,7 +72,7 @@ class BlockOrder(SequentialSampler):
     def __len__(self) -> int:
         return self.batches_per_epoch
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]  # rows of a batch, not one row
         wide = self.batch_size * self.world
         for i in range(self.done, self.batches_per_epoch):
             start = (self.epoch * self.batches_per_epoch + i) * wide
@@ -199,9 +202,15 @@ class TextData(L.LightningDataModule):
         c = self.corpus
         corpus_seed = 0 if split != "train" else self.seed  # validation text is the same for every seed
         return BlockSpec(
-            self.corpus_name, split, c.validation, c.text_field, corpus_seed, self.block_size, n_tokens,
+            corpus=self.corpus_name,
+            split=split,
+            validation=c.validation,
+            text_field=c.text_field,
+            seed=corpus_seed,
+            block_size=self.block_size,
+            n_tokens=n_tokens,
             with_labels=split != "train",
-        )  # fmt: skip
+        )
 
     def prepare_data(self) -> None:
         """Tokenise to the cache once per machine."""
@@ -234,7 +243,7 @@ class TextData(L.LightningDataModule):
 
     def batches_per_epoch(self) -> int:
         """Batches of an epoch on each device."""
-        world = self.trainer.world_size if self.trainer else 1
+        _, world = self.rank_and_world
         n_blocks = len(self.train_blocks.input_ids)
         epoch_blocks = n_blocks if self.epoch_tokens is None else max(self.epoch_tokens // self.block_size, 1)
         batches = epoch_blocks // (self.batch_size * world)
@@ -244,6 +253,11 @@ class TextData(L.LightningDataModule):
             )
         return batches
 
+    @property
+    def rank_and_world(self) -> tuple[int, int]:
+        """This process's rank, and the number of processes."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
     def trained_batches(self, batches: int) -> int:
         """How many of an epoch's `batches` are trained on: `--trainer.limit_train_batches`, as Lightning counts."""
         limit = self.trainer.limit_train_batches if self.trainer else 1.0
@@ -252,12 +266,12 @@ class TextData(L.LightningDataModule):
     @property
     def repeats(self) -> bool:
         """Whether every epoch reads the batches of the first: `--trainer.overfit_batches`."""
-        return self.trainer is not None and self.trainer.overfit_batches > 0
+        trainer: Any = self.trainer  # Lightning sets the option without declaring it
+        return trainer is not None and trainer.overfit_batches > 0
 
-    def train_dataloader(self) -> ResumableLoader | StreamLoader:
+    def train_dataloader(self) -> Loader:
         """Batches in the resumable order, dealt to ranks."""
-        world = self.trainer.world_size if self.trainer else 1
-        rank = self.trainer.global_rank if self.trainer else 0
+        rank, world = self.rank_and_world
         if self.streams:
             assert self.tokenizer is not None
             c = self.corpus
@@ -267,15 +281,12 @@ class TextData(L.LightningDataModule):
             return StreamLoader(stream, batches, self.num_workers, self.trained_batches(batches))
         n_blocks, batches = len(self.train_blocks.input_ids), self.batches_per_epoch()
         order = BlockOrder(n_blocks, self.batch_size, batches, self.seed, rank, world)
-        return ResumableLoader(
-            BlockDataset(self.train_blocks), order, self.trained_batches(batches), self.repeats,
-            num_workers=self.num_workers,
-        )  # fmt: skip
+        taken, dataset = self.trained_batches(batches), BlockDataset(self.train_blocks)
+        return ResumableLoader(dataset, order, taken, self.repeats, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
         """Validation batches in order, every block once; each rank has a consecutive share."""
-        world = self.trainer.world_size if self.trainer else 1
-        rank = self.trainer.global_rank if self.trainer else 0
+        rank, world = self.rank_and_world
         n_blocks = len(self.val_blocks.input_ids)
         rows = list(range(n_blocks * rank // world, n_blocks * (rank + 1) // world))
         batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]

@@ -9,7 +9,7 @@ Shapes: b blocks of a batch, t position.
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -76,8 +76,15 @@ class Documents:
 class TokenStream(IterableDataset):
     """Batches of one rank: pairs of a dict with `input_ids` int64 [b, t] and the state of the shard it came from."""
 
-    def __init__(self, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, batch_size: int, block_size: int,
-                 rank: int, world: int):  # fmt: skip
+    def __init__(
+        self,
+        corpus: Corpus,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int,
+        block_size: int,
+        rank: int,
+        world: int,
+    ):
         super().__init__()
         self.corpus, self.tokenizer, self.batch_size, self.block_size = corpus, tokenizer, batch_size, block_size
         self.rank, self.world = rank, world
@@ -98,6 +105,22 @@ class TokenStream(IterableDataset):
             block, ids = ids[:wanted], ids[wanted:]
             batch = {"input_ids": torch.tensor(block).view(self.batch_size, self.block_size)}
             yield batch, worker, {"source": source.state, "ids": ids}
+
+
+class Loader(Protocol):
+    """Training batches, whose state is a position among them."""
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """The batches of an epoch, or what is left of it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the last batch handed out."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after `state`."""
 
 
 class StreamLoader(DataLoader):

@@ -201,7 +201,8 @@ def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 class _Encoded(NamedTuple):
     ids: list[int]
-    spans: list[tuple[int, int]] | None
+    spans: list[tuple[int, int]]
+    """characters of each token; empty unless asked for"""
 
 
 def _encode(batch: list[Document], tokenizer: PreTrainedTokenizerBase, with_spans: bool) -> Iterator[_Encoded]:
@@ -209,9 +210,9 @@ def _encode(batch: list[Document], tokenizer: PreTrainedTokenizerBase, with_span
     texts = [document.text for document in batch]
     out = tokenizer(texts, return_offsets_mapping=with_spans, return_attention_mask=False, verbose=False)
     for i, ids in enumerate(out["input_ids"]):
-        spans = out["offset_mapping"][i] if with_spans else None
+        spans = out["offset_mapping"][i] if with_spans else []
         starts_with_bos = bool(ids) and ids[0] == tokenizer.bos_token_id
         if not starts_with_bos and tokenizer.eos_token_id is not None:
             ids = [*ids, tokenizer.eos_token_id]
-            spans = [*spans, (0, 0)] if with_spans else None
+            spans = [*spans, (0, 0)] if with_spans else []
         yield _Encoded(ids, spans)

@@ -81,7 +81,7 @@ def newest_checkpoint(run: Path) -> Path | None:
     found = [
         path for path in place.rglob("*.ckpt") if not any(n.startswith(".") for n in path.relative_to(place).parts)
     ]
-    bad = []
+    bad: list[str] = []
     for path in _newest_first(found):
         if (why := _fault(path)) is None:
             for line in bad:

@@ -208,8 +208,9 @@ class TrainCLI(LightningCLI):
             **kwargs,
         )
         FinishingLoop.install(trainer)
-        own = [callback for callback in trainer.callbacks if isinstance(callback, _RunFiles)]
-        trainer.callbacks = own + [callback for callback in trainer.callbacks if callback not in own]
+        callbacks = trainer_options.undeclared(trainer).callbacks
+        own = [callback for callback in callbacks if isinstance(callback, _RunFiles)]
+        callbacks[:] = [*own, *(callback for callback in callbacks if callback not in own)]
         for callback in own:
             callback.run = self.run
         return trainer
@@ -221,7 +222,8 @@ class TrainCLI(LightningCLI):
             ValueError: another process is writing this run.
             ConnectionError: another process of this run was lost.
         """
-        rehearsal, writes = self.trainer.fast_dev_run, self.trainer.is_global_zero and not self.trainer.fast_dev_run
+        rehearsal = trainer_options.undeclared(self.trainer).fast_dev_run
+        writes = self.trainer.is_global_zero and not rehearsal
         with self.run.hold() if writes else contextlib.nullcontext(), trainer_options.one_line():
             if writes:
                 self._move_in()
@@ -239,7 +241,7 @@ class TrainCLI(LightningCLI):
 
     def _move_in(self) -> None:
         """Settle the directory's name in what was built before it was made, and say where a resumed run goes on."""
-        place, profiler = str(self.run.path.absolute()), self.trainer.profiler
+        place, profiler = str(self.run.path.absolute()), trainer_options.undeclared(self.trainer).profiler
         move_root(self.trainer, place)
         self._tensorboard.move(place)
         if self.config_init.trainer.profiler is not None:  # the default one writes to a log that `quiet` has silenced

@@ -10,18 +10,20 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
+from slms.data.module import TextData
 from slms.lit.optim import OptimizerConfig, build_optimizer, lr_share
 from slms.lit.optimized import OptimizedModule
 from slms.lit.strategies import shard
-from slms.lit.trainer_options import logs_step
+from slms.lit.trainer_options import data_of, logs_step, undeclared
 from slms.measure.passes import document_loss, token_nll
 from slms.metrics.loss import DocumentLoss
 from slms.models.activations import mlp_outputs
 from slms.models.base import BaseConfig, load_base
 from slms.models.checksums import model_digest
 from slms.models.convert import route
-from slms.models.head import separates, through_head
+from slms.models.head import Head, separates, through_head
 from slms.models.place import place_name
 from slms.models.routed import record_routes, routed_modules, set_k, set_ramp
 from slms.models.routed_mlp import RoutedMLP
@@ -118,7 +120,7 @@ class LanguageModel(OptimizedModule):
         self.base_loss: DocumentLoss | None = None  # the base's loss by document, before any tuning
         self.last_routes: dict[str, Routes] = {}
         self._sums: list[torch.Tensor] = []  # the losses of each micro-batch since the last optimizer step
-        self.teacher: list[nn.Module] = []  # a list, so that the frozen base stays out of the state dict
+        self.teacher: list[PreTrainedModel] = []  # a list, so that the frozen base stays out of the state dict
 
     @property
     def role(self) -> str:
@@ -131,7 +133,7 @@ class LanguageModel(OptimizedModule):
         """Measure the base on the validation text, then convert it, calibrated on the first training blocks."""
         if stage != "fit" or self.base_loss is not None:
             return
-        data = self.trainer.datamodule
+        data = data_of(self.trainer, TextData)
         limit = getattr(self.net.config, "max_position_embeddings", data.block_size)
         if data.block_size > limit:
             raise ValueError(f"data.block_size is {data.block_size}; the base's context holds at most {limit} tokens")
@@ -160,9 +162,11 @@ class LanguageModel(OptimizedModule):
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the run."""
-        trainer = self.trainer  # its own estimate builds the loaders too early for a checkpoint's position in them
-        batches = trainer.datamodule.trained_batches(trainer.datamodule.batches_per_epoch())
-        steps = -(-batches // trainer.accumulate_grad_batches) * trainer.max_epochs
+        trainer, data = self.trainer, data_of(self.trainer, TextData)
+        # the trainer's own estimate builds the loaders too early for a checkpoint's position in them
+        batches = data.trained_batches(data.batches_per_epoch())
+        epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
+        steps = -(-batches // trainer.accumulate_grad_batches) * epochs
         return steps if trainer.max_steps < 0 else trainer.max_steps if steps < 0 else min(steps, trainer.max_steps)
 
     def configure_optimizers(self):
@@ -202,8 +206,10 @@ class LanguageModel(OptimizedModule):
             weight = self.balance.weight_at(self.global_step, self.total_steps)
             loss = loss + weight * terms["balance"] + self.balance.z_weight * terms["z"]
         if taught:
+            assert tokens.kl is not None  # against the base
             errors = [(outputs[i] - wanted[i]).square().mean() / wanted[i].var() for i in layers]
-            terms |= {"distill_logits": tokens.kl, "distill_mlp": sum(errors) / len(errors) if errors else loss * 0}
+            error = sum(errors[1:], errors[0]) / len(errors) if errors else loss * 0
+            terms |= {"distill_logits": tokens.kl, "distill_mlp": error}
             loss = loss + taught * self.distill.mlp * terms["distill_mlp"]
         self._log_losses(terms | {"total": loss})
         return loss
@@ -220,9 +226,15 @@ class LanguageModel(OptimizedModule):
 
     def _balance_terms(self, routes: dict[str, Routes]) -> dict[str, torch.Tensor]:
         """GLBL and z-loss, each the mean over routed modules."""
-        balance = [self.balances[_key(place)](r.probs, r.chosen) for place, r in routes.items()]
+        assert self.routing is not None
+        balance = [self._balance(place)(r.probs, r.chosen) for place, r in routes.items()]
         z = [z_loss(r.scores, n_shared=self.routing.n_shared) for r in routes.values()]
         return {"balance": torch.stack(balance).mean(), "z": torch.stack(z).mean()}
+
+    def _balance(self, place: str) -> GlobalBalance:
+        balance = self.balances[_key(place)]
+        assert isinstance(balance, GlobalBalance)
+        return balance
 
     def _token_loss(
         self, ids: torch.Tensor, kl_weight: float, layers: list[int] | None
@@ -234,26 +246,27 @@ class LanguageModel(OptimizedModule):
         """
         targets = next_tokens(ids)
 
-        def student(*theirs: Any) -> TokenLoss:
+        def student(theirs: tuple[torch.Tensor, Head] | None = None) -> TokenLoss:
+            def against(hidden: torch.Tensor, head: Head) -> TokenLoss:
+                return token_loss(hidden, head, targets, theirs, kl_weight=kl_weight)
+
             with torch.enable_grad():
-                return through_head(
-                    self.net, ids, lambda *mine: token_loss(*mine, targets, theirs or None, kl_weight=kl_weight)
-                )
+                return through_head(self.net, ids, against)
 
         if layers is None:
             return student(), {}
-        teacher = self.teacher[0].to(ids.device)
+        teacher = self.teacher[0].to(ids.device)  # type: ignore[arg-type]  # of a decorated method
         with torch.no_grad(), mlp_outputs(teacher, layers) as wanted:
-            return through_head(teacher, ids, student), wanted
+            return through_head(teacher, ids, lambda *theirs: student(theirs)), wanted
 
     def optimizer_step(self, *args, **kwargs):
         """After an optimizer step: close the balance's global batch and move the selection biases."""
         super().optimizer_step(*args, **kwargs)
         self._sums.clear()
         routed = routed_modules(self.net)
-        with self.trainer.profiler.profile("GlobalBalance.step"):
+        with undeclared(self.trainer).profiler.profile("GlobalBalance.step"):
             for place, module in routed.items():
-                load = self.balances[_key(place)].step()
+                load = self._balance(place).step()
                 if self.balance.bias_rate:
                     bias_update(module.router.selection_bias, load, self.balance.bias_rate)
 

@@ -16,10 +16,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.loop import _Loop
+from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from slms.files import PART
-from slms.lit.trainer_options import run_directory
+from slms.lit.trainer_options import run_directory, undeclared
 
 
 class StepCheckpoint(ModelCheckpoint):
@@ -64,7 +65,7 @@ class StepCheckpoint(ModelCheckpoint):
 
     def save_end(self, trainer: Trainer) -> None:
         """Write `last.ckpt` as training ends: every process must call it. The second call does nothing."""
-        if not self.save_last or trainer.fast_dev_run or self._ended_at == trainer.global_step:
+        if not self.save_last or undeclared(trainer).fast_dev_run or self._ended_at == trainer.global_step:
             return
         self._ended_at = trainer.global_step
         self.save_last, kind = True, self.save_last  # a link would lead to an earlier step
@@ -92,9 +93,9 @@ def _moved(state: dict[str, Any], directory: str) -> dict[str, Any]:
     if len(kept) == len(state["best_k_models"]):
         paths = {key: find(state[key]) for key in ("best_model_path", "kth_best_model_path")}
         return state | paths | {"best_k_models": kept}
-    return state | {  # fewer than k are left, so that the next one is kept in any case
-        "best_k_models": kept, "best_model_path": "", "best_model_score": None, "kth_best_model_path": ""
-    }  # fmt: skip
+    # fewer than k are left, so that the next one is kept in any case
+    best = {"best_model_path": "", "best_model_score": None, "kth_best_model_path": ""}
+    return state | best | {"best_k_models": kept}
 
 
 class FinishingLoop(_FitLoop):
@@ -115,9 +116,11 @@ class FinishingLoop(_FitLoop):
         Lightning trains no step of the next one there (its issue 19617).
         """
         epoch = self.epoch_progress.current
+        assert isinstance(epoch, _ProcessedTracker)
         unfinished = epoch.ready != epoch.processed or epoch.started != epoch.processed
         cut = self._iteration_based_training() and not self.epoch_loop.batch_progress.is_last_batch
-        _Loop.restarting.fset(self, restarting and (unfinished or cut))
+        whole: Any = _Loop.restarting  # a property, which type checkers take for its getter
+        whole.fset(self, restarting and (unfinished or cut))
 
     def _load_combined_loader_states(self, *args: Any, **kwargs: Any) -> None:
         """Also where the epoch was finished; Lightning begins the text again there, and does not compare it."""
@@ -162,4 +165,4 @@ class FullyShardStrategy(ModelParallelStrategy):
 
 def move_root(trainer: Trainer, directory: str) -> None:
     """Let the trainer write beneath `directory` from now on."""
-    trainer._default_root_dir = directory
+    trainer._default_root_dir = directory  # type: ignore[attr-defined]  # Lightning sets it undeclared

@@ -60,11 +60,11 @@ def read_yaml(path: Path | None) -> Any:
 class FindConfig(ActionConfigFile):
     """`--config X` also looks into configs/; whatever has options of its own must be a mapping in it."""
 
-    def __call__(self, parser, cfg, value, *args, **kwargs):
+    def __call__(self, parser, cfg, values, *args, **kwargs):  # type: ignore[override]  # as jsonargparse's own
         """Replace a config's name by its path."""
-        found = find_config(value)
+        found = find_config(values)
         if found is None:
-            parser.error(f"--config {value}: no such file; {known_configs()}")
+            parser.error(f"--config {values}: no such file; {known_configs()}")
         config = read_yaml(found)
         options = [action.dest for action in parser._actions if not action.dest.endswith(".help")]
         for keys in sorted({tuple(option.split(".")[:-1]) for option in options}):  # jsonargparse takes anything

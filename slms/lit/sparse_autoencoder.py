@@ -4,14 +4,18 @@ Shapes: b blocks, t position, n tokens (b·t), d width of a site, s latents.
 """
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Generic, TypeVar, cast
 
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from slms.lit.optimized import OptimizedModule
-from slms.lit.trainer_options import logs_step
+from slms.lit.trainer_options import data_of, logs_step
+from slms.models.activation_stream import ActivationData, ActivationStream
 from slms.models.base import BaseConfig, load_base
 from slms.models.checksums import model_digest
 from slms.models.sites import find_pair, hf_name, site_width
@@ -25,6 +29,16 @@ from slms.sae.quality import CoderQuality, Quality
 from slms.sae.training_coder import TrainingCoder
 
 logger = logging.getLogger(__name__)
+
+
+Kind = TypeVar("Kind", bound=nn.Module)
+
+
+class Modules(nn.ModuleList, Generic[Kind]):
+    """Modules of one kind."""
+
+    def __iter__(self) -> Iterator[Kind]:
+        return cast(Iterator[Kind], super().__iter__())
 
 
 class SparseAutoencoder(OptimizedModule):
@@ -59,29 +73,34 @@ class SparseAutoencoder(OptimizedModule):
             spec.coder.width(site_width(model, source))  # an impossible k is refused before anything is gathered
         special = {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id} - {None}
         self.special = torch.tensor(sorted(special), dtype=torch.int64)
-        self.coders = nn.ModuleList()
-        self.quality = nn.ModuleList()
-        self.stream = None
+        self.coders: Modules[TrainingCoder] = Modules()
+        self.quality: Modules[CoderQuality] = Modules()
+        self.stream: ActivationStream | None = None
         self.measured: dict[str, Quality] = {}
         """By label, what the last validation found."""
 
     @property
-    def lm(self):
+    def lm(self) -> PreTrainedModel:
         """The frozen language model."""
         return self._frozen[0]
+
+    @property
+    def data(self) -> ActivationData:
+        """What the run reads."""
+        return data_of(self.trainer, ActivationData)
 
     def setup(self, stage: str) -> None:
         """Gather a first chunk of activations and initialise every coder from it."""
         if stage != "fit" or self.stream is not None:
             return
-        block_size = self.trainer.datamodule.block_size
+        block_size = self.data.block_size
         limit = getattr(self.lm.config, "max_position_embeddings", block_size)
         if block_size > limit:
             raise ValueError(f"data.block_size is {block_size}; the base's context holds at most {limit} tokens")
         self.base_digest = model_digest(self.lm)
-        self.lm.to(self.device if self.trainer is None else self.trainer.strategy.root_device)
+        self.lm.to(self.trainer.strategy.root_device)  # type: ignore[arg-type]  # of a decorated method
         unique = list(dict.fromkeys(site for pair in self.sites for site in pair))
-        self.stream = self.trainer.datamodule.stream(self.lm, unique)
+        self.stream = self.data.stream(self.lm, unique)
         chunk = self.stream.first_chunk()
         for spec, (source, target) in zip(self.specs, self.sites, strict=True):
             x, y = chunk[source.name], chunk[target.name]
@@ -104,7 +123,7 @@ class SparseAutoencoder(OptimizedModule):
     @property
     def dead_after(self) -> int:
         """Tokens without use that make a latent dead."""
-        tokens = self.total_steps * self.trainer.datamodule.buffer.batch_size * self.trainer.world_size
+        tokens = self.total_steps * self.data.buffer.batch_size * self.trainer.world_size
         return self.optimizer_config.dead_after(tokens)
 
     def configure_optimizers(self):
@@ -167,6 +186,7 @@ class SparseAutoencoder(OptimizedModule):
 
     def on_validation_start(self):
         """Let the second thread finish with the language model."""
+        assert self.stream is not None
         self.stream.settle()
 
     @torch.no_grad()
@@ -212,9 +232,11 @@ class SparseAutoencoder(OptimizedModule):
         return refused
 
     def _provenance(self, training: TrainingCoder) -> Provenance:
-        data, source, target = self.trainer.datamodule, training.source, training.target
+        data, source, target = self.data, training.source, training.target
+        name = self.base.name or (self.base.source != "embedded" and self.base.hub) or self.base.embedded
+        assert name is not None  # a base has one of them
         return Provenance(
-            model_name=self.base.name or (self.base.embedded if self.base.source == "embedded" else self.base.hub),
+            model_name=name,
             hook_name=source.hook_name,
             hf_hook_name=hf_name(self.lm, source),
             hook_name_out=None if source == target else target.hook_name,

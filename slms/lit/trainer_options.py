@@ -6,13 +6,16 @@ What is refused is refused before anything is read or written, with the reason, 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar, cast
 
 from jsonargparse import Namespace
-from lightning import Trainer
+from lightning import Callback, LightningDataModule, Trainer
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+Data = TypeVar("Data", bound=LightningDataModule)
 
 STRATEGIES = ("auto", "ddp", "fsdp2", "fsdp2_sharded")
 CODER_STRATEGIES = ("auto", "ddp")  # a coder is small; what it reads is not sharded
@@ -93,6 +96,28 @@ def plugins(requested: Any, own: CheckpointIO) -> list[Any]:
     return [*given, own]
 
 
+class Undeclared(Protocol):
+    """What Lightning sets on a Trainer without declaring it."""
+
+    callbacks: list[Callback]
+    datamodule: LightningDataModule
+    fast_dev_run: bool | int
+    log_every_n_steps: int
+    profiler: Profiler
+
+
+def undeclared(trainer: Trainer) -> Undeclared:
+    """The trainer, as type checkers see it with what Lightning does not declare."""
+    return cast(Undeclared, trainer)
+
+
+def data_of(trainer: Trainer, kind: type[Data]) -> Data:
+    """The data module of the trainer's run."""
+    data = undeclared(trainer).datamodule
+    assert isinstance(data, kind), data
+    return data
+
+
 def run_directory(trainer: Trainer) -> Path:
     """Where the run's files go, whichever loggers it has: its `default_root_dir`. Broadcast, so every rank must ask."""
     return Path(trainer.strategy.broadcast(trainer.default_root_dir))
@@ -100,7 +125,7 @@ def run_directory(trainer: Trainer) -> Path:
 
 def logs_step(trainer: Trainer, step: int) -> bool:
     """Whether the losses of the step'th optimizer step, from 1, are logged: every `log_every_n_steps`, and the last."""
-    return step % trainer.log_every_n_steps == 0 or step == trainer.estimated_stepping_batches
+    return step % undeclared(trainer).log_every_n_steps == 0 or step == trainer.estimated_stepping_batches
 
 
 def loggers(requested: Logger | Iterable[Logger] | bool | None, default: Logger) -> Logger | list[Logger] | bool:

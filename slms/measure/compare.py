@@ -106,7 +106,7 @@ def _gap_ratio(runs: Sequence[ComparedRun]) -> float | None:
 
 
 def _differences(results: Sequence[Results]) -> dict[str, list[str] | list[int]]:
-    found = {
+    found: dict[str, list[str] | list[int]] = {
         "base": sorted({r.base.name for r in results}),
         "data": sorted({r.data.name for r in results}),
         "tokens trained": sorted({r.run.tokens_trained for r in results}),

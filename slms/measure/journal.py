@@ -31,7 +31,8 @@ from slms.progress import progress
 
 logger = logging.getLogger(__name__)
 
-Value, Item = TypeVar("Value"), TypeVar("Item")
+Value = TypeVar("Value")
+Item = TypeVar("Item")
 
 SHARE = 0.05
 """Share of the time that saving the sums of an unfinished pass may take."""

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slms.data.probes import Item, Task
 from slms.metrics.functional.intervals import proportion
-from slms.models.head import through_head
+from slms.models.head import Head, through_head
 from slms.models.token_loss import nll_of
 
 CHANCE = 0.5  # answer or foil
@@ -124,10 +124,11 @@ def log_probs(
             for at, token in enumerate(sequences[index].ids[sequences[index].start :], sequences[index].start - 1)
         ]
         index, row, at, token = torch.tensor(scored, dtype=torch.int64).view(-1, 4).T
-        nll = through_head(
-            model, padded.to(device), lambda x, head, i=row, j=at, of=token: nll_of(x[i, j], head, of.to(device))
-        )
-        totals.index_add_(0, index, -nll.cpu().double())
+
+        def loss(x: Tensor, head: Head, i: Tensor = row, j: Tensor = at, of: Tensor = token) -> Tensor:
+            return nll_of(x[i, j], head, of.to(device))
+
+        totals.index_add_(0, index, -through_head(model, padded.to(device), loss).cpu().double())
         progress(sum(len(readers[ids]) for ids in batch))
     model.train(was_training)
     return totals

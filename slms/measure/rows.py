@@ -89,17 +89,16 @@ def frame(rows: Iterable[Row]) -> pd.DataFrame:
 
 def mean_rows(rows: Iterable[Row]) -> list[Row]:
     """Means over places. Places of one model are not independent: intervals and null sds are means too, not less."""
+    import pandas as pd
+
     grouped = frame(rows).groupby(["metric", "family"], sort=False)
     means, first = grouped[list(NUMBERS)].mean(), grouped[["n", "seed"]].first()
-    return [
-        Row(
-            MEAN, metric, family, **{name: finite(value) for name, value in numbers.items()},
-            **{name: None if count != count else int(count) for name, count in counts.items()},
-        )
-        for (metric, family), numbers, counts in zip(
-            means.index, means.to_dict("records"), first.astype(float).to_dict("records"), strict=True
-        )
-    ]  # fmt: skip
+    rows = []
+    for (metric, family), values, counts in zip(means.index, means.to_numpy(), first.to_numpy(), strict=True):
+        numbers = {name: finite(value) for name, value in zip(NUMBERS, values, strict=True)}
+        n, seed = (None if pd.isna(count) else int(count) for count in counts)
+        rows.append(Row(MEAN, metric, family, **numbers, n=n, seed=seed))
+    return rows
 
 
 def places_of(rows: Iterable[Row]) -> list[str]:

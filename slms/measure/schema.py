@@ -4,7 +4,7 @@ Units: nats, tokens, seconds, FLOPs per token (a multiply and an add count two).
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 from slms.measure.rows import Row
 
@@ -54,6 +54,7 @@ class Losses:
     by_document: DocumentSums | None = None  # of the model
 
 
+@final
 @dataclass(frozen=True)
 class Compute:
     """FLOPs per token of a forward pass, for the measured density."""

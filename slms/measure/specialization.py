@@ -143,6 +143,8 @@ def _evidence(reader: UnitReader, name: str, table: _Tables, n_nulls: int) -> Ac
     neurons = None
     if table.activations is not None:
         neurons = (*table.activations.compute(), reader.partition[name])
+    embedding = reader.model.get_input_embeddings().weight
+    assert isinstance(embedding, Tensor)
     return Activities(
         name,
         table.counts,
@@ -151,7 +153,7 @@ def _evidence(reader: UnitReader, name: str, table: _Tables, n_nulls: int) -> Ac
         on=strength > (reader.thresholds[name] if hasattr(reader, "thresholds") else 0),
         tokens=table.strength.tokens(),
         groups=groups,
-        embedding=reader.model.get_input_embeddings().weight.detach(),
+        embedding=embedding.detach(),
         n_nulls=n_nulls,
         neurons=neurons,
     )

@@ -90,17 +90,23 @@ def measure_model(
     without, total = parameters(model)
     loss = document_loss(model, blocks, batch_size).compute()
     return SuiteModel(
-        name, without, total, model.config.hidden_size, model.config.num_hidden_layers, loss.value, loss.n,
-        {number: means.get((MEAN, *key), Row(MEAN, *key)) for number, key in NUMBERS.items()},
-    )  # fmt: skip
+        model=name,
+        parameters=without,
+        total_parameters=total,
+        d_model=model.config.hidden_size,
+        n_layers=model.config.num_hidden_layers,
+        nats=loss.value,
+        tokens=loss.n,
+        rows={number: means.get((MEAN, *key), Row(MEAN, *key)) for number, key in NUMBERS.items()},
+    )
 
 
 def _without_null(row: Row) -> Row:
     """Q is measured with its null in it."""
     if row.metric != "q" or row.null_mean is None:
         return row
-    shifted = {name: getattr(row, name) for name in ("value", "low", "high")}
-    return replace(row, **{name: None if x is None else x - row.null_mean for name, x in shifted.items()})
+    value, low, high = (None if x is None else x - row.null_mean for x in (row.value, row.low, row.high))
+    return replace(row, value=value, low=low, high=high)
 
 
 class Verdict(NamedTuple):

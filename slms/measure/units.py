@@ -83,9 +83,10 @@ class NeuronReader:
         infos = [layer for layer in list_layers(model) if layers is None or layer.index in layers]
         self.model, self.names = model, {layer.index: place_name(layer.index) for layer in infos}
         self.forward_seconds = 0.0
-        self.places = self.n_activations = {self.names[layer.index]: layer.d_ff for layer in infos}
-        self.out_norm = out_norms(model, self.names)
-        self.partition: dict[str, Tensor] = {}
+        self.places: Mapping[str, int] = {self.names[layer.index]: layer.d_ff for layer in infos}
+        self.n_activations: Mapping[str, int] = self.places
+        self.out_norm: Mapping[str, Tensor] = out_norms(model, self.names)
+        self.partition: Mapping[str, Tensor] = {}
         self.thresholds = {name: _quantile(a.abs(), 1 - share) for name, a in self._sample(blocks).items()}
 
     def _sample(self, blocks: Blocks) -> dict[str, Tensor]:
@@ -132,14 +133,10 @@ class PathwayReader:
             raise ValueError("--units pathways: the model has none; it is dense")
         self.model, self.names = model, {mlp.layer_index: place for place, mlp in self.mlps.items()}
         self.forward_seconds = 0.0
-        self.places = {place: mlp.config.n_pathways for place, mlp in self.mlps.items()}
-        self.n_activations = {place: len(mlp.permutation) for place, mlp in self.mlps.items()}
-        self.out_norm = out_norms(model, self.names)
-        self.partition = {}
-        for place, mlp in self.mlps.items():
-            sizes = torch.tensor(mlp.offsets).diff()
-            row_pathway = torch.arange(len(sizes)).repeat_interleave(sizes)
-            self.partition[place] = row_pathway[mlp.permutation.argsort().cpu()]
+        self.places: Mapping[str, int] = {place: mlp.config.n_pathways for place, mlp in self.mlps.items()}
+        self.n_activations: Mapping[str, int] = {place: len(mlp.permutation) for place, mlp in self.mlps.items()}
+        self.out_norm: Mapping[str, Tensor] = out_norms(model, self.names)
+        self.partition: Mapping[str, Tensor] = {place: _pathway_of_neuron(mlp) for place, mlp in self.mlps.items()}
 
     def read(self, input_ids: Tensor) -> dict[str, Activity]:
         """Run the model on token blocks [b, t]."""
@@ -155,6 +152,12 @@ class PathwayReader:
         return activity
 
 
+def _pathway_of_neuron(mlp: RoutedMLP) -> Tensor:
+    """int64 [f], in the dense model's order."""
+    sizes = torch.tensor(mlp.offsets).diff()
+    return torch.arange(len(sizes)).repeat_interleave(sizes)[mlp.permutation.argsort().cpu()]
+
+
 class LatentReader:
     """Latents of a sparse coder at its place; on where positive, at the tokens that the coder is meant for."""
 
@@ -162,9 +165,10 @@ class LatentReader:
 
     def __init__(self, model: PreTrainedModel, coder: Placed, W_dec: Tensor, name: str, site: Site, special: Tensor):
         self.model, self.coder, self.site, self.special = model, coder, site, special
-        self.places = self.n_activations = {name: len(W_dec)}
-        self.out_norm = {name: W_dec.detach().norm(dim=1)}
-        self.partition: dict[str, Tensor] = {}
+        self.places: Mapping[str, int] = {name: len(W_dec)}
+        self.n_activations: Mapping[str, int] = self.places
+        self.out_norm: Mapping[str, Tensor] = {name: W_dec.detach().norm(dim=1)}
+        self.partition: Mapping[str, Tensor] = {}
         self.name, self.forward_seconds = name, 0.0
 
     def read(self, input_ids: Tensor) -> dict[str, Activity]:

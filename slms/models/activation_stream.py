@@ -68,7 +68,7 @@ class ActivationStream:
     def __init__(self, collect: Callable[[int], Chunk], tokens: int, batch_size: int, seed: int, prefetch: bool):
         self.collect, self.tokens, self.batch_size, self.seed = collect, tokens, batch_size, seed
         self.period, self.done = 0, 0
-        self._store: dict[str, Tensor] | None = None  # site → [SLOTS · tokens, d]
+        self._store: dict[str, Tensor] = {}  # site → [SLOTS · tokens, d]; empty before the first chunk
         self._kept: dict[int, Tensor] = {}  # chunk → its rows that may be trained on
         self._thread = ThreadPoolExecutor(1, "activations") if prefetch else None
         self._next: Future | None = None
@@ -87,7 +87,7 @@ class ActivationStream:
     def first_chunk(self) -> dict[str, Tensor]:
         """What may be trained on of chunk 0, to measure scales and centres with."""
         self.settle()
-        if self._store is None:
+        if not self._store:
             self._fill(0)  # the first period then finds it there
         if 0 in self._kept:
             kept = self._kept[0]
@@ -127,7 +127,7 @@ class ActivationStream:
 
     def _fill(self, k: int) -> None:
         chunk = self.collect(k)
-        if self._store is None:
+        if not self._store:
             self._store = {name: x.new_empty(SLOTS * self.tokens, x.shape[1]) for name, x in chunk.rows.items()}
         slot = k % SLOTS * self.tokens
         for name, x in chunk.rows.items():
@@ -241,13 +241,12 @@ class ActivationData(TextData):
     @cached_property
     def _place(self) -> dict[str, int]:
         """What a position means something in."""
-        return {"text": text_digest(self.train_blocks.input_ids), "world": self.trainer.world_size}
+        return {"text": text_digest(self.train_blocks.input_ids), "world": self.rank_and_world[1]}
 
     def stream(self, model: PreTrainedModel, sites: Sequence[Site]) -> ActivationStream:
         """Shuffled activations of `model` at `sites`, this rank's share."""
-        b, world = self.buffer, self.trainer.world_size if self.trainer else 1
-        rank = self.trainer.global_rank if self.trainer else 0
-        blocks = self.train_blocks.input_ids
+        assert self.tokenizer is not None  # linked from the model
+        b, (rank, world), blocks = self.buffer, self.rank_and_world, self.train_blocks.input_ids
         # A text shorter than a chunk is not read many times over for one; two batches are the least a chunk can mix.
         tokens = min(b.chunk_tokens, max(blocks.size // world, 2 * b.batch_size))
         forwards = max(tokens // (b.lm_batch_size * self.block_size), 1)
@@ -267,8 +266,10 @@ class ActivationData(TextData):
 
     def train_dataloader(self) -> ActivationLoader:
         """Batches of the stream that the module asked for."""
-        tokens = self.epoch_tokens or self.train_blocks.input_ids.size
-        world = self.trainer.world_size
+        assert self.trainer is not None
+        stream = self.trainer.lightning_module.stream
+        assert isinstance(stream, ActivationStream)
+        tokens, (_, world) = self.epoch_tokens or self.train_blocks.input_ids.size, self.rank_and_world
         batches = tokens // (self.buffer.batch_size * world)
         if batches == 0:
             raise ValueError(
@@ -276,7 +277,7 @@ class ActivationData(TextData):
                 f"{tokens} tokens"
             )
         taken = self.trained_batches(batches)
-        self._loader = ActivationLoader(self.trainer.lightning_module.stream, batches, taken, self.repeats)
+        self._loader = ActivationLoader(stream, batches, taken, self.repeats)
         if self._position is not None:
             self._loader.load_state_dict(self._position)
             self._position = None

@@ -70,6 +70,7 @@ def random_twin(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
         other.router.config = module.router.config
         other.k = module.k
         if module.router.ramp is not None:
+            assert other.router.ramp is not None  # both have the gate of one configuration
             other.router.ramp.copy_(module.router.ramp)
     return twin
 

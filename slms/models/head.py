@@ -86,20 +86,19 @@ def through_head(model: PreTrainedModel, input_ids: Tensor, use: Callable[[Tenso
     more), a warning says so, and `use` gets the model's own logits [b, t, v] of the whole batch and a head that adds
     nothing to them.
     """
-    read = _read(model)
-    before = _tried.get(model)
-    known = before is not None and before[0] == read
-    fits = before[1] if known else read is not None
-    if fits:
-        found, fits = _apart(model, input_ids, use, read, trial=not known)
+    read, (before, fits) = _read(model), _tried.get(model, (None, True))
+    known = model in _tried and before == read
+    found: list[Found] = []
+    if read is not None and (fits or not known):
+        found = _apart(model, input_ids, use, read, trial=not known)
     if not known:
-        _tried[model] = read, fits
-        if not fits:
+        _tried[model] = read, bool(found)
+        if not found:
             logger.warning(
                 "%s: its head is not a plain Linear with a known scale; losses are taken from whole logits",
                 type(model).__name__,
             )
-    return found if fits else use(model(input_ids=input_ids, use_cache=False).logits, Head())
+    return found[0] if found else use(model(input_ids=input_ids, use_cache=False).logits, Head())
 
 
 @torch.no_grad()
@@ -122,8 +121,8 @@ def _read(model: PreTrainedModel) -> _Read | None:
 
 def _apart(
     model: PreTrainedModel, input_ids: Tensor, use: Callable[[Tensor, Head], Found], read: _Read, trial: bool
-) -> tuple[Found | None, bool]:
-    """What `use` returned, and whether the head was as it was read; in a trial the head gets one token of the batch."""
+) -> list[Found]:
+    """What `use` returned, or nothing where the head is not as it was read; in a trial the head gets one token."""
     found: list[Found] = []
     agrees: list[bool] = []
 
@@ -146,7 +145,7 @@ def _apart(
     if trial:
         ramp = torch.linspace(-100, 100, len(read.module.weight)).to(logits).expand(1, 1, -1)
         agrees.append(_close(logits, read.head().after_linear(ramp.clone())))
-    return (found[0], True) if found and all(agrees) else (None, False)
+    return found if all(agrees) else []
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

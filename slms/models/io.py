@@ -38,6 +38,13 @@ class Base(NamedTuple):
     """A language model and its tokenizer."""
 
     model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+class Loaded(NamedTuple):
+    """A language model and, where its directory has one, its tokenizer."""
+
+    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
 
 
@@ -113,7 +120,7 @@ def _is_valid(config: GenerationConfig) -> bool:
     return True
 
 
-def load_model(directory: str | Path, dtype: torch.dtype | None = None) -> Base:
+def load_model(directory: str | Path, dtype: torch.dtype | None = None) -> Loaded:
     """The dense or routed model of a directory, in evaluation mode, and its tokenizer (None if it has none).
 
     dtype: as stored by default. Raises a one-line ValueError or OSError where the directory is missing, incomplete or
@@ -121,7 +128,7 @@ def load_model(directory: str | Path, dtype: torch.dtype | None = None) -> Base:
     """
     path = Path(directory).expanduser()
     check_directory(path)
-    return Base(read_model(path, dtype), read_tokenizer(path))
+    return Loaded(read_model(path, dtype), read_tokenizer(path))
 
 
 def read_model(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:

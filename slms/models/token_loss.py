@@ -147,7 +147,7 @@ class _TokenLoss(torch.autograd.Function):
         a, c = nll_weight * n / counted.sum().clamp_min(1) * counted, kl_weight if teacher is not None else 0.0
         nll, kl = hidden.new_zeros(n, dtype=wide), hidden.new_zeros(n, dtype=wide)
         sums = [
-            torch.zeros_like(x, dtype=wide) if needed else None
+            torch.zeros_like(x, dtype=wide) if x is not None and needed else None
             for x, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
         ]
         with torch.autocast(hidden.device.type, enabled=False):
@@ -188,12 +188,10 @@ def _add(sums: list[Tensor | None], rows: slice, head: Head, x: Tensor, g: Tenso
     dx, dW, db = sums
     if db is not None:
         db.add_(g.sum(0))
-    if head.weight is None:
-        dx[rows] = g
-        return
-    g, x = g.to(head.weight.dtype), x.to(head.weight.dtype)
+    if head.weight is not None:
+        g, x = g.to(head.weight.dtype), x.to(head.weight.dtype)
     if dx is not None:
-        dx[rows] = g @ head.weight
+        dx[rows] = g if head.weight is None else g @ head.weight
     if dW is not None and dW.dtype == g.dtype:
         dW.addmm_(g.T, x)
     elif dW is not None:

@@ -76,8 +76,10 @@ def _enumerate(n: Tensor, a: Tensor, m: Tensor, correction: float) -> Moments:
         # Sorted by support, so that each chunk is only as wide as its cells need.
         stop = min(len(n), start + max(1, _CHUNK // _SUPPORT))
         index = order[start:stop]
-        cells = (x[index, None] for x in (n, a, m, lo))
-        out[:, index] = torch.stack(_enumerate_chunk(*cells, support=support[index], correction=correction))
+        chunk = _enumerate_chunk(
+            n[index, None], a[index, None], m[index, None], lo[index, None], support[index], correction
+        )
+        out[:, index] = torch.stack(chunk)
         start = stop
     return Moments(*out)
 
