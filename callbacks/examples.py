@@ -26,8 +26,9 @@ class FeatureExamples(Callback):
     """
 
     def __init__(self, n_features: int = 12, n_uses: int = 4, before: int = 12, after: int = 3):
-        for name, value, least in (("n_features", n_features, 0), ("n_uses", n_uses, 1), ("before", before, 0),
-                                   ("after", after, 0)):  # fmt: skip
+        given = {"n_features": n_features, "n_uses": n_uses, "before": before, "after": after}
+        for name, value in given.items():
+            least = 1 if name == "n_uses" else 0
             if value < least:
                 raise ValueError(f"examples.{name} is {value}; it must be at least {least}")
         self.n_features, self.n_uses, self.before, self.after = n_features, n_uses, before, after
@@ -53,9 +54,14 @@ class FeatureExamples(Callback):
         self._begin()
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Mapping[str, Tensor],
-        batch_idx: int, dataloader_idx: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Mapping[str, Tensor],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Offer what each coder used of the batch: `outputs` is label → `Used`."""
         if trainer.sanity_checking or not trainer.is_global_zero or not self.n_features:
             return

@@ -17,8 +17,16 @@ validation = load_blocks(BlockSpec("stories", "validation", n_tokens=8_192, with
 tokens = torch.from_numpy(train.input_ids.astype("int64"))
 
 # 2. Split the MLPs of layers 1 to 6 into 32 pathways. A router, fitted to the calibration tokens, chooses 11 a token.
-config = slms.RoutingConfig(n_pathways=32, k=11, every_n_layers=1, first_layer=1, last_layer=-2, router="linear",
-                            gate="unit", mean_compensation=True)  # fmt: skip
+config = slms.RoutingConfig(
+    n_pathways=32,
+    k=11,
+    every_n_layers=1,
+    first_layer=1,
+    last_layer=-2,
+    router="linear",
+    gate="unit",
+    mean_compensation=True,
+)
 routed = slms.route(model, config, calibration=tokens[:32])
 print(routed)
 

@@ -76,9 +76,14 @@ class _RunFiles(SaveConfigCallback):
 def quiet() -> None:
     """Keep what concerns the user; drop advertisements and notices about Lightning's own internals."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for notice in (".*LeafSpec.*", ".*smaller than the logging interval.*", ".*does not have many workers.*",
-                   ".*Checkpoint directory .* exists.*", ".*`broadcast_buffers` is deprecated.*",
-                   ".*self.log\\('val/.*sync_dist.*"):  # fmt: skip  # what is logged has been summed over ranks
+    for notice in (
+        ".*LeafSpec.*",
+        ".*smaller than the logging interval.*",
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists.*",
+        ".*`broadcast_buffers` is deprecated.*",
+        ".*self.log\\('val/.*sync_dist.*",  # what is logged has been summed over ranks
+    ):
         warnings.filterwarnings("ignore", message=notice)
 
 

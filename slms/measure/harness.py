@@ -87,9 +87,15 @@ def score(
             pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, trust_remote_code=False
         )
         found = simple_evaluate(
-            wrapped, tasks=list(tasks), num_fewshot=shots, limit=limit, task_manager=manager, log_samples=False,
-            bootstrap_iters=1000, confirm_run_unsafe_code=False,
-        )  # fmt: skip
+            wrapped,
+            tasks=list(tasks),
+            num_fewshot=shots,
+            limit=limit,
+            task_manager=manager,
+            log_samples=False,
+            bootstrap_iters=1000,
+            confirm_run_unsafe_code=False,
+        )
     return list(_rows(found))
 
 

@@ -44,14 +44,28 @@ def calibrate_kernels(
         known = {row["tokens"] for row in rows if set(candidates(shape)) <= row["us"].keys()}
         if not set(tokens) <= known:
             calibrate(
-                shape.d_model, shape.d_ff, shape.n_pathways, gated=shape.gated, activation=mlp.activation, dtype=dtype,
-                device=shape.device, training=training, tokens=sorted(known | set(tokens)),
-                densities=sorted({density, 0.25, 0.5, 1.0}), seconds=seconds,
-            )  # fmt: skip
+                shape.d_model,
+                shape.d_ff,
+                shape.n_pathways,
+                gated=shape.gated,
+                activation=mlp.activation,
+                dtype=dtype,
+                device=shape.device,
+                training=training,
+                tokens=sorted(known | set(tokens)),
+                densities=sorted({density, 0.25, 0.5, 1.0}),
+                seconds=seconds,
+            )
         said = explain(
-            tokens[-1], shape.d_model, mlp.offsets, density, gated=shape.gated, training=training, dtype=dtype,
+            tokens[-1],
+            shape.d_model,
+            mlp.offsets,
+            density,
+            gated=shape.gated,
+            training=training,
+            dtype=dtype,
             device=shape.device,
-        )  # fmt: skip
+        )
         source = "already calibrated" if set(tokens) <= known else "calibrated now"
         direction = "training" if training else "inference"
         lines.append(f"routed MLPs {shape.d_model}×{shape.d_ff}, {shape.dtype}, {direction}, {source}: {said}")

@@ -166,10 +166,19 @@ def probe_row(task: Task, measured: Margins, random: Margins) -> ProbeRow:
     scored = ~measured.nats.isnan()
     accuracy, chance = (proportion(_hits(margins.nats)) for margins in (measured, random))
     return ProbeRow(
-        task.task_id, task.domain, accuracy.n, accuracy.value, accuracy.low, accuracy.high, CHANCE, chance.value,
-        proportion(_hits(measured.blind)).value, float(measured.nats[scored].mean()), int(measured.truncated.sum()),
-        int((~scored).sum()),
-    )  # fmt: skip
+        task_id=task.task_id,
+        domain=task.domain,
+        items=accuracy.n,
+        accuracy=accuracy.value,
+        low=accuracy.low,
+        high=accuracy.high,
+        chance=CHANCE,
+        random_model=chance.value,
+        blind=proportion(_hits(measured.blind)).value,
+        margin=float(measured.nats[scored].mean()),
+        truncated=int(measured.truncated.sum()),
+        left_out=int((~scored).sum()),
+    )
 
 
 def _hits(margins: Tensor) -> Tensor:

@@ -62,8 +62,10 @@ def named_layers(model: PreTrainedModel, names: Sequence[str] | None) -> list[in
             number = [part for part in name.split(".") if part.isdigit()]
             alike = [k for k in known if number and number[0] in k.split(".")]
             near = dict.fromkeys([*alike, *difflib.get_close_matches(name, known, n=3, cutoff=0.0)])
-            raise ValueError(f"--layers {name}: no MLP of this model; the nearest of its {len(known)} are "
-                             f"{', '.join(list(near)[:3])}")  # fmt: skip
+            raise ValueError(
+                f"--layers {name}: no MLP of this model; the nearest of its {len(known)} are "
+                f"{', '.join(list(near)[:3])}"
+            )
     if not names:
         raise ValueError("--layers is empty; leave it out to take all layers")
     return list(dict.fromkeys((known | numbers)[name] for name in names))

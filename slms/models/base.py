@@ -91,8 +91,9 @@ def shaped(config: PreTrainedConfig, base: BaseConfig) -> PreTrainedConfig:
     old = {name: getattr(config, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
     new = {**old, **requested}
     if new["hidden_size"] % new["num_attention_heads"]:
-        raise ValueError(f"`base.d_model` is {new['hidden_size']}; it must be a multiple of n_heads "
-                         f"({new['num_attention_heads']}).")  # fmt: skip
+        raise ValueError(
+            f"`base.d_model` is {new['hidden_size']}; it must be a multiple of n_heads ({new['num_attention_heads']})."
+        )
     values = config.to_dict()
     values |= {config.attribute_map.get(name, name): value for name, value in requested.items()}
     if values.get("intermediate_size") is not None:

@@ -101,8 +101,15 @@ def capture(
     Raises:
         ValueError: the directory holds a capture of another model, text, site or layers.
     """
-    made_from = {"version": VERSION, "model_digest": model_digest(model), "site": site, "layers": list(layers.values()),
-                 "dtype": str(dtype).removeprefix("torch."), "shard_tokens": shard_tokens, **about}  # fmt: skip
+    made_from = {
+        "version": VERSION,
+        "model_digest": model_digest(model),
+        "site": site,
+        "layers": list(layers.values()),
+        "dtype": str(dtype).removeprefix("torch."),
+        "shard_tokens": shard_tokens,
+        **about,
+    }
     done = _begin(directory, made_from)
     total, sites = 0, {name: Site(SITES[site], i) for i, name in layers.items()}
     for index, window in enumerate(_shards(texts, shard_tokens)):
@@ -114,9 +121,16 @@ def capture(
                 save_file(tensors, temporary)
             tasks = list(dict.fromkeys(text.task_id for text in window if text.task_id))
             done.append(
-                {"file": name, "tokens": n, "first_token": total, "first_document": window[0].doc_id,
-                 "last_document": window[-1].doc_id, "windows": len(window), "task_ids": tasks}
-            )  # fmt: skip
+                {
+                    "file": name,
+                    "tokens": n,
+                    "first_token": total,
+                    "first_document": window[0].doc_id,
+                    "last_document": window[-1].doc_id,
+                    "windows": len(window),
+                    "task_ids": tasks,
+                }
+            )
             write_atomic(directory / META, "".join(json.dumps(row) + "\n" for row in done))
         elif done[index]["tokens"] != n or done[index]["first_token"] != total:
             raise ValueError(f"{directory / done[index]['file']}: holds other tokens than the text; remove {directory}")
@@ -134,8 +148,10 @@ def _begin(directory: Path, made_from: dict[str, Any]) -> list[dict[str, Any]]:
     stored = _about(path)
     for key, value in made_from.items():
         if stored.get(key) != value:
-            raise ValueError(f"{directory}: holds a capture with {key} {stored.get(key)}, not {value}; name another "
-                             "--output_dir or remove it")  # fmt: skip
+            raise ValueError(
+                f"{directory}: holds a capture with {key} {stored.get(key)}, not {value}; name another "
+                "--output_dir or remove it"
+            )
     return _meta(directory)
 
 
