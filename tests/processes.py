@@ -26,21 +26,45 @@ def make_base(folder: Path) -> None:
     from slms.models.source import EMBEDDED
 
     tokenizer = read_tokenizer(EMBEDDED["stories-1m"])
-    config = GPTNeoConfig(vocab_size=len(tokenizer), hidden_size=32, num_layers=2, num_heads=2, window_size=32,
-                          attention_types=[[["global", "local"], 1]], intermediate_size=64, max_position_embeddings=64,
-                          bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)  # fmt: skip
+    config = GPTNeoConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        window_size=32,
+        attention_types=[[["global", "local"], 1]],
+        intermediate_size=64,
+        max_position_embeddings=64,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     save_model(GPTNeoForCausalLM(config), tokenizer, folder / "base")
 
 
 def flags(folder: Path, name: str, *more: str) -> list[str]:
     """Arguments of train.py for six steps of 8 blocks, a checkpoint every second one."""
-    return ["--config=routed_tinystories.yaml", f"--model.base.name={folder / 'base'}", "--model.base.tokenizer=null",
-            "--model.routing={n_pathways: 4, k: 2, every_n_layers: 2, last_layer: -1}",
-            "--model.calibration_tokens=512",
-            "--data.corpus.name=stories", "--data.block_size=32", "--data.batch_size=8", "--data.train_tokens=4096",
-            "--data.epoch_tokens=1536", "--data.val_tokens=480", "--trainer.max_epochs=1", "--trainer.accelerator=cpu",
-            "--trainer.log_every_n_steps=1", "--checkpoint.every_n_train_steps=2", "--results.random_model=false",
-            "--specialization.heatmaps=[]", f"--output_dir={folder}", f"--name={name}", *more]  # fmt: skip
+    return [
+        "--config=routed_tinystories.yaml",
+        f"--model.base.name={folder / 'base'}",
+        "--model.base.tokenizer=null",
+        "--model.routing={n_pathways: 4, k: 2, every_n_layers: 2, last_layer: -1}",
+        "--model.calibration_tokens=512",
+        "--data.corpus.name=stories",
+        "--data.block_size=32",
+        "--data.batch_size=8",
+        "--data.train_tokens=4096",
+        "--data.epoch_tokens=1536",
+        "--data.val_tokens=480",
+        "--trainer.max_epochs=1",
+        "--trainer.accelerator=cpu",
+        "--trainer.log_every_n_steps=1",
+        "--checkpoint.every_n_train_steps=2",
+        "--results.random_model=false",
+        "--specialization.heatmaps=[]",
+        f"--output_dir={folder}",
+        f"--name={name}",
+        *more,
+    ]
 
 
 def directory(folder: Path, name: str) -> Path:
@@ -63,8 +87,14 @@ def torchrun(world: int) -> list[dict[str, str]]:
 
 def slurm(world: int) -> list[dict[str, str]]:
     """The environment of each rank as `srun --ntasks-per-node=world` sets it."""
-    shared = {"SLURM_NTASKS": world, "SLURM_NTASKS_PER_NODE": world, "SLURM_JOB_NAME": "test", "SLURM_JOB_ID": 4321,
-              "SLURM_NODELIST": "localhost", "SLURM_NODEID": 0}  # fmt: skip
+    shared = {
+        "SLURM_NTASKS": world,
+        "SLURM_NTASKS_PER_NODE": world,
+        "SLURM_JOB_NAME": "test",
+        "SLURM_JOB_ID": 4321,
+        "SLURM_NODELIST": "localhost",
+        "SLURM_NODEID": 0,
+    }
     return _ranks(world, shared, "SLURM_PROCID", "SLURM_LOCALID")
 
 
@@ -88,8 +118,14 @@ class Run:
         main: what each process runs; train.py by default.
     """
 
-    def __init__(self, log: Path, args: list[str], ranks: list[dict[str, str]] | None = None,
-                 kill: dict[int, str] | None = None, main: Callable[[list[str]], None] | None = None):  # fmt: skip
+    def __init__(
+        self,
+        log: Path,
+        args: list[str],
+        ranks: list[dict[str, str]] | None = None,
+        kill: dict[int, str] | None = None,
+        main: Callable[[list[str]], None] | None = None,
+    ):
         self.logs = [log.with_suffix(f".{rank}") for rank in range(len(ranks or [{}]))]
         cache = {name: os.environ[name] for name in ("SLMS_CACHE", "HF_HUB_OFFLINE")}
         self.processes = [

@@ -20,9 +20,18 @@ from slms.sae.config import CoderConfig
 from slms.sae.export import Provenance, save
 
 ROOT = Path(__file__).resolve().parents[1]
-EMBEDDED = ["--config=routed_tinystories.yaml", "--model.base.source=embedded", "--data.block_size=64",
-            "--data.train_tokens=4096", "--data.epoch_tokens=4096", "--data.val_tokens=4096", "--data.batch_size=4",
-            "--trainer.max_epochs=1", "--model.calibration_tokens=1024", "--trainer.accelerator=cpu"]  # fmt: skip
+EMBEDDED = [
+    "--config=routed_tinystories.yaml",
+    "--model.base.source=embedded",
+    "--data.block_size=64",
+    "--data.train_tokens=4096",
+    "--data.epoch_tokens=4096",
+    "--data.val_tokens=4096",
+    "--data.batch_size=4",
+    "--trainer.max_epochs=1",
+    "--model.calibration_tokens=1024",
+    "--trainer.accelerator=cpu",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -102,8 +111,13 @@ def test_a_model_without_known_mlps_prints_the_adapters(tmp_path, capsys):
 
 
 def test_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, capsys):
-    flags = [f"--output_dir={tmp_path}", "--name=nan", "--checkpoint.every_n_train_steps=2",
-             "--model.optimizer.lr=1e30", "--trainer.gradient_clip_val=null"]  # fmt: skip
+    flags = [
+        f"--output_dir={tmp_path}",
+        "--name=nan",
+        "--checkpoint.every_n_train_steps=2",
+        "--model.optimizer.lr=1e30",
+        "--trainer.gradient_clip_val=null",
+    ]
     line = refused(train.main, [*EMBEDDED, *flags], capsys)
     assert "it must be finite" in line and "last good checkpoint" in line and "Blocks of the batch" in line
     (run,) = (tmp_path / "nan").iterdir()
@@ -132,9 +146,17 @@ def test_eval_refuses_in_one_line(args, names, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "artifacts").exists()
 
 
-CODERS = ["--config=sae_tinystories.yaml", "--model.base.source=embedded", "--data.block_size=64",
-          "--data.train_tokens=4096", "--data.epoch_tokens=4096", "--data.val_tokens=4096",
-          "--data.buffer.batch_size=64", "--data.buffer.chunk_tokens=1024", "--trainer.accelerator=cpu"]  # fmt: skip
+CODERS = [
+    "--config=sae_tinystories.yaml",
+    "--model.base.source=embedded",
+    "--data.block_size=64",
+    "--data.train_tokens=4096",
+    "--data.epoch_tokens=4096",
+    "--data.val_tokens=4096",
+    "--data.buffer.batch_size=64",
+    "--data.buffer.chunk_tokens=1024",
+    "--trainer.accelerator=cpu",
+]
 
 
 @pytest.mark.parametrize(
@@ -195,8 +217,14 @@ def test_a_coder_that_cannot_be_read_is_refused(damage, names, tmp_path, capsys,
 
 
 def test_the_real_process_exits_with_2():
-    done = subprocess.run([sys.executable, "train.py", "--config=routed_tinystories.yaml", "--model.routing.k=33"],
-                          cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "train.py", "--config=routed_tinystories.yaml", "--model.routing.k=33"],
+        cwd=ROOT,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("train.py: error: ")
     assert "Traceback" not in done.stderr

@@ -48,11 +48,24 @@ def test_every_yaml_parses(name):
 def test_pythia_yamls_build_on_their_architectures(size, shared_data, tmp_path):
     layers, d_model, heads = SHAPES[size]
     directory = tmp_path / "pythia"
-    GPTNeoXConfig(vocab_size=50304, hidden_size=d_model, intermediate_size=4 * d_model, num_hidden_layers=layers,
-                  num_attention_heads=heads, max_position_embeddings=2048).save_pretrained(directory)  # fmt: skip
-    flags = [f"--config=routed_pythia{size}.yaml", f"--model.base.name={directory}", "--model.base.init=random",
-             f"--model.base.tokenizer={shared_data / 'tokenizers' / 'neox'}", "--model.base.source=auto",
-             f"--output_dir={tmp_path}", "--data.corpus.name=stories", "--trainer.accelerator=cpu"]  # fmt: skip
+    GPTNeoXConfig(
+        vocab_size=50304,
+        hidden_size=d_model,
+        intermediate_size=4 * d_model,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=2048,
+    ).save_pretrained(directory)
+    flags = [
+        f"--config=routed_pythia{size}.yaml",
+        f"--model.base.name={directory}",
+        "--model.base.init=random",
+        f"--model.base.tokenizer={shared_data / 'tokenizers' / 'neox'}",
+        "--model.base.source=auto",
+        f"--output_dir={tmp_path}",
+        "--data.corpus.name=stories",
+        "--trainer.accelerator=cpu",
+    ]
     cli = TrainCLI(CALLBACKS, flags)
     assert sum(p.numel() for p in cli.model.net.parameters()) > {"70m": 7e7, "160m": 1.6e8, "410m": 4e8}[size]
     if size == "70m":  # the whole conversion, uncalibrated: the larger ones differ in size only

@@ -85,14 +85,21 @@ def test_a_lost_process_stops_the_others_with_the_reason_and_one_process_goes_on
 @pytest.mark.parametrize(("strategy", "then"), [("fsdp2", 1), ("fsdp2_sharded", 2)])
 def test_fully_sharded_processes_are_one_process_and_resume(folder, one_run, strategy, then):
     """A consolidated checkpoint is resumed by one process without FSDP2, a sharded one by two with it."""
-    killed = Run(folder / f"{strategy}.log", flags(folder, strategy, *several(2, strategy)), torchrun(2),
-                 kill={0: "5:0", 1: "5:0"})  # fmt: skip
+    killed = Run(
+        folder / f"{strategy}.log",
+        flags(folder, strategy, *several(2, strategy)),
+        torchrun(2),
+        kill={0: "5:0", 1: "5:0"},
+    )
     assert 0 not in killed.join(), killed.said()
     checkpoint = directory(folder, strategy) / "checkpoints" / "last.ckpt"
     assert checkpoint.is_dir() == (strategy == "fsdp2_sharded") and damage(checkpoint) is None
     more = several(2, strategy) if then == 2 else []
-    again = Run(folder / f"{strategy}.log", flags(folder, strategy, *more, f"--ckpt_path={checkpoint}"),
-                torchrun(2) if then == 2 else None)  # fmt: skip
+    again = Run(
+        folder / f"{strategy}.log",
+        flags(folder, strategy, *more, f"--ckpt_path={checkpoint}"),
+        torchrun(2) if then == 2 else None,
+    )
     assert again.join() == [0] * then, again.said()
     assert_same_run(folder, strategy)
 
@@ -127,12 +134,28 @@ def read_streams(args):
     for name, steps, start in (("whole", 8, None), ("first", 3, None), ("second", 8, folder / "first.ckpt")):
         module = Reader()
         data = TextData(
-            CorpusConfig(str(corpus), validation=str(corpus)), read_tokenizer(EMBEDDED["stories-1m"]), block_size=32,
-            batch_size=2, train_tokens=64, epoch_tokens=640, val_tokens=64, stream=True,
-        )  # fmt: skip
-        trainer = L.Trainer(max_steps=steps, accelerator="cpu", devices=2, strategy="ddp", logger=False,
-                            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-                            enable_checkpointing=False, limit_val_batches=0, default_root_dir=folder)  # fmt: skip
+            CorpusConfig(str(corpus), validation=str(corpus)),
+            read_tokenizer(EMBEDDED["stories-1m"]),
+            block_size=32,
+            batch_size=2,
+            train_tokens=64,
+            epoch_tokens=640,
+            val_tokens=64,
+            stream=True,
+        )
+        trainer = L.Trainer(
+            max_steps=steps,
+            accelerator="cpu",
+            devices=2,
+            strategy="ddp",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            limit_val_batches=0,
+            default_root_dir=folder,
+        )
         trainer.fit(module, data, ckpt_path=start, weights_only=True)
         trainer.save_checkpoint(folder / f"{name}.ckpt")
         seen[name] = module.seen

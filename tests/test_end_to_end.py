@@ -26,10 +26,17 @@ from slms.sae.export import load
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
-    "--config=routed_tinystories.yaml", "--model.base.source=embedded", "--data.block_size=64", "--data.batch_size=4",
-    "--data.train_tokens=8192", "--data.epoch_tokens=4096", "--data.val_tokens=4096", "--model.calibration_tokens=2048",
-    "--trainer.max_epochs=2", "--trainer.accelerator=cpu",
-]  # fmt: skip
+    "--config=routed_tinystories.yaml",
+    "--model.base.source=embedded",
+    "--data.block_size=64",
+    "--data.batch_size=4",
+    "--data.train_tokens=8192",
+    "--data.epoch_tokens=4096",
+    "--data.val_tokens=4096",
+    "--model.calibration_tokens=2048",
+    "--trainer.max_epochs=2",
+    "--trainer.accelerator=cpu",
+]
 
 
 def run(directory: Path, *flags: str, name: str = "run") -> Path:
@@ -57,8 +64,8 @@ def test_a_run_leaves_what_the_design_promises(routed):
     card = ModelCard.load(routed / "model" / "README.md")
     (perplexity,) = card.data.eval_results
     assert perplexity.metric_value == round(read_results(routed).losses.model.perplexity, 4)
-    for name in ("config.yaml", "checkpoints/last.ckpt", "model/model.safetensors", "llm_routing_results.json",
-                 "llm_monosemanticity.png", "metrics.csv", "evolution.png"):  # fmt: skip
+    written = "config.yaml checkpoints/last.ckpt model/model.safetensors metrics.csv evolution.png".split()
+    for name in (*written, "llm_routing_results.json", "llm_monosemanticity.png"):
         assert (routed / name).stat().st_size > 0, name
     results = read_results(routed)
     assert results.run.role == "routed" and results.base.source == "embedded"
@@ -124,8 +131,11 @@ def test_controls_are_one_flag_each_and_compare_puts_them_side_by_side(routed, t
 
 
 def losses(directory: Path) -> dict[int, float]:
-    return {r.step: r.value for r in read_rows(directory / "metrics.csv") if (r.stage, r.metric) == ("train", "loss")
-            and r.place == "lm"}  # fmt: skip
+    return {
+        r.step: r.value
+        for r in read_rows(directory / "metrics.csv")
+        if (r.stage, r.metric) == ("train", "loss") and r.place == "lm"
+    }
 
 
 @pytest.mark.slow
@@ -150,9 +160,16 @@ def test_a_killed_run_resumes_with_the_losses_of_an_uninterrupted_one(tmp_path):
 
 
 def test_sparse_autoencoders_train_from_their_yaml_and_are_evaluated(tmp_path):
-    flags = ["--config=sae_tinystories.yaml", "--model.base.source=embedded", "--data.train_tokens=8192",
-             "--data.epoch_tokens=4096", "--data.val_tokens=2048", f"--output_dir={tmp_path}", "--name=sae",
-             "--trainer.accelerator=cpu"]  # fmt: skip
+    flags = [
+        "--config=sae_tinystories.yaml",
+        "--model.base.source=embedded",
+        "--data.train_tokens=8192",
+        "--data.epoch_tokens=4096",
+        "--data.val_tokens=2048",
+        f"--output_dir={tmp_path}",
+        "--name=sae",
+        "--trainer.accelerator=cpu",
+    ]
     train.main(flags)
     (made,) = (tmp_path / "sae").iterdir()
     coder = made / "saes" / "residual.3"
@@ -165,10 +182,19 @@ def test_sparse_autoencoders_train_from_their_yaml_and_are_evaluated(tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_saves_the_coders_and_the_run_resumes(tmp_path):
-    flags = ["--config=sae_tinystories.yaml", "--model.base.source=embedded", "--data.train_tokens=16384",
-             "--data.epoch_tokens=16384", "--data.val_tokens=2048", "--data.buffer.chunk_tokens=4096",
-             "--data.buffer.batch_size=64", "--checkpoint.every_n_train_steps=3", f"--output_dir={tmp_path}",
-             "--name=ended", "--trainer.accelerator=cpu"]  # fmt: skip
+    flags = [
+        "--config=sae_tinystories.yaml",
+        "--model.base.source=embedded",
+        "--data.train_tokens=16384",
+        "--data.epoch_tokens=16384",
+        "--data.val_tokens=2048",
+        "--data.buffer.chunk_tokens=4096",
+        "--data.buffer.batch_size=64",
+        "--checkpoint.every_n_train_steps=3",
+        f"--output_dir={tmp_path}",
+        "--name=ended",
+        "--trainer.accelerator=cpu",
+    ]
     command, env = [sys.executable, "train.py", *flags], os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
     deadline = time.monotonic() + 240

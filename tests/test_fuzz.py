@@ -37,9 +37,10 @@ PARSED = int(os.environ.get("SLMS_FUZZ", "40"))  # a training config takes a ten
 DEEP = {"a": None}
 for _ in range(120):
     DEEP = {"a": [DEEP]}
-HOSTILE = [None, True, False, -1, 0, 1, 2, 3.5, 1e308, -1e-320, 10**400, -(10**30), float("inf"), float("nan"), "", " ",
-           "x", "\x00", "é\u2028☃", "9" * 5000, "x" * 10_000, "1e400", "stories", "../../etc/passwd", "~/x", "/", "a/b",
-           "!!python/object/apply:os.system []", [], {}, [[]], [None], {"": ""}, {"a": {"b": []}}, DEEP]  # fmt: skip
+NUMBERS = [None, True, False, -1, 0, 1, 2, 3.5, 1e308, -1e-320, 10**400, -(10**30), float("inf"), float("nan")]
+WORDS = ["", " ", "x", "\x00", "é\u2028☃", "9" * 5000, "x" * 10_000, "1e400", "stories", "../../etc/passwd", "~/x", "/"]
+NESTED = [[], {}, [[]], [None], {"": ""}, {"a": {"b": []}}, DEEP]
+HOSTILE = [*NUMBERS, *WORDS, "a/b", "!!python/object/apply:os.system []", *NESTED]
 
 SNIPPETS = [b"\xff", b"\x00", b"{", b"]", b'"', b"\n", b"&a *a ", b"\xf0\x9f", b"- ", b": ", b"[" * 3000]
 
@@ -135,10 +136,12 @@ def test_results(tmp_path, results):
 
 def test_manifests(tmp_path):
     rows = [json.loads(line) for line in MANIFEST.read_text().splitlines() if line.strip()]
-    rows += [{"sentence_good": "A b.", "sentence_bad": "A c.", "UID": "u"},
-             {"clean_prefix": "a", "clean_answer": " b", "patch_answer": " c"},
-             {"task_id": "d", "source": {"type": "dataset", "name": "absent.txt", "num_docs": 2}},
-             {"task_id": "s", "source": {"type": "stories", "kind": "number", "n": 2, "seed": 0}}]  # fmt: skip
+    rows += [
+        {"sentence_good": "A b.", "sentence_bad": "A c.", "UID": "u"},
+        {"clean_prefix": "a", "clean_answer": " b", "patch_answer": " c"},
+        {"task_id": "d", "source": {"type": "dataset", "name": "absent.txt", "num_docs": 2}},
+        {"task_id": "s", "source": {"type": "stories", "kind": "number", "n": 2, "seed": 0}},
+    ]
     for row in rows:
         if isinstance(row.get("source"), dict) and "n" in row["source"]:
             row["source"]["n"] = 2  # writing stories is not what is tested
@@ -194,9 +197,12 @@ def test_training_configs(tmp_path, parser, monkeypatch):
 
 RUN = {
     "model": {"base": {"name": None, "hub": "a/b", "embedded": "stories-1m", "source": "embedded", "d_model": None}},
-    "data": {"corpus": {"name": None, "hub": "a/b", "embedded": "stories", "validation": None, "text_field": "text"},
-             "block_size": 256, "val_tokens": 1024},
-}  # fmt: skip
+    "data": {
+        "corpus": {"name": None, "hub": "a/b", "embedded": "stories", "validation": None, "text_field": "text"},
+        "block_size": 256,
+        "val_tokens": 1024,
+    },
+}
 
 
 def test_configs_of_runs(tmp_path):
@@ -225,8 +231,16 @@ def test_configurations_of_models(tmp_path):
 
 
 def test_models_whose_configuration_is_damaged(tmp_path):
-    config = GPTNeoConfig(vocab_size=11, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=8, window_size=4,
-                          attention_types=[[["global", "local"], 1]], max_position_embeddings=16)  # fmt: skip
+    config = GPTNeoConfig(
+        vocab_size=11,
+        hidden_size=8,
+        num_layers=2,
+        num_heads=2,
+        intermediate_size=8,
+        window_size=4,
+        attention_types=[[["global", "local"], 1]],
+        max_position_embeddings=16,
+    )
     save_model(route(GPTNeoForCausalLM(config), RoutingConfig(n_pathways=4, k=2), None), None, tmp_path / "m")
     path = tmp_path / "m" / "config.json"
     tree = json.loads(path.read_text())
@@ -243,8 +257,15 @@ def test_indices_of_weights(tmp_path):
 
 
 def test_configurations_of_coders(tmp_path):
-    tree = {"architecture": "topk", "d_in": 8, "d_sae": 16, "dtype": "float32", "k": 2, "normalize_activations": "none",
-            "metadata": {"hook_name": "blocks.0.hook_resid_post", "model_name": "stories-1m"}}  # fmt: skip
+    tree = {
+        "architecture": "topk",
+        "d_in": 8,
+        "d_sae": 16,
+        "dtype": "float32",
+        "k": 2,
+        "normalize_activations": "none",
+        "metadata": {"hook_name": "blocks.0.hook_resid_post", "model_name": "stories-1m"},
+    }
     path = tmp_path / "cfg.json"
     fuzz("coder", INPUTS, lambda rng: as_json(damage_tree(rng, tree)), as_json(tree), path, lambda: _read_config(path))
 

@@ -49,8 +49,12 @@ class Evil:
         return (open, (str(Path("proof").absolute()), "w"))
 
 
-TAGS = ["!!python/object/apply:os.system ['touch proof']", "!!python/object/new:os.system ['touch proof']",
-        "!!python/name:os.system", "!!python/object/apply:builtins.open ['proof', 'w']"]  # fmt: skip
+TAGS = [
+    "!!python/object/apply:os.system ['touch proof']",
+    "!!python/object/new:os.system ['touch proof']",
+    "!!python/name:os.system",
+    "!!python/object/apply:builtins.open ['proof', 'w']",
+]
 
 
 @pytest.mark.parametrize("tag", TAGS)
@@ -126,9 +130,11 @@ def test_a_checkpoint_with_code(how, capsys):
 
 @pytest.mark.parametrize("name", ["../elsewhere", "/tmp/elsewhere", "a/b", "..", ".hidden", ""])
 def test_a_run_stays_in_its_output_directory(name, capsys):
-    Path("c.yaml").write_text(f"name: {json.dumps(name)}\nmodel: {{base: {{name: stories-1m}}}}\n"
-                              "data: {corpus: {name: stories}}\ntrainer: {max_epochs: 1}\n"
-                              "output_dir: runs\n")  # fmt: skip
+    Path("c.yaml").write_text(
+        f"name: {json.dumps(name)}\nmodel: {{base: {{name: stories-1m}}}}\n"
+        "data: {corpus: {name: stories}}\ntrainer: {max_epochs: 1}\n"
+        "output_dir: runs\n"
+    )
     assert "must be one file name" in refused(train.main, ["--config=c.yaml", *BASE[1:]], capsys)
     assert not Path("runs").exists()
 

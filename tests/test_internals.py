@@ -30,12 +30,12 @@ INTERNALS = {
     "slms/option_names.py",  # jsonargparse
 }
 ALLOWED = {
-    "_asdict", "_fields", "_make", "_replace",  # documented for named tuples
-    "_actions", "_option_string_actions",  # argparse, which has no other way to list its options
-    "_parameters", "_buffers", "_modules",  # torch, read for every call of a routed MLP: see slms/models/routed_mlp.py
-    "_forward_hooks", "_forward_pre_hooks",  # torch: whether another has a hand in a head
-    "_assert_async", "_dynamo_marked_constant", "_embedding_bag_per_sample_weights_backward",  # torch, without others
-}  # fmt: skip
+    *"_asdict _fields _make _replace".split(),  # documented for named tuples
+    *"_actions _option_string_actions".split(),  # argparse, which has no other way to list its options
+    *"_parameters _buffers _modules".split(),  # torch, read for every call of a routed MLP: see routed_mlp.py
+    *"_forward_hooks _forward_pre_hooks".split(),  # torch: whether another has a hand in a head
+    *"_assert_async _dynamo_marked_constant _embedding_bag_per_sample_weights_backward".split(),  # torch: no others
+}
 FILES = sorted(path for room in ("slms", "callbacks", "kernels") for path in ROOT.glob(f"{room}/**/*.py"))
 PRIVATE = re.compile(r"_[a-z]\w*")
 
@@ -76,8 +76,16 @@ def strays(source: str, own: set[str]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("line", ["trainer._run()", "getattr(model, '_tied')", "from transformers._x import y",
-                                  "model.__dict__.pop('_weight_conversions')", "trainer.strategy._x = 1"])  # fmt: skip
+@pytest.mark.parametrize(
+    "line",
+    [
+        "trainer._run()",
+        "getattr(model, '_tied')",
+        "from transformers._x import y",
+        "model.__dict__.pop('_weight_conversions')",
+        "trainer.strategy._x = 1",
+    ],
+)
 def test_a_stray_is_found(line):
     assert strays(line, {"_own"}) and not strays("model._own, self._x, getattr(a, 'b')", {"_own"})
 

@@ -30,8 +30,16 @@ class Outer:
     free: Any = None
 
 
-GOOD = {"name": "é\n", "n": 3, "inner": {"x": 1.5, "tag": "b"}, "many": [{"x": 2.0, "tag": "a"}],
-        "by_name": {"k": 0.25}, "maybe": None, "flag": True, "free": {"a": [1]}}  # fmt: skip
+GOOD = {
+    "name": "é\n",
+    "n": 3,
+    "inner": {"x": 1.5, "tag": "b"},
+    "many": [{"x": 2.0, "tag": "a"}],
+    "by_name": {"k": 0.25},
+    "maybe": None,
+    "flag": True,
+    "free": {"a": [1]},
+}
 
 
 def test_round_trip_is_exact():

@@ -36,10 +36,18 @@ def kernel(place):
 
     manager = KernelManager(kernel_name="python3")
     models = " ".join(str(place / f"w{width}") for width in (8, 12, 16))
-    settings = {"SLMS_MODEL": str(place / "w8"), "SLMS_MODELS": models, "SLMS_RUN": str(place / "routed"),
-                "SLMS_DENSE": str(place / "w16"),
-                "SLMS_OUT": str(place / "out"), "SLMS_FIGURES": str(place / "figures"), "SLMS_TOKENS": "2048",
-                "SLMS_TASKS": "agreement", "SLMS_DOCUMENTS": "2", "PYTHONPATH": str(ROOT)}  # fmt: skip
+    settings = {
+        "SLMS_MODEL": str(place / "w8"),
+        "SLMS_MODELS": models,
+        "SLMS_RUN": str(place / "routed"),
+        "SLMS_DENSE": str(place / "w16"),
+        "SLMS_OUT": str(place / "out"),
+        "SLMS_FIGURES": str(place / "figures"),
+        "SLMS_TOKENS": "2048",
+        "SLMS_TASKS": "agreement",
+        "SLMS_DOCUMENTS": "2",
+        "PYTHONPATH": str(ROOT),
+    }
     manager.start_kernel(env={**os.environ, **settings}, cwd=str(ROOT / "notebooks"))
     yield manager
     manager.shutdown_kernel(now=True)

@@ -36,8 +36,9 @@ PLACES = {
     "a run's earlier one": f"{RUN}/checkpoints/early.ckpt",
 }
 OWN = {place for place in PLACES if place.startswith(("a run's", "a folder linked to a run"))} - {
-    "a run's earlier one", "a folder linked to a run's checkpoints"
-}  # fmt: skip
+    "a run's earlier one",
+    "a folder linked to a run's checkpoints",
+}
 """Places that are the run's: it goes on where it was."""
 
 
@@ -48,8 +49,15 @@ def project(tmp_path, one_run, folder, monkeypatch):
     place = tmp_path / "project"
     shutil.copytree(one_run, place / RUN)
     (place / LAST).rename(place / f"{RUN}/checkpoints/only.ckpt")
-    for name in ("ckpts/best", "best", "a/b/c/checkpoints/best", "bare/checkpoints/last", "foreign/checkpoints/last",
-                 f"{RUN}/checkpoints/last", f"{RUN}/checkpoints/epoch=0-val/loss=0.895"):  # fmt: skip
+    for name in (
+        "ckpts/best",
+        "best",
+        "a/b/c/checkpoints/best",
+        "bare/checkpoints/last",
+        "foreign/checkpoints/last",
+        f"{RUN}/checkpoints/last",
+        f"{RUN}/checkpoints/epoch=0-val/loss=0.895",
+    ):
         (place / f"{name}.ckpt").parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(last, place / f"{name}.ckpt")
     for early in (place / RUN / "checkpoints").glob("epoch=0-step=*"):
@@ -57,8 +65,8 @@ def project(tmp_path, one_run, folder, monkeypatch):
     (place / "link.ckpt").symlink_to(place / LAST)
     (place / "linked").symlink_to(place / RUN)
     (place / "all").symlink_to(place / RUN / "checkpoints")
-    for name in ("", "ckpts", "a", "a/b", "a/b/c", "a/b/c/checkpoints", "bare", "bare/checkpoints", "foreign", RUN,
-                 f"{RUN}/checkpoints", "thesis", "runs", "runs/mine"):  # fmt: skip
+    given = "ckpts a a/b a/b/c a/b/c/checkpoints bare bare/checkpoints foreign thesis runs runs/mine".split()
+    for name in ("", *given, RUN, f"{RUN}/checkpoints"):
         (place / name).mkdir(exist_ok=True)
         (place / name / "notes.txt").write_text(f"of {name}")
         (place / name / ".part-mine").write_text("begins like an unfinished file")

@@ -7,7 +7,6 @@ import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -15,82 +14,8 @@ import pytest
 import torch
 from jsonargparse import Namespace
 
-from callbacks import CALLBACKS, CODER_CALLBACKS
-from slms.cli import one_line_errors
-from slms.lit.cli import TrainCLI
-from slms.lit.sparse_autoencoder import SparseAutoencoder
 from slms.lit.trainer_options import REFUSED, check_trainer
-from slms.models.activation_stream import ActivationData
-from slms.report.metrics_csv import read_rows
-from tests.processes import flags
-
-JOBS = ("language model", "coders")
-BATCHES = 6  # of an epoch
-
-
-class Watch(L.Callback):
-    """What happened at each step and validation."""
-
-    def __init__(self):
-        self.batches: list[list[list[float]]] = []  # of each epoch
-        self.gradients: list[float] = []
-        self.largest: list[float] = []
-        self.flags: dict[str, bool] = {}
-        self.validated: list[tuple[bool, int]] = []  # whether in the sanity check, and after which step
-
-    def on_train_epoch_start(self, trainer, module):
-        self.batches.append([])
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        first = next(iter(batch.values()))
-        self.batches[-1].append(first.flatten()[:16].tolist())
-        self.flags = {
-            "anomaly": torch.is_anomaly_enabled(),
-            "deterministic": torch.are_deterministic_algorithms_enabled(),
-            "benchmark": torch.backends.cudnn.benchmark,
-        }
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        gradients = [p.grad for p in module.parameters() if p.grad is not None]  # as clipped
-        self.gradients.append(float(torch.nn.utils.get_total_norm(gradients)))
-        self.largest.append(max(float(g.abs().max()) for g in gradients))
-
-    def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
-        self.validated.append((trainer.sanity_checking, trainer.global_step))
-
-
-@dataclass
-class Outcome:
-    """A finished run."""
-
-    cli: TrainCLI
-    watch: Watch
-    out: Path
-    printed: str
-    job: str
-
-    @property
-    def trainer(self):
-        return self.cli.trainer
-
-    @property
-    def run(self) -> Path:
-        (made,) = (self.out / "runs" / "r").iterdir()
-        return made
-
-    def rows(self, stage: str, metric: str = "") -> list:
-        rows = read_rows(self.run / "metrics.csv")
-        return [row for row in rows if row.stage == stage and (not metric or row.metric == metric)]
-
-    def steps(self, stage: str, metric: str = "") -> list[int]:
-        return sorted({row.step for row in self.rows(stage, metric)})
-
-    def files(self, pattern: str) -> list[Path]:
-        return sorted(self.out.rglob(pattern))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.cli.model.parameters()).dtype
+from tests.jobs import BATCHES, JOBS, Outcome, run, start
 
 
 @pytest.fixture(autouse=True)
@@ -103,32 +28,6 @@ def _as_it_was(monkeypatch, tmp_path):
     yield
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.benchmark = False
-
-
-def start(job: str, folder: Path, out: Path, options: list[str]) -> TrainCLI:
-    """The command line of a tiny job."""
-    trainer = [f"--trainer.{option}" for option in options]
-    if job == "language model":
-        more = ["--model.routing=null", "--checkpoint.every_n_train_steps=3", f"--output_dir={out / 'runs'}", *trainer]
-        return TrainCLI({**CALLBACKS, "watch": Watch}, flags(folder, "r", *more))
-    args = [
-        "--config=sae_tinystories.yaml", f"--model.base.name={folder / 'base'}", "--model.base.tokenizer=null",
-        "--model.coders=[{site: residual.0, coder: {kind: topk, d_sae: 48, k: 4}}]", "--data.corpus.name=stories",
-        "--data.block_size=32", "--data.buffer={batch_size: 64, chunk_tokens: 512, lm_batch_size: 4}",
-        "--data.train_tokens=2048", f"--data.epoch_tokens={64 * BATCHES}", "--data.val_tokens=480",
-        "--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1",
-        "--checkpoint.every_n_train_steps=3", f"--output_dir={out / 'runs'}", "--name=r", *trainer,
-    ]  # fmt: skip
-    return TrainCLI({**CODER_CALLBACKS, "watch": Watch}, args, SparseAutoencoder, ActivationData)
-
-
-def run(job: str, folder: Path, out: Path, options: list[str], capsys) -> Outcome:
-    with one_line_errors("train.py"):
-        cli = start(job, folder, out, options)
-        cli.fit()
-    (watch,) = [callback for callback in cli.trainer.callbacks if isinstance(callback, Watch)]
-    said = capsys.readouterr()
-    return Outcome(cli, watch, out, said.out + said.err, job)
 
 
 @dataclass
@@ -183,44 +82,81 @@ USED = [
     Used(["accelerator=cpu", "strategy=ddp", "precision=bf16-true"], lambda o: o.dtype == torch.bfloat16),
     Used(["precision=64-true"], lambda o: o.dtype == torch.float64),
     Used(["precision=bf16-mixed"], lambda o: o.dtype == torch.float32 and o.trainer.precision == "bf16-mixed"),
-    Used(["logger=false", "max_steps=2", "log_every_n_steps=50"],
-         lambda o: not o.files("events*") and o.steps("train") == [1] and o.trainer.global_step == 2),
+    Used(
+        ["logger=false", "max_steps=2", "log_every_n_steps=50"],
+        lambda o: not o.files("events*") and o.steps("train") == [1] and o.trainer.global_step == 2,
+    ),
     Used(["logger=CSVLogger", "logger.save_dir=csv"], csv_logger),
-    Used([f"logger=[{CSV}, {{class_path: TensorBoardLogger, init_args: {{save_dir: tb}}}}]",
-          "enable_autolog_hparams=false", "profiler=simple", "limit_val_batches=0"],
-         lambda o: two_loggers(o) and len(o.files("fit-profile.txt")) == 1 and not o.steps("val")),
-    Used(["callbacks=[LearningRateMonitor]", "limit_train_batches=2", "limit_val_batches=1", "max_epochs=2"],
-         lambda o: "lr-" in (o.run / "metrics.csv").read_text()
-         and o.trainer.global_step == 4 and len(o.watch.validated) == 2),
-    Used(["limit_train_batches=0.5", "profiler=advanced"],
-         lambda o: o.trainer.global_step == BATCHES // 2 and len(o.files("fit-profile.txt")) == 1),
+    Used(
+        [
+            f"logger=[{CSV}, {{class_path: TensorBoardLogger, init_args: {{save_dir: tb}}}}]",
+            "enable_autolog_hparams=false",
+            "profiler=simple",
+            "limit_val_batches=0",
+        ],
+        lambda o: two_loggers(o) and len(o.files("fit-profile.txt")) == 1 and not o.steps("val"),
+    ),
+    Used(
+        ["callbacks=[LearningRateMonitor]", "limit_train_batches=2", "limit_val_batches=1", "max_epochs=2"],
+        lambda o: (
+            "lr-" in (o.run / "metrics.csv").read_text() and o.trainer.global_step == 4 and len(o.watch.validated) == 2
+        ),
+    ),
+    Used(
+        ["limit_train_batches=0.5", "profiler=advanced"],
+        lambda o: o.trainer.global_step == BATCHES // 2 and len(o.files("fit-profile.txt")) == 1,
+    ),
     Used(["fast_dev_run=2"], nothing_written),
-    Used(["max_epochs=5", "min_epochs=3", f"callbacks=[{STOPPING % 'val/loss'}]", "limit_train_batches=1"],
-         lambda o: o.trainer.global_step == 3, ("language model",)),
-    Used(["max_epochs=5", "min_epochs=3", f"callbacks=[{STOPPING % 'val/fvu/residual.0'}]", "limit_train_batches=1"],
-         lambda o: o.trainer.global_step == 3, ("coders",)),
+    Used(
+        ["max_epochs=5", "min_epochs=3", f"callbacks=[{STOPPING % 'val/loss'}]", "limit_train_batches=1"],
+        lambda o: o.trainer.global_step == 3,
+        ("language model",),
+    ),
+    Used(
+        ["max_epochs=5", "min_epochs=3", f"callbacks=[{STOPPING % 'val/fvu/residual.0'}]", "limit_train_batches=1"],
+        lambda o: o.trainer.global_step == 3,
+        ("coders",),
+    ),
     Used(["max_time=00:00:00:00"], lambda o: o.trainer.global_step < BATCHES),
     Used(["max_time=00:00:00:00", "min_epochs=0", "min_steps=4"], lambda o: o.trainer.global_step == 4),
     Used(["overfit_batches=2", "max_epochs=2"], same_batches),
-    Used(["val_check_interval=2", "log_every_n_steps=2"],
-         lambda o: o.steps("val")[:3] == [1, 3, 5] and o.steps("train") == [1, 3, 5]),
-    Used(["check_val_every_n_epoch=null", "val_check_interval=4", "max_epochs=2"],
-         lambda o: o.steps("val")[:3] == [3, 7, 11]),
+    Used(
+        ["val_check_interval=2", "log_every_n_steps=2"],
+        lambda o: o.steps("val")[:3] == [1, 3, 5] and o.steps("train") == [1, 3, 5],
+    ),
+    Used(
+        ["check_val_every_n_epoch=null", "val_check_interval=4", "max_epochs=2"],
+        lambda o: o.steps("val")[:3] == [3, 7, 11],
+    ),
     Used(["check_val_every_n_epoch=2", "max_epochs=2", "limit_train_batches=2"], lambda o: o.steps("val") == [3]),
     Used(["num_sanity_val_steps=2"], lambda o: [sanity for sanity, _ in o.watch.validated[:3]] == [True, True, False]),
-    Used(["enable_checkpointing=false", "enable_progress_bar=false", "enable_model_summary=true"],
-         lambda o: not o.files("*.ckpt") and "epoch 1/1" not in o.printed and "Params" in o.printed),
-    Used(["accumulate_grad_batches=4", "gradient_clip_val=1e-4", "gradient_clip_algorithm=norm"],
-         lambda o: o.trainer.global_step == 2 and max(o.watch.gradients[3], o.watch.gradients[5]) < 1.01e-4),
-    Used(["gradient_clip_val=1e-4", "gradient_clip_algorithm=value", "precision=bf16-mixed"],
-         lambda o: max(o.watch.largest) < 1.01e-4, ("language model",)),
+    Used(
+        ["enable_checkpointing=false", "enable_progress_bar=false", "enable_model_summary=true"],
+        lambda o: not o.files("*.ckpt") and "epoch 1/1" not in o.printed and "Params" in o.printed,
+    ),
+    Used(
+        ["accumulate_grad_batches=4", "gradient_clip_val=1e-4", "gradient_clip_algorithm=norm"],
+        lambda o: o.trainer.global_step == 2 and max(o.watch.gradients[3], o.watch.gradients[5]) < 1.01e-4,
+    ),
+    Used(
+        ["gradient_clip_val=1e-4", "gradient_clip_algorithm=value", "precision=bf16-mixed"],
+        lambda o: max(o.watch.largest) < 1.01e-4,
+        ("language model",),
+    ),
     Used(["gradient_clip_val=0"], lambda o: max(o.watch.gradients) > 1.01, ("language model",)),
-    Used(["deterministic=true", "detect_anomaly=true"],
-         lambda o: o.watch.flags["deterministic"] and o.watch.flags["anomaly"]),
-    Used(["benchmark=true", "plugins=[LightningEnvironment]", "devices=1", "num_nodes=1"],
-         lambda o: o.watch.flags["benchmark"] and type(o.trainer._accelerator_connector.cluster_environment).__name__
-         == "LightningEnvironment" and o.trainer.num_devices == o.trainer.num_nodes == 1),
-]  # fmt: skip
+    Used(
+        ["deterministic=true", "detect_anomaly=true"],
+        lambda o: o.watch.flags["deterministic"] and o.watch.flags["anomaly"],
+    ),
+    Used(
+        ["benchmark=true", "plugins=[LightningEnvironment]", "devices=1", "num_nodes=1"],
+        lambda o: (
+            o.watch.flags["benchmark"]
+            and type(o.trainer._accelerator_connector.cluster_environment).__name__ == "LightningEnvironment"
+            and o.trainer.num_devices == o.trainer.num_nodes == 1
+        ),
+    ),
+]
 
 NOT_TAKEN = [
     ("strategy", "ddp_spawn", "must be one of auto, ddp", JOBS),
@@ -259,8 +195,11 @@ def test_every_option_has_a_row():
     assert set(inspect.signature(L.Trainer).parameters) == named
 
 
-@pytest.mark.parametrize(("job", "case"), [(job, case) for case in USED for job in case.jobs],
-                         ids=lambda v: v if isinstance(v, str) else " ".join(v.options) or "defaults")  # fmt: skip
+@pytest.mark.parametrize(
+    ("job", "case"),
+    [(job, case) for case in USED for job in case.jobs],
+    ids=lambda v: v if isinstance(v, str) else " ".join(v.options) or "defaults",
+)
 def test_used(job, case, folder, tmp_path, capsys):
     assert case.effect(run(job, folder, tmp_path, case.options, capsys))
 

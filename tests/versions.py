@@ -20,8 +20,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ["tests/models", "tests/lit"]
 JOB = [
-    "--data.train_tokens=65536", "--data.epoch_tokens=32768", "--data.val_tokens=32768", "--trainer.max_epochs=2",
-]  # fmt: skip
+    "--data.train_tokens=65536",
+    "--data.epoch_tokens=32768",
+    "--data.val_tokens=32768",
+    "--trainer.max_epochs=2",
+]
 """Of the README's first command, half a minute."""
 
 

@@ -10,9 +10,13 @@ from slms.routing import RoutingConfig
 @pytest.fixture
 def tiny(monkeypatch):
     config = GPTNeoXConfig(
-        vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        vocab_size=32,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
         max_position_embeddings=16,
-    )  # fmt: skip
+    )
     monkeypatch.setattr(training_step, "dense_model", lambda name: GPTNeoXForCausalLM(config))
 
 

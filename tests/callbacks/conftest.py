@@ -36,19 +36,31 @@ def make_module(routing: RoutingConfig | None = ROUTING) -> LanguageModel:
 
 def make_data(model: LanguageModel) -> TextData:
     return TextData(
-        CorpusConfig(name="stories"), model.tokenizer, "embedded", block_size=32, batch_size=4, train_tokens=2048,
-        epoch_tokens=512, val_tokens=1536,
-    )  # fmt: skip
+        CorpusConfig(name="stories"),
+        model.tokenizer,
+        "embedded",
+        block_size=32,
+        batch_size=4,
+        train_tokens=2048,
+        epoch_tokens=512,
+        val_tokens=1536,
+    )
 
 
 def make_trainer(directory: Path, callbacks: list[L.Callback], **options) -> L.Trainer:
     logger = TensorBoardLogger(directory, "", "", default_hp_metric=False)
     options = {"max_epochs": 2, "num_sanity_val_steps": 1, "enable_checkpointing": False} | options
     return L.Trainer(
-        default_root_dir=directory, logger=logger, callbacks=callbacks, accelerator="cpu",
-        use_distributed_sampler=False, log_every_n_steps=1,
-        enable_progress_bar=False, enable_model_summary=False, **options,
-    )  # fmt: skip
+        default_root_dir=directory,
+        logger=logger,
+        callbacks=callbacks,
+        accelerator="cpu",
+        use_distributed_sampler=False,
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
 
 
 @pytest.fixture(scope="session")

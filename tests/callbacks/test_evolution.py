@@ -34,9 +34,15 @@ def _validate(callback, module, trainer, chosen, step):
 def parts(tmp_path):
     module = Recorder()
     trainer = SimpleNamespace(
-        sanity_checking=False, is_global_zero=True, current_epoch=0, global_step=0, fast_dev_run=False,
-        loggers=[module], default_root_dir=str(tmp_path), strategy=SimpleNamespace(broadcast=lambda place: place),
-    )  # fmt: skip
+        sanity_checking=False,
+        is_global_zero=True,
+        current_epoch=0,
+        global_step=0,
+        fast_dev_run=False,
+        loggers=[module],
+        default_root_dir=str(tmp_path),
+        strategy=SimpleNamespace(broadcast=lambda place: place),
+    )
     return module, trainer
 
 

@@ -12,9 +12,11 @@ def fit(calibrate, monkeypatch, zero=True):
     calls, barriers = [], []
     monkeypatch.setattr(subject, "calibrate_kernels", lambda *given: calls.append(given) or [f"line {given[3]}"])
     trainer = SimpleNamespace(
-        datamodule=SimpleNamespace(batch_size=4, block_size=32), precision="bf16-mixed", is_global_zero=zero,
+        datamodule=SimpleNamespace(batch_size=4, block_size=32),
+        precision="bf16-mixed",
+        is_global_zero=zero,
         strategy=SimpleNamespace(barrier=lambda: barriers.append(1)),
-    )  # fmt: skip
+    )
     CALLBACKS["kernels"](calibrate=calibrate).on_fit_start(trainer, "model")
     return calls, barriers
 

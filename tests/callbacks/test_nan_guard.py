@@ -28,9 +28,15 @@ class Line(L.LightningModule):
 def _fit(f, data, tmp_path, **options):
     model = Line(f)
     trainer = L.Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, callbacks=[NanGuard()], enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=tmp_path, **options,
-    )  # fmt: skip
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[NanGuard()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        **options,
+    )
     try:
         trainer.fit(model, DataLoader(torch.tensor(data), batch_size=1))
     finally:
@@ -57,9 +63,13 @@ def test_weights_and_checkpoint_are_those_of_the_last_good_step(tmp_path):
 
     model, checkpoint = Line(lambda y: y), ModelCheckpoint(tmp_path, every_n_train_steps=1, save_last=True)
     trainer = L.Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, callbacks=[NanGuard(), checkpoint], enable_progress_bar=False,
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[NanGuard(), checkpoint],
+        enable_progress_bar=False,
         enable_model_summary=False,
-    )  # fmt: skip
+    )
     with pytest.raises(ValueError) as error:
         trainer.fit(model, DataLoader(torch.tensor([1.0, 2.0, float("nan")]), batch_size=1))
     assert float(model.w.detach()) == pytest.approx(1 - 0.1 - 0.2)
@@ -76,8 +86,7 @@ def test_a_finite_run_is_left_alone(tmp_path):
 def test_a_loss_that_explodes_though_finite(tmp_path):
     """Ten times the lowest running mean is too much: 1 → .95 + .05·300 = 15.95."""
     with pytest.raises(ValueError, match=r"training loss is 300.0 at step 2; it must be below 10 times its lowest, 1"):
-        _fit(lambda y: 0 * y + y.detach(), [1.0, 1.0, 300.0], tmp_path,
-             enable_checkpointing=False)  # fmt: skip
+        _fit(lambda y: 0 * y + y.detach(), [1.0, 1.0, 300.0], tmp_path, enable_checkpointing=False)
 
 
 @pytest.mark.parametrize("max_rise", [0.5, 1.0])

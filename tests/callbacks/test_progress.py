@@ -29,9 +29,16 @@ class Slope(L.LightningModule):
 
 def said(tmp_path, capsys):
     trainer = L.Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, callbacks=[Progress()], enable_model_summary=False,
-        default_root_dir=tmp_path, enable_checkpointing=False, num_sanity_val_steps=1, log_every_n_steps=1,
-    )  # fmt: skip
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[Progress()],
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        enable_checkpointing=False,
+        num_sanity_val_steps=1,
+        log_every_n_steps=1,
+    )
     data = DataLoader(torch.ones(5), batch_size=1)
     trainer.fit(Slope(), data, data)
     return [line for line in capsys.readouterr().out.splitlines() if "step" in line or "validating" in line]

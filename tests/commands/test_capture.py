@@ -15,8 +15,18 @@ from slms.models.io import save_model
 
 def test_a_task_is_captured_at_the_neurons(tmp_path, capsys):
     name = "transformer.h.3.mlp"
-    args = ["capture", "--model", "stories-1m", "--task-id", "stories_place", "--layers", name, "--max-tokens", "64",
-            f"--output-dir={tmp_path}"]  # fmt: skip
+    args = [
+        "capture",
+        "--model",
+        "stories-1m",
+        "--task-id",
+        "stories_place",
+        "--layers",
+        name,
+        "--max-tokens",
+        "64",
+        f"--output-dir={tmp_path}",
+    ]
     evaluation.main(args)
     (directory,) = (tmp_path / "capture" / "stories-1m").glob("stories_place-neurons-*")
     model, _ = slms.load_base("stories-1m")
@@ -32,8 +42,18 @@ def test_a_task_is_captured_at_the_neurons(tmp_path, capsys):
 
 
 def test_a_corpus_is_captured_to_its_length(tmp_path):
-    evaluation.main(["capture", "stories-1m", "--n-tokens=700", "--shard-tokens=300", "--site=residual", "--layers=7",
-                     "--dtype=float16", f"--output-dir={tmp_path}"])  # fmt: skip
+    evaluation.main(
+        [
+            "capture",
+            "stories-1m",
+            "--n-tokens=700",
+            "--shard-tokens=300",
+            "--site=residual",
+            "--layers=7",
+            "--dtype=float16",
+            f"--output-dir={tmp_path}",
+        ]
+    )
     (directory,) = (tmp_path / "capture" / "stories-1m").iterdir()
     shards = list(read_capture(directory))
     assert sum(len(shard.tensors["token_ids"]) for shard in shards) == 700

@@ -24,8 +24,16 @@ def place(tmp_path_factory):
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", model_max_length=64)
     torch.manual_seed(0)
-    config = GPTNeoConfig(vocab_size=41, hidden_size=8, num_layers=2, num_heads=2, attention_types=[[["global"], 2]],
-                          max_position_embeddings=64, bos_token_id=0, eos_token_id=0)  # fmt: skip
+    config = GPTNeoConfig(
+        vocab_size=41,
+        hidden_size=8,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global"], 2]],
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     model = GPTNeoForCausalLM(config).eval()
     slms.save_model(model, fast, directory / "dense")
     routing = slms.RoutingConfig(n_pathways=8, k=2, partition="random", router_init="random")
@@ -114,8 +122,20 @@ def test_refusals(place, monkeypatch, capsys, options, message):
     model = [] if "--model" in options else ["--model", "dense"]
     text = ["--corpus", "text.txt", "--validation", "text.txt", "--block_size", "16", "--n_tokens", "64"]
     with pytest.raises(SystemExit) as stop:
-        eval_py.main(["dynamick", *model, *options, *text, "--calibration_tokens", "64", "--seconds", "0",
-                      "--output_dir", "refused"])  # fmt: skip
+        eval_py.main(
+            [
+                "dynamick",
+                *model,
+                *options,
+                *text,
+                "--calibration_tokens",
+                "64",
+                "--seconds",
+                "0",
+                "--output_dir",
+                "refused",
+            ]
+        )
     assert stop.value.code == 2 and not (place / "refused").exists()
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and message in error[0]

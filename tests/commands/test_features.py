@@ -33,9 +33,16 @@ def place(tmp_path_factory):
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", model_max_length=64)
     torch.manual_seed(0)
     config = GPTNeoConfig(
-        vocab_size=13, hidden_size=8, num_layers=2, num_heads=2, attention_types=[[["global"], 2]],
-        max_position_embeddings=64, bos_token_id=0, eos_token_id=0, initializer_range=0.5,
-    )  # fmt: skip
+        vocab_size=13,
+        hidden_size=8,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global"], 2]],
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=0,
+        initializer_range=0.5,
+    )
     ids = torch.randint(13, (8, 16))
     routing = slms.RoutingConfig(n_pathways=4, k=2, every_n_layers=1)
     slms.save_model(slms.route(GPTNeoForCausalLM(config), routing, calibration=ids), fast, directory / "model")

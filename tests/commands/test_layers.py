@@ -15,7 +15,13 @@ def test_layers_of_the_embedded_base(tmp_path, capsys):
         rows = list(csv.DictReader(file))
     found = slms.list_layers("stories-1m")
     assert [row["name"] for row in rows] == [layer.name for layer in found]
-    assert rows[3] == {"index": "3", "name": "transformer.h.3.mlp", "d_model": "64", "d_ff": "256",
-                       "activation": "gelu_new", "gated": "False"}  # fmt: skip
+    assert rows[3] == {
+        "index": "3",
+        "name": "transformer.h.3.mlp",
+        "d_model": "64",
+        "d_ff": "256",
+        "activation": "gelu_new",
+        "gated": "False",
+    }
     assert json.loads((directory / "layers.json").read_text())["layers"][3]["d_ff"] == 256
     assert "transformer.h.3.mlp" in printed and "gelu_new" in printed

@@ -26,9 +26,11 @@ def model(tmp_path_factory) -> str:
 
 @pytest.fixture
 def manifest(tmp_path):
-    rows = [{"task_id": "a", "domain": "d", "source": {"type": "items", "items": ITEMS}},
-            {"task_id": "prose", "source": {"type": "prompt", "text": "A text."}},
-            {"task_id": "stories_ioi", "source": {"type": "stories", "kind": "ioi", "n": 3}}]  # fmt: skip
+    rows = [
+        {"task_id": "a", "domain": "d", "source": {"type": "items", "items": ITEMS}},
+        {"task_id": "prose", "source": {"type": "prompt", "text": "A text."}},
+        {"task_id": "stories_ioi", "source": {"type": "stories", "kind": "ioi", "n": 3}},
+    ]
     path = tmp_path / "tasks.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return path

@@ -49,8 +49,16 @@ def place(tmp_path_factory):
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", model_max_length=64)
     fast.save_pretrained(directory)
     torch.manual_seed(3)  # not the seed that `random_twin` takes: the control must be another model
-    config = GPTNeoConfig(vocab_size=41, hidden_size=8, num_layers=2, num_heads=2, attention_types=[[["global"], 2]],
-                          max_position_embeddings=64, bos_token_id=0, eos_token_id=0)  # fmt: skip
+    config = GPTNeoConfig(
+        vocab_size=41,
+        hidden_size=8,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global"], 2]],
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     GPTNeoForCausalLM(config).save_pretrained(directory)
     generator = torch.Generator().manual_seed(0)
     stories = [" ".join(WORDS[i] for i in torch.randint(40, (30,), generator=generator)) for _ in range(300)]
@@ -68,16 +76,27 @@ def fit(place, run, callbacks):
     ]
     module = SparseAutoencoder(BaseConfig(name=str(place)), coders, CoderOptimizerConfig(lr=5e-3))
     data = ActivationData(
-        CorpusConfig(name=str(place / "text.txt")), module.tokenizer, "local",
-        BufferConfig(batch_size=64, chunk_tokens=512, lm_batch_size=4), block_size=16, train_tokens=None,
-        epoch_tokens=64 * 100, val_tokens=256,
-    )  # fmt: skip
+        CorpusConfig(name=str(place / "text.txt")),
+        module.tokenizer,
+        "local",
+        BufferConfig(batch_size=64, chunk_tokens=512, lm_batch_size=4),
+        block_size=16,
+        train_tokens=None,
+        epoch_tokens=64 * 100,
+        val_tokens=256,
+    )
     trainer = L.Trainer(
-        max_epochs=1, accelerator="cpu", logger=L.pytorch.loggers.CSVLogger(run, name="", version=""),
+        max_epochs=1,
+        accelerator="cpu",
+        logger=L.pytorch.loggers.CSVLogger(run, name="", version=""),
         default_root_dir=run,
-        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, num_sanity_val_steps=0,
-        gradient_clip_val=1.0, callbacks=[*callbacks, CoderWriter()],
-    )  # fmt: skip
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        num_sanity_val_steps=0,
+        gradient_clip_val=1.0,
+        callbacks=[*callbacks, CoderWriter()],
+    )
     trainer.fit(module, data)
 
 

@@ -61,10 +61,25 @@ def test_the_legacy_columns_are_the_published_formulas(threshold, tmp_path, caps
 def test_the_console_script_takes_the_sources_flags_by_task(tmp_path, monkeypatch, capsys):
     script = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["sparsity"]
     assert script == f"{command.__name__}:main"
-    monkeypatch.setattr(sys, "argv", ["sparsity", "--model", "stories-1m", "--probe-manifest",
-                                      str(ROOT / "configs" / "probe_tasks.jsonl"), "--task-id", "toy_arithmetic",
-                                      "--task-id", "stories_place", "--max-tokens=32", "--layers=3", "--tolerance=1e9",
-                                      f"--output-dir={tmp_path}"])  # fmt: skip
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "sparsity",
+            "--model",
+            "stories-1m",
+            "--probe-manifest",
+            str(ROOT / "configs" / "probe_tasks.jsonl"),
+            "--task-id",
+            "toy_arithmetic",
+            "--task-id",
+            "stories_place",
+            "--max-tokens=32",
+            "--layers=3",
+            "--tolerance=1e9",
+            f"--output-dir={tmp_path}",
+        ],
+    )
     command.main()
     rows = rows_of(tmp_path)
     assert list(rows[0])[:4] == ["task_id", "layer", "frac", "pr"]

@@ -41,8 +41,15 @@ def run(args, out):
 def test_neurons_with_nulls_intervals_and_random_weights(place, tmp_path, capsys):
     directory, rows, units = run(["--model", str(place / "dense"), *TEXT, "--n-nulls=3"], tmp_path)
     first = "L0.mlp"
-    for metric, family in (("si", "pos"), ("si", "domain"), ("si", "task"), ("si_given_token", "semantic"),
-                           ("si_given_token", "domain"), ("coherence", ""), ("q", "")):  # fmt: skip
+    for metric, family in (
+        ("si", "pos"),
+        ("si", "domain"),
+        ("si", "task"),
+        ("si_given_token", "semantic"),
+        ("si_given_token", "domain"),
+        ("coherence", ""),
+        ("q", ""),
+    ):
         row = rows[first, metric, family]
         assert all(row[key] for key in COMPLETE), row
         assert float(row["low"]) <= float(row["value"]) <= float(row["high"])

@@ -9,8 +9,10 @@ from slms.data.corpora import CorpusConfig, absolute_name, described, documents,
 
 
 def test_splits_share_no_story():
-    made = {split: [d.text for d, _ in zip(documents("stories", split), range(200), strict=False)] for split in
-            ("train", "validation", "test")}  # fmt: skip
+    made = {
+        split: [d.text for d, _ in zip(documents("stories", split), range(200), strict=False)]
+        for split in ("train", "validation", "test")
+    }
     assert not set(made["train"]) & set(made["validation"])
     assert not set(made["train"]) & set(made["test"])
 
@@ -95,8 +97,12 @@ def test_words_name_what_is_really_read(tmp_path, monkeypatch):
     assert read_from("me/tales", "test", "a.txt") == a
     assert read_from("me/tales", "test") == "me/tales (test)"
     assert [kind(name) for name in ("stories", "a.txt", "gone.jsonl", "rows", "me/tales")] == [
-        "embedded", "local", "local", "local", "hub",
-    ]  # fmt: skip
+        "embedded",
+        "local",
+        "local",
+        "local",
+        "hub",
+    ]
     assert described("me/tales", "a.txt") == f"data me/tales (hub), validation {a}"
     assert described("rows") == f"data {tmp_path}/rows"
 

@@ -121,9 +121,7 @@ def test_an_epoch_without_a_batch_is_refused():
 
 def limited(batches, overfit=0.0):
     made = data(train_tokens=2048)
-    made.trainer = SimpleNamespace(
-        world_size=1, global_rank=0, limit_train_batches=batches, overfit_batches=overfit
-    )  # fmt: skip
+    made.trainer = SimpleNamespace(world_size=1, global_rank=0, limit_train_batches=batches, overfit_batches=overfit)
     return made.train_dataloader()
 
 

@@ -97,20 +97,22 @@ def test_a_file_that_changes_or_vanishes_while_it_is_read_leaves_no_blocks(tmp_p
 
 
 BOOK = "It was a dark night. " * 300
+WHOLE_BOOK = (
+    r"c\.txt \(all but every 50th document\): 0 tokens in 0 documents, less than one block \(64 tokens\): the file is "
+    r"one document \(documents are parted by blank lines, or by <\|endoftext\|> where that occurs\); every 50th, the "
+    r"first included, is held out for validation; name a validation corpus \(data\.corpus\.validation, --validation\)$"
+)
 
 
 @pytest.mark.parametrize(
     ("content", "split", "message"),
     [
-        (BOOK, "train", r"c\.txt \(all but every 50th document\): 0 tokens in 0 documents, less than one block \(64 "
-         r"tokens\): the file is one document \(documents are parted by blank lines, or by <\|endoftext\|> where that "
-         r"occurs\); every 50th, the first included, is held out for validation; name a validation corpus "
-         r"\(data\.corpus\.validation, --validation\)$"),
+        (BOOK, "train", WHOLE_BOOK),
         ("\n".join(["One story."] * 300), "train", r"the file is one document \(documents are parted by blank lines"),
         ("\n\n".join(["Short."] * 60), "validation", r"\d tokens in 2 documents.*the file holds 60 documents"),
         ("Short.", "all", r"c\.txt: \d tokens in 1 documents.*the file is one document \(.*occurs\)$"),
     ],
-)  # fmt: skip
+)
 def test_too_little_text_says_how_documents_are_parted_and_held_out(tmp_path, tokenizer, content, split, message):
     (tmp_path / "c.txt").write_text(content)
     with pytest.raises(ValueError, match=message) as caught:

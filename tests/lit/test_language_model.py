@@ -20,9 +20,14 @@ def fit(distill: DistillConfig) -> tuple[LanguageModel, list[float], list[int]]:
         BaseConfig(name="stories-1m"), RoutingConfig(layers=[1]), distill=distill, calibration_tokens=256
     )
     data = TextData(
-        CorpusConfig(name="stories"), model.tokenizer, block_size=32, batch_size=2, train_tokens=64 * STEPS,
-        epoch_tokens=64 * STEPS, val_tokens=64,
-    )  # fmt: skip
+        CorpusConfig(name="stories"),
+        model.tokenizer,
+        block_size=32,
+        batch_size=2,
+        train_tokens=64 * STEPS,
+        epoch_tokens=64 * STEPS,
+        val_tokens=64,
+    )
     asked: list[int] = []
     losses: list[float] = []
 
@@ -34,10 +39,18 @@ def fit(distill: DistillConfig) -> tuple[LanguageModel, list[float], list[int]]:
             losses.append(float(trainer.callback_metrics.get("train/loss/distill_logits", torch.nan)))
 
     trainer = lightning.Trainer(
-        max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, num_sanity_val_steps=0,
-        limit_val_batches=0, enable_model_summary=False, accelerator="cpu", log_every_n_steps=1, callbacks=[Watch()],
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        enable_model_summary=False,
+        accelerator="cpu",
+        log_every_n_steps=1,
+        callbacks=[Watch()],
         use_distributed_sampler=False,
-    )  # fmt: skip
+    )
     trainer.fit(model, data)
     return model, losses, asked
 

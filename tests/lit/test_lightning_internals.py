@@ -17,9 +17,16 @@ def test_what_falls_on_an_epoch_s_last_step_is_written_one_step_later(tmp_path):
     def fit(epochs, ckpt_path=None):
         checkpoint = StepCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1, save_last=True)
         lightning.Trainer(
-            max_epochs=epochs, limit_train_batches=4, limit_val_batches=1, num_sanity_val_steps=0, logger=False,
-            accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, callbacks=[checkpoint, Watch()],
-        ).fit(BoringModel(), ckpt_path=ckpt_path)  # fmt: skip
+            max_epochs=epochs,
+            limit_train_batches=4,
+            limit_val_batches=1,
+            num_sanity_val_steps=0,
+            logger=False,
+            accelerator="cpu",
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[checkpoint, Watch()],
+        ).fit(BoringModel(), ckpt_path=ckpt_path)
 
     fit(2)
     assert seen == [(4, [2]), (8, [2, 5, 6])]
@@ -34,8 +41,12 @@ def test_the_state_of_saving_moves_with_the_directory(tmp_path):
     for name in ("a.ckpt", "last.ckpt"):
         (tmp_path / name).touch()
     state = StepCheckpoint(monitor="val/loss", save_top_k=2).state_dict()
-    state |= {"dirpath": "/old", "best_model_path": "/old/a.ckpt", "last_model_path": "/old/last.ckpt",
-              "kth_best_model_path": "/old/a.ckpt"}  # fmt: skip
+    state |= {
+        "dirpath": "/old",
+        "best_model_path": "/old/a.ckpt",
+        "last_model_path": "/old/last.ckpt",
+        "kth_best_model_path": "/old/a.ckpt",
+    }
     for scores, best in (({"a.ckpt": 1.0}, "a.ckpt"), ({"a.ckpt": 1.0, "gone.ckpt": 0.5}, None)):
         moved = StepCheckpoint(tmp_path, monitor="val/loss", save_top_k=2)
         moved.load_state_dict(state | {"best_k_models": {f"/old/{k}": torch.tensor(v) for k, v in scores.items()}})

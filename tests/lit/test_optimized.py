@@ -33,10 +33,13 @@ class Line(OptimizedModule):
 
 def fit(module, tmp_path, batches=(1.0, 2.0, 3.0, 10.0), ckpt=None, **options):
     trainer = L.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
         default_root_dir=tmp_path,
         **{"max_epochs": 2, "enable_checkpointing": False} | options,
-    )  # fmt: skip
+    )
     trainer.fit(module, torch.utils.data.DataLoader(torch.tensor(batches)), ckpt_path=ckpt, weights_only=True)
     return trainer
 

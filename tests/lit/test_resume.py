@@ -134,9 +134,11 @@ def resumed(started, copy: Path, *more):
         patch.setattr(LanguageModel, "on_train_start", lambda self: (made.append(self), original(self)))
         train.main([*args, f"--ckpt_path={copy}", *more])
     rows = [row for row in read_rows(copy / "metrics.csv") if (row.stage, row.metric) == ("train", "loss")]
-    return {row.step: row.value for row in rows if row.place == "lm"}, made[0], yaml.safe_load(
-        (copy / "config.yaml").read_text()
-    )  # fmt: skip
+    return (
+        {row.step: row.value for row in rows if row.place == "lm"},
+        made[0],
+        yaml.safe_load((copy / "config.yaml").read_text()),
+    )
 
 
 @pytest.mark.slow
@@ -144,10 +146,19 @@ def test_another_learning_rate_is_used(started, tmp_path):
     """The rate of 1e-7 leaves the losses where they are; the run's own goes on lowering them."""
     same, _, _ = resumed(started, tmp_path / "same")
     slow, module, config = resumed(
-        started, tmp_path / "slow", "--model.optimizer.lr=1e-7", "--model.optimizer.router_lr=1e-7",
-        "--model.balance.weight=0.7", "--model.balance.momentum=0.5", "--model.routing.k=3", "--model.routing.tau=0.25",
-        "--model.distill.logits=0.5", "--model.k_anneal=0.5", "--model.gate_ramp=0.9", "--nan_guard.max_rise=50",
-    )  # fmt: skip
+        started,
+        tmp_path / "slow",
+        "--model.optimizer.lr=1e-7",
+        "--model.optimizer.router_lr=1e-7",
+        "--model.balance.weight=0.7",
+        "--model.balance.momentum=0.5",
+        "--model.routing.k=3",
+        "--model.routing.tau=0.25",
+        "--model.distill.logits=0.5",
+        "--model.k_anneal=0.5",
+        "--model.gate_ramp=0.9",
+        "--nan_guard.max_rise=50",
+    )
     assert config["model"]["optimizer"]["lr"] == 1e-7
     assert (
         max(group["initial_lr"] for group in module._configured for group in module.trainer.optimizers[0].param_groups)

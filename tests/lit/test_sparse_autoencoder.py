@@ -33,8 +33,16 @@ def place(tmp_path_factory):
         tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>", model_max_length=64
     ).save_pretrained(directory)
     torch.manual_seed(0)
-    config = GPTNeoConfig(vocab_size=41, hidden_size=8, num_layers=2, num_heads=2, attention_types=[[["global"], 2]],
-                          max_position_embeddings=64, bos_token_id=0, eos_token_id=0)  # fmt: skip
+    config = GPTNeoConfig(
+        vocab_size=41,
+        hidden_size=8,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global"], 2]],
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     GPTNeoForCausalLM(config).save_pretrained(directory)
     generator = torch.Generator().manual_seed(0)
     stories = [" ".join(WORDS[i] for i in torch.randint(40, (30,), generator=generator)) for _ in range(200)]
@@ -51,19 +59,31 @@ def make(place, coders=(AUTOENCODER, TRANSCODER), **optimizer):
         BaseConfig(name=str(place)), list(coders), CoderOptimizerConfig(**{"lr": 1e-2, "dead_tokens": 400} | optimizer)
     )
     data = ActivationData(
-        CorpusConfig(name=str(place / "text.txt")), module.tokenizer, "local",
-        BufferConfig(batch_size=64, chunk_tokens=512, lm_batch_size=4), block_size=16, train_tokens=None,
-        epoch_tokens=64 * 20, val_tokens=256,
-    )  # fmt: skip
+        CorpusConfig(name=str(place / "text.txt")),
+        module.tokenizer,
+        "local",
+        BufferConfig(batch_size=64, chunk_tokens=512, lm_batch_size=4),
+        block_size=16,
+        train_tokens=None,
+        epoch_tokens=64 * 20,
+        val_tokens=256,
+    )
     return module, data
 
 
 def trainer(tmp_path, **options):
     return L.Trainer(
-        default_root_dir=tmp_path, accelerator="cpu", logger=options.pop("logger", False), enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False, gradient_clip_val=1.0,
-        log_every_n_steps=1, **{"enable_checkpointing": False, "max_epochs": 2} | options,
-    )  # fmt: skip
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        logger=options.pop("logger", False),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        gradient_clip_val=1.0,
+        log_every_n_steps=1,
+        **{"enable_checkpointing": False, "max_epochs": 2} | options,
+    )
 
 
 class Record(L.Callback):

@@ -13,6 +13,7 @@ def test_names_are_known_to_lightning():
 
 def test_a_model_that_is_not_sharded_is_whole():
     """Sharded ones are tested by training them, in tests/test_distributed.py."""
-    net = LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-                                       num_attention_heads=2))  # fmt: skip
+    net = LlamaForCausalLM(
+        LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    )
     assert strategies.whole(net) is net

@@ -23,8 +23,16 @@ SITE = Site("residual", 1)
 def place():
     """A routed model of two layers (3 pathways, 2 chosen), text, a coder of its residual stream, what they write."""
     torch.manual_seed(0)
-    config = GPTNeoConfig(vocab_size=29, hidden_size=8, num_layers=2, num_heads=2, max_position_embeddings=T,
-                          attention_types=[[["global"], 2]], intermediate_size=13, initializer_range=0.3)  # fmt: skip
+    config = GPTNeoConfig(
+        vocab_size=29,
+        hidden_size=8,
+        num_layers=2,
+        num_heads=2,
+        max_position_embeddings=T,
+        attention_types=[[["global"], 2]],
+        intermediate_size=13,
+        initializer_range=0.3,
+    )
     dense = GPTNeoForCausalLM(config)
     ids = np.random.default_rng(0).integers(0, 29, (20, T)).astype(np.uint16)
     torch_ids = torch.from_numpy(ids.astype("int64"))
@@ -43,8 +51,10 @@ def dense(place):
     """Whether each latent is used [n, s], what is read [n, d], and each pathway's output [layer][p] [n, d]."""
     routed, ids, coder, _ = place
     x = read_sites(routed, ids, [SITE])[SITE.name].double()
-    outputs = [[read_sites(routed, ids, [Site("pathway", i, p)])[f"pathway.{i}.{p}"].double() for p in range(3)]
-               for i in range(2)]  # fmt: skip
+    outputs = [
+        [read_sites(routed, ids, [Site("pathway", i, p)])[f"pathway.{i}.{p}"].double() for p in range(3)]
+        for i in range(2)
+    ]
     with record_routes(routed) as routes:
         routed(ids)
     rows = ids.flatten() != 0
@@ -102,8 +112,13 @@ def test_learned_groups_are_compared_with_random_ones(place):
         assert c.z == pytest.approx((c.value - c.null_mean) / c.null_sd)
 
 
-SITES = [(Site("residual", 1), [0, 1]), (Site("residual", 0), [0]), (Site("mlp_out", 1), [1]), (Site("mlp_in", 1), []),
-         (Site("pathway", 1, 0), [])]  # fmt: skip
+SITES = [
+    (Site("residual", 1), [0, 1]),
+    (Site("residual", 0), [0]),
+    (Site("mlp_out", 1), [1]),
+    (Site("mlp_in", 1), []),
+    (Site("pathway", 1, 0), []),
+]
 
 
 @pytest.mark.parametrize(("site", "layers"), SITES)

@@ -21,8 +21,14 @@ IDS = torch.randint(40, (6, 16), generator=torch.Generator().manual_seed(1))
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    config = GPTNeoConfig(vocab_size=40, hidden_size=16, num_layers=2, num_heads=2, attention_types=[[["global"], 2]],
-                          max_position_embeddings=32)  # fmt: skip
+    config = GPTNeoConfig(
+        vocab_size=40,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global"], 2]],
+        max_position_embeddings=32,
+    )
     return GPTNeoForCausalLM(config).eval()
 
 

@@ -19,8 +19,15 @@ S, T, N_BLOCKS, SPECIAL = 20, 8, 7, torch.tensor([0])
 def place():
     """A tiny model, a coder of its residual stream, seven blocks of text, and all activations [n, s] at once."""
     torch.manual_seed(0)
-    config = GPTNeoConfig(vocab_size=13, hidden_size=6, num_layers=2, num_heads=2, max_position_embeddings=T,
-                          attention_types=[[["global"], 2]], intermediate_size=12)  # fmt: skip
+    config = GPTNeoConfig(
+        vocab_size=13,
+        hidden_size=6,
+        num_layers=2,
+        num_heads=2,
+        max_position_embeddings=T,
+        attention_types=[[["global"], 2]],
+        intermediate_size=12,
+    )
     model = GPTNeoForCausalLM(config).eval()
     generator = np.random.default_rng(0)
     ids = generator.integers(0, 13, (N_BLOCKS, T)).astype(np.uint16)
@@ -73,8 +80,11 @@ def test_strongest_uses_and_their_contexts(place):
             for context in found[latent]:
                 at, n = context.start + context.peak, len(context.activations)
                 assert context.activations == pytest.approx(acts[context.start : context.start + n, latent].tolist())
-                here = [i for i in range(at - 3, at + 3) if 0 <= i < len(documents)
-                        and i // T == at // T and documents[i] == documents[at]]  # fmt: skip
+                here = [
+                    i
+                    for i in range(at - 3, at + 3)
+                    if 0 <= i < len(documents) and i // T == at // T and documents[i] == documents[at]
+                ]
                 assert (context.start, n) == (here[0], len(here))
 
 

@@ -35,15 +35,23 @@ def task_directory(tmp_path_factory):
     (place / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     shared = {"dataset_path": "json", "test_split": "test", "metadata": {"version": 1.0}}
     stories = shared | {
-        "task": "local_stories", "dataset_kwargs": {"data_files": {"test": str(place / "texts.jsonl")}},
-        "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}",
+        "task": "local_stories",
+        "dataset_kwargs": {"data_files": {"test": str(place / "texts.jsonl")}},
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
         "metric_list": [{"metric": "byte_perplexity"}],
-    }  # fmt: skip
+    }
     choice = shared | {
-        "task": "local_probes", "dataset_kwargs": {"data_files": {"test": str(place / "items.jsonl")}},
-        "output_type": "multiple_choice", "doc_to_text": "<|endoftext|>{{prompt}}", "target_delimiter": "",
-        "doc_to_choice": "{{[answer, foil]}}", "doc_to_target": 0, "metric_list": [{"metric": "acc"}],
-    }  # fmt: skip
+        "task": "local_probes",
+        "dataset_kwargs": {"data_files": {"test": str(place / "items.jsonl")}},
+        "output_type": "multiple_choice",
+        "doc_to_text": "<|endoftext|>{{prompt}}",
+        "target_delimiter": "",
+        "doc_to_choice": "{{[answer, foil]}}",
+        "doc_to_target": 0,
+        "metric_list": [{"metric": "acc"}],
+    }
     for task in (stories, choice):
         (place / f"{task['task']}.yaml").write_text(yaml.safe_dump(task))
     return place, texts, [Item(row["prompt"], row["answer"], row["foil"]) for row in rows]
@@ -87,8 +95,18 @@ def test_lm_eval_gives_our_own_numbers(flags, task_directory, routed_directory, 
     monkeypatch.setattr(command, "score", lambda net, *rest: used.append(net) or harness.score(net, *rest))
     tasks, texts, items = task_directory
     model = "stories-1m" if flags else str(routed_directory)
-    evaluation.main(["harness", model, "--tasks", "local_stories", "local_probes", f"--include_path={tasks}",
-                     f"--output_dir={tmp_path}", *flags])  # fmt: skip
+    evaluation.main(
+        [
+            "harness",
+            model,
+            "--tasks",
+            "local_stories",
+            "local_probes",
+            f"--include_path={tasks}",
+            f"--output_dir={tmp_path}",
+            *flags,
+        ]
+    )
     net, tokenizer = used[0], slms.load_base("stories-1m").tokenizer
     with masking(net):
         perplexity, accuracy = ours(net, tokenizer, texts, items)

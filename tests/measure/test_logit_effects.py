@@ -9,13 +9,30 @@ from slms.models.sites import Site, read_sites
 
 
 def gpt_neo():
-    return GPTNeoForCausalLM(GPTNeoConfig(vocab_size=23, hidden_size=8, num_layers=1, num_heads=2,
-                                          max_position_embeddings=16, attention_types=[[["global"], 1]]))  # fmt: skip
+    return GPTNeoForCausalLM(
+        GPTNeoConfig(
+            vocab_size=23,
+            hidden_size=8,
+            num_layers=1,
+            num_heads=2,
+            max_position_embeddings=16,
+            attention_types=[[["global"], 1]],
+        )
+    )
 
 
 def llama():
-    return LlamaForCausalLM(LlamaConfig(vocab_size=23, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
-                                        intermediate_size=12, max_position_embeddings=16, pad_token_id=0))  # fmt: skip
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=23,
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=12,
+            max_position_embeddings=16,
+            pad_token_id=0,
+        )
+    )
 
 
 @pytest.fixture(params=[gpt_neo, llama], ids=["layer norm", "rms norm"])

@@ -41,9 +41,16 @@ def blocks():
 @pytest.fixture(scope="module")
 def model(blocks):
     config = GPTNeoConfig(
-        vocab_size=50, hidden_size=8, num_layers=2, num_heads=2, attention_types=[[["global"], 2]],
-        intermediate_size=20, max_position_embeddings=32, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
+        vocab_size=50,
+        hidden_size=8,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global"], 2]],
+        intermediate_size=20,
+        max_position_embeddings=32,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     torch.manual_seed(0)
     dense = GPTNeoForCausalLM(config)
     routing = slms.RoutingConfig(n_pathways=4, k=2, layers=[1], router_hidden=4)
@@ -129,9 +136,16 @@ def test_measuring_changes_nothing(model, blocks):
 
 def test_dense_models_have_losses_only(blocks):
     config = GPTNeoConfig(
-        vocab_size=50, hidden_size=8, num_layers=1, num_heads=2, attention_types=[[["global"], 1]], intermediate_size=8,
-        max_position_embeddings=32, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
+        vocab_size=50,
+        hidden_size=8,
+        num_layers=1,
+        num_heads=2,
+        attention_types=[[["global"], 1]],
+        intermediate_size=8,
+        max_position_embeddings=32,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     measured = measure(GPTNeoForCausalLM(config), Words(), blocks, 8)
     assert measured.rows == [] and measured.pathways == {} and int(measured.loss.tokens.sum()) == 24 * 15
 

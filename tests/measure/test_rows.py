@@ -29,11 +29,19 @@ def test_means_over_places_leave_out_what_was_not_measured():
 
 
 def test_logged_are_places_and_means():
-    assert log_keys(ROWS, "val") == pytest.approx({
-        "val/purity/L1.mlp": 0.2, "val/purity/L2.attn": 0.4, "val/purity": 0.3, "val/si_pos/L1.mlp": 0.5,
-        "val/si_pos": 0.5, "val/si_number/L1.mlp": 0.75, "val/si_number": 0.75, "val/max_load/L2.attn": 2.0,
-        "val/max_load": 2.0,
-    })  # fmt: skip
+    assert log_keys(ROWS, "val") == pytest.approx(
+        {
+            "val/purity/L1.mlp": 0.2,
+            "val/purity/L2.attn": 0.4,
+            "val/purity": 0.3,
+            "val/si_pos/L1.mlp": 0.5,
+            "val/si_pos": 0.5,
+            "val/si_number/L1.mlp": 0.75,
+            "val/si_number": 0.75,
+            "val/max_load/L2.attn": 2.0,
+            "val/max_load": 2.0,
+        }
+    )
     assert log_keys([], "val") == {}
 
 

@@ -21,21 +21,40 @@ _LLAMA = {
 FAMILIES = {
     "gpt_neo": lambda: hf.GPTNeoForCausalLM(
         hf.GPTNeoConfig(
-            vocab_size=VOCAB, hidden_size=24, num_layers=3, num_heads=4, intermediate_size=D_FF, window_size=5,
-            attention_types=[[["global", "local", "local"], 1]], max_position_embeddings=64,
-            bos_token_id=0, eos_token_id=1,
+            vocab_size=VOCAB,
+            hidden_size=24,
+            num_layers=3,
+            num_heads=4,
+            intermediate_size=D_FF,
+            window_size=5,
+            attention_types=[[["global", "local", "local"], 1]],
+            max_position_embeddings=64,
+            bos_token_id=0,
+            eos_token_id=1,
         )
     ),
     "gpt2": lambda: hf.GPT2LMHeadModel(
         hf.GPT2Config(
-            vocab_size=VOCAB, n_embd=24, n_layer=3, n_head=4, n_inner=D_FF, n_positions=64,
-            bos_token_id=0, eos_token_id=1,
+            vocab_size=VOCAB,
+            n_embd=24,
+            n_layer=3,
+            n_head=4,
+            n_inner=D_FF,
+            n_positions=64,
+            bos_token_id=0,
+            eos_token_id=1,
         )
     ),
     "gpt_neox": lambda: hf.GPTNeoXForCausalLM(
         hf.GPTNeoXConfig(
-            vocab_size=VOCAB, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=D_FF,
-            max_position_embeddings=64, bos_token_id=0, eos_token_id=1,
+            vocab_size=VOCAB,
+            hidden_size=24,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=D_FF,
+            max_position_embeddings=64,
+            bos_token_id=0,
+            eos_token_id=1,
         )
     ),
     "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**_LLAMA, mlp_bias=True)),
@@ -45,7 +64,7 @@ FAMILIES = {
     "gemma": lambda: hf.GemmaForCausalLM(hf.GemmaConfig(**_LLAMA)),
     "gemma2": lambda: hf.Gemma2ForCausalLM(hf.Gemma2Config(**_LLAMA, sliding_window=7)),
     "gemma3_text": lambda: hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(**_LLAMA, sliding_window=7)),
-}  # fmt: skip
+}
 
 
 @pytest.fixture

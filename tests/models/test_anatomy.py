@@ -13,9 +13,14 @@ from slms.models.speedups import FusedGELU, fuse_gelu
 from slms.models.weights import read_mlp, write_mlp
 
 ACTIVATION = {"gpt_neo": "gelu_new", "gpt2": "gelu_new", "gpt_neox": "gelu"} | {
-    "llama": "silu", "mistral": "silu", "qwen2": "silu", "qwen3": "silu",
-    "gemma": "gelu_pytorch_tanh", "gemma2": "gelu_pytorch_tanh", "gemma3_text": "gelu_pytorch_tanh",
-}  # fmt: skip
+    "llama": "silu",
+    "mistral": "silu",
+    "qwen2": "silu",
+    "qwen3": "silu",
+    "gemma": "gelu_pytorch_tanh",
+    "gemma2": "gelu_pytorch_tanh",
+    "gemma3_text": "gelu_pytorch_tanh",
+}
 
 
 def test_list_layers_names_width_and_activation(tiny, family):

@@ -125,10 +125,19 @@ def test_a_shape_that_cannot_be_is_refused():
 def pythia(size):
     d, n_layers, heads, d_ff, *_ = PYTHIA[size]
     return hf.GPTNeoXConfig(
-        vocab_size=50304, hidden_size=d, num_hidden_layers=n_layers, num_attention_heads=heads, intermediate_size=d_ff,
-        rotary_pct=0.25, max_position_embeddings=2048, use_parallel_residual=True, hidden_act="gelu", bos_token_id=0,
-        eos_token_id=0, architectures=["GPTNeoXForCausalLM"],
-    )  # fmt: skip
+        vocab_size=50304,
+        hidden_size=d,
+        num_hidden_layers=n_layers,
+        num_attention_heads=heads,
+        intermediate_size=d_ff,
+        rotary_pct=0.25,
+        max_position_embeddings=2048,
+        use_parallel_residual=True,
+        hidden_act="gelu",
+        bos_token_id=0,
+        eos_token_id=0,
+        architectures=["GPTNeoXForCausalLM"],
+    )
 
 
 @pytest.mark.parametrize("size", PYTHIA)
@@ -139,8 +148,13 @@ def test_pythia_shapes_layers_and_savings(size, tmp_path):
     model = build_meta(tmp_path)
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert slms.list_layers(str(tmp_path))[-1] == (
-        n_layers - 1, f"gpt_neox.layers.{n_layers - 1}.mlp", d, d_ff, "gelu", False
-    )  # fmt: skip
+        n_layers - 1,
+        f"gpt_neox.layers.{n_layers - 1}.mlp",
+        d,
+        d_ff,
+        "gelu",
+        False,
+    )
     config = CONFIGS["gpt_neox"](**pythia(size).to_dict(), routing=RoutingConfig().to_dict())
     with torch.device("meta"):
         routed = routed_class("gpt_neox")(config)

@@ -21,9 +21,14 @@ def draw(*shape, seed=0):
 @pytest.mark.parametrize("centred", [False, True])
 def test_statistics_equal_their_definitions(gated, centred):
     w = MLPWeights(
-        W_in=draw(37, 8, seed=1), W_out=draw(37, 8, seed=2), b_in=draw(37, seed=3), b_out=draw(8),
-        W_gate=draw(37, 8, seed=4) if gated else None, b_gate=draw(37, seed=5) if gated else None, activation="gelu",
-    )  # fmt: skip
+        W_in=draw(37, 8, seed=1),
+        W_out=draw(37, 8, seed=2),
+        b_in=draw(37, seed=3),
+        b_out=draw(8),
+        W_gate=draw(37, 8, seed=4) if gated else None,
+        b_gate=draw(37, seed=5) if gated else None,
+        activation="gelu",
+    )
     x = draw(5000, 8, seed=6)
     up = x @ w.W_in.T + w.b_in
     h = torch.nn.functional.gelu(x @ w.W_gate.T + w.b_gate) * up if gated else torch.nn.functional.gelu(up)

@@ -18,8 +18,14 @@ def model():
 
 def neox(seed):
     torch.manual_seed(seed)
-    config = GPTNeoXConfig(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
-                           intermediate_size=24, max_position_embeddings=32)  # fmt: skip
+    config = GPTNeoXConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=32,
+    )
     return GPTNeoXForCausalLM(config).eval()
 
 
@@ -36,12 +42,23 @@ def texts(n=30, seed=0):
 
 def write(model, directory, site="neurons", source=None, about=None, **options):
     source = windows(texts() if source is None else source, 32)
-    return capture(model, source, directory, NAMES, site, about or {"corpus": "x"}, special=[7], shard_tokens=100,
-                   batch_size=4, **options)  # fmt: skip
+    return capture(
+        model,
+        source,
+        directory,
+        NAMES,
+        site,
+        about or {"corpus": "x"},
+        special=[7],
+        shard_tokens=100,
+        batch_size=4,
+        **options,
+    )
 
 
-@pytest.mark.parametrize(("site", "kind", "width"), [("neurons", "neurons", 24), ("output", "mlp_out", 16),
-                                                     ("residual", "residual", 16)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("site", "kind", "width"), [("neurons", "neurons", 24), ("output", "mlp_out", 16), ("residual", "residual", 16)]
+)
 def test_every_token_has_the_activation_of_its_window(model, tmp_path, site, kind, width):
     n = write(model, tmp_path, site)
     shards = list(read_capture(tmp_path, model))

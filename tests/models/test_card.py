@@ -31,9 +31,12 @@ def test_a_dense_model_needs_no_slms(tiny, tmp_path):
 
 @pytest.mark.parametrize(
     ("base", "in_metadata", "in_words"),
-    [("EleutherAI/pythia-70m", "EleutherAI/pythia-70m", "EleutherAI/pythia-70m"),
-     ("/home/me/models/mine", None, "`mine`"), ("stories-1m", None, "`stories-1m`")],
-)  # fmt: skip
+    [
+        ("EleutherAI/pythia-70m", "EleutherAI/pythia-70m", "EleutherAI/pythia-70m"),
+        ("/home/me/models/mine", None, "`mine`"),
+        ("stories-1m", None, "`stories-1m`"),
+    ],
+)
 def test_only_hub_ids_are_metadata_and_no_path_is_told(tiny, base, in_metadata, in_words):
     card = ModelCard(model_card(tiny("gpt2"), base=base, corpus=base))
     assert card.data.base_model == in_metadata and card.data.to_dict().get("datasets") == (

@@ -7,8 +7,9 @@ from slms.models.io import load_model, save_model
 
 @pytest.fixture
 def model(tmp_path):
-    net = LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-                                       num_attention_heads=2))  # fmt: skip
+    net = LlamaForCausalLM(
+        LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    )
     return save_model(net, None, tmp_path / "run" / "model")
 
 

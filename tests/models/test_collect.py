@@ -16,8 +16,14 @@ BLOCKS = np.random.default_rng(0).integers(2, 30, size=(10, 6)).astype(np.uint16
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    config = GPTNeoConfig(vocab_size=31, hidden_size=8, num_layers=2, num_heads=2, attention_types=[[["global"], 2]],
-                          max_position_embeddings=16)  # fmt: skip
+    config = GPTNeoConfig(
+        vocab_size=31,
+        hidden_size=8,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global"], 2]],
+        max_position_embeddings=16,
+    )
     return GPTNeoForCausalLM(config).eval()
 
 

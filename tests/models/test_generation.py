@@ -96,8 +96,9 @@ def test_a_compiled_forward_gives_the_same_logits(tiny, tokens):
     routed, ids = route(tiny("llama"), CONFIG, tokens(4, 16)), tokens(2, 9)
     compiled = torch.compile(routed, backend="aot_eager", fullgraph=True)
     with torch.no_grad():
-        torch.testing.assert_close(compiled(ids, use_cache=False).logits, routed(ids, use_cache=False).logits,
-                                   atol=1e-5, rtol=1e-5)  # fmt: skip
+        torch.testing.assert_close(
+            compiled(ids, use_cache=False).logits, routed(ids, use_cache=False).logits, atol=1e-5, rtol=1e-5
+        )
 
 
 @pytest.mark.slow
@@ -127,11 +128,16 @@ def test_lora_adapts_routers_and_neuron_matrices_and_merges(tiny, tokens, family
     routed, ids = route(tiny(family), config, tokens(4, 16)), tokens(2, 9)
     before, routed_keys = routed(ids).logits.detach(), list(routed.state_dict())
     layer = next(iter(routed_modules(routed).values()))
-    linears = sorted({name.rpartition(".")[2] for name, m in layer.router.named_modules()
-                      if isinstance(m, torch.nn.Linear)})  # fmt: skip
+    linears = sorted(
+        {name.rpartition(".")[2] for name, m in layer.router.named_modules() if isinstance(m, torch.nn.Linear)}
+    )
     raw = ["mlp.W_in", "mlp.W_out"]
-    adapted = get_peft_model(routed, LoraConfig(r=2, target_modules=[f"router.{name}" for name in linears],
-                                                target_parameters=raw, init_lora_weights=True))  # fmt: skip
+    adapted = get_peft_model(
+        routed,
+        LoraConfig(
+            r=2, target_modules=[f"router.{name}" for name in linears], target_parameters=raw, init_lora_weights=True
+        ),
+    )
     assert torch.allclose(adapted(ids).logits, before, atol=1e-6)  # B starts at zero
     trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
     assert all("lora_" in name for name in trained)

@@ -14,8 +14,14 @@ from slms.models.routed import record_routes
 from slms.models.token_loss import next_tokens, token_loss
 from slms.routing import RoutingConfig
 
-SMALL = {"vocab_size": 61, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "intermediate_size": 37, "max_position_embeddings": 64}  # fmt: skip
+SMALL = {
+    "vocab_size": 61,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 37,
+    "max_position_embeddings": 64,
+}
 OTHERS = {
     "granite": lambda: hf.GraniteForCausalLM(hf.GraniteConfig(**SMALL, logits_scaling=7.0, num_key_value_heads=4)),
     "cohere": lambda: hf.CohereForCausalLM(hf.CohereConfig(**SMALL, logit_scale=0.25, pad_token_id=0, eos_token_id=1)),

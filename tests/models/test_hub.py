@@ -69,8 +69,9 @@ def hub(cache, monkeypatch):
             elif "/commit/" in path:
                 repo = path.removeprefix("api/models/").partition("/commit/")[0]
                 entries = [json.loads(line) for line in body.splitlines()]
-                repos[repo] = {e["value"]["path"]: base64.b64decode(e["value"]["content"]) for e in entries
-                               if e["key"] == "file"}  # fmt: skip
+                repos[repo] = {
+                    e["value"]["path"]: base64.b64decode(e["value"]["content"]) for e in entries if e["key"] == "file"
+                }
                 answer = {"commitOid": SHA, "commitUrl": f"{address}/{repo}/commit/{SHA}"}
             content = json.dumps(answer).encode()
             self.send_response(200)

@@ -57,7 +57,9 @@ def test_a_hub_name_that_cannot_be_had_is_one_error():
 
 
 def test_neither_the_list_nor_the_overview_imports_pytorch():
-    code = "import sys; import eval; eval.main(['--help']); import slms; slms.list_layers('stories-1m'); " \
-           "print({'torch', 'transformers', 'sklearn', 'scipy'} & set(sys.modules))"  # fmt: skip
+    code = (
+        "import sys; import eval; eval.main(['--help']); import slms; slms.list_layers('stories-1m'); "
+        "print({'torch', 'transformers', 'sklearn', 'scipy'} & set(sys.modules))"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.endswith("set()\n") and "specialization" in out

@@ -27,8 +27,15 @@ IDS = torch.arange(24).view(2, 12) % 31
 
 def gpt_neo():
     torch.manual_seed(0)
-    config = GPTNeoConfig(vocab_size=31, hidden_size=8, num_layers=3, num_heads=2, attention_types=[[["global"], 3]],
-                          max_position_embeddings=16, intermediate_size=20)  # fmt: skip
+    config = GPTNeoConfig(
+        vocab_size=31,
+        hidden_size=8,
+        num_layers=3,
+        num_heads=2,
+        attention_types=[[["global"], 3]],
+        max_position_embeddings=16,
+        intermediate_size=20,
+    )
     return GPTNeoForCausalLM(config).eval()
 
 
@@ -43,9 +50,16 @@ def routed(model, layer=1, k=2):
     mlp = find_mlps(model)[layer]
     weights = read_mlp(mlp)
     config = RoutingConfig(n_pathways=3, k=k, backend="reference", gate="softmax")
-    new = RoutedMLP(8, 20, config, activation=weights.activation,
-                    layer_index=layer, gated=weights.W_gate is not None, bias_in=weights.b_in is not None,
-                    bias_out=weights.b_out is not None)  # fmt: skip
+    new = RoutedMLP(
+        8,
+        20,
+        config,
+        activation=weights.activation,
+        layer_index=layer,
+        gated=weights.W_gate is not None,
+        bias_in=weights.b_in is not None,
+        bias_out=weights.b_out is not None,
+    )
     dense = {name: value for name, value in weights._asdict().items() if name != "activation"}
     new.load_dense(**dense, permutation=torch.randperm(20, generator=torch.Generator().manual_seed(1)))
     replace_mlp(model, layer, new)

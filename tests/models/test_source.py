@@ -23,9 +23,11 @@ def test_auto_takes_cache_then_hub_then_stand_in(hub):
     base = BaseConfig(**TINYSTORIES)
     hub.trouble = "the hub cannot be reached"
     assert resolve(base) == Resolved(
-        "embedded", "stories-1m",
-        "base stories-1m (embedded) stands in for roneneldan/TinyStories-1M: the hub cannot be reached", stand_in=True,
-    )  # fmt: skip
+        "embedded",
+        "stories-1m",
+        "base stories-1m (embedded) stands in for roneneldan/TinyStories-1M: the hub cannot be reached",
+        stand_in=True,
+    )
     hub.trouble = None
     assert resolve(base) == Resolved("hub", base.hub, f"base {base.hub} (hub)")
     hub.asked.clear()

@@ -25,8 +25,10 @@ def by_definition(x, head, targets, teacher, a, c):
     def logits(x, head):
         rows = []
         for row in x:
-            y = [head.scale * ((row * w).sum() + (0 if head.bias is None else head.bias[i]))
-                 for i, w in enumerate(head.weight)]  # fmt: skip
+            y = [
+                head.scale * ((row * w).sum() + (0 if head.bias is None else head.bias[i]))
+                for i, w in enumerate(head.weight)
+            ]
             rows.append(torch.stack([z if head.cap is None else head.cap * torch.tanh(z / head.cap) for z in y]))
         return torch.stack(rows)
 

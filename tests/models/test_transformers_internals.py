@@ -20,12 +20,19 @@ def pair():
         torch.manual_seed(0)
         config = GPTNeoConfig(
             **{
-                "vocab_size": 50, "hidden_size": 32, "num_layers": 4, "num_heads": 8, "window_size": 6,
-                "attention_types": [[["global", "local"], 2]], "max_position_embeddings": 64,
-                "initializer_range": 0.2, "bos_token_id": 0, "eos_token_id": 1,
+                "vocab_size": 50,
+                "hidden_size": 32,
+                "num_layers": 4,
+                "num_heads": 8,
+                "window_size": 6,
+                "attention_types": [[["global", "local"], 2]],
+                "max_position_embeddings": 64,
+                "initializer_range": 0.2,
+                "bos_token_id": 0,
+                "eos_token_id": 1,
             }
             | changes
-        )  # fmt: skip
+        )
         eager = GPTNeoForCausalLM(config).eval()
         return eager, prepare(copy.deepcopy(eager))
 

@@ -18,7 +18,7 @@ from slms.measure.schema import (
     Results,
     Run,
     Token,
-)  # fmt: skip
+)
 
 WORDS = ' the| a|.|,| and| was| little| girl| said|\n| dog| happy| ran| park| Once| upon| to| her|"| Tom|ing'.split("|")
 WORDS += [" wonderful", " butterflies", " internationalisation"]
@@ -33,9 +33,18 @@ N = 200_000
 
 def measured(rng, place, metric, family, value, sd=0.004, chance=0.003):
     return Row(
-        place, metric, family, value, low=value - 4 * sd, high=value + 4 * sd, null_mean=chance, null_sd=sd,
-        control=rng.gauss(0.01, sd), ceiling=0.9, n=N,
-    )  # fmt: skip
+        place,
+        metric,
+        family,
+        value,
+        low=value - 4 * sd,
+        high=value + 4 * sd,
+        null_mean=chance,
+        null_sd=sd,
+        control=rng.gauss(0.01, sd),
+        ceiling=0.9,
+        n=N,
+    )
 
 
 def make_pathways(rng, layer, n_pathways):
@@ -82,8 +91,19 @@ def make_results(layers=(0, 2, 4, 6), n_pathways=16, k=4, role="routed", name="r
     rows = [row for place, found in pathways.items() for row in make_rows(rng, place, found, k)]
     share = {family: {name: 1 / len(names) for name in names} for family, names in CLASSES.items()}
     return Results(
-        run=Run(name, role, "python train.py --config routed_tinystories.yaml", "sha256:ab", 0, "2025-01-01T00:00:00Z",
-                412.3, 1200, 4_915_200, {"python": "3.11.9", "slms": "0.1.0"}, {"device": "cpu", "cores": "2"}),
+        run=Run(
+            name,
+            role,
+            "python train.py --config routed_tinystories.yaml",
+            "sha256:ab",
+            0,
+            "2025-01-01T00:00:00Z",
+            412.3,
+            1200,
+            4_915_200,
+            {"python": "3.11.9", "slms": "0.1.0"},
+            {"device": "cpu", "cores": "2"},
+        ),
         base=Base("stories-1m", "embedded", "roneneldan/TinyStories-1M"),
         data=Data("stories", "embedded", 10_000_000, N, 900),
         losses=Losses(
@@ -95,10 +115,15 @@ def make_results(layers=(0, 2, 4, 6), n_pathways=16, k=4, role="routed", name="r
         routing={"n_pathways": n_pathways, "k": k, "layers": None, "gate": "unit"} if pathways else None,
         rows=rows,
         pathways=pathways,
-        labels={"pos": Labels(0.97, share["pos"]), "semantic": Labels(0.41, share["semantic"]),
-                "frequency": Labels(1.0, share["frequency"])} if pathways else {},
+        labels={
+            "pos": Labels(0.97, share["pos"]),
+            "semantic": Labels(0.41, share["semantic"]),
+            "frequency": Labels(1.0, share["frequency"]),
+        }
+        if pathways
+        else {},
         legacy=legacy_block(pathways),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="session")

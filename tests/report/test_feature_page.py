@@ -29,16 +29,42 @@ HOSTILE = [
 def results(n=3, **changes):
     """n features, the first strongest at every hostile token, the last never used."""
     features = [
-        Feature(i, 10 - i, 0.1, 0.5, 1.0, None, -4, [1, 2], {"pos": Preference(0.1, 5.0, "<b>", 0.5, 2.0)},
-                strongest=[UseContext([t, 6], [1.0, 0.0], 0) for t in range(6)])
+        Feature(
+            i,
+            10 - i,
+            0.1,
+            0.5,
+            1.0,
+            None,
+            -4,
+            [1, 2],
+            {"pos": Preference(0.1, 5.0, "<b>", 0.5, 2.0)},
+            strongest=[UseContext([t, 6], [1.0, 0.0], 0) for t in range(6)],
+        )
         for i in range(n - 1)
-    ]  # fmt: skip
+    ]
     features.append(Feature(n - 1, 0, 0.0, None, None, None, 0, []))
     si = Row("residual.0", "si", "pos", 0.1, 0.05, 0.15, null_mean=0.01, null_sd=0.001, ceiling=1.0, n=100)
     family = FeatureFamily(1.0, {"<b>": 0.5, "c": 0.5}, si, 2)
-    made = {"directory": "d", "model": "m<i>", "kind": "topk", "site": "residual.0", "target": "residual.0", "d_sae": n,
-            "corpus": "c", "split": "validation", "tokens": 100, "documents": 3, "l0": 2.0, "dead": 1, "logits": "none",
-            "z_bound": 2.0, "families": {"pos": family}, "vocabulary": HOSTILE, "features": features}  # fmt: skip
+    made = {
+        "directory": "d",
+        "model": "m<i>",
+        "kind": "topk",
+        "site": "residual.0",
+        "target": "residual.0",
+        "d_sae": n,
+        "corpus": "c",
+        "split": "validation",
+        "tokens": 100,
+        "documents": 3,
+        "l0": 2.0,
+        "dead": 1,
+        "logits": "none",
+        "z_bound": 2.0,
+        "families": {"pos": family},
+        "vocabulary": HOSTILE,
+        "features": features,
+    }
     return FeatureResults(**(made | changes))
 
 
@@ -105,10 +131,20 @@ def test_a_browser_shows_hostile_tokens_as_text(tmp_path):
         pytest.skip("no chromium to open the page with")
     (tmp_path / "features.html").write_text(page(results()), encoding="utf-8")
     shown = subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-         "--virtual-time-budget=2000", "--dump-dom", f"file://{tmp_path}/features.html#f=0"],
-        capture_output=True, text=True, timeout=600,
-    ).stdout  # fmt: skip
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--virtual-time-budget=2000",
+            "--dump-dom",
+            f"file://{tmp_path}/features.html#f=0",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    ).stdout
     assert "data-ready=" in shown, "the script did not run to its end"
     assert "Feature 0" in shown and "&lt;img src=x onerror=alert(1)&gt;" in shown
     tags = [tag for tag, _ in Elements(shown).tags]

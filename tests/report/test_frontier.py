@@ -13,8 +13,19 @@ from slms.report.frontier import COLUMNS, closing_line, frontier_table, rows
 def point(rule, density, ratio, model=None, mlp=None, subject="dense", flops=1.0):
     speed = None if model is None else Speedup(100 * model, 100.0, model, mlp or model)
     loss = Interval(1.0, 0.9, 1.1, 1000)
-    return Point(subject, rule, density, density, loss, Interval(ratio, ratio - 0.001, ratio + 0.001, 1000),
-                 50 * flops * density, 50 + 50 * flops * density, speed, speed, {"L0.mlp": density})  # fmt: skip
+    return Point(
+        subject,
+        rule,
+        density,
+        density,
+        loss,
+        Interval(ratio, ratio - 0.001, ratio + 0.001, 1000),
+        50 * flops * density,
+        50 + 50 * flops * density,
+        speed,
+        speed,
+        {"L0.mlp": density},
+    )
 
 
 def frontier(*points):

@@ -9,8 +9,19 @@ from slms.report.frontier_figure import FLOOR, frontier_figure
 
 def point(rule, density, ratio, timed, subject="dense"):
     speed = Speedup(150.0, 100.0, 1.5, 2.0) if timed else None
-    return Point(subject, rule, density, density, Interval(1.0, 0.9, 1.1, 9), Interval(ratio, ratio, ratio, 9),
-                 density, 1 + density, speed, speed, {})  # fmt: skip
+    return Point(
+        subject,
+        rule,
+        density,
+        density,
+        Interval(1.0, 0.9, 1.1, 9),
+        Interval(ratio, ratio, ratio, 9),
+        density,
+        1 + density,
+        speed,
+        speed,
+        {},
+    )
 
 
 @pytest.mark.parametrize("timed", [True, False])

@@ -7,9 +7,19 @@ from slms.report.words import shorten, visible
 
 @pytest.mark.parametrize(
     "token, shown",
-    [(" the", "␣the"), ("\n", "⏎"), ("a\tb", "a⇥b"), ("", ""), ("\xa0", "\\xa0"), ("日", "\\u65e5"), ("é", "é"),
-     ("x" * 14, "x" * 14), ("x" * 15, "x" * 13 + "…"), ("\udce2", "\\udce2")],
-)  # fmt: skip
+    [
+        (" the", "␣the"),
+        ("\n", "⏎"),
+        ("a\tb", "a⇥b"),
+        ("", ""),
+        ("\xa0", "\\xa0"),
+        ("日", "\\u65e5"),
+        ("é", "é"),
+        ("x" * 14, "x" * 14),
+        ("x" * 15, "x" * 13 + "…"),
+        ("\udce2", "\\udce2"),
+    ],
+)
 def test_visible(token, shown):
     assert visible(token) == shown
 

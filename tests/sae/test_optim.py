@@ -56,9 +56,15 @@ def test_what_a_step_sets():
 
 @pytest.mark.parametrize(
     ("kind", "clip", "bound", "wanted"),
-    [("topk", None, None, 0.01), ("topk", None, 1.0, 0.01), ("topk", None, 1e-3, 1e-3), ("topk", 0.2, None, 0.2),
-     ("relu", None, None, 1.0), ("relu", 5.0, 2.0, 2.0)],
-)  # fmt: skip
+    [
+        ("topk", None, None, 0.01),
+        ("topk", None, 1.0, 0.01),
+        ("topk", None, 1e-3, 1e-3),
+        ("topk", 0.2, None, 0.2),
+        ("relu", None, None, 1.0),
+        ("relu", 5.0, 2.0, 2.0),
+    ],
+)
 def test_gradients_are_scaled_to_the_bound(kind, clip, bound, wanted):
     coder = build_coder(CoderConfig(kind=kind, d_sae=8, k=2), 4)
     for factor, length in ((100.0, wanted), (1e-4, 1e-4)):  # a short one stays as it is

@@ -84,9 +84,12 @@ def test_proportion_is_wilsons_interval():
     hits = torch.tensor([1.0] * 81 + [0.0] * 182)
     found = proportion(hits)
     # Newcombe 1998, table I: 81 of 263
-    assert (found.value, found.low, found.high, found.n) == (pytest.approx(0.308, abs=5e-4),
-                                                             pytest.approx(0.2553, abs=5e-5),
-                                                             pytest.approx(0.3662, abs=5e-5), 263)  # fmt: skip
+    assert (found.value, found.low, found.high, found.n) == (
+        pytest.approx(0.308, abs=5e-4),
+        pytest.approx(0.2553, abs=5e-5),
+        pytest.approx(0.3662, abs=5e-5),
+        263,
+    )
     none = proportion(torch.zeros(20))
     assert none.low == pytest.approx(0, abs=1e-12) and none.high == pytest.approx(0.1611, abs=5e-5)  # 0 of 20
     assert proportion(torch.zeros(0)).n == 0

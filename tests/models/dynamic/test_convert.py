@@ -15,11 +15,23 @@ from slms.models.weights import read_mlp
 def make(kind):
     torch.manual_seed(0)
     if kind == "llama":
-        config = LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=44, num_hidden_layers=2,
-                             num_attention_heads=2, max_position_embeddings=32)  # fmt: skip
+        config = LlamaConfig(
+            vocab_size=40,
+            hidden_size=16,
+            intermediate_size=44,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=32,
+        )
         return LlamaForCausalLM(config).eval()
-    config = GPTNeoConfig(vocab_size=40, hidden_size=16, num_layers=2, num_heads=2, attention_types=[[["global"], 2]],
-                          max_position_embeddings=32)  # fmt: skip
+    config = GPTNeoConfig(
+        vocab_size=40,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global"], 2]],
+        max_position_embeddings=32,
+    )
     return GPTNeoForCausalLM(config).eval()
 
 

@@ -9,8 +9,10 @@ from slms.models.dynamic import RULES, DynamicMLP
 from slms.models.dynamic.mlp import FEW
 from slms.models.dynamic.rules import GRIFFIN, sampled, threshold_at
 
-ACT = {"gelu_new": lambda a: 0.5 * a * (1 + math.tanh(math.sqrt(2 / math.pi) * (a + 0.044715 * a**3))),
-       "silu": lambda a: a / (1 + math.exp(-a))}  # fmt: skip
+ACT = {
+    "gelu_new": lambda a: 0.5 * a * (1 + math.tanh(math.sqrt(2 / math.pi) * (a + 0.044715 * a**3))),
+    "silu": lambda a: a / (1 + math.exp(-a)),
+}
 
 
 def numbers(tensor):
@@ -103,8 +105,13 @@ def test_definition(rule, weights, x, tokens):
     mlp = RULES[rule](weights, x)
     for density in (0.25, 0.5, 1.0):
         mlp.density = density
-        torch.testing.assert_close(masked(mlp, tokens), slow(rule, weights, x, tokens, density) if density < 1
-                                   else mlp.dense(tokens), rtol=1e-4, atol=1e-4, check_dtype=False)  # fmt: skip
+        torch.testing.assert_close(
+            masked(mlp, tokens),
+            slow(rule, weights, x, tokens, density) if density < 1 else mlp.dense(tokens),
+            rtol=1e-4,
+            atol=1e-4,
+            check_dtype=False,
+        )
 
 
 def test_cats(gated_weights, x, tokens):
