@@ -18,11 +18,10 @@ def quality_table(results: Mapping[str, Quality]) -> str:
     for name, q in results.items():
         recovered = {way: q.recovered[way] if tells(q, way) else None for way in q.recovered}
         zero, mean = recovered["zero"], recovered["mean"]
-        rows.append([
-            name, number(q.l0.value, 1), number(q.fvu.value, 4), interval(q.fvu.low, q.fvu.high, 4),
-            number(zero and zero.value, 4), interval(zero and zero.low, zero and zero.high, 4),
-            number(mean and mean.value, 4), number(q.kl.value, 4), share(q.dead),
-        ])  # fmt: skip
+        fvu = number(q.fvu.value, 4), interval(q.fvu.low, q.fvu.high, 4)
+        from_zero = number(zero and zero.value, 4), interval(zero and zero.low, zero and zero.high, 4)
+        from_mean, kl = number(mean and mean.value, 4), number(q.kl.value, 4)
+        rows.append([name, number(q.l0.value, 1), *fvu, *from_zero, from_mean, kl, share(q.dead)])
     return text_table(head, rows)
 
 

@@ -8,10 +8,10 @@ from slms.report.feature_schema import Feature, FeatureResults, LayerPathways
 from slms.report.tables import interval, number, text_table
 from slms.report.words import visible
 
-COLUMNS = (
-    "feature", "uses", "density", "mean", "max", "community", "family", "prefers", "si", "z", "lift", "tokens",
-    "promoted", "suppressed", "neighbour", "cosine", "layer", "pathway", "part", "part_z",
-)  # fmt: skip
+USE = "feature uses density mean max community".split()
+LABELS = "family prefers si z lift".split()
+WORDS = "tokens promoted suppressed".split()
+COLUMNS = (*USE, *LABELS, *WORDS, "neighbour", "cosine", *"layer pathway part part_z".split())
 PATHWAY_COLUMNS = ("layer", "pathway", "load", "n_features", "features", "tokens")
 SHOWN = 12
 
@@ -24,14 +24,13 @@ def feature_rows(results: FeatureResults) -> Iterator[list[Any]]:
         p = f.preferences[family] if family else None
         near = f.neighbours[0] if f.neighbours else None
         writer = max(f.pathways, key=lambda c: c.part, default=None)
-        yield [
-            f.index, f.uses, f.density, f.mean, f.max, f.community, family, p and p.prefers, p and p.si, p and p.z,
-            p and p.lift, " ".join(visible(t) for t in peak_tokens(f, words)),
-            " ".join(visible(words[e.token]) for e in f.promoted[:5]),
-            " ".join(visible(words[e.token]) for e in f.suppressed[:5]),
-            near and near.feature, near and near.cosine, writer and writer.layer, writer and writer.pathway,
-            writer and writer.part, writer and writer.z,
-        ]  # fmt: skip
+        use = f.index, f.uses, f.density, f.mean, f.max, f.community
+        label = (p.prefers, p.si, p.z, p.lift) if p else (None,) * 4
+        logits = [[words[e.token] for e in effects[:5]] for effects in (f.promoted, f.suppressed)]
+        told = (" ".join(map(visible, tokens)) for tokens in (peak_tokens(f, words), *logits))
+        neighbour = (near.feature, near.cosine) if near else (None,) * 2
+        written = (writer.layer, writer.pathway, writer.part, writer.z) if writer else (None,) * 4
+        yield [*use, family, *label, *told, *neighbour, *written]
 
 
 def pathway_rows(results: FeatureResults) -> Iterator[list[Any]]:
@@ -39,10 +38,8 @@ def pathway_rows(results: FeatureResults) -> Iterator[list[Any]]:
     for layer in results.layers:
         for p in layer.pathways:
             tokens = [peak_tokens(results.features[i], results.vocabulary)[0] for i in p.features]
-            yield [
-                layer.layer, p.index, p.load, p.n_features, " ".join(map(str, p.features)),
-                " ".join(visible(t) for t in dict.fromkeys(tokens)),
-            ]  # fmt: skip
+            features, said = " ".join(map(str, p.features)), " ".join(map(visible, dict.fromkeys(tokens)))
+            yield [layer.layer, p.index, p.load, p.n_features, features, said]
 
 
 def best_family(feature: Feature) -> str | None:
@@ -65,13 +62,13 @@ def summary(results: FeatureResults) -> str:
         f"{results.directory}: {results.kind} of {results.model} at {place}, {alive} of {results.d_sae} features used\n"
         f"{results.tokens} tokens of {results.corpus}, {results.l0:.1f} features a token"
     )
-    rows = [
-        [name, number(f.si.value), interval(f.si.low, f.si.high), number(f.si.null_mean), f"{f.si.null_sd or 0:.0e}",
-         number(f.si.z, 0), number(f.si.ceiling), f"{f.significant} of {alive}", f"{100 * f.coverage:.1f} %"]
-        for name, f in results.families.items()
-    ]  # fmt: skip
-    columns = ["labels", "SI of a use", "95 % interval", "null", "sd", "z", "ceiling",
-               f"features z > {results.z_bound:.1f}", "labelled"]  # fmt: skip
+    rows = []
+    for name, f in results.families.items():
+        null = number(f.si.null_mean), f"{f.si.null_sd or 0:.0e}", number(f.si.z, 0)
+        counts = f"{f.significant} of {alive}", f"{100 * f.coverage:.1f} %"
+        rows.append([name, number(f.si.value), interval(f.si.low, f.si.high), *null, number(f.si.ceiling), *counts])
+    bound = f"features z > {results.z_bound:.1f}"
+    columns = ["labels", "SI of a use", "95 % interval", "null", "sd", "z", "ceiling", bound, "labelled"]
     parts = [head, text_table(columns, rows)]
     if (g := results.graph) is not None:
         parts.append(
@@ -96,8 +93,8 @@ def _most_specialized(results: FeatureResults) -> str:
         p = f.preferences[family]
         tokens = " ".join(visible(t, 10) for t in peak_tokens(f, results.vocabulary)[:3])
         promotes = " ".join(visible(results.vocabulary[e.token], 10) for e in f.promoted[:3])
-        rows.append([str(f.index), tokens[:30], promotes[:30], f"{visible(p.prefers or '–', 12)} {p.lift:.1f}×",
-                     f"{100 * f.density:.2f} %", number(p.si), number(p.z, 0)])  # fmt: skip
+        prefers, density = f"{visible(p.prefers or '–', 12)} {p.lift:.1f}×", f"{100 * f.density:.2f} %"
+        rows.append([str(f.index), tokens[:30], promotes[:30], prefers, density, number(p.si), number(p.z, 0)])
     head = ["feature", "strongest at", "promotes", "prefers", "density", "SI", "z"]
     table = text_table(head, rows, left=4)
     return table + "\n  SI: of use and class, chance subtracted; z: over the sd of permuted labels"

@@ -3,14 +3,13 @@
 import math
 
 from slms.measure.frontier import NEAR_DENSE, Frontier, Speedup, best_point, break_evens, by_rule
+from slms.metrics.functional import Interval
 from slms.report.tables import amount, interval, number, share, text_table
 
-COLUMNS = (
-    "subject", "rule", "target", "density", "nats", "low", "high", "perplexity", "ratio", "ratio_low", "ratio_high",
-    "mlp_flops", "mlp_share", "model_flops", "model_share", "decode_tokens_per_second",
-    "decode_dense_tokens_per_second", "decode_model_speedup", "decode_mlp_speedup", "prefill_tokens_per_second",
-    "prefill_dense_tokens_per_second", "prefill_model_speedup", "prefill_mlp_speedup",
-)  # fmt: skip
+QUALITY = "subject rule target density nats low high perplexity ratio ratio_low ratio_high".split()
+FLOPS = "mlp_flops mlp_share model_flops model_share".split()
+SPEED = "tokens_per_second dense_tokens_per_second model_speedup mlp_speedup".split()
+COLUMNS = (*QUALITY, *FLOPS, *(f"{direction}_{name}" for direction in ("decode", "prefill") for name in SPEED))
 
 
 def rows(frontier: Frontier) -> list[list[object]]:
@@ -18,29 +17,23 @@ def rows(frontier: Frontier) -> list[list[object]]:
     table: list[list[object]] = []
     for p in frontier.points:
         speeds = [value for speed in (p.decode, p.prefill) for value in (speed or (None,) * 4)]
-        table.append([
-            p.subject, p.rule, p.target, p.density, p.loss.value, p.loss.low, p.loss.high, math.exp(p.loss.value),
-            p.ratio.value, p.ratio.low, p.ratio.high, p.mlp_flops, p.mlp_flops / frontier.mlp_flops, p.model_flops,
-            p.model_flops / frontier.model_flops, *speeds,
-        ])  # fmt: skip
+        loss, ratio = (p.loss.value, p.loss.low, p.loss.high, math.exp(p.loss.value)), p.ratio[:3]
+        flops = p.mlp_flops, p.mlp_flops / frontier.mlp_flops, p.model_flops, p.model_flops / frontier.model_flops
+        table.append([p.subject, p.rule, p.target, p.density, *loss, *ratio, *flops, *speeds])
     return table
 
 
 def frontier_table(frontier: Frontier) -> str:
     """Quality and FLOPs of every point, then its speed, then where each rule breaks even."""
     dense = frontier.dense
-    quality = [[
-        "dense", "1.000", f"{math.exp(dense.value):.3f}", interval(math.exp(dense.low), math.exp(dense.high)),
-        "", "", amount(frontier.mlp_flops), "", amount(frontier.model_flops), "",
-    ]]  # fmt: skip
+    flops = amount(frontier.mlp_flops), "", amount(frontier.model_flops), ""
+    quality = [["dense", "1.000", *_perplexity(dense), "", "", *flops]]
     speed = []
     for p in frontier.points:
-        quality.append([
-            p.name, f"{p.density:.3f}", f"{math.exp(p.loss.value):.3f}",
-            interval(math.exp(p.loss.low), math.exp(p.loss.high)), f"{p.ratio.value:.4f}",
-            interval(p.ratio.low, p.ratio.high, 4), amount(p.mlp_flops), share(p.mlp_flops / frontier.mlp_flops),
-            amount(p.model_flops), share(p.model_flops / frontier.model_flops),
-        ])  # fmt: skip
+        ratio = f"{p.ratio.value:.4f}", interval(p.ratio.low, p.ratio.high, 4)
+        mlps = amount(p.mlp_flops), share(p.mlp_flops / frontier.mlp_flops)
+        model = amount(p.model_flops), share(p.model_flops / frontier.model_flops)
+        quality.append([p.name, f"{p.density:.3f}", *_perplexity(p.loss), *ratio, *mlps, *model])
         if p.decode and p.prefill:
             speed.append([p.name, f"{p.density:.3f}", *_speed_cells(p.decode), *_speed_cells(p.prefill)])
     head = ["rule", "density", "perplexity", "95 %", "× dense", "95 %", "MLPs", "", "model", ""]
@@ -50,6 +43,10 @@ def frontier_table(frontier: Frontier) -> str:
         text += f"\n\nin turns with the dense model on {frontier.device}, one sequence\n\n" + text_table(head, speed)
         text += "\n\n" + break_even_lines(frontier)
     return text
+
+
+def _perplexity(nats: Interval) -> tuple[str, str]:
+    return f"{math.exp(nats.value):.3f}", interval(math.exp(nats.low), math.exp(nats.high))
 
 
 def _speed_cells(speed: Speedup) -> list[str]:
@@ -82,8 +79,8 @@ def closing_line(frontier: Frontier) -> str:
         )
     near = [p for p in frontier.points if p.model_flops < frontier.model_flops and p.ratio.value <= NEAR_DENSE]
     if not near:
-        near = min((p for p in frontier.points if p.density < 1), key=lambda p: p.ratio.value, default=None)
-        tail = f"; the nearest is {near.name} at density {near.density:.2f}, ×{near.ratio.value:.3f}" if near else ""
+        best = min((p for p in frontier.points if p.density < 1), key=lambda p: p.ratio.value, default=None)
+        tail = f"; the nearest is {best.name} at density {best.density:.2f}, ×{best.ratio.value:.3f}" if best else ""
         return f"at ≤ 1 % perplexity nothing saves FLOPs{tail}"
     least = min(near, key=lambda p: p.model_flops)
     line = (

@@ -86,10 +86,9 @@ def _loss_block(results: Results) -> str:
     )
     if (difference := losses.difference) is not None:
         ratio = [math.exp(x) if x is not None else None for x in (difference.nats, difference.low, difference.high)]
-        rows.append([
-            "difference", f"{difference.nats:+.4f}", _signed(difference.low, difference.high),
-            f"×{ratio[0]:.4f}", interval(ratio[1], ratio[2], 4), str(difference.documents), "",
-        ])  # fmt: skip
+        nats = f"{difference.nats:+.4f}", _signed(difference.low, difference.high)
+        perplexity = f"×{ratio[0]:.4f}", interval(ratio[1], ratio[2], 4)
+        rows.append(["difference", *nats, *perplexity, str(difference.documents), ""])
     head = ["validation loss", "nats/token", "95 % interval", "perplexity", "95 % interval", "documents", "tokens"]
     return text_table(head, rows)
 
@@ -97,10 +96,9 @@ def _loss_block(results: Results) -> str:
 def _loss_row(name: str, loss: Loss) -> list[str]:
     low, high = (math.exp(x) if x is not None else None for x in (loss.low, loss.high))
     digits = 3 if loss.perplexity < 100 else 0
-    return [
-        name, f"{loss.nats:.4f}", interval(loss.low, loss.high, 4), f"{loss.perplexity:.{digits}f}",
-        interval(low, high, digits), str(loss.documents), amount(loss.tokens),
-    ]  # fmt: skip
+    nats = f"{loss.nats:.4f}", interval(loss.low, loss.high, 4)
+    perplexity = f"{loss.perplexity:.{digits}f}", interval(low, high, digits)
+    return [name, *nats, *perplexity, str(loss.documents), amount(loss.tokens)]
 
 
 def _signed(low: float | None, high: float | None) -> str:
@@ -117,7 +115,7 @@ def _compute_block(results: Results) -> str:
     rows = [
         ["MLPs, router included", amount(compute.mlp_dense), amount(compute.mlp_routed), share(compute.mlp_saved)],
         [WHOLE, amount(compute.total_dense), amount(compute.total_routed), share(compute.total_saved)],
-    ]  # fmt: skip
+    ]
     table = text_table(head, rows)
     return f"{table}\n{INDENT}active fraction: {share(compute.active_fraction)} of all MLP neurons execute"
 
