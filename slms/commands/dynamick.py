@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache, cached_property, partial
 from pathlib import Path
 
@@ -143,7 +143,7 @@ def parse_densities(words: Sequence[str]) -> list[float]:
     found: set[float] = set()
     for word in words:
         try:
-            first, last, step = map(float, word.split(":") if ":" in word else (word, word, 1))
+            first, last, step = map(float, word.split(":") if ":" in word else (word, word, "1"))
             if not step >= 1e-3 or not math.isfinite(last - first):
                 raise ValueError
         except ValueError:
@@ -157,7 +157,7 @@ def parse_densities(words: Sequence[str]) -> list[float]:
     return sorted(found)
 
 
-def _named(rule: Sequence[str] | None, known: Sequence[str], what: str = "on this model it") -> list[str]:
+def _named(rule: Sequence[str] | None, known: Collection[str], what: str = "on this model it") -> list[str]:
     for name in rule or ():
         if name not in known:
             raise ValueError(f"--rule {name}: {what} must be one of {', '.join(dict.fromkeys(known))}")

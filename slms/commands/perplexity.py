@@ -34,7 +34,7 @@ def perplexity(
         "high": loss.high,
         "perplexity": math.exp(loss.value),
         "tokens": loss.n,
-        "documents": int(subject.blocks.doc_ids.max()) + 1,
+        "documents": subject.blocks.n_documents,
     }
     path = write_json(directory / "perplexity.json", result)
     print(f"{model} on {subject.source}: {loss.n:,} tokens, {result['documents']:,} documents")

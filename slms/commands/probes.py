@@ -1,6 +1,7 @@
 """`eval.py probes`: does a model prefer the answer to the foil."""
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -58,11 +59,11 @@ def probes(
         for task in tasks:
             about = {"items": digest({"items": task.answered}), "batch_size": batch_size}
 
-            def score(model: PreTrainedModel, task: Task = task) -> Margins:
-                return margins(model, tokenizer, task.answered, batch_size, steps.update)
+            def score(model: Callable[[], PreTrainedModel], task: Task = task) -> Margins:
+                return margins(model(), tokenizer, task.answered, batch_size, steps.update)
 
-            measured = journal.part(task.task_id, lambda score=score: score(net), **about)
-            random = journal.part(f"{task.task_id} random weights", lambda score=score: score(null()), **about)
+            measured = journal.part(task.task_id, partial(score, lambda: net), **about)
+            random = journal.part(f"{task.task_id} random weights", partial(score, null), **about)
             print(f"{task.task_id}: done", flush=True)
             rows.append(probe_row(task, measured, random))
             items += [

@@ -79,7 +79,7 @@ def sparsity(
     by_task = probe_manifest is not None or task_id is not None
     tasks = read_tasks(probe_manifest or MANIFEST, task_id) if by_task else []
     net, tokenizer = open_model(model)
-    net = net if DTYPES[dtype] is None else net.to(DTYPES[dtype])
+    net = net if DTYPES[dtype] is None else net.to(DTYPES[dtype])  # type: ignore[arg-type]  # decorated
     chosen = named_layers(net, layers)
     names = {layer.index: layer.name for layer in list_layers(net)}
     context = getattr(net.config, "max_position_embeddings", None) or MOST_TOKENS
@@ -132,7 +132,8 @@ def _text(
     if num_docs == -1 and n_tokens is None and corpus == EMBEDDED:
         raise ValueError("--num_docs -1: the embedded stories have no end; name a number, or --n_tokens")
     found = documents(corpus, split, validation=read["validation"], text_field=read["text_field"])
-    items, total = [], 0
+    items: list[Item] = []
+    total = 0
     for document in islice(found, None if num_docs in (None, -1) else num_docs):
         length = min(len(tokenizer(document.text, verbose=False)["input_ids"]), read["block_size"])
         if n_tokens is not None and items and total + length > n_tokens:

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def specialization(
             found.append(
                 journal.part(
                     path.name,
-                    lambda f=features, s=subject, p=path: measure(f, s, n_nulls, p.name),
+                    partial(measure, features, subject, n_nulls, path.name),
                     **asked,
                 )
             )
@@ -149,7 +150,7 @@ def specialization(
     write_atomic(directory / "units.csv", unit_csv(units_found, on_text.label_names, texts))
     about = {
         "model": subject.name, "units": units, "sae": sae, **subject.text, "source": subject.source,
-        "tokens": on_text.n_tokens, "documents": int(subject.blocks.doc_ids.max()) + 1,
+        "tokens": on_text.n_tokens, "documents": subject.blocks.n_documents,
         "prompt_tokens": on_prompts.n_tokens, "tasks": [task.task_id for task in tasks],
         "active_share": active_share if units == "neurons" else None, "coverage": on_text.coverage,
         "seconds": {key: sum(part.seconds[key] for part, _ in found) for key in on_text.seconds},

@@ -1,5 +1,6 @@
 """`eval.py suite`: specialization across models of several sizes."""
 
+from functools import partial
 from pathlib import Path
 
 from slms.commands.subject import open_subject, short_name
@@ -62,7 +63,7 @@ def suite(
     measured = []
     for name in progress(names, "models"):
         made = journal.part(
-            name, lambda name=name: _measure(name, batch_size, n_nulls, **read), model=name, weights=weights[name]
+            name, partial(_measure, name, batch_size, n_nulls, **read), model=name, weights=weights[name]
         )
         measured.append(made)
     measured.sort(key=lambda model: model.parameters)

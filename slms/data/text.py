@@ -41,6 +41,11 @@ class Blocks(NamedTuple):
     labels: dict[str, np.ndarray]
     label_names: dict[str, tuple[str, ...]]
 
+    @property
+    def n_documents(self) -> int | None:
+        """How many documents they are of; None of training blocks."""
+        return None if self.doc_ids is None else int(self.doc_ids.max()) + 1
+
     def first(self, n: int) -> "Blocks":
         """The first n blocks."""
         documents = None if self.doc_ids is None else self.doc_ids[:n]

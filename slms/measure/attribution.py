@@ -10,7 +10,7 @@ Shapes: n tokens, z uses, d model, f neurons of a routed MLP, p pathways, m neur
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -116,7 +116,7 @@ class _LayerSums:
     """Sums of one routed layer, its neurons in pathway order."""
 
     def __init__(self, mlp: RoutedMLP, s: int):
-        self.order, self.offsets = cast(Tensor, mlp.permutation), mlp.offsets
+        self.order, self.offsets = mlp.permutation, mlp.offsets
         self.W_out = read_mlp(mlp).W_out[self.order].double()
         f = len(self.W_out)
         self.used, self.all = torch.zeros(s, f, dtype=torch.float64), torch.zeros(f, dtype=torch.float64)

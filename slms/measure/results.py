@@ -4,9 +4,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
-
-from torch import Tensor
+from typing import Any
 
 from slms.data.corpora import kind
 from slms.data.text import Blocks
@@ -82,7 +80,7 @@ def data_of(corpus: str, blocks: Blocks, train_tokens: int | None = None, valida
         train_tokens=train_tokens,
         validation_tokens=int(blocks.input_ids.size),
         validated_on=validated_on,
-        validation_documents=None if blocks.doc_ids is None else int(blocks.doc_ids.max()) + 1,
+        validation_documents=blocks.n_documents,
     )
 
 
@@ -101,14 +99,14 @@ def compute_of(flops: Flops) -> Compute:
 
 def loss_of(sums: DocumentLoss) -> Loss:
     """Loss and perplexity with the interval over documents."""
-    nll, tokens = cast(Tensor, sums.nll), cast(Tensor, sums.tokens)
+    nll, tokens = sums.nll, sums.tokens
     nats = document_loss(nll, tokens)  # not `sums.compute()`, which under DDP would wait for other ranks
     return Loss(nats.value, nats.low, nats.high, math.exp(nats.value), int((tokens > 0).sum()), nats.n)
 
 
 def losses_of(model: DocumentLoss, dense: DocumentLoss | None) -> Losses:
     """The model beside the dense base it started from, with the paired difference."""
-    nll, tokens = cast(Tensor, model.nll), cast(Tensor, model.tokens)
+    nll, tokens = model.nll, model.tokens
     counted = tokens > 0
     documents = DocumentSums(nll[counted].tolist(), tokens[counted].tolist())
     if dense is None:

@@ -26,7 +26,7 @@ class Sums(Metric):
         return super()._apply(move, *args, **kwargs)
 
 
-def restore(metric: Metric, states: Mapping[str, Tensor]) -> None:
+def restore(metric: Metric, states: Mapping[str, Tensor | list[Tensor]]) -> None:
     """Give a metric the sums that another of its kind had gathered: its `metric_state`."""
     for name, value in states.items():
         setattr(metric, name, value)

@@ -9,12 +9,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from torch import nn
 
 CHECKSUMS = "SHA256SUMS"
 
@@ -43,7 +40,7 @@ def check_checksums(directory: Path, files: Iterable[Path]) -> None:
             )
 
 
-def model_digest(model: PreTrainedModel) -> str:
+def model_digest(model: nn.Module) -> str:
     """A name of a model's weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

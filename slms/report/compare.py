@@ -85,7 +85,7 @@ def compare_figure(runs: Sequence[ComparedRun], results: Sequence[Results]) -> F
             if row.low is not None and row.high is not None:
                 purity.vlines(x, row.low, row.high, color=colour, linewidth=2)
         if found:
-            values = [row.value for row in found.values()]
+            values = [row.value for row in found.values() if row.value is not None]
             purity.plot(list(found), values, marker, ls="-", color=colour, label=shorten(name))
     dress(purity, "Purity by place (95 % intervals)")
     place_ticks(purity, shown)

@@ -44,8 +44,8 @@ def heatmap_figure(pathways: Mapping[str, list[Pathway]], family: str, labels: L
     for i, (place, name) in enumerate(zip(shown, short_names(shown), strict=True)):
         axes = figure.add_subplot(grid[i // columns, i % columns])
         lowest = i + columns >= len(shown)
-        rows = lift_rows(pathways[place], family, labels, classes)
-        images.append(_panel(axes, name, rows, classes if lowest else [], y_label=i % columns == 0))
+        lifts = lift_rows(pathways[place], family, labels, classes)
+        images.append(_panel(axes, name, lifts, classes if lowest else [], y_label=i % columns == 0))
     bar = figure.colorbar(images[0], cax=figure.add_axes((1 - 0.85 / width, 0.3, 0.16 / width, 0.45)))
     bar.set_ticks(range(-3, 4), labels=["⅛", "¼", "½", "1", "2", "4", "8"])
     bar.set_label("times the average", fontsize=LABEL)

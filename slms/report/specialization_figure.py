@@ -1,5 +1,6 @@
 """`specialization.png`: AS, SI, coherence and Q by layer, each beside what chance and random weights give."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 from matplotlib.axes import Axes
@@ -34,7 +35,8 @@ def specialization_figure(rows: Iterable[Row], title: str, units: str) -> Figure
     nulls = _of(rows, "q", "")
     if nulls:
         at = [places.index(row.place) for row in nulls]
-        q.plot(at, [row.null_mean for row in nulls], "_", color=GREY, markersize=14, label="tokens shuffled")
+        means = [math.nan if row.null_mean is None else row.null_mean for row in nulls]
+        q.plot(at, means, "_", color=GREY, markersize=14, label="tokens shuffled")
     dress(q, "Modularity Q of the co-activation graph", y="Q")
     for axes in (sparsity, si, coherence, q):
         place_ticks(axes, places)
@@ -60,7 +62,8 @@ def _line(axes: Axes, places: Sequence[str], rows: Sequence[Row], label: str, i:
     if not rows:
         return
     at, colour, marker = [places.index(row.place) for row in rows], COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-    axes.plot(at, [row.value for row in rows], marker, ls="-", color=colour, label=label, markersize=6)
+    values = [row.value for row in rows if row.value is not None]  # as `_of` has chosen them
+    axes.plot(at, values, marker, ls="-", color=colour, label=label, markersize=6)
     for x, row in zip(at, rows, strict=True):
         if row.low is not None and row.high is not None:
             axes.vlines(x, row.low, row.high, color=colour, linewidth=2)

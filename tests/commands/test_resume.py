@@ -14,19 +14,14 @@ from slms.sae.config import CoderConfig
 from slms.sae.export import Provenance, save
 
 TEXT = ["--n_tokens=512", "--block_size=32", "--batch_size=2"]
+DYNAMICK = "--rule griffin oracle --density 0.25,0.5,0.75 --seconds=0 --budget=uniform --calibration_tokens=256".split()
 # Command → its options, and the forward passes of its longest part: of an unfinished part some may be repeated.
 COMMANDS = {
     "perplexity": (TEXT, 1),
     "sparsity": (["--num_docs=4", "--batch_size=1", "--layers=0", "--tolerance=0.05"], 4),
     "specialization": ([*TEXT, "--task_id=toy_arithmetic", "--graph=false", "--layers=1"], 24),
     "probes": (["--task_id", "ioi_minimal,toy_arithmetic", "--batch_size=2"], 40),
-    "dynamick": (
-        [
-            *TEXT,
-            *"--rule griffin oracle --density 0.25,0.5,0.75 --seconds=0 --budget=uniform --calibration_tokens=256".split(),
-        ],
-        16,
-    ),
+    "dynamick": ([*TEXT, *DYNAMICK], 16),
     "ablation": ([*TEXT, "--layers=1", "--families=token_class"], 8),
     "sae": ([*TEXT, "--control_tokens=2048"], 60),
 }
