@@ -1,6 +1,7 @@
 """`eval.py ablation`: which classes of tokens suffer without a pathway or a community of neurons."""
 
 from dataclasses import astuple
+from functools import partial
 from typing import Literal
 
 import torch
@@ -82,7 +83,7 @@ def ablation(
           "ablated", flush=True)  # fmt: skip
     drawn = {"batch_size": batch_size, "seed": seed}
     units = {
-        place: journal.part(f"{place} units", lambda place=place: units_at(net, blocks, place, **drawn), **drawn)
+        place: journal.part(f"{place} units", partial(units_at, net, blocks, place, **drawn), **drawn)
         for place in places
     }
     total = sum(count_units(unit_of) for _, unit_of in units.values()) * (2 if control else 1)

@@ -19,7 +19,7 @@ from slms.report.coder_figure import coder_figure
 from slms.report.coder_tables import quality_table, si_table
 from slms.report.palette import write_figure
 from slms.sae.baselines import PCA, random_coder
-from slms.sae.config import CoderConfig
+from slms.sae.config import CoderConfig, Kind
 from slms.sae.control import control_of, train_control
 from slms.sae.evaluate import Placed
 
@@ -80,7 +80,7 @@ def _report(
         return measure_coders(subject.model, blocks, coders, special, batch_size, journal)
 
     twin = cache(lambda: random_twin(subject.model))
-    kind = "topk" if coder.config.kind == "topk" else "batch_topk"
+    kind: Kind = "topk" if coder.config.kind == "topk" else "batch_topk"
     config = cache(lambda: CoderConfig(kind=kind, d_sae=coder.d_sae, k=k()))
 
     def trained() -> dict[str, Tensor]:

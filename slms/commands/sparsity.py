@@ -93,8 +93,8 @@ def sparsity(
     about: list[dict[str, Any]] = []
     made_from = identity(net)
     asked = [threshold, tolerance, batch_size, chosen, dtype, digest({"texts": tasks}), read["block_size"]]
-    text = Path(str(probe_manifest or MANIFEST)).stem if by_task else "prompt" if prompt else Path(read["corpus"]).stem
-    directory = own_directory(output_dir, "sparsity", model, text, made_from | {"asked": asked})
+    source = Path(str(probe_manifest or MANIFEST) if by_task else "prompt" if prompt else read["corpus"]).stem
+    directory = own_directory(output_dir, "sparsity", model, source, made_from | {"asked": asked})
     with Progress("sparsity", len(tasks) * (STEPS + 2)) as steps:
         for task in tasks:
             blocks = prompt_blocks([task], tokenizer, context, read["block_size"])

@@ -6,7 +6,7 @@ c classes, r permutations.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -150,9 +150,7 @@ def ablate(
     rises = []
     for unit in range(count_units(unit_of)):
         taken = unit_of == unit
-        nll = journal.part(
-            f"{place} without", lambda taken=taken: without(taken), neurons=taken.nonzero().tolist(), **about
-        )
+        nll = journal.part(f"{place} without", partial(without, taken), neurons=taken.nonzero().tolist(), **about)
         rises.append((nll - whole.nll).double())
         told(f"{place} {kind} {unit}", float(rises[-1].mean()))
     rise = torch.stack(rises) if rises else torch.zeros(0, len(whole.nll), dtype=torch.float64)
