@@ -79,8 +79,8 @@ def ablation(
     directory, journal = results_of(subject, output_dir, "ablation", **asked, places=places, families=families)
     whole = whole_losses(net, blocks, families, PERMUTATIONS, batch_size, seed, journal)
     nats = float(whole.nll.mean())
-    print(f"{model} on {subject.source}: {len(whole.nll):,} predicted tokens, {nats:.4f} nats/token with nothing "
-          "ablated", flush=True)  # fmt: skip
+    read = f"{model} on {subject.source}: {len(whole.nll):,} predicted tokens"
+    print(f"{read}, {nats:.4f} nats/token with nothing ablated", flush=True)
     drawn = {"batch_size": batch_size, "seed": seed}
     units = {
         place: journal.part(f"{place} units", partial(units_at, net, blocks, place, **drawn), **drawn)
@@ -102,12 +102,9 @@ def ablation(
     rows = ablation_rows(found, seed)
     write_csv(directory / "matrix.csv", Cell._fields, cells_of(found, blocks.label_names))
     write_csv(directory / "ablation.csv", COLUMNS, map(astuple, rows))
-    write_json(
-        directory / "ablation.json",
-        {"model": model, **subject.text, "by": by, "seed": seed, "command": command_line(),
-         "nats": nats, "rows": rows,
-         "units": {a.place: {"kind": a.kind, "units": count_units(a.unit_of)} for a in found}},
-    )  # fmt: skip
+    about = {"model": model, **subject.text, "by": by, "seed": seed, "command": command_line()}
+    ablated = {a.place: {"kind": a.kind, "units": count_units(a.unit_of)} for a in found}
+    write_json(directory / "ablation.json", about | {"nats": nats, "rows": rows, "units": ablated})
     figure = ablation_figure(short_name(model), found, families[0], blocks.label_names[families[0]])
     write_figure(directory / "ablation.png", figure)
     print(ablation_table(rows, found, by))

@@ -89,9 +89,18 @@ def capture(
     directory = own_directory(output_dir, "capture", model, f"{place}-{site}", identity(net) | asked)
     with Progress("capturing", total, "tok") as steps:
         n = write_capture(
-            net, windows(texts, width), directory, chosen, site, about, special, shard_tokens, batch_size,
-            DTYPES[dtype], steps.update,
-        )  # fmt: skip
+            net,
+            windows(texts, width),
+            directory,
+            chosen,
+            site,
+            about,
+            special=special,
+            shard_tokens=shard_tokens,
+            batch_size=batch_size,
+            dtype=DTYPES[dtype],
+            progress=steps.update,
+        )
     if n == 0:
         raise ValueError(f"--corpus {corpus}: no text in split {split!r}")
     if n < total:

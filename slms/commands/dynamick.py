@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from functools import cache, cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from slms.measure.dynamick import (
     sizes_of,
     under_rule,
 )
-from slms.measure.frontier import Frontier, Point, Speedup, best_point, break_evens
+from slms.measure.frontier import Frontier, Point, Speedup
 from slms.measure.journal import Journal, identity
 from slms.measure.kernels import KernelOptions, calibrate_kernels
 from slms.measure.speed import Pair, compare_speed
@@ -40,7 +41,7 @@ from slms.models.routed import routed_modules
 from slms.models.weights import read_mlp
 from slms.progress import Progress, progress
 from slms.report.artifacts import write_csv, write_json
-from slms.report.frontier import COLUMNS, closing_line, frontier_table, rows
+from slms.report.frontier import COLUMNS, closing_line, frontier_json, frontier_table, rows
 from slms.report.frontier_figure import frontier_figure
 from slms.report.palette import write_figure
 from slms.report.provenance import command_line, hardware, versions
@@ -97,9 +98,13 @@ def dynamick(
     calibration = token_ids(with_text(model, base_of, subject.text, split="train", n_tokens=calibration_tokens))
     routed = subject.model if routed_modules(subject.model) else None
     base = subject.model if routed is None else dense_of(model, dense)
-    asked = {"calibration_tokens": calibration.numel(), "budget": budget, "budget_tokens": budget_tokens,
-             "batch_size": batch_size, "seconds": seconds, "hardware": hardware(base.device),
-             "dense": identity(base)}  # fmt: skip
+    settings: dict[str, Any] = {
+        "calibration_tokens": calibration.numel(),
+        "budget": budget,
+        "budget_tokens": budget_tokens,
+    }
+    asked = settings | {"batch_size": batch_size, "seconds": seconds, "hardware": hardware(base.device)}
+    asked |= {"dense": identity(base)}
     directory, journal = results_of(subject, output_dir, "dynamick", **asked, rule=rule, density=densities)
     journal.made_from |= asked
     session = _Session(
@@ -116,18 +121,10 @@ def dynamick(
         for name in rules:
             session.dense_points(name, targets, by_loss=budget == "loss")
     frontier = session.frontier(points)
-    best = best_point(frontier)
     compared = dense or (str(run_base(model)) if routed is not None else model)
-    write_json(directory / "dynamick.json", {
-        "model": model, "dense": compared, **subject.text, "calibration_tokens": calibration.numel(),
-        "budget": budget, "budget_tokens": budget_tokens, "command": command_line(), "device": frontier.device,
-        "hardware": hardware(base.device), "versions": versions(), "dense_loss": frontier.dense._asdict(),
-        "mlp_flops": frontier.mlp_flops, "model_flops": frontier.model_flops,
-        "points": [dict(zip(COLUMNS, row, strict=True)) | {"densities": p.densities}
-                   for row, p in zip(rows(frontier), points, strict=True)],
-        "break_even": break_evens(frontier), "best": None if best is None else [best.name, best.density],
-        "closing": closing_line(frontier),
-    })  # fmt: skip
+    about = {"model": model, "dense": compared, **subject.text, **settings, "command": command_line()}
+    about |= {"hardware": hardware(base.device), "versions": versions()}
+    write_json(directory / "dynamick.json", about | frontier_json(frontier))
     write_figure(directory / "frontier.png", frontier_figure(frontier, f"{short_name(model)}: what skipping costs"))
     print(f"{model} on {subject.source}, {frontier.dense.n:,} tokens: {frontier_table(frontier)}")
     print(f"\nwritten to {directory}\n{closing_line(frontier)}")
@@ -291,10 +288,8 @@ class _Session:
             decode = _speedup(speed.decode, speed.decode_mlps, 1)
             prefill = _speedup(speed.prefill, speed.prefill_mlps, self.prompt.shape[1])
         densities = {place: kept.neurons for place, kept in quality.kept.items()}
-        return Point(
-            subject, rule, target, cost.density, quality.loss.compute(), ratio, cost.mlp, cost.total, decode, prefill,
-            densities,
-        )  # fmt: skip
+        nats, flops = quality.loss.compute(), (cost.mlp, cost.total)
+        return Point(subject, rule, target, cost.density, nats, ratio, *flops, decode, prefill, densities)
 
 
 def _speedup(model: Pair, mlps: Pair, tokens: int) -> Speedup:

@@ -62,10 +62,8 @@ def harness(
         raise ValueError("harness needs the package lm-eval: pip install -e '.[harness]'")
     net, tokenizer = open_model(model)
     assert tokenizer is not None, model  # load_base raises without one
-    made_from: dict[str, object] = {
-        "tasks": tasks, "include_path": include_path, "shots": shots, "limit": limit, "rule": rule, "density": density,
-        **identity(net),
-    }  # fmt: skip
+    made_from: dict[str, object] = {"tasks": tasks, "include_path": include_path, "shots": shots, "limit": limit}
+    made_from |= {"rule": rule, "density": density, **identity(net)}
     if rule is not None and density is not None:
         own = run_text(model)
         subject = with_text(model, Base(net, tokenizer), own, corpus=corpus, split="train", n_tokens=calibration_tokens)
@@ -78,11 +76,15 @@ def harness(
     named = "-".join(tasks) if len(tasks) <= 3 else f"{len(tasks)}-tasks"
     directory = own_directory(output_dir, "harness", model, named, made_from)
     write_csv(directory / "harness.csv", TaskScore._fields, scores)
-    write_json(
-        directory / "harness.json",
-        {"model": model, "rule": rule, "density": density, "limit": limit, "command": command_line(),
-         "versions": versions() | lm_eval_version(), "scores": [row._asdict() for row in scores]},
-    )  # fmt: skip
+    about: dict[str, object] = {
+        "model": model,
+        "rule": rule,
+        "density": density,
+        "limit": limit,
+        "command": command_line(),
+    }
+    about |= {"versions": versions() | lm_eval_version()}
+    write_json(directory / "harness.json", about | {"scores": [row._asdict() for row in scores]})
     print(
         f"{model}{f' under {rule} at density {density:g}' if rule else ''}, by lm-eval {lm_eval_version()['lm_eval']}\n"
     )

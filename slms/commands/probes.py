@@ -72,11 +72,8 @@ def probes(
             ]
     write_csv(directory / "items.csv", ("task_id", "prompt", "answer", "foil", "margin", "blind_margin"), items)
     write_csv(directory / "probes.csv", ProbeRow._fields, rows)
-    write_json(
-        directory / "probes.json",
-        {"model": model, "probe_manifest": Path(probe_manifest).name, "command": command_line(),
-         "tasks": [row._asdict() for row in rows]},
-    )  # fmt: skip
+    about = {"model": model, "probe_manifest": Path(probe_manifest).name, "command": command_line()}
+    write_json(directory / "probes.json", about | {"tasks": [row._asdict() for row in rows]})
     write_figure(directory / "probes.png", probe_figure(short_name(model), rows))
     print(probe_table(rows))
     if silent:

@@ -107,9 +107,19 @@ def sparsity(
             _print(task.task_id if by_task else "", found, names, tolerance)
     columns = ["task_id", *COLUMNS] if by_task else COLUMNS
     write_csv(directory / "sparsity.csv", columns, rows)
-    settings = {"model": model, "corpus": None if by_task or prompt else read["corpus"], "split": read["split"],
-                "dtype": dtype, "threshold": threshold, "tolerance": tolerance, "block_size": read["block_size"],
-                "num_docs": num_docs, "n_tokens": n_tokens, "command": command_line(), "texts": about}  # fmt: skip
+    settings = {
+        "model": model,
+        "corpus": None if by_task or prompt else read["corpus"],
+        "split": read["split"],
+        "dtype": dtype,
+        "threshold": threshold,
+        "tolerance": tolerance,
+        "block_size": read["block_size"],
+        "num_docs": num_docs,
+        "n_tokens": n_tokens,
+        "command": command_line(),
+        "texts": about,
+    }
     write_json(directory / "sparsity.json", settings | {"rows": [dict(zip(columns, row, strict=True)) for row in rows]})
     print(f"written to {directory}")
 
@@ -164,9 +174,13 @@ def _rows(found: Sparsity, names: dict[int, str]) -> list[list[Any]]:
 def _whole(found: Sparsity) -> dict[str, Any]:
     if found.sufficient is None:
         return {}
-    kept = found.sufficient.kept
-    return {"kept": sum(kept.values()) / len(kept), "cett": found.sufficient.cett,
-            "perplexity": found.sufficient.perplexity, "perplexity_dense": found.sufficient.dense}  # fmt: skip
+    whole = found.sufficient
+    return {
+        "kept": sum(whole.kept.values()) / len(whole.kept),
+        "cett": whole.cett,
+        "perplexity": whole.perplexity,
+        "perplexity_dense": whole.dense,
+    }
 
 
 def _print(title: str, found: Sparsity, names: dict[int, str], tolerance: float) -> None:
@@ -180,5 +194,7 @@ def _print(title: str, found: Sparsity, names: dict[int, str], tolerance: float)
         print(f"\n{title}")
     print(text_table(head, rows))
     if whole := _whole(found):
-        print(f"  kept: {share(whole['kept'])} of the neurons hold perplexity at {whole['perplexity']:.3f}, within "
-              f"{100 * tolerance:g} % of {whole['perplexity_dense']:.3f}; CETT {whole['cett']:.3f}")  # fmt: skip
+        print(
+            f"  kept: {share(whole['kept'])} of the neurons hold perplexity at {whole['perplexity']:.3f}, within "
+            f"{100 * tolerance:g} % of {whole['perplexity_dense']:.3f}; CETT {whole['cett']:.3f}"
+        )

@@ -89,17 +89,22 @@ def specialization(
         """On the text, and on the tasks' prompts."""
         given = [name for name in DEFAULT_GIVEN if name in subject.blocks.label_names]
         on_text = measure_units(
-            reader, subject.blocks, batch_size, families, given if given_token is None else given_token, graphs,
-            graph=graph, progress=lambda items, step, n: progress(items, f"{what}: {step}", n),
-        )  # fmt: skip
+            reader,
+            subject.blocks,
+            batch_size,
+            families,
+            given if given_token is None else given_token,
+            graphs,
+            graph=graph,
+            progress=lambda items, step, n: progress(items, f"{what}: {step}", n),
+        )
         context = getattr(subject.model.config, "max_position_embeddings", subject.text["block_size"])
         prompts = prompt_blocks(tasks, subject.tokenizer, context)
         return on_text, measure_units(reader, prompts, batch_size, graph=False)
 
-    asked: dict[str, Any] = {
-        "units": units, "batch_size": batch_size, "families": families, "given_token": given_token,
-        "tasks": digest({"tasks": tasks}), "active_share": active_share, "n_nulls": n_nulls, "graph": graph,
-    }  # fmt: skip
+    asked: dict[str, Any] = {"units": units, "batch_size": batch_size, "families": families}
+    asked |= {"given_token": given_token, "tasks": digest({"tasks": tasks})}
+    asked |= {"active_share": active_share, "n_nulls": n_nulls, "graph": graph}
     found: list[tuple[Measured, Measured]] = []
     control: list[tuple[Measured, Measured]] = []
     if units == "features":
@@ -149,14 +154,22 @@ def specialization(
     write_csv(directory / "specialization.csv", COLUMNS, map(astuple, rows))
     write_atomic(directory / "units.csv", unit_csv(units_found, on_text.label_names, texts))
     about = {
-        "model": subject.name, "units": units, "sae": sae, **subject.text, "source": subject.source,
-        "tokens": on_text.n_tokens, "documents": subject.blocks.n_documents,
-        "prompt_tokens": on_prompts.n_tokens, "tasks": [task.task_id for task in tasks],
-        "active_share": active_share if units == "neurons" else None, "coverage": on_text.coverage,
+        "model": subject.name,
+        "units": units,
+        "sae": sae,
+        **subject.text,
+        "source": subject.source,
+        "tokens": on_text.n_tokens,
+        "documents": subject.blocks.n_documents,
+        "prompt_tokens": on_prompts.n_tokens,
+        "tasks": [task.task_id for task in tasks],
+        "active_share": active_share if units == "neurons" else None,
+        "coverage": on_text.coverage,
         "seconds": {key: sum(part.seconds[key] for part, _ in found) for key in on_text.seconds},
-        "command": command_line(), "versions": versions(),
+        "command": command_line(),
+        "versions": versions(),
         "hardware": hardware(subject.model.device),
-    }  # fmt: skip
+    }
     write_json(directory / "specialization.json", about | {"rows": rows})
     name = Path(str(sae)).name if units == "features" else short_name(subject.name)
     write_figure(directory / "specialization.png", specialization_figure(rows, name, units))

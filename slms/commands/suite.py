@@ -69,11 +69,9 @@ def suite(
     measured.sort(key=lambda model: model.parameters)
     found = verdicts(measured)
     write_csv(directory / "suite.csv", SUITE_COLUMNS, suite_rows(measured))
-    write_json(
-        directory / "suite.json",
-        {**read, "n_nulls": n_nulls, "models": names, "command": command_line(), "versions": versions(),
-         "hardware": hardware(), "verdicts": [verdict._asdict() for verdict in found]},
-    )  # fmt: skip
+    about = {**read, "n_nulls": n_nulls, "models": names, "command": command_line()}
+    about |= {"versions": versions(), "hardware": hardware(), "verdicts": [verdict._asdict() for verdict in found]}
+    write_json(directory / "suite.json", about)
     write_figure(directory / "suite.png", suite_figure(suite or "", measured, found))
     print(suite_table(measured, found))
     print(f"written to {directory}")

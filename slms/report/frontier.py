@@ -23,6 +23,22 @@ def rows(frontier: Frontier) -> list[list[object]]:
     return table
 
 
+def frontier_json(frontier: Frontier) -> dict[str, object]:
+    """What `dynamick.json` holds of it."""
+    best = best_point(frontier)
+    points = zip(rows(frontier), frontier.points, strict=True)
+    return {
+        "device": frontier.device,
+        "dense_loss": frontier.dense._asdict(),
+        "mlp_flops": frontier.mlp_flops,
+        "model_flops": frontier.model_flops,
+        "points": [dict(zip(COLUMNS, row, strict=True)) | {"densities": point.densities} for row, point in points],
+        "break_even": break_evens(frontier),
+        "best": None if best is None else [best.name, best.density],
+        "closing": closing_line(frontier),
+    }
+
+
 def frontier_table(frontier: Frontier) -> str:
     """Quality and FLOPs of every point, then its speed, then where each rule breaks even."""
     dense = frontier.dense
