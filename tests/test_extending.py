@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.+?)\n.*?```diff\n(.*?)```", PAGE, flags=re.M | re.S))
-MOST = {"rule": 2, "metric": 2, "autoencoder": 3, "command": 3, "family": 1, "heads": 8}
+MOST = {"rule": 2, "metric": 2, "autoencoder": 3, "command": 3, "family": 1, "plot": 1, "heads": 8}
 """Files that an extension may touch, by the last word of its title that is a key."""
 
 CHECK = """
@@ -20,6 +20,7 @@ import torch
 import transformers
 
 import slms
+from slms.data.stories import story
 from slms.measure.metrics import METRICS
 from slms.models.routed import record_routes, routed_modules, set_k
 from slms.routing import RULES
@@ -52,6 +53,10 @@ torch.testing.assert_close(routed(ids).logits, llama(ids).logits, atol=1e-5, rto
 coder = build_coder(CoderConfig(kind="shifted", d_sae=16, k=4), 8)
 assert coder.train().loss(torch.randn(32, 8), torch.randn(32, 8)).total.isfinite()
 assert METRICS["idle"].heading == "idle"
+
+# the plot
+kites = [s.text for s in map(story, [0] * 200, range(200)) if s.plot == "kite"]
+assert kites and all(" kite" in text for text in kites)
 """
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,14 @@ def test_slms_never_imports_callbacks():
 @pytest.mark.parametrize("name", ["train.py", "eval.py"])
 def test_entry_points_stay_under_a_page(name):
     assert len((ROOT / name).read_text().splitlines()) <= 60
+
+
+def test_every_file_of_the_package_is_shipped():
+    """What is no Python is in the wheel only where a pattern of pyproject.toml says so."""
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["slms"]
+    shipped = {path for pattern in patterns for path in (ROOT / "slms").glob(pattern)}
+    inside = {path for path in (ROOT / "slms").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert inside <= shipped, inside - shipped
 
 
 def test_no_path_of_a_machine_in_configs():

@@ -96,7 +96,8 @@ def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _grammar_digest() -> str:
-    sources = sorted((Path(__file__).parent / "stories").glob("*.py"))
+    files = (Path(__file__).parent / "stories").rglob("*")
+    sources = sorted(path for path in files if path.suffix in (".py", ".txt"))
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 

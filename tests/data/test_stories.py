@@ -2,19 +2,25 @@
 
 import hashlib
 import itertools
+import random
 import re
 from collections import Counter, defaultdict
 
 import pytest
 
-from slms.data.stories import LEXICON, NUMBER, PHENOMENA, PLOTS, POS, SEMANTIC, SPLITS, story
-from slms.data.stories import entities as E
+from slms.data.stories import LEXICON, NUMBER, PHENOMENA, PLOTS, POS, SEMANTIC, SPLITS, lines, plots, story
+from slms.data.stories.engine import Teller
+from slms.data.stories.lines import HERE, TextError
 from slms.data.stories.plots import split_of
+from slms.data.stories.probes import KINDS, probes
 from slms.data.stories.template import WORD, Piece
+from slms.data.stories.words import WORDS
 
 GOLDEN = "71352d395c23d64c4849781139bfa5088d40f14b8348ef1248dddf22dac467d9"  # 100 stories of seed 3, each split in turn
-NAMES = {name.partition("/")[0]: "she" for name in E.GIRLS} | {name.partition("/")[0]: "he" for name in E.BOYS}
-VALUE = {word: value for value, word in enumerate(E.NUMBERS)}
+LABELLED = "2a8ffac38b95ca80e0bd3f0c9d85249467eb43cca706cbc3c8c2ed840b70528b"  # far indices: words with labels, nats
+PROBES = "d6e37db9c5b3670db8a7b9ee65ea693ebf1117db51685e1db1a369c3e981f39f"  # 40 of each kind of seed 2
+NAMES = {n.partition("/")[0]: he for he, names in (("she", "girls"), ("he", "boys")) for n in WORDS[names]}
+VALUE = {word: value for value, word in enumerate(WORDS["numbers"])}
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +34,20 @@ def test_text_is_the_frozen_one_whatever_the_hash_seed():
         for index in range(100):
             digest.update(story(3, index, split).text.encode())
     assert digest.hexdigest() == GOLDEN
+
+
+def test_labels_and_cost_are_the_frozen_ones_in_any_order():
+    keys = [(seed, index * 7919, split) for seed in (0, 5) for index in range(25) for split in SPLITS]
+    told = {key: story(*key) for key in random.Random(0).sample(keys, len(keys))}
+    digest = hashlib.sha256()
+    for s in (told[key] for key in keys):
+        digest.update(repr((s.text, s.words, s.phenomena, s.plot, s.nats)).encode())
+    assert digest.hexdigest() == LABELLED
+
+
+def test_probes_are_the_frozen_ones():
+    made = [tuple(p) for kind in KINDS for p in probes(kind, 40, seed=2)]
+    assert hashlib.sha256(repr(made).encode()).hexdigest() == PROBES
 
 
 def test_random_access_does_not_depend_on_the_order():
@@ -189,3 +209,23 @@ def test_stories_end_with_the_names_they_began_with(stories):
         heroes = {w.referent for w in first if w.text in NAMES}
         again += bool(heroes & {w.referent for w in last if w.text in NAMES})
     assert again > 0.99 * len(stories)
+
+
+def test_a_plot_has_an_opening_and_a_paragraph(tmp_path, monkeypatch):
+    plots.moves()
+    monkeypatch.setattr(lines, "HERE", tmp_path)
+    monkeypatch.setitem(plots.FILES, "bare", "bare.txt")
+    (tmp_path / "bare.txt").write_text("people\n")
+    with pytest.raises(TextError, match=r"^bare\.txt: a plot must have a `paragraph` below its opening"):
+        plots.plot_of.__wrapped__("bare")
+    (tmp_path / "bare.txt").write_text("people\nparagraph\nopening\n")
+    monkeypatch.setattr(plots, "PLOTS", ("bare",))
+    with pytest.raises(TextError, match=r"^bare\.txt: nothing is told above the first `paragraph`"):
+        story(0, 0)
+
+
+def test_every_plot_file_is_a_plot():
+    assert len(plots.FILES) == len(list((HERE / "plots").iterdir()))
+    for name in plots.FILES:
+        opening, rest = plots.plot_of(name)
+        assert opening and rest[0] is Teller.paragraph

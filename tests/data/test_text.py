@@ -133,3 +133,14 @@ def test_a_book_is_validated_on_whole_and_fewer_tokens_than_asked_are_said_once(
     load_blocks(spec(tmp_path / "c.txt", n_tokens=1000), tokenizer)  # 15 blocks of 64 and a rest
     load_blocks(spec(tmp_path / "c.txt", n_tokens=None), tokenizer)
     assert not caplog.records
+
+
+def test_stories_are_cached_by_all_that_they_are_made_of(tmp_path, monkeypatch):
+    made = set()
+    monkeypatch.setattr(text, "__file__", str(tmp_path / "text.py"))
+    for name in ("stories/engine.py", "stories/words.txt", "stories/plots/01_kite.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        for content in ("a", "b"):
+            (tmp_path / name).write_text(content)
+            made.add(text._grammar_digest())
+    assert len(made) == 6

@@ -2,20 +2,20 @@
 
 Roles are single letters by custom: A the hero, B the friend, M a relative, W a grown-up, D an animal, o and u things,
 p a place, h and i spots. A bound character gives `{A}`, `{A.he}`, `{A.him}`, `{A.his}`, `{A.s}` (Lily's) and so on.
+`MOVES` are the functions that a plot file may call by name (`script`).
 """
 
 from functools import lru_cache
 
-from slms.data.stories import entities as E
 from slms.data.stories.engine import Teller
 from slms.data.stories.template import Piece, piece, pieces
+from slms.data.stories.words import TABLES, WORDS, pairs, plural
 
 HE = {"he": ("he", "him", "his", "himself"), "she": ("she", "her", "her", "herself")}
-SPOTS = {
-    False: [(prep, noun) for noun, preps in E.SPOTS_OUT.items() for prep in preps.split()],
-    True: [(prep, noun) for noun, preps in E.SPOTS_IN.items() for prep in preps.split()],
-}
-CHILDREN = {"she": tuple(E.GIRLS), "he": tuple(E.BOYS)}
+KIN = pairs("kin")
+PLACES = pairs("places")
+SPOTS = {where: [(prep, noun) for noun, *preps in TABLES[where] for prep in preps] for where in ("outdoors", "indoors")}
+CHILDREN = {"she": WORDS["girls"], "he": WORDS["boys"]}
 
 
 def pronouns(role: str, he: str, ref: int, semantic: str = "person") -> dict[str, tuple[Piece, ...]]:
@@ -45,13 +45,15 @@ def _child(role: str, name: str, he: str, ref: int) -> dict:
 
 def child(t: Teller, role: str, he: str) -> None:
     """Bind a child with a name that the story has not used."""
+    if he not in CHILDREN:
+        raise ValueError(f"a child is {he!r}; it must be she or he")
     name = t.fresh(CHILDREN[he])
     t.state[role] = he
     bind(t, _child, role, name, he, t.referent())
 
 
 def _kin(role: str, who: str, ref: int, owner: str, owner_ref: int) -> dict:
-    slots = pronouns(role, E.KIN[who], ref)
+    slots = pronouns(role, KIN[who], ref)
     slots[f"{role}.my"] = pieces(HE[owner][2], owner_ref) + pieces(who, ref)
     slots[role] = (piece(f"{who.capitalize()}/propn.person", ref),)
     slots[f"{role}.kin"] = pieces(who, ref)
@@ -60,7 +62,7 @@ def _kin(role: str, who: str, ref: int, owner: str, owner_ref: int) -> dict:
 
 def kin(t: Teller, role: str = "M", owner: str = "A") -> None:
     """Bind a relative of `owner`: {M} is Mom, {M.my} is her mom."""
-    who = t.pick(tuple(E.KIN))
+    who = t.pick(tuple(KIN))
     owner_ref = t.bound[owner][0].referent
     bind(t, _kin, role, who, t.referent(), t.state[owner], owner_ref)
 
@@ -76,8 +78,8 @@ def _grown(role: str, he: str, job: str, look: str, ref: int) -> dict:
 def grown(t: Teller, role: str = "W") -> None:
     """Bind a grown-up known by a trade: {W.the} is the baker."""
     he = t.pick(("she", "he"))
-    job = t.pick(E.JOBS_WOMAN if he == "she" else E.JOBS_MAN)
-    look = t.pick(("kind", "tall", "old", "cheerful", "friendly", "busy", "gentle", "round"))
+    job = t.pick(WORDS["jobs_woman" if he == "she" else "jobs_man"])
+    look = t.pick(WORDS["grown_looks"])
     bind(t, _grown, role, he, job, look, t.referent())
 
 
@@ -87,13 +89,13 @@ def _animal(role: str, noun: str, look: str, he: str, ref: int) -> dict:
     slots[f"{role}.the"] = pieces(f"the {noun}", ref)
     slots[f"{role}.full"] = pieces(f"the {look} {noun}", ref)
     slots[f"{role}.a"] = pieces(f"a {look} {noun}", ref)
-    slots[f"{role}.pl"] = pieces(E.plural(noun))
+    slots[f"{role}.pl"] = pieces(plural(noun))
     return slots
 
 
-def animal(t: Teller, role: str, nouns: list[str]) -> None:
+def animal(t: Teller, role: str, nouns) -> None:
     """Bind an animal: {D.the} is the puppy, {D.a} a fluffy puppy."""
-    bind(t, _animal, role, t.fresh(nouns), t.pick(E.ANIMAL_LOOKS), t.pick(("he", "she")), t.referent())
+    bind(t, _animal, role, t.fresh(nouns), t.pick(WORDS["animal_looks"]), t.pick(("he", "she")), t.referent())
 
 
 def _thing(role: str, noun: str, look: str, many: bool, ref: int) -> dict:
@@ -114,36 +116,43 @@ def _thing(role: str, noun: str, look: str, many: bool, ref: int) -> dict:
         f"{role}.this": pieces("this" if one else "these"),
     }
     if one:
-        slots[f"{role}.pl"] = pieces(E.plural(noun))
+        slots[f"{role}.pl"] = pieces(plural(noun))
         slots[f"{role}.another"] = pieces(f"another {noun}")
     return slots
 
 
-def thing(t: Teller, role: str, nouns, looks=None, plural: bool = False) -> None:
+def thing(t: Teller, role: str, nouns, *, looks=WORDS["toy_looks"] + WORDS["colours"], many: bool = False) -> None:
     """Bind a thing: {o.a} is a red ball, {o.the} the ball, {o.it} and {o.obj} its pronouns."""
-    looks = looks or (E.TOY_LOOKS + E.COLOURS)
     noun = t.fresh(nouns)
-    bind(t, _thing, role, noun, t.fresh(looks), plural, t.referent())
+    bind(t, _thing, role, noun, t.fresh(looks), many, t.referent())
 
 
 def toy(t: Teller, role: str) -> None:
     """Bind a toy, sometimes one that comes in a plural."""
     many = t.chance(0.12)
-    thing(t, role, E.TOYS_PLURAL if many else E.TOYS, plural=many)
+    thing(t, role, WORDS["toys_plural" if many else "toys"], many=many)
+
+
+def snack(t: Teller, role: str) -> None:
+    """Bind something to eat."""
+    thing(t, role, WORDS["snacks"], looks=WORDS["food_looks"])
 
 
 def _place(role: str, noun: str, ref: int) -> dict:
     return {
         role: pieces(noun, ref),
         f"{role}.the": pieces(f"the {noun}", ref),
-        f"{role}.at": pieces(f"{E.PLACES[noun]} the {noun}", ref),
+        f"{role}.at": pieces(f"{PLACES[noun]} the {noun}", ref),
         f"{role}.to": pieces(f"to the {noun}", ref),
     }
 
 
-def place(t: Teller, role: str = "p", nouns=None) -> None:
+def place(t: Teller, role: str, nouns=WORDS["play_places"]) -> None:
     """Bind an outdoor place: {p.at} is in the park, {p.to} to the park."""
-    bind(t, _place, role, t.fresh(nouns or E.PLAY_PLACES), t.referent())
+    noun = t.fresh(nouns)
+    if noun not in PLACES:
+        raise ValueError(f"{noun!r} is none of the `places` of words.txt")
+    bind(t, _place, role, noun, t.referent())
 
 
 def _spot(role: str, prep: str, noun: str, look: str, ref: int) -> dict:
@@ -156,26 +165,68 @@ def _spot(role: str, prep: str, noun: str, look: str, ref: int) -> dict:
     }
 
 
-def spot(t: Teller, role: str, indoors: bool) -> None:
-    """Bind a spot where a thing can lie: {h} is under the bench, {h.full} under the old bench."""
-    prep, noun = t.fresh(SPOTS[indoors], key=lambda s: s[1])
-    bind(t, _spot, role, prep, noun, t.fresh(E.NATURAL_LOOKS if noun in E.NATURAL else E.SPOT_LOOKS), t.referent())
+def spot(t: Teller, role: str, where: str) -> None:
+    """Bind a spot, `indoors` or `outdoors`, where a thing can lie: {h} is under the bench, {h.full} the old bench."""
+    if where not in SPOTS:
+        raise ValueError(f"a spot is {where!r}; it must be indoors or outdoors")
+    prep, noun = t.fresh(SPOTS[where], key=lambda s: s[1])
+    look = t.fresh(WORDS["natural_looks" if noun in WORDS["natural"] else "spot_looks"])
+    bind(t, _spot, role, prep, noun, look, t.referent())
 
 
 def _count(role: str, noun: str, n: int) -> dict:
-    num = piece(E.NUMBERS[n])
-    word = piece(noun if n == 1 else E.plural(noun))
+    num = piece(WORDS["numbers"][n])
+    word = piece(noun if n == 1 else plural(noun))
     return {role: (num, word), f"{role}.n": (num,), f"{role}.was": pieces("was" if n == 1 else "were")}
 
 
 def count(t: Teller, role: str, noun: str, n: int) -> None:
     """Bind a number of things: {n} is two apples, {n.n} two, {n.was} were."""
+    if n >= len(WORDS["numbers"]):
+        raise ValueError(f"{n} has no word among the `numbers` of words.txt")
     bind(t, _count, role, noun, n)
+
+
+def number(t: Teller, role: str, noun: str, least: str, most: str) -> None:
+    """Bind a number of things, from `least` to `most`."""
+    count(t, role, noun, drawn(t, least, most))
+
+
+def sum_of(t: Teller, role: str, other: str, both: str, noun: str, least: str, most: str) -> None:
+    """Bind two numbers of things, each from `least` to `most`, and their sum."""
+    n, m = drawn(t, least, most), drawn(t, least, most)
+    for name, size in ((role, n), (other, m), (both, n + m)):
+        count(t, name, noun, size)
+
+
+def drawn(t: Teller, least: str, most: str) -> int:
+    """A whole number from `least` to `most`, each equally likely."""
+    if not (least.isdecimal() and most.isdecimal() and int(least) <= int(most)):
+        raise ValueError(f"{least} to {most} must be two whole numbers, the smaller one first")
+    return int(least) + t.index(int(most) - int(least) + 1)
+
+
+def skip(t: Teller, n: str) -> None:
+    """Draw one of `n` for nothing: no line depends on it any more, but without it seeds would tell other stories."""
+    t.index(int(n))
+
+
+def noun(t: Teller, role: str, word: str) -> None:
+    """Bind a word that stands for nobody in the story: {k} is bean, {k.pl} beans."""
+    t.bound[role], t.bound[f"{role}.pl"] = pieces(word), pieces(plural(word))
+
+
+def opposite(t: Teller, role: str, other: str, what: str) -> None:
+    """Bind two words of opposite meaning and a thing that can be either."""
+    first, second, *nouns = t.fresh(TABLES["opposites"])
+    if t.index(2):
+        first, second = second, first
+    t.bound |= {role: pieces(first), other: pieces(second), what: pieces(t.pick(nouns))}
 
 
 def trait(t: Teller, role: str) -> None:
     """Bind a trait of character: {A.trait}."""
-    t.bound[f"{role}.trait"] = pieces(t.fresh(E.TRAITS))
+    t.bound[f"{role}.trait"] = pieces(t.fresh(WORDS["traits"]))
 
 
 def alias(t: Teller, role: str, other: str) -> None:
@@ -191,3 +242,12 @@ def couple(t: Teller) -> None:
     ref = t.referent()
     t.bound["AB"] = both[0] + pieces("and") + both[1]
     t.bound.update({k: pieces(k, ref) for k in ("they", "them", "their")})
+
+
+MOVES = {
+    move.__name__.removesuffix("_of"): move
+    for move in (
+        *(child, kin, grown, animal, thing, toy, snack, place, spot),
+        *(number, sum_of, noun, opposite, trait, alias, couple, skip),
+    )
+}

@@ -22,7 +22,6 @@ from slms.data.stories.template import (
 )  # fmt: skip
 
 LOG = [0.0] + [math.log(n) for n in range(1, 400)]
-PROGRAMS: dict[str, tuple] = {}
 
 
 class Word(NamedTuple):
@@ -67,6 +66,8 @@ class Teller:
         """One of `options` that this story has not used yet, each equally likely."""
         used = self.used
         left = [o for o in options if (o if key is None else key(o)) not in used]
+        if not left:
+            raise ValueError(f"the story has used all of {', '.join(map(str, options))}")
         chosen = left[self.index(len(left))]
         used.add(chosen if key is None else key(chosen))
         return chosen
@@ -79,20 +80,12 @@ class Teller:
 
     def say(self, template: str) -> None:
         """Tell one template, beginning a sentence."""
-        program = PROGRAMS.get(template)
-        if program is None:
-            program = PROGRAMS[template] = compile_template(template)
         self.out.append(BEGIN)
-        self.run(program)
+        self.run(compile_template(template))
 
     def one(self, *templates: str) -> None:
         """Tell one of several templates, each equally likely."""
         self.say(templates[self.index(len(templates))])
-
-    def maybe(self, probability: float, *templates: str) -> None:
-        """Tell one of several templates, or nothing."""
-        if self.chance(probability):
-            self.one(*templates)
 
     def run(self, program: tuple) -> None:
         out = self.out

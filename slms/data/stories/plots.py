@@ -1,4 +1,4 @@
-"""Random access to stories: a plot is drawn, its cast bound, an opening told, a split checked, the plot told.
+"""Random access to stories: a plot is drawn, its cast bound and its opening told, the split checked, the rest told.
 
 Disjoint splits, by construction: the split of a story is a function of its printed first paragraph (crc32 modulo 10:
 0-7 train, 8 validation, 9 test), and a first paragraph that belongs elsewhere is thrown away with its cast. So no two
@@ -7,15 +7,16 @@ as between two stories of one split.
 """
 
 import math
+from functools import cache
 from zlib import crc32
 
-from slms.data.stories import plots_deeds, plots_friends, plots_home, plots_lost, plots_race
-from slms.data.stories.discourse import opening, people
 from slms.data.stories.engine import Teller, Word, finish
+from slms.data.stories.lines import HERE, TextError, read
+from slms.data.stories.script import Reader, Step, moves, run
 from slms.data.stories.template import ARTICLE, WORD, Piece
 
-TABLE = {**plots_lost.PLOTS, **plots_home.PLOTS, **plots_friends.PLOTS, **plots_deeds.PLOTS, **plots_race.PLOTS}
-PLOTS = tuple(TABLE)
+FILES = {path.stem.lstrip("0123456789_"): f"plots/{path.name}" for path in sorted((HERE / "plots").glob("*.txt"))}
+PLOTS = tuple(FILES)
 SPLITS = ("train", "validation", "test")
 SPLIT_OF_BUCKET = ("train",) * 8 + ("validation", "test")
 
@@ -52,6 +53,16 @@ class Story:
         return sum(p[0] == WORD or p[0] == ARTICLE for p in self._pieces)
 
 
+@cache
+def plot_of(name: str) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
+    """The steps of a plot: those above its first paragraph, which cast and open the story, and the rest."""
+    steps = Reader(FILES[name], moves()).steps(read(FILES[name]))
+    if Teller.paragraph not in steps:
+        raise TextError(f"{FILES[name]}: a plot must have a `paragraph` below its opening")
+    opening = steps.index(Teller.paragraph)
+    return steps[:opening], steps[opening:]
+
+
 def split_of(first_paragraph: list[Piece]) -> str:
     """The split to which a first paragraph belongs."""
     return SPLIT_OF_BUCKET[crc32("".join(finish(first_paragraph)[0]).encode()) % 10]
@@ -70,11 +81,13 @@ def story(seed: int, index: int, split: str = "train") -> Story:
         t.begin()
         t.nats += math.log(len(PLOTS))
         plot = PLOTS[int(t.random() * len(PLOTS))]
-        bind_cast, tell = TABLE[plot]
-        people(t)
-        bind_cast(t)
-        opening(t)
+        opening, rest = plot_of(plot)
+        run(opening, t)
+        if not t.out:
+            raise ValueError(
+                f"{FILES[plot]}: nothing is told above the first `paragraph`; it must be, by `opening` or sentences"
+            )
         if split_of(t.out) == split:
             break
-    tell(t)
+    run(rest, t)
     return Story(plot, t)

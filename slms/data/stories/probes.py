@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from slms.data.stories import cast
-from slms.data.stories import entities as E
-from slms.data.stories.discourse import opening, people, travel
 from slms.data.stories.engine import Teller, finish
+from slms.data.stories.script import moves
 from slms.data.stories.template import Piece, pieces
+from slms.data.stories.words import TABLES, WORDS, plural
 
 GLAD = ("happy", "glad", "cheerful", "joyful", "delighted", "pleased", "merry")
 # pairs, sums and spots whose words are single tokens of the shipped tokenizer
@@ -43,7 +43,7 @@ def _ioi(t: Teller) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
     """The receiver is the one of two named children who does not give (Wang et al. 2022, arXiv 2211.00593)."""
     giver, taker = _children(t)
     cast.alias(t, "G", giver)
-    cast.thing(t, "v", E.SNACKS, E.FOOD_LOOKS)
+    cast.snack(t, "v")
     t.one(
         "when {AB} $rested, {G} gave {v.a} to",
         "{AB} $rested. {G} (gave|handed|passed) {v.a} to",
@@ -57,7 +57,7 @@ def _agreement(t: Teller) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
     a = t.pick(("tree", "flower", "rock", "fence", "bench", "bush", "boat", "path", "gate", "box", "cart", "lamp"))
     b = t.pick(("river", "house", "hill", "pond", "tower", "barn", "bridge", "shop", "road", "shed"))
     one = t.chance(WITHIN)
-    t.bound.update(x=pieces(a if one else E.plural(a)), y=pieces(E.plural(b) if one else b))
+    t.bound.update(x=pieces(a if one else plural(a)), y=pieces(plural(b) if one else b))
     t.one("the {x} $beside_one the {y}", "{A} (saw|noticed|thought) that/conj the {x} $beside_one the {y}")
     was, were = pieces("was"), pieces("were")
     return (was, were) if one else (were, was)
@@ -67,7 +67,7 @@ def _counting(t: Teller) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
     """A sum of two numbers up to six."""
     n = 1 + t.index(6)
     m = 1 + t.index(min(6, LARGEST_SUM - n))
-    noun = t.pick((*E.FOODS, "shell", "stone", "flower", "leaf", "stick", "feather", "coin", "button", "acorn"))
+    noun = t.pick(WORDS["foods"] + WORDS["counted"])
     cast.count(t, "n", noun, n)
     cast.count(t, "m", noun, m)
     t.one(
@@ -76,14 +76,14 @@ def _counting(t: Teller) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
         "{A} had/verb.action {n} and {B} had/verb.action {m}. that (made|was)",
     )
     wrong = t.pick([k for k in range(2, LARGEST_SUM + 1) if k != n + m])
-    return pieces(E.NUMBERS[n + m]), pieces(E.NUMBERS[wrong])
+    return pieces(WORDS["numbers"][n + m]), pieces(WORDS["numbers"][wrong])
 
 
 def _opposites(t: Teller) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
     """What is not x is its opposite y, not the opposite of something else."""
-    pairs = [pair for pair in E.OPPOSITES if pair[0].partition("/")[0] in PAIRS]
-    x, y, nouns = t.fresh(pairs)
-    _, other, _ = t.fresh(pairs)
+    pairs = [pair for pair in TABLES["opposites"] if pair[0].partition("/")[0] in PAIRS]
+    x, y, *nouns = t.fresh(pairs)
+    _, other, *_ = t.fresh(pairs)
     if t.chance(WITHIN):
         x, y = y, x
     t.bound.update(x=pieces(x), z=pieces(t.pick(nouns)))
@@ -111,9 +111,9 @@ def _pronoun(t: Teller) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
 
 def _place(t: Teller) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
     """A thing is where it was put; another thing was put in another place in the same way."""
-    preps = [prep for prep, _ in cast.SPOTS[False]]
+    preps = [prep for prep, _ in cast.SPOTS["outdoors"]]
     prep = t.pick([p for p in ("under", "behind", "inside", "on", "beside") if preps.count(p) > 1])
-    nouns = [noun for how, noun in cast.SPOTS[False] if how == prep and noun not in LONG_NAMES]
+    nouns = [noun for how, noun in cast.SPOTS["outdoors"] if how == prep and noun not in LONG_NAMES]
     cast.toy(t, "o")
     cast.toy(t, "u")
     here, there = t.fresh(nouns), t.fresh(nouns)
@@ -171,13 +171,13 @@ def probe(kind: str, index: int, seed: int = 0) -> Probe:
     t = Teller(f"probe/{kind}/{seed}/{index}")
     while True:
         t.begin()
-        people(t)
+        moves()["people"](t)
         if t.state["A"] != t.state["B"] or kind != "pronoun":
             break
-    opening(t)
+    moves()["opening"](t)
     t.paragraph()
-    cast.place(t)
-    travel(t)
+    cast.place(t, "p")
+    moves()["travel"](t)
     answer, foil = KINDS[kind](t)
     prompt, right, wrong = ("".join(finish([*t.out, *tail])[0]) for tail in ((), answer, foil))
     return Probe(kind, prompt, right.removeprefix(prompt), wrong.removeprefix(prompt))

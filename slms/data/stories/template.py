@@ -2,9 +2,9 @@
 
     (a|b|c)   one alternative, each equally likely; nests; an alternative may be empty
     {A.he}    a slot: the words bound to that key (a character, a thing, a place, a number)
-    $glad     a shared choice from `phrases.py`
+    $glad     a shared choice from `phrases.txt`
     {#cause}  notes that a phenomenon occurs; prints nothing
-    $said {A} how speech is attributed, in several orders
+    $said {A} the choice `said X` of `phrases.txt`, with A for X
     {o.the}   for things and animals, `the ball` or `the red ball`; so `{h}`, `under the bench` or `under the old bench`
     ^         the next word begins a sentence (needed only after `!"` and `?"`)
 
@@ -13,17 +13,19 @@ quotes are set when the story is finished, so templates are written in lower cas
 """
 
 import re
+from functools import cache
 from typing import NamedTuple
 
-from slms.data.stories import phrases
 from slms.data.stories.lexicon import DEFAULT, NUMBERED, POS, PROPER, SEMANTIC
+from slms.data.stories.words import PHRASES
 
 WORD, ARTICLE, STOP, COMMA, OPEN, CLOSE, CAPITAL, PARAGRAPH = range(8)
 LITERAL, SLOT, CHOICE, MARK = range(4)
 TOKEN = re.compile(r"\{#?[^}]*\}|[A-Za-z]+(?:'[a-z]+)?(?:/[a-z]+(?:\.[a-z]+)?)?|[(|)^\".,!?:;]")
-SPEECH = re.compile(r"\$(said|cried|whispered) \{(\w+)\}")
+ABOUT = re.compile(r"\$(\w+) \{(\w+)\}")
 VARIED = re.compile(r"\{(?:([ouvD])(\.the)|([hij]))\}")
-MACRO = re.compile(r"\$([A-Za-z_]+)")
+PHRASE = re.compile(r"\$(\w+)")
+DEEP = 5  # phrases within phrases
 PHENOMENA = ("names", "agreement", "ioi", "counting", "opposites", "speech", "cause", "place")
 
 
@@ -83,12 +85,26 @@ def infinitive(token: str, tokens: list[str], position: int) -> str:
     return "to/part" if DEFAULT.get(following, ("",))[0] in ("verb", "aux") else token
 
 
+def phrase(name: str) -> str:
+    """The text of a shared choice; raises ValueError where there is none of that name."""
+    if name not in PHRASES:
+        raise ValueError(f"${name} is no phrase of phrases.txt")
+    return PHRASES[name]
+
+
+def with_phrases(template: str) -> str:
+    """The template with its shared choices written out."""
+    template = ABOUT.sub(lambda m: PHRASES.get(f"{m[1]} X", m[0]).replace("X", m[2]), template)
+    for _ in range(DEEP):
+        template = PHRASE.sub(lambda m: phrase(m[1]), template)
+    return template
+
+
+@cache
 def compile_template(template: str) -> tuple:
-    """The program of a template: a tuple of (operation, operand)."""
-    template = SPEECH.sub(lambda m: phrases.SPEECH[m[1]].replace("X", m[2]), template)
+    """The program of a template: a tuple of (operation, operand). Raises ValueError where the template is wrong."""
+    template = with_phrases(template)
     template = VARIED.sub(lambda m: f"({{{m[1] or m[3]}{m[2] or ''}}}|{{{m[1] or m[3]}.full}})", template)
-    while "$" in template:
-        template = MACRO.sub(lambda m: phrases.MACROS[m[1]], template)
     tokens = TOKEN.findall(template)
     if "".join(tokens) != re.sub(r"\s", "", template):
         raise ValueError(f"the template {template!r} has a character that the grammar does not know")

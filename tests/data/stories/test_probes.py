@@ -5,15 +5,15 @@ import re
 import pytest
 
 from slms.data.stories import LEXICON
-from slms.data.stories import entities as E
 from slms.data.stories.probes import GLAD, KINDS, SAD, probe, probes
+from slms.data.stories.words import TABLES, WORDS
 from slms.models.io import read_tokenizer
 from slms.models.source import EMBEDDED
 
-GENDER = {n.partition("/")[0]: "she" for n in E.GIRLS} | {n.partition("/")[0]: "he" for n in E.BOYS}
-VALUE = {word: value for value, word in enumerate(E.NUMBERS)}
+GENDER = {n.partition("/")[0]: he for he, names in (("she", "girls"), ("he", "boys")) for n in WORDS[names]}
+VALUE = {word: value for value, word in enumerate(WORDS["numbers"])}
 OPPOSITE = {}
-for _x, _y, _ in E.OPPOSITES:
+for _x, _y, *_ in TABLES["opposites"]:
     _x, _y = _x.partition("/")[0], _y.partition("/")[0]
     OPPOSITE |= {_x: _y, _y: _x}
 
@@ -30,7 +30,7 @@ def agreement(p):
 
 def counting(p):
     numbers = re.findall(rf"\b({'|'.join(VALUE)})\b", p.prompt.rpartition("\n\n")[2].lower())
-    return E.NUMBERS[sum(VALUE[n] for n in numbers[-2:])]
+    return WORDS["numbers"][sum(VALUE[n] for n in numbers[-2:])]
 
 
 def opposites(p):

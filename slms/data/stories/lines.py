@@ -1,0 +1,60 @@
+"""The text files beside this module, read as lines and the lines indented below them; mistakes name file and line."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).parent
+
+
+class Line(NamedTuple):
+    """One line of a file: where it stands, what it says, the lines below it, and whether an empty line is above it."""
+
+    where: str
+    text: str
+    below: list["Line"]
+    apart: bool
+
+
+class TextError(ValueError):
+    """A mistake in a text file: its file, line and rule."""
+
+
+def read(file: str) -> list[Line]:
+    """The lines of a file that are not indented. Empty lines and comments, which begin with #, are left out.
+
+    Raises TextError where a line is indented by other than two spaces more than the line it belongs to.
+    """
+    top: list[Line] = []
+    blocks, apart = [top], False  # the lines that the next one may join, by its depth
+    for number, raw in enumerate((HERE / file).read_text(encoding="utf-8").splitlines(), 1):
+        text = raw.strip()
+        if not text or text[0] == "#":
+            apart = True
+            continue
+        indent = len(raw) - len(raw.lstrip())
+        if indent % 2 or indent // 2 >= len(blocks) or raw[:1] == "\t":
+            raise TextError(
+                f"{file}:{number}: is indented by {indent}; it must be by two spaces more than what it is below"
+            )
+        line = Line(f"{file}:{number}", text, [], apart)
+        blocks[indent // 2].append(line)
+        blocks[indent // 2 + 1 :] = [line.below]
+        apart = False
+    return top
+
+
+def located(line: Line, act: Callable) -> Callable:
+    """`act`, whose errors say where the line is."""
+
+    def acting(*args):
+        try:
+            return act(*args)
+        except TextError:
+            raise
+        except KeyError as error:
+            raise TextError(f"{line.where}: no line above gives {error}") from None
+        except ValueError as error:
+            raise TextError(f"{line.where}: {error}") from None
+
+    return acting

@@ -1,0 +1,167 @@
+"""Plots as plain text: the files of `plots/` and `moves.txt`, each read once. This is the whole language:
+
+# a comment
+shows place cause          the phenomena that the story holds
+toy o                      a move: casts a role (see `MOVES` of `cast`), or tells a part that plots share (`moves.txt`)
+animal D: @pets dog cat    a move that takes words; `@pets` is a list of `words.txt`
+choose way: dog luck       one of the words, each equally likely, for which `<way>` stands below; one word is no choice
+choose x y: a,b b,a        the same for two names at once
+fresh plant: bean melon    like `choose`, but a word that the story has not used yet
+if way is dog              what is indented by two spaces below, if so; then `else` may follow
+maybe .45                  what is indented by two spaces below, so often; then `else` may follow
+paragraph                  a new paragraph; what stands above the first one casts the story and opens it
+- {A} put {o.the} {h}.     a sentence (see `template`); sentences in a row are alternatives, each equally likely,
+- {o.the} {o.was} {h}.     until an empty line or a line of another kind
+"""
+
+import inspect
+import re
+from collections.abc import Callable
+from functools import cache, partial
+
+from slms.data.stories import cast
+from slms.data.stories.engine import Teller
+from slms.data.stories.lines import Line, TextError, located, read
+from slms.data.stories.template import PHENOMENA, compile_template, piece
+from slms.data.stories.words import listed
+
+Step = Callable[[Teller], None]
+NAME = re.compile(r"<(\w+)>")
+RULES = {
+    "paragraph": "`paragraph` alone",
+    "shows": f"`shows` and some of {', '.join(PHENOMENA)}",
+    "choose": "`choose NAME: WORD …`, with as many words joined by commas as there are names",
+    "fresh": "`fresh NAME: WORD …`, with as many words joined by commas as there are names",
+    "if": "`if NAME is WORD`, a name of a `choose` or `fresh` above and one of its words, with lines indented below",
+    "maybe": "`maybe` and a probability between 0 and 1, such as .45, with lines indented below",
+    "else": "right below the lines of an `if` or a `maybe`",
+}  # how a line must read that begins with such a word
+
+
+def run(steps: tuple[Step, ...], t: Teller) -> None:
+    """Take the steps of a plot, or of a part of it, in order."""
+    for step in steps:
+        step(t)
+
+
+def one(told: tuple[Step, ...], t: Teller) -> None:
+    """Take one of several steps, each equally likely."""
+    told[t.index(len(told))](t)
+
+
+class Reader:
+    """Turns the lines of one file into steps; its names are its own, and `words` are those that each may stand for."""
+
+    def __init__(self, file: str, known: dict[str, Callable]):
+        self.file, self.known, self.words = file, known, dict[str, list[str]]()
+
+    def steps(self, lines: list[Line]) -> tuple[Step, ...]:
+        """The steps of the lines of a block."""
+        steps: list[Step] = []
+        queue = lines[::-1]
+        while queue:
+            line = queue.pop()
+            if line.text.startswith("- "):
+                told = [located(line, self.sentence)(line)]
+                while queue and queue[-1].text.startswith("- ") and not queue[-1].apart:
+                    told.append(located(queue[-1], self.sentence)(queue.pop()))
+                steps.append(told[0] if len(told) == 1 else partial(one, tuple(told)))
+            else:
+                follows = bool(line.below and queue and queue[-1].below and queue[-1].text == "else")
+                steps.append(located(line, self.statement)(line, queue.pop().below if follows else []))
+        return tuple(steps)
+
+    def sentence(self, line: Line) -> Step:
+        """Tell one template, with the words that its names stand for."""
+        text = line.text.removeprefix("- ")
+        if line.below:
+            raise ValueError("nothing may be indented below a sentence")
+        for variant in self.variants(text):
+            compile_template(variant)
+        return located(line, lambda t: t.say(self.filled(text, t)) if "<" in text else t.say(text))
+
+    def statement(self, line: Line, other: list[Line]) -> Step:
+        """What any other line says; `other` are the lines below its `else`."""
+        start, _, rest = line.text.partition(":")
+        head, *args = start.split() or [""]
+        words = listed(rest)
+        if line.below and head not in ("if", "maybe", "else"):
+            raise ValueError(f"nothing may be indented below {line.text!r}")
+        match head, args, words:
+            case "if", [name, "is", word], () if line.below and word in self.words.get(name, ()):
+                return self.branch(line, other, lambda t: t.state.get(self.key(name)) == word)
+            case "maybe", [share], () if line.below and re.fullmatch(r"0?\.\d+", share):
+                return self.branch(line, other, lambda t: t.chance(float(share)))
+            case "paragraph", [], ():
+                return Teller.paragraph
+            case "shows", [_, *_], () if set(args) <= set(PHENOMENA):
+                return lambda t: t.phenomena.update(args)
+            case "choose" | "fresh", [_, *_], _ if {len(word.split(",")) for word in words} == {len(args)}:
+                return located(line, self.choice(head, args, words))
+            case _ if head in RULES:
+                raise ValueError(f"{line.text!r} must be {RULES[head]}")
+        return located(line, self.call(head, args, words))
+
+    def branch(self, line: Line, other: list[Line], holds: Callable[[Teller], bool]) -> Step:
+        """The lines below `line` where `holds`, else the others."""
+        then, instead = self.steps(line.below), self.steps(other)
+        return lambda t: run(then if holds(t) else instead, t)
+
+    def choice(self, kind: str, names: list[str], words: tuple[str, ...]) -> Step:
+        """Draw one of the words, and let the names stand for it, or for its parts."""
+        values = {word: {self.key(n): w for n, w in zip(names, word.split(","), strict=True)} for word in words}
+        for name in names:
+            self.words.setdefault(name, []).extend(values[word][self.key(name)] for word in words)
+        if len(words) == 1 and kind == "choose":
+            return lambda t: t.state.update(values[words[0]])
+        return lambda t: t.state.update(values[(t.fresh if kind == "fresh" else t.pick)(words)])
+
+    def call(self, name: str, args: list[str], words: tuple[str, ...]) -> Step:
+        """A move by its name; the words of the line are its last argument where there are any."""
+        rest = (words,) if words else ()
+        for move in self.variants(name):
+            if move not in self.known:
+                raise ValueError(f"{move!r} is no move; the moves are {', '.join(self.known)}")
+            takes = inspect.signature(self.known[move])
+            try:
+                takes.bind(None, *args, *rest)
+            except TypeError:
+                raise ValueError(f"`{move}` takes {' '.join(list(takes.parameters)[1:]) or 'nothing'}") from None
+        for word in words:
+            piece(word)
+        self.variants(" ".join(args))
+        if "<" not in " ".join([name, *args]):
+            return lambda t: self.known[name](t, *args, *rest)
+
+        def step(t: Teller) -> None:
+            self.known[self.filled(name, t)](t, *(self.filled(arg, t) for arg in args), *rest)
+
+        return step
+
+    def key(self, name: str) -> str:
+        """Where a story's state keeps the word of a name."""
+        return f"<{name}> of {self.file}"
+
+    def filled(self, text: str, t: Teller) -> str:
+        """The text with the words that its names stand for in this story."""
+        return NAME.sub(lambda m: t.state[self.key(m[1])], text)
+
+    def variants(self, text: str) -> list[str]:
+        """The text with each word that one of its names may stand for, at least once."""
+        names = NAME.findall(text)
+        if unknown := [name for name in names if name not in self.words]:
+            raise ValueError(f"`<{unknown[0]}>` stands for nothing; it must be a name of a `choose` or `fresh` above")
+        most = max((len(self.words[name]) for name in names), default=1)
+        return [NAME.sub(lambda m, i=i: self.words[m[1]][i % len(self.words[m[1]])], text) for i in range(most)]
+
+
+@cache
+def moves() -> dict[str, Callable]:
+    """Name → move: the functions of `cast`, then the parts that `moves.txt` tells."""
+    reader = Reader("moves.txt", dict(cast.MOVES))
+    for line in read(reader.file):
+        head, _, name = line.text.partition(" ")
+        if head != "move" or not name.isidentifier() or name in reader.known or name in RULES:
+            raise TextError(f"{line.where}: {line.text!r} must be `move` and a new name")
+        reader.known[name] = partial(run, reader.steps(line.below))
+    return reader.known
