@@ -84,7 +84,7 @@ def story(seed: int, index: int, split: str = "train") -> Story:
         opening, rest = plot_of(plot)
         run(opening, t)
         if not t.out:
-            raise ValueError(
+            raise TextError(
                 f"{FILES[plot]}: nothing is told above the first `paragraph`; it must be, by `opening` or sentences"
             )
         if split_of(t.out) == split:

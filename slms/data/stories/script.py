@@ -130,11 +130,13 @@ class Reader:
         for word in words:
             piece(word)
         self.variants(" ".join(args))
-        if "<" not in " ".join([name, *args]):
-            return lambda t: self.known[name](t, *args, *rest)
+        changes = "<" in " ".join([name, *args])
 
         def step(t: Teller) -> None:
-            self.known[self.filled(name, t)](t, *(self.filled(arg, t) for arg in args), *rest)
+            if changes:
+                self.known[self.filled(name, t)](t, *(self.filled(arg, t) for arg in args), *rest)
+            else:
+                self.known[name](t, *args, *rest)
 
         return step
 
