@@ -38,14 +38,12 @@ def run_names(results: Sequence[Results], paths: Sequence[Path]) -> list[str]:
 def compare_table(found: Comparison) -> str:
     """For the terminal."""
     head = ["run", "role", "nats", "ppl", "gap", "95 % interval", "ppl ratio", "active", "MLP", "model", "purity"]
-    rows = [
-        [
-            shorten(r.run), r.role, number(r.nats, 4), number(r.perplexity),
-            number(r.gap, 4), interval(r.gap_low, r.gap_high, 4), number(r.perplexity_ratio, 4),
-            _whole(r.active_fraction), _whole(r.mlp_saved), _whole(r.total_saved), number(r.means.get("purity"), 2),
-        ]
-        for r in found.runs
-    ]  # fmt: skip
+    rows = []
+    for r in found.runs:
+        loss = number(r.nats, 4), number(r.perplexity)
+        gap = number(r.gap, 4), interval(r.gap_low, r.gap_high, 4), number(r.perplexity_ratio, 4)
+        shares = map(_whole, (r.active_fraction, r.mlp_saved, r.total_saved))
+        rows.append([shorten(r.run), r.role, *loss, *gap, *shares, number(r.means.get("purity"), 2)])
     lines = [text_table(head, rows, left=2, indent="")]
     lines.append("gap: nats above the dense runs; MLP, model: FLOPs saved; purity: mean of the routed places")
     if found.gap_ratio is not None:

@@ -12,18 +12,16 @@ from slms.report.tables import interval, number, text_table
 def probe_table(rows: Sequence[ProbeRow]) -> str:
     """For the terminal."""
     head = ["task", "items", "accuracy", "95 % interval", "chance", "random model", "blind", "margin"]
+    cells = []
+    for r in rows:
+        rivals = number(r.chance, 1), number(r.random_model), number(r.blind)
+        scored = number(r.accuracy), interval(r.low, r.high)
+        cells.append([r.task_id, str(r.items), *scored, *rivals, number(r.margin, 2)])
     lines = [
-        text_table(
-            head,
-            [
-                [r.task_id, str(r.items), number(r.accuracy), interval(r.low, r.high), number(r.chance, 1),
-                 number(r.random_model), number(r.blind), number(r.margin, 2)]
-                for r in rows
-            ],
-        ),
+        text_table(head, cells),
         "  accuracy: share of items whose answer is more probable than the foil; blind: without the prompt;",
         "  margin: log p(answer) − log p(foil), nats; random model: the same architecture with random weights",
-    ]  # fmt: skip
+    ]
     for count, what in (("truncated", "prompts lost their beginning to the context"), ("left_out", "items left out")):
         told = [f"{r.task_id} {getattr(r, count)}" for r in rows if getattr(r, count)]
         lines += [f"  {what}: {', '.join(told)}"] if told else []

@@ -31,11 +31,10 @@ def suite_table(models: Sequence[SuiteModel], verdicts: Sequence[Verdict]) -> st
         measured = [f"{number(row.value)} ± {number(row.half)}" for row in m.rows.values()]
         rows.append([m.model, amount(m.parameters), amount(m.total_parameters), number(m.nats), *measured])
         rows.append(["  random weights", "", "", "", *(f"{number(row.control)}        " for row in m.rows.values())])
-    slopes = [
-        [v.metric, number(v.slope), _interval(v.low, v.high), number(v.difference_slope),
-         _interval(v.difference_low, v.difference_high), v.verdict]
-        for v in verdicts
-    ]  # fmt: skip
+    slopes = []
+    for v in verdicts:
+        difference = number(v.difference_slope), _interval(v.difference_low, v.difference_high)
+        slopes.append([v.metric, number(v.slope), _interval(v.low, v.high), *difference, v.verdict])
     second = ["", "slope per decade", "95 % interval", "trained − random", "95 % interval", "verdict"]
     notes = [
         "  params: without embeddings; AS: Gini; SI: chance subtracted; Q: its null subtracted; means over layers",
