@@ -19,7 +19,7 @@ from slms.data.stories.template import (
     WORD,
     Piece,
     compile_template,
-)  # fmt: skip
+)
 
 LOG = [0.0] + [math.log(n) for n in range(1, 400)]
 

@@ -154,7 +154,11 @@ class Reader:
         if unknown := [name for name in names if name not in self.words]:
             raise ValueError(f"`<{unknown[0]}>` stands for nothing; it must be a name of a `choose` or `fresh` above")
         most = max((len(self.words[name]) for name in names), default=1)
-        return [NAME.sub(lambda m, i=i: self.words[m[1]][i % len(self.words[m[1]])], text) for i in range(most)]
+
+        def variant(i: int) -> str:
+            return NAME.sub(lambda m: self.words[m[1]][i % len(self.words[m[1]])], text)
+
+        return [variant(i) for i in range(most)]
 
 
 @cache

@@ -18,11 +18,15 @@ def shape(found):
 
 def test_lines_stand_below_those_that_they_are_indented_under(written):
     text = "# a comment\na: b\n  c\n    d\n  e\n\n  f\n\ng\n"
-    below = [("a.txt:3", "c", False, [("a.txt:4", "d", False, [])]), ("a.txt:5", "e", False, []), ("a.txt:7", "f", True, [])]  # fmt: skip # noqa: E501
+    d, e, f = ("a.txt:4", "d", False, []), ("a.txt:5", "e", False, []), ("a.txt:7", "f", True, [])
+    below = [("a.txt:3", "c", False, [d]), e, f]
     assert shape(read(written(text))) == [("a.txt:2", "a: b", True, below), ("a.txt:9", "g", True, [])]
 
 
-@pytest.mark.parametrize("text, number", [("  a\n", 1), ("a\n   b\n", 2), ("a\n    b\n", 2), ("a\n\n  b\nc\n  d\n      e\n", 6), ("a\n\t\tb\n", 2)])  # fmt: skip # noqa: E501
+@pytest.mark.parametrize(
+    "text, number",
+    [("  a\n", 1), ("a\n   b\n", 2), ("a\n    b\n", 2), ("a\n\n  b\nc\n  d\n      e\n", 6), ("a\n\t\tb\n", 2)],
+)
 def test_a_wrong_indentation_names_its_line(written, text, number):
     with pytest.raises(TextError, match=rf"^a\.txt:{number}: is indented by \d; it must be"):
         read(written(text))
