@@ -41,7 +41,7 @@ from kernels.costs import Shape, machine
 from kernels.dispatch import explain, fuses, prepare_fused, routed_mlp
 from kernels.reference import routed_mlp_reference
 from kernels.router import Router, choose
-from kernels.timing import Spread, capture, random_call, time_together
+from kernels.timing import Spread, graphed, random_call, time_together
 
 # d_model, d_ff, gated; layers of models in use, and the embedded one.
 SHAPES = {
@@ -78,7 +78,7 @@ def arrange(
         def run() -> object:
             return [call() for call in calls]
 
-        return capture(run) if n_tokens <= GPU_TOKENS and not shape.training and name not in WAITING else run
+        return graphed(run) if n_tokens <= GPU_TOKENS and not shape.training and name not in WAITING else run
 
     return {name: whole(name, calls) for name, calls in runs.items()}, len(next(iter(runs.values())))
 

@@ -19,7 +19,7 @@ from slms.files import scratch
 from slms.lit.language_model import LanguageModel
 from slms.lit.strategies import whole
 from slms.lit.trainer_options import run_directory
-from slms.measure.pathways import measure
+from slms.measure.pathways import measure_pathways
 from slms.measure.results import assemble, base_of, data_of
 from slms.measure.rows import MEAN
 from slms.measure.schema import Results, Role, Run
@@ -120,9 +120,9 @@ class ResultsWriter(Callback):
         data = text_data(trainer)
         seconds = self.state_dict()["seconds"]  # of training; measuring is not part of it
         blocks = data.val_blocks.first(4) if trial else data.val_blocks
-        measured, control = measure(net, module.tokenizer, blocks, data.batch_size), []
+        measured, control = measure_pathways(net, module.tokenizer, blocks, data.batch_size), []
         if self.random_model and measured.pathways:  # a trial costs one model less, which is made of the same parts
-            twin = measured if trial else measure(random_twin(net), module.tokenizer, blocks, data.batch_size)
+            twin = measured if trial else measure_pathways(random_twin(net), module.tokenizer, blocks, data.batch_size)
             control = twin.rows
         return assemble(
             self._run(trainer, module, directory, seconds),

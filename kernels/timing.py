@@ -45,7 +45,7 @@ class Spread(NamedTuple):
     p80: float
 
 
-def capture(run: Callable[[], object]) -> Callable[[], object]:
+def graphed(run: Callable[[], object]) -> Callable[[], object]:
     """The same work as one CUDA graph, which the host starts with one call. What waits for the host cannot be."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

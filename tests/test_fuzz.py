@@ -19,7 +19,7 @@ from transformers import AutoConfig, GPTNeoConfig, GPTNeoForCausalLM
 import train
 from slms.commands.subject import run_base, run_text
 from slms.data.corpora import CorpusConfig
-from slms.data.probes import MANIFEST, read_tasks
+from slms.data.probe_tasks import MANIFEST, read_tasks
 from slms.lit.cli import TrainCLI
 from slms.lit.parser import trains_coders
 from slms.models.convert import route

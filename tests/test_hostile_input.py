@@ -12,7 +12,7 @@ import torch
 import eval as evaluation
 import slms
 import train
-from slms.data.probes import read_tasks
+from slms.data.probe_tasks import read_tasks
 from slms.models.source import EMBEDDED
 
 BASE = [

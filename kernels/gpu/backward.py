@@ -11,7 +11,7 @@ from kernels.call import Call, Gradients
 from kernels.gpu import gradients
 from kernels.gpu.launch import combine, down, persistent
 from kernels.gpu.problem import Problem, problem
-from kernels.gpu.routes import Routes, find_routes
+from kernels.gpu.routes import RouteTable, find_routes
 from kernels.gpu.tiles import Tile
 
 
@@ -49,7 +49,7 @@ def _gradients(grad: Tensor, call: Problem) -> Gradients:
 
 
 def weight_gradient(
-    call: Problem, routes: Routes, tile: Tile, left: Tensor, right: Tensor, bias: Tensor | None
+    call: Problem, routes: RouteTable, tile: Tile, left: Tensor, right: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """leftᵀ times each pair's row of right, left [r, m] and right [n, d]: [f, d]; and the sum of left where biased."""
     (f, d), p = call.W_in.shape, call.chosen.shape[1]

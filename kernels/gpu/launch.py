@@ -11,7 +11,7 @@ from kernels.backends import GPU_TOKENS
 from kernels.call import Call
 from kernels.gpu import decode, grouped
 from kernels.gpu.problem import Problem, places, problem
-from kernels.gpu.routes import Routes, find_routes
+from kernels.gpu.routes import RouteTable, find_routes
 from kernels.gpu.tiles import ADD, COMBINE_COLS, DECODE_TILES, Tile, combine_warps, family, upcast
 
 
@@ -42,7 +42,7 @@ def decode_forward(call: Problem, b_out: Tensor | None = None, mean_out: Tensor 
     return y
 
 
-def persistent(routes: Routes, width: int, tile: Tile) -> tuple[int]:
+def persistent(routes: RouteTable, width: int, tile: Tile) -> tuple[int]:
     """The grid of a persistent kernel: what can run at once, unless there cannot be so many tiles."""
     most = len(routes.tile_row) * triton.cdiv(width, tile.cols)
     return (min(most, places(routes.starts.device, tile.resident)),)
@@ -62,7 +62,7 @@ def grouped_forward(call: Problem) -> Tensor:
 
 def down(
     call: Problem,
-    routes: Routes,
+    routes: RouteTable,
     tile: Tile,
     hidden: Tensor,
     W: Tensor,
@@ -78,7 +78,7 @@ def down(
     return rows
 
 
-def combine(rows: Tensor, routes: Routes, call: Problem) -> Tensor:
+def combine(rows: Tensor, routes: RouteTable, call: Problem) -> Tensor:
     """The sum of each token's pairs: rows [r, d] -> [n, d]."""
     y = torch.empty_like(call.x)
     (n, d), p = y.shape, call.chosen.shape[1]

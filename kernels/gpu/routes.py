@@ -16,7 +16,7 @@ from torch import Tensor
 from kernels.gpu.tiles import routes_sizes
 
 
-class Routes(NamedTuple):
+class RouteTable(NamedTuple):
     """What the grouped kernels need to know about a choice; all tensors int32, on the device."""
 
     token: Tensor
@@ -104,7 +104,7 @@ def _place(chosen, before, starts, token, pair, n, capacity, P: tl.constexpr, PP
     tl.store(token + number, tokens, mask=mask & (c > 0) & (number < capacity))
 
 
-def find_routes(chosen: Tensor, rows_per_tile: int, capacity: int) -> Routes:
+def find_routes(chosen: Tensor, rows_per_tile: int, capacity: int) -> RouteTable:
     """Numbers the chosen entries of [n, p]; capacity: the most pairs there can be.
 
     Should there be more, they are numbered from `capacity` on and belong to no tile: nothing is written out of bounds,
@@ -126,4 +126,4 @@ def find_routes(chosen: Tensor, rows_per_tile: int, capacity: int) -> Routes:
     _scan[(1,)](counts, starts, tile_pathway, tile_row, n_tiles, blocks, capacity, ROWS=rows_per_tile, **sizes)
     if blocks:
         _place[(blocks,)](cells, counts, starts, token, pair, n, capacity, **sizes)
-    return Routes(token, pair, starts, tile_pathway, tile_row, n_tiles)
+    return RouteTable(token, pair, starts, tile_pathway, tile_row, n_tiles)

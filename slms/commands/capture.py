@@ -9,7 +9,7 @@ import torch
 from slms.commands.arguments import published
 from slms.commands.subject import chosen_text, open_model, run_text, text_source
 from slms.data.corpora import CorpusConfig
-from slms.data.probes import MANIFEST, read_tasks
+from slms.data.probe_tasks import MANIFEST, read_tasks
 from slms.data.text import say_shortage
 from slms.measure.journal import identity
 from slms.models.anatomy import list_layers, named_layers

@@ -18,7 +18,7 @@ from slms.commands.subject import Subject, open_model, open_subject, results_of,
 from slms.measure.dynamick import (
     DENSE_RULES,
     ROUTED_RULES,
-    Quality,
+    Execution,
     costs_of,
     count_cost,
     densities_for,
@@ -41,7 +41,7 @@ from slms.models.routed import routed_modules
 from slms.models.weights import read_mlp
 from slms.progress import Progress, progress
 from slms.report.artifacts import write_csv, write_json
-from slms.report.frontier import COLUMNS, closing_line, frontier_json, frontier_table, rows
+from slms.report.dynamick import COLUMNS, closing_line, frontier_json, frontier_table, rows
 from slms.report.frontier_figure import frontier_figure
 from slms.report.palette import write_figure
 from slms.report.provenance import command_line, hardware, versions
@@ -215,7 +215,7 @@ class _Session:
         restore(loss, self.journal.part("dense", lambda: self.quality(self.dense).loss.metric_state))
         return loss
 
-    def quality(self, model: PreTrainedModel) -> Quality:
+    def quality(self, model: PreTrainedModel) -> Execution:
         return measure_quality(model, self.blocks, self.batch_size)
 
     def frontier(self, points: list[Point]) -> Frontier:

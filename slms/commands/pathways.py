@@ -5,7 +5,7 @@ import time
 
 from slms.commands.subject import open_subject, results_of, run_base, short_name
 from slms.measure.passes import document_loss
-from slms.measure.pathways import measure
+from slms.measure.pathways import measure_pathways
 from slms.measure.results import assemble, base_of, data_of
 from slms.measure.schema import Base, Run
 from slms.models.base import load_base, random_twin
@@ -38,7 +38,7 @@ def pathways(
     if not routed_modules(subject.model):
         raise ValueError(f"--model {model}: a dense model has no pathways; `eval.py perplexity` measures it")
     measured, control = (
-        measure(net, subject.tokenizer, subject.blocks, batch_size, given_token or ())
+        measure_pathways(net, subject.tokenizer, subject.blocks, batch_size, given_token or ())
         for net in (subject.model, random_twin(subject.model))
     )
     base = run_base(model)

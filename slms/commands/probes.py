@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from slms.commands.subject import open_model, short_name
-from slms.data.probes import MANIFEST, Task, read_tasks
+from slms.data.probe_tasks import MANIFEST, Task, read_tasks
 from slms.measure.journal import Journal, digest, identity
 from slms.measure.probes import Margins, ProbeRow, margins, n_forwards, probe_row
 from slms.models.base import random_twin

@@ -9,15 +9,15 @@ from torch import Tensor
 from slms.commands.coder import OpenCoder, coder_directories, open_coder, special_ids
 from slms.commands.subject import results_of, short_name
 from slms.data.text import BlockSpec, load_blocks
-from slms.measure.coders import CoderNumbers, coder_rows, density_quantiles, measure_coders
 from slms.measure.journal import Journal
 from slms.measure.rows import COLUMNS
+from slms.measure.sae import CoderNumbers, coder_rows, density_quantiles, measure_coders
 from slms.models.base import random_twin
 from slms.models.card import shortened
 from slms.report.artifacts import write_csv, write_json
 from slms.report.coder_figure import coder_figure
-from slms.report.coder_tables import quality_table, si_table
 from slms.report.palette import write_figure
+from slms.report.sae import quality_table, si_table
 from slms.sae.baselines import PCA, random_coder
 from slms.sae.config import CoderConfig, Kind
 from slms.sae.control import control_of, train_control

@@ -14,7 +14,7 @@ from slms.commands import run
 from slms.commands.arguments import published
 from slms.commands.subject import chosen_text, open_model, run_text, text_source
 from slms.data.corpora import EMBEDDED, documents
-from slms.data.probes import MANIFEST, Item, Task, read_tasks
+from slms.data.probe_tasks import MANIFEST, Item, Task, read_tasks
 from slms.data.prompts import prompt_blocks
 from slms.data.text import say_shortage
 from slms.measure.journal import Journal, digest, identity

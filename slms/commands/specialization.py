@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from slms.commands.coder import coder_directories, open_coder, special_ids
 from slms.commands.subject import Subject, open_subject, results_of, short_name
-from slms.data.probes import MANIFEST, read_tasks
+from slms.data.probe_tasks import MANIFEST, read_tasks
 from slms.data.prompts import prompt_blocks
 from slms.files import write_atomic
 from slms.measure.classes import token_texts
@@ -25,8 +25,8 @@ from slms.progress import progress
 from slms.report.artifacts import write_csv, write_json
 from slms.report.palette import write_figure
 from slms.report.provenance import command_line, hardware, versions
+from slms.report.specialization import specialization_table, unit_csv
 from slms.report.specialization_figure import specialization_figure
-from slms.report.specialization_table import specialization_table, unit_csv
 from slms.sae.baselines import FixedCoder
 
 UNITS = ("neurons", "pathways", "features")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from slms.data.probes import Task
+from slms.data.probe_tasks import Task
 from slms.data.text import Blocks
 
 PAD = -1  # document of a position that holds no token

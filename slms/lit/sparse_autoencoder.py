@@ -19,10 +19,10 @@ from slms.models.activation_stream import ActivationData, ActivationStream
 from slms.models.base import BaseConfig, load_base
 from slms.models.checksums import model_digest
 from slms.models.sites import find_pair, hf_name, site_width
-from slms.sae.base import Losses
+from slms.sae.base import CoderLosses
 from slms.sae.coders import BatchTopK
 from slms.sae.config import CoderSpec
-from slms.sae.evaluate import Used, measure
+from slms.sae.evaluate import Used, update_qualities
 from slms.sae.export import Provenance, save
 from slms.sae.optim import CoderOptimizerConfig
 from slms.sae.quality import CoderQuality, Quality
@@ -137,7 +137,7 @@ class SparseAutoencoder(OptimizedModule):
         """What depends on the step alone: the penalties' warm-up, and how far back thresholds remember."""
         super().on_train_batch_start(batch, batch_idx)
         for training in self.coders:
-            self.optimizer_config.prepare(training.coder, self.global_step, self.total_steps)
+            self.optimizer_config.set_step(training.coder, self.global_step, self.total_steps)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The sum of the coders' losses: their parameters are disjoint."""
@@ -153,7 +153,7 @@ class SparseAutoencoder(OptimizedModule):
     def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(tensor.clone(), reduce_op="sum")
 
-    def _log_losses(self, training: TrainingCoder, losses: Losses, batch: dict[str, Tensor]) -> None:
+    def _log_losses(self, training: TrainingCoder, losses: CoderLosses, batch: dict[str, Tensor]) -> None:
         y = training.data(batch)[1]
         fvu = (y - losses.output).square().sum() / (y - y.mean(0)).square().sum()
         values = {
@@ -192,7 +192,7 @@ class SparseAutoencoder(OptimizedModule):
     @torch.no_grad()
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Used]:
         """Measure every coder on one batch; returns what each used, for callbacks."""
-        used = measure(self.lm, batch, list(self.coders), self.special, list(self.quality))
+        used = update_qualities(self.lm, batch, list(self.coders), self.special, list(self.quality))
         return {training.label: one for training, one in zip(self.coders, used, strict=True)}
 
     def on_validation_epoch_end(self):

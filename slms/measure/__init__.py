@@ -17,7 +17,7 @@ dynamick          quality and cost of executing a share of the MLPs
 frontier          its points, and where each rule breaks even
 speed             how long a prompt and a token take
 kernels           which backend is fastest for a routed model here
-coders            what sparse coders are worth
+sae               what sparse coders are worth
 features          the latents of a coder over a text
 feature_graph     communities of features that are used together
 examples          the uses of a latent that are worth showing

@@ -35,7 +35,7 @@ DENSE_RULES = (*RULES, ROUTER)
 PATHWAYS = 16
 
 
-class Quality(NamedTuple):
+class Execution(NamedTuple):
     """What one pass over the text yields."""
 
     loss: DocumentLoss
@@ -55,7 +55,7 @@ class Cost(NamedTuple):
 
 
 @torch.inference_mode()
-def measure_quality(model: PreTrainedModel, blocks: Blocks, batch_size: int) -> Quality:
+def measure_quality(model: PreTrainedModel, blocks: Blocks, batch_size: int) -> Execution:
     """Losses by document over the second half of each block, and what was executed there."""
     loss, shares = DocumentLoss(), _Shares()
     with _observing(model, shares.add), masking(model):
@@ -64,7 +64,7 @@ def measure_quality(model: PreTrainedModel, blocks: Blocks, batch_size: int) -> 
             half = batch["input_ids"].shape[1] // 2
             nll = token_nll(model, batch["input_ids"].to(model.device))[:, half:].cpu()
             loss.update(nll.flatten(), batch["doc_ids"][:, half + 1 :].flatten())
-    return Quality(loss, shares.means())
+    return Execution(loss, shares.means())
 
 
 class _Shares:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-class Kept(NamedTuple):
+class KeptUses(NamedTuple):
     """The kept uses of every latent, best first; fewer than k leave position −1 at the end."""
 
     key: Tensor
@@ -30,7 +30,7 @@ class BestUses:
 
     def __init__(self, n_latents: int, k: int):
         self.k = k
-        self.kept = Kept(
+        self.kept = KeptUses(
             torch.full((n_latents, k), -torch.inf),
             torch.full((n_latents, k), -1, dtype=torch.int64),
             torch.zeros(n_latents, k),
@@ -53,7 +53,7 @@ class BestUses:
             table[at] = column[chosen].to(table.dtype)
         both = [torch.cat(pair, dim=1) for pair in zip(self.kept, offered, strict=True)]
         best = both[0].topk(self.k, dim=1).indices
-        self.kept = Kept(*(table.gather(1, best) for table in both))
+        self.kept = KeptUses(*(table.gather(1, best) for table in both))
 
 
 def _ranked(groups: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:

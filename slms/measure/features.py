@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from slms.data.text import Blocks
 from slms.measure.classes import TextClasses
-from slms.measure.examples import BestUses, Kept
+from slms.measure.examples import BestUses, KeptUses
 from slms.measure.passes import batches
 from slms.metrics.units import UnitCounts
 from slms.metrics.units import Uses as UsesOfBatch
@@ -146,7 +146,7 @@ class ContextReader:
         before, after: tokens of context around the use.
     """
 
-    def __init__(self, blocks: Blocks, kept: Sequence[Kept], before: int = 20, after: int = 8):
+    def __init__(self, blocks: Blocks, kept: Sequence[KeptUses], before: int = 20, after: int = 8):
         self.block_size, self.kept, self.before = blocks.input_ids.shape[1], kept, before
         found = [(table.position >= 0).nonzero() for table in kept]
         self.table = torch.cat([torch.full((len(at),), i) for i, at in enumerate(found)])

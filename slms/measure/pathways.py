@@ -95,7 +95,7 @@ class Measurement(NamedTuple):
 
 
 @torch.inference_mode()
-def measure(
+def measure_pathways(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     blocks: Blocks,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from slms.data.probes import Item, Task
+from slms.data.probe_tasks import Item, Task
 from slms.metrics.functional.intervals import proportion
 from slms.models.head import Head, through_head
 from slms.models.token_loss import nll_of

@@ -19,7 +19,7 @@ from slms.metrics.functional import Score
 from slms.metrics.functional.score import share_beyond_chance
 from slms.metrics.units import UnitCounts, Uses
 from slms.sae.baselines import PCA
-from slms.sae.evaluate import Placed, measure
+from slms.sae.evaluate import Placed
 from slms.sae.quality import CoderQuality, Quality
 
 QUANTILES = {"p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
@@ -60,7 +60,7 @@ def measure_coders(
     sums = [*qualities.values(), *counts.values()]
     name, read = f"pass of {', '.join(coders)}", batches(blocks, batch_size)
     for batch in (journal or Journal()).through(name, read, sums, "measuring"):
-        used = measure(model, batch, list(coders.values()), special, list(qualities.values()), full=True)
+        used = measure_coders(model, batch, list(coders.values()), special, list(qualities.values()), full=True)
         for name, one in zip(coders, used, strict=True):
             if name in counts:
                 on = one.values > 0

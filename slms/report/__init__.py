@@ -7,7 +7,7 @@ tables                 tables on the terminal                          words    
 figures                `llm_monosemanticity.png`                       evolution            metrics over training
 heatmap                pathway × class                                 palette              one look for every figure
 card                   the model card of a run                         compare              runs side by side
-specialization_rows    numbers of `specialization` as rows             specialization_table, specialization_figure
-ablation, probes, suite, frontier, frontier_figure, coder_tables, coder_figure      of the commands of these names
+ablation, compare, doctor, dynamick, features, probes, sae, specialization, suite   of the commands of these names
+specialization_figure, frontier_figure, coder_figure                                 and their figures
 features, feature_schema, attribution, feature_tables, feature_page                 of `features`
 """

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from slms.metrics.functional import Interval
-from slms.report.coder_tables import tells
 from slms.report.palette import COLOURS, LABEL, PALE, TICK, dress, new_figure
+from slms.report.sae import tells
 from slms.sae.quality import Quality
 
 BINS = 40

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from slms.measure.frontier import NEAR_DENSE, Frontier, Point
-from slms.report.frontier import closing_line
+from slms.report.dynamick import closing_line
 from slms.report.palette import COLOURS, GREY, LABEL, MARKERS, TICK, dress, new_figure
 
 FLOOR = 1e-3

@@ -24,7 +24,7 @@ ENCODER_SCALE = 0.1
 DECODER_SCALE = 0.03  # where rows may have any norm, for the same reason
 
 
-class Losses(NamedTuple):
+class CoderLosses(NamedTuple):
     """One training step's outcome.
 
     Attributes:
@@ -176,7 +176,7 @@ class Coder(nn.Module):
 
     # --- training ----------------------------------------------------------------------------------------------------
 
-    def loss(self, x: Tensor, y: Tensor, dead: Tensor | None = None) -> Losses:
+    def loss(self, x: Tensor, y: Tensor, dead: Tensor | None = None) -> CoderLosses:
         """mean_n ‖y − ŷ‖² + sparsity · penalty + aux · AuxK.
 
         Args:
@@ -192,7 +192,7 @@ class Coder(nn.Module):
         aux = self.aux_k(x, (y - output).detach(), dead, norms)
         total = reconstruction + sparsity + self.config.aux * aux
         activations = values.detach() if norms is None else values.detach() * norms[picks.indices]
-        return Losses(
+        return CoderLosses(
             total, reconstruction.detach(), sparsity.detach(), aux.detach(), output.detach(), picks, activations
         )
 
@@ -237,5 +237,5 @@ class Coder(nn.Module):
         self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True))
 
     @torch.no_grad()
-    def observe(self, losses: Losses) -> None:
+    def observe(self, losses: CoderLosses) -> None:
         """Learn from a step what is not learned by gradient; nothing, for most kinds."""

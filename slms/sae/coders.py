@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from slms.sae.base import Coder, Losses
+from slms.sae.base import Coder, CoderLosses
 from slms.sae.config import CoderConfig
 from slms.sae.jump import jump, step
 from slms.sae.sparse import Picks, decode, largest_columns
@@ -58,7 +58,7 @@ class BatchTopK(Coder):
         return Picks.of_flat(flat, pre.shape)
 
     @torch.no_grad()
-    def observe(self, losses: Losses) -> None:
+    def observe(self, losses: CoderLosses) -> None:
         """Follow the smallest positive value in use."""
         positive = losses.values[losses.values > 0]
         if len(positive):

@@ -55,7 +55,7 @@ def measured_tokens(ids: Tensor, x: Tensor, special: Tensor, longest: Tensor) ->
 
 
 @torch.no_grad()
-def measure(
+def update_qualities(
     lm: PreTrainedModel,
     batch: dict[str, Tensor],
     coders: Sequence[Placed],

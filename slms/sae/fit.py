@@ -44,7 +44,7 @@ def fit(
     for step in progress(range(steps), "training"):
         batch = next(batches)
         tokens = len(batch[training.source.name])
-        optimizer.prepare(training.coder, step, steps)
+        optimizer.set_step(training.coder, step, steps)
         losses = training.loss(batch, optimizer.dead_after(steps * tokens))
         training.observe(losses, lambda tensor: tensor)
         adam.zero_grad()

@@ -106,7 +106,7 @@ class CoderOptimizerConfig:
         clip = self.clip or (0.01 if coder.config.fixed_k else 1.0)
         nn.utils.clip_grad_norm_(coder.parameters(), min(clip, bound or clip))
 
-    def prepare(self, coder: Coder, step: int, total: int) -> None:
+    def set_step(self, coder: Coder, step: int, total: int) -> None:
         """Set what depends on the step alone: the penalty's warm-up, and how far back a threshold remembers."""
         warm = self.sparsity_warmup * total
         coder.sparsity_share = min((step + 1) / warm, 1.0) if warm else 1.0

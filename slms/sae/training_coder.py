@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from slms.models.sites import Site
-from slms.sae.base import Losses
+from slms.sae.base import CoderLosses
 from slms.sae.coders import BatchTopK, build_coder
 from slms.sae.config import CoderSpec
 from slms.sae.export import fold_scale
@@ -67,12 +67,12 @@ class TrainingCoder(nn.Module):
         x = x * self.scale_in
         return x, x if self.source == self.target else y * self.scale_out
 
-    def loss(self, batch: dict[str, Tensor], dead_after: int) -> Losses:
+    def loss(self, batch: dict[str, Tensor], dead_after: int) -> CoderLosses:
         """The coder's losses; latents unused for `dead_after` tokens are revived."""
         return self.coder.loss(*self.data(batch), self.since_fired >= dead_after)
 
     @torch.no_grad()
-    def observe(self, losses: Losses, sum_ranks: Callable[[Tensor], Tensor], world: int = 1) -> None:
+    def observe(self, losses: CoderLosses, sum_ranks: Callable[[Tensor], Tensor], world: int = 1) -> None:
         """Note which latents fired; `sum_ranks` sums a tensor over the ranks."""
         fired = torch.zeros_like(self.since_fired)
         fired[losses.picks.indices[losses.values > 0]] = 1

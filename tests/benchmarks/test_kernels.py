@@ -43,7 +43,7 @@ def test_steps_of_decoding_are_graphs_on_a_gpu(monkeypatch, n_tokens, training, 
         captured.append(run)
         return run
 
-    monkeypatch.setattr(bench, "capture", capture)
+    monkeypatch.setattr(bench, "graphed", capture)
     runs = {
         name: [lambda i=i, name=name: called.append((name, i)) for i in range(3)] for name in ("auto", "grouped_mm")
     }

@@ -3,14 +3,14 @@
 import pytest
 
 from callbacks import Specialization
-from slms.measure.pathways import measure
+from slms.measure.pathways import measure_pathways
 from slms.measure.rows import log_keys
 from slms.report.metrics_csv import METRICS_FILE, read_rows
 
 
 def test_logged_numbers_are_those_that_a_pass_of_its_own_measures(fit):
     """The last validation saw the final weights, so feeding batch by batch in training must give what eval.py gives."""
-    measured = measure(fit.model.net, fit.model.tokenizer, fit.data.val_blocks, fit.data.batch_size)
+    measured = measure_pathways(fit.model.net, fit.model.tokenizer, fit.data.val_blocks, fit.data.batch_size)
     wanted = log_keys(measured.rows, "val")
     rows = read_rows(fit.directory / METRICS_FILE)
     logged = {f"{r.stage}/{r.metric}" + f"/{r.place}" * bool(r.place): r.value for r in rows if r.step == 7}

@@ -11,7 +11,7 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFas
 import eval as eval_py
 import slms
 from slms.commands.dynamick import dynamick, parse_densities
-from slms.report.frontier import COLUMNS
+from slms.report.dynamick import COLUMNS
 
 WORDS = [f"w{i}" for i in range(40)]
 

@@ -89,7 +89,7 @@ def test_the_console_script_takes_the_sources_flags_by_task(tmp_path, monkeypatc
 
 def test_kept_neurons_are_those_that_hold_the_perplexity():
     """Skipping the neurons below the thresholds, by hand, gives the perplexity and the shares reported."""
-    from slms.data.probes import Item, Task
+    from slms.data.probe_tasks import Item, Task
     from slms.data.prompts import prompt_blocks
     from slms.measure.sparsity import measure_sparsity
     from slms.models.weights import read_mlp

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from slms.data.probes import MANIFEST, Item, read_tasks
+from slms.data.probe_tasks import MANIFEST, Item, read_tasks
 from slms.data.stories.probes import probe
 
 SOURCES = {"ioi_minimal", "toy_arithmetic", "ner_sample", "induction_sequence", "python_doc", "wikitext_val_small"}

@@ -3,7 +3,7 @@
 import pytest
 
 import slms
-from slms.data.probes import Item, Task
+from slms.data.probe_tasks import Item, Task
 from slms.data.prompts import prompt_blocks
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels.costs import Shape
-from kernels.timing import capture, random_call, time_together
+from kernels.timing import graphed, random_call, time_together
 
 
 def test_random_call_has_the_density_asked_for():
@@ -39,7 +39,7 @@ def test_time_together_orders_alternatives():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs and events need a CUDA device")
 def test_a_captured_call_does_the_same_work():
     source, target = torch.arange(8.0, device="cuda"), torch.zeros(8, device="cuda")
-    replay = capture(lambda: target.copy_(source * 2))
+    replay = graphed(lambda: target.copy_(source * 2))
     source.add_(1)
     assert time_together({"graph": replay}, "cuda", 0.0)["graph"].p50 > 0
     assert torch.equal(target, source * 2)

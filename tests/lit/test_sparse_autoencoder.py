@@ -12,7 +12,7 @@ from slms.lit.sparse_autoencoder import SparseAutoencoder
 from slms.models.activation_stream import ActivationData, BufferConfig
 from slms.models.base import BaseConfig
 from slms.sae.config import CoderConfig, CoderSpec
-from slms.sae.evaluate import measure
+from slms.sae.evaluate import update_qualities
 from slms.sae.fit import fit
 from slms.sae.optim import CoderOptimizerConfig
 from slms.sae.quality import CoderQuality
@@ -206,7 +206,7 @@ def test_a_perfect_coder_recovers_everything_and_zero_nothing(place):
 
     for factor in (1.0, 0.0):
         quality = CoderQuality(8, 4)
-        measure(module.lm, batch, [Perfect(factor)], torch.tensor([0]), [quality], full=True)
+        update_qualities(module.lm, batch, [Perfect(factor)], torch.tensor([0]), [quality], full=True)
         found = quality.compute()
         assert found.recovered["zero"].value == pytest.approx(factor, abs=1e-5)
         assert found.kl.value == pytest.approx(0, abs=1e-6) if factor else found.kl.value > 1e-4

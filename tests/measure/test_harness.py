@@ -10,7 +10,7 @@ import yaml
 
 import eval as evaluation
 import slms
-from slms.data.probes import Item
+from slms.data.probe_tasks import Item
 from slms.data.stories import story
 from slms.data.stories.probes import KINDS, probes
 from slms.measure import harness

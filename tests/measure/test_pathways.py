@@ -11,7 +11,7 @@ import slms
 from slms.data.text import Blocks
 from slms.measure.classes import token_texts
 from slms.measure.passes import batches
-from slms.measure.pathways import PathwayTables, measure
+from slms.measure.pathways import PathwayTables, measure_pathways
 from slms.measure.results import losses_of
 from slms.measure.rows import by_place
 from slms.models.routed import record_routes, routed_modules
@@ -69,7 +69,7 @@ def _by_hand(model, blocks):
 
 
 def test_pathways_are_described_as_counted_by_hand(model, blocks):
-    measured = measure(model, Words(), blocks, 7)
+    measured = measure_pathways(model, Words(), blocks, 7)
     rows = _by_hand(model, blocks)
     total, value = len(rows), {row.metric: row.value for row in measured.rows if not row.family}
     assert list(measured.pathways) == ["L1.mlp"] and value["chosen_per_token"] == 2.0
@@ -97,7 +97,7 @@ def test_pathways_are_described_as_counted_by_hand(model, blocks):
 
 
 def test_every_number_of_a_place_has_its_null_and_tokens(model, blocks):
-    rows = measure(model, Words(), blocks, 7, given_token=["pos"]).rows
+    rows = measure_pathways(model, Words(), blocks, 7, given_token=["pos"]).rows
     assert {row.n for row in rows if row.metric not in ("si", "si_given_token")} == {24 * 16}
     for row in (by_place(rows, "purity")["L1.mlp"], by_place(rows, "si", "pos")["L1.mlp"]):
         assert None not in (row.value, row.low, row.high, row.null_mean, row.null_sd, row.ceiling)
@@ -105,7 +105,7 @@ def test_every_number_of_a_place_has_its_null_and_tokens(model, blocks):
 
 
 def test_labels_state_coverage_and_shares(model, blocks):
-    labels = measure(model, Words(), blocks, 7).labels
+    labels = measure_pathways(model, Words(), blocks, 7).labels
     assert labels["pos"].coverage == pytest.approx((blocks.labels["pos"] >= 0).mean())
     assert labels["half"].share == pytest.approx(
         {"first": (blocks.input_ids <= 20).mean(), "second": (blocks.input_ids > 20).mean()}
@@ -113,7 +113,7 @@ def test_labels_state_coverage_and_shares(model, blocks):
 
 
 def test_loss_by_document(model, blocks):
-    measured = measure(model, Words(), blocks, 7)
+    measured = measure_pathways(model, Words(), blocks, 7)
     ids, documents = torch.from_numpy(blocks.input_ids.astype("int64")), torch.from_numpy(blocks.doc_ids)
     with torch.no_grad():
         logits = model(ids).logits.double()
@@ -129,7 +129,7 @@ def test_loss_by_document(model, blocks):
 def test_measuring_changes_nothing(model, blocks):
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    first, second = measure(model, Words(), blocks, 7), measure(model, Words(), blocks, 24)
+    first, second = measure_pathways(model, Words(), blocks, 7), measure_pathways(model, Words(), blocks, 24)
     assert model.training and all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert first.pathways == second.pathways and first.rows == second.rows  # whatever the batch size
 
@@ -146,7 +146,7 @@ def test_dense_models_have_losses_only(blocks):
         bos_token_id=0,
         eos_token_id=0,
     )
-    measured = measure(GPTNeoForCausalLM(config), Words(), blocks, 8)
+    measured = measure_pathways(GPTNeoForCausalLM(config), Words(), blocks, 8)
     assert measured.rows == [] and measured.pathways == {} and int(measured.loss.tokens.sum()) == 24 * 15
 
 

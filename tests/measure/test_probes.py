@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from slms import RoutingConfig, load_base, route
-from slms.data.probes import Item
+from slms.data.probe_tasks import Item
 from slms.measure.probes import margins, n_forwards
 from slms.models.base import BaseConfig, init_base
 

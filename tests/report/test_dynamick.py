@@ -7,7 +7,7 @@ import pytest
 
 from slms.measure.frontier import Frontier, Point, Speedup, best_point, break_even, break_evens
 from slms.metrics.functional import Interval
-from slms.report.frontier import COLUMNS, closing_line, frontier_table, rows
+from slms.report.dynamick import COLUMNS, closing_line, frontier_table, rows
 
 
 def point(rule, density, ratio, model=None, mlp=None, subject="dense", flops=1.0):

@@ -20,7 +20,7 @@ from slms.models.capture import COLUMNS as CAPTURE_COLUMNS
 from slms.report import feature_schema, feature_tables
 from slms.report.compare import COLUMNS as COMPARE_COLUMNS
 from slms.report.metrics_csv import Logged
-from slms.report.specialization_table import UNIT_COLUMNS
+from slms.report.specialization import UNIT_COLUMNS
 from slms.sae.export import ARCHITECTURES
 from slms.sae.quality import Quality
 

@@ -48,7 +48,7 @@ def test_what_a_step_sets():
     config = CoderOptimizerConfig(sparsity_warmup=0.1)
     shares = []
     for step in (0, 49, 99, 100, 999):
-        config.prepare(coder, step, 1000)
+        config.set_step(coder, step, 1000)
         shares.append(coder.sparsity_share)
     assert shares == [0.01, 0.5, 1.0, 1.0, 1.0]
     assert coder.memory == 20
