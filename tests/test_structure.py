@@ -128,7 +128,8 @@ def test_every_file_of_the_package_is_shipped():
     """What is no Python is in the wheel only where a pattern of pyproject.toml says so."""
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["slms"]
     shipped = {path for pattern in patterns for path in (ROOT / "slms").glob(pattern)}
-    inside = {path for path in (ROOT / "slms").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    files = {path for path in (ROOT / "slms").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    inside = {path for path in files if path.suffix != ".py"}
     assert inside <= shipped, inside - shipped
 
 
