@@ -72,7 +72,7 @@ def refusal(backend: str, device: str, dtype: torch.dtype, n_pathways: int = 1) 
 
 
 # All that torch.compiler.assume_constant_result does; it imports the compiler first, 1.5 s where nothing is compiled.
-refusal._dynamo_marked_constant = True  # type: ignore[attr-defined]
+refusal._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a mark for the compiler
 
 
 def forget_installed() -> None:

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from tqdm.auto import tqdm
@@ -78,7 +78,7 @@ class Progress:
 
 def progress(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
     """The items, with how many of them are done: `total`, or the length of `items` where it has one."""
-    length = len(items) if total is None and hasattr(items, "__len__") else total  # type: ignore[arg-type]
+    length = len(items) if total is None and isinstance(items, Sized) else total
     with Progress(what, length) as steps:
         for item in items:
             yield item

@@ -14,7 +14,7 @@ def published(**spellings: str) -> Callable[[Command], Command]:
     """Let options of a command also be spelled as in the scripts that it replaces: published spelling → option."""
 
     def mark(function: Command) -> Command:
-        function.spellings = spellings  # type: ignore[attr-defined]
+        function.spellings = spellings  # type: ignore[attr-defined]  # a mark for `command_lines`
         return function
 
     return mark

@@ -18,10 +18,9 @@ from slms.report.artifacts import write_csv, write_json
 from slms.report.coder_figure import coder_figure
 from slms.report.palette import write_figure
 from slms.report.sae import quality_table, si_table
-from slms.sae.baselines import PCA, random_coder
+from slms.sae.baselines import PCA, FixedCoder, random_coder
 from slms.sae.config import CoderConfig, Kind
 from slms.sae.control import control_of, train_control
-from slms.sae.evaluate import Placed
 
 CONTROL = "random model"
 
@@ -73,7 +72,7 @@ def _report(
     k = cache(lambda: journal.part("latents used", used))
 
     def measured() -> dict[str, CoderNumbers]:
-        coders: dict[str, Placed] = {"this coder": opened.placed}
+        coders: dict[str, FixedCoder | PCA] = {"this coder": opened.placed}
         if baselines:
             coders["random coder"] = random_coder(source, to, opened.x, opened.y, coder.d_sae, k())
             coders["PCA"] = PCA(source, to, opened.x, opened.y, k())

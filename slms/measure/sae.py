@@ -18,9 +18,9 @@ from slms.measure.rows import Row, row_of
 from slms.metrics.functional import Score
 from slms.metrics.functional.score import share_beyond_chance
 from slms.metrics.units import UnitCounts, Uses
-from slms.sae.baselines import PCA
-from slms.sae.evaluate import Placed
+from slms.sae.baselines import PCA, FixedCoder
 from slms.sae.quality import CoderQuality, Quality
+from slms.sae.training_coder import TrainingCoder
 
 QUANTILES = {"p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
 
@@ -37,7 +37,7 @@ class CoderNumbers(NamedTuple):
 def measure_coders(
     model: PreTrainedModel,
     blocks: Blocks,
-    coders: Mapping[str, Placed],
+    coders: Mapping[str, FixedCoder | TrainingCoder | PCA],
     special: Tensor,
     batch_size: int,
     journal: Journal | None = None,
@@ -50,7 +50,7 @@ def measure_coders(
         journal: of this model, these blocks and coders; a pass that was killed goes on from what it kept.
     """
     classes = TextClasses(blocks)
-    widths = {name: c.k if isinstance(c, PCA) else c.coder.d_sae for name, c in coders.items()}  # type: ignore[attr-defined]
+    widths = {name: c.k if isinstance(c, PCA) else c.coder.d_sae for name, c in coders.items()}
     qualities = {name: CoderQuality(len(coder.mean), widths[name]) for name, coder in coders.items()}
     counts = {
         name: UnitCounts(classes.layout, widths[name], together=True)

@@ -36,7 +36,7 @@ class Follow(MetaPathFinder):
             execute(module)
             self.then()
 
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]  # of this one loader
         return spec
 
 

@@ -57,7 +57,7 @@ def _exp(x):
     p = p * r + f32(5.0000001201e-1)
     p = p * r * r + r + f32(1.0)
     power = (np.int32(n) + np.int32(127)) << np.int32(23)
-    return f32(0.0) if x < f32(-70.0) else p * _float_of_bits(power)  # type: ignore[call-arg]
+    return f32(0.0) if x < f32(-70.0) else p * _float_of_bits(power)  # type: ignore[call-arg]  # an intrinsic
 
 
 # Scores S and W are four rows of ROW columns, keys K and values V a row for each dimension (four are used at a time).

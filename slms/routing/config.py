@@ -46,7 +46,7 @@ class RoutingConfig:
     rule: Literal[*RULES] = "top_k"  # type: ignore[valid-type]  # names of a table
     top_p: float = 0.5
     tau: float = 0.5
-    gate: Literal[*GATES] = "ramp"  # type: ignore[valid-type]
+    gate: Literal[*GATES] = "ramp"  # type: ignore[valid-type]  # names of a table
     n_shared: int = 0
     mean_compensation: bool = False
     backend: str = "auto"
