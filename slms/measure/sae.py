@@ -19,6 +19,7 @@ from slms.metrics.functional import Score
 from slms.metrics.functional.score import share_beyond_chance
 from slms.metrics.units import UnitCounts, Uses
 from slms.sae.baselines import PCA, FixedCoder
+from slms.sae.evaluate import update_qualities
 from slms.sae.quality import CoderQuality, Quality
 from slms.sae.training_coder import TrainingCoder
 
@@ -60,7 +61,7 @@ def measure_coders(
     sums = [*qualities.values(), *counts.values()]
     name, read = f"pass of {', '.join(coders)}", batches(blocks, batch_size)
     for batch in (journal or Journal()).through(name, read, sums, "measuring"):
-        used = measure_coders(model, batch, list(coders.values()), special, list(qualities.values()), full=True)
+        used = update_qualities(model, batch, list(coders.values()), special, list(qualities.values()), full=True)
         for name, one in zip(coders, used, strict=True):
             if name in counts:
                 on = one.values > 0
