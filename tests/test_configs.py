@@ -8,6 +8,7 @@ import yaml
 from transformers import GPTNeoXConfig
 
 from callbacks import CALLBACKS, CODER_CALLBACKS
+from slms.commands.suite import STORIES, WIDTHS
 from slms.lit.cli import TrainCLI
 from slms.lit.parser import trains_coders
 from slms.lit.sparse_autoencoder import SparseAutoencoder
@@ -76,13 +77,11 @@ def test_pythia_yamls_build_on_their_architectures(size, shared_data, tmp_path):
     assert not any(tmp_path.glob("routed_pythia*"))
 
 
-def test_the_scaling_suite_differs_in_width_alone():
-    suite = [yaml.safe_load(path.read_text()) for path in (ROOT / "configs").glob("dense_stories_*.yaml")]
-    bases = sorted((config["model"].pop("base") for config in suite), key=lambda base: base["d_model"])
-    assert len(suite) == 4 and all(config == suite[0] for config in suite)
-    sizes = [sum(p.numel() for p in init_base(BaseConfig(**base)).parameters()) for base in bases]
+def test_the_sizes_of_the_scaling_suite():
+    base = yaml.safe_load((ROOT / "configs" / f"{STORIES}.yaml").read_text())["model"]["base"]
+    shapes = [BaseConfig(**base | {"d_model": width, "n_heads": width // 4}) for width in WIDTHS]
+    sizes = [sum(p.numel() for p in init_base(shape).parameters()) for shape in shapes]
     assert sizes == pytest.approx([0.1e6, 0.4e6, 1e6, 3e6], rel=0.1)
-    assert {base["d_model"] // base["n_heads"] for base in bases} == {4}
 
 
 def test_list_names_every_config_in_a_line(capsys):

@@ -1,5 +1,6 @@
 """`eval.py suite`: specialization across models of several sizes."""
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from slms.report.provenance import command_line, hardware, versions
 from slms.report.suite import SUITE_COLUMNS, suite_figure, suite_rows, suite_table
 
 PYTHIA = tuple(f"EleutherAI/pythia-{size}-deduped" for size in ("70m", "160m", "410m", "1b", "1.4b", "2.8b"))
-STORIES = tuple(f"dense_stories_{size}" for size in ("0.1m", "0.4m", "1m", "3m"))
+STORIES, WIDTHS = "dense_stories_scale", (16, 48, 80, 160)  # a config, and what its runs differ in
 
 
 def suite(
@@ -36,8 +37,8 @@ def suite(
 
     Args:
         models: run directories, model directories, `stories-1m` or Hugging Face ids; or give `suite`.
-        suite: pythia (70m to 2.8b, deduped, from the hub), or stories: the last finished run of each of the four
-            configs dense_stories_*.yaml.
+        suite: pythia (70m to 2.8b, deduped, from the hub), or stories: the last finished run of
+            dense_stories_scale.yaml at each of four widths.
         runs: where the stories suite was trained, the `--output_dir` of train.py.
         corpus: `stories`, a .txt/.jsonl/.parquet file or a dataset id; the same for all models.
         block_size: context in tokens.
@@ -88,15 +89,13 @@ def _written(name: str) -> list[int]:
 
 
 def stories_runs(runs: str) -> list[str]:
-    """The last finished run of each size of the stories suite."""
-    found = []
-    for name in STORIES:
-        finished = sorted(
-            path.parent for path in (Path(runs) / name).glob("*/model") if (path / "config.json").is_file()
-        )
-        if not finished:
+    """The last finished run of the stories suite at each of its widths."""
+    finished = sorted((Path(runs) / STORIES).glob("*/model/config.json"))
+    found = {json.loads(path.read_text(encoding="utf-8"))["hidden_size"]: str(path.parents[1]) for path in finished}
+    for width in WIDTHS:
+        if width not in found:
+            flags = f"--model.base.d_model={width} --model.base.n_heads={width // 4}"
             raise ValueError(
-                f"--runs {runs}: no finished run of {name}; python train.py --config {name}.yaml makes one"
+                f"--runs {runs}: no finished run; python train.py --config {STORIES}.yaml {flags} makes one"
             )
-        found.append(str(finished[-1]))
-    return found
+    return [found[width] for width in WIDTHS]

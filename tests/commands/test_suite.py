@@ -63,7 +63,7 @@ def test_measures_and_goes_on_where_it_stopped(runs, tmp_path, capsys, monkeypat
         ([], ["--models", "--suite"]),
         (["--models", "x", "--suite=pythia"], ["either"]),
         (["--suite=llama"], ["llama", "pythia"]),
-        (["--suite=stories", "--runs=nowhere"], ["--runs nowhere", "dense_stories_0.1m.yaml"]),
+        (["--suite=stories", "--runs=nowhere"], ["--runs nowhere", "dense_stories_scale.yaml", "d_model=16"]),
         (["--models", "./nowhere"], ["nowhere"]),
         (["--models", "stories-1m", "stories-1m"], ["each once"]),
     ],
@@ -76,10 +76,12 @@ def test_bad_input_is_one_line(flags, told, tmp_path, capsys):
     assert not any(tmp_path.iterdir())
 
 
-def test_the_stories_suite_takes_the_last_finished_run(tmp_path):
-    for name in command.STORIES:
-        for when, finished in (("1", True), ("2", True), ("3", False)):
-            (tmp_path / name / when / "model").mkdir(parents=True)
-            if finished:
-                (tmp_path / name / when / "model" / "config.json").write_text("{}")
-    assert command.stories_runs(str(tmp_path)) == [str(tmp_path / name / "2") for name in command.STORIES]
+def test_the_stories_suite_takes_the_last_finished_run_of_each_width(tmp_path):
+    for width in (*command.WIDTHS, 32):
+        for when in "12":
+            model = tmp_path / command.STORIES / f"{width}-{when}" / "model"
+            model.mkdir(parents=True)
+            (model / "config.json").write_text(json.dumps({"hidden_size": width}))
+    (tmp_path / command.STORIES / "9-unfinished").mkdir()
+    wanted = [str(tmp_path / command.STORIES / f"{width}-2") for width in command.WIDTHS]
+    assert command.stories_runs(str(tmp_path)) == wanted
