@@ -16,6 +16,7 @@ from slms.measure.ablation import (
     units_at,
     whole_losses,
 )
+from slms.measure.classes import check_families
 from slms.measure.rows import COLUMNS
 from slms.models.anatomy import find_mlps
 from slms.models.place import place_name
@@ -71,10 +72,7 @@ def ablation(
     families = ["pos", "semantic", "token_class"] if families is None else families
     if not places or not families:
         raise ValueError(f"--{'families' if places else 'layers'} is empty; it must name at least one")
-    if unknown := [family for family in families if family not in blocks.label_names]:
-        raise ValueError(
-            f"--families {unknown[0]}: this text has no such labels; it has {', '.join(blocks.label_names)}"
-        )
+    check_families(blocks, families=families)
     asked = {"by": by, "control": control, "seed": seed, "batch_size": batch_size}
     directory, journal = results_of(subject, output_dir, "ablation", **asked, places=places, families=families)
     whole = whole_losses(net, blocks, families, PERMUTATIONS, batch_size, seed, journal)

@@ -1,37 +1,36 @@
 """`eval.py specialization`: how specialised the units of a model are."""
 
-import time
 from dataclasses import astuple
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from slms.commands.coder import coder_directories, open_coder, special_ids
+from slms.commands.coder import OpenCoder, coder_directories, open_coder, special_ids
 from slms.commands.subject import Subject, open_subject, results_of, short_name
 from slms.data.probe_tasks import MANIFEST, read_tasks
 from slms.data.prompts import prompt_blocks
 from slms.files import write_atomic
-from slms.measure.classes import token_texts
-from slms.measure.journal import digest
+from slms.measure.classes import check_families, token_texts
+from slms.measure.journal import Journal, digest
 from slms.measure.rows import COLUMNS, Row, beside, mean_rows
 from slms.measure.specialization import Measured, measure_units
 from slms.measure.units import LatentReader, NeuronReader, PathwayReader, UnitReader
 from slms.models.anatomy import named_layers
 from slms.models.base import random_twin
-from slms.models.checksums import model_digest
-from slms.progress import progress
 from slms.report.artifacts import write_csv, write_json
 from slms.report.palette import write_figure
 from slms.report.provenance import command_line, hardware, versions
 from slms.report.specialization import specialization_table, unit_csv
 from slms.report.specialization_figure import specialization_figure
-from slms.sae.baselines import FixedCoder
 
 UNITS = ("neurons", "pathways", "features")
 DEFAULT_GIVEN = ("semantic", "domain")
-MOST_PROMPTS = 32  # of a task: those of all tasks then cost a tenth of the text
+MOST_PROMPTS, FEWEST_PROMPTS = 32, 8  # of a task
+A_PROMPT = 4096  # tokens of text: one more prompt of every task then costs less than a sixth of them
+
+Pair = tuple[Measured, Measured]
+"""On the text, and on the tasks' prompts."""
 
 
 def specialization(
@@ -66,7 +65,8 @@ def specialization(
         batch_size: blocks of one forward pass.
         families: label families for SI (token_class, frequency, pos, semantic, number, domain); all by default.
         given_token: families whose SI is also computed given the token; semantic and domain by default, where known.
-        probe_manifest: prompts whose task is a label, the first 32 of each; the project's own by default.
+        probe_manifest: prompts whose task is a label, the first 8 of each, 32 from 131,072 tokens of text on; the
+            project's own by default.
         task_id: tasks of the manifest; all by default.
         active_share: a neuron is on at this share of tokens, where its |activation| is largest.
         n_nulls: token-shuffled graphs behind the null of Q.
@@ -83,11 +83,14 @@ def specialization(
         paths = coder_directories(Path(sae))
     elif model is None:
         raise ValueError(f"--units {units} needs --model")
-    tasks = [task._replace(items=task.items[:MOST_PROMPTS]) for task in read_tasks(probe_manifest or MANIFEST, task_id)]
+    tasks = read_tasks(probe_manifest or MANIFEST, task_id)
+    asked: dict[str, Any] = {"units": units, "batch_size": batch_size, "families": families}
+    asked |= {"given_token": given_token, "tasks": digest({"tasks": tasks})}
+    asked |= {"active_share": active_share, "n_nulls": n_nulls, "graph": graph}
 
-    def measure(reader: UnitReader, subject: Subject, graphs: int, what: str) -> tuple[Measured, Measured]:
+    def measure(reader: UnitReader, subject: Subject, graphs: int, name: str, journal: Journal) -> Pair:
         """On the text, and on the tasks' prompts."""
-        given = [name for name in DEFAULT_GIVEN if name in subject.blocks.label_names]
+        given = [family for family in DEFAULT_GIVEN if family in subject.blocks.label_names]
         on_text = measure_units(
             reader,
             subject.blocks,
@@ -96,55 +99,53 @@ def specialization(
             given if given_token is None else given_token,
             graphs,
             graph=graph,
-            progress=lambda items, step, n: progress(items, f"{what}: {step}", n),
+            journal=journal,
+            name=name,
         )
         context = getattr(subject.model.config, "max_position_embeddings", subject.text["block_size"])
-        prompts = prompt_blocks(tasks, subject.tokenizer, context)
-        return on_text, measure_units(reader, prompts, batch_size, graph=False)
+        few = min(max(subject.blocks.input_ids.size // A_PROMPT, FEWEST_PROMPTS), MOST_PROMPTS)
+        prompts = prompt_blocks([task._replace(items=task.items[:few]) for task in tasks], subject.tokenizer, context)
+        named = f"{name}, prompts"
+        return on_text, measure_units(reader, prompts, batch_size, graph=False, journal=journal, name=named)
 
-    asked: dict[str, Any] = {"units": units, "batch_size": batch_size, "families": families}
-    asked |= {"given_token": given_token, "tasks": digest({"tasks": tasks})}
-    asked |= {"active_share": active_share, "n_nulls": n_nulls, "graph": graph}
-    found: list[tuple[Measured, Measured]] = []
-    control: list[tuple[Measured, Measured]] = []
+    found: list[Pair] = []
+    control: list[Pair] = []
     if units == "features":
         for path in paths:
-            opened = open_coder(str(path), model, site=None, target=None, batch_size=batch_size, **text)
-            subject, coder = opened.subject, opened.coder
-            placed = FixedCoder(coder, opened.source, opened.target, opened.x, opened.y)
-            special = special_ids(subject)
-            features = LatentReader(subject.model, placed, coder.W_dec, path.name, opened.source, special)
-            asked.setdefault("coders", []).append(model_digest(coder))
+            opened = open_coder(str(path), model, batch_size=batch_size, **text)
+            subject = opened.subject
+            check_families(subject.blocks, families=families, given_token=given_token)
+            asked.setdefault("coders", []).append(opened.made_from)
             directory, journal = results_of(subject._replace(name=str(sae)), output_dir, "specialization", **asked)
-            found.append(
-                journal.part(
-                    path.name,
-                    partial(measure, features, subject, n_nulls, path.name),
-                    **asked,
-                )
-            )
+            journal.made_from |= asked | {"coders": opened.made_from}
+
+            def features(opened: OpenCoder = opened, journal: Journal = journal, name: str = path.name) -> Pair:
+                net, W_dec = opened.subject.model, opened.coder.W_dec
+                reader = LatentReader(net, opened.placed, W_dec, name, opened.source, special_ids(opened.subject))
+                return measure(reader, opened.subject, n_nulls, name, journal)
+
+            found.append(journal.part(path.name, features))
+            print(f"{path.name}: measured", flush=True)
     else:
         assert model is not None
         subject = open_subject(model, **text)
+        check_families(subject.blocks, families=families, given_token=given_token)
         chosen = named_layers(subject.model, layers)
         asked["layers"] = chosen
         directory, journal = results_of(subject, output_dir, "specialization", random=random, **asked)
+        journal.made_from |= asked
 
-        def of(net: PreTrainedModel, graphs: int, name: str) -> tuple[Measured, Measured]:
-            start = time.process_time()
-            reader = (
-                NeuronReader(net, subject.blocks, chosen, active_share) if units == "neurons" else PathwayReader(net)
-            )
-            spent = time.process_time() - start
-            measured = measure(reader, subject, graphs, name)
-            measured[0].seconds["thresholds"] = spent
-            return measured
+        def of(net: PreTrainedModel, graphs: int, name: str) -> Pair:
+            if units == "neurons":
+                reader: UnitReader = NeuronReader(net, subject.blocks, chosen, active_share, journal, name)
+            else:
+                reader = PathwayReader(net)
+            return measure(reader, subject, graphs, name, journal)
 
-        found.append(journal.part("model", lambda: of(subject.model, n_nulls, "model"), **asked))
+        found.append(journal.part("model", lambda: of(subject.model, n_nulls, "model")))
         print(f"{subject.name}: {len(found[0][0].units)} places measured", flush=True)
         if random:
-            made = journal.part("random weights", lambda: of(random_twin(subject.model), 2, "random weights"), **asked)
-            control.append(made)
+            control.append(journal.part("random weights", lambda: of(random_twin(subject.model), 2, "random weights")))
             print("the same with random weights: measured", flush=True)
     rows = _rows(found, control)
     on_text, on_prompts = found[0]
@@ -177,10 +178,10 @@ def specialization(
     print(f"\nwritten to {directory}")
 
 
-def _rows(found: list[tuple[Measured, Measured]], control: list[tuple[Measured, Measured]]) -> list[Row]:
+def _rows(found: list[Pair], control: list[Pair]) -> list[Row]:
     """Rows of the text, and of the prompts those of their tasks, each beside its control and followed by means."""
 
-    def of(pairs: list[tuple[Measured, Measured]], prompts: bool) -> list[Row]:
+    def of(pairs: list[Pair], prompts: bool) -> list[Row]:
         parts = [row for pair in pairs for row in pair[prompts].rows]
         return [row for row in parts if row.family == "task"] if prompts else parts
 

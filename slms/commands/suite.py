@@ -80,7 +80,7 @@ def suite(
 
 def _measure(name: str, batch_size: int, n_nulls: int, **text) -> SuiteModel:
     subject = open_subject(name, **text)
-    return measure_model(short_name(name), subject.model, subject.blocks, batch_size, n_nulls, progress)
+    return measure_model(short_name(name), subject.model, subject.blocks, batch_size, n_nulls)
 
 
 def _written(name: str) -> list[int]:

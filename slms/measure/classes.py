@@ -20,6 +20,14 @@ GIVEN_TOKEN = " | token"  # what a family conditional on the token is called by
 OF_DOCUMENTS = ("domain", "task")  # families whose class is that of the whole document
 
 
+def check_families(blocks: Blocks, **flags: Sequence[str] | None) -> None:
+    """Raises ValueError, naming the flag, where it asks for a label family that the text does not have."""
+    for flag, wanted in flags.items():
+        if unknown := [family for family in wanted or () if family not in blocks.label_names]:
+            known = ", ".join(blocks.label_names)
+            raise ValueError(f"--{flag} {unknown[0]}: this text has no such labels; it has {known}")
+
+
 class TextClasses:
     """What the tokens of labelled blocks are counted by, the same for every place.
 
@@ -42,11 +50,7 @@ class TextClasses:
         tokens: bool = False,
     ):
         names = list(blocks.label_names if families is None else families)
-        for flag, wanted in (("--families", names), ("--given_token", given_token)):
-            if unknown := [family for family in wanted if family not in blocks.label_names]:
-                raise ValueError(
-                    f"{flag} {unknown[0]}: this text has no such labels; it has {', '.join(blocks.label_names)}"
-                )
+        check_families(blocks, families=names, given_token=given_token)
         self.label_names = {name: blocks.label_names[name] for name in names}
         self.token_ids = torch.from_numpy(np.unique(blocks.input_ids).astype("int64")) if tokens else None
         self.coverage: dict[str, float] = {}

@@ -45,6 +45,8 @@ class Evidence:
     place: str
     counts: UnitCounts
     scores: dict[str, Score] = field(default_factory=dict, init=False)
+    part: Callable[[str, Callable[[], Any]], Any] = field(default=lambda name, make: make(), kw_only=True)
+    """what a long computation gives, by name: as it was kept, else made now"""
 
     @property
     def n(self) -> int:
@@ -54,7 +56,7 @@ class Evidence:
     def score(self, family: str) -> Score:
         """The specialization index against a family as it was counted; computed once."""
         if family not in self.scores:
-            self.scores[family] = self.counts.score(family, self.together)
+            self.scores[family] = self.part(f"si {family}", lambda: self.counts.score(family, self.together))
         return self.scores[family]
 
     @property
@@ -140,7 +142,7 @@ class Activities(Evidence):
     @cached_property
     def coherence(self) -> Score:
         """How alike in meaning the tokens are that activate a unit most."""
-        return semantic_coherence(self.active, self.tokens, self.embedding, self.groups)
+        return self.part("coherence", lambda: semantic_coherence(self.active, self.tokens, self.embedding, self.groups))
 
     @cached_property
     def graph(self) -> Modularity | None:
@@ -148,7 +150,7 @@ class Activities(Evidence):
         if not self.n_nulls or len(self.in_graph) < 3:
             return None
         activations, groups = self._activations()
-        return modularity(activations[:, self.in_graph], groups, self.n_nulls)
+        return self.part("graph", lambda: modularity(activations[:, self.in_graph], groups, self.n_nulls))
 
     @cached_property
     def in_graph(self) -> Tensor:
@@ -163,7 +165,8 @@ class Activities(Evidence):
         """Modularity of the pathways in the graph of their neurons."""
         if not self.n_nulls or self.neurons is None:
             return None
-        return partition_modularity(coactivation(self.neurons[0]), self.neurons[2])
+        neurons, _, pathway = self.neurons
+        return self.part("partition", lambda: partition_modularity(coactivation(neurons), pathway))
 
     def _activations(self) -> tuple[Tensor, Tensor]:
         return (self.strength, self.groups) if self.neurons is None else self.neurons[:2]

@@ -4,8 +4,8 @@ Shapes: b blocks, t position, n tokens (b·t), u units, f neurons, r sampled tok
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +13,17 @@ from torchmetrics import Metric
 
 from slms.data.text import Blocks
 from slms.measure.classes import TextClasses, preferred_classes
+from slms.measure.journal import Journal
 from slms.measure.metrics import METRICS, Activities, rows_of
 from slms.measure.passes import batches
 from slms.measure.rows import Row
 from slms.measure.units import UnitReader, logits_seconds
 from slms.metrics.activations import CoActivation, SparsitySums
+from slms.metrics.states import Sums
 from slms.metrics.units import UnitCounts
+from slms.progress import progress
 
 TOP_TOKENS = 10
-
-Progress = Callable[[Iterable, str, int], Iterable]
 
 
 class UnitTable(NamedTuple):
@@ -46,7 +47,7 @@ class Measured(NamedTuple):
     """of each family, the share of tokens with a known class; of a conditional one, the share of n·H(C | token)"""
     n_tokens: int
     seconds: dict[str, float]
-    """CPU time of the model's forward passes, of the logits that they left out, of counting, and of each metric"""
+    """CPU time of the thresholds' sample, the model's forward passes, counting, the logits left out, and each metric"""
 
 
 class _Tables(nn.Module):
@@ -60,8 +61,40 @@ class _Tables(nn.Module):
         # Of neurons and latents the strength is |a|; only pathways have activations of other units, their neurons.
         self.activations = CoActivation(reader.n_activations[name], n_sampled) if name in reader.partition else None
         self.to(reader.model.device)
-        for metric in (child for child in self.children() if isinstance(child, Metric)):
+        for metric in self.metrics():
             metric.distributed_available_fn = lambda: False  # one process measures by itself
+
+    def metrics(self) -> list[Metric]:
+        """The sums over the text."""
+        return [child for child in self.children() if isinstance(child, Metric)]
+
+
+class Effort(Sums):
+    """How far a pass has come, padding included, and the CPU time it took."""
+
+    full_state_update = False
+    higher_is_better = None
+    is_differentiable = False
+
+    tokens: Tensor
+    forward_seconds: Tensor
+    counting_seconds: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("tokens", torch.tensor(0), dist_reduce_fx="sum")
+        for name in ("forward_seconds", "counting_seconds"):
+            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, tokens: int, forward_seconds: float, counting_seconds: float) -> None:
+        """Add a batch."""
+        self.tokens += tokens
+        self.forward_seconds += forward_seconds
+        self.counting_seconds += counting_seconds
+
+    def compute(self) -> dict[str, float]:
+        """Seconds of the model's forward passes, and of counting."""
+        return {"forward": float(self.forward_seconds), "counting": float(self.counting_seconds)}
 
 
 def measure_units(
@@ -74,7 +107,8 @@ def measure_units(
     n_sampled: int = 2048,
     graph: bool = True,
     threshold: float = 0.0,
-    progress: Progress = lambda items, what, n: items,
+    journal: Journal | None = None,
+    name: str = "",
 ) -> Measured:
     """Measure every place of a reader on labelled blocks; memory does not grow with the number of tokens.
 
@@ -85,22 +119,32 @@ def measure_units(
         n_sampled: tokens kept for the graph, for coherence and for how units go together.
         graph: False leaves Q out.
         threshold: above which the legacy share of active neurons counts.
-        progress: wraps an iteration, given what it does and how many steps it has.
+        journal: of this reader's model and units, and of these blocks. The pass over the text and each place's scores,
+            graph and coherence are parts of it, called by `name`, as progress calls them.
     """
+    journal = journal or Journal()
+    about = {"batch_size": batch_size, "families": families, "given_token": list(given_token), "n_sampled": n_sampled}
     classes = TextClasses(blocks, families, given_token)
-    tables = {name: _Tables(reader, name, classes, n_sampled, threshold) for name in reader.places}
-    start, forward = time.process_time(), reader.forward_seconds
-    n_batches = -(-len(blocks.input_ids) // batch_size)
-    done = 0
-    for batch in progress(batches(blocks, batch_size), "reading", n_batches):
-        _add(reader, tables, classes, _trimmed(batch), done)
-        done += batch["input_ids"].numel()
-    seconds = {"forward": reader.forward_seconds - forward}
-    seconds["counting"] = time.process_time() - start - seconds["forward"]
-    seconds["logits"] = logits_seconds(reader.model, done)
+    tables = {place: _Tables(reader, place, classes, n_sampled, threshold) for place in reader.places}
+    effort = Effort()
+    sums = [effort, *(metric for table in tables.values() for metric in table.metrics())]
+    settings = about | {"threshold": threshold, "places": list(tables)}
+    read = batches(blocks, batch_size)
+    for batch in journal.through(f"{name} reading", read, sums, f"{name}: reading", **settings):
+        start, forward = time.process_time(), reader.forward_seconds
+        _add(reader, tables, classes, _trimmed(batch), int(effort.tokens))
+        forward = reader.forward_seconds - forward
+        effort.update(batch["input_ids"].numel(), forward, time.process_time() - start - forward)
+    seconds = {"thresholds": getattr(reader, "sampling_seconds", 0.0)} | effort.compute()
+    seconds["logits"] = logits_seconds(reader.model, int(effort.tokens))
+    about["n_nulls"] = n_nulls if graph else 0
     rows, units, n_tokens = [], [], 0
-    for name in progress(list(tables), "scoring", len(tables)):
-        found = _evidence(reader, name, tables[name], n_nulls if graph else 0)
+    for place in progress(tables, f"{name}: scoring"):
+
+        def part(what: str, make: Callable[[], Any], place: str = place) -> Any:
+            return journal.part(f"{name} {place} {what}", make, **about)
+
+        found = _evidence(reader, place, tables[place], n_nulls if graph else 0, part)
         for metric in METRICS:
             start = time.process_time()
             rows += rows_of(found, [metric])
@@ -138,7 +182,7 @@ def _add(reader: UnitReader, tables: Mapping[str, _Tables], classes: TextClasses
             table.activations.update(of(found.activations).abs(), of(docs), of(position), of(ids))
 
 
-def _evidence(reader: UnitReader, name: str, table: _Tables, n_nulls: int) -> Activities:
+def _evidence(reader: UnitReader, name: str, table: _Tables, n_nulls: int, part: Callable[..., Any]) -> Activities:
     strength, groups = table.strength.compute()
     neurons = None
     if table.activations is not None:
@@ -156,6 +200,7 @@ def _evidence(reader: UnitReader, name: str, table: _Tables, n_nulls: int) -> Ac
         embedding=embedding.detach(),
         n_nulls=n_nulls,
         neurons=neurons,
+        part=part,
     )
 
 

@@ -21,7 +21,7 @@ The rule was written before any suite was measured:
 Shapes: m models.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 from slms.data.text import Blocks
 from slms.measure.passes import document_loss
 from slms.measure.rows import MEAN, Row, beside, mean_rows
-from slms.measure.specialization import Progress, measure_units
+from slms.measure.specialization import measure_units
 from slms.measure.units import NeuronReader
 from slms.metrics.functional.trend import Trend, trend
 from slms.models.base import random_twin
@@ -72,19 +72,15 @@ def measure_model(
     blocks: Blocks,
     batch_size: int = 16,
     n_nulls: int = 10,
-    progress: Progress = lambda items, what, n: items,
 ) -> SuiteModel:
     """Steps 1 and 2 of the rule for one model."""
     if missing := {"pos", "semantic"} - set(blocks.label_names):
         raise ValueError(f"the text has no labels of the family {sorted(missing)[0]!r}, which the suite needs")
     found = {}
     for kind, net in (("trained", model), ("random weights", random_twin(model))):
-
-        def told(items: Iterable, what: str, n: int, kind: str = kind) -> Iterable:
-            return progress(items, f"{name}, {kind}: {what}", n)
-
-        reader = NeuronReader(net, blocks)
-        measured = measure_units(reader, blocks, batch_size, ["pos", "semantic"], n_nulls=n_nulls, progress=told)
+        called = f"{name}, {kind}"
+        reader = NeuronReader(net, blocks, name=called)
+        measured = measure_units(reader, blocks, batch_size, ["pos", "semantic"], n_nulls=n_nulls, name=called)
         found[kind] = [_without_null(row) for row in mean_rows(measured.rows)]
     means = {row.key: row for row in beside(found["trained"], found["random weights"])}
     without, total = parameters(model)

@@ -5,7 +5,7 @@ Shapes: b blocks, t position, n tokens (b·t), u units, f neurons, d model.
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 
 from kernels.reference import neuron_weights
 from slms.data.text import Blocks
+from slms.measure.journal import Journal
+from slms.metrics.activations import Rows
 from slms.models.activations import mlp_inputs, neuron_activations, run_up_to
 from slms.models.anatomy import find_mlps, list_layers
 from slms.models.place import place_name
@@ -73,11 +75,20 @@ class NeuronReader:
         blocks: the text from which the thresholds are sampled.
         layers: indices; None takes all.
         share: of tokens at which a neuron is on.
+        journal: of this model and text; the thresholds are a part of it, called by `name`.
     """
 
     kind = "neurons"
 
-    def __init__(self, model: PreTrainedModel, blocks: Blocks, layers: Sequence[int] | None = None, share: float = 0.1):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        blocks: Blocks,
+        layers: Sequence[int] | None = None,
+        share: float = 0.1,
+        journal: Journal | None = None,
+        name: str = "",
+    ):
         if not 0 < share < 1:
             raise ValueError(f"--active_share {share}: it must lie between 0 and 1")
         infos = [layer for layer in list_layers(model) if layers is None or layer.index in layers]
@@ -87,22 +98,30 @@ class NeuronReader:
         self.n_activations: Mapping[str, int] = self.places
         self.out_norm: Mapping[str, Tensor] = out_norms(model, self.names)
         self.partition: Mapping[str, Tensor] = {}
-        self.thresholds = {name: _quantile(a.abs(), 1 - share) for name, a in self._sample(blocks).items()}
+        journal, about = journal or Journal(), {"share": share, "places": list(self.places)}
 
-    def _sample(self, blocks: Blocks) -> dict[str, Tensor]:
+        def measured() -> tuple[dict[str, Tensor], float]:
+            start = time.process_time()
+            sample = self._sample(blocks, journal, name, about)
+            return {place: _quantile(a.abs(), 1 - share) for place, a in sample.items()}, time.process_time() - start
+
+        self.thresholds, self.sampling_seconds = journal.part(f"{name} thresholds", measured, **about)
+
+    def _sample(self, blocks: Blocks, journal: Journal, name: str, about: dict[str, Any]) -> dict[str, Tensor]:
         """Activations of blocks spread evenly over the text."""
         n_blocks = min(len(blocks.input_ids), max(SAMPLE_TOKENS // blocks.input_ids.shape[1], 1))
         rows = np.linspace(0, len(blocks.input_ids) - 1, n_blocks).round().astype(int)
-        parts: dict[str, list[Tensor]] = {name: [] for name in self.places}
-        for start in range(0, n_blocks, 4):
+        sums = {place: Rows() for place in self.places}
+        starts = range(0, n_blocks, 4)
+        for start in journal.through(f"{name} sample", starts, list(sums.values()), f"{name}: sampling", **about):
             picked = rows[start : start + 4]
             ids = torch.from_numpy(blocks.input_ids[picked].astype(np.int64))
             real = torch.ones(ids.numel(), dtype=torch.bool)
             if blocks.doc_ids is not None:
                 real = torch.from_numpy(blocks.doc_ids[picked] >= 0).flatten()
-            for name, a in self._activations(ids).items():
-                parts[name].append(a[real.to(a.device)])
-        return {name: torch.cat(found) for name, found in parts.items()}
+            for place, a in self._activations(ids).items():
+                sums[place].update(a[real.to(a.device)])
+        return {place: rows.compute() for place, rows in sums.items()}
 
     def _activations(self, input_ids: Tensor) -> dict[str, Tensor]:
         with neuron_activations(self.model, self.names) as found:

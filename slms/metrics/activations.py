@@ -128,6 +128,28 @@ class CoActivation(Sums):
         return self.kept[self.kept[:, 0].isfinite(), 3].long()
 
 
+class Rows(Sums):
+    """All rows of a stream of activations, in order; memory grows with them."""
+
+    full_state_update = False
+    higher_is_better = None
+    is_differentiable = False
+
+    rows: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("rows", [], dist_reduce_fx="cat")
+
+    def update(self, rows: Tensor) -> None:
+        """Append [n, f]."""
+        self.rows.append(rows)
+
+    def compute(self) -> Tensor:
+        """[all n, f]."""
+        return torch.cat(list(self.rows))
+
+
 def _hash(doc_ids: Tensor, positions: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Two floats of 24 bits that scatter (document, position) evenly: splitmix64's finaliser (Steele et al. 2014)."""
     x = doc_ids.long() * 0x9E3779B97F4A7C1 + positions.long() * 0x1000193 + (seed + 1) * 0x632BE59BD9B4E01

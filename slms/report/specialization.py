@@ -25,8 +25,8 @@ def _notes(about: Mapping[str, Any]) -> str:
     covered = [f"{visible(name.replace(' ', ''), 16)} {share(value)}" for name, value in about["coverage"].items()]
     lines = [f"labelled (given the token: of what there is to tell): {', '.join(covered[:2])}"]
     lines += [", ".join(covered[i : i + 4]) for i in range(2, len(covered), 4)]
-    lines.append("null: labels or tokens permuted, already subtracted but from Q; control: the same model with random")
-    lines.append("weights; stable: adjusted Rand index of communities over seeds")
+    lines.append("null: labels or tokens permuted, already subtracted but from Q; control: the same model with")
+    lines.append("random weights; stable: adjusted Rand index of communities over seeds")
     lines += _cost(about["seconds"])
     return "\n".join(INDENT + line for line in lines)
 

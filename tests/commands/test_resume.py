@@ -7,6 +7,7 @@ from transformers import GPTNeoModel
 
 import eval as evaluation
 import slms.measure.journal
+from slms.measure import metrics
 from slms.models.base import BaseConfig, load_base
 from slms.models.io import save_model
 from slms.sae.coders import build_coder
@@ -15,11 +16,12 @@ from slms.sae.export import Provenance, save
 
 TEXT = ["--n_tokens=512", "--block_size=32", "--batch_size=2"]
 DYNAMICK = "--rule griffin oracle --density 0.25,0.5,0.75 --seconds=0 --budget=uniform --calibration_tokens=256".split()
-# Command → its options, and the forward passes of its longest part: of an unfinished part some may be repeated.
+# Command → its options, and the forward passes of its longest part: of an unfinished part some may be repeated. 0: of
+# none, so it is killed three times.
 COMMANDS = {
     "perplexity": (TEXT, 1),
     "sparsity": (["--num_docs=4", "--batch_size=1", "--layers=0", "--tolerance=0.05"], 4),
-    "specialization": ([*TEXT, "--task_id=toy_arithmetic", "--graph=false", "--layers=1"], 24),
+    "specialization": ([*TEXT, "--task_id=toy_arithmetic", "--layers=1", "--n_nulls=2"], 0),
     "probes": (["--task_id", "ioi_minimal,toy_arithmetic", "--batch_size=2"], 40),
     "dynamick": ([*TEXT, *DYNAMICK], 16),
     "ablation": ([*TEXT, "--layers=1", "--families=token_class"], 8),
@@ -74,9 +76,33 @@ def test_nothing_finished_is_computed_again(command, place, tmp_path, monkeypatc
         return {path.name: path.read_text() for path in found}
 
     whole = run("whole")
-    half = run("killed", whole // 2)
+    stops = (whole // 2,) if longest else (whole // 5, whole // 4, whole // 3)
+    done = [run("killed", stop) for stop in stops]
+    assert done == list(stops)
     rest = run("killed")
-    assert half == whole // 2 and rest < whole
-    assert half + rest <= whole + longest, (whole, half, rest)
+    assert sum(done) + rest <= whole + longest and rest < whole, (whole, done, rest)
     assert results("killed") == results("whole")
     assert run("killed") == 0, "a finished measurement is told again without the model"
+
+
+def test_scores_are_not_computed_again(place, tmp_path, monkeypatch):
+    """Killed while the graph of its second place is made, `specialization` has kept the scores of both."""
+    calls = {"semantic_coherence": 0, "modularity": 0}
+
+    def counted(name, function):
+        def call(*args, **kwargs):
+            calls[name] += 1
+            if name == "modularity" and calls[name] == 2:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return call
+
+    for name in calls:
+        monkeypatch.setattr(metrics, name, counted(name, getattr(metrics, name)))
+    words = [str(place / "m"), *TEXT, "--task_id=toy_arithmetic", "--layers=0,1", "--n_nulls=2", "--random=false"]
+    for _ in range(2):
+        with contextlib.suppress(Killed):
+            evaluation.main(["specialization", *words, f"--output_dir={tmp_path}"])
+    assert calls == {"semantic_coherence": 4, "modularity": 3}, "two places, on text and on prompts; one call was cut"
+    assert len(list(tmp_path.rglob("units.csv"))) == 1
