@@ -10,7 +10,7 @@ from torch import Tensor
 
 from callbacks.metrics_csv import log_at
 from callbacks.parts import language_model, leaves_files
-from callbacks.tensorboard import writers
+from callbacks.tensorboard import log_figure, writers
 from slms.lit.trainer_options import run_directory
 from slms.metrics.functional import router_saturation
 from slms.models.place import place_name
@@ -119,7 +119,7 @@ class Evolution(Callback):
         figure = evolution_figure(read_rows(metrics))
         write_figure(metrics.parent / EVOLUTION_FILE, figure)
         for writer in writers(trainer):
-            writer.add_figure("val/evolution", figure, trainer.global_step - 1)
+            log_figure(writer, "val/evolution", figure, trainer.global_step - 1)
 
 
 def _by_place(found: dict) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from slms.measure.classes import preferred_class
@@ -14,6 +15,7 @@ from slms.measure.rows import log_name, mean_rows
 from slms.measure.schema import Labels, Pathway, Results
 from slms.report.figures import utilization_figure
 from slms.report.heatmap import heatmap_figure
+from slms.report.palette import styled
 from slms.report.words import visible
 
 LAYOUT = {
@@ -38,17 +40,23 @@ def log_layout(trainer: Trainer) -> None:
         writer.add_custom_scalars(LAYOUT)
 
 
+@styled
+def log_figure(writer: SummaryWriter, tag: str, figure: Figure, step: int) -> None:
+    """Draw a figure in the house's style to TensorBoard."""
+    writer.add_figure(tag, figure, step)
+
+
 def log_pathways(
     trainer: Trainer, found: Tabulated, labels: dict[str, Labels], heatmaps: tuple[str, ...], step: int
 ) -> None:
     """Utilization bars, a pathway × class heatmap for each family in `heatmaps`, and top tokens as a text table."""
     for writer in writers(trainer):
         # not `val/utilization`: TensorBoard shows a tag as scalar or as figure, never as both
-        writer.add_figure("val/load_by_pathway", utilization_figure(*found), step)
+        log_figure(writer, "val/load_by_pathway", utilization_figure(*found), step)
         for family in heatmaps:
             if any(family in pathway.profile for pathways in found.pathways.values() for pathway in pathways):
                 figure = heatmap_figure(found.pathways, family, labels[family])
-                writer.add_figure(f"val/pathways_by_{family}", figure, step)
+                log_figure(writer, f"val/pathways_by_{family}", figure, step)
         for place, pathways in found.pathways.items():
             writer.add_text(f"val/top_tokens/{place}", top_token_table(pathways, labels), step)
 

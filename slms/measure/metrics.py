@@ -234,7 +234,7 @@ METRICS: dict[str, Metric] = {
         "how much of the uncertainty about the token the pathway removes, chance subtracted",
         heading="purity",
         compared=True,
-        title="Purity",
+        title="Purity (share of the uncertainty removed)",
     ),
     "entropy": Metric(
         Choices,
@@ -265,7 +265,7 @@ METRICS: dict[str, Metric] = {
         "largest load over the mean load",
         heading="max load",
         style="{:.1f}×",
-        title="Largest load over the mean load",
+        title="Largest load (times the mean)",
     ),
     "active": Metric(Activities, lambda e: e.on.double().mean(), "share of tokens at which a unit is on, mean"),
     "coherence": Metric(
@@ -322,13 +322,13 @@ METRICS: dict[str, Metric] = {
         None,
         None,
         "share of a probe's choices that the previous validation made too",
-        title="Choices kept since the previous validation",
+        title="Choices kept since the previous validation (share)",
     ),
     "saturation": Metric(
         None,
         None,
         "share of the final choices already made at this step; written when training ends",
-        title="Choices that are already the final ones",
+        title="Choices that are already the final ones (share)",
     ),
 }
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from slms.measure.attribution import LayerAttribution, main_pathways
 from slms.measure.rows import finite
 from slms.report.feature_schema import LayerPathways, PathwayFeatures, PathwayPart
-from slms.report.palette import LABEL, TICK, TITLE, new_figure
+from slms.report.palette import PAGE, caption, styled
 
 SHOWN = 20
 SATURATED = 0.9  # of the features' largest parts; the colours of the others tell them apart
@@ -48,16 +48,16 @@ def describe_pathway_parts(attributions: list[LayerAttribution], bound: float) -
     return parts
 
 
+@styled
 def attribution_figure(attributions: list[LayerAttribution], bound: float, title: str) -> Figure:
     """One panel a layer: each pathway's part of each feature's rise; features sorted by their pathway."""
-    high = 0.17 * max(len(found.load) for found in attributions) + 1.0
-    height = 0.7 + high * len(attributions)
-    figure = new_figure(12.0, height)
-    grid = figure.add_gridspec(len(attributions), 1, left=0.05, right=0.87, top=1 - 0.75 / height, bottom=0.55 / height,
-                               hspace=0.75 / (high - 0.75))  # fmt: skip
-    figure.text(0.02, 1 - 0.3 / height, title, fontsize=TITLE, fontweight="bold", parse_math=False)
-    for i, found in enumerate(attributions):
-        _panel(figure, figure.add_subplot(grid[i]), found, bound)
+    high = 0.5 + min(2.4, 0.12 * max(len(found.load) for found in attributions))
+    figure = Figure(figsize=(PAGE, 0.6 + high * len(attributions)))
+    for axes, found in zip(figure.subplots(len(attributions), 1, squeeze=False)[:, 0], attributions, strict=True):
+        _panel(figure, axes, found, bound)
+    axes.set_xlabel("features, sorted by the pathway that writes them")
+    note = "right: how many features the pathway writes; ±: 2 sd of random groups of neurons of the pathways' sizes"
+    caption(figure, title, note)
     return figure
 
 
@@ -69,18 +69,14 @@ def _panel(figure: Figure, axes: Axes, found: LayerAttribution, bound: float) ->
     # Without any written feature the panel still says so.
     shown = found.part[:, order] if len(order) else torch.zeros(len(found.load), 1)
     limit = float(strength.quantile(SATURATED)) if len(order) else 1.0
-    image = axes.imshow(shown, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+    image = axes.imshow(shown.numpy(), cmap="PuOr_r", vmin=-limit, vmax=limit)
     counts = torch.bincount(owner[mine], minlength=len(found.load)).tolist()
-    axes.set_yticks(range(len(counts)), [f"p{p}" for p in range(len(counts))], fontsize=7)
+    ticks = range(0, len(counts), -(-len(counts) // 18))
+    axes.set_yticks(ticks, [f"p{p}" for p in ticks])
+    axes.grid(visible=False)
     right = axes.secondary_yaxis("right")
-    right.set_yticks(range(len(counts)), [str(count) for count in counts], fontsize=7)
+    right.set_yticks(ticks, [str(counts[p]) for p in ticks])
     right.tick_params(length=0)
-    against = f"gathered in one pathway {c.value:.3f}; random groups {c.null_mean:.3f} ± {c.null_sd:.3f}, z {c.z:.1f}"
-    axes.set_title(f"L{found.layer}: {len(order)} of {len(owner)} features written by one · {against}", loc="left",
-                   fontsize=LABEL, parse_math=False)  # fmt: skip
-    axes.set_xlabel("features, sorted by the pathway that writes them (right: how many)", fontsize=TICK)
-    axes.tick_params(axis="x", labelsize=TICK)
-    box = axes.get_position()
-    bar = figure.colorbar(image, cax=figure.add_axes((0.925, box.y0, 0.012, box.height)), extend="both")
-    bar.set_label("part of the feature's rise", fontsize=TICK)
-    bar.ax.tick_params(labelsize=7)
+    against = f"gathered in one pathway {c.value:.3f} (random groups {c.null_mean:.3f} ± {2 * c.null_sd:.3f})"
+    axes.set_title(f"L{found.layer}: {len(order)} of {len(owner)} features written by one; {against}")
+    figure.colorbar(image, ax=axes, extend="both", label="part of the feature's rise")

@@ -12,7 +12,19 @@ from slms.measure.rows import by_place
 from slms.measure.schema import Results
 from slms.models.place import in_order
 from slms.report.artifacts import csv_text
-from slms.report.palette import COLOURS, GREY, MARKERS, TICK, dress, new_figure, place_ticks
+from slms.report.palette import (
+    COLOURS,
+    GREY,
+    PAGE,
+    RANDOM,
+    beside,
+    caption,
+    draw_rows,
+    legend_above,
+    look,
+    place_ticks,
+    styled,
+)
 from slms.report.tables import amount, interval, number, text_table
 from slms.report.words import shorten
 
@@ -64,56 +76,48 @@ def compare_csv(runs: Sequence[ComparedRun]) -> str:
     return csv_text([*COLUMNS, *metrics], ([*run[:-1], *map(run.means.get, metrics)] for run in runs))
 
 
+@styled
 def compare_figure(runs: Sequence[ComparedRun], results: Sequence[Results]) -> Figure:
     """Loss with intervals, FLOPs saved, and purity by place, one colour and marker a run."""
-    height = max(4.2, 1.6 + 0.42 * len(runs))
-    figure = new_figure(16, height)
-    grid = figure.add_gridspec(
-        1, 3, left=0.18, right=0.985, top=1 - 0.5 / height, bottom=0.75 / height, wspace=0.16, width_ratios=(1, 0.7, 1)
-    )
-    loss, saved, purity = (figure.add_subplot(grid[0, i]) for i in range(3))
+    high = 0.9 + 0.18 * len(runs)
+    figure = Figure(figsize=(PAGE, high + 2.5))
+    grid = figure.add_gridspec(2, 2, height_ratios=(high, 2.2), width_ratios=(1, 0.8))
+    loss = figure.add_subplot(grid[0, 0])
+    saved = figure.add_subplot(grid[0, 1], sharey=loss)
+    purity = figure.add_subplot(grid[1, :])
     places = list(range(len(runs)))[::-1]  # the first run on top
-    styles = [(COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]) for i in range(len(runs))]
-    _loss_panel(loss, runs, places, styles)
+    _loss_panel(loss, runs, places)
     _saved_panel(saved, runs, places)
     shown = in_order({place for r in results for place in r.places})
-    for r, name, (colour, marker) in zip(results, [run.run for run in runs], styles, strict=True):
-        found = {shown.index(place): row for place, row in by_place(r.rows, "purity").items() if row.value is not None}
-        for x, row in found.items():
-            if row.low is not None and row.high is not None:
-                purity.vlines(x, row.low, row.high, color=colour, linewidth=2)
-        if found:
-            values = [row.value for row in found.values() if row.value is not None]
-            purity.plot(list(found), values, marker, ls="-", color=colour, label=shorten(name))
-    dress(purity, "Purity by place (95 % intervals)")
-    place_ticks(purity, shown)
-    if purity.get_legend_handles_labels()[0]:
-        low, high = purity.get_ylim()
-        purity.set_ylim(low, high + (0.09 * len(runs) + 0.05) * (high - low))
-        purity.legend(fontsize=TICK, frameon=False, loc="upper left")
+    for i, (r, run) in enumerate(zip(results, runs, strict=True)):
+        rows = {shown.index(p) + beside(i, len(runs)): row for p, row in by_place(r.rows, "purity").items()}
+        draw_rows(purity, list(rows), list(rows.values()), shorten(run.run), i)
+    purity.set(title="c   Purity by place (marks as in a)", ylabel="share of uncertainty removed")
+    place_ticks(purity, shown, most=20)
+    note = f"bars: 95 % intervals over documents; dashed: mean of the dense runs; {RANDOM}"
+    caption(figure, f"{len(runs)} runs beside each other", note)
     return figure
 
 
-def _loss_panel(axes: Axes, runs: Sequence[ComparedRun], places: list[int], styles: list[tuple[str, str]]) -> None:
-    for run, y, (colour, marker) in zip(runs, places, styles, strict=True):
+def _loss_panel(axes: Axes, runs: Sequence[ComparedRun], places: list[int]) -> None:
+    for i, (run, y) in enumerate(zip(runs, places, strict=True)):
+        colour, marker = look(i)
         if run.low is not None and run.high is not None:
-            axes.hlines(y, run.low, run.high, color=colour, linewidth=3)
-        axes.plot(run.nats, y, marker, color=colour, markersize=8)
+            axes.hlines(y, run.low, run.high, color=colour, linewidth=2)
+        axes.plot(run.nats, y, marker, color=colour, markersize=5)
     dense = [run.nats for run in runs if run.role == "dense"]
     if dense:
-        axes.axvline(statistics.fmean(dense), color=GREY, linestyle="--", linewidth=1)
-    dress(axes, "Validation loss (95 % intervals; dashed: dense)", x="nats per token")
-    axes.grid(axis="x", color="#DDDDDD", linewidth=0.8)
-    axes.set_yticks(places, [shorten(run.run) for run in runs], fontsize=TICK, parse_math=False)
-    axes.set_ylim(-0.6, len(runs) + 0.5)
+        axes.axvline(statistics.fmean(dense), color=GREY, ls="--", linewidth=0.6)
+    axes.set(title="a   Validation loss", xlabel="nats per token")
+    axes.set_yticks(places, [shorten(run.run) for run in runs])
+    axes.set_ylim(-0.6, len(runs) - 0.4)
 
 
 def _saved_panel(axes: Axes, runs: Sequence[ComparedRun], places: list[int]) -> None:
-    for offset, colour, name in ((0.19, COLOURS[0], "mlp_saved"), (-0.19, COLOURS[4], "total_saved")):
+    for offset, colour, name in ((0.19, COLOURS[0], "mlp_saved"), (-0.19, COLOURS[2], "total_saved")):
         values = [100 * (getattr(run, name) or 0.0) for run in runs]
         label = "MLPs, router included" if name == "mlp_saved" else "whole model, head included"
         axes.barh([y + offset for y in places], values, 0.36, color=colour, label=label)
-    dress(axes, "FLOPs saved", x="%")
-    axes.set_yticks([])
-    axes.set_ylim(-0.6, len(runs) + 0.5)  # as the loss panel beside it; the legend takes the top
-    axes.legend(fontsize=TICK, frameon=False, loc="upper right", ncol=1)
+    axes.set(title="b   FLOPs saved", xlabel="% of the dense model's")
+    axes.tick_params(axis="y", labelleft=False, length=0)
+    legend_above(axes, 1)

@@ -8,11 +8,12 @@ from matplotlib.ticker import MaxNLocator
 from slms.measure.metrics import METRICS
 from slms.models.place import in_order, short_names
 from slms.report.metrics_csv import Logged
-from slms.report.palette import COLOURS, TICK, dress, new_figure
+from slms.report.palette import COLOURS, PAGE, legend_above, look, styled
 
 EVOLUTION_FILE = "evolution.png"
 
 
+@styled
 def evolution_figure(rows: list[Logged]) -> Figure:
     """Loss, SI of each family (mean of places) and, one line a place, every metric that has a title for its panel.
 
@@ -28,20 +29,16 @@ def evolution_figure(rows: list[Logged]) -> Figure:
     si = {metric[3:]: points for (stage, metric, place), points in series.items() if _is_si(stage, metric, place)}
     found = {metric.title: _by_place(series, name) for name, metric in METRICS.items() if metric.title}
     panels = [("Loss (nats per token)", losses)] if any(losses.values()) else []
-    panels += [("Specialization index (mean of places)", si)] if si else []
+    panels += [("Specialization index (share, mean of places)", si)] if si else []
     panels += [(title, lines) for title, lines in found.items() if lines]
     if not panels:
         raise ValueError("metrics.csv holds no loss and no pathway metric: there is no evolution to draw")
-    columns = min(3, len(panels))
+    columns = min(2, len(panels))
     n_rows = -(-len(panels) // columns)
-    width, height = 5.4 * columns, 3.9 * n_rows
-    figure = new_figure(width, height)
-    grid = figure.add_gridspec(
-        n_rows, columns, left=0.6 / width, right=1 - 0.2 / width, top=1 - 0.4 / height, bottom=0.55 / height,
-        wspace=0.2, hspace=0.34,
-    )  # fmt: skip
+    figure = Figure(figsize=(PAGE, 1.75 * n_rows + 0.2))
+    grid = figure.add_gridspec(n_rows, columns)
     for i, (title, lines) in enumerate(panels):
-        axes = figure.add_subplot(grid[i // columns, i % columns])
+        axes = figure.add_subplot(grid[i // columns, i % columns], sharex=figure.axes[0] if i else None)
         _draw(axes, title, lines, last_row=i + columns >= len(panels))
     return figure
 
@@ -62,18 +59,17 @@ def _draw(axes: Axes, title: str, lines: dict[str, dict[int, float]], last_row: 
     lines = {name: points for name, points in lines.items() if points}
     many = len(lines) > len(COLOURS)
     for i, (name, points) in enumerate(lines.items()):
-        colour = _shade(i, len(lines)) if many else COLOURS[i]
-        steps = sorted(points)
-        marker = "o" if len(steps) <= 30 else ""
-        axes.plot(steps, [points[step] for step in steps], marker=marker, markersize=4, color=colour, label=name)
-    dress(axes, title, x="optimizer step" if last_row else "")
+        colour, marker = look(i)
+        steps, thin = sorted(points), name == "training"
+        marker = "" if len(steps) > 30 else "." if many else marker
+        axes.plot(
+            steps, [points[step] for step in steps], marker=marker, label=name,
+            color=_shade(i, len(lines)) if many else colour, linewidth=0.5 if thin else None,
+        )  # fmt: skip
+    what, _, unit = title.partition(" (")
+    axes.set(title=what, xlabel="optimizer step" if last_row else "", ylabel=unit.removesuffix(")"))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    shown = list(lines) if not many else [next(iter(lines)), list(lines)[-1]]
-    handles = [line for line in axes.get_lines() if line.get_label() in shown]
-    low, high = axes.get_ylim()
-    columns = min(len(shown), 4 if max(map(len, shown)) < 6 else 3)
-    axes.set_ylim(low, high + (0.04 + 0.09 * -(-len(shown) // columns)) * (high - low))  # room for the legend
-    axes.legend(handles, shown, fontsize=TICK, frameon=False, ncol=columns, loc="upper left", columnspacing=1.2)
+    legend_above(axes, 7 if max(map(len, lines)) < 5 else 4, [next(iter(lines)), list(lines)[-1]] if many else None)
 
 
 def _shade(i: int, n: int) -> tuple[float, float, float, float]:

@@ -14,37 +14,47 @@ from slms.measure.rows import Row, by_place, families_of
 from slms.measure.schema import Pathway, Results
 from slms.models.card import shortened
 from slms.models.place import short_names
-from slms.report.palette import COLOURS, GREY, LABEL, MARKERS, PALE, TICK, TITLE, dress, new_figure, place_ticks
-from slms.report.words import visible
+from slms.report.palette import (
+    COLOURS,
+    GREY,
+    PAGE,
+    PALE,
+    RANDOM,
+    beside,
+    caption,
+    draw_rows,
+    legend_above,
+    place_ticks,
+    styled,
+)
+from slms.report.words import shorten, visible
 
-TABLE_ROWS = 20
-TABLE_CHARACTERS = 52  # monospaced characters that the token column holds
+TABLE_ROWS = 16
+TABLE_CHARACTERS = 72  # monospaced characters that the token column holds
 NAMED_CLASSES = len(COLOURS) - 1
 
 
+@styled
 def monosemanticity_figure(results: Results) -> Figure:
-    """The four panels as one 1600 × 1200 figure. Raises ValueError when nothing is routed."""
+    """The four panels, two columns wide. Raises ValueError when nothing is routed."""
     if not results.pathways:
         raise ValueError("the results hold no routed place: there is no specialization to draw")
     ranked = families_of(results.rows, "si")
-    figure = new_figure(16, 12)
-    figure.text(0.05, 0.968, _headline(results), fontsize=15, fontweight="bold", parse_math=False)
-    figure.text(0.05, 0.943, _subline(results), fontsize=LABEL, color="#444444", parse_math=False)
-    grid = figure.add_gridspec(2, 2, left=0.05, right=0.985, top=0.905, bottom=0.055, hspace=0.22, wspace=0.13)
-    right = grid[0, 1].subgridspec(2, 1, hspace=0.42)
+    figure = Figure(figsize=(PAGE, 8))
+    grid = figure.add_gridspec(3, 2, height_ratios=(2.7, 2.3, 1.4))
+    right = grid[0, 1].subgridspec(2, 1)
     _across_places(figure.add_subplot(grid[0, 0]), results, ranked)
     _purity_of_pathways(figure.add_subplot(right[0]), results.pathways)
     _preferences(figure.add_subplot(right[1]), results, ranked)
-    _top_pathways(figure.add_subplot(grid[1, 0]), results, ranked)
-    _utilization(figure.add_subplot(grid[1, 1]), results.pathways, by_place(results.rows, "utilization"))
+    _top_pathways(figure.add_subplot(grid[1, :]), results, ranked)
+    _utilization(figure.add_subplot(grid[2, :]), results.pathways, by_place(results.rows, "utilization"), "d   ")
+    random = f"; {RANDOM}" if any(row.control is not None for row in results.rows) else ""
+    note = f"{_facts(results)}\na: bars, 95 % intervals over documents; grey, ± 2 sd with labels permuted{random}"
+    caption(figure, f"{shorten(results.run.name, 60)}: what each pathway is for", note)
     return figure
 
 
-def _headline(results: Results) -> str:
-    return f"{results.run.name}: what each pathway is for"
-
-
-def _subline(results: Results) -> str:
+def _facts(results: Results) -> str:
     model, dense, compute = results.losses.model, results.losses.dense, results.compute
     parts = [f"base {shortened(results.base.name)} ({results.base.source})", f"data {shortened(results.data.name)}"]
     if dense:
@@ -54,40 +64,24 @@ def _subline(results: Results) -> str:
     if compute:
         parts.append(f"{compute.active_fraction:.0%} of MLP neurons active")
     parts.append(f"{len(results.places)} routed places" if len(results.places) > 1 else "1 routed place")
-    return "   ·   ".join(parts)
+    return " · ".join(parts)
 
 
 def _across_places(axes: Axes, results: Results, ranked: list[str]) -> None:
     """Purity and SI with 95 % intervals, on the band that permuted labels leave."""
     series = [("purity", by_place(results.rows, "purity"))]
-    series += [(f"SI {family}", by_place(results.rows, "si", family)) for family in ranked[: len(COLOURS) - 1]]
-    step = min(0.16, 0.7 / len(series))
+    series += [(f"SI {shorten(f, 13)}", by_place(results.rows, "si", f)) for f in ranked[: len(COLOURS) - 1]]
+    half = min(0.08, 0.35 / len(series))
     for i, (name, found) in enumerate(series):
-        xs, ys = [], []
-        for at, place in enumerate(results.places):
-            row = found.get(place)
-            if row is None or row.value is None:
-                continue
-            x = at + (i - (len(series) - 1) / 2) * step
-            xs.append(x)
-            ys.append(row.value)
-            if row.null_sd is not None:
-                axes.add_patch(Rectangle((x - step / 2, -2 * row.null_sd), step, 4 * row.null_sd, color=PALE, zorder=0))
-            if row.control is not None:
-                axes.plot(x, row.control, "_", color=GREY, markersize=9, zorder=2)
-            if row.low is not None and row.high is not None:
-                axes.vlines(x, row.low, row.high, color=COLOURS[i], linewidth=2)
-        axes.plot(xs, ys, MARKERS[i], linestyle="-", linewidth=1, markersize=6, color=COLOURS[i], label=name)
-    axes.axhline(0, color=GREY, linewidth=1)
-    axes.plot([], [], "s", color=PALE, markersize=10, label="labels permuted, ± 2 sd")
-    if any(row.control is not None for _, found in series for row in found.values()):
-        axes.plot([], [], "_", color=GREY, markersize=10, label="random weights")
-    dress(axes, "Purity and specialization index across layers (95 % intervals)", y="0 = chance, 1 = perfect")
+        at = {x + beside(i, len(series)): found[p] for x, p in enumerate(results.places) if p in found}
+        for x, row in at.items():
+            if row.value is not None and row.null_sd is not None:
+                axes.add_patch(Rectangle((x - half, -2 * row.null_sd), 2 * half, 4 * row.null_sd, color=PALE, zorder=0))
+        draw_rows(axes, list(at), list(at.values()), name, i)
+    axes.axhline(0, color=GREY, linewidth=0.6, zorder=0.5)
+    axes.set(title="a   Purity and specialization index (SI)", ylabel="share of the uncertainty removed (0: chance)")
     place_ticks(axes, results.places)
-    axes.margins(y=0.06)
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high + 0.22 * (high - low))  # room for the legend above the highest point
-    axes.legend(loc="upper left", ncol=3, fontsize=TICK, frameon=False)
+    legend_above(axes, 3)
 
 
 def _purity_of_pathways(axes: Axes, pathways: Mapping[str, list[Pathway]]) -> None:
@@ -95,10 +89,10 @@ def _purity_of_pathways(axes: Axes, pathways: Mapping[str, list[Pathway]]) -> No
     for x, of_place in enumerate(pathways.values()):
         purities = sorted(p.purity for p in of_place if p.purity is not None)
         spread = [x + 0.5 * ((7 * i) % 11 / 10 - 0.5) for i in range(len(purities))]  # fixed jitter
-        axes.plot(spread, purities, "o", color=COLOURS[0], markersize=4, alpha=0.55, markeredgewidth=0)
+        axes.plot(spread, purities, "o", color=COLOURS[0], markersize=2.5, alpha=0.5, markeredgewidth=0)
         if purities:
-            axes.hlines(statistics.median(purities), x - 0.36, x + 0.36, color=COLOURS[1], linewidth=2.5)
-    dress(axes, "Purity of each pathway (bar: median of the layer)", y="purity")
+            axes.hlines(statistics.median(purities), x - 0.36, x + 0.36, color=COLOURS[1], linewidth=1.5, zorder=3)
+    axes.set(title="b   Purity of each pathway (bar: median)", ylabel="purity")
     place_ticks(axes, list(pathways))
 
 
@@ -107,7 +101,7 @@ def _preferences(axes: Axes, results: Results, ranked: list[str]) -> None:
     labelled = [family for family in ranked if family in results.labels]
     places = results.places
     if not labelled:
-        dress(axes, "Preferred classes: the data carry no labels")
+        axes.set_title("Preferred classes: the data carry no labels")
         axes.set_axis_off()
         return
     family = labelled[0]
@@ -123,41 +117,30 @@ def _preferences(axes: Axes, results: Results, ranked: list[str]) -> None:
     groups = [(visible(name, 14), [name]) for name in named] + ([(f"{len(rest)} others", rest)] if rest else [])
     for i, (name, members) in enumerate(groups):
         heights = [sum(vote[member] for member in members) for vote in votes]
-        colour = GREY if members is rest else COLOURS[i]
-        axes.bar(range(len(places)), heights, 0.72, bottom, color=colour, edgecolor="white", label=name)
+        colour = PALE if members is rest else COLOURS[i]
+        axes.bar(range(len(places)), heights, 0.72, bottom, color=colour, edgecolor="white", linewidth=0.4, label=name)
         bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
-    dress(
-        axes, f"What pathways prefer: {visible(family, 24)} ({results.labels[family].coverage:.0%} of tokens labelled)"
-    )
-    axes.set_ylabel("pathways", fontsize=LABEL)
+    coverage = results.labels[family].coverage
+    axes.set(title=f"What they prefer: {visible(family, 14)} ({coverage:.0%} labelled)", ylabel="pathways")
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     place_ticks(axes, places)
-    axes.legend(*_reversed_legend(axes), loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=TICK, frameon=False)
-    box = axes.get_position()
-    axes.set_position((box.x0, box.y0, box.width * 0.8, box.height))
-
-
-def _reversed_legend(axes: Axes):
-    handles, names = axes.get_legend_handles_labels()
-    return handles[::-1], names[::-1]  # top of the legend = top of the stack
+    axes.legend(reverse=True, loc="center left", bbox_to_anchor=(1, 0.5))  # its top is the top of the stack
 
 
 def _top_pathways(axes: Axes, results: Results, ranked: list[str]) -> None:
     """The purest pathways as a table: where, how pure, how loaded, what they prefer, their most distinctive tokens."""
     axes.set_axis_off()
-    axes.set_title("Top pathways and their tokens", loc="left", fontsize=TITLE, fontweight="bold")
+    axes.set_title("c   Top pathways and their tokens")
     family = next((name for name in ranked if name in results.labels), None)
     share = results.labels[family].share if family else {}
-    columns = (0.0, 0.105, 0.185, 0.25, 0.40)
+    columns = (0.0, 0.105, 0.165, 0.225, 0.365)
     heads = ("pathway", "purity", "load", visible(family, 14) if family else "", "tokens that tell it from the rest")
-    y = 0.985
     for x, head in zip(columns, heads, strict=True):
-        axes.text(x, y, head, fontsize=TICK, color="#444444", fontweight="bold", va="center", parse_math=False)
+        axes.text(x, -1, head, color=GREY, va="center", in_layout=False)
     names = dict(zip(results.places, short_names(results.places), strict=True))
-    for i, (place, pathway) in enumerate(top_pathways(results.pathways, TABLE_ROWS)):
-        y = 0.985 - (i + 1) * 0.98 / (TABLE_ROWS + 0.5)
-        if i % 2 == 0:
-            axes.add_patch(Rectangle((-0.01, y - 0.023), 1.02, 0.046, color="#F2F2F2", zorder=0))
+    for y, (place, pathway) in enumerate(top_pathways(results.pathways, TABLE_ROWS)):
+        if y % 2 == 0:
+            axes.add_patch(Rectangle((-0.005, y - 0.5), 1.01, 1, color="#F2F2F2", zorder=0))
         cells = (
             f"{names[place]} p{pathway.index}",
             f"{pathway.purity:.2f}",
@@ -166,9 +149,9 @@ def _top_pathways(axes: Axes, results: Results, ranked: list[str]) -> None:
             _token_line([token.text for token in pathway.top_tokens]),
         )
         for x, cell in zip(columns, cells, strict=True):
-            axes.text(x, y, cell, fontsize=TICK, family="DejaVu Sans Mono", va="center", parse_math=False)
-    axes.set_xlim(-0.01, 1.01)
-    axes.set_ylim(0, 1.01)
+            axes.text(x, y, cell, family="DejaVu Sans Mono", va="center", in_layout=False)
+    axes.set_xlim(-0.005, 1.005)
+    axes.set_ylim(TABLE_ROWS - 0.5, -1.5)
 
 
 def _token_line(tokens: list[str]) -> str:
@@ -181,35 +164,30 @@ def _token_line(tokens: list[str]) -> str:
     return line.rstrip()
 
 
-def _utilization(axes: Axes, pathways: Mapping[str, list[Pathway]], used: Mapping[str, Row]) -> None:
+def _utilization(axes: Axes, pathways: Mapping[str, list[Pathway]], used: Mapping[str, Row], letter: str = "") -> None:
     """Load of every pathway relative to the mean load, sorted within its place."""
     highest = 1.0
     for x, of_place in enumerate(pathways.values()):
         loads = sorted((p.load * len(of_place) for p in of_place), reverse=True)
-        width = 0.8 / len(of_place)
-        left = [x - 0.4 + (i + 0.5) * width for i in range(len(loads))]
-        axes.bar(left, loads, width, color=COLOURS[0] if x % 2 == 0 else COLOURS[5])
+        edges = [x - 0.4 + 0.8 * i / len(loads) for i in range(len(loads) + 1)]
+        axes.stairs(loads, edges, fill=True, color=COLOURS[0] if x % 2 == 0 else COLOURS[2])
         highest = max(highest, *loads)
-    many = len(pathways) > 4
+    ticks = place_ticks(axes, list(pathways), most=32)
     for x, place in enumerate(pathways):
-        if place in used and (value := used[place].value) is not None:
-            text = f"{100 * value:.0f}" if many else f"{value:.0%} of pathways used"
-            axes.text(x, highest * 1.04, text, ha="center", va="bottom", fontsize=TICK if len(pathways) <= 16 else 7)
-    axes.axhline(1, color=COLOURS[1], linewidth=1.6, label="uniform load")
-    axes.axhline(
-        0.1, color=GREY, linewidth=1.2, linestyle="--", label="a tenth of it: below, a pathway counts as unused"
-    )
-    title = "Utilization: load of each pathway, sorted" + ("; above, % of pathways used" if many else "")
-    dress(axes, title, y="load / mean load")
-    place_ticks(axes, list(pathways))
-    axes.set_ylim(0, highest * 1.28)
-    axes.legend(loc="upper left", ncol=2, fontsize=TICK, frameon=False)
+        if x in ticks and place in used and (value := used[place].value) is not None:
+            axes.text(x, highest * 1.04, f"{100 * value:.0f}", ha="center", va="bottom")
+    axes.axhline(1, color=COLOURS[1], label="uniform load")
+    axes.axhline(0.1, color=GREY, ls="--", label="a tenth of it: below, a pathway counts as unused")
+    title = f"{letter}Utilization: load of each pathway, sorted; above, % of pathways used"
+    axes.set(title=title, ylabel="load / mean load", ylim=(0, highest * 1.2))
+    legend_above(axes, 2)
 
 
+@styled
 def utilization_figure(rows: Sequence[Row], pathways: Mapping[str, list[Pathway]]) -> Figure:
     """The utilization panel alone."""
-    figure = new_figure(9, 4.5)
-    _utilization(figure.add_axes((0.08, 0.09, 0.9, 0.82)), pathways, by_place(rows, "utilization"))
+    figure = Figure(figsize=(PAGE, 2.2))
+    _utilization(figure.add_subplot(), pathways, by_place(rows, "utilization"))
     return figure
 
 

@@ -8,31 +8,29 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from slms.measure.frontier import NEAR_DENSE, Frontier, Point
 from slms.report.dynamick import closing_line
-from slms.report.palette import COLOURS, GREY, LABEL, MARKERS, TICK, dress, new_figure
+from slms.report.palette import GREY, PAGE, caption, look, styled
 
 FLOOR = 1e-3
 """A rise in perplexity below which nothing can be told apart; such points stand on the lowest line."""
 
 
+@styled
 def frontier_figure(frontier: Frontier, title: str) -> Figure:
     """Panels: perplexity over dense against the share of the MLPs' FLOPs; against the speedup of decoding, if timed."""
     timed = any(p.decode for p in frontier.points)
-    figure = new_figure(15 if timed else 8.5, 7)
-    figure.text(0.06 if timed else 0.1, 0.955, title, fontsize=15, fontweight="bold", parse_math=False)
-    figure.text(0.06 if timed else 0.1, 0.92, closing_line(frontier), fontsize=LABEL, color="#444444", wrap=True)
-    grid = figure.add_gridspec(1, 2 if timed else 1, left=0.065 if timed else 0.12, right=0.985, top=0.85, bottom=0.2)
-    axes = figure.add_subplot(grid[0])
-    dress(axes, "Quality and FLOPs", "FLOPs of the MLPs, share of dense (routers and predictors included)",
-          "more perplexity than the dense model")  # fmt: skip
+    figure = Figure(figsize=(PAGE, 3.4))
+    axes, *right = figure.subplots(1, 2 if timed else 1, sharey=True, squeeze=False)[0]
+    axes.set(title="a   Quality and FLOPs", ylabel="perplexity above the dense model's")
+    axes.set_xlabel("FLOPs of the MLPs, routers included (dense: 100 %)")
     _lines(axes, frontier, lambda p: p.mlp_flops / frontier.mlp_flops)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0%}"))
-    if timed:
-        right = figure.add_subplot(grid[1], sharey=axes)
-        dress(right, f"Quality and measured speed ({frontier.device})", "decoding, whole model: times as fast as dense")
-        _lines(right, frontier, lambda p: p.decode.model if p.decode else None)
-        right.axvline(1, color=GREY, linewidth=1)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=min(6, len(labels)), fontsize=TICK, frameon=False)
+    for speed in right:
+        speed.set(title="b   Quality and measured speed", xlabel="decoding, whole model: times as fast as dense")
+        _lines(speed, frontier, lambda p: p.decode.model if p.decode else None)
+        speed.axvline(1, color=GREY, linewidth=0.6)
+    note = f"{closing_line(frontier)}\nbars: 95 % intervals over documents"
+    caption(figure, title, f"{note}; b: on {frontier.device}" if timed and frontier.device not in note else note)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
     return figure
 
 
@@ -45,12 +43,11 @@ def _lines(axes: Axes, frontier: Frontier, place: Callable[[Point], float | None
             continue
         xs = [x for x, _ in found]
         ys = [_rise(p.ratio.value) for _, p in found]
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
-        size = 11 if found[0][1].subject == "routed" else 6
-        axes.plot(xs, ys, marker, linestyle="-", linewidth=1.2, markersize=size, color=colour, label=name)
-        for x, p in found:
-            axes.vlines(x, _rise(p.ratio.low), _rise(p.ratio.high), color=colour, linewidth=1.5)
-    axes.axhline(_rise(NEAR_DENSE), color=GREY, linewidth=1.2, linestyle="--", label="1 % more perplexity")
+        colour, marker = look(i)
+        size = 5.5 if found[0][1].subject == "routed" else None
+        axes.plot(xs, ys, marker, ls="-", markersize=size, color=colour, label=name)
+        axes.vlines(xs, [_rise(p.ratio.low) for _, p in found], [_rise(p.ratio.high) for _, p in found], color=colour)
+    axes.axhline(_rise(NEAR_DENSE), color=GREY, ls="--", label="1 % above it")
     axes.set_yscale("log")
     axes.set_ylim(bottom=FLOOR * 0.9)
     axes.yaxis.set_major_formatter(

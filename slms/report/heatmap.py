@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 
 from slms.measure.classes import preferred_class
 from slms.measure.schema import Labels, Pathway
 from slms.models.place import short_names
-from slms.report.palette import LABEL, TICK, TITLE, new_figure
+from slms.report.palette import PAGE, caption, styled
 from slms.report.words import visible
 
 LIMIT = 3.0  # colours saturate at a lift of 2³ = 8 and of 1/8
@@ -18,6 +17,7 @@ MOST_CLASSES = 24  # the commonest ones; a heatmap of more is not readable
 COLUMNS = 4
 
 
+@styled
 def heatmap_figure(pathways: Mapping[str, list[Pathway]], family: str, labels: Labels, title: str = "") -> Figure:
     """log2 lift p(class | pathway) / p(class), one panel a place, pathways sorted by the class they prefer.
 
@@ -29,29 +29,35 @@ def heatmap_figure(pathways: Mapping[str, list[Pathway]], family: str, labels: L
     if not shown:
         raise ValueError(f"heatmap_figure: no place has a profile of the label family {family!r}")
     classes = sorted((c for c, p in labels.share.items() if p > 0), key=lambda c: -labels.share[c])[:MOST_CLASSES]
-    columns = min(COLUMNS, len(shown))
-    rows = math.ceil(len(shown) / columns)
-    tallest = max(len(pathways[place]) for place in shown)
-    panel_width = max(2.2, 0.24 * len(classes), 7.0 / columns - 0.45)  # never narrower than the heading
-    panel_height = min(9.0, max(2.2, 0.17 * tallest))
-    width, height = 1.9 + columns * (panel_width + 0.45), 0.8 + rows * (panel_height + 0.4) + 1.1
-    figure = new_figure(width, height)
-    grid = figure.add_gridspec(
-        rows, columns, left=0.7 / width, right=1 - 1.1 / width, top=1 - 0.85 / height, bottom=1.15 / height,
-        wspace=0.45 / panel_width, hspace=0.4 / panel_height,
-    )  # fmt: skip
+    figure, panels = image_panels(len(shown), len(classes), max(len(pathways[place]) for place in shown))
     images = []
-    for i, (place, name) in enumerate(zip(shown, short_names(shown), strict=True)):
-        axes = figure.add_subplot(grid[i // columns, i % columns])
-        lowest = i + columns >= len(shown)
+    for axes, place, name in zip(panels, shown, short_names(shown), strict=True):
         lifts = lift_rows(pathways[place], family, labels, classes)
-        images.append(_panel(axes, name, lifts, classes if lowest else [], y_label=i % columns == 0))
-    bar = figure.colorbar(images[0], cax=figure.add_axes((1 - 0.85 / width, 0.3, 0.16 / width, 0.45)))
+        matrix = [values for _, values in lifts]
+        images.append(axes.imshow(matrix, cmap="PuOr_r", vmin=-LIMIT, vmax=LIMIT))
+        name_cells(axes, [f"p{index}" for index, _ in lifts], classes)
+        axes.set_title(name)
+    bar = figure.colorbar(images[0], ax=panels, aspect=30)
     bar.set_ticks(range(-3, 4), labels=["⅛", "¼", "½", "1", "2", "4", "8"])
-    bar.set_label("times the average", fontsize=LABEL)
+    bar.set_label("times the average")
     heading = title or f"How often each pathway sees each class of '{family}', relative to all tokens"
-    figure.text(0.25 / width, 1 - 0.35 / height, heading, fontsize=TITLE, fontweight="bold", parse_math=False)
+    caption(figure, heading, "rows: pathways, sorted by the class that they prefer")
     return figure
+
+
+def image_panels(n: int, classes: int, units: int, names: float = 0.5) -> tuple[Figure, list[Axes]]:
+    """A page with `n` panels of units × classes, wide enough for the classes' names and, up to a limit, high enough.
+
+    `names` is the width in inches that the names of units take.
+    """
+    columns = min(COLUMNS, n, max(1, int(6.2 / (max(1.0, 0.13 * classes) + names))))
+    rows = -(-n // columns)
+    figure = Figure(figsize=(PAGE, 1.3 + rows * (0.3 + min(2.3, max(1.0, 0.12 * units)))))
+    grid = figure.add_gridspec(rows, columns)
+    panels = [figure.add_subplot(grid[i // columns, i % columns]) for i in range(n)]
+    for i, axes in enumerate(panels):
+        axes.tick_params(length=0, labelbottom=i + columns >= n)  # what stands below others has their columns
+    return figure, panels
 
 
 def lift_rows(
@@ -72,22 +78,10 @@ def lift_rows(
     return [(index, values) for _, index, values in sorted(rows)]
 
 
-def _panel(
-    axes: Axes, title: str, rows: Sequence[tuple[int, list[float]]], names: list[str], y_label: bool
-) -> AxesImage:
-    matrix = [values for _, values in rows]
-    image = axes.imshow(matrix, cmap="PuOr_r", vmin=-LIMIT, vmax=LIMIT, aspect="auto", interpolation="nearest")
-    name_cells(axes, [f"p{index}" for index, _ in rows], names)
-    axes.set_title(title, loc="left", fontsize=TITLE)
-    if y_label:
-        axes.set_ylabel("pathway", fontsize=LABEL)
-    return image
-
-
 def name_cells(axes: Axes, units: list[str], classes: list[str]) -> None:
-    """Name the rows (32 at most) and columns of a unit × class image; no classes, no names under it."""
-    every = max(1, math.ceil(len(units) / 32))
-    axes.set_yticks(range(0, len(units), every), units[::every], fontsize=7)
-    names = [visible(name, 14) for name in classes]
-    axes.set_xticks(range(len(names)), names, fontsize=TICK, rotation=90, parse_math=False)
+    """Name the rows (18 at most) and columns of a unit × class image."""
+    every = -(-len(units) // 18)
+    axes.set_yticks(range(0, len(units), every), units[::every])
+    axes.set_xticks(range(len(classes)), [visible(name, 14) for name in classes], rotation=90)
     axes.set_frame_on(False)
+    axes.grid(visible=False)

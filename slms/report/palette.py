@@ -1,47 +1,91 @@
-"""One look for every figure: a colour-blind safe palette, font sizes, and writing a PNG."""
+"""One look for every figure, that of `slms.mplstyle`: its colours, its legends, and writing PNG and SVG."""
 
 import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib import rc_context, rc_params_from_file
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from slms.files import write_atomic
+from slms.measure.rows import Row
 from slms.models.place import short_names
 
-# Okabe & Ito (2008), distinguishable under the common colour-vision deficiencies; yellow left out: too pale on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLE = Path(__file__).with_name("slms.mplstyle")
+styled = rc_context(fname=STYLE)
+"""Decorates whatever makes or draws a figure: your own settings of matplotlib are neither used nor changed."""
+
+COLOURS: tuple[str, ...] = tuple(rc_params_from_file(STYLE)["axes.prop_cycle"].by_key()["color"])
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-GREY, PALE = "#8C8C8C", "#DDDDDD"
-TITLE, LABEL, TICK = 12, 10, 9  # points; legible at 100 dpi
+GREY, PALE = "#6E6E6E", "#DDDDDD"
+PAGE = 7.0  # inches, two columns of a paper
+LEGEND_ROW = 10.5  # points, of text of 7 with the space below it
+RANDOM = "hollow: the same network with random weights"
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """A figure of `width` × `height` inches without pyplot's global state (it is drawn by Agg when saved)."""
-    return Figure(figsize=(width, height), dpi=100)
+def caption(figure: Figure, heading: str, note: str = "") -> None:
+    """A heading above the panels, and below them what a reader must know of their marks; long ones are wrapped."""
+    figure.suptitle(heading, x=0.008, ha="left", wrap=True)
+    figure.supxlabel(note, x=0.008, ha="left", color=GREY, wrap=True)
 
 
-def dress(axes: Axes, title: str, x: str = "", y: str = "") -> None:
-    """Title at the left, labels, no box, light horizontal grid behind the data."""
-    axes.set_title(title, loc="left", fontsize=TITLE, fontweight="bold", parse_math=False)
-    axes.set_xlabel(x, fontsize=LABEL)
-    axes.set_ylabel(y, fontsize=LABEL)
-    axes.tick_params(labelsize=TICK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color=PALE, linewidth=0.8)
-    axes.set_axisbelow(True)
+def look(i: int) -> tuple[str, str]:
+    """Colour and mark of the i-th of any number of series; no two of the first 49 are alike."""
+    return COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
 
 
-def place_ticks(axes: Axes, places: Sequence[str]) -> None:
-    """One tick a place, named L0, L2, … where all are of one part; x runs over 0 … len(places) − 1."""
-    size = TICK if len(places) <= 16 else 7
-    axes.set_xticks(range(len(places)), short_names(places), fontsize=size, parse_math=False)
+def beside(i: int, n: int) -> float:
+    """How far the i-th of n series stands from the places' ticks, so that no interval hides another."""
+    return (i - (n - 1) / 2) * min(0.16, 0.7 / n)
+
+
+def draw_rows(axes: Axes, at: Sequence[float], rows: Sequence[Row], label: str, i: int) -> None:
+    """One series: values joined by a line, 95 % intervals as bars, hollow the same of random weights."""
+    colour, marker = look(i)
+    found = [(x, row) for x, row in zip(at, rows, strict=True) if row.value is not None]
+    if not found:
+        return
+    axes.plot([x for x, _ in found], [row.value for _, row in found], marker, ls="-", color=colour, label=label)
+    bars = [(x, row.low, row.high) for x, row in found if row.low is not None and row.high is not None]
+    if bars:
+        axes.vlines(*zip(*bars, strict=True), color=colour, linewidth=1.5)
+    random = [(x, row.control) for x, row in found if row.control is not None]
+    if random:
+        axes.plot(*zip(*random, strict=True), marker, ls="none", color=colour, mfc="white", mew=0.7, zorder=1.9)
+
+
+def place_ticks(axes: Axes, places: Sequence[str], most: int = 10) -> range:
+    """At most `most` ticks, named L0, L2, … where all are of one part; x runs over 0 … len(places) − 1.
+
+    Returns which places have one. Many names, or long ones, stand upright.
+    """
+    names, ticks = short_names(places), range(0, len(places), -(-len(places) // most) or 1)
+    upright = max(map(len, names), default=0) * min(len(names), most) > 3 * most
+    axes.set_xticks(ticks, names[:: ticks.step], rotation=90 if upright else 0)
     axes.set_xlim(-0.6, len(places) - 0.4)
+    return ticks
 
 
+def legend_above(axes: Axes, columns: int, names: Sequence[str] | None = None) -> None:
+    """The legend (of the series in `names`) between the title and the data."""
+    handles, labels = axes.get_legend_handles_labels()
+    kept = [(h, name) for h, name in zip(handles, labels, strict=True) if names is None or name in names]
+    if not kept:
+        return
+    axes.legend(*zip(*kept, strict=True), loc="lower left", bbox_to_anchor=(0, 1), ncols=columns)
+    axes.set_title(axes.get_title("left"), pad=4 + LEGEND_ROW * -(-len(kept) // columns))
+
+
+@styled
 def write_figure(path: Path | str, figure: Figure) -> Path:
-    """Render as PNG in memory, then write atomically."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return write_atomic(path, buffer.getvalue())
+    """Write the figure as PNG to `path` and as SVG of the same name beside it, each whole or not at all."""
+    png, svg, dpi = io.BytesIO(), io.StringIO(), figure.dpi
+    FigureCanvasAgg(figure).print_png(png)
+    figure.set_layout_engine("none")  # it is arranged
+    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})  # the same figure, the same bytes
+    figure.set_dpi(dpi)  # which SVG sets to its own
+    write_atomic(Path(path).with_suffix(".svg"), svg.getvalue())
+    return write_atomic(path, png.getvalue())

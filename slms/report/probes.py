@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from slms.measure.probes import CHANCE, ProbeRow
-from slms.report.palette import COLOURS, GREY, PALE, TICK, TITLE, dress, new_figure
+from slms.report.palette import COLOURS, GREY, PAGE, caption, legend_above, styled
 from slms.report.tables import interval, number, text_table
 
 
@@ -28,24 +28,22 @@ def probe_table(rows: Sequence[ProbeRow]) -> str:
     return "\n".join(lines)
 
 
+@styled
 def probe_figure(name: str, rows: Sequence[ProbeRow]) -> Figure:
     """Accuracy of every task with its interval, on chance, random weights and blind accuracy."""
-    height = 1.6 + 0.34 * len(rows)
-    figure = new_figure(9, height)
-    axes = figure.add_axes((0.26, 0.62 / height, 0.71, 1 - 1.45 / height))
+    figure = Figure(figsize=(PAGE, 1 + 0.17 * len(rows)))
+    axes = figure.add_subplot()
     places = list(range(len(rows)))[::-1]  # the first task on top
-    axes.axvline(CHANCE, color=GREY, linestyle="--", linewidth=1, label="chance")
-    axes.hlines(places, [r.low for r in rows], [r.high for r in rows], color=COLOURS[0], linewidth=3)
-    axes.plot([r.random_model for r in rows], places, "|", color=GREY, markersize=11, label="random weights")
-    axes.plot([r.blind for r in rows], places, "o", mfc="none", color=COLOURS[1], markersize=7, label="without prompt")
-    axes.plot([r.accuracy for r in rows], places, "o", color=COLOURS[0], markersize=7, label="accuracy, 95 % interval")
-    dress(axes, "", x="share of items whose answer is more probable than the foil")
-    axes.grid(axis="x", color=PALE, linewidth=0.8)
+    axes.axvline(CHANCE, color=GREY, ls="--", label="chance")
+    axes.hlines(places, [r.low for r in rows], [r.high for r in rows], color=COLOURS[0], linewidth=2)
+    axes.plot([r.random_model for r in rows], places, "o", mfc="white", color=COLOURS[0], label="random weights")
+    axes.plot([r.blind for r in rows], places, "s", mfc="white", color=COLOURS[1], label="without prompt")
+    axes.plot([r.accuracy for r in rows], places, "o", color=COLOURS[0], label="accuracy, 95 % interval")
+    axes.set_xlabel("share of items whose answer is more probable than the foil")
+    axes.grid(axis="x")
     axes.grid(axis="y", visible=False)
-    axes.set_yticks(places, [f"{r.task_id} ({r.items})" for r in rows], fontsize=TICK, parse_math=False)
-    axes.set_xlim(-0.02, 1.02)
-    axes.set_ylim(-0.6, len(rows) - 0.4)
-    heading = f"{name}: answer against foil"
-    figure.text(0.02, 1 - 0.3 / height, heading, fontsize=TITLE, fontweight="bold", parse_math=False)
-    figure.legend(loc="upper left", bbox_to_anchor=(0.01, 1 - 0.38 / height), ncol=4, fontsize=TICK, frameon=False)
+    axes.set_yticks(places, [f"{r.task_id} ({r.items})" for r in rows])
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.6, len(rows) - 0.4))
+    caption(figure, f"{name}: answer against foil")
+    legend_above(axes, 4)
     return figure

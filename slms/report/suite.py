@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from slms.measure.rows import COLUMNS, frame
 from slms.measure.suite import NUMBERS, SuiteModel, Verdict, trend_of
 from slms.metrics.functional.trend import FEWEST
-from slms.report.palette import COLOURS, GREY, LABEL, TICK, TITLE, dress, new_figure
+from slms.report.palette import COLOURS, LEGEND_ROW, PAGE, RANDOM, caption, styled
 from slms.report.tables import amount, interval, number, text_table
 
 SUITE_COLUMNS = (*SuiteModel._fields[:-1], *COLUMNS)
@@ -49,49 +49,49 @@ def _interval(low: float, high: float) -> str:
     return interval(low, high) if math.isfinite(low) else ""
 
 
+@styled
 def suite_figure(name: str, models: Sequence[SuiteModel], verdicts: Sequence[Verdict]) -> Figure:
     """Each number against parameters, trained and random, with the fitted line and the verdict."""
-    figure = new_figure(12, 8)
-    grid = figure.add_gridspec(2, 2, left=0.065, right=0.985, top=0.86, bottom=0.075, hspace=0.3, wspace=0.16)
-    for i, verdict in enumerate(verdicts):
-        _panel(figure.add_subplot(grid[i // 2, i % 2]), models, verdict)
-    heading = "Specialization against scale" + (f": {name}" if name else "")
-    figure.text(0.02, 0.955, heading, fontsize=TITLE + 2, fontweight="bold", parse_math=False)
-    note = f"{len(models)} models on the same {amount(models[0].tokens)} tokens; means over layers with 95 % intervals"
-    figure.text(0.02, 0.922, note, fontsize=LABEL, color="#444444", parse_math=False)
-    handles, names = figure.axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles, names, loc="upper right", bbox_to_anchor=(0.985, 0.985), fontsize=TICK, frameon=False, ncol=3
+    figure = Figure(figsize=(PAGE, 5))
+    for letter, axes, verdict in zip("abcd", figure.subplots(2, 2).flat, verdicts, strict=True):
+        _panel(axes, models, verdict, letter)
+    note = (
+        f"{len(models)} models on the same {amount(models[0].tokens)} tokens; means over layers; "
+        f"bars: 95 % intervals; {RANDOM}; line: least squares"
     )
+    caption(figure, "Specialization against scale" + (f": {name}" if name else ""), note)
     return figure
 
 
 _WHAT = {
-    "AS": "AS: Gini of the neurons' contributions",
-    "SI pos": "SI: part of speech",
-    "SI semantic": "SI: semantic class",
-    "Q": "Q − Q of token-shuffled neurons",
+    "AS": ("AS: inequality of the neurons' contributions", "Gini"),
+    "SI pos": ("SI: part of speech", "share of the uncertainty removed"),
+    "SI semantic": ("SI: semantic class", "share of the uncertainty removed"),
+    "Q": ("Q − Q of token-shuffled neurons", "modularity"),
 }
+"""Title and unit of each panel."""
 
 
-def _panel(axes: Axes, models: Sequence[SuiteModel], verdict: Verdict) -> None:
+def _panel(axes: Axes, models: Sequence[SuiteModel], verdict: Verdict, letter: str) -> None:
     x = [m.parameters for m in models]
     found = frame(m.rows[verdict.metric] for m in models)
     axes.set_xscale("log")
-    axes.vlines(x, found["low"], found["high"], color=COLOURS[0], linewidth=2)
-    axes.plot(x, found["value"], "o", color=COLOURS[0], markersize=7, label="trained")
-    axes.plot(x, found["control"], "_", color=GREY, markersize=14, markeredgewidth=2, label="random weights")
+    axes.vlines(x, found["low"], found["high"], color=COLOURS[0], linewidth=1.5)
+    axes.plot(x, found["value"], "o", color=COLOURS[0])
+    axes.plot(x, found["control"], "o", color=COLOURS[0], mfc="white", mew=0.7)
     line = trend_of(models, verdict.metric, minus_random=False)
     if line.n >= FEWEST:
         ends = [min(x), max(x)]
         fitted = (line.intercept + line.slope * torch.tensor(ends, dtype=torch.float64).log10()).tolist()
-        axes.plot(ends, fitted, color=COLOURS[1], linewidth=1.2, label="least squares")
+        axes.plot(ends, fitted, color=COLOURS[1], zorder=1.5)
     sizes = sorted(set(x))
-    axes.set_xticks(sizes, [amount(n) for n in sizes])
+    apart = [sizes[0]]  # a name takes up to a tenth of the axis
+    apart += [n for n, last in zip(sizes[1:], sizes, strict=False) if n > last * (sizes[-1] / sizes[0]) ** 0.1]
+    axes.set_xticks(sizes, [amount(n) if n in apart else "" for n in sizes])
     axes.minorticks_off()
-    dress(axes, _WHAT[verdict.metric], x="parameters without embeddings")
+    title, unit = _WHAT[verdict.metric]
+    axes.set(xlabel="parameters without embeddings", ylabel=unit)
+    axes.set_title(f"{letter}   {title}", pad=4 + LEGEND_ROW)
     slope = f"{verdict.slope:+.3f} a decade {_interval(verdict.low, verdict.high)}: {verdict.verdict}"
     slope = slope if math.isfinite(verdict.slope) else verdict.verdict
-    axes.text(0.02, 0.97, slope, transform=axes.transAxes, va="top", fontsize=LABEL, color=COLOURS[1])
-    low, high = axes.get_ylim()
-    axes.set_ylim(low - 0.04 * (high - low), high + 0.14 * (high - low))
+    axes.text(0, 1.02, slope, transform=axes.transAxes, color=COLOURS[1])

@@ -1,8 +1,11 @@
 """Realistic made-up results: what the report tests read, draw and corrupt."""
 
+import itertools
 import random
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
 from slms.measure.results import legacy_block
 from slms.measure.rows import Row
@@ -129,3 +132,43 @@ def make_results(layers=(0, 2, 4, 6), n_pathways=16, k=4, role="routed", name="r
 @pytest.fixture(scope="session")
 def results_factory():
     return make_results
+
+
+def _texts(figure):
+    """Every visible text of a drawn figure with its box in pixels."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    found = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()]
+    hidden = {t for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for t in _undrawn(axes, axis)}
+    boxes = [(t, t.get_window_extent(canvas.get_renderer())) for t in found if t not in hidden]
+    return [(t, box) for t, box in boxes if box.width > 0]
+
+
+def _undrawn(axes, axis):
+    """Texts of an axis switched off, and labels of ticks beyond the limits: matplotlib keeps both."""
+    if not axes.axison:
+        return axis.findobj(Text)
+    low, high = sorted(axis.get_view_interval())
+    slack = 1e-6 * (high - low)
+    ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+    return [t for k in ticks if not low - slack <= k.get_loc() <= high + slack for t in k.findobj(Text)]
+
+
+def _overlaps(found):
+    pairs = []
+    for (a, x), (b, y) in itertools.combinations(found, 2):
+        wide, high = min(x.x1, y.x1) - max(x.x0, y.x0), min(x.y1, y.y1) - max(x.y0, y.y0)
+        if wide > 1 and high > 4:  # a line's box is a little taller than its letters
+            pairs.append((a.get_text(), b.get_text()))
+    return pairs
+
+
+@pytest.fixture(scope="session")
+def texts():
+    return _texts
+
+
+@pytest.fixture(scope="session")
+def overlaps():
+    """Pairs among drawn texts of which one is written over the other."""
+    return _overlaps
