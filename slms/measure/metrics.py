@@ -234,7 +234,7 @@ METRICS: dict[str, Metric] = {
         "how much of the uncertainty about the token the pathway removes, chance subtracted",
         heading="purity",
         compared=True,
-        title="Purity (share of the uncertainty removed)",
+        title="Purity (share of H(token))",
     ),
     "entropy": Metric(
         Choices,

@@ -92,7 +92,7 @@ def compare_figure(runs: Sequence[ComparedRun], results: Sequence[Results]) -> F
     for i, (r, run) in enumerate(zip(results, runs, strict=True)):
         rows = {shown.index(p) + beside(i, len(runs)): row for p, row in by_place(r.rows, "purity").items()}
         draw_rows(purity, list(rows), list(rows.values()), shorten(run.run), i)
-    purity.set(title="c   Purity by place (marks as in a)", ylabel="share of uncertainty removed")
+    purity.set(title="c   Purity by place (marks as in a)", ylabel="share of H(token)")
     place_ticks(purity, shown, most=20)
     note = f"bars: 95 % intervals over documents; dashed: mean of the dense runs; {RANDOM}"
     caption(figure, f"{len(runs)} runs beside each other", note)

@@ -29,7 +29,7 @@ def evolution_figure(rows: list[Logged]) -> Figure:
     si = {metric[3:]: points for (stage, metric, place), points in series.items() if _is_si(stage, metric, place)}
     found = {metric.title: _by_place(series, name) for name, metric in METRICS.items() if metric.title}
     panels = [("Loss (nats per token)", losses)] if any(losses.values()) else []
-    panels += [("Specialization index (share, mean of places)", si)] if si else []
+    panels += [("Specialization index, mean of places (share of H(class))", si)] if si else []
     panels += [(title, lines) for title, lines in found.items() if lines]
     if not panels:
         raise ValueError("metrics.csv holds no loss and no pathway metric: there is no evolution to draw")

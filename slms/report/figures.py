@@ -79,7 +79,7 @@ def _across_places(axes: Axes, results: Results, ranked: list[str]) -> None:
                 axes.add_patch(Rectangle((x - half, -2 * row.null_sd), 2 * half, 4 * row.null_sd, color=PALE, zorder=0))
         draw_rows(axes, list(at), list(at.values()), name, i)
     axes.axhline(0, color=GREY, linewidth=0.6, zorder=0.5)
-    axes.set(title="a   Purity and specialization index (SI)", ylabel="share of the uncertainty removed (0: chance)")
+    axes.set(title="a   Purity and specialization index (SI)", ylabel="share of H(token), of H(class); 0: chance")
     place_ticks(axes, results.places)
     legend_above(axes, 3)
 

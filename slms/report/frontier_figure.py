@@ -30,7 +30,7 @@ def frontier_figure(frontier: Frontier, title: str) -> Figure:
         speed.axvline(1, color=GREY, linewidth=0.6)
     note = f"{closing_line(frontier)}\nbars: 95 % intervals over documents"
     caption(figure, title, f"{note}; b: on {frontier.device}" if timed and frontier.device not in note else note)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
+    figure.axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 

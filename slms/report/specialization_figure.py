@@ -31,7 +31,7 @@ def specialization_figure(rows: Iterable[Row], title: str, units: str) -> Figure
     sparsity.set(title="a   Activation sparsity", ylabel="share of neurons; Gini from 0 to 1")
     families = dict.fromkeys(row.family for row in rows if row.metric == "si")
     lines(si, {shorten(family.replace("_", " "), 16): ("si", family) for family in families})
-    si.set(title="b   Specialization index, chance subtracted", ylabel="share of the uncertainty removed")
+    si.set(title="b   Specialization index, chance subtracted", ylabel="share of H(class)")
     lines(coherence, {"strongest tokens": ("coherence", "")})
     coherence.axhline(0, color=GREY, linewidth=0.6)
     coherence.set(title="c   Semantic coherence, chance subtracted", ylabel="mean cosine")

@@ -65,8 +65,8 @@ def suite_figure(name: str, models: Sequence[SuiteModel], verdicts: Sequence[Ver
 
 _WHAT = {
     "AS": ("AS: inequality of the neurons' contributions", "Gini"),
-    "SI pos": ("SI: part of speech", "share of the uncertainty removed"),
-    "SI semantic": ("SI: semantic class", "share of the uncertainty removed"),
+    "SI pos": ("SI: part of speech", "share of H(class)"),
+    "SI semantic": ("SI: semantic class", "share of H(class)"),
     "Q": ("Q − Q of token-shuffled neurons", "modularity"),
 }
 """Title and unit of each panel."""
@@ -85,8 +85,10 @@ def _panel(axes: Axes, models: Sequence[SuiteModel], verdict: Verdict, letter: s
         fitted = (line.intercept + line.slope * torch.tensor(ends, dtype=torch.float64).log10()).tolist()
         axes.plot(ends, fitted, color=COLOURS[1], zorder=1.5)
     sizes = sorted(set(x))
-    apart = [sizes[0]]  # a name takes up to a tenth of the axis
-    apart += [n for n, last in zip(sizes[1:], sizes, strict=False) if n > last * (sizes[-1] / sizes[0]) ** 0.1]
+    apart = [sizes[0]]
+    for size in sizes[1:]:
+        if size > apart[-1] * (sizes[-1] / sizes[0]) ** 0.13:  # of the axis, which a name takes
+            apart.append(size)
     axes.set_xticks(sizes, [amount(n) if n in apart else "" for n in sizes])
     axes.minorticks_off()
     title, unit = _WHAT[verdict.metric]
