@@ -2,8 +2,8 @@
 
 metrics_csv      every logged number into metrics.csv
 specialization   purity, entropy, SI and utilization of every routed layer, each epoch
-evolution        how the routers settle over training; evolution.png
-results          llm_routing_results.json, llm_monosemanticity.png, model/, the closing table
+evolution        how the routers settle over training; evolution.png and .svg
+results          llm_routing_results.json, llm_monosemanticity.png and .svg, model/, the closing table
 coders           the sparse autoencoders of a run, as SAELens directories
 examples         a few of their latents with their strongest uses, each epoch
 kernels          time the backends of routed MLPs at this run's shapes, where asked to

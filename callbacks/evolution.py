@@ -113,7 +113,7 @@ class Evolution(Callback):
         }
 
     def _draw(self, trainer: Trainer, metrics: Path) -> None:
-        """`evolution.png` from the run's `metrics.csv`, where there is one."""
+        """`evolution.png` and `.svg` from the run's `metrics.csv`, where there is one."""
         if not metrics.is_file():
             return
         figure = evolution_figure(read_rows(metrics))

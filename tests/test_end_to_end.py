@@ -64,8 +64,9 @@ def test_a_run_leaves_what_the_design_promises(routed):
     card = ModelCard.load(routed / "model" / "README.md")
     (perplexity,) = card.data.eval_results
     assert perplexity.metric_value == round(read_results(routed).losses.model.perplexity, 4)
-    written = "config.yaml checkpoints/last.ckpt model/model.safetensors metrics.csv evolution.png".split()
-    for name in (*written, "llm_routing_results.json", "llm_monosemanticity.png"):
+    for name in ("config.yaml", "checkpoints/last.ckpt", "model/model.safetensors", "llm_routing_results.json",
+                 "llm_monosemanticity.png", "llm_monosemanticity.svg", "evolution.png", "evolution.svg",
+                 "metrics.csv"):  # fmt: skip
         assert (routed / name).stat().st_size > 0, name
     results = read_results(routed)
     assert results.run.role == "routed" and results.base.source == "embedded"

@@ -60,7 +60,7 @@ def ablation(
         control: also ablate random sets of neurons of the same sizes.
         batch_size: blocks of one forward pass.
         seed: of the communities, the permutations and the random sets.
-        output_dir: ablation.csv, matrix.csv, ablation.json and ablation.png go to OUTPUT_DIR/ablation/NAME/TEXT/.
+        output_dir: ablation.csv, matrix.csv, ablation.json, ablation.png and .svg go to OUTPUT_DIR/ablation/NAME/TEXT/.
     """
     subject = open_subject(model, n_tokens=n_tokens, **text)
     net, blocks = subject.model, subject.blocks

@@ -15,7 +15,7 @@ def compare(runs: list[str], output_dir: str = "artifacts") -> None:
 
     Args:
         runs: run directories, or results files.
-        output_dir: compare.csv and compare.png go to OUTPUT_DIR/compare/RUNS/, RUNS being
+        output_dir: compare.csv, compare.png and .svg go to OUTPUT_DIR/compare/RUNS/, RUNS being
             the first run's name, how many more there are, and a digest of their results.
     """
     results = [read_results(path) for path in runs]

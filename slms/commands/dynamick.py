@@ -87,7 +87,7 @@ def dynamick(
         seconds: how long each point is timed; 0 leaves the speed out.
         kernels: --kernels.calibrate times the backends of routed MLPs at this model's shapes first, and keeps the
             table; by default they are chosen by estimate where this machine has none.
-        output_dir: dynamick.csv, dynamick.json and frontier.png go to OUTPUT_DIR/dynamick/NAME/TEXT/.
+        output_dir: dynamick.csv, dynamick.json, frontier.png and .svg go to OUTPUT_DIR/dynamick/NAME/TEXT/.
     """
     densities = None if density is None else parse_densities(density)
     if budget not in ("loss", "uniform"):

@@ -39,7 +39,7 @@ def features(
     """What each feature of a sparse autoencoder responds to and writes; features.json, features.csv, features.html.
 
     Top contexts, density, logit effects, specialization with its null, co-activation communities, decoder neighbours;
-    of a routed model also which pathways write which features (pathways.csv, pathways.png).
+    of a routed model also which pathways write which features (pathways.csv, pathways.png and .svg).
 
     Args:
         directory: a SAELens directory (cfg.json, sae_weights.safetensors), or a run: then each of its `saes/`.

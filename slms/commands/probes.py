@@ -35,7 +35,7 @@ def probes(
         probe_manifest: JSON lines of tasks (docs/formats.md), or a file of minimal pairs such as BLiMP's.
         task_id: names of tasks; by default all that have answers.
         batch_size: texts of one forward pass.
-        output_dir: probes.csv, items.csv (every item), probes.json and probes.png go to
+        output_dir: probes.csv, items.csv (every item), probes.json, probes.png and .svg go to
             OUTPUT_DIR/probes/NAME/MANIFEST/.
     """
     tasks = read_tasks(probe_manifest, task_id)

@@ -45,7 +45,7 @@ def sae(
         baselines: also measure PCA and a random coder at the same L0.
         control_tokens: tokens on which to train, at the same L0, a coder of the model with random weights; 0 trains
             none.
-        output_dir: quality.json, quality.csv and quality.png go to OUTPUT_DIR/sae/NAME/TEXT/.
+        output_dir: quality.json, quality.csv, quality.png and .svg go to OUTPUT_DIR/sae/NAME/TEXT/.
     """
     if control_tokens < 0:
         raise ValueError(f"--control_tokens {control_tokens}: it must not be negative")

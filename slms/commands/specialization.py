@@ -72,7 +72,7 @@ def specialization(
         n_nulls: token-shuffled graphs behind the null of Q.
         graph: measure Q, the slowest part.
         random: also measure the model with random weights.
-        output_dir: specialization.csv, .json, .png and units.csv go to
+        output_dir: specialization.csv, .json, .png, .svg and units.csv go to
             OUTPUT_DIR/specialization/NAME/TEXT/.
     """
     if units not in UNITS:

@@ -45,7 +45,7 @@ def suite(
         n_tokens: tokens to measure on.
         n_nulls: token-shuffled graphs behind the null of Q.
         batch_size: blocks of one forward pass.
-        output_dir: suite.csv, suite.json and suite.png go to OUTPUT_DIR/suite/NAME/TEXT/, each model's
+        output_dir: suite.csv, suite.json, suite.png and .svg go to OUTPUT_DIR/suite/NAME/TEXT/, each model's
             numbers to OUTPUT_DIR/suite/measured/.
     """
     if (models is None) == (suite is None):

@@ -220,7 +220,7 @@ class Metric(NamedTuple):
     compared: bool = False
     """whether tables show the interval and the null beside the value"""
     title: str = ""
-    """of its panel in figures over training; without one it has none"""
+    """of its panel in figures over training, the unit in parentheses; without one it has none"""
     families: Mapping[str, str] = MappingProxyType({})
     """headings of the families that tables show, where not all are shown under their own names"""
 

@@ -148,7 +148,7 @@ def test_figures_and_baselines(place, name, capsys):
     with (artifacts(place, name) / "quality.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS and len(rows) == len(out["rows"])
-    assert matplotlib.image.imread(artifacts(place, name) / "quality.png").shape[:2] == (460, 1500)
+    assert matplotlib.image.imread(artifacts(place, name) / "quality.png").shape[1] == 1400
 
 
 def test_specialization_of_latents_is_that_of_their_definition(place):

