@@ -51,6 +51,9 @@ def routed(tmp_path_factory) -> Path:
     return run(tmp_path_factory.mktemp("runs"))
 
 
+FIGURES = ("llm_monosemanticity.png", "llm_monosemanticity.svg", "evolution.png", "evolution.svg")
+
+
 def undocumented(directory: Path) -> list[str]:
     """The files of a run that docs/formats.md does not name."""
     page = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
@@ -64,9 +67,8 @@ def test_a_run_leaves_what_the_design_promises(routed):
     card = ModelCard.load(routed / "model" / "README.md")
     (perplexity,) = card.data.eval_results
     assert perplexity.metric_value == round(read_results(routed).losses.model.perplexity, 4)
-    for name in ("config.yaml", "checkpoints/last.ckpt", "model/model.safetensors", "llm_routing_results.json",
-                 "llm_monosemanticity.png", "llm_monosemanticity.svg", "evolution.png", "evolution.svg",
-                 "metrics.csv"):  # fmt: skip
+    written = "config.yaml checkpoints/last.ckpt model/model.safetensors metrics.csv".split()
+    for name in (*written, *FIGURES, "llm_routing_results.json"):
         assert (routed / name).stat().st_size > 0, name
     results = read_results(routed)
     assert results.run.role == "routed" and results.base.source == "embedded"

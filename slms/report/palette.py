@@ -48,7 +48,8 @@ def draw_rows(axes: Axes, at: Sequence[float], rows: Sequence[Row], label: str, 
     found = [(x, row) for x, row in zip(at, rows, strict=True) if row.value is not None]
     if not found:
         return
-    axes.plot([x for x, _ in found], [row.value for _, row in found], marker, ls="-", color=colour, label=label)
+    values = [row.value for _, row in found if row.value is not None]
+    axes.plot([x for x, _ in found], values, marker, ls="-", color=colour, label=label)
     bars = [(x, row.low, row.high) for x, row in found if row.low is not None and row.high is not None]
     if bars:
         axes.vlines(*zip(*bars, strict=True), color=colour, linewidth=1.5)
