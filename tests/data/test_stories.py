@@ -228,4 +228,4 @@ def test_every_plot_file_is_a_plot():
     assert len(plots.FILES) == len(list((HERE / "plots").iterdir()))
     for name in plots.FILES:
         opening, rest = plots.plot_of(name)
-        assert opening and rest[0] is Teller.paragraph
+        assert opening and rest[0].act is Teller.paragraph

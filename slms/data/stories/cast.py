@@ -211,9 +211,13 @@ def skip(t: Teller, n: str) -> None:
     t.index(int(n))
 
 
+def _noun(role: str, word: str) -> dict:
+    return {role: pieces(word), f"{role}.pl": pieces(plural(word))}
+
+
 def noun(t: Teller, role: str, word: str) -> None:
     """Bind a word that stands for nobody in the story: {k} is bean, {k.pl} beans."""
-    t.bound[role], t.bound[f"{role}.pl"] = pieces(word), pieces(plural(word))
+    bind(t, _noun, role, word)
 
 
 def opposite(t: Teller, role: str, other: str, what: str) -> None:

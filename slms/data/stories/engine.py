@@ -80,8 +80,12 @@ class Teller:
 
     def say(self, template: str) -> None:
         """Tell one template, beginning a sentence."""
+        self.tell(compile_template(template))
+
+    def tell(self, program: tuple) -> None:
+        """Tell one compiled template, beginning a sentence."""
         self.out.append(BEGIN)
-        self.run(compile_template(template))
+        self.run(program)
 
     def one(self, *templates: str) -> None:
         """Tell one of several templates, each equally likely."""

@@ -1,6 +1,5 @@
 """The text files beside this module, read as lines and the lines indented below them; mistakes name file and line."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,17 +43,8 @@ def read(file: str) -> list[Line]:
     return top
 
 
-def located(line: Line, act: Callable) -> Callable:
-    """`act`, whose errors say where the line is."""
-
-    def acting(*args):
-        try:
-            return act(*args)
-        except TextError:
-            raise
-        except KeyError as error:
-            raise TextError(f"{line.where}: no line above gives {error}") from None
-        except ValueError as error:
-            raise TextError(f"{line.where}: {error}") from None
-
-    return acting
+def located(line: Line, error: KeyError | ValueError) -> TextError:
+    """The error with the place of the line, unless it says a place already."""
+    if isinstance(error, TextError):
+        return error
+    return TextError(f"{line.where}: {f'no line above gives {error}' if isinstance(error, KeyError) else error}")

@@ -54,12 +54,13 @@ class Story:
 
 
 @cache
-def plot_of(name: str) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
+def plot_of(name: str) -> tuple[list[Step], list[Step]]:
     """The steps of a plot: those above its first paragraph, which cast and open the story, and the rest."""
     steps = Reader(FILES[name], moves()).steps(read(FILES[name]))
-    if Teller.paragraph not in steps:
+    acts = [step.act for step in steps]
+    if Teller.paragraph not in acts:
         raise TextError(f"{FILES[name]}: a plot must have a `paragraph` below its opening")
-    opening = steps.index(Teller.paragraph)
+    opening = acts.index(Teller.paragraph)
     return steps[:opening], steps[opening:]
 
 

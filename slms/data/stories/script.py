@@ -16,8 +16,10 @@ paragraph                  a new paragraph; what stands above the first one cast
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
+from operator import methodcaller
+from typing import NamedTuple
 
 from slms.data.stories import cast
 from slms.data.stories.engine import Teller
@@ -25,7 +27,7 @@ from slms.data.stories.lines import Line, TextError, located, read
 from slms.data.stories.template import PHENOMENA, compile_template, piece
 from slms.data.stories.words import listed
 
-Step = Callable[[Teller], None]
+Act = Callable[[Teller], object]
 NAME = re.compile(r"<(\w+)>")
 RULES = {
     "paragraph": "`paragraph` alone",
@@ -38,15 +40,25 @@ RULES = {
 }  # how a line must read that begins with such a word
 
 
-def run(steps: tuple[Step, ...], t: Teller) -> None:
-    """Take the steps of a plot, or of a part of it, in order."""
-    for step in steps:
-        step(t)
+class Step(NamedTuple):
+    """What a line of a file does to a story."""
+
+    line: Line
+    act: Act
 
 
-def one(told: tuple[Step, ...], t: Teller) -> None:
-    """Take one of several steps, each equally likely."""
-    told[t.index(len(told))](t)
+def run(steps: Sequence[Step], t: Teller) -> None:
+    """Take the steps of a plot, or of a part of it, in order; raises TextError where one cannot be taken."""
+    try:
+        for line, act in steps:  # noqa: B007 (the error names it)
+            act(t)
+    except (KeyError, ValueError) as error:
+        raise located(line, error) from None
+
+
+def one(ways: Sequence[Sequence[Step]], t: Teller) -> None:
+    """Take one of several ways, each equally likely."""
+    run(ways[t.index(len(ways))], t)
 
 
 class Reader:
@@ -55,32 +67,36 @@ class Reader:
     def __init__(self, file: str, known: dict[str, Callable]):
         self.file, self.known, self.words = file, known, dict[str, list[str]]()
 
-    def steps(self, lines: list[Line]) -> tuple[Step, ...]:
+    def steps(self, lines: list[Line]) -> list[Step]:
         """The steps of the lines of a block."""
         steps: list[Step] = []
         queue = lines[::-1]
         while queue:
             line = queue.pop()
-            if line.text.startswith("- "):
-                told = [located(line, self.sentence)(line)]
-                while queue and queue[-1].text.startswith("- ") and not queue[-1].apart:
-                    told.append(located(queue[-1], self.sentence)(queue.pop()))
-                steps.append(told[0] if len(told) == 1 else partial(one, tuple(told)))
-            else:
-                follows = bool(line.below and queue and queue[-1].below and queue[-1].text == "else")
-                steps.append(located(line, self.statement)(line, queue.pop().below if follows else []))
-        return tuple(steps)
+            try:
+                if line.text.startswith("- "):
+                    ways = [[Step(line, self.sentence(line))]]
+                    while queue and queue[-1].text.startswith("- ") and not queue[-1].apart:
+                        line = queue.pop()
+                        ways.append([Step(line, self.sentence(line))])
+                    steps.append(Step(line, partial(one, ways)) if len(ways) > 1 else ways[0][0])
+                else:
+                    follows = line.below and queue and queue[-1].below and queue[-1].text == "else"
+                    steps.append(Step(line, self.statement(line, queue.pop().below if follows else [])))
+            except (KeyError, ValueError) as error:
+                raise located(line, error) from None
+        return steps
 
-    def sentence(self, line: Line) -> Step:
+    def sentence(self, line: Line) -> Act:
         """Tell one template, with the words that its names stand for."""
         text = line.text.removeprefix("- ")
         if line.below:
             raise ValueError("nothing may be indented below a sentence")
         for variant in self.variants(text):
-            compile_template(variant)
-        return located(line, lambda t: t.say(self.filled(text, t)) if "<" in text else t.say(text))
+            program = compile_template(variant)
+        return (lambda t: t.say(self.filled(text, t))) if "<" in text else methodcaller("tell", program)
 
-    def statement(self, line: Line, other: list[Line]) -> Step:
+    def statement(self, line: Line, other: list[Line]) -> Act:
         """What any other line says; `other` are the lines below its `else`."""
         start, _, rest = line.text.partition(":")
         head, *args = start.split() or [""]
@@ -97,17 +113,17 @@ class Reader:
             case "shows", [_, *_], () if set(args) <= set(PHENOMENA):
                 return lambda t: t.phenomena.update(args)
             case "choose" | "fresh", [_, *_], _ if {len(word.split(",")) for word in words} == {len(args)}:
-                return located(line, self.choice(head, args, words))
+                return self.choice(head, args, words)
             case _ if head in RULES:
                 raise ValueError(f"{line.text!r} must be {RULES[head]}")
-        return located(line, self.call(head, args, words))
+        return self.call(head, args, words)
 
-    def branch(self, line: Line, other: list[Line], holds: Callable[[Teller], bool]) -> Step:
+    def branch(self, line: Line, other: list[Line], holds: Callable[[Teller], bool]) -> Act:
         """The lines below `line` where `holds`, else the others."""
         then, instead = self.steps(line.below), self.steps(other)
         return lambda t: run(then if holds(t) else instead, t)
 
-    def choice(self, kind: str, names: list[str], words: tuple[str, ...]) -> Step:
+    def choice(self, kind: str, names: list[str], words: tuple[str, ...]) -> Act:
         """Draw one of the words, and let the names stand for it, or for its parts."""
         values = {word: {self.key(n): w for n, w in zip(names, word.split(","), strict=True)} for word in words}
         for name in names:
@@ -116,29 +132,25 @@ class Reader:
             return lambda t: t.state.update(values[words[0]])
         return lambda t: t.state.update(values[(t.fresh if kind == "fresh" else t.pick)(words)])
 
-    def call(self, name: str, args: list[str], words: tuple[str, ...]) -> Step:
+    def call(self, name: str, args: list[str], words: tuple[str, ...]) -> Act:
         """A move by its name; the words of the line are its last argument where there are any."""
-        rest = (words,) if words else ()
+        given: list = [*args, words] if words else args
         for move in self.variants(name):
             if move not in self.known:
                 raise ValueError(f"{move!r} is no move; the moves are {', '.join(self.known)}")
             takes = inspect.signature(self.known[move])
             try:
-                takes.bind(None, *args, *rest)
+                takes.bind(None, *given)
             except TypeError:
                 raise ValueError(f"`{move}` takes {' '.join(list(takes.parameters)[1:]) or 'nothing'}") from None
         for word in words:
             piece(word)
         self.variants(" ".join(args))
-        changes = "<" in " ".join([name, *args])
-
-        def step(t: Teller) -> None:
-            if changes:
-                self.known[self.filled(name, t)](t, *(self.filled(arg, t) for arg in args), *rest)
-            else:
-                self.known[name](t, *args, *rest)
-
-        return step
+        if "<" in " ".join([name, *args]):
+            fill = self.filled
+            return lambda t: self.known[fill(name, t)](t, *(a if a is words else fill(a, t) for a in given))
+        move_of = self.known[name]
+        return lambda t: move_of(t, *given)
 
     def key(self, name: str) -> str:
         """Where a story's state keeps the word of a name."""
@@ -167,7 +179,7 @@ def moves() -> dict[str, Callable]:
     reader = Reader("moves.txt", dict(cast.MOVES))
     for line in read(reader.file):
         head, _, name = line.text.partition(" ")
-        if head != "move" or not name.isidentifier() or name in reader.known or name in RULES:
-            raise TextError(f"{line.where}: {line.text!r} must be `move` and a new name")
+        if head != "move" or not name.isidentifier() or name in reader.known or name in RULES or not line.below:
+            raise TextError(f"{line.where}: {line.text!r} must be `move` and a new name, with lines indented below")
         reader.known[name] = partial(run, reader.steps(line.below))
     return reader.known

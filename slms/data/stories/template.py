@@ -13,7 +13,7 @@ quotes are set when the story is finished, so templates are written in lower cas
 """
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 from slms.data.stories.lexicon import DEFAULT, NUMBERED, POS, PROPER, SEMANTIC
@@ -51,6 +51,7 @@ BEGIN = Piece(CAPITAL, "", "")
 BREAK = Piece(PARAGRAPH, "", "")
 
 
+@lru_cache(maxsize=8192)  # a quarter of a story's time, in 2 MB
 def piece(word: str, referent: int = -1) -> Piece:
     """The labelled piece of `word`, written `word`, `word/pos` or `word/pos.semantic`."""
     word, _, override = word.partition("/")

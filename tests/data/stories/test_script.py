@@ -149,7 +149,7 @@ def test_a_mistake_that_shows_when_told_names_file_line_and_rule(steps, line, ru
 
 def test_moves_are_new_names(tmp_path, monkeypatch):
     monkeypatch.setattr(lines, "HERE", tmp_path)
-    for text in ("toy o\n", "move toy\n  paragraph\n", "move if\n  paragraph\n", "move\n  paragraph\n"):
+    for text in ("toy o\n", "move toy\n  paragraph\n", "move if\n  paragraph\n", "move\n  paragraph\n", "move a\n"):
         (tmp_path / "moves.txt").write_text(text)
         with pytest.raises(TextError, match=r"^moves\.txt:1: '.*' must be `move` and a new name"):
             moves.__wrapped__()
