@@ -50,10 +50,10 @@ class Step(NamedTuple):
 def run(steps: Sequence[Step], t: Teller) -> None:
     """Take the steps of a plot, or of a part of it, in order; raises TextError where one cannot be taken."""
     try:
-        for line, act in steps:  # noqa: B007 (the error names it)
-            act(t)
+        for step in steps:
+            step.act(t)
     except (KeyError, ValueError) as error:
-        raise located(line, error) from None
+        raise located(step.line, error) from None
 
 
 def one(ways: Sequence[Sequence[Step]], t: Teller) -> None:

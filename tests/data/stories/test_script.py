@@ -51,8 +51,9 @@ def test_one_sentence_and_one_word_draw_nothing(steps):
 
 
 def test_a_choice_is_kept_for_later_lines(steps):
-    both = "choose animal sound: dog,loud cat,soft\n- the <animal> was <sound>.\nif animal is dog\n  - it ran.\nelse\n  - it slept.\n"  # noqa: E501
-    assert outcomes(steps(both)) == {"The dog was loud. It ran.", "The cat was soft. It slept."}
+    drawn = "choose animal sound: dog,loud cat,soft\n- the <animal> was <sound>.\n"
+    later = "if animal is dog\n  - it ran.\nelse\n  - it slept.\n"
+    assert outcomes(steps(drawn + later)) == {"The dog was loud. It ran.", "The cat was soft. It slept."}
 
 
 def test_maybe_and_words_that_are_not_used_again(steps):
