@@ -27,7 +27,7 @@ from slms.report.provenance import command_line
 from slms.report.tables import number, share, text_table
 
 DTYPES = {"auto": None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-DOCUMENTS, MOST_TOKENS = 4, 2048  # read by default, as earlier scripts do; tokens of one document
+DOCUMENTS, MOST_TOKENS = 4, 2048  # read by default, as the prototype does; tokens of one document
 MEASURES = [f"{name}{end}" for name in ActivationSparsity._fields for end in ("", "_low", "_high")]
 COLUMNS = ["layer", "frac", "pr", "kept", *MEASURES, "frac_neurons", "pr_neurons", "tokens"]
 
@@ -53,12 +53,12 @@ def sparsity(
 
     kept: smallest share of neurons with which perplexity rises by at most the tolerance. gini, hoyer: 0 when all
     neurons contribute alike, 1 when one does; top_mass: share of neurons that holds .9 of a token's contributions;
-    participation: (Σe)²/(N Σe²); zeros: exact zeros. frac and pr, as earlier scripts defined them, are of the MLP's
+    participation: (Σe)²/(N Σe²); zeros: exact zeros. frac and pr, by the prototype's formulas, are of the MLP's
     output: share above the threshold, and (Σy⁺)²/Σ(y⁺)² pooled over tokens, which grows with their number.
 
     Args:
         model: a run directory, a model directory, `stories-1m` or a Hugging Face id.
-        prompt: measure on this text, read NUM_DOCS times as earlier scripts do (pr depends on it).
+        prompt: measure on this text, read NUM_DOCS times as the prototype does (pr depends on it).
         num_docs: documents to read: 4 where N_TOKENS is not given either; −1 reads a whole split.
         n_tokens: tokens to read, in whole documents, where NUM_DOCS does not end the text before.
         block_size: tokens of each document that are read; 2048 or the model's context. Published scripts call it

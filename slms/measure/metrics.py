@@ -88,7 +88,7 @@ class Choices(Evidence):
 
     @cached_property
     def purity_legacy(self) -> Tensor:
-        """[u], as the sources define it."""
+        """[u], by the formula of *LLM Layer-wise Routing*."""
         return purity_legacy(self.counts.tables(TOKEN)[0])
 
     @cached_property

@@ -21,7 +21,7 @@ from slms.metrics.units import UnitCounts
 from slms.models.routed import Routed, record_routes, routed_modules
 from slms.routing import Routes
 
-TOP_TOKENS = 10  # as many as the sources list
+TOP_TOKENS = 10  # as many as the prototype lists
 
 
 class Tabulated(NamedTuple):

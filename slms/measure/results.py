@@ -1,4 +1,4 @@
-"""The content of a results file put together: rows beside their control, losses, FLOPs, the sources' summary."""
+"""The content of a results file put together: rows beside their control, losses, FLOPs, the prototype's summary."""
 
 import math
 import statistics
@@ -29,7 +29,7 @@ from slms.models.flops import Flops
 from slms.models.place import parse_place
 from slms.models.source import BaseConfig, resolve
 
-LEGACY_MIN_TOKENS = 10  # the sources leave out pathways with fewer activations
+LEGACY_MIN_TOKENS = 10  # `llm-routing.py` leaves out pathways with fewer activations
 
 
 def assemble(
@@ -117,7 +117,7 @@ def losses_of(model: DocumentLoss, dense: DocumentLoss | None) -> Losses:
 
 
 def legacy_block(pathways: Mapping[str, list[Pathway]]) -> dict[str, LegacyLayer]:
-    """The sources' summary by layer of the MLPs; utilization is over *all* pathways (theirs could only be 100 %)."""
+    """The prototype's summary by layer of the MLPs; utilization is over *all* pathways (its own is always 100 %)."""
     places = {place: parse_place(place) for place in pathways}
     return {f"layer_{at.layer}": _legacy(pathways[place]) for place, at in places.items() if at.part == "mlp"}
 

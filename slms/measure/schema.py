@@ -129,7 +129,7 @@ class Run:
 
 @dataclass(frozen=True)
 class LegacyLayer:
-    """The sources' names. Purity here is purity_legacy, means run over pathways with at least 10 tokens."""
+    """The summary of `llm-routing.py`: purity is purity_legacy, means are over pathways with at least 10 tokens."""
 
     avg_purity: float | None
     std_purity: float | None

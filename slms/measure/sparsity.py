@@ -1,4 +1,4 @@
-"""Activation sparsity by layer: what the sources report of an MLP's output, what its neurons do, and how few suffice.
+"""Activation sparsity by layer: the prototype's numbers of an MLP's output, what its neurons do, and how few suffice.
 
 Shapes: n tokens, f neurons, d model.
 """
@@ -48,7 +48,7 @@ class Sparsity(NamedTuple):
     neurons: dict[int, LayerSparsity]
     """by layer, at the input of the down-projection"""
     output: dict[int, LegacySparsity]
-    """by layer, of the MLP's output, as earlier scripts measured it"""
+    """by layer, of the MLP's output"""
     sufficient: Sufficient | None
 
 

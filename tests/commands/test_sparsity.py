@@ -1,4 +1,4 @@
-"""`eval.py sparsity` and the console script: the sources' columns by their published formulas, and the new ones."""
+"""`eval.py sparsity` and the console script: the prototype's columns by their published formulas, and the new ones."""
 
 import csv
 import sys

@@ -1,4 +1,4 @@
-"""The parts of a results file put together: the sources' summary, controls, losses."""
+"""The parts of a results file put together: the prototype's summary, controls, losses."""
 
 import statistics
 from dataclasses import replace
@@ -16,7 +16,7 @@ def made(n):
     return [Pathway(i, tokens=10 + i, load=1 / n, purity_legacy=i / n) for i in range(n)]
 
 
-def test_legacy_block_is_the_sources_summary():
+def test_legacy_block_is_the_prototypes_summary():
     pathways = made(16)
     block = legacy_block({"L3.mlp": pathways})["layer_3"]
     purities = [pathway.purity_legacy for pathway in pathways]
@@ -28,7 +28,7 @@ def test_legacy_block_is_the_sources_summary():
 
 
 def test_legacy_utilization_counts_silent_pathways():
-    """The sources divide by the active pathways only, and so always report 100 %."""
+    """The prototype divides by the active pathways only, and so always reports 100 %."""
     quiet = [replace(p, tokens=9, purity_legacy=None) if p.index < 4 else p for p in made(16)]
     block = legacy_block({"L0.mlp": quiet})["layer_0"]
     assert (block.active_pathways, block.pathway_utilization) == (12, 0.75)

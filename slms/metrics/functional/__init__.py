@@ -1,5 +1,7 @@
 """The metrics as pure functions of tensors; torch is all they know (`modularity`, loaded when used, also igraph).
 
+What is called legacy is a formula of one of the two prototypes that SLMS replaces; its docstring says of which.
+
 causal          where the loss goes when a unit is taken away
 chance          the permutation null in closed form
 coherence       how alike in meaning the tokens are that activate a unit most

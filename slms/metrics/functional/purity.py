@@ -11,15 +11,16 @@ from slms.metrics.functional.entropy import entropy
 from slms.metrics.functional.intervals import jackknife
 from slms.metrics.functional.score import Score, against_null, layer_null_sd, undefined
 
-# A pathway chosen less often says nothing about its classes; the threshold of the sources, kept for both purities.
+# A pathway chosen less often says nothing about its classes; the threshold of the prototype, kept for both purities.
 MIN_EVENTS = 10
 
 
 def purity_legacy(counts: Tensor) -> Tensor:
-    """Purity as earlier scripts defined it, to compare with them: 1 − H(t|p) / ln(distinct classes of p), [u].
+    """Purity by the formula of *LLM Layer-wise Routing*: 1 − H(t|p) / ln(distinct classes of p), [u].
 
-    Plug-in entropy; NaN below 10 events. It grows with the number of tokens (a *random* router over Zipf tokens scores
-    .015 at 20 tokens, .13 at 1k, .26 at 50k) and calls a pathway with a single class pure: hence `purity`.
+    Kept to compare with that prototype (`llm-routing.py`). Plug-in entropy; NaN below 10 events. It grows with the
+    number of tokens (a *random* router over Zipf tokens scores .015 at 20 tokens, .13 at 1k, .26 at 50k) and calls a
+    pathway with a single class pure: hence `purity`.
 
     Args:
         counts: [g, u, c] or [u, c].

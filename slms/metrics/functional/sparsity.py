@@ -26,7 +26,7 @@ class ActivationSparsity(NamedTuple):
 
 
 class LegacySparsity(NamedTuple):
-    """Activation sparsity as earlier scripts defined it, to compare with them."""
+    """Activation sparsity by the formulas of the prototype *Scaling Specialization in Dense LMs*."""
 
     frac: Tensor
     """share of activations above the threshold"""
@@ -86,7 +86,7 @@ def activation_sparsity(activations: Tensor, out_norm: Tensor | None = None, mas
 
 
 def activation_sparsity_legacy(activations: Tensor, threshold: float = 0.0) -> LegacySparsity:
-    """The sources' two numbers from any activations, pooled over all their elements."""
+    """The prototype's two numbers (`LegacySparsity`) of any activations, pooled over all their elements."""
     positive = activations.double().clamp(min=0)
     return LegacySparsity(
         frac=(activations > threshold).double().mean(), pr=positive.sum().square() / positive.square().sum()

@@ -139,7 +139,7 @@ def test_too_little_is_nan():
         assert math.isnan(found.value) and math.isnan(found.z) and found.units.isnan().all() and found.n == n
 
 
-def test_legacy_is_the_formula_of_the_sources():
+def test_legacy_is_the_formula_of_the_prototype():
     counts = torch.tensor([[5, 4, 1, 0], [12, 0, 0, 0], [3, 3, 3, 0]])
     entropy = -sum(p * math.log(p) for p in (0.5, 0.4, 0.1))
     found = purity_legacy(counts)

@@ -1,4 +1,4 @@
-"""Activation sparsity against loops and against the formulas of the sources."""
+"""Activation sparsity against loops and against the formulas of the prototype."""
 
 import math
 
@@ -56,7 +56,7 @@ def test_a_silent_token_counts_for_zeros_only():
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3])
-def test_legacy_is_a_transcription_of_the_sources(threshold):
+def test_legacy_is_a_transcription_of_the_prototype(threshold):
     act = torch.randn(11, 5, 8, generator=torch.Generator().manual_seed(0))
     found = activation_sparsity_legacy(act, threshold)
     frac = (act > threshold).float().mean().item()
