@@ -1,21 +1,21 @@
-"""The commands of eval.py, one function a command: its signature and docstring are the interface.
+"""The commands of eval.py. Each is one function, whose signature and docstring are its command line and its help.
 
-subject     a model and the text that it is measured on: what all commands read
-coder       a sparse autoencoder at its place in a model
-arguments   command lines as people type them
+subject     opens the model and the text that a command measures
+coder       opens a sparse autoencoder at its place in a model
+arguments   reads command lines as people type them
 
 ablation        which classes of tokens suffer without a pathway or a community of neurons
-capture         activations of a model's MLPs on disk
-compare         runs side by side
+capture         writes the activations of a model's MLPs to disk
+compare         shows runs side by side
 doctor          what a run would find on this machine
 dynamick        what executing a share of the MLPs costs in quality and brings in speed
 features        what the latents of a sparse autoencoder mean
-harness         lm-eval's tasks on a dense, routed or dynamic-k model
-layers          the MLPs of a checkpoint
-pathways        what the pathways of a routed model serve
+harness         runs lm-eval's tasks on a dense, routed or dynamic-k model
+layers          lists the MLPs of a checkpoint
+pathways        which tokens and word classes the pathways of a routed model serve
 perplexity      the loss of a model on text, with its interval
-probes          does a model prefer the answer to the foil
-sae             what a sparse autoencoder is worth, beside PCA, a random one and one of a model that knows nothing
+probes          how often a model prefers the answer to the foil
+sae             how good a sparse autoencoder is, beside PCA, a random coder and a coder of a random model
 sparsity        activation sparsity by layer
 specialization  how specialised the units of a model are
 suite           specialization across models of several sizes
@@ -47,14 +47,14 @@ NAMES = (
     "harness",
     "doctor",
 )
-"""In the order of `eval.py --help`; each is a function in the module of its name."""
+"""The commands in the order of `eval.py --help`; each is a function in the module of its name."""
 
 
 def command(name: str) -> Callable[..., None]:
-    """The function of a command, imported when it is asked for: what it needs takes seconds to import.
+    """Import and return a command's function; only this one is imported, because its libraries take seconds to load.
 
     Raises:
-        ValueError: there is none of this name; the nearest is given.
+        ValueError: no command has this name; the message suggests the nearest.
     """
     if name not in NAMES:
         near = difflib.get_close_matches(name, NAMES, n=1)
@@ -64,7 +64,7 @@ def command(name: str) -> Callable[..., None]:
 
 
 def run(name: str, args: list[str], program: str) -> None:
-    """Run a command with its arguments, once for each subject that they name."""
+    """Run a command once for each subject that its arguments name."""
     from jsonargparse import auto_cli
 
     from slms.cli import Parser
@@ -75,7 +75,7 @@ def run(name: str, args: list[str], program: str) -> None:
 
 
 def overview() -> str:
-    """Every command with the first line of its docstring, read from the source: nothing is imported."""
+    """List every command with the first line of its docstring, which is read from the source without importing it."""
     width = max(map(len, NAMES))
     lines = [f"  {name:{width}}  {_first_line(name)}" for name in NAMES]
     usage = "usage: eval.py COMMAND [SUBJECT ...] [--option value ...]"

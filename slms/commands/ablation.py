@@ -45,21 +45,21 @@ def ablation(
 ) -> None:
     """Causal specialization: the loss increase in nats, by class of the predicted token, when a unit is ablated.
 
-    Units are the pathways of routed MLPs, or of a dense model's MLPs the communities of co-active neurons. SI-causal is
-    the share of a unit's loss increase that falls on its best class (every class weighing alike, best class and share
-    from different halves of the documents), minus the share under permuted labels; with 95 % intervals over documents.
-    Each unit is told and kept when it is measured, and a measurement that was killed goes on from those.
+    A unit is a pathway of a routed MLP, or a community of co-active neurons in an MLP of a dense model. SI-causal is
+    the share of a unit's loss increase that falls on its best class, minus that share under permuted labels, with a
+    95 % interval over documents. All classes weigh alike, and one half of the documents chooses the best class while
+    the other half gives its share. Each unit is printed and kept as soon as it is measured; if the command is killed,
+    give it again and it continues with the next unit.
 
     Args:
         model: a run directory, a model directory, `stories-1m` or a Hugging Face id.
-        n_tokens: tokens to measure on; each unit takes one forward pass over them, two with the control.
-        layers: indices; by default the routed layers, or all of a dense model.
-        families: label families (pos, semantic, token_class, …); by default pos, semantic and token_class. The first is
-            drawn.
-        by: what takes the place of a unit's activations: their means, or zero.
+        n_tokens: tokens to measure on; each unit takes one forward pass over them, or two with the control.
+        layers: layer indices; by default the routed layers, or every layer of a dense model.
+        families: label families (pos, semantic, token_class, …); by default these three. The figure shows the first.
+        by: what replaces a unit's activations: their means, or zero.
         control: also ablate random sets of neurons of the same sizes.
-        batch_size: blocks of one forward pass.
-        seed: of the communities, the permutations and the random sets.
+        batch_size: blocks in one forward pass.
+        seed: seed of the communities, the permutations and the random sets.
         output_dir: ablation.csv, matrix.csv, ablation.json, ablation.png and .svg go to OUTPUT_DIR/ablation/NAME/TEXT/.
     """
     subject = open_subject(model, n_tokens=n_tokens, **text)

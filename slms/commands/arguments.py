@@ -1,4 +1,4 @@
-"""Command lines as people type them, in the form that jsonargparse reads."""
+"""Turns command lines as people type them into the form that jsonargparse reads."""
 
 import inspect
 import json
@@ -11,7 +11,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def published(**spellings: str) -> Callable[[Command], Command]:
-    """Let options of a command also be spelled as in the scripts that it replaces: published spelling → option."""
+    """Let a command also accept the option names of the scripts that it replaces: published spelling → option."""
 
     def mark(function: Command) -> Command:
         function.spellings = spellings  # type: ignore[attr-defined]  # a mark for `command_lines`
@@ -21,11 +21,11 @@ def published(**spellings: str) -> Callable[[Command], Command]:
 
 
 def command_lines(args: list[str], function: Callable[..., Any]) -> list[list[str]]:
-    """The calls that a command line asks for, each as `--name=value` for every option.
+    """Split a command line into calls of its command, each with every option as `--name=value`.
 
-    The first parameter may be given without its name. Several words there are one list where the parameter is a list;
-    else each is a subject of its own, so that `runs/*` measures every run. `--task-id` is `--task_id`; items of a list
-    follow their option, parted by spaces, commas or the option given again.
+    You may give the first parameter without its name. Several words there form one list if the parameter is a list;
+    otherwise each word is a subject with its own call, so that `runs/*` measures every run. `--task-id` means
+    `--task_id`. The items of a list follow their option, separated by spaces, by commas or by repeating the option.
 
     >>> def compare(runs: list[str], output_dir: str = "artifacts"): ...
     >>> command_lines(["runs/a", "runs/b", "--output-dir=x"], compare)
@@ -64,6 +64,6 @@ def command_lines(args: list[str], function: Callable[..., Any]) -> list[list[st
 
 
 def _parted(words: Iterable[str]) -> list[str]:
-    """Words at their commas; the name of a file or directory stays whole."""
+    """Split words at their commas, except those that name a file or directory."""
     parts = [part for word in words for part in ([word] if Path(word).exists() else word.split(","))]
     return [part.strip() for part in parts if part.strip()] or list(words)

@@ -36,22 +36,22 @@ def capture(
     output_dir: str = "artifacts",
     **text,
 ) -> None:
-    """Activations of MLPs with token ids, positions and mask, in shards; memory holds one shard, whatever the length.
+    """Write the activations of MLPs, with token ids, positions and mask, in shards; memory holds one shard at a time.
 
-    A capture that was killed goes on where it stopped when the same command is given again. Each document is read
-    from its first token, in windows of BLOCK_SIZE (`--max_tokens` in published scripts, which is accepted too).
+    If a capture is killed, give the same command again and it continues where it stopped. Each document is read from
+    its first token, in windows of BLOCK_SIZE tokens (published scripts call it `--max_tokens`, which also works).
 
     Args:
         model: a run directory, a model directory, `stories-1m` or a Hugging Face id.
-        layers: names such as gpt_neox.layers.10.mlp, or numbers; all by default.
-        site: neurons (input of the down-projection), output (of the MLP) or residual (after the layer).
-        task_id: capture the prompts of these tasks in place of the corpus.
-        probe_manifest: where tasks are looked up; the project's own by default. Without TASK_ID, all of its tasks.
-        dtype: of the activations on disk: float32, float16 or bfloat16.
-        shard_tokens: tokens of one shard.
-        batch_size: windows of one forward pass.
-        output_dir: shards and meta.jsonl go to OUTPUT_DIR/capture/NAME/TEXT-SITE/, which another
-            model, text or setting has another of.
+        layers: layer names such as gpt_neox.layers.10.mlp, or numbers; by default all layers.
+        site: neurons (the input of the down-projection), output (of the MLP) or residual (after the layer).
+        task_id: capture the prompts of these tasks instead of the corpus.
+        probe_manifest: the file that defines the tasks, by default the project's own; without TASK_ID, all its tasks.
+        dtype: type of the activations on disk: float32, float16 or bfloat16.
+        shard_tokens: tokens in one shard.
+        batch_size: windows in one forward pass.
+        output_dir: shards and meta.jsonl go to OUTPUT_DIR/capture/NAME/TEXT-SITE/; each model, text and setting
+            has its own such directory.
     """
     for flag, value, known in (("site", site, SITES), ("dtype", dtype, DTYPES)):
         if value not in known:

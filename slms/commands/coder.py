@@ -1,4 +1,4 @@
-"""What `sae` and `features` measure: a SAELens directory's coder at its place in a model, with text to run it on."""
+"""Opens what `sae` and `features` measure: a SAELens directory's coder at its place in a model, with text."""
 
 import logging
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ from slms.sae.export import load
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_BLOCKS = 64  # the first, on which means and baselines are fitted: to their advantage, they are measured there
+SAMPLE_BLOCKS = 64  # means and baselines are fitted on these first blocks, which favours them: they are measured there
 
 
 @dataclass
 class OpenCoder:
-    """A coder, its model and text, where it reads and writes, and, read when asked for, a sample of both."""
+    """A coder, its model and text, the sites where it reads and writes, and a sample of both, read on first use."""
 
     coder: Coder
     subject: Subject
@@ -38,12 +38,12 @@ class OpenCoder:
 
     @property
     def x(self) -> Tensor:
-        """[n, i] activations of the first blocks at the source, without special tokens."""
+        """Activations [n, i] of the first blocks at the source, without special tokens."""
         return self._sample[0]
 
     @property
     def y(self) -> Tensor:
-        """[n, o] at the target."""
+        """Activations [n, o] of the same tokens at the target."""
         return self._sample[1]
 
     @property
@@ -53,7 +53,7 @@ class OpenCoder:
 
     @property
     def made_from(self) -> dict[str, str]:
-        """What a measurement of it depends on, besides its model and text."""
+        """What a measurement of the coder depends on, besides its model and text."""
         return {"coder": model_digest(self.coder), "site": self.source.name, "target": self.target.name}
 
     @cached_property
@@ -69,7 +69,7 @@ class OpenCoder:
 
     @property
     def place(self) -> str:
-        """The site, or the two of a transcoder."""
+        """The name of the site, or of a transcoder's two sites."""
         return self.source.name if self.source == self.target else f"{self.source.name} to {self.target.name}"
 
 
@@ -81,20 +81,20 @@ def open_coder(
     batch_size: int = 16,
     **text,
 ) -> OpenCoder:
-    """Read a directory and what it says it belongs to.
+    """Load a coder with the model and the text that its directory names.
 
-    The text is that of the run that trained it, else what the directory names as its `dataset_path`.
+    The text is that of the run that trained the coder; without a run, it is the directory's `dataset_path`.
 
     Args:
         directory: a SAELens directory.
-        model: what it reads: a run or model directory, `stories-1m` or a hub id; by default what the directory names.
-        site: where it reads (`residual.3`); by default what the directory names.
-        target: where a transcoder writes; by default what the directory names.
-        batch_size: blocks of one forward pass.
+        model: the model it reads: a run or model directory, `stories-1m` or a hub id; by default what cfg.json names.
+        site: the site it reads (`residual.3`); by default what its cfg.json names.
+        target: the site that a transcoder writes; by default what its cfg.json names.
+        batch_size: blocks in one forward pass.
         text: the options of `chosen_text`.
 
     Raises:
-        ValueError: a damaged directory, a model or site that it does not fit, or text that cannot be read.
+        ValueError: the directory is damaged, does not fit the model or site, or its text cannot be read.
     """
     if batch_size < 1:
         raise ValueError(f"--batch_size {batch_size}: it must be at least 1")
@@ -124,7 +124,7 @@ def open_coder(
 
 
 def _named_text(directory: str, metadata: dict[str, Any]) -> dict:
-    """The text that a coder's cfg.json names, where it is on this machine."""
+    """The text that a coder's cfg.json names, if it is on this machine."""
     corpus, length = metadata.get("dataset_path"), metadata.get("context_size")
     named = {"block_size": length} if isinstance(length, int) else {}
     if not isinstance(corpus, str):
@@ -136,10 +136,10 @@ def _named_text(directory: str, metadata: dict[str, Any]) -> dict:
 
 
 def coder_directories(directory: Path) -> list[Path]:
-    """The SAELens directories of a run, or the one given.
+    """List the SAELens directories of a run; a directory that is no run is returned as it is.
 
     Raises:
-        ValueError: a run without any.
+        ValueError: the run has none.
     """
     if (directory / "cfg.json").exists() or not (directory / "config.yaml").exists():
         return [directory]
@@ -150,7 +150,7 @@ def coder_directories(directory: Path) -> list[Path]:
 
 
 def special_ids(subject: Subject) -> Tensor:
-    """Ids of the tokens that are left alone."""
+    """Ids of the tokens that coders leave alone (bos, eos, pad), ascending int64."""
     t = subject.tokenizer
     return torch.tensor(sorted({t.bos_token_id, t.eos_token_id, t.pad_token_id} - {None}), dtype=torch.int64)
 

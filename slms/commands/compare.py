@@ -11,12 +11,12 @@ from slms.report.results import read_results
 
 
 def compare(runs: list[str], output_dir: str = "artifacts") -> None:
-    """Losses, savings and purity of two or more runs side by side; with the dense and static controls, the gap ratio.
+    """Show losses, savings and purity of runs side by side; with the dense and static controls, also the gap ratio.
 
     Args:
-        runs: run directories, or results files.
-        output_dir: compare.csv, compare.png and .svg go to OUTPUT_DIR/compare/RUNS/, RUNS being
-            the first run's name, how many more there are, and a digest of their results.
+        runs: two or more run directories or results files.
+        output_dir: compare.csv, compare.png and .svg go to OUTPUT_DIR/compare/RUNS/, where RUNS joins the first run's
+            name, the number of other runs and a digest of all results.
     """
     results = [read_results(path) for path in runs]
     named = list(zip(run_names(results, [Path(path) for path in runs]), results, strict=True))

@@ -10,7 +10,7 @@ from slms.report.doctor import described
 
 
 def doctor(output_dir: str = "artifacts") -> None:
-    """The system, the kernels that would run, whether the hub answers and what is cached; in under 5 seconds.
+    """Show, within 5 seconds, the system, the kernels that would run, whether the hub answers and what is cached.
 
     Args:
         output_dir: doctor.json goes to OUTPUT_DIR/doctor/.

@@ -65,28 +65,28 @@ def dynamick(
     output_dir: str = "artifacts",
     **text,
 ) -> None:
-    """Perplexity, FLOPs and measured speed of executing a share of the MLPs, rule by rule, against the dense model.
+    """Perplexity, FLOPs and measured speed when a share of the MLPs is executed, rule by rule, against the dense model.
 
-    Perplexity is that of the second half of every block, given the first. Each point is kept when it is measured, and a
-    measurement that was killed goes on from those.
+    Perplexity is measured on the second half of every block, given the first half. Each point is kept as soon as it is
+    measured; if the command is killed, give it again and it continues with the next point.
 
     Args:
-        model: a dense model, on which rules work without training, or a routed one (a run directory).
-        density: the share of neurons to execute: one (0.35), several (0.35 0.5), or a sweep (0.1:1.0:0.1). Of a routed
-            model, the share of its routed layers; by default as it was trained. Of a dense model 0.35 0.5. Published
-            scripts call it `--k`, which is accepted too.
-        rule: one or several. Dense: oracle, cett, teal, cats, low_rank, griffin, static, router; all that suit by
-            default. Routed: top_k, top_p, threshold; its own by default, and then every dense rule that suits is
-            measured beside it, on `dense`, at the densities that the routed model was found to execute.
-        dense: what a routed model is compared with; the base of its run by default.
-        budget: how layers share the density on a dense model: loss (greedily by measured loss) or uniform.
-        n_tokens: tokens of the split to measure on; calibration is always on the training split.
-        calibration_tokens: of the training split, for thresholds, predictors and routers.
-        budget_tokens: so many of them to measure, layer by layer, what a density costs.
-        batch_size: blocks of one forward pass.
-        seconds: how long each point is timed; 0 leaves the speed out.
-        kernels: --kernels.calibrate times the backends of routed MLPs at this model's shapes first, and keeps the
-            table; by default they are chosen by estimate where this machine has none.
+        model: a dense model, to which rules apply without training, or a routed one (a run directory).
+        density: the share of neurons to execute: one (0.35), several (0.35 0.5), or a sweep (0.1:1.0:0.1). For a
+            routed model it counts its routed layers, by default at their trained density; the default for a dense
+            model is 0.35 0.5. Published scripts call this option `--k`, which also works.
+        rule: one or several rules. For a dense model: oracle, cett, teal, cats, low_rank, griffin, static, router; by
+            default all that suit it. For a routed model: top_k, top_p, threshold; by default its own, and then every
+            dense rule that suits is measured too, on `dense`, at the densities that the routed model executed.
+        dense: the dense model to compare a routed one with; by default the base of its run.
+        budget: how the layers of a dense model share the density: loss (greedily by measured loss) or uniform.
+        n_tokens: tokens of the split to measure on; calibration always uses the training split.
+        calibration_tokens: training tokens that calibrate thresholds, predictors and routers.
+        budget_tokens: how many of those tokens measure, layer by layer, what a density costs.
+        batch_size: blocks in one forward pass.
+        seconds: how long to time each point; 0 skips the timing.
+        kernels: --kernels.calibrate first times the backends of routed MLPs at this model's shapes and keeps the
+            table; by default, backends are chosen by estimate on a machine that has no table.
         output_dir: dynamick.csv, dynamick.json, frontier.png and .svg go to OUTPUT_DIR/dynamick/NAME/TEXT/.
     """
     densities = None if density is None else parse_densities(density)
@@ -131,7 +131,7 @@ def dynamick(
 
 
 def parse_densities(words: Sequence[str]) -> list[float]:
-    """`0.35` or `first:last:step`, each once or more, as ascending densities.
+    """Read words such as `0.35` or `first:last:step` into ascending densities.
 
     >>> parse_densities(["0.1:0.4:0.1"]), parse_densities(["0.5", "0.35"])
     ([0.1, 0.2, 0.3, 0.4], [0.35, 0.5])
@@ -162,7 +162,7 @@ def _named(rule: Sequence[str] | None, known: Collection[str], what: str = "on t
 
 
 def suitable(model: PreTrainedModel) -> list[str]:
-    """The dense rules that suit a model: `cats` wants a gate."""
+    """The dense rules that suit a model: all but `cats`, which needs gated MLPs."""
     gated = read_mlp(find_mlps(model)[0]).W_gate is not None
     return [name for name in DENSE_RULES if gated or name != "cats"]
 
@@ -186,7 +186,7 @@ def dense_of(model: str, dense: str | None) -> PreTrainedModel:
 
 
 class _Session:
-    """One text, one dense model: points are measured against it."""
+    """Measures points on one text, each against the same dense model."""
 
     def __init__(
         self,
@@ -210,7 +210,7 @@ class _Session:
 
     @cached_property
     def loss(self) -> DocumentLoss:
-        """Of the dense model."""
+        """The loss of the dense model."""
         loss = DocumentLoss()
         restore(loss, self.journal.part("dense", lambda: self.quality(self.dense).loss.metric_state))
         return loss
@@ -258,7 +258,7 @@ class _Session:
             self.add("dense", rule, target, partial(under, target))
 
     def add(self, subject: str, rule: str, target: float | None, model: Callable[[], PreTrainedModel]) -> None:
-        """A point, kept and said as soon as it is measured; the model under the rule is made where it is needed."""
+        """Measure a point, keep it and print it; `model()` is called only if the journal does not have the point."""
         point = self.journal.part(
             f"{subject} {rule} {'own' if target is None else format(target, 'g')}",
             lambda: self.point(subject, rule, target, model()),
@@ -269,7 +269,7 @@ class _Session:
         print(f"{point.name} at density {point.density:.3f}: perplexity ×{point.ratio.value:.4f}{fast}", flush=True)
 
     def prepare(self, model: PreTrainedModel) -> None:
-        """Where asked to, time the kernels of a routed model at one token, a prompt and a batch, and say what runs."""
+        """If asked to, time a routed model's kernels at one token, a prompt and a batch, and print what will run."""
         if self.calibrate and routed_modules(model):
             tokens = (1, self.prompt.shape[1], self.batch_size * self.block_size)
             for line in calibrate_kernels(model, tokens, model.dtype):

@@ -36,18 +36,18 @@ def features(
     output_dir: str = "artifacts",
     **options,
 ) -> None:
-    """What each feature of a sparse autoencoder responds to and writes; features.json, features.csv, features.html.
+    """Show what each feature of a sparse autoencoder responds to and writes, as a table and as a page to browse.
 
-    Top contexts, density, logit effects, specialization with its null, co-activation communities, decoder neighbours;
-    of a routed model also which pathways write which features (pathways.csv, pathways.png and .svg).
+    For each feature: top contexts, density, logit effects, specialization with its null, co-activation community and
+    decoder neighbours. For a routed model also: which pathways write which features (pathways.csv, .png and .svg).
 
     Args:
-        directory: a SAELens directory (cfg.json, sae_weights.safetensors), or a run: then each of its `saes/`.
+        directory: a SAELens directory (cfg.json, sae_weights.safetensors), or a run, to read each of its `saes/`.
         n_tokens: tokens to read.
-        batch_size: blocks of one forward pass.
-        n_strongest: strongest uses of each feature to show.
-        n_random: uses drawn at random to show beside them.
-        output_dir: the files go to OUTPUT_DIR/features/NAME/TEXT/.
+        batch_size: blocks in one forward pass.
+        n_strongest: how many of the strongest uses of each feature to show.
+        n_random: how many uses, drawn at random, to show beside them.
+        output_dir: features.json, features.csv and features.html go to OUTPUT_DIR/features/NAME/TEXT/.
     """
     for flag, value in (("n_strongest", n_strongest), ("n_random", n_random)):
         if value < 1:
@@ -134,7 +134,7 @@ def _results(
 
 
 def _fits(directory: str, coder: Placed, opened: OpenCoder) -> None:
-    """A coder of another model has the right shape by chance only, but then it reconstructs nothing."""
+    """Refuse a coder that reconstructs worse than the mean: one of another model may still have the right shape."""
     usual = torch.linalg.vector_norm(opened.x, dim=1) <= coder.longest
     x, y = opened.x[usual], opened.y[usual]
     error = (y - coder.reconstruct(x)).square().sum() / (y - y.mean(0)).square().sum()

@@ -33,20 +33,20 @@ def harness(
     batch_size: int = 16,
     output_dir: str = "artifacts",
 ) -> None:
-    """Tasks of lm-eval (an optional dependency: `pip install -e '.[harness]'`), by its own metrics.
+    """Run tasks of lm-eval (an optional dependency: `pip install -e '.[harness]'`) and report its own metrics.
 
     Args:
         model: a run directory, a model directory, `stories-1m` or a Hugging Face id; dense or routed.
-        tasks: names of lm-eval's tasks or groups, as `lambada_openai blimp`.
-        include_path: a directory with more task files; those that name Python code are refused.
-        shots: worked examples before each question; the task's own number by default.
-        limit: documents of each task; all by default.
+        tasks: names of lm-eval's tasks or groups, such as `lambada_openai blimp`.
+        include_path: a directory with more task files; files that name Python code are refused.
+        shots: worked examples before each question; by default the task's own number.
+        limit: how many documents of each task to use; by default all.
         rule: execute the MLPs under this rule of `eval.py dynamick`; needs --density.
-        density: the share of neurons that the rule executes (of a routed model, in its routed layers). Published
-            scripts call it `--k`, which is accepted too.
-        corpus: text that a rule is calibrated on; the run's own, else `stories`.
-        calibration_tokens: how many tokens of it.
-        batch_size: sequences of one forward pass.
+        density: the share of neurons that the rule executes; for a routed model, in its routed layers. Published
+            scripts call this option `--k`, which also works.
+        corpus: the text that calibrates a rule; by default that of the run, or `stories` if there is no run.
+        calibration_tokens: how many tokens of the corpus calibrate a rule.
+        batch_size: sequences in one forward pass.
         output_dir: harness.csv and harness.json go to OUTPUT_DIR/harness/NAME/TASKS/.
     """
     for name, value in (("limit", limit), ("batch_size", batch_size), ("calibration_tokens", calibration_tokens)):
@@ -95,7 +95,7 @@ def harness(
 def dynamic(
     net: PreTrainedModel, rule: str, density: float, calibration: torch.Tensor, batch_size: int
 ) -> PreTrainedModel:
-    """A model that executes a share of its MLPs' neurons by a rule, calibrated on token ids [b, t]."""
+    """Make a model execute a share of its MLPs' neurons by a rule, calibrated on token ids [b, t]."""
     if routed_modules(net):
         set_routed_rule(net, rule, density, calibration, batch_size)
         return net
@@ -112,7 +112,7 @@ def lm_eval_version() -> dict[str, str]:
 
 
 def score_table(scores: list[TaskScore]) -> str:
-    """One row a metric."""
+    """The scores as a text table, one row for each metric."""
     rows = [
         [s.task, s.metric, f"{s.value:.4f}", "–" if s.stderr is None else f"{s.stderr:.4f}", f"{s.n:,}", str(s.shots)]
         for s in scores

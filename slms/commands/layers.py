@@ -7,7 +7,7 @@ from slms.report.tables import text_table
 
 
 def layers(model: str, output_dir: str = "artifacts") -> None:
-    """The MLPs of a model: name, d_model (residual stream), d_ff (neurons), activation. No weights are read.
+    """List a model's MLPs: name, d_model (residual stream), d_ff (neurons), activation. No weights are read.
 
     Args:
         model: a model directory, `stories-1m` or a Hugging Face id.

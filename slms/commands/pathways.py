@@ -1,4 +1,4 @@
-"""`eval.py pathways`: what the pathways of a routed model serve."""
+"""`eval.py pathways`: which tokens and word classes the pathways of a routed model serve."""
 
 import datetime
 import time
@@ -29,8 +29,8 @@ def pathways(
 
     Args:
         model: a run directory, or the directory of a routed model.
-        batch_size: blocks of one forward pass.
-        given_token: label families (pos, semantic, …) whose SI is also computed conditional on the token.
+        batch_size: blocks in one forward pass.
+        given_token: label families (pos, semantic, …) whose SI is also computed given the token.
         output_dir: the results file and the figure go to OUTPUT_DIR/pathways/NAME/TEXT/.
     """
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()

@@ -16,11 +16,11 @@ def perplexity(
 ) -> None:
     """Mean next-token loss in nats and its exponential, with a 95 % bootstrap interval over documents.
 
-    A measurement that was killed goes on where it stopped.
+    If the command is killed, give it again and it continues where it stopped.
 
     Args:
         model: a run directory, a model directory, `stories-1m` or a Hugging Face id.
-        batch_size: blocks of one forward pass.
+        batch_size: blocks in one forward pass.
         output_dir: perplexity.json goes to OUTPUT_DIR/perplexity/NAME/TEXT/.
     """
     subject = open_subject(model, **text)

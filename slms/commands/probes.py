@@ -1,4 +1,4 @@
-"""`eval.py probes`: does a model prefer the answer to the foil."""
+"""`eval.py probes`: how often a model prefers the answer to the foil."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -27,14 +27,14 @@ def probes(
 ) -> None:
     """Share of probe items whose answer is more probable than its foil (summed log-probability), with 95 % intervals.
 
-    Beside it chance (½), the accuracy of the same architecture with random weights, and the accuracy without the
-    prompt, which shows what the two words alone give away.
+    The table compares this share with chance (½), with the same architecture under random weights, and with the share
+    when the prompt is left out, which shows how much the two words alone give away.
 
     Args:
         model: a run directory, a model directory, `stories-1m` or a Hugging Face id; dense or routed.
         probe_manifest: JSON lines of tasks (docs/formats.md), or a file of minimal pairs such as BLiMP's.
-        task_id: names of tasks; by default all that have answers.
-        batch_size: texts of one forward pass.
+        task_id: names of tasks; by default all tasks that have answers.
+        batch_size: texts in one forward pass.
         output_dir: probes.csv, items.csv (every item), probes.json, probes.png and .svg go to
             OUTPUT_DIR/probes/NAME/MANIFEST/.
     """

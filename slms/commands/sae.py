@@ -1,4 +1,4 @@
-"""`eval.py sae`: what a sparse autoencoder is worth, beside PCA, a random one and one of a model that knows nothing."""
+"""`eval.py sae`: how good a sparse autoencoder is, beside PCA, a random coder and a coder of a random model."""
 
 from dataclasses import astuple
 from functools import cache
@@ -34,17 +34,17 @@ def sae(
     output_dir: str = "artifacts",
     **options,
 ) -> None:
-    """L0, FVU, loss recovered (zero and mean ablation), KL, dead share and SI of latents, with intervals.
+    """L0, FVU, loss recovered (zero and mean ablation), KL, dead share and SI of a sparse autoencoder, with intervals.
 
-    A measurement that was killed goes on where it stopped.
+    If the command is killed, give it again and it continues where it stopped.
 
     Args:
-        directory: a SAELens directory (cfg.json, sae_weights.safetensors), or a run: then each of its `saes/`.
+        directory: a SAELens directory (cfg.json, sae_weights.safetensors), or a run, to measure each of its `saes/`.
         n_tokens: tokens to measure on.
-        batch_size: blocks of one forward pass.
+        batch_size: blocks in one forward pass.
         baselines: also measure PCA and a random coder at the same L0.
-        control_tokens: tokens on which to train, at the same L0, a coder of the model with random weights; 0 trains
-            none.
+        control_tokens: tokens that train a control, a coder of the model with random weights at the same L0; 0 leaves
+            the control out.
         output_dir: quality.json, quality.csv, quality.png and .svg go to OUTPUT_DIR/sae/NAME/TEXT/.
     """
     if control_tokens < 0:
@@ -65,7 +65,7 @@ def _report(
     journal.made_from |= asked
 
     def used() -> int:
-        """Latents a token uses, on average."""
+        """The mean number of latents that a token uses, rounded, at least 1."""
         values = opened.placed.features(opened.x)[1]
         return max(round(float((values > 0).sum() / len(opened.x))), 1)
 

@@ -27,7 +27,7 @@ from slms.report.provenance import command_line
 from slms.report.tables import number, share, text_table
 
 DTYPES = {"auto": None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-DOCUMENTS, MOST_TOKENS = 4, 2048  # read by default, as the prototype does; tokens of one document
+DOCUMENTS, MOST_TOKENS = 4, 2048  # documents read by default, as in the prototype; most tokens of one document
 MEASURES = [f"{name}{end}" for name in ActivationSparsity._fields for end in ("", "_low", "_high")]
 COLUMNS = ["layer", "frac", "pr", "kept", *MEASURES, "frac_neurons", "pr_neurons", "tokens"]
 
@@ -51,26 +51,26 @@ def sparsity(
 ) -> None:
     """Activation sparsity of each MLP: shares of its neurons, between 0 and 1, with 95 % intervals over documents.
 
-    kept: smallest share of neurons with which perplexity rises by at most the tolerance. gini, hoyer: 0 when all
-    neurons contribute alike, 1 when one does; top_mass: share of neurons that holds .9 of a token's contributions;
-    participation: (Σe)²/(N Σe²); zeros: exact zeros. frac and pr, by the prototype's formulas, are of the MLP's
-    output: share above the threshold, and (Σy⁺)²/Σ(y⁺)² pooled over tokens, which grows with their number.
+    kept: the smallest share of neurons that raises perplexity by at most the tolerance. gini, hoyer: 0 if all neurons
+    contribute alike, 1 if only one does. top_mass: the share of neurons that holds .9 of a token's contributions.
+    participation: (Σe)²/(N Σe²). zeros: the share of exact zeros. frac and pr are the prototype's, of the MLP's output:
+    the share above the threshold, and (Σy⁺)²/Σ(y⁺)² pooled over tokens, which grows with their number.
 
     Args:
         model: a run directory, a model directory, `stories-1m` or a Hugging Face id.
-        prompt: measure on this text, read NUM_DOCS times as the prototype does (pr depends on it).
-        num_docs: documents to read: 4 where N_TOKENS is not given either; −1 reads a whole split.
-        n_tokens: tokens to read, in whole documents, where NUM_DOCS does not end the text before.
-        block_size: tokens of each document that are read; 2048 or the model's context. Published scripts call it
-            `--max_tokens`, and the corpus `--dataset`; both are accepted too.
-        threshold: above which `frac` counts a value.
+        prompt: measure on this text, read NUM_DOCS times as in the prototype (pr depends on it).
+        num_docs: documents to read; 4 if you do not give N_TOKENS either; −1 reads a whole split.
+        n_tokens: tokens to read, in whole documents; reading ends earlier if NUM_DOCS is reached.
+        block_size: tokens to read of each document, by default 2048 or the model's context. Published scripts call it
+            `--max_tokens`, and the corpus `--dataset`; both also work.
+        threshold: `frac` counts the values above it.
         output_dir: sparsity.csv and sparsity.json go to OUTPUT_DIR/sparsity/NAME/TEXT/.
-        layers: names such as gpt_neox.layers.10.mlp, or numbers; all by default.
+        layers: layer names such as gpt_neox.layers.10.mlp, or numbers; by default all layers.
         dtype: auto (as stored), float32, float16 or bfloat16.
-        probe_manifest: measure on each task of this manifest instead; with only `task_id`, of the project's own.
-        task_id: tasks of the manifest; all by default.
-        tolerance: rise of perplexity allowed for `kept`, as a share.
-        batch_size: documents of one forward pass.
+        probe_manifest: measure on each task of this manifest instead; if you give only `task_id`, the project's own.
+        task_id: tasks of the manifest; by default all.
+        tolerance: how much perplexity may rise for `kept`, as a share.
+        batch_size: documents in one forward pass.
     """
     if dtype not in DTYPES:
         raise ValueError(f"--dtype {dtype}: it must be one of {', '.join(DTYPES)}")
@@ -125,7 +125,7 @@ def sparsity(
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script `sparsity`."""
     with one_line_errors("sparsity"):
         run("sparsity", sys.argv[1:], "sparsity")
 
@@ -133,7 +133,7 @@ def main() -> None:
 def _text(
     prompt: str | None, read: dict, num_docs: int | None, n_tokens: int | None, tokenizer: PreTrainedTokenizerBase
 ) -> Task:
-    """What is read without a manifest, as a task: documents, until there are so many of them or of their tokens."""
+    """The prompt or corpus as one task: documents, up to `num_docs` of them or `n_tokens` of their tokens."""
     if num_docs is None and n_tokens is None:
         num_docs = DOCUMENTS
     if prompt is not None:

@@ -27,10 +27,10 @@ from slms.report.specialization_figure import specialization_figure
 UNITS = ("neurons", "pathways", "features")
 DEFAULT_GIVEN = ("semantic", "domain")
 MOST_PROMPTS, FEWEST_PROMPTS = 32, 8  # of a task
-A_PROMPT = 4096  # tokens of text: one more prompt of every task then costs less than a sixth of them
+A_PROMPT = 4096  # tokens of text for one more prompt of every task, which then adds less than a sixth to the cost
 
 Pair = tuple[Measured, Measured]
-"""On the text, and on the tasks' prompts."""
+"""What was measured on the text, and on the tasks' prompts."""
 
 
 def specialization(
@@ -52,28 +52,28 @@ def specialization(
 ) -> None:
     """Activation sparsity, specialization, semantic coherence and modularity of units, with nulls and 95 % intervals.
 
-    AS: Gini, Hoyer, share of neurons holding .9 of a token's contributions, participation ratio / N, exact zeros.
-    SI: adjusted mutual information of a unit and a label of the token (0 chance, 1 tells the class), also given the
-    token, and with the task of a prompt. Coherence: mean cosine of the embeddings of the tokens that activate a unit
-    most. Q: modularity of the co-activation graph against neurons whose tokens are shuffled.
+    AS: Gini, Hoyer, share of neurons that hold .9 of a token's contributions, participation ratio / N, exact zeros.
+    SI: adjusted mutual information of a unit and a label of the token (0: chance; 1: the unit tells the class); also
+    given the token, and with a prompt's task as the label. Coherence: mean cosine of the embeddings of the tokens that
+    activate a unit most. Q: modularity of the co-activation graph, against graphs whose neurons' tokens are shuffled.
 
     Args:
-        model: a run directory, a model directory, `stories-1m` or a Hugging Face id; of features, what the SAE names.
+        model: a run directory, a model directory, `stories-1m` or a Hugging Face id; for features, by default the
+            model that the SAE names.
         units: neurons, pathways (of a routed model) or features (of a sparse autoencoder).
-        sae: a SAELens directory, or a run with `saes/`; for features.
-        layers: names such as gpt_neox.layers.10.mlp, or numbers; all by default. Of neurons.
-        batch_size: blocks of one forward pass.
-        families: label families for SI (token_class, frequency, pos, semantic, number, domain); all by default.
-        given_token: families whose SI is also computed given the token; semantic and domain by default, where known.
-        probe_manifest: prompts whose task is a label, the first 8 of each, 32 from 131,072 tokens of text on; the
-            project's own by default.
-        task_id: tasks of the manifest; all by default.
-        active_share: a neuron is on at this share of tokens, where its |activation| is largest.
-        n_nulls: token-shuffled graphs behind the null of Q.
-        graph: measure Q, the slowest part.
+        sae: a SAELens directory, or a run with `saes/`; needed for features.
+        layers: layer names such as gpt_neox.layers.10.mlp, or numbers; by default all layers. Only for neurons.
+        batch_size: blocks in one forward pass.
+        families: label families for SI (token_class, frequency, pos, semantic, number, domain); by default all.
+        given_token: families whose SI is also computed given the token; by default semantic and domain, if known.
+        probe_manifest: prompts whose task is the label, by default the project's own; the first 8 of each task are
+            read, rising to 32 at 131,072 tokens of text.
+        task_id: tasks of the manifest; by default all.
+        active_share: share of tokens at which a neuron counts as on: those where its |activation| is largest.
+        n_nulls: how many token-shuffled graphs form the null of Q.
+        graph: also measure Q, the slowest part.
         random: also measure the model with random weights.
-        output_dir: specialization.csv, .json, .png, .svg and units.csv go to
-            OUTPUT_DIR/specialization/NAME/TEXT/.
+        output_dir: specialization.csv, .json, .png, .svg and units.csv go to OUTPUT_DIR/specialization/NAME/TEXT/.
     """
     if units not in UNITS:
         raise ValueError(f"--units {units}: it must be one of {', '.join(UNITS)}")
@@ -89,7 +89,7 @@ def specialization(
     asked |= {"active_share": active_share, "n_nulls": n_nulls, "graph": graph}
 
     def measure(reader: UnitReader, subject: Subject, graphs: int, name: str, journal: Journal) -> Pair:
-        """On the text, and on the tasks' prompts."""
+        """Measure the units on the text, and on the tasks' prompts."""
         given = [family for family in DEFAULT_GIVEN if family in subject.blocks.label_names]
         on_text = measure_units(
             reader,
@@ -179,7 +179,7 @@ def specialization(
 
 
 def _rows(found: list[Pair], control: list[Pair]) -> list[Row]:
-    """Rows of the text, and of the prompts those of their tasks, each beside its control and followed by means."""
+    """The text's rows and the prompts' task rows, each beside its control; the means follow each group."""
 
     def of(pairs: list[Pair], prompts: bool) -> list[Row]:
         parts = [row for pair in pairs for row in pair[prompts].rows]

@@ -1,4 +1,4 @@
-"""What a command measures: a model (or a run's model) and the text to measure it on."""
+"""Opens what a command measures: a model (or a run's model) and the text to measure it on."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,18 +17,18 @@ DEFAULTS = {"corpus": EMBEDDED, "validation": None, "text_field": "text", "block
 
 
 class Subject(NamedTuple):
-    """A model with the blocks to measure it on."""
+    """A model, its tokenizer and the blocks of text to measure it on."""
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     blocks: Blocks
     text: dict
-    """corpus, validation, split, text_field, block_size and n_tokens that the blocks were made from"""
+    """the corpus, validation, split, text_field, block_size and n_tokens that the blocks were made from"""
 
     @property
     def source(self) -> str:
-        """What was read, in words."""
+        """The file, or the corpus and its split, in words."""
         return text_source(self.text)
 
 
@@ -40,22 +40,22 @@ def open_subject(model: str, **text) -> Subject:
         text: the options of `chosen_text`.
 
     Raises:
-        ValueError: no such model, corpus or split, or a run without a finished model.
+        ValueError: the model, corpus or split does not exist, or the run has no finished model.
     """
     own = run_text(model)
     return with_text(model, open_model(model), own, **text)
 
 
 def with_text(name: str, base: Base, own: dict, **text) -> Subject:
-    """A model that is loaded, and its text as blocks with labels.
+    """Join a loaded model with its text as blocks with labels.
 
     Args:
         name: what results call the model.
-        own: the text of its run, as `Subject.text`, or what is known of it.
+        own: the text of its run, as `Subject.text`, or the part of it that is known.
         text: the options of `chosen_text`.
 
     Raises:
-        ValueError: no such corpus or split, or too little text.
+        ValueError: the corpus or split does not exist, or holds too little text.
     """
     settings = chosen_text(base.model, own, **text)
     spec = BlockSpec(
@@ -72,7 +72,7 @@ def with_text(name: str, base: Base, own: dict, **text) -> Subject:
 
 
 def text_source(text: dict) -> str:
-    """What is read of a text that `chosen_text` chose, in words: the file, or the corpus and its split."""
+    """Name, in words, the file, or the corpus and its split, that `chosen_text` chose."""
     return read_from(text["corpus"], text["split"], text["validation"])
 
 
@@ -85,17 +85,17 @@ def chosen_text(
     block_size: int | None = None,
     n_tokens: int | None = None,
 ) -> dict:
-    """Which text is measured: what was asked for, else that of the model's own run, else `DEFAULTS`.
+    """Choose the text to measure on: what you asked for, else that of the model's own run, else `DEFAULTS`.
 
     Args:
-        corpus: `stories`, a .txt/.jsonl/.parquet file or a dataset id; the run's own corpus, else `stories`.
-        validation: a second corpus that holds the validation split; without it every 50th document of a file is that.
-        split: train, validation or test; of a file also all.
-        block_size: context in tokens; the run's, else 256 or the model's context.
-        n_tokens: tokens to measure on; the run's, else 131072.
+        corpus: `stories`, a .txt/.jsonl/.parquet file or a dataset id; by default the run's, or `stories`.
+        validation: a second corpus that holds the validation split; without it, every 50th document of a file does.
+        split: train, validation or test; for a file also all.
+        block_size: context in tokens; by default the run's, or 256, at most the model's context.
+        n_tokens: tokens to measure on; by default the run's, or 131072.
 
     Raises:
-        ValueError: a context that is longer than the model's, or a run's own text that is gone or has changed.
+        ValueError: the context is longer than the model's, or a run's own text is gone or has changed.
     """
     given = {"corpus": corpus, "validation": validation, "block_size": block_size, "n_tokens": n_tokens}
     if corpus is not None:
@@ -118,7 +118,7 @@ def chosen_text(
 
 
 def results_of(subject: Subject, output_dir: str, command: str, **settings: Any) -> tuple[Path, Journal]:
-    """Where the results of a measurement go (`own_directory`), and the journal of its parts."""
+    """The directory for the results of a measurement (`own_directory`), and the journal of its parts."""
     made_from = identity(subject.model, subject.blocks)
     text = f"{Path(subject.text['corpus']).stem}-{subject.text['split']}"
     directory = own_directory(output_dir, command, subject.name, text, made_from | settings)
@@ -126,10 +126,10 @@ def results_of(subject: Subject, output_dir: str, command: str, **settings: Any)
 
 
 def open_model(model: str) -> Base:
-    """The model and tokenizer of a run directory, a model directory, an embedded name or a hub id.
+    """Load the model and tokenizer of a run directory, a model directory, an embedded name or a hub id.
 
     Raises:
-        ValueError: no such model, or a run without a finished model.
+        ValueError: the model does not exist, or the run has no finished model.
     """
     path = Path(model)
     is_run = (path / "config.yaml").is_file()
@@ -140,13 +140,13 @@ def open_model(model: str) -> Base:
 
 
 def short_name(model: str) -> str:
-    """What tables and figures call a model: a run's name, a directory's, or the last part of a hub id."""
+    """The name of a model in tables and figures: its run's name, its directory's, or the last part of its hub id."""
     path = Path(model)
     return path.resolve().parent.name if (path / "config.yaml").is_file() else path.name or model
 
 
 def run_base(model: str) -> BaseConfig | None:
-    """The base that a run started from; None where `model` is no run directory."""
+    """The base that a run started from; None if `model` is no run directory."""
     config = Path(model) / "config.yaml"
     if not config.is_file():
         return None
@@ -167,7 +167,7 @@ def _section(config: Path, name: str) -> dict:
 
 
 def run_text(model: str | Path) -> dict:
-    """The text a run validated on, from its resolved config; empty where `model` is no run directory."""
+    """The text that a run validated on, from its resolved config; empty if `model` is no run directory."""
     config = Path(model) / "config.yaml"
     if not config.is_file():
         return {}

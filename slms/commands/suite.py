@@ -32,19 +32,19 @@ def suite(
 ) -> None:
     """AS, SI and Q of models of several sizes against their parameters: slopes with 95 % intervals and a verdict.
 
-    The verdict (rises, falls, no trend) follows a rule fixed before anything was measured: slms/measure/suite.py. A
-    model's numbers are kept as soon as it is measured, and a suite that was stopped goes on from them.
+    The verdict (rises, falls, no trend) follows a rule that was fixed before anything was measured
+    (slms/measure/suite.py). Each model's numbers are kept as soon as it is measured; a stopped suite continues there.
 
     Args:
-        models: run directories, model directories, `stories-1m` or Hugging Face ids; or give `suite`.
-        suite: pythia (70m to 2.8b, deduped, from the hub), or stories: the last finished run of
-            dense_stories_scale.yaml at each of four widths.
-        runs: where the stories suite was trained, the `--output_dir` of train.py.
+        models: run directories, model directories, `stories-1m` or Hugging Face ids; or give `suite` instead.
+        suite: pythia (70m to 2.8b, deduped, from the hub), or stories (the last finished run of
+            dense_stories_scale.yaml at each of four widths).
+        runs: the directory that holds the runs of the stories suite, the `--output_dir` of train.py.
         corpus: `stories`, a .txt/.jsonl/.parquet file or a dataset id; the same for all models.
         block_size: context in tokens.
         n_tokens: tokens to measure on.
-        n_nulls: token-shuffled graphs behind the null of Q.
-        batch_size: blocks of one forward pass.
+        n_nulls: how many token-shuffled graphs form the null of Q.
+        batch_size: blocks in one forward pass.
         output_dir: suite.csv, suite.json, suite.png and .svg go to OUTPUT_DIR/suite/NAME/TEXT/, each model's
             numbers to OUTPUT_DIR/suite/measured/.
     """
@@ -84,12 +84,12 @@ def _measure(name: str, batch_size: int, n_nulls: int, **text) -> SuiteModel:
 
 
 def _written(name: str) -> list[int]:
-    """When the weights of a local model were written, so that numbers of a retrained one are not taken for its own."""
+    """When a local model's weights were written, so that a retrained model does not get the old one's numbers."""
     return sorted(path.stat().st_mtime_ns for path in Path(name).glob("**/model*.safetensors"))
 
 
 def stories_runs(runs: str) -> list[str]:
-    """The last finished run of the stories suite at each of its widths."""
+    """Find the last finished run of the stories suite at each of its widths."""
     finished = sorted((Path(runs) / STORIES).glob("*/model/config.json"))
     found = {json.loads(path.read_text(encoding="utf-8"))["hidden_size"]: str(path.parents[1]) for path in finished}
     for width in WIDTHS:
