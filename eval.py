@@ -2,7 +2,7 @@
 
 import os
 
-# Idle OpenMP threads that spin at barriers slow a shared machine several times; set before torch starts them.
+# Idle OpenMP threads that spin at barriers slow a shared machine severalfold; set this before torch starts them.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from slms import commands

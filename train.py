@@ -3,7 +3,7 @@
 import os
 import sys
 
-# Idle OpenMP threads that spin at barriers slow a shared machine several times; set before torch starts them.
+# Idle OpenMP threads that spin at barriers slow a shared machine severalfold; set this before torch starts them.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from callbacks import CALLBACKS, CODER_CALLBACKS

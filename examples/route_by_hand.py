@@ -1,7 +1,7 @@
 """From a dense model to a routed one in forty lines of the package's functions: `python examples/route_by_hand.py`.
 
-The model and the text are the embedded ones, so this runs anywhere, in about a minute. `train.py` does the same, and
-goes on: it balances the pathways, distils from the dense model, measures every epoch and keeps checkpoints.
+The model and the text are the embedded ones, so this runs anywhere, in about a minute. `train.py` does the same and
+more: it balances the pathways, distils from the dense model, measures every epoch and keeps checkpoints.
 """
 
 import torch
@@ -10,13 +10,13 @@ import slms
 from slms.data.text import BlockSpec, load_blocks
 from slms.measure.passes import document_loss
 
-# 1. A dense model, its tokenizer, and text in blocks of 256 tokens: to calibrate on, to train on, to measure on.
+# 1. Load a dense model, its tokenizer, and text in blocks of 256 tokens for calibration, training and measurement.
 model, tokenizer = slms.load_base("stories-1m")
 train = load_blocks(BlockSpec("stories", "train", n_tokens=32_768), tokenizer)
 validation = load_blocks(BlockSpec("stories", "validation", n_tokens=8_192, with_labels=True), tokenizer)
 tokens = torch.from_numpy(train.input_ids.astype("int64"))
 
-# 2. Split the MLPs of layers 1 to 6 into 32 pathways. A router, fitted to the calibration tokens, chooses 11 a token.
+# 2. Split the MLPs of layers 1 to 6 into 32 pathways. A router, fitted to the calibration tokens, chooses 11 per token.
 config = slms.RoutingConfig(
     n_pathways=32,
     k=11,
@@ -30,7 +30,7 @@ config = slms.RoutingConfig(
 routed = slms.route(model, config, calibration=tokens[:32])
 print(routed)
 
-# 3. Tune for a few steps towards what the dense model says.
+# 3. Fine-tune for a few steps towards the dense model's predictions.
 optimizer = torch.optim.AdamW(routed.parameters(), lr=1e-4)
 for batch in tokens[32:].split(8):
     with torch.no_grad():
@@ -40,7 +40,7 @@ for batch in tokens[32:].split(8):
     optimizer.step()
     optimizer.zero_grad()
 
-# 4. Perplexity of both on the validation text, with 95 % intervals over its documents; then keep the model.
+# 4. Measure the perplexity of both on the validation text, with 95 % intervals over its documents; save the model.
 for name, net in (("dense", model), ("routed", routed)):
     nats = document_loss(net, validation, batch_size=16).compute()
     low, value, high = (torch.tensor([nats.low, nats.value, nats.high]).exp()).tolist()

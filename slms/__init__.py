@@ -1,6 +1,6 @@
-"""SLMS specialises a dense language model, proves that it did, and runs only what it needs.
+"""SLMS specialises a dense language model, measures whether it did, and runs only what it needs.
 
-The way of the data: text → token blocks → base model → (calibration activations → partition →
+Data flows in this order: text → token blocks → base model → (calibration activations → partition →
 routed model) → logits and routes → metrics → results.
 
     data       text only: stories (the embedded corpus), corpora, token blocks, probe tasks, the Lightning data module
@@ -8,16 +8,16 @@ routed model) → logits and routes → metrics → results.
     routing    router, selection rules and gates, balancing losses
     sae        sparse autoencoders: coders, training step, export
     metrics    pure functions and thin torchmetrics classes
-    measure    numbers only: a file a measurement, rows of one table
-    report     shapes only: tables, figures, pages, cards, results files
+    measure    computes numbers: one file per measurement, all rows of one table
+    report     presents numbers: tables, figures, pages, cards, results files
     lit        LightningModules and the training command line
-    commands   arguments → measure → report: the commands of eval.py
+    commands   the commands of eval.py: arguments → measure → report
 
-    files, json_values   whole writes; dataclasses as JSON
-    cli, progress        errors of one line; how far long work has come
+    files, json_values   writes that are whole or absent; dataclasses as JSON
+    cli, progress        one-line errors; progress bars and lines
 
-network       whether the Hugging Face hub answers, said within seconds
-option_names  what options there are by their full names, and which of them a mistyped one may have meant
+network       finds out within seconds whether the Hugging Face hub answers
+option_names  lists the options by their full names and suggests one for a mistyped name
 """
 
 import importlib
@@ -48,7 +48,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use, so that `import slms` stays quick."""
+    """Import a name on first use, so that `import slms` stays quick."""
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'slms' has no attribute {name!r}")

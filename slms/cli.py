@@ -1,4 +1,4 @@
-"""What the command lines share: errors of one line and exit code 2."""
+"""The behaviour that both command lines share: a mistake is one line on stderr and exit code 2."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ _NOISE = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneT
 
 @contextlib.contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
-    """A `ValueError` or `OSError` becomes one line on stderr and exit code 2; SLMS_TRACEBACK=1 shows where it rose."""
+    """Turn a `ValueError` or `OSError` into one line on stderr and exit code 2; SLMS_TRACEBACK=1 adds the traceback."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -26,20 +26,20 @@ def one_line_errors(program: str) -> Iterator[None]:
 
 
 def _one_line(message: object) -> str:
-    """What is wrong, without the parser's account of everything else it tried."""
+    """Keep only what is wrong, without the parser's list of everything else that it tried."""
     lines = [line.strip().removeprefix("- ") for line in str(message).splitlines() if line.strip()]
     kept = [line for line in lines if not line.startswith(_NOISE)]
     return " ".join(kept or lines) or type(message).__name__
 
 
 class OneLineErrors(ArgumentParser):
-    """A parser whose mistakes are one line on stderr, without the usage page, and whose booleans need no value."""
+    """A parser that reports a mistake in one line on stderr, without the usage page; its booleans need no value."""
 
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, **{"allow_abbrev": False} | kwargs)  # a typo is not the option that it begins
+        super().__init__(*args, **{"allow_abbrev": False} | kwargs)  # a prefix of an option may be a typo of another
 
     def parse_args(self, *args, **kwargs):
-        """As jsonargparse does it; what overflows or nests without end is a mistake like any other."""
+        """Parse as jsonargparse does, but also report an overflow or endless nesting as a mistake."""
         try:
             return super().parse_args(*args, **kwargs)
         except OverflowError as error:
@@ -48,14 +48,14 @@ class OneLineErrors(ArgumentParser):
             self.error("the configuration is nested too deeply")
 
     def add_argument(self, *args, **kwargs):
-        """As jsonargparse does it; what may be true or false is a flag as well: `--option` alone is `--option true`."""
+        """Add as jsonargparse does, but make each boolean a flag as well: `--option` alone means `--option true`."""
         action = super().add_argument(*args, **kwargs)
         if kwargs.get("type") is bool:
             action.nargs, action.const = "?", True
         return action
 
     def error(self, message, ex=None):
-        """Print the part of `message` that says what is wrong; exit code 2."""
+        """Print the part of `message` that says what is wrong, then exit with code 2."""
         line = _one_line(message)
         if unknown := re.match(r"unrecognized arguments: --([^\s=]+)", line, re.IGNORECASE):
             names = {word[2:] for word in self._option_string_actions if word.startswith("--")}

@@ -1,4 +1,4 @@
-"""Where caches live, writes that are whole or absent, and directories with one owner.
+"""The cache directory, writes that are whole or absent, and locks on directories.
 
 A crash or a full disk never costs an earlier result.
 """
@@ -26,10 +26,10 @@ def cache_dir() -> Path:
 
 @contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced and takes `path`'s place in one step.
+    """Yield a temporary path beside `path`; on success, sync it and move it to `path` in one step.
 
-    Whoever reads `path` sees the old content or the new one, never a part. On any error (a full disk, Ctrl-C) the
-    temporary file is removed, the earlier file is intact and the error is raised.
+    A reader of `path` sees the old content or the new, never a part. On any error (a full disk, Ctrl-C), this removes
+    the temporary file, leaves the earlier file intact and raises the error.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
 
 
 def make_readable(path: Path) -> None:
-    """Give a file or directory the mode that the umask leaves: a result is as readable as any other file."""
+    """Give a file or directory the mode of the umask, so that a result is as readable as any other file."""
     umask = os.umask(0)
     os.umask(umask)
     path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
@@ -54,10 +54,10 @@ def make_readable(path: Path) -> None:
 
 @contextmanager
 def sole_owner(directory: Path) -> Iterator[Path]:
-    """Hold `directory`, which exists, for this process; yields the lock's file.
+    """Lock `directory`, which must exist, for this process; yield the lock file.
 
-    Raises:
-        ValueError: another process holds it. The hold ends with the process, however it ends.
+    The lock ends with the process, however that ends. Raises:
+        ValueError: another process holds the lock.
     """
     file = directory / ".lock"
     lock = FileLock(file)
@@ -73,14 +73,14 @@ def sole_owner(directory: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch(directory: Path) -> Iterator[Path]:
-    """A directory inside `directory`, which is made where it is missing, to try things in; gone again afterwards."""
+    """Yield a new directory inside `directory` (created if missing) and delete it afterwards."""
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory, prefix=PART) as place:
         yield Path(place)
 
 
 def remove_unfinished(directory: Path) -> None:
-    """Remove what a process that was killed left half written below `directory`; only its owner may."""
+    """Remove the half-written files that a killed process left below `directory`; only its owner may call this."""
     for unfinished in list(directory.rglob(f"{PART}*")):
         if unfinished.is_dir() and not unfinished.is_symlink():
             shutil.rmtree(unfinished)

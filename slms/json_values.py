@@ -1,7 +1,7 @@
-"""Dataclasses to plain JSON values and back, with an error that names the field.
+"""Converts dataclasses to plain JSON values and back, with errors that name the field.
 
-The type annotations of the dataclass are the schema that `from_json_values` checks every value against. It knows str,
-int, float, bool, None, Literal, unions, list[X], dict[str, X] and dataclasses of those.
+`from_json_values` checks every value against the dataclass's type annotations. It supports str, int, float, bool, None,
+Literal, unions, list[X], dict[str, X] and dataclasses of those.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ WORDS = {str: "a string", int: "a whole number", float: "a finite number", bool:
 
 
 def to_json_values(value: Any) -> Any:
-    """Dataclass (nested) → dicts, lists, strings, numbers. A number that is not finite becomes null."""
+    """Convert a (nested) dataclass to dicts, lists, strings and numbers. A number that is not finite becomes null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_json_values(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -27,7 +27,7 @@ def to_json_values(value: Any) -> Any:
 
 
 def from_json_values(kind: Any, value: Any, where: str = "") -> Any:
-    """Plain JSON value → an instance of `kind`; ValueError "<where> is <value>; it must be …" when it does not fit."""
+    """Convert a plain JSON value to `kind`; raise ValueError "<where> is <value>; it must be …" if it does not fit."""
     origin = typing.get_origin(kind)
     if origin in (types.UnionType, typing.Union):
         return _union(kind, value, where)

@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub answers, said within seconds: huggingface_hub's own retries take 25 s."""
+"""Finds out within seconds whether the Hugging Face hub answers; huggingface_hub's own retries take 25 s."""
 
 import threading
 from typing import Literal
@@ -15,7 +15,7 @@ def hub_trouble(
     timeout_s: float = HUB_TIMEOUT_S,
     kind: Literal["model", "dataset"] = "model",
 ) -> str | None:
-    """None if the hub answers about a repository in time, else why not; ValueError where it knows no such one."""
+    """Return None if the hub answers about a repository in time, else why not; ValueError if there is no such one."""
     import huggingface_hub as hub
     import huggingface_hub.constants
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -32,7 +32,7 @@ def hub_trouble(
         except Exception as error:  # whatever the HTTP client raises is handed to the caller below
             answer.append(error)
 
-    # A timeout of the HTTP client does not cover the look-up of the host's name: ask aside, wait so long and no longer.
+    # The HTTP client's timeout does not cover the look-up of the host's name, so a thread asks and we wait for it.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(timeout_s)

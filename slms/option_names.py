@@ -1,6 +1,6 @@
-"""What options there are by their full names, and which of them a mistyped one may have meant.
+"""Lists a parser's options by their full names and suggests one for a mistyped name.
 
-The one place where SLMS reaches into jsonargparse beyond what it documents: an action's `_typehint`, and ActionLink.
+Only this file uses parts of jsonargparse that are not documented: an action's `_typehint`, and ActionLink.
 """
 
 import dataclasses
@@ -14,15 +14,15 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser
 
-NEAREST = 3  # names that an error offers
+NEAREST = 3  # names that an error suggests at most
 
 
 class OptionNames:
-    """Every option of a parser as a dotted path, with those inside sections that may be null or are lists.
+    """Every option of a parser as a dotted path, including those inside lists and sections that may be null.
 
     Args:
-        parser: whose options.
-        open_sections: below these anything is left to the parser: the arguments of classes that a user names.
+        parser: the parser.
+        open_sections: sections whose contents only the parser checks: the arguments of classes that a user names.
     """
 
     def __init__(self, parser: ArgumentParser, open_sections: Iterable[str] = ()):
@@ -45,7 +45,7 @@ class OptionNames:
         """Refuse an unknown option of a command line.
 
         Raises:
-            ValueError: naming it in full, and its nearest neighbours.
+            ValueError: an option is unknown; the message names it in full, with its nearest neighbours.
         """
         for i, word in enumerate(args):
             name, _, value = word.removeprefix("--").partition("=")
@@ -59,7 +59,7 @@ class OptionNames:
                 raise ValueError(f"--{name} {value}: this is a section of options; a name is --{name}.name {value}")
 
     def check(self, name: str, value: Any) -> None:
-        """Refuse an unknown option, or one inside its value. Raises ValueError, as above."""
+        """Refuse an unknown option, or an unknown one inside its value, by the ValueError of `check_line`."""
         if name and name not in self.names:
             if name.startswith(self.open):
                 return
@@ -71,7 +71,7 @@ class OptionNames:
 
 
 def offered(name: str, names: Iterable[str]) -> str:
-    """The nearest of `names`, in words: alike as a whole, or alike in the last part of another section.
+    """Name the nearest of `names`: similar as a whole, or with a similar last part in another section.
 
     >>> offered("model.optimizer.lrr", ["model.optimizer.lr", "model.routing.k", "data.seed"])
     'the nearest is --model.optimizer.lr'
@@ -92,18 +92,18 @@ def offered(name: str, names: Iterable[str]) -> str:
 
 
 def _options(parser: ArgumentParser) -> list[Action]:
-    """Those that a user may set: neither pages of help nor the targets of links."""
+    """Return the actions that a user may set, which excludes help pages and the targets of links."""
     links = ("ActionLink",)
     return [a for a in parser._actions if not a.dest.endswith(".help") and type(a).__name__ not in links]
 
 
 def _mapping(text: str) -> Any:
-    """What a value holds where it is written as a mapping or a list."""
+    """Return what a value holds if it is written as a mapping or a list."""
     return _parsed(text) if text[:1] in ("{", "[") else None
 
 
 def _parsed(text: str) -> Any:
-    """A value of a command line as YAML; None where it is none, of which the parser says what is wrong."""
+    """Parse a command line's value as YAML; None if it is not YAML, since the parser then says what is wrong."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:

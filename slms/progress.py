@@ -1,4 +1,4 @@
-"""How far long work has come: a bar on a terminal, and where stderr goes to a file a line now and then."""
+"""Shows the progress of long work: a bar on a terminal, or an occasional line when stderr goes to a file."""
 
 import os
 import sys
@@ -15,13 +15,13 @@ FIRST_S = 15.0
 
 
 class Pace:
-    """Says when the next line is due: after `FIRST_S`, then whenever a tenth of the time so far has gone by again."""
+    """Says when the next line is due: after `FIRST_S`, then each time the elapsed time has grown by a tenth."""
 
     def __init__(self) -> None:
         self.started = self.last = time.monotonic()
 
     def due(self) -> bool:
-        """Whether a line is due now; if so, the wait for the next one begins."""
+        """Return whether a line is due now; if so, start waiting for the next one."""
         now = time.monotonic()
         if now - self.last < max(FIRST_S, (now - self.started) / 10):
             return False
@@ -30,12 +30,12 @@ class Pace:
 
 
 class Progress:
-    """Steps of one piece of work, counted by `update`; may stand inside another's.
+    """Counts the steps of one piece of work by `update`; it may be nested in another.
 
     Args:
-        what: what is done, a word or two.
-        total: how many steps; None where that is not known.
-        unit: what a step is, for the bar: a unit, a token, …
+        what: the work, in a word or two.
+        total: the number of steps; None if it is not known.
+        unit: the name of a step on the bar, such as `token`.
     """
 
     _open: list["Progress"] = []  # noqa: RUF012  shared on purpose: a line names the outer work too
@@ -50,7 +50,7 @@ class Progress:
         self._open.append(self)
 
     def update(self, steps: int = 1, what: str | None = None) -> None:
-        """Count steps; `what` says what comes next."""
+        """Count steps; `what` names the work that comes next."""
         self.done += steps
         if what is not None:
             self.what = what
@@ -77,7 +77,7 @@ class Progress:
 
 
 def progress(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
-    """The items, with how many of them are done: `total`, or the length of `items` where it has one."""
+    """Yield the items and show how many are done, out of `total` or the length of `items` if it has one."""
     length = len(items) if total is None and isinstance(items, Sized) else total
     with Progress(what, length) as steps:
         for item in items:
@@ -86,7 +86,7 @@ def progress(items: Iterable[Item], what: str, total: int | None = None) -> Iter
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words.
+    """Write seconds in words.
 
     >>> duration(8), duration(150), duration(9000)
     ('8 s', '2.5 min', '2.5 h')

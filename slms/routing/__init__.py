@@ -1,9 +1,9 @@
 """Routing: scores → rule → chosen pathways and gates → balancing loss.
 
-config    what a routed model is; the one home of every routing default
-router    an MLP's input → a score for each pathway
-rules     scores → chosen pathways; the gate on each one's output
-balance   the losses that keep pathways in use
+config    the configuration of a routed model, with every routing default
+router    maps an MLP's input to a score for each pathway
+rules     map scores to the chosen pathways and to the gate on each one's output
+balance   the losses that keep all pathways in use
 """
 
 from slms.routing.balance import BalanceConfig, GlobalBalance, bias_update, z_loss

@@ -1,7 +1,7 @@
-"""Keeping pathways in use: the global load-balancing loss, the router z-loss and balancing by bias.
+"""Losses that keep all pathways in use: global load balancing, the router z-loss, and balancing by bias.
 
-Shapes: n tokens, p pathways. One :class:`GlobalBalance` per routed layer: layers are never pooled, since a sum over
-layers can look balanced while each layer has collapsed.
+Shapes: n tokens, p pathways. Each routed layer has its own :class:`GlobalBalance`. Layers are never pooled, because a
+sum over layers can look balanced while each layer has collapsed.
 """
 
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ class BalanceConfig:
     """Weights of the balancing terms.
 
     Args:
-        weight: final weight of the global load-balancing loss, a mean over routed layers; chosen in docs/log.md.
+        weight: final weight of the global load-balancing loss, a mean over routed layers; docs/log.md says why 0.1.
         weight_start: weight at the first optimizer step.
-        weight_steps: optimizer steps from `weight_start` to `weight`, which the last of them has; the whole run when
-            null.
-        momentum: share of the past in the running pathway frequencies; 0 uses the last global batch alone.
+        weight_steps: number of optimizer steps over which the weight goes from `weight_start` to `weight`; the last of
+            them has `weight`. Null means the whole run.
+        momentum: share of the past in the running pathway frequencies; 0 uses only the last global batch.
         z_weight: weight of the router z-loss (ST-MoE, arXiv:2202.08906).
-        bias_rate: step of the selection bias per optimizer step, in units of the score; 0 is off (1e-3 in
-            arXiv:2408.15664).
+        bias_rate: how far the selection bias moves at each optimizer step, in units of the score; 0 switches it off
+            (arXiv:2408.15664 uses 1e-3).
     """
 
     weight: float = 0.1
@@ -43,7 +43,7 @@ class BalanceConfig:
             raise ValueError(f"`balance.momentum` is {self.momentum}; it must be at least 0 and below 1.")
 
     def weight_at(self, step: int, total_steps: int) -> float:
-        """Weight at optimizer step ``step`` (from 0) of ``total_steps``: linear, and *at* its end on the last step.
+        """Weight at optimizer step ``step`` (from 0) of ``total_steps``; it is linear and reaches its end on the last.
 
         >>> [BalanceConfig(weight=0.1, weight_start=0.0).weight_at(s, 3) for s in range(4)]
         [0.0, 0.05, 0.1, 0.1]
@@ -57,19 +57,19 @@ class BalanceConfig:
 class GlobalBalance(nn.Module):
     """L = P · Σ_p f_p · P̄_p with frequencies of global batches (Demons in the Detail, arXiv:2501.11873).
 
-    P̄_p is this micro-batch's mean router probability over real tokens and carries the gradient. f_p is the share of
-    *hard* choices that went to pathway p (Σ_p f_p = 1, whatever k), detached: the running mean, with `momentum`, over
-    the optimizer steps before this one, of counts summed over all ranks and micro-batches of a step. L is 1 when either
-    factor is uniform, as f is before the first step, and grows to P / k as both
-    collapse: with k choices a token, no f_p exceeds 1 / k.
+    P̄_p is this micro-batch's mean router probability over real tokens; it carries the gradient. f_p is the share of
+    *hard* choices that went to pathway p (Σ_p f_p = 1, whatever k); it carries none. It is the running mean, with
+    `momentum`, over the earlier optimizer steps, of the counts that a step sums over all ranks and micro-batches. L is
+    1 when either factor is uniform (f is, before the first step) and grows to P / k as both collapse: with k choices a
+    token, no f_p exceeds 1 / k.
 
-    The paper counts the step under way as well. Its first micro-batches do not know the later ones, so the loss would
-    depend on how a global batch is cut; by steps before alone, 1 process or 4, accumulation 1 or 4 give the same
-    gradient, and ranks need to communicate once an optimizer step.
+    The paper counts the current step as well. Its first micro-batches do not know the later ones, so the loss would
+    depend on how you split a global batch. Counting only earlier steps gives the same gradient for 1 or 4 processes
+    and 1 or 4 accumulated batches, and ranks communicate only once an optimizer step.
 
-    Ranks contribute the gradient of their local mean; averaged over ranks, as DDP does, that is the gradient of the
-    global batch for equal numbers of real tokens. Call :meth:`step` once after each optimizer step. In eval mode
-    nothing is stored or communicated and f is that of the given batch.
+    Each rank contributes the gradient of its local mean. Their average, which DDP takes, is the gradient of the global
+    batch if the ranks have equally many real tokens. Call :meth:`step` once after each optimizer step. Eval mode
+    stores and communicates nothing; f is then that of the given batch.
     """
 
     counts: Tensor
@@ -85,7 +85,7 @@ class GlobalBalance(nn.Module):
         self.register_buffer("average_weight", torch.zeros(()))
 
     def forward(self, probs: Tensor, chosen: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Loss (scalar) of probs [n, p] and chosen [n, p] bool; mask [n] is True at real tokens."""
+        """Compute the loss (a scalar) of probs [n, p] and chosen [n, p] bool; mask [n] is True at real tokens."""
         probs, chosen = probs[:, self.n_shared :], chosen[:, self.n_shared :]
         if mask is not None:
             probs, chosen = probs * mask[:, None], chosen & mask[:, None]
@@ -99,13 +99,13 @@ class GlobalBalance(nn.Module):
         return self.n_routed * (frequency.to(probs) * probs.sum(0) / n_real).sum()
 
     def _past(self) -> Tensor:
-        """Running mean over the steps so far, divided by its weight so that the start is not biased towards 0."""
+        """Running mean over the earlier steps, divided by its weight so that the start is not biased towards 0."""
         started = self.average_weight > 0
         return torch.where(started, self.average / torch.where(started, self.average_weight, 1.0), 1 / self.n_routed)
 
     @torch.no_grad()
     def step(self) -> Tensor:
-        """End an optimizer step: fold its counts into the running mean and return its frequencies [p − n_shared].
+        """Fold the counts of an ended optimizer step into the running mean; return its frequencies [p − n_shared].
 
         Every rank must call it: the counts are summed over ranks.
         """
@@ -133,10 +133,10 @@ def z_loss(scores: Tensor, mask: Tensor | None = None, n_shared: int = 0) -> Ten
 
 @torch.no_grad()
 def bias_update(bias: Tensor, load: Tensor, rate: float) -> None:
-    """Balancing without an auxiliary loss (arXiv:2408.15664, alg. 1): b_p += rate · sign(mean load − load_p), in place.
+    """Balance without an auxiliary loss (arXiv:2408.15664, alg. 1): b_p += rate · sign(mean load − load_p), in place.
 
     bias [p] is a router's ``selection_bias``; load [p − n_shared] is what :meth:`GlobalBalance.step` returned, so the
-    bias of shared pathways stays 0. The result is recentred: a common offset changes no choice but would drift.
+    bias of shared pathways stays 0. The result is recentred, because a common offset changes no choice but drifts.
     """
     routed = bias[bias.shape[0] - load.shape[0] :]
     routed += rate * torch.sign(load.mean() - load).to(bias)

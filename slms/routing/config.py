@@ -1,4 +1,4 @@
-"""What a routed model is: the one home of every routing default, stored in a saved model's ``config.json``."""
+"""The routing configuration, with every routing default; a saved model keeps it in its ``config.json``."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -12,24 +12,24 @@ class RoutingConfig:
     """How the MLPs of a dense model are split into pathways and how a token chooses among them.
 
     Args:
-        n_pathways: pathways an MLP is split into; at most d_ff.
-        k: pathways each token executes under the rule `top_k`, shared ones included.
-        every_n_layers: route every n-th layer from `first_layer` on; ignored when `layers` is given.
+        n_pathways: number of pathways that each MLP is split into; at most d_ff.
+        k: number of pathways that each token executes under the rule `top_k`, including shared ones.
+        every_n_layers: route every n-th layer, starting at `first_layer`; ignored when `layers` is given.
         first_layer: the first layer that `every_n_layers` routes.
-        last_layer: the last layer that `every_n_layers` may route; negative ones count from the end, -1 is the model's
-            last.
-        layers: indices of the layers to route; wins over `every_n_layers`, `first_layer` and `last_layer`.
-        partition: how neurons are grouped; `coactivation` needs calibration tokens.
-        router: `static` is the control: the same pathways for every token, no parameters, gates of 1.
-        router_hidden: width of the `mlp` router.
-        router_init: `norm` regresses each pathway's output norm on calibration tokens (D2DMoE); `random` is seeded.
-        rule: scores → chosen pathways.
-        top_p: rule `top_p`: share of router probability that the chosen pathways must reach.
-        tau: rule `threshold`: keep pathways whose predicted norm is at least (1 − tau) of the token's largest.
-        gate: factor on a chosen pathway's output; `slms.routing.rules` has the equations.
-        n_shared: pathways 0 … n_shared − 1 are executed for every token and counted inside `k`.
-        mean_compensation: add the calibrated mean output of every pathway that was skipped.
-        backend: backend of `kernels.routed_mlp`.
+        last_layer: the last layer that `every_n_layers` may route; a negative index counts from the end, so -1 is the
+            model's last layer.
+        layers: indices of the layers to route; they override `every_n_layers`, `first_layer` and `last_layer`.
+        partition: how neurons are grouped into pathways; `coactivation` needs calibration tokens.
+        router: what scores the pathways. `static` is a control without parameters: every token gets the same pathways.
+        router_hidden: hidden width of the `mlp` router.
+        router_init: `norm` fits scores to the pathways' output norms on calibration tokens (D2DMoE); `random` is seeded.
+        rule: how scores decide which pathways a token executes.
+        top_p: share of router probability that the chosen pathways must reach under the rule `top_p`.
+        tau: the rule `threshold` keeps pathways whose predicted norm is at least (1 − tau) of the token's largest.
+        gate: the factor on a chosen pathway's output; `slms.routing.rules` has the equations.
+        n_shared: pathways 0 … n_shared − 1 run for every token and count towards `k`.
+        mean_compensation: add the calibrated mean output of every skipped pathway.
+        backend: the backend of `kernels.routed_mlp` that executes the MLP.
         seed: seeds the partition and the router's initial weights.
     """
 
@@ -104,12 +104,12 @@ class RoutingConfig:
         return sorted(self.layers)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, every field."""
+        """Return every field as plain JSON types."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RoutingConfig":
-        """Inverse of :meth:`to_dict`; absent fields take their default, unknown ones raise ``ValueError``."""
+        """Invert :meth:`to_dict`. An absent field takes its default; an unknown one raises ``ValueError``."""
         if not isinstance(values, dict):
             raise ValueError(f"`routing` is {values!r}; it must be a mapping of options.")
         known = {field.name for field in dataclasses.fields(cls)}

@@ -1,4 +1,4 @@
-"""The router: an MLP's input → one score per pathway.
+"""The router, which maps an MLP's input to one score per pathway.
 
 Shapes: n tokens, d model, h router_hidden, p pathways.
 """
@@ -14,17 +14,17 @@ from slms.routing.rules import Routes, select
 
 
 class PathwayRouter(nn.Module):
-    """Scores [n, p] of a layer's pathways, and the routes they lead to.
+    """Computes scores [n, p] of a layer's pathways, and the routes that follow from them.
 
     ``mlp``      s = W₂ relu(W₁x + b₁) + b₂
     ``linear``   s = W₂x + b₂
-    ``static``   s = static_mask: the same pathways for every token (the control), gates of 1
+    ``static``   s = static_mask, which gives every token the same pathways (the control), with gates of 1
 
     A norm-regressed router (D2DMoE, arXiv:2310.04361) predicts (‖pathway output‖ − norm_shift)/norm_scale, with one
-    shift and one scale per layer: the order of the norms is kept and the scores have unit variance, whatever the
-    layer's scale, as softmax and sigmoid expect. Scores are computed in fp32 under any autocast or parameter dtype
-    (ST-MoE, arXiv:2202.08906). Gate ``graded`` adds a second, zero-initialised head to score and gate; ``blend`` a
-    scalar λ; ``ramp`` one that training raises from 0 to 1 (:func:`slms.models.routed_mlp.set_ramp`).
+    shift and one scale per layer. This keeps the order of the norms and gives the scores unit variance at any scale of
+    the layer, as softmax and sigmoid expect. Scores are computed in fp32 under any autocast or parameter dtype (ST-MoE,
+    arXiv:2202.08906). The gate ``graded`` adds a second, zero-initialised head to score and gate; ``blend`` adds a
+    learned scalar λ; ``ramp`` adds a scalar that training raises from 0 to 1 (:func:`slms.models.routed_mlp.set_ramp`).
     """
 
     static_mask: Tensor
@@ -54,7 +54,7 @@ class PathwayRouter(nn.Module):
 
     @torch.no_grad()
     def set_norm_scale(self, norms: Tensor) -> Tensor:
-        """Store shift and scale of pathway norms [n, p]; returns the standardised norms to regress scores on."""
+        """Store the shift and scale of pathway norms [n, p]; return the standardised norms, the targets of scores."""
         self.norm_shift.copy_(norms.mean())
         self.norm_scale.copy_(norms.std().clamp_min(1e-6))
         return (norms - self.norm_shift) / self.norm_scale
@@ -73,11 +73,11 @@ class PathwayRouter(nn.Module):
             return scores + grade, grade
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scores [n, p], fp32, of inputs x [n, d]."""
+        """Return the scores [n, p], fp32, of inputs x [n, d]."""
         return self._scores_and_grade(x)[0]
 
     def route(self, x: Tensor, k: int | None = None) -> Routes:
-        """Routes of inputs x [n, d]; k overrides the configuration's (annealing)."""
+        """Return the routes of inputs x [n, d]; k overrides the configuration's, for annealing."""
         cfg = self.config
         scores, grade = self._scores_and_grade(x)
         return select(

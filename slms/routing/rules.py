@@ -1,9 +1,9 @@
-"""Rules and gates: router scores → chosen pathways and the factor on each one's output.
+"""Rules and gates, which turn router scores into the chosen pathways and the factor on each one's output.
 
 Shapes: n tokens, p pathways.
 
-A rule decides *which* pathways run, from scores plus a selection bias; a gate decides *how much* each counts, from
-the scores alone. The first ``n_shared`` pathways always run, with gate 1, outside the competition.
+A rule decides *which* pathways run, from scores plus a selection bias. A gate decides *how much* each counts, from the
+scores alone. The first ``n_shared`` pathways always run, with gate 1, and do not compete.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ class Routes(NamedTuple):
     """One layer's routing of n tokens, all [n, p]."""
 
     scores: Tensor
-    """Router outputs, fp32, about unit variance when calibrated."""
+    """Router outputs, fp32, of about unit variance after calibration."""
     probs: Tensor
     """Softmax of the scores over routed pathways, fp32; 0 at shared ones."""
     chosen: Tensor
-    """bool: executed."""
+    """bool, True where the token executes the pathway."""
     gates: Tensor
     """Factor on the pathway's output, fp32; exactly 0 where not chosen."""
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
-    """The k largest scores of each row as a bool mask; equal scores are taken from the left.
+    """Choose the k largest scores of each row, as a bool mask; of equal scores the leftmost win.
 
     >>> top_k(torch.tensor([[1.0, 3.0, 3.0, 3.0]]), 2)
     tensor([[False,  True,  True, False]])
     """
-    # torch.topk leaves the order of ties open, its k-th *value* is not: rebuild the set from the value.
+    # torch.topk leaves the order of ties open, but not its k-th *value*, so the set is rebuilt from the value.
     kth = scores.topk(k, dim=-1).values[..., -1:]
     above, ties = scores > kth, scores == kth
     return above | (ties & (ties.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
 
 
 def top_p(probs: Tensor, p: float) -> Tensor:
-    """The smallest set whose cumulative share of each row's sum is at least p, never empty; ties from the left.
+    """Choose the smallest non-empty set that holds at least the share p of each row's sum; the leftmost of ties win.
 
     >>> top_p(torch.tensor([[0.1, 0.5, 0.4]]), 0.6)
     tensor([[False,  True,  True]])
@@ -55,10 +55,10 @@ def top_p(probs: Tensor, p: float) -> Tensor:
 
 
 def threshold(norms: Tensor, tau: float) -> Tensor:
-    """Pathways whose predicted norm is at least (1 − tau) times the row's largest (D2DMoE, arXiv:2310.04361, §3.4).
+    """Choose pathways whose predicted norm is at least (1 − tau) of the row's largest (D2DMoE, arXiv:2310.04361, §3.4).
 
-    A norm is never negative, so negative predictions count as 0; where no prediction is positive only the largest is
-    kept, the leftmost of equals. tau = 0 keeps the largest, tau = 1 every pathway.
+    A norm is never negative, so a negative prediction counts as 0. If no prediction is positive, only the largest is
+    kept, the leftmost of equals. tau = 0 keeps the largest; tau = 1 keeps every pathway.
 
     >>> threshold(torch.tensor([[2.0, 1.0, 0.9], [-2.0, -1.0, -3.0]]), 0.5)
     tensor([[ True,  True, False],
@@ -71,10 +71,10 @@ def threshold(norms: Tensor, tau: float) -> Tensor:
 
 
 class Options(NamedTuple):
-    """What rules choose by, beside the scores."""
+    """The numbers, beside the scores, that rules choose by."""
 
     k: int
-    """Routed pathways of a token, shared ones not counted."""
+    """Routed pathways of a token, not counting shared ones."""
     top_p: float
     tau: float
     norm_shift: float | Tensor
@@ -83,16 +83,16 @@ class Options(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A rule, and what those need to know of it who count, describe or turn it."""
+    """A rule, with what callers need in order to count its choices, describe it or vary it."""
 
     choose: Callable[[Tensor, Options], Tensor]
-    """Scores [n, p], −∞ at shared pathways → bool [n, p]."""
+    """Maps scores [n, p], −∞ at shared pathways, to a bool mask [n, p]."""
     dial: str
-    """Option of the routing configuration by which more is chosen as it rises."""
+    """The option of the routing configuration that chooses more pathways as it rises."""
     fixed: bool
-    """Whether every token gets as many pathways as the dial says."""
+    """Whether every token gets exactly as many pathways as the dial says."""
     words: str
-    """The chosen pathways in words; a format of the routing configuration's fields."""
+    """A description of the chosen pathways: a format string over the routing configuration's fields."""
 
 
 RULES = {
@@ -113,34 +113,34 @@ RULES = {
 
 
 def unit(scores: Tensor, probs: Tensor, chosen: Tensor, modulation: Tensor | None) -> Tensor:
-    """g = 1 + p − sg(p). Value 1; the router learns straight through (arXiv:1308.3432)."""
+    """g = 1 + p − sg(p). Its value is 1; the router learns by a straight-through estimate (arXiv:1308.3432)."""
     return 1.0 + (probs - probs.detach())  # in this order it is exactly 1
 
 
 def softmax(scores: Tensor, probs: Tensor, chosen: Tensor, modulation: Tensor | None) -> Tensor:
-    """g = w. Gates of a token sum to |C|. Equals the dense model at k = P only where scores are equal."""
+    """g = w. A token's gates sum to |C|. It equals the dense model at k = P only if all scores are equal."""
     return _share(probs, chosen)
 
 
 def sigmoid(scores: Tensor, probs: Tensor, chosen: Tensor, modulation: Tensor | None) -> Tensor:
-    """g = σ(s) (Llama-4, DeepSeek-V3 before renormalising). Never equal to the dense model."""
+    """g = σ(s), as in Llama-4 and in DeepSeek-V3 before it renormalises. It never equals the dense model."""
     return scores.sigmoid()
 
 
 def graded(scores: Tensor, probs: Tensor, chosen: Tensor, modulation: Tensor | None) -> Tensor:
-    """g = 2σ(Δ), Δ [n, p] a second head of the router that starts at 0 and is also part of the score s = s_norm + Δ.
+    """g = 2σ(Δ), where Δ [n, p] is a second head of the router that starts at 0; the score is s = s_norm + Δ.
 
-    It starts at exactly 1 with slope ½: loss gradients reach the choice through the gate itself, no straight-through
-    estimate needed.
+    The gate starts at exactly 1 with slope ½, so loss gradients reach the choice through the gate itself, without a
+    straight-through estimate.
     """
     assert modulation is not None
     return 2.0 * modulation.sigmoid()
 
 
 def blend(scores: Tensor, probs: Tensor, chosen: Tensor, modulation: Tensor | None) -> Tensor:
-    """g = 1 + λ(sg(w) − 1) + w − sg(w), λ a learned scalar that starts at 0.
+    """g = 1 + λ(sg(w) − 1) + w − sg(w), where λ is a learned scalar that starts at 0.
 
-    The value moves from ``unit`` to ``softmax`` with λ; the gradient of s is that of ``softmax`` from the start.
+    Its value moves from ``unit`` to ``softmax`` with λ; its gradient in s is that of ``softmax`` from the start.
     """
     share = _share(probs, chosen)
     fixed = share.detach()
@@ -149,7 +149,7 @@ def blend(scores: Tensor, probs: Tensor, chosen: Tensor, modulation: Tensor | No
 
 
 def ramp(scores: Tensor, probs: Tensor, chosen: Tensor, modulation: Tensor | None) -> Tensor:
-    """g = 1 + λ(σ(s) − 1) + (1 − λ)(p − sg(p)), λ a scalar that training raises from 0 to 1: from unit to sigmoid."""
+    """g = 1 + λ(σ(s) − 1) + (1 − λ)(p − sg(p)); training raises λ from 0 to 1, so g goes from unit to sigmoid."""
     assert modulation is not None
     return 1.0 + modulation * (scores.sigmoid() - 1.0) + (1.0 - modulation) * (probs - probs.detach())
 
@@ -165,7 +165,7 @@ stop-gradient; the last three gates also take their Δ or λ.
 
 
 def _share(probs: Tensor, chosen: Tensor) -> Tensor:
-    """Probabilities of the chosen scaled to a sum of |C|."""
+    """Return the probabilities of the chosen pathways, scaled to a sum of |C|."""
     kept = probs * chosen
     return kept * chosen.sum(-1, keepdim=True) / kept.sum(-1, keepdim=True).clamp_min(torch.finfo(probs.dtype).tiny)
 
@@ -186,8 +186,8 @@ def select(
 ) -> Routes:
     """Apply a rule and a gate to scores [n, p].
 
-    bias [p] is added to the scores for the choice only, so balancing by bias leaves gates and probabilities alone
-    (arXiv:2408.15664). k counts shared pathways too.
+    bias [p] is added to the scores only for the choice, so balancing by bias does not change gates or probabilities
+    (arXiv:2408.15664). k includes shared pathways.
     """
     assert scores.dtype in (torch.float32, torch.float64), scores.dtype
     for name, value, known in (("rule", rule, RULES), ("gate", gate, GATES)):
