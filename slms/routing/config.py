@@ -22,7 +22,7 @@ class RoutingConfig:
         partition: how neurons are grouped into pathways; `coactivation` needs calibration tokens.
         router: what scores the pathways. `static` is a control without parameters: every token gets the same pathways.
         router_hidden: hidden width of the `mlp` router.
-        router_init: `norm` fits scores to the pathways' output norms on calibration tokens (D2DMoE); `random` is seeded.
+        router_init: `norm` fits scores to pathways' output norms on calibration tokens (D2DMoE); `random` is seeded.
         rule: how scores decide which pathways a token executes.
         top_p: share of router probability that the chosen pathways must reach under the rule `top_p`.
         tau: the rule `threshold` keeps pathways whose predicted norm is at least (1 − tau) of the token's largest.

@@ -1,17 +1,17 @@
 """Sparse autoencoders and transcoders: coders, their sparse training step, SAELens's directory format, evaluation.
 
-config      what a coder is and where it is trained; the one home of its defaults
-sparse      products over the picked latents alone
+config      the configuration of a coder and its site, with all defaults
+sparse      products over the picked latents only
 jump        JumpReLU with its straight-through gradients
-base        what every coder does
-coders      the six kinds
-reference   the same losses in dense autograd: the specification
-optim       Adam, its schedule, and when a latent counts as dead
-training_coder  a coder in training, at its place in the model
+base        the parameters, decoding and loss that all coders share
+coders      the six kinds of coder
+reference   the same losses in dense autograd, as the specification
+optim       Adam, its schedule, and the rule by which a latent counts as dead
+training_coder  a coder in training, with its site and data statistics
 fit         a plain training loop, without Lightning
-export      SAELens directories, written and read
-quality     sums over documents, and the figures made of them
-evaluate    coders inside the language model
-baselines   what a trained coder has to beat
-control     a coder of a model with random weights
+export      writes and reads SAELens directories
+quality     sums over documents, and the figures computed from them
+evaluate    measures coders inside the language model
+baselines   the baselines that a trained coder has to beat
+control     trains a coder on a model with random weights
 """

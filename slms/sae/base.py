@@ -1,8 +1,8 @@
 """The base of every coder: sparse autoencoder, transcoder or skip-transcoder.
 
-A coder writes y ≈ ŷ = b_dec + Σ_i f_i(x) W_dec_i [+ W_skip x]; an autoencoder has y = x. Training runs on the few
-latents that `pick` chooses (`slms.sae.sparse`); `encode` and `decode` are the plain dense functions, bit for bit those
-of the exported directory. `slms.sae.reference` holds each kind's loss in dense autograd, as the specification.
+A coder computes y ≈ ŷ = b_dec + Σ_i f_i(x) W_dec_i [+ W_skip x]; an autoencoder has y = x. Training uses only the few
+latents that `pick` chooses (`slms.sae.sparse`). `encode` and `decode` are the plain dense functions and equal those of
+the exported directory bit for bit. `slms.sae.reference` specifies each kind's loss in dense autograd.
 
 Shapes: n tokens, d model (input i, output o), s latents, z picks, r dead latents.
 """
@@ -18,22 +18,22 @@ from torch import Tensor, nn
 from slms.sae.config import CoderConfig
 from slms.sae.sparse import Picks, decode, encode
 
-# Small, so that Adam's first steps turn its rows fast and later ones, when they have grown, slowly. TopK, 500 steps:
-# FVU .032 against .039 with rows of norm 1 (docs/log.md).
+# Small, so that Adam's first steps turn the rows quickly and later steps, when the rows have grown, slowly. After 500
+# steps of TopK, FVU is .032, against .039 with rows of norm 1 (docs/log.md).
 ENCODER_SCALE = 0.1
-DECODER_SCALE = 0.03  # where rows may have any norm, for the same reason
+DECODER_SCALE = 0.03  # for the same reason; used if rows may have any norm
 
 
 class CoderLosses(NamedTuple):
-    """One training step's outcome.
+    """The losses of one training step.
 
     Attributes:
-        total: what to differentiate.
+        total: the scalar to differentiate.
         reconstruction: mean over tokens of ‖y − ŷ‖².
-        sparsity: the weighted penalty, 0 where k is fixed.
-        aux: AuxK before its weight: the share of the residual's variance that dead latents leave; 0 without dead ones.
+        sparsity: the weighted penalty, 0 for kinds with a fixed k.
+        aux: AuxK before its weight, the share of the residual's variance that dead latents leave; 0 if none is dead.
         output: ŷ [n, d], detached.
-        picks: the latents in use, with
+        picks: the latents in use.
         values: their activations [z], detached.
     """
 
@@ -47,13 +47,13 @@ class CoderLosses(NamedTuple):
 
 
 class Coder(nn.Module):
-    """The base: parameters, decoding, the loss; a kind adds how latents are picked and what they are worth.
+    """Holds parameters, decoding and the loss; a subclass defines how latents are picked and activated.
 
-    Parameters are stored a latent a row: W_enc [s, i], W_dec [s, o], b_enc [s], b_dec [o], W_skip [o, i] or None. An
-    autoencoder subtracts b_dec from its input; a transcoder does not.
+    Each latent is one row of the parameters: W_enc [s, i], W_dec [s, o], b_enc [s], b_dec [o]; W_skip is [o, i] or
+    None. An autoencoder subtracts b_dec from its input; a transcoder does not.
 
-    W_dec's rows have norm 1 (`unit_norm`), or while training may have any: an activation is then what it would be with
-    the norm moved into the encoder, as `slms.sae.export.fold_scale` moves it at the end.
+    W_dec's rows have norm 1 (`unit_norm`), or any norm while training. An activation is then computed as if the norm
+    were part of the encoder, where `slms.sae.export.fold_scale` moves it at the end.
     """
 
     def __init__(self, config: CoderConfig, d_in: int, d_out: int | None = None):
@@ -78,17 +78,17 @@ class Coder(nn.Module):
 
     @property
     def shift(self) -> Tensor | None:
-        """What is subtracted from the input."""
+        """The vector [i] that is subtracted from the input, or None."""
         return None if self.is_transcoder else self.b_dec
 
     @property
     def norms(self) -> Tensor | None:
-        """[s] norms of W_dec's rows, without gradient; None where all are 1."""
+        """Norms [s] of W_dec's rows, without gradient; None if all are 1."""
         return None if self.unit_norm else torch.linalg.vector_norm(self.W_dec.detach(), dim=1)
 
     def release_norms(self) -> None:
-        """Let W_dec's rows have any norm from now on, and start small: as with the encoder's, the first steps turn them
-        fast. Only for kinds whose loss sees no activation but through the reconstruction."""
+        """Stop normalising W_dec's rows and shrink them: small rows turn quickly in Adam's first steps. Use this only
+        for kinds whose loss depends on activations through the reconstruction alone."""
         self.unit_norm = False
         with torch.no_grad():
             self.W_dec.mul_(DECODER_SCALE)
@@ -96,23 +96,23 @@ class Coder(nn.Module):
     # --- what a kind defines -----------------------------------------------------------------------------------------
 
     def pick(self, pre: Tensor) -> Picks:
-        """Latents that may carry a gradient, from pre-activations [n, s]; ascending within a row."""
+        """Pick the latents that may carry a gradient, from pre-activations [n, s]; they ascend within a row."""
         raise AssertionError("a kind of coder defines pick")
 
     def activate(self, z: Tensor, at: Tensor) -> Tensor:
-        """Activations [z] of picked pre-activations [z] of latents `at` [z]."""
+        """Return the activations [z] for the picked pre-activations z [z] of the latents `at` [z]."""
         return z.relu()
 
     def penalty(self, z: Tensor, values: Tensor, picks: Picks) -> Tensor:
-        """The sparsity penalty before its weight."""
+        """Return the sparsity penalty before its weight."""
         return z.new_zeros(())
 
     def revived(self, z: Tensor, at: Tensor) -> Tensor:
-        """Activations [n, r] that AuxK gives the dead latents `at` [r] for their pre-activations."""
+        """Return the activations [n, r] that AuxK gives the dead latents `at` [r] for their pre-activations."""
         return z.relu()
 
     def errors(self, z: Tensor, values: Tensor, picks: Picks, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of reconstruction and ŷ [n, o]."""
+        """Return the reconstruction loss and ŷ [n, o]."""
         output = self._output(decode(picks, values, self.W_dec), x)
         return (y - output).square().sum(1).mean(), output
 
@@ -120,18 +120,18 @@ class Coder(nn.Module):
 
     @torch.no_grad()
     def features(self, x: Tensor) -> tuple[Picks, Tensor]:
-        """Latents in use and their activations, of x [n, i] of any type."""
+        """Return the latents in use and their activations, for x [n, i] of any dtype."""
         norms = self.norms
         picks, z = self._picked(x.to(self.W_enc.dtype), norms)
         values = self.activate(z, picks.indices)
         return picks, values if norms is None else values * norms[picks.indices]
 
     def _picked(self, x: Tensor, norms: Tensor | None) -> tuple[Picks, Tensor]:
-        """What is picked and its pre-activations [z], as the parameters give them, W_dec's norms left out."""
+        """Return the picks and their pre-activations [z], computed without W_dec's norms."""
         return encode(x, self.shift, self.W_enc, self.b_enc, self.pick, self._workspace(x), norms)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Activations [n, s] of x [n, i], by dense products, differentiable; of a coder with `unit_norm`."""
+        """Return the activations [n, s] of x [n, i] by dense, differentiable products; the coder needs `unit_norm`."""
         assert self.unit_norm, "fold_scale first"
         pre = self.project(x)
         if self.b_enc is not None:
@@ -141,25 +141,25 @@ class Coder(nn.Module):
         return picks.dense(self.activate(pre.view(-1)[picks.flat], picks.indices))
 
     def project(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        """(x − shift) (scale ∘ W_enc)ᵀ, [n, s], with the matrix laid out as a SAELens directory has it.
+        """Return (x − shift) (scale ∘ W_enc)ᵀ, [n, s], with the matrix laid out as in a SAELens directory.
 
-        The layout decides in which order a product sums, and so its last bits.
+        The layout decides the order of summation, and so the last bits.
         """
         W = self.W_enc if scale is None else self.W_enc * scale[:, None]
         return (x if self.shift is None else x - self.shift) @ W.T.contiguous()
 
     def decode(self, acts: Tensor) -> Tensor:
-        """Σ_s acts_s W_dec_s + b_dec, [n, o], without the skip connection."""
+        """Return Σ_s acts_s W_dec_s + b_dec, [n, o], without the skip connection."""
         return acts @ self.W_dec + self.b_dec
 
     def forward(self, x: Tensor) -> Tensor:
-        """ŷ [n, o] of x [n, i], by dense products."""
+        """Return ŷ [n, o] for x [n, i], by dense products."""
         output = self.decode(self.encode(x))
         return output if self.W_skip is None else output + x @ self.W_skip.T
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """ŷ [n, o] of x [n, i] of any type by sparse products: as `forward`, up to the order of summation."""
+        """Return ŷ [n, o] for x [n, i] of any dtype by sparse products; `forward` differs only in summation order."""
         x = x.to(self.W_enc.dtype)
         picks, z = self._picked(x, self.norms)
         return self._output(decode(picks, self.activate(z, picks.indices), self.W_dec), x)
@@ -177,12 +177,12 @@ class Coder(nn.Module):
     # --- training ----------------------------------------------------------------------------------------------------
 
     def loss(self, x: Tensor, y: Tensor, dead: Tensor | None = None) -> CoderLosses:
-        """mean_n ‖y − ŷ‖² + sparsity · penalty + aux · AuxK.
+        """Compute mean_n ‖y − ŷ‖² + sparsity · penalty + aux · AuxK.
 
         Args:
-            x: [n, i].
-            y: [n, o], the target; x itself for an autoencoder.
-            dead: [s] bool, latents that AuxK revives.
+            x: inputs [n, i].
+            y: targets [n, o]; x itself for an autoencoder.
+            dead: [s] bool, the latents that AuxK revives.
         """
         norms = self.norms
         picks, z = self._picked(x, norms)
@@ -197,10 +197,10 @@ class Coder(nn.Module):
         )
 
     def aux_k(self, x: Tensor, residual: Tensor, dead: Tensor | None, norms: Tensor | None = None) -> Tensor:
-        """AuxK (Gao et al., arXiv:2406.04093, appendix A.2): Σ‖e − ê‖² / Σ‖e − ē‖².
+        """Compute AuxK (Gao et al., arXiv:2406.04093, appendix A.2): Σ‖e − ê‖² / Σ‖e − ē‖².
 
         ê is decoded from the k_aux largest activations among the dead latents, without b_dec; e is the residual,
-        without gradient. Everything here is dense, over the dead rows only, so encoder and decoder both learn.
+        without gradient. The products are dense over the dead rows, so encoder and decoder both learn.
         """
         if dead is None or self.config.aux == 0:
             return x.new_zeros(())
@@ -221,21 +221,21 @@ class Coder(nn.Module):
 
     @torch.no_grad()
     def project_gradient(self) -> None:
-        """Take from W_dec's gradient what would only change the rows' norms, where they are held at 1."""
+        """If the norms of W_dec's rows are held at 1, remove the part of its gradient that would only change them."""
         if not self.unit_norm:
             return
         assert self.W_dec.grad is not None, "backward first"
-        # By blocks of rows that stay in cache: 11 ms against 26 ms at once (d 512, s 16,384, one core).
+        # Blocks of rows stay in cache: they take 11 ms, against 26 ms all at once (d 512, s 16,384, one core).
         for gradient, rows in zip(self.W_dec.grad.split(256), self.W_dec.split(256), strict=True):
             gradient.addcmul_(rows, (gradient * rows).sum(1, keepdim=True), value=-1)
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Return W_dec's rows to the unit sphere, where their norms are held at 1."""
+        """Scale W_dec's rows back to norm 1, if their norms are held there."""
         if not self.unit_norm:
             return
         self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True))
 
     @torch.no_grad()
     def observe(self, losses: CoderLosses) -> None:
-        """Learn from a step what is not learned by gradient; nothing, for most kinds."""
+        """Update what is not learned by gradient; most kinds have nothing of this sort."""

@@ -1,4 +1,4 @@
-"""Coders at fixed places: read from a directory, and the baselines that a trained one has to beat.
+"""Coders that are not trained here: those read from a directory, and the baselines that a trained one must beat.
 
 Shapes: n tokens, d width, s latents, k components.
 """
@@ -17,26 +17,26 @@ from slms.sae.training_coder import MAX_NORM
 
 
 class FixedCoder:
-    """A coder of a model's own activations at its place (see `slms.sae.evaluate.Placed`)."""
+    """A coder that reads a model's unscaled activations at its site (see `slms.sae.evaluate.Placed`)."""
 
     def __init__(self, coder: Coder, source: Site, target: Site, x: Tensor, y: Tensor):
-        """x [n, i] and y [n, o]: a sample of the activations, for the mean and for what counts as extreme."""
+        """Take x [n, i] and y [n, o], a sample of activations that sets the mean and the bound for extreme tokens."""
         self.coder, self.source, self.target = coder.eval(), source, target
         self.mean, self.longest = y.mean(0), MAX_NORM * torch.linalg.vector_norm(x, dim=1).median()
 
     def features(self, x: Tensor) -> tuple[Picks, Tensor]:
-        """Latents in use and their activations."""
+        """Return the latents in use and their activations."""
         return self.coder.features(x)
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """ŷ [n, o]."""
+        """Return ŷ [n, o]."""
         return self.coder.reconstruct(x)
 
 
 class PCA:
-    """The mean and the k first principal components of y: the best linear reconstruction from k numbers a token.
+    """Reconstructs y from its mean and first k principal components: the best linear code of k numbers per token.
 
-    A transcoder's baseline is the best linear map of rank k from x to y (reduced-rank regression).
+    For a transcoder this is the best linear map of rank k from x to y (reduced-rank regression).
     """
 
     def __init__(self, source: Site, target: Site, x: Tensor, y: Tensor, k: int):
@@ -49,18 +49,18 @@ class PCA:
         self.encoder, self.decoder = (full @ directions).to(x.dtype), directions.T.to(x.dtype)
 
     def features(self, x: Tensor) -> tuple[Picks, Tensor]:
-        """All k components, by size: a component is in use whatever its sign."""
+        """Return all k components with their sizes; a component is in use whatever its sign."""
         values = ((x - self.mean_in) @ self.encoder).abs().flatten()
         every = torch.arange(self.k, device=x.device).expand(len(x), -1)
         return Picks.of_rows(every, self.k), values
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """ŷ [n, o]."""
+        """Return ŷ [n, o]."""
         return (x - self.mean_in) @ self.encoder @ self.decoder + self.mean
 
 
 def random_coder(source: Site, target: Site, x: Tensor, y: Tensor, d_sae: int, k: int, seed: int = 0) -> FixedCoder:
-    """An untrained TopK coder of random unit directions, centred on the data, with one fitted scale."""
+    """Return an untrained TopK coder of random unit directions, centred on the data, with one fitted scale."""
     is_transcoder = source != target
     config = CoderConfig(kind="topk", d_sae=d_sae, k=min(k, d_sae), seed=seed)
     coder = build_coder(config, x.shape[1], y.shape[1] if is_transcoder else None).to(x)
@@ -70,7 +70,7 @@ def random_coder(source: Site, target: Site, x: Tensor, y: Tensor, d_sae: int, k
             assert coder.b_enc is not None
             coder.b_enc.copy_(-(coder.W_enc @ x.mean(0)))
         ours = coder.reconstruct(x) - y.mean(0)
-        # One factor on the activations: without it, k overlapping directions overshoot.
+        # Without one factor on the activations, k overlapping directions overshoot.
         scale = ((y - y.mean(0)) * ours).sum() / ours.square().sum().clamp_min(torch.finfo(ours.dtype).tiny)
         coder.W_dec.mul_(scale)
     return FixedCoder(coder, source, target, x, y)

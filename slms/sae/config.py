@@ -1,4 +1,4 @@
-"""What a coder is and where it is trained: the one home of its defaults."""
+"""The configuration of a coder and of the site where it is trained, with every default."""
 
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -11,20 +11,20 @@ class CoderConfig:
     """One sparse autoencoder or transcoder.
 
     Args:
-        kind: how latents are chosen: `relu` (L1 penalty), `topk`, `batch_topk`, `jump_relu`, `gated`, `matryoshka`
-            (BatchTopK whose prefixes of latents each reconstruct).
-        expansion: latents per input dimension; ignored when `d_sae` is given.
-        d_sae: latents.
-        k: latents a token uses: exactly (`topk`), on average (`batch_topk`, `matryoshka`), or as a target
-            (`jump_relu`).
-        sparsity: weight of the penalty of `relu` and `gated` (of Σ activations) and of `jump_relu` (of (L0/k − 1)²).
-        aux: weight of AuxK, by which dead latents learn to reconstruct the residual.
-        k_aux: dead latents a token uses in AuxK; null takes half the output dimension.
-        bandwidth: width of the window around a threshold inside which `jump_relu` learns it, in units of the scaled
-            input (mean squared norm 1).
-        prefixes: `matryoshka`: sizes of the nested dictionaries as shares of the latents, ascending, the last 1.
-        skip: add a linear map of the input to the output (skip-transcoder).
-        seed: initial directions.
+        kind: how latents are chosen: `relu` (with an L1 penalty), `topk`, `batch_topk`, `jump_relu`, `gated`, or
+            `matryoshka` (a BatchTopK coder whose prefixes of latents each reconstruct the input).
+        expansion: number of latents per input dimension; ignored when `d_sae` is given.
+        d_sae: number of latents.
+        k: number of latents that a token uses: exactly (`topk`), on average (`batch_topk`, `matryoshka`), or as a
+            target (`jump_relu`).
+        sparsity: weight of the penalty, which is Σ activations for `relu` and `gated` and (L0/k − 1)² for `jump_relu`.
+        aux: weight of AuxK, the loss by which dead latents learn to reconstruct the residual.
+        k_aux: number of dead latents that a token uses in AuxK; null takes half the output dimension.
+        bandwidth: width of the window around a threshold in which `jump_relu` learns it, in units of the scaled input
+            (whose mean squared norm is 1).
+        prefixes: sizes of `matryoshka`'s nested dictionaries, as ascending shares of the latents; the last must be 1.
+        skip: add a linear map from the input to the output, which makes a skip-transcoder.
+        seed: seeds the initial directions.
     """
 
     kind: Kind = "batch_topk"
@@ -56,14 +56,14 @@ class CoderConfig:
 
     @property
     def fixed_k(self) -> bool:
-        """Whether the number of latents in use is set, not the outcome of a penalty."""
+        """Whether k sets the number of latents in use; otherwise a penalty decides it."""
         return self.kind in ("topk", "batch_topk", "matryoshka")
 
     def width(self, d_in: int) -> int:
-        """Latents of a coder of inputs of dimension d_in.
+        """Return the number of latents for inputs of dimension d_in.
 
         Raises:
-            ValueError: k exceeds them.
+            ValueError: k exceeds that number.
         """
         width = self.d_sae or self.expansion * d_in
         if self.k > width:
@@ -76,11 +76,11 @@ class CoderSpec:
     """One coder to train.
 
     Args:
-        site: where its input is read: `residual.L`, `mlp_in.L`, `neurons.L`, `mlp_out.L`, `pathway.L.P`.
-        target: where what it reconstructs is read; null is the site itself, an autoencoder. `mlp_in.L` with target
-            `mlp_out.L` makes a transcoder of layer L's MLP.
-        name: its name in logs and directories; by default the site, with `-to-target` for a transcoder.
-        coder: what it is.
+        site: where the coder reads its input: `residual.L`, `mlp_in.L`, `neurons.L`, `mlp_out.L` or `pathway.L.P`.
+        target: the site that the coder reconstructs; null is `site` itself, which makes an autoencoder. `mlp_in.L` with
+            target `mlp_out.L` makes a transcoder of layer L's MLP.
+        name: the coder's name in logs and directories; by default the site, with `-to-target` for a transcoder.
+        coder: the coder's kind, size and losses.
     """
 
     site: str
@@ -90,5 +90,5 @@ class CoderSpec:
 
     @property
     def label(self) -> str:
-        """`name` or its default."""
+        """Return `name` or its default."""
         return self.name or (self.site if self.target is None else f"{self.site}-to-{self.target}")

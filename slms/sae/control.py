@@ -1,6 +1,6 @@
-"""The control of a coder: one of its kind and size, trained on the same model with random weights.
+"""Trains the control of a coder: a coder of equal kind and size, on the same model with random weights.
 
-What it scores is what a coder finds in any network of that shape that reads this text.
+Its score is what a coder finds in any network of that shape that reads this text.
 
 Shapes: b blocks, t position.
 """
@@ -35,19 +35,19 @@ def train_control(
     n_tokens: int,
     seed: int = 0,
 ) -> TrainingCoder:
-    """A coder of `model` at `source`, ready for inference.
+    """Train a coder of `model` at `source`; return it ready for inference.
 
     Args:
         model: the model with random weights.
-        source: where it reads; target: where it writes.
-        blocks: [b, t] training text.
+        source: the site where the coder reads; target: the site that it reconstructs.
+        blocks: training text, token ids [b, t].
         special: token ids that are left out.
-        coder: what it is.
-        n_tokens: to train on; blocks are read again when used up.
-        seed: order of the activations.
+        coder: the coder's configuration.
+        n_tokens: number of tokens to train on; blocks are read again when used up.
+        seed: seeds the order of the activations.
 
     Raises:
-        ValueError: too few blocks or tokens for one batch.
+        ValueError: there are too few blocks or tokens for one batch.
     """
     b = BUFFER
     rows = min(b.lm_batch_size, len(blocks))
@@ -63,7 +63,7 @@ def train_control(
 
 
 def control_of(state: Mapping[str, Tensor], source: Site, target: Site, coder: CoderConfig) -> TrainingCoder:
-    """A control that was trained before, from its `state_dict`."""
+    """Rebuild a control that was trained before, from its `state_dict`."""
     widths = (state["coder.W_enc"].shape[1], len(state["mean"]))
     made = _training(source, target, coder, *(torch.rand(2, width) for width in widths))  # of the right shapes
     made.load_state_dict(state)

@@ -1,6 +1,6 @@
-"""Measuring coders inside the language model: reconstruction, and the loss with it in place of the activations.
+"""Measures coders inside the language model: their reconstruction, and the loss when it replaces the activations.
 
-A token is measured, and its activation replaced, unless it is special or its activation extreme, as in training.
+As in training, every token is measured and its activation replaced, except special tokens and extreme activations.
 
 Shapes: b blocks, t position, n tokens (b·t), d width.
 """
@@ -22,33 +22,33 @@ from slms.sae.sparse import Picks
 
 
 class Placed(Protocol):
-    """A coder at its place in a model: in training, or read from a directory, or a baseline."""
+    """A coder at its site in a model: one in training, one read from a directory, or a baseline."""
 
     source: Site
     target: Site
     mean: Tensor
-    """[o] mean of the target's activations, for mean ablation."""
+    """Mean [o] of the target's activations, for mean ablation."""
     longest: Tensor
-    """Tokens whose input is longer than this are left alone."""
+    """Tokens whose input has a larger norm than this are left alone."""
 
     def features(self, x: Tensor) -> tuple[Picks, Tensor]:
-        """Latents in use at inputs x [n, i], and their activations."""
+        """Return the latents in use at inputs x [n, i], and their activations."""
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """ŷ [n, o]."""
+        """Return ŷ [n, o]."""
 
 
 class Used(NamedTuple):
-    """What a coder used of a batch."""
+    """The tokens of a batch that a coder was measured on, and the latents that it used there."""
 
     rows: Tensor
-    """[n] bool: tokens that are measured; the picks' rows are these, in order."""
+    """[n] bool, True at measured tokens; the rows of `picks` are these tokens, in order."""
     picks: Picks
     values: Tensor
 
 
 def measured_tokens(ids: Tensor, x: Tensor, special: Tensor, longest: Tensor) -> Tensor:
-    """[n] bool: tokens of blocks [b, t] to measure, with inputs x [n, i]; of a pathway, those that chose it."""
+    """Return [n] bool: which tokens of blocks [b, t] to measure, given inputs x [n, i]; a pathway's must choose it."""
     return (
         ~torch.isin(ids.flatten(), special.to(ids.device)) & (torch.linalg.vector_norm(x, dim=1) <= longest) & x.any(1)
     )
@@ -63,15 +63,15 @@ def update_qualities(
     qualities: Sequence[CoderQuality],
     full: bool = False,
 ) -> list[Used]:
-    """Add one batch to each coder's quality. What does not depend on the coder is computed once for all.
+    """Add one batch to each coder's quality. Whatever does not depend on the coder is computed only once.
 
     Args:
         lm: the model.
         batch: `input_ids` and `doc_ids` [b, t].
-        coders: what to measure.
+        coders: the coders to measure.
         special: token ids that are left alone.
-        qualities: where each is summed.
-        full: also ablate to the mean, and measure KL; otherwise those figures are NaN or 0 and not to be read.
+        qualities: the sums, one object per coder.
+        full: also ablate to the mean and measure KL; otherwise those figures are NaN or 0 and mean nothing.
     """
     ids, docs = batch["input_ids"], batch["doc_ids"]
     found = read_sites(lm, ids, list(dict.fromkeys(site for coder in coders for site in (coder.source, coder.target))))
@@ -97,7 +97,7 @@ def update_qualities(
 
 
 class _Constant:
-    """The loss with a constant in place of a site's activations; each asked for once."""
+    """Computes, once for each site, the loss with a constant in place of its activations."""
 
     def __init__(self, lm: PreTrainedModel, ids: Tensor):
         self.lm, self.ids = lm, ids
@@ -114,15 +114,15 @@ class _Constant:
 
 
 def _within(rows: Tensor, new: Callable[[Tensor], Tensor]) -> Replace:
-    """`new` of x at some rows, the site's own y at the others."""
+    """Return a replacement that is `new` of x at `rows` and the site's own y elsewhere."""
     return lambda x, y: torch.where(rows[:, None], new(x).to(y.dtype), y)
 
 
 def _last_hidden(lm: PreTrainedModel, ids: Tensor) -> tuple[Tensor, Head]:
-    """[b, t − 1, d], what the head makes the logits of each next token of, and the head."""
+    """Return the hidden states [b, t − 1, d] from which the head predicts each next token, and the head."""
     return through_head(lm, ids, lambda hidden, head: (hidden[:, :-1], head))
 
 
 def _nll(last: tuple[Tensor, Head], ids: Tensor) -> Tensor:
-    """[b·(t − 1)] nats."""
+    """Return the loss [b·(t − 1)] of each next token, in nats."""
     return nll_of(*last, ids[:, 1:]).flatten()

@@ -1,7 +1,7 @@
-"""SAELens's directory format, both ways: `cfg.json` and `sae_weights.safetensors`.
+"""Writes and reads SAELens's directory format: `cfg.json` and `sae_weights.safetensors`.
 
-SAELens stores W_enc [i, s], ours transposed. BatchTopK and Matryoshka coders are written as `jumprelu` with their
-threshold; a scale of the input is folded in, so that a directory reads raw activations.
+SAELens stores W_enc as [i, s], the transpose of ours. BatchTopK and Matryoshka coders are written as `jumprelu` with
+their threshold. A scale of the input is folded in, so that the exported coder reads raw activations.
 
 Shapes: d model (input i, output o), s latents.
 """
@@ -24,7 +24,7 @@ from slms.sae.base import Coder
 from slms.sae.coders import BatchTopK, build_coder
 from slms.sae.config import CoderConfig, Kind
 
-FORMAT = "6.54.12"  # the version of SAELens whose format this is
+FORMAT = "6.54.12"  # the version of SAELens that defines this format
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
 
 _BASE = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -43,14 +43,14 @@ ARCHITECTURES: dict[str, tuple[Kind, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a coder's activations come from: the metadata that readers of the directory rely on.
+    """The origin of a coder's activations, which readers of the directory rely on as its metadata.
 
     Args:
         model_name: the language model.
-        hook_name: the site in TransformerLens's names.
-        hf_hook_name: the module whose output (or input) the site is, in transformers' names.
-        hook_name_out: a transcoder's target.
-        context_size: tokens of the training blocks.
+        hook_name: TransformerLens's name of the site.
+        hf_hook_name: transformers' name of the module whose output (or input) the site is.
+        hook_name_out: TransformerLens's name of a transcoder's target.
+        context_size: length of the training blocks, in tokens.
         dataset_path: the corpus.
         prepend_bos: whether each block began with a BOS token.
         exclude_special_tokens: whether special tokens were left out of training.
@@ -66,7 +66,7 @@ class Provenance:
     exclude_special_tokens: bool = True
 
     def metadata(self) -> dict[str, Any]:
-        """The `metadata` object of `cfg.json`."""
+        """Return the `metadata` object of `cfg.json`."""
         out = {} if self.hook_name_out is None else {"hook_name_out": self.hook_name_out}
         return {
             "sae_lens_version": FORMAT,
@@ -88,10 +88,10 @@ class Provenance:
 
 @torch.no_grad()
 def fold_scale(coder: Coder, scale_in: float, scale_out: float | None = None) -> Coder:
-    """A copy that reads x and writes y where `coder` was trained to read scale_in·x and write scale_out·y.
+    """Copy `coder`, which was trained to map scale_in·x to scale_out·y, so that the copy maps x to y.
 
-    Activations become 1/scale_out of the trained ones; norms of W_dec's rows move to the encoder: W_dec has
-    unit rows. An autoencoder has one scale.
+    Activations become 1/scale_out of the trained ones. The norms of W_dec's rows move to the encoder, so that W_dec
+    has unit rows. An autoencoder has only one scale.
     """
     scale_out = scale_in if scale_out is None else scale_out
     folded = copy.deepcopy(coder)
@@ -112,7 +112,7 @@ def fold_scale(coder: Coder, scale_in: float, scale_out: float | None = None) ->
 
 
 def architecture(coder: Coder) -> str:
-    """The name of `coder`'s architecture in `cfg.json`.
+    """Return the name of `coder`'s architecture in `cfg.json`.
 
     Raises:
         ValueError: the format has no such architecture.
@@ -141,10 +141,10 @@ def _tensors(coder: Coder, names: tuple[str, ...]) -> dict[str, Tensor]:
 
 
 def save(coder: Coder, directory: Path, provenance: Provenance) -> None:
-    """Write `coder` as a SAELens directory; fold its scale in before (`fold_scale`).
+    """Write `coder` as a SAELens directory. Fold its scale in first (`fold_scale`).
 
     Raises:
-        ValueError: an architecture or a state that the format does not hold.
+        ValueError: the format does not hold this architecture or state.
     """
     name = architecture(coder)
     tensors = _tensors(coder, ARCHITECTURES[name][1])
@@ -177,10 +177,10 @@ class Loaded(NamedTuple):
 def load(directory: Path) -> Loaded:
     """Read a SAELens directory.
 
-    A `topk` whose pre-activations are rescaled by the decoder's norms has the norms folded in.
+    If a `topk` coder rescales its pre-activations by the decoder's norms, the norms are folded in.
 
     Raises:
-        ValueError: a missing or damaged file, key or tensor, or an option this format reader does not apply; one line
+        ValueError: a file, key or tensor is missing or damaged, or an option is not supported; the message is one line
             that names it.
     """
     config = _read_config(directory / CONFIG)
@@ -207,7 +207,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: no such file; an SAE directory holds {CONFIG} and {WEIGHTS}") from None
     except RecursionError:
         raise ValueError(f"{path}: not JSON: nested too deeply") from None
-    except ValueError as error:  # malformed, not UTF-8, or a number of thousands of digits
+    except ValueError as error:  # the file is malformed, not UTF-8, or has a number of thousands of digits
         raise ValueError(f"{path}: not JSON: {str(error).splitlines()[0]}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path}: holds no object")
@@ -226,7 +226,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         known = ", ".join(ARCHITECTURES)
         raise ValueError(f"{path}: architecture is {config['architecture']!r}; it must be one of {known}")
     for key in ("normalize_activations", "reshape_activations"):
-        # SAELens itself applies nothing at load for this one: its trainer has folded the scale in.
+        # SAELens applies nothing for this one when it loads, because its trainer has folded the scale in.
         if config.get(key, "none") not in ("none", "expected_average_only_in"):
             raise ValueError(f"{path}: {key} is {config[key]!r}; only directories with it folded in ('none') are read")
     return config

@@ -1,4 +1,4 @@
-"""Training one coder in a plain loop: the step of a run of `train.py`, without Lightning.
+"""Trains one coder in a plain loop, with the same step as a run of `train.py` but without Lightning.
 
 Shapes: n tokens, d width of a site.
 """
@@ -16,7 +16,7 @@ from slms.sae.training_coder import TrainingCoder
 
 
 class Batches(Protocol):
-    """An iterator or an `ActivationStream`."""
+    """An iterator of batches, or an `ActivationStream`."""
 
     def __next__(self) -> dict[str, Tensor]: ...
 
@@ -27,12 +27,12 @@ def fit(
     steps: int,
     optimizer: CoderOptimizerConfig = CoderOptimizerConfig(),  # noqa: B008  frozen
 ) -> TrainingCoder:
-    """Train for `steps`; a run of `train.py` on the same batches ends with the same weights, bit for bit.
+    """Train for `steps`. A run of `train.py` on the same batches ends with the same weights, bit for bit.
 
     Args:
         training: the coder.
-        batches: activations {site: [n, d]}, all of one n.
-        steps: how many batches to train on.
+        batches: activations {site: [n, d]}, with the same n in every batch.
+        steps: number of batches to train on.
         optimizer: Adam and its schedule.
 
     Returns:

@@ -1,9 +1,9 @@
 """JumpReLU and the step function, with straight-through gradients for their threshold.
 
-K is the rectangle of width 1: inside a window of width ε around θ a pre-activation tells which way θ should move
+K is the rectangle of width 1. Inside a window of width ε around θ, a pre-activation tells which way θ should move
 (Rajamanoharan et al., arXiv:2407.14435, equations 10 to 12).
 
-Shapes: z picks; θ has one entry a pick.
+Shapes: z picks; θ has one entry per pick.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class _Step(torch.autograd.Function):
 
 
 def jump(z: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-    """z·1[z > θ], zero for negative z."""
+    """Return z·1[z > θ], which is zero for negative z."""
     return _Jump.apply(z, threshold, bandwidth)
 
 
 def step(z: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-    """1[z > θ]."""
+    """Return 1[z > θ]."""
     return _Step.apply(z, threshold, bandwidth)

@@ -1,4 +1,4 @@
-"""How coders are optimised: Adam, the learning rate's schedule, and when a latent counts as dead."""
+"""The optimizer of coders: Adam, the learning-rate schedule, and the rule by which a latent counts as dead."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ class CoderOptimizerConfig:
     """Adam(0.9, 0.999, eps 6.25e-10) and its schedule.
 
     Args:
-        lr: peak learning rate; null takes 2e-4/√(latents / 2¹⁴) (Gao et al., arXiv:2406.04093), which is for 10⁵
-            steps and more; coders with a fixed k take √(10⁵ / steps) times that in a run of fewer, at most `max_lr`.
-        max_lr: bound on the automatic learning rate.
-        clip: bound on the norm of a coder's gradient; null takes 0.01 for coders with a fixed k and 1 for others.
-        warmup_steps: steps of linear warm-up, at most a twentieth of the run.
+        lr: peak learning rate; null takes 2e-4/√(latents / 2¹⁴) (Gao et al., arXiv:2406.04093), meant for 10⁵ steps or
+            more. In a shorter run, a coder with a fixed k takes √(10⁵ / steps) times as much, at most `max_lr`.
+        max_lr: upper bound on the automatic learning rate.
+        clip: upper bound on the norm of a coder's gradient; null takes 0.01 for coders with a fixed k, 1 for others.
+        warmup_steps: number of steps of linear warm-up, at most a twentieth of the run.
         decay: share of the run, at its end, over which the learning rate falls linearly to 0.
         sparsity_warmup: share of the run over which the penalty of `relu`, `gated` and `jump_relu` coders grows to its
-            weight.
-        dead_tokens: tokens without use after which a latent counts as dead; null takes a hundredth of the run, at most
-            10 million.
+            full weight.
+        dead_tokens: number of tokens without use after which a latent counts as dead; null takes a hundredth of the
+            run, at most 10 million.
     """
 
     lr: float | None = None
@@ -50,22 +50,22 @@ class CoderOptimizerConfig:
                 raise ValueError(f"model.optimizer.{name} is {getattr(self, name)}; it must lie in [0, 1]")
 
     def peak(self, coder: CoderConfig, d_sae: int, total: int) -> float:
-        """Peak learning rate of a coder with d_sae latents in a run of `total` steps.
+        """Return the peak learning rate of a coder with d_sae latents in a run of `total` steps.
 
         >>> [CoderOptimizerConfig().peak(CoderConfig(), 2**14, steps) for steps in (10**6, 1000)]
         [0.0002, 0.002]
         """
-        # 500 steps of 512 tokens, 1,024 latents, all else as it was then: FVU .100 at Gao's rate, .041 at ten times it.
-        # Under a penalty instead of a fixed k, most latents die at such rates (docs/log.md).
+        # After 500 steps of 512 tokens with 1,024 latents, FVU was .100 at Gao's rate and .041 at ten times that rate.
+        # With a penalty instead of a fixed k, most latents die at such rates (docs/log.md).
         short = max(LONG_RUN / max(total, 1), 1.0) ** 0.5 if coder.fixed_k else 1.0
         return self.lr or min(2e-4 / (d_sae / 2**14) ** 0.5 * short, self.max_lr)
 
     def warmup(self, total: int) -> int:
-        """Steps of warm-up in a run of `total`."""
+        """Return the number of warm-up steps in a run of `total`."""
         return min(self.warmup_steps, total // 20)
 
     def share(self, step: int, total: int) -> float:
-        """Learning rate at `step` of `total` as a share of its peak.
+        """Return the learning rate at `step` of `total` as a share of its peak.
 
         >>> config = CoderOptimizerConfig(warmup_steps=5, decay=0.5)
         >>> [config.share(step, 100) for step in (0, 4, 5, 49, 50, 75, 100)]
@@ -78,16 +78,16 @@ class CoderOptimizerConfig:
         return max(min(left, 1.0), 0.0)
 
     def dead_after(self, tokens: int) -> int:
-        """Tokens without use that make a latent dead in a run of `tokens`."""
+        """Return the number of tokens without use that make a latent dead in a run of `tokens`."""
         return self.dead_tokens or max(min(tokens // 100, 10_000_000), 1)
 
     def adam(self, coders: Iterable[Coder], total: int, fused: bool = True) -> torch.optim.Adam:
-        """The optimizer of a run of `total` steps, at peak learning rates: each coder's matrices, then its vectors.
+        """Build the optimizer of a run of `total` steps at its peak rates: each coder's matrices, then its vectors.
 
-        fused: one kernel for the whole step; it cannot follow a loss scaler (`16-mixed`) whose gradients are clipped.
+        fused: use one kernel for the whole step; it does not work with a loss scaler (`16-mixed`) and clipping.
 
-        Biases and thresholds learn at 1/√d of the matrices' rate: activations are of the order of 1, a matrix's entries
-        of 1/√d. At one rate for both, biases close latents for good: BatchTopK, stories-1m, 25 % dead against 5 %.
+        Biases and thresholds learn at 1/√d of the matrices' rate, because activations are of order 1 and a matrix's
+        entries of order 1/√d. At equal rates, biases close latents for good (BatchTopK, stories-1m: 25 % dead, not 5).
         """
         groups = []
         for coder in coders:
@@ -98,18 +98,18 @@ class CoderOptimizerConfig:
         return torch.optim.Adam(groups, betas=(0.9, 0.999), eps=6.25e-10, fused=fused)
 
     def clip_gradient(self, coder: Coder, bound: float | None = None) -> None:
-        """Scale a coder's gradient to `clip`, or `bound` if less and not 0, where it is longer: with a fixed k, it is.
+        """Scale a coder's gradient down to norm `clip`, or `bound` if smaller and not 0; with a fixed k it is longer.
 
-        Gradients fall with the error, tenfold in a short run. Adam's memory of the first ones, 1,000 steps long, would
-        hold the later steps back: stories-1m, TopK, 500 steps, FVU .041 without and .036 with (docs/log.md).
+        Gradients fall with the error, tenfold in a short run; Adam remembers the first for 1,000 steps and would step
+        too little later. FVU is .041 without clipping and .036 with it (stories-1m, TopK, 500 steps; docs/log.md).
         """
         clip = self.clip or (0.01 if coder.config.fixed_k else 1.0)
         nn.utils.clip_grad_norm_(coder.parameters(), min(clip, bound or clip))
 
     def set_step(self, coder: Coder, step: int, total: int) -> None:
-        """Set what depends on the step alone: the penalty's warm-up, and how far back a threshold remembers."""
+        """Set what depends only on the step: the penalty's warm-up, and how many steps a threshold averages over."""
         warm = self.sparsity_warmup * total
         coder.sparsity_share = min((step + 1) / warm, 1.0) if warm else 1.0
         if isinstance(coder, BatchTopK):
-            # Short against the last fifth of the run, in which the learning rate falls and the threshold settles.
+            # This is short compared with the last fifth of the run, when the rate falls and the threshold settles.
             coder.memory = min(max(total // 50, 10), 1000)

@@ -1,4 +1,4 @@
-"""What a coder is worth: sums over documents, and the figures made of them.
+"""The quality of a coder: sums over documents, and the figures computed from them.
 
 Shapes: n tokens, d width of the target, s latents, g document slots, r resamples.
 """
@@ -18,33 +18,33 @@ ABLATIONS = ("zero", "mean")
 
 
 class Quality(NamedTuple):
-    """A coder's figures, each with its 95 % bootstrap interval over documents, but for the last two."""
+    """A coder's figures; all but the last two have a 95 % bootstrap interval over documents."""
 
     l0: Interval
-    """Latents in use a token."""
+    """Number of latents that a token uses."""
     fvu: Interval
-    """Σ‖y − ŷ‖² / Σ‖y − ȳ‖²: the mean predictor scores 1."""
+    """Σ‖y − ŷ‖² / Σ‖y − ȳ‖²; predicting the mean scores 1."""
     ce: Interval
-    """Loss with ŷ in place of y, nats a token."""
+    """Loss with ŷ in place of y, in nats per token."""
     ce_clean: Interval
-    """Loss of the model left alone."""
+    """Loss of the unchanged model, in nats per token."""
     ce_ablated: dict[str, Interval]
-    """Loss with the site ablated to zero or to its mean."""
+    """Loss with the site ablated to zero or to its mean, in nats per token."""
     recovered: dict[str, Interval]
     """(CE_ablated − CE) / (CE_ablated − CE_clean), with the site ablated to zero or to its mean."""
     kl: Interval
-    """KL(model ‖ model with ŷ in place of y), nats a token."""
+    """KL(model ‖ model with ŷ in place of y), in nats per token."""
     dead: float
     """Share of latents that no token used."""
     density: Tensor
-    """[s] share of tokens that use each latent."""
+    """Share of tokens that use each latent, [s]."""
 
 
 class CoderQuality(Sums):
-    """Sums of squares, losses and uses; in float64, sums only, so exact under DDP.
+    """Sums squares, losses and uses in float64; since it holds only sums, it is exact under DDP.
 
-    The mean of y enters as a difference of sums: with float64 and FVU above 1e-6 nothing is lost. Document i is summed
-    in slot i modulo `n_slots`.
+    The mean of y enters as a difference of sums, which is accurate in float64 for FVU above 1e-6. Document i is added
+    to slot i modulo `n_slots`.
     """
 
     sums: Tensor
@@ -66,7 +66,7 @@ class CoderQuality(Sums):
         self.sums[:, self.SUMS.index(name)].index_add_(0, documents % self.n_slots, values.double())
 
     def update(self, y: Tensor, output: Tensor, picks: Picks, values: Tensor, documents: Tensor) -> None:
-        """Add n tokens: y and ŷ [n, d], the latents in use, the tokens' documents [n]."""
+        """Add n tokens: y and ŷ [n, d], the latents in use with their values, and the tokens' documents [n]."""
         y, output, on = y.double(), output.double(), values > 0
         self._add("tokens", documents, torch.ones_like(documents))
         self._add("error", documents, (y - output).square().sum(1))
@@ -76,21 +76,21 @@ class CoderQuality(Sums):
         self.uses += picks.indices[on].bincount(minlength=len(self.uses))
 
     def update_losses(self, documents: Tensor, **nats: Tensor) -> None:
-        """Add predicted tokens [n] of `documents` [n]: `ce`, `ce_clean`, and where known `ce_zero`, `ce_mean`, `kl`."""
+        """Add predicted tokens [n] of `documents` [n]: `ce`, `ce_clean`, and `ce_zero`, `ce_mean` and `kl` if known."""
         self._add("predicted", documents, torch.ones_like(documents))
         for name, values in nats.items():
             self._add(name, documents, values)
 
     def fvu(self) -> Tensor:
-        """Σ‖y − ŷ‖² / Σ‖y − ȳ‖²."""
+        """Return Σ‖y − ŷ‖² / Σ‖y − ȳ‖²."""
         return _fvu(self.sums.sum(0), self.total.sum(0))
 
     def recovered(self, ablation: str = "zero") -> Tensor:
-        """Share of the loss that ablating the site adds, which ŷ takes back."""
+        """Return the share of the loss added by ablating the site that ŷ recovers."""
         return _recovered(self.sums.sum(0), ablation)
 
     def compute(self, n_resamples: int = 1000, seed: int = 0) -> Quality:
-        """Every figure with its interval."""
+        """Return every figure with its interval."""
         used = self.sums[:, 0] > 0
         sums, total = self.sums[used], self.total[used]
         drawn = torch.randint(len(sums), (n_resamples, len(sums)), generator=torch.Generator().manual_seed(seed))

@@ -1,7 +1,7 @@
-"""Each kind's training loss in dense autograd: the specification of `Coder.loss`.
+"""Each kind's training loss in dense autograd, which specifies `Coder.loss`.
 
-Nothing here is shared with the sparse path but the parameters: every product is dense, every gradient autograd's own,
-straight-through estimates are written as value + slope·(θ − detached θ).
+This shares only the parameters with the sparse path: every product is dense and every gradient is autograd's own.
+Straight-through estimates are written as value + slope·(θ − detached θ).
 
 Shapes: n tokens, d model, s latents, r dead latents.
 """
@@ -16,7 +16,7 @@ from slms.sae.coders import BatchTopK, Gated, JumpReLU, ReLU, TopK
 
 
 def reference_loss(coder: Coder, x: Tensor, y: Tensor, dead: Tensor | None = None) -> Tensor:
-    """The loss that `coder.loss(x, y, dead).total` must equal, gradients included."""
+    """Compute the loss that `coder.loss(x, y, dead).total` must equal, including gradients."""
     config, kind = coder.config, coder.config.kind
     a = (x if coder.is_transcoder else x - coder.b_dec) @ coder.W_enc.T
     bias = coder.b_gate if isinstance(coder, Gated) else coder.b_enc
@@ -53,12 +53,12 @@ def reference_loss(coder: Coder, x: Tensor, y: Tensor, dead: Tensor | None = Non
 
 
 def _norms(coder: Coder) -> Tensor:
-    """What latents are ranked by, times their activation: the decoder's norms where they may be any."""
+    """Return the factors on activations by which latents are ranked: the decoder's norms, if they may differ from 1."""
     return torch.ones(coder.d_sae).to(coder.W_dec) if coder.unit_norm else coder.W_dec.detach().norm(dim=1)
 
 
 def _features(coder: Coder, z: Tensor, a: Tensor) -> tuple[Tensor, Tensor | float]:
-    """Activations [n, s] and the penalty before its weight."""
+    """Return the activations [n, s] and the penalty before its weight."""
     config, n = coder.config, len(z)
     match coder:
         case ReLU():

@@ -1,8 +1,8 @@
-"""Sparse products over picked latents: a training step whose only dense product is x W_encᵀ.
+"""Sparse products over picked latents, with which a training step needs only one dense product, x W_encᵀ.
 
-`Picks` names the z entries of a matrix [n, s] that are not zero, row by row. Three products over them are all that
-encoding, decoding and their gradients need: `spmm` (V W), `spmm_t` (Vᵀ x) and `sddmm` (the picked entries of g Wᵀ).
-Each turns to a dense product by itself where the picks are too many for the sparse one to pay.
+`Picks` lists the z nonzero entries of a matrix [n, s], row by row. Encoding, decoding and their gradients need only
+three products over them: `spmm` (V W), `spmm_t` (Vᵀ x) and `sddmm` (the picked entries of g Wᵀ). Each switches to a
+dense product if there are too many picks for the sparse one to be faster.
 
 Shapes: n tokens, d model, s latents, z picks.
 """
@@ -16,18 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Above this share of picked entries the dense products are faster: on one core (d 512, s 16,384, n 1,024, fp32) a
-# pick costs 0.6 µs in the four sparse products of a step, the four dense products 500 ms.
+# Above this share of picked entries the dense products are faster. On one core (d 512, s 16,384, n 1,024, fp32) a pick
+# costs 0.6 µs in the four sparse products of a step; the four dense products cost 500 ms.
 DENSE_SHARE = 0.05
 
 
 class Picks:
-    """Which latents each row uses: row i has latents `indices[offsets[i] : offsets[i + 1]]`, each at most once.
+    """The latents that each row uses: row i uses `indices[offsets[i] : offsets[i + 1]]`, each at most once.
 
     Attributes:
-        indices: [z] int64 latents.
-        offsets: [n + 1] int64.
-        n_latents: s.
+        indices: the latents, [z] int64.
+        offsets: where each row begins in `indices`, [n + 1] int64.
+        n_latents: the number of latents, s.
     """
 
     def __init__(self, indices: Tensor, offsets: Tensor, n_latents: int):
@@ -35,36 +35,36 @@ class Picks:
 
     @classmethod
     def of_flat(cls, flat: Tensor, shape: torch.Size) -> Picks:
-        """Picks from positions [z] in the flattened matrix of `shape` (n, s), ascending."""
+        """Make picks from ascending positions [z] in the flattened matrix of `shape` (n, s)."""
         n, s = shape
         rows = torch.div(flat, s, rounding_mode="floor")
         return cls(flat - rows * s, F.pad(rows.bincount(minlength=n).cumsum(0), (1, 0)), s)
 
     @classmethod
     def of_rows(cls, indices: Tensor, n_latents: int) -> Picks:
-        """Picks from a rectangle: row i has latents indices[i], [n, k]."""
+        """Make picks from a rectangle [n, k] in which row i has the latents indices[i]."""
         n, k = indices.shape
         return cls(indices.reshape(-1), torch.arange(0, n * k + 1, k, device=indices.device), n_latents)
 
     @property
     def n_rows(self) -> int:
-        """n."""
+        """The number of rows, n."""
         return len(self.offsets) - 1
 
     @cached_property
     def rows(self) -> Tensor:
-        """[z] the row of each pick."""
+        """The row of each pick, [z]."""
         rows = torch.arange(self.n_rows, device=self.indices.device)
         return rows.repeat_interleave(self.offsets.diff(), output_size=len(self.indices))
 
     @cached_property
     def flat(self) -> Tensor:
-        """[z] the position of each pick in the flattened matrix."""
+        """The position of each pick in the flattened matrix, [z]."""
         return self.rows * self.n_latents + self.indices
 
     @cached_property
     def by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The transposed picks: order [z] that sorts them by latent, their rows [z] in it, offsets [s + 1]."""
+        """The transposed picks: the order [z] that sorts them by latent, their rows [z] in it, offsets [s + 1]."""
         order = self.indices.argsort()
         counts = self.indices.bincount(minlength=self.n_latents)
         return order, self.rows[order], F.pad(counts.cumsum(0), (1, 0))
@@ -75,14 +75,14 @@ class Picks:
         return len(self.indices) > DENSE_SHARE * self.n_rows * self.n_latents
 
     def dense(self, values: Tensor) -> Tensor:
-        """The matrix [n, s] with `values` [z] at the picks and zeros elsewhere."""
+        """Return the matrix [n, s] with `values` [z] at the picks and zeros elsewhere."""
         zeros = values.new_zeros(self.n_rows * self.n_latents)
         return zeros.scatter(0, self.flat, values).view(self.n_rows, self.n_latents)
 
     def split(self, boundaries: Tensor) -> Picks:
-        """The same picks with each row split into G by latent: row i·G + g holds those up to boundaries[g] [G].
+        """Split each row into G by latent: row i·G + g holds latents from boundaries[g − 1] to below boundaries[g].
 
-        Latents must ascend within each row. The last boundary must be s.
+        `boundaries` is [G] and ends with s. Latents must ascend within each row.
         """
         groups = torch.bucketize(self.indices, boundaries, right=True)
         rows = self.rows * len(boundaries) + groups
@@ -91,14 +91,14 @@ class Picks:
 
 
 def spmm(picks: Picks, values: Tensor, W: Tensor) -> Tensor:
-    """y_n = Σ_z∈n v_z W[i_z]: values [z], W [s, d] -> [n, d]."""
+    """Compute y_n = Σ_z∈n v_z W[i_z], [n, d], from values [z] and W [s, d]."""
     if picks.is_dense:
         return picks.dense(values) @ W
     return _bag(picks.indices, W, picks.offsets, values)
 
 
 def spmm_t(picks: Picks, values: Tensor, x: Tensor) -> Tensor:
-    """g_s = Σ_{z: i_z = s} v_z x[row of z]: values [z], x [n, d] -> [s, d]."""
+    """Compute g_s = Σ_{z: i_z = s} v_z x[row of z], [s, d], from values [z] and x [n, d]."""
     if picks.is_dense:
         return picks.dense(values).T @ x
     order, rows, offsets = picks.by_latent
@@ -106,10 +106,10 @@ def spmm_t(picks: Picks, values: Tensor, x: Tensor) -> Tensor:
 
 
 def sddmm(picks: Picks, g: Tensor, W: Tensor) -> Tensor:
-    """v_z = ⟨g[row of z], W[i_z]⟩: g [n, d], W [s, d] -> [z]."""
+    """Compute v_z = ⟨g[row of z], W[i_z]⟩, [z], from g [n, d] and W [s, d]."""
     if picks.is_dense:
         return (g @ W.T).view(-1)[picks.flat]
-    # The kernel that differentiates embedding_bag by its weights: dot products without a [z, d] temporary.
+    # The kernel that differentiates embedding_bag by its weights computes dot products without a [z, d] temporary.
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
         g.contiguous(), W, picks.indices, picks.offsets, picks.rows, 0
     )
@@ -160,7 +160,7 @@ class _Encode(torch.autograd.Function):
 
 
 def decode(picks: Picks, values: Tensor, W_dec: Tensor) -> Tensor:
-    """Σ over each row's picks of value × decoder row, [n, d]; differentiable in values and W_dec."""
+    """Sum value × decoder row over each row's picks, [n, d]; differentiable in values and W_dec."""
     return _Decode.apply(values, W_dec, picks)
 
 
@@ -173,16 +173,16 @@ def encode(
     scratch: Tensor | None = None,
     weights: Tensor | None = None,
 ) -> tuple[Picks, Tensor]:
-    """Pre-activations (x − shift) W_encᵀ + b_enc at the latents that `pick` chooses from all of them, [n, s].
+    """Compute pre-activations (x − shift) W_encᵀ + b_enc, [n, s], and keep those of the latents that `pick` chooses.
 
     Args:
-        x: [n, d].
-        shift: [d], subtracted from x, or None.
+        x: inputs [n, d].
+        shift: a vector [d] subtracted from x, or None.
         W_enc: [s, d].
         b_enc: [s] or None.
-        pick: pre-activations [n, s], times `weights`, → picks; sees no gradient.
-        scratch: [n, s] to compute into: fresh pages for 64 MB cost a fifth of the product itself.
-        weights: [s], above 0: what a unit of each latent's pre-activation counts when latents are chosen; None: alike.
+        pick: maps pre-activations [n, s], multiplied by `weights`, to picks; no gradient flows through it.
+        scratch: a buffer [n, s] to compute into, because fresh pages for 64 MB cost a fifth of the product itself.
+        weights: positive factors [s] on the pre-activations that `pick` sees; None means 1.
 
     Returns:
         The picks and their pre-activations [z], differentiable in x, shift, W_enc and b_enc.
@@ -201,12 +201,12 @@ def encode(
 
 
 def largest_columns(pre: Tensor, k: int) -> Tensor:
-    """Columns [n, k] of the k largest entries of each row of pre [n, s], in no order; exact.
+    """Find the columns [n, k] of exactly the k largest entries of each row of pre [n, s], in no particular order.
 
-    Searched in two levels: the k groups with the largest maxima hold the k largest entries.
+    The search has two levels, since the k groups with the largest maxima hold the k largest entries.
     """
     n, s = pre.shape
-    # 8 to 16 strided groups took 25 ms against 37 ms for one torch.topk (n 1,024, s 16,384, k 32, one core).
+    # Strided groups of 8 to 16 took 25 ms; one torch.topk took 37 ms (n 1,024, s 16,384, k 32, one core).
     size = next((g for g in (16, 8, 4, 2) if s % g == 0 and k <= s // (2 * g)), 1)
     if size == 1:
         return pre.topk(k, dim=1, sorted=False).indices

@@ -1,4 +1,4 @@
-"""A coder in training: its place in the model, the scale of its data, and which of its latents are dead.
+"""A coder in training, with its site in the model, the scale of its data, and its dead latents.
 
 Shapes: n tokens, d width (input i, output o), s latents.
 """
@@ -17,14 +17,14 @@ from slms.sae.config import CoderSpec
 from slms.sae.export import fold_scale
 from slms.sae.sparse import Picks
 
-MAX_NORM = 10.0  # tokens whose input is longer than this many median norms are left out (attention sinks)
+MAX_NORM = 10.0  # tokens whose input norm exceeds this many median norms are left out (attention sinks)
 
 
 class TrainingCoder(nn.Module):
     """A coder with its site, target and data statistics.
 
-    The coder sees inputs and targets scaled to a mean squared distance of 1 from their mean; `folded` gives a coder of
-    the model's own activations.
+    The coder sees inputs and targets scaled to a mean squared distance of 1 from their mean; `folded` returns a coder
+    of the unscaled activations.
     """
 
     scale_in: Tensor
@@ -34,7 +34,7 @@ class TrainingCoder(nn.Module):
     since_fired: Tensor
 
     def __init__(self, spec: CoderSpec, source: Site, target: Site, x: Tensor, y: Tensor):
-        """Initialised from the activations of a chunk, x [n, i] and y [n, o]."""
+        """Initialise from the activations of a chunk, x [n, i] and y [n, o]."""
         super().__init__()
         self.spec, self.source, self.target = spec, source, target
         is_transcoder = source != target
@@ -49,17 +49,17 @@ class TrainingCoder(nn.Module):
         with torch.no_grad():
             self.coder.b_dec.copy_(y.mean(0) * self.scale_out if is_transcoder else geometric_median(x * self.scale_in))
             if is_transcoder and self.coder.b_enc is not None:
-                # As an autoencoder's b_dec does: at the start the mean input activates no latent.
+                # As with an autoencoder's b_dec, the mean input activates no latent at the start.
                 self.coder.b_enc.copy_(-(self.coder.W_enc @ (x.mean(0) * self.scale_in)))
         self.to(x.device)
 
     @property
     def label(self) -> str:
-        """Its name in logs."""
+        """The coder's name in logs."""
         return self.spec.label
 
     def data(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Scaled inputs and targets of a batch; of a pathway, those tokens that chose it."""
+        """Return the scaled inputs and targets of a batch; for a pathway, only of tokens that chose it."""
         x, y = batch[self.source.name], batch[self.target.name]
         if self.source.kind == "pathway":
             chosen = x.any(1)
@@ -68,12 +68,12 @@ class TrainingCoder(nn.Module):
         return x, x if self.source == self.target else y * self.scale_out
 
     def loss(self, batch: dict[str, Tensor], dead_after: int) -> CoderLosses:
-        """The coder's losses; latents unused for `dead_after` tokens are revived."""
+        """Compute the coder's losses; AuxK revives latents unused for `dead_after` tokens."""
         return self.coder.loss(*self.data(batch), self.since_fired >= dead_after)
 
     @torch.no_grad()
     def observe(self, losses: CoderLosses, sum_ranks: Callable[[Tensor], Tensor], world: int = 1) -> None:
-        """Note which latents fired; `sum_ranks` sums a tensor over the ranks."""
+        """Record which latents fired; `sum_ranks` sums a tensor over the ranks."""
         fired = torch.zeros_like(self.since_fired)
         fired[losses.picks.indices[losses.values > 0]] = 1
         self.since_fired += losses.picks.n_rows * world
@@ -84,16 +84,16 @@ class TrainingCoder(nn.Module):
 
     @torch.no_grad()
     def features(self, x: Tensor) -> tuple[Picks, Tensor]:
-        """Latents in use and their (scaled) activations, of the model's activations x [n, i]."""
+        """Return the latents in use and their (scaled) activations, for the model's activations x [n, i]."""
         return self.coder.features(x * self.scale_in)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """ŷ [n, o] in the model's units."""
+        """Return ŷ [n, o] in the model's units."""
         return self.coder.reconstruct(x * self.scale_in) / self.scale_out
 
     def folded(self):
-        """The coder of the model's own activations."""
+        """Return the coder of the model's unscaled activations."""
         return fold_scale(self.coder, self.scale_in.item(), self.scale_out.item())
 
 
@@ -102,7 +102,7 @@ def _scale(x: Tensor) -> Tensor:
 
 
 def geometric_median(x: Tensor, n_rows: int = 32_768, steps: int = 50) -> Tensor:
-    """The point [d] whose summed distance to the first `n_rows` rows of x [n, d] is least (Weiszfeld's algorithm)."""
+    """Find the point [d] with the least summed distance to the first `n_rows` rows of x [n, d] (Weiszfeld's method)."""
     x = x[:n_rows]
     centre = x.mean(0)
     for _ in range(steps):
