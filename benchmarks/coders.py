@@ -29,6 +29,7 @@ from torch import Tensor
 from benchmarks.coder_rivals import LIBRARIES, PACKAGES, Kind, Recipe, Task, Trained
 from slms.cli import Parser, one_line_errors
 from slms.data.text import BlockSpec, load_blocks
+from slms.data.tokenizer import special_ids
 from slms.files import write_atomic
 from slms.models.base import load_base
 from slms.models.sites import find_site, read_sites
@@ -61,11 +62,10 @@ def dump(
     block_size = min(256, getattr(lm.config, "max_position_embeddings", 256))
     spec = BlockSpec(corpus, "train", None, "text", seed, block_size, n_tokens, False)
     blocks = load_blocks(spec, tokenizer).input_ids
-    special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
     rows = []
     for start in range(0, len(blocks), 16):
         ids = torch.from_numpy(blocks[start : start + 16].astype(np.int64))
-        kept = ~torch.isin(ids.flatten(), torch.tensor(sorted(special)))
+        kept = ~torch.isin(ids.flatten(), special_ids(tokenizer))
         rows.append(read_sites(lm, ids, [place])[site].float()[kept])
     x = torch.cat(rows)
     if len(x) <= N_TEST:

@@ -11,6 +11,7 @@ from slms.commands.subject import chosen_text, open_model, run_text, text_source
 from slms.data.corpora import CorpusConfig
 from slms.data.probe_tasks import MANIFEST, read_tasks
 from slms.data.text import say_shortage
+from slms.data.tokenizer import special_ids
 from slms.measure.journal import identity
 from slms.models.anatomy import list_layers, named_layers
 from slms.models.capture import SITES, Text, corpus_texts, windows
@@ -83,7 +84,7 @@ def capture(
         texts = corpus_texts(corpus, split, tokenizer, n_tokens, read["validation"], read["text_field"])
         total, place = n_tokens, f"{Path(corpus).stem}-{split}"
         about |= {"corpus": corpus, "validation": read["validation"], "split": split, "n_tokens": n_tokens}
-    special = sorted({tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None})
+    special = special_ids(tokenizer).tolist()
     files = {} if by_task else CorpusConfig(corpus, read["validation"]).recorded().files
     asked = about | {"layers": chosen, "site": site, "dtype": dtype, "shard_tokens": shard_tokens, "files": files}
     directory = own_directory(output_dir, "capture", model, f"{place}-{site}", identity(net) | asked)

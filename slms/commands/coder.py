@@ -12,6 +12,7 @@ from torch import Tensor
 
 from slms.commands.subject import Subject, open_model, run_base, run_text, with_text
 from slms.data.corpora import EMBEDDED
+from slms.data.tokenizer import special_ids
 from slms.measure.passes import batches
 from slms.models.base import load_base
 from slms.models.checksums import model_digest
@@ -58,7 +59,7 @@ class OpenCoder:
 
     @cached_property
     def _sample(self) -> tuple[Tensor, Tensor]:
-        xs, ys, special = [], [], special_ids(self.subject)
+        xs, ys, special = [], [], special_ids(self.subject.tokenizer)
         first = islice(batches(self.subject.blocks, self.batch_size), -(-SAMPLE_BLOCKS // self.batch_size))
         for batch in progress(first, "sampling"):
             found = read_sites(self.subject.model, batch["input_ids"], list(dict.fromkeys((self.source, self.target))))
@@ -147,12 +148,6 @@ def coder_directories(directory: Path) -> list[Path]:
     if not found:
         raise ValueError(f"{directory}: a run without saes/; train one with `--config sae_tinystories.yaml`")
     return found
-
-
-def special_ids(subject: Subject) -> Tensor:
-    """Ids of the tokens that coders leave alone (bos, eos, pad), ascending int64."""
-    t = subject.tokenizer
-    return torch.tensor(sorted({t.bos_token_id, t.eos_token_id, t.pad_token_id} - {None}), dtype=torch.int64)
 
 
 def _place(subject: Subject, directory: str, name: str | None, hook: str | None, flag: str) -> Site:

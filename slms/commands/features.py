@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from slms.commands.coder import OpenCoder, coder_directories, open_coder, special_ids
+from slms.commands.coder import OpenCoder, coder_directories, open_coder
 from slms.commands.subject import results_of
+from slms.data.tokenizer import special_ids
 from slms.measure.attribution import LayerAttribution, PathwayAttribution, contributing_layers
 from slms.measure.feature_graph import communities
 from slms.measure.features import ContextReader, LatentStatistics, neighbours, read_uses, z_bound
@@ -78,7 +79,7 @@ def _results(
     n_batches = -(-len(blocks.input_ids) // batch_size)
 
     def uses(what: str):
-        found = read_uses(subject.model, blocks, coder, special_ids(subject), batch_size)
+        found = read_uses(subject.model, blocks, coder, special_ids(subject.tokenizer), batch_size)
         return progress(found, what, n_batches)
 
     for batch in uses("uses"):

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from slms.commands.coder import OpenCoder, coder_directories, open_coder, special_ids
+from slms.commands.coder import OpenCoder, coder_directories, open_coder
 from slms.commands.subject import results_of, short_name
 from slms.data.text import BlockSpec, load_blocks
+from slms.data.tokenizer import special_ids
 from slms.measure.journal import Journal
 from slms.measure.rows import COLUMNS
 from slms.measure.sae import CoderNumbers, coder_rows, density_quantiles, measure_coders
@@ -58,7 +59,7 @@ def _report(
     directory: Path, opened: OpenCoder, batch_size: int, baselines: bool, control_tokens: int, output: str
 ) -> None:
     coder, subject, source, to = opened.coder, opened.subject, opened.source, opened.target
-    blocks, special = subject.blocks, special_ids(subject)
+    blocks, special = subject.blocks, special_ids(subject.tokenizer)
     asked = opened.made_from | {"batch_size": batch_size, "baselines": baselines}
     named = subject._replace(name=str(directory))
     place, journal = results_of(named, output, "sae", control_tokens=control_tokens, **asked)
@@ -88,7 +89,7 @@ def _report(
             text["corpus"], "train", None, text["text_field"], 0, text["block_size"], control_tokens, False
         )
         ids = load_blocks(train, subject.tokenizer).input_ids
-        return train_control(twin(), source, to, ids, special.tolist(), config(), control_tokens).state_dict()
+        return train_control(twin(), source, to, ids, special, config(), control_tokens).state_dict()
 
     def measured_control() -> dict[str, CoderNumbers]:
         state = of_control.part("control coder", trained)

@@ -6,10 +6,11 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from slms.commands.coder import OpenCoder, coder_directories, open_coder, special_ids
+from slms.commands.coder import OpenCoder, coder_directories, open_coder
 from slms.commands.subject import Subject, open_subject, results_of, short_name
 from slms.data.probe_tasks import MANIFEST, read_tasks
 from slms.data.prompts import prompt_blocks
+from slms.data.tokenizer import special_ids
 from slms.files import write_atomic
 from slms.measure.classes import check_families, token_texts
 from slms.measure.journal import Journal, digest
@@ -121,7 +122,9 @@ def specialization(
 
             def features(opened: OpenCoder = opened, journal: Journal = journal, name: str = path.name) -> Pair:
                 net, W_dec = opened.subject.model, opened.coder.W_dec
-                reader = LatentReader(net, opened.placed, W_dec, name, opened.source, special_ids(opened.subject))
+                reader = LatentReader(
+                    net, opened.placed, W_dec, name, opened.source, special_ids(opened.subject.tokenizer)
+                )
                 return measure(reader, opened.subject, n_nulls, name, journal)
 
             found.append(journal.part(path.name, features))

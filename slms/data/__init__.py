@@ -6,7 +6,7 @@ prompts    prompts of probe tasks as token blocks
 stories    an endless annotated story grammar, deterministic by (seed, index, split)
 stream     training batches straight from a corpus, for text larger than memory
 text       corpora by name → documents → token blocks on disk
-tokenizer  a byte-level BPE on the story corpus
+tokenizer  special tokens; a byte-level BPE on the story corpus
 
 dataset  datasets in the hub's form, read row by row
 """

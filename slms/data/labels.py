@@ -17,7 +17,6 @@ from slms.data.stories import LEXICON, NUMBER, PLOTS, POS, SEMANTIC
 VERSION = 1  # part of the cache's key: raise it when a label changes
 TOKEN_CLASSES = ("special", "space", "punctuation", "digit", "function", "content", "capitalised", "piece")
 FREQUENCY_BINS = ("top fifth", "second fifth", "middle fifth", "fourth fifth", "rarest fifth")
-FUNCTION_POS = frozenset({"det", "pron", "prep", "conj", "aux", "part", "adp", "function"})
 WORD = re.compile(r"[A-Za-z]+(?:['’][A-Za-z]+)?|\d+|[^\sA-Za-z\d]")
 
 _FUNCTION_WORDS = frozenset(

@@ -1,4 +1,4 @@
-"""Train the embedded pair's tokenizer: a byte-level BPE on the story corpus.
+"""Special tokens, and training the embedded pair's tokenizer: a byte-level BPE on the story corpus.
 
     python -m slms.data.tokenizer --out DIR --vocab 2048 --stories 20000
 
@@ -6,16 +6,31 @@ Any text can be encoded (256 bytes are in the vocabulary) and decodes to itself;
 begin, end and unknown token. The same arguments give the same files.
 """
 
+from __future__ import annotations
+
 import argparse
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from slms.data.stories import story
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 END_OF_TEXT = "<|endoftext|>"
 MAX_LENGTH = 2048
 
 logger = logging.getLogger(__name__)
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Ids, ascending, of the tokens that begin, end and pad a text: what they activate says nothing about it."""
+    ids = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
+    return torch.tensor(sorted(ids), dtype=torch.int64)
 
 
 def train(vocab: int = 2048, stories: int = 20_000, seed: int = 0):

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from slms.data.tokenizer import special_ids
 from slms.lit.optimized import OptimizedModule
 from slms.lit.trainer_options import data_of, logs_step
 from slms.models.activation_stream import ActivationData, ActivationStream
@@ -71,8 +72,7 @@ class SparseAutoencoder(OptimizedModule):
         self.sites = [find_pair(model, spec.site, spec.target) for spec in self.specs]
         for spec, (source, _) in zip(self.specs, self.sites, strict=True):
             spec.coder.width(site_width(model, source))  # an impossible k is refused before anything is gathered
-        special = {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id} - {None}
-        self.special = torch.tensor(sorted(special), dtype=torch.int64)
+        self.special = special_ids(self.tokenizer)
         self.coders: Modules[TrainingCoder] = Modules()
         self.quality: Modules[CoderQuality] = Modules()
         self.stream: ActivationStream | None = None

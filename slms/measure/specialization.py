@@ -72,10 +72,6 @@ class _Tables(nn.Module):
 class Effort(Sums):
     """How far a pass has come, padding included, and the CPU time it took."""
 
-    full_state_update = False
-    higher_is_better = None
-    is_differentiable = False
-
     tokens: Tensor
     forward_seconds: Tensor
     counting_seconds: Tensor

@@ -33,10 +33,6 @@ class SparsitySums(Sums):
         mass: share of the contributions for `top_mass`.
     """
 
-    full_state_update = False
-    higher_is_better = None
-    is_differentiable = False
-
     out_norm: Tensor | None
     measures: Tensor
     defined: Tensor
@@ -84,10 +80,6 @@ class CoActivation(Sums):
     neuron's tokens, and must have as many of them as the graph and the same heavy tails.
     """
 
-    full_state_update = False
-    higher_is_better = None
-    is_differentiable = False
-
     kept: Tensor
 
     def __init__(self, n_neurons: int, n_kept: int = 4096, seed: int = 0) -> None:
@@ -130,10 +122,6 @@ class CoActivation(Sums):
 
 class Rows(Sums):
     """All rows of a stream of activations, in order; memory grows with them."""
-
-    full_state_update = False
-    higher_is_better = None
-    is_differentiable = False
 
     rows: list[Tensor]
 

@@ -14,10 +14,6 @@ class DocumentLoss(Sums):
     each have their own; beyond, a slot is a fixed group of documents and the bootstrap is over groups, as valid.
     """
 
-    full_state_update = False
-    higher_is_better = False
-    is_differentiable = False
-
     nll: Tensor
     """float64 [d], nats"""
     tokens: Tensor

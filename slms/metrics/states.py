@@ -18,6 +18,9 @@ class Sums(Metric):
     after 256 of them, and token ids in a float32 table are exact up to 2²⁴ only there.
     """
 
+    full_state_update = False
+    is_differentiable = False
+
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)

@@ -149,9 +149,6 @@ class UnitCounts(Sums):
             tokens is at hand; never above 4,096 units.
     """
 
-    full_state_update = False
-    higher_is_better = None
-    is_differentiable = False
     counts: Tensor
     totals: Tensor
     uses: Tensor

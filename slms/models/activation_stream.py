@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from slms.data.corpora import CorpusConfig
 from slms.data.module import BlockOrder, TextData, text_digest
+from slms.data.tokenizer import special_ids
 from slms.models.checksums import model_digest
 from slms.models.collect import ActivationCache, Chunk, Collector
 from slms.models.sites import Site
@@ -251,7 +252,6 @@ class ActivationData(TextData):
         tokens = min(b.chunk_tokens, max(blocks.size // world, 2 * b.batch_size))
         forwards = max(tokens // (b.lm_batch_size * self.block_size), 1)
         order = BlockOrder(len(blocks), b.lm_batch_size, forwards, self.seed, rank, world)
-        special = {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id} - {None}
         cache = None
         if b.cache is not None:
             made_from = {
@@ -261,7 +261,7 @@ class ActivationData(TextData):
                 "order": asdict(order),
             }
             cache = ActivationCache(Path(b.cache) / f"rank-{rank}" if world > 1 else Path(b.cache), made_from)
-        collect = Collector(model, sites, blocks, order, sorted(special), b.max_norm, cache)
+        collect = Collector(model, sites, blocks, order, special_ids(self.tokenizer), b.max_norm, cache)
         return ActivationStream(collect, collect.tokens, b.batch_size, self.seed, b.prefetch)
 
     def train_dataloader(self) -> ActivationLoader:

@@ -38,7 +38,7 @@ class Collector:
         sites: where to read.
         blocks: [b, t] token ids.
         order: which blocks chunk k reads: those of its epoch k.
-        special: token ids whose activations are left out.
+        special: ids [·] of tokens whose activations are left out.
         max_norm: see `BufferConfig`.
         cache: where chunks are kept, or None.
     """
@@ -49,12 +49,12 @@ class Collector:
         sites: Sequence[Site],
         blocks: np.ndarray,
         order: BlockOrder,
-        special: Sequence[int],
+        special: Tensor,
         max_norm: float,
         cache: ActivationCache | None = None,
     ):
         self.model, self.sites, self.blocks, self.order = model, list(sites), blocks, order
-        self.special, self.max_norm, self.cache = torch.tensor(sorted(special), dtype=torch.int64), max_norm, cache
+        self.special, self.max_norm, self.cache = special, max_norm, cache
         self.medians: dict[str, float] | None = None
 
     @property

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
@@ -90,18 +89,6 @@ def read_mlp(mlp: nn.Module) -> MLPWeights:
         b_gate=_bias(gate),
         activation=_ACTIVATION_OF[type(act)],
     )
-
-
-@torch.no_grad()
-def write_mlp(mlp: nn.Module, weights: MLPWeights) -> None:
-    """Copy neuron-major weights into a dense MLP: the inverse of :func:`read_mlp`."""
-    own = read_mlp(mlp)
-    for name, target, source in zip(own._fields[:-1], own[:-1], weights[:-1], strict=True):
-        given, wanted = (None if w is None else tuple(w.shape) for w in (source, target))
-        if given != wanted:
-            raise ValueError(f"`{name}` has shape {given}; this MLP's is {wanted}.")
-        if target is not None and source is not None:
-            target.copy_(source)
 
 
 def dropout_of(mlp: nn.Module) -> float:

@@ -7,7 +7,7 @@ Shapes: b blocks, t position.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ def train_control(
     source: Site,
     target: Site,
     blocks: np.ndarray,
-    special: Sequence[int],
+    special: Tensor,
     coder: CoderConfig,
     n_tokens: int,
     seed: int = 0,

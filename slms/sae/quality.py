@@ -50,9 +50,6 @@ class CoderQuality(Sums):
     sums: Tensor
     total: Tensor
     uses: Tensor
-    full_state_update = False
-    higher_is_better = None
-    is_differentiable = False
     SUMS = ("tokens", "error", "square", "used", "predicted", "ce", "ce_clean", "ce_zero", "ce_mean", "kl")
 
     def __init__(self, d: int, d_sae: int, n_slots: int = 1024):

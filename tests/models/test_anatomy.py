@@ -10,7 +10,7 @@ from kernels import ACTIVATIONS
 from slms.models.anatomy import family_of, find_mlps, list_layers, replace_mlp
 from slms.models.base import init_base
 from slms.models.speedups import FusedGELU, fuse_gelu
-from slms.models.weights import read_mlp, write_mlp
+from slms.models.weights import read_mlp
 
 ACTIVATION = {"gpt_neo": "gelu_new", "gpt2": "gelu_new", "gpt_neox": "gelu"} | {
     "llama": "silu",
@@ -51,23 +51,6 @@ def test_neuron_major_weights_reproduce_the_mlp(tiny, family):
     if w.b_out is not None:
         y += w.b_out
     torch.testing.assert_close(mlp(x), y, atol=1e-5, rtol=1e-5)
-
-
-def test_write_mlp_inverts_read_mlp(tiny, family):
-    source, target = (find_mlps(tiny(family, seed))[0] for seed in (0, 1))
-    x = torch.randn(3, 24, generator=torch.Generator().manual_seed(1))
-    assert not torch.allclose(source(x), target(x))
-    write_mlp(target, read_mlp(source))
-    assert torch.equal(source(x), target(x))
-
-
-def test_write_mlp_refuses_other_shapes(tiny):
-    mlp = find_mlps(tiny("gpt_neo"))[0]
-    weights = read_mlp(mlp)
-    with pytest.raises(ValueError, match=r"`W_in` has shape \(36, 24\); this MLP's is \(37, 24\)"):
-        write_mlp(mlp, weights._replace(W_in=weights.W_in[1:]))
-    with pytest.raises(ValueError, match="`b_out` has shape None"):
-        write_mlp(mlp, weights._replace(b_out=None))
 
 
 def test_a_model_without_known_mlps_lists_the_adapters():

@@ -29,7 +29,9 @@ def model():
 
 def collect(model, names=("residual.0", "mlp_out.1"), blocks=BLOCKS, special=(), max_norm=10.0, cache=None, **order):
     order = BlockOrder(len(blocks), **{"batch_size": 2, "batches_per_epoch": 3, "seed": 5} | order)
-    return Collector(model, [find_site(model, n) for n in names], blocks, order, special, max_norm, cache)
+    return Collector(
+        model, [find_site(model, n) for n in names], blocks, order, torch.tensor(special).long(), max_norm, cache
+    )
 
 
 def test_chunk_is_the_orders_blocks(model):
