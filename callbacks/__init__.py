@@ -1,17 +1,17 @@
-"""Lightning callbacks: they feed, log and reset metrics and write results; nothing is computed here.
+"""Lightning callbacks. They feed, log and reset metrics and write results; they compute nothing themselves.
 
-metrics_csv      every logged number into metrics.csv
-specialization   purity, entropy, SI and utilization of every routed layer, each epoch
-evolution        how the routers settle over training; evolution.png and .svg
-results          llm_routing_results.json, llm_monosemanticity.png and .svg, model/, the closing table
-coders           the sparse autoencoders of a run, as SAELens directories
-examples         a few of their latents with their strongest uses, each epoch
-kernels          time the backends of routed MLPs at this run's shapes, where asked to
-nan_guard        stop at a loss or gradient that is not finite
-progress         what the terminal shows
+metrics_csv      writes every logged number into metrics.csv
+specialization   logs purity, entropy, SI and utilization of every routed layer, each epoch
+evolution        shows how the routers settle over training; evolution.png and .svg
+results          writes llm_routing_results.json, llm_monosemanticity.png and .svg, model/, the closing table
+coders           writes the sparse autoencoders of a run as SAELens directories
+examples         shows a few of their latents with their strongest uses, each epoch
+kernels          times the backends of routed MLPs at this run's shapes, if asked to
+nan_guard        stops a run at a loss or gradient that is not finite
+progress         prints what the terminal shows
 
-parts        the parts of a run that callbacks read, with their types
-tensorboard  what callbacks write to TensorBoard beside scalars
+parts        gives types to the parts of a run that callbacks read
+tensorboard  writes figures, text tables and the hyper-parameter row to TensorBoard
 """
 
 from callbacks.coders import CoderWriter
@@ -24,7 +24,7 @@ from callbacks.progress import Progress
 from callbacks.results import ResultsWriter
 from callbacks.specialization import Specialization
 
-# The order is that in which their hooks run: the CSV logger first, the results last.
+# Their hooks run in this order: the CSV logger first, the results last.
 CALLBACKS = {
     "progress": Progress,
     "metrics_csv": MetricsCsv,

@@ -1,4 +1,4 @@
-"""Writes the coders of a run, a SAELens directory each: after every validation, at the end, and when interrupted."""
+"""Writes each coder of a run to a SAELens directory: after every validation, at the end, and on an interruption."""
 
 import logging
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def coder_table(measured: Mapping[str, Quality]) -> str:
-    """What the last validation found of each coder, one line each."""
+    """The last validation's numbers, one line for each coder."""
     head = ["coder", "latents", "L0", "FVU", "95 % interval", "CE recovered", "dead"]
     rows = []
     for name, q in measured.items():
@@ -39,14 +39,14 @@ class CoderWriter(Callback):
         self._said: set[str] = set()  # what is not exported, and why
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Try the export, so that what cannot be written is refused, or said, before the first step."""
+        """Try the export before the first step, so that you learn now which coders cannot be written."""
         directory = run_directory(trainer)
         if leaves_files(trainer):
             with scratch(directory) as place:
                 self._say(coders(pl_module).export(place, trial=True))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Everything has been restored: from here on there is something to save."""
+        """Mark that everything has been restored: from here on there is something to save."""
         self._started = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -55,14 +55,14 @@ class CoderWriter(Callback):
             self._write(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write them at the end of a run too: it may validate seldom, or not at all."""
+        """Write the coders at the end of a run too, because it may validate seldom or not at all."""
         if trainer.global_step != self._written:
             self._write(trainer, pl_module)
         if leaves_files(trainer):
             print(f"\n{coder_table(coders(pl_module).measured)}\n\nwritten to {run_directory(trainer)}", flush=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save what there is: SIGTERM and Ctrl-C arrive here after the batch they interrupt."""
+        """Save the coders and a checkpoint; SIGTERM and Ctrl-C arrive here after the batch that they interrupt."""
         interrupted = isinstance(exception, KeyboardInterrupt | SIGTERMException)
         if self._started and trainer.global_step > 0 and interrupted and not undeclared(trainer).fast_dev_run:
             trainer.save_checkpoint(run_directory(trainer) / "checkpoints" / "last.ckpt")

@@ -1,4 +1,4 @@
-"""How the routers settle: each validation's choices against those before, and at the end against the final ones."""
+"""Shows how the routers settle, by comparing each validation's choices with the previous and with the final ones."""
 
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,16 @@ from slms.report.palette import write_figure
 
 
 class Evolution(Callback):
-    """Router saturation over training, and the figure of every metric's evolution.
+    """Logs router saturation over training, and draws how every metric evolves.
 
-    Keeps, as bits, what each routed module chose for the first `probe_tokens` validation tokens at each validation.
-    `val/stability/L3.mlp` is the share of these choices that the previous validation made too;
-    `val/saturation/L3.mlp`, written for every kept validation when training ends, the share of the final choices
-    already made there.
+    Each validation keeps, as bits, what each routed module chose for the first `probe_tokens` validation tokens.
+    `val/stability/L3.mlp` is the share of these choices that the previous validation made too.
+    `val/saturation/L3.mlp` is the share of the final choices that a validation had already made; it is written for
+    every kept validation when training ends.
 
     Args:
         probe_tokens: validation tokens whose choices are kept, on the first device.
-        max_snapshots: validations to keep; beyond it every second one is dropped, so that memory stays bounded.
+        max_snapshots: validations to keep; when there are more, every second one is dropped, to bound memory.
     """
 
     def __init__(self, probe_tokens: int = 2048, max_snapshots: int = 32):
@@ -113,7 +113,7 @@ class Evolution(Callback):
         }
 
     def _draw(self, trainer: Trainer, metrics: Path) -> None:
-        """`evolution.png` and `.svg` from the run's `metrics.csv`, where there is one."""
+        """Draw `evolution.png` and `.svg` from the run's `metrics.csv`, if it exists."""
         if not metrics.is_file():
             return
         figure = evolution_figure(read_rows(metrics))
@@ -123,11 +123,11 @@ class Evolution(Callback):
 
 
 def _by_place(found: dict) -> dict[str, Any]:
-    """Checkpoints written before places had names know L3.mlp as 3."""
+    """Rename the keys of old checkpoints, which know L3.mlp as 3, to places."""
     return {place_name(key) if isinstance(key, int) else key: value for key, value in found.items()}
 
 
 def _agreement(earlier: Tensor, later: Tensor) -> float:
-    """Saturation on the tokens that both have: with more processes the first one may see fewer."""
+    """Saturation on the tokens that both snapshots have: with more processes, the first one may see fewer."""
     n = min(len(earlier), len(later))
     return float(router_saturation(earlier[:n], later[:n]))

@@ -1,4 +1,4 @@
-"""Example features as text in TensorBoard while coders train: the strongest uses of a few latents, each epoch."""
+"""Shows example features in TensorBoard while coders train: the strongest uses of a few latents, each epoch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,15 +14,15 @@ from slms.report.words import markdown
 
 
 class FeatureExamples(Callback):
-    """Writes a table of features with their strongest uses on the validation text of the first rank.
+    """Writes a table of features with their strongest uses on the first rank's validation text.
 
-    The same latents every epoch, so that one can watch them settle: those at even steps of the first epoch's densities.
+    It shows the same latents every epoch, an even spread of the first epoch's densities, so that you see them settle.
 
     Args:
-        n_features: latents shown of each coder; 0 shows none.
-        n_uses: strongest uses of each.
+        n_features: latents to show of each coder; 0 shows none.
+        n_uses: strongest uses to show of each latent.
         before: tokens of context before a use.
-        after: tokens of context after it.
+        after: tokens of context after a use.
     """
 
     def __init__(self, n_features: int = 12, n_uses: int = 4, before: int = 12, after: int = 3):
@@ -42,15 +42,15 @@ class FeatureExamples(Callback):
         self.uses: dict[str, Tensor] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Which latents are shown, for a checkpoint."""
+        """The latents that are shown, for a checkpoint."""
         return {"chosen": self.chosen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the same latents."""
+        """Continue with the checkpoint's latents."""
         self.chosen = state_dict["chosen"]
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the epoch before."""
+        """Forget the previous epoch."""
         self._begin()
 
     def on_validation_batch_end(
@@ -62,7 +62,7 @@ class FeatureExamples(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Offer what each coder used of the batch: `outputs` is label → `Used`."""
+        """Offer the latents that each coder used in the batch; `outputs` maps a coder's label to `Used`."""
         if trainer.sanity_checking or not trainer.is_global_zero or not self.n_features:
             return
         ids, first = batch["input_ids"].cpu(), sum(part.numel() for part in self.ids)
@@ -79,7 +79,7 @@ class FeatureExamples(Callback):
             self.uses[label] = self.uses.get(label, torch.zeros_like(counted)) + counted
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write one text a coder."""
+        """Write one text for each coder."""
         if trainer.sanity_checking or not self.ids:
             return
         ids = torch.cat(self.ids)

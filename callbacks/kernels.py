@@ -1,4 +1,4 @@
-"""Calibrate the routed MLPs' kernels before training."""
+"""Calibrates the routed MLPs' kernels before training."""
 
 import logging
 
@@ -13,10 +13,10 @@ log = logging.getLogger(__name__)
 
 
 class KernelCalibration(Callback):
-    """Times every backend at the shapes of this run, once per machine, and says what will run.
+    """Times every backend at this run's shapes, once per machine, and prints which will run.
 
     Args:
-        calibrate: whether to; without it backends are chosen from this machine's table, or by estimate.
+        calibrate: whether to time them; otherwise backends are chosen from this machine's table, or by estimate.
     """
 
     def __init__(self, calibrate: bool = False):
@@ -24,7 +24,7 @@ class KernelCalibration(Callback):
         self.calibrate = calibrate
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The model is routed by now."""
+        """Calibrate now, because the model is routed by now."""
         if not self.calibrate:
             return
         data = text_data(trainer)

@@ -1,4 +1,4 @@
-"""`metrics.csv`: everything that is logged, from whichever callback or module, one row a number."""
+"""Writes `metrics.csv`: every number that any callback or module logs, one row for each."""
 
 from pathlib import Path
 
@@ -21,12 +21,12 @@ class TidyCsvLogger(Logger):
 
     @property
     def name(self) -> str:
-        """Constant: there is one file a run."""
+        """A constant, because a run has one file."""
         return "metrics"
 
     @property
     def version(self) -> str:
-        """Constant, as the name."""
+        """A constant, like the name."""
         return "csv"
 
     @property
@@ -35,11 +35,11 @@ class TidyCsvLogger(Logger):
         return str(self.path.parent)
 
     def log_hyperparams(self, *args, **kwargs) -> None:
-        """Not a number over time; config.yaml holds them."""
+        """Do nothing: hyper-parameters are no numbers over time, and config.yaml holds them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append what of `metrics` the step does not have yet; Lightning adds `epoch`, which becomes a column."""
+        """Append the metrics that the step does not have yet; Lightning adds `epoch`, which becomes a column."""
         metrics, step = dict(metrics), step or 0
         self.epoch = int(metrics.pop("epoch", self.epoch))
         if step != self._step:
@@ -50,14 +50,14 @@ class TidyCsvLogger(Logger):
 
     @rank_zero_only
     def resume_at(self, step: int) -> None:
-        """Forget rows from `step` on, which a run resumed there writes again, and a line that a kill tore."""
+        """Drop the rows from `step` on, which a run resumed there writes again, and a last line that a kill cut off."""
         self._step = -1
         if self.path.is_file():
             write_rows(self.path, [row for row in read_rows(self.path, torn_tail=True) if row.step < step])
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Sort by step, keeping the last of rows that a resumed run measured twice."""
+        """Sort the rows by step; of rows that a resumed run measured twice, keep the last."""
         if status == "success" and self.path.is_file():
             rows = {(row.step, row.stage, row.metric, row.place): row for row in read_rows(self.path)}
             write_rows(self.path, sorted(rows.values(), key=lambda row: row.step))
@@ -85,7 +85,7 @@ class MetricsCsv(Callback):
             self.logger.resume_at(trainer.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
-        """Write a step's rows ahead of its checkpoint: Lightning logs behind it, and a kill between would lose them."""
+        """Write a step's rows before its checkpoint. Lightning logs after it, so a kill in between would lose them."""
         step, before, self._step = trainer.global_step, self._step, trainer.global_step
         if self.logger is not None and step != before and logs_step(trainer, step):
             metrics = {key: float(v) for key, v in trainer.callback_metrics.items() if key.startswith("train/")}
@@ -93,6 +93,6 @@ class MetricsCsv(Callback):
 
 
 def log_at(trainer: Trainer, values: dict[str, float], step: int, epoch: int) -> None:
-    """Log `values` of an earlier step, too. Only `metrics.csv`, where it is a column, needs the epoch again."""
+    """Log `values` of a step, which may be an earlier one; `epoch` goes to `metrics.csv`, where it is a column."""
     for logger in trainer.loggers:
         logger.log_metrics(values | ({"epoch": epoch} if isinstance(logger, TidyCsvLogger) else {}), step)

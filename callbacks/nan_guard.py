@@ -1,4 +1,4 @@
-"""Stop before a loss or gradient that is not finite, or a loss that explodes, ruins the weights and the checkpoints."""
+"""Stops a run before a loss or gradient that is not finite, or a loss that explodes, ruins weights and checkpoints."""
 
 import json
 import math
@@ -20,13 +20,13 @@ STOPPED_FILE = "stopped.json"
 class NanGuard(Callback):
     """Raises ValueError (one line, exit code 2) when the loss or the gradient norm is not finite, or the loss explodes.
 
-    Checked before the optimizer's step, so the weights, and every checkpoint on disk, are those of the last good step.
+    It checks before the optimizer's step, so the weights and every checkpoint on disk are those of the last good step.
     All ranks decide together, once a step. `stopped.json` in the run directory names the blocks of the step's batches
-    on every rank. Under `16-mixed` gradients are left to the loss scaler, which skips such steps.
+    on every rank. Under `16-mixed` it does not check gradients: the loss scaler skips such steps.
 
     Args:
-        max_rise: the loss explodes where its running mean, over about 20 batches, exceeds this many times its lowest;
-            null allows any finite loss.
+        max_rise: the loss explodes when its running mean over about 20 batches exceeds this multiple of its lowest
+            running mean; null allows any finite loss.
     """
 
     def __init__(self, max_rise: float | None = 10.0):
@@ -39,12 +39,12 @@ class NanGuard(Callback):
         self._complaint: dict[str, str] | None = None  # the first thing wrong with it on this rank
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
-        """Remember the batch."""
+        """Remember which blocks the batch holds."""
         blocks = batch.get("block_ids") if isinstance(batch, dict) else None
         self._blocks += [] if blocks is None else blocks.tolist()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Look at the loss."""
+        """Check the loss."""
         value = float(loss.detach())
         if not math.isfinite(value):
             self._complain("training loss", value, "finite")
@@ -56,7 +56,7 @@ class NanGuard(Callback):
             self._complain("training loss", value, rule)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Look at the gradients, and stop where any rank has a complaint."""
+        """Check the gradients, and stop if any rank has a complaint."""
         if trainer.precision != "16-mixed":
             norm = torch.nn.utils.get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
             value = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # sharded under FSDP2
@@ -91,7 +91,7 @@ class NanGuard(Callback):
 
 
 def _gather(mine: dict) -> list[dict]:
-    """What every rank says."""
+    """Collect one dict from every rank."""
     if not torch.distributed.is_initialized():
         return [mine]
     said: list = [None] * torch.distributed.get_world_size()

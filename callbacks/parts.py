@@ -1,4 +1,4 @@
-"""The parts of a run that callbacks read, with their types: Lightning's own attributes are declared as anything."""
+"""Gives types to the parts of a run that callbacks read, because Lightning declares its attributes as anything."""
 
 import ctypes
 import gc
@@ -34,12 +34,12 @@ def leaves_files(trainer: Trainer) -> bool:
 
 
 def release_memory() -> None:
-    """Hand freed memory back to the system: figures and tables come and go, and glibc keeps what they leave behind.
+    """Hand freed memory back to the system, because glibc keeps what figures and tables leave behind.
 
-    Without it a run of tiny steps grows by some MB a validation (docs/log.md).
+    Without it, a run of tiny steps grows by some MB at each validation (docs/log.md).
     """
     gc.collect()
     if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; other libraries do without
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
         if trim is not None:
             trim(0)

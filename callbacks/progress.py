@@ -1,4 +1,4 @@
-"""What a run says while it trains: a bar on a terminal, lines in a file, and a line for every validation."""
+"""Prints the progress of a run: a bar on a terminal, lines in a file, and a line for every validation."""
 
 import sys
 import time
@@ -15,7 +15,7 @@ SHOWN = {"train/loss/lm": "train", "val/loss": "val nats", "val/perplexity": "pe
 
 
 class Progress(TQDMProgressBar):
-    """Lightning's bar on a terminal, elsewhere a line now and then, and everywhere a line after each validation.
+    """Shows Lightning's bar on a terminal, or a line now and then elsewhere, and always a line after each validation.
 
     A line holds the loss, the speed, the memory in use and the time left.
 
@@ -35,7 +35,7 @@ class Progress(TQDMProgressBar):
         self._pace = Pace()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
-        """Count tokens, and say a line where none was said for long."""
+        """Count tokens, and print a line if the last one was long ago."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         ids = batch.get("input_ids") if isinstance(batch, dict) else None
         self._tokens += 0 if ids is None else ids.numel() * trainer.world_size
@@ -45,7 +45,7 @@ class Progress(TQDMProgressBar):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Say how far a long validation has come."""
+        """Print how far a long validation has come."""
         super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
         if not trainer.sanity_checking and self._speaks(trainer):
             print(f"validating: batch {batch_idx + 1:,}/{trainer.num_val_batches[dataloader_idx]:,}", flush=True)
@@ -54,7 +54,7 @@ class Progress(TQDMProgressBar):
         return not self.is_enabled and trainer.is_global_zero and self._pace.due()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the line, and end what the validation held in memory."""
+        """Print the line, and release the memory that the validation held."""
         super().on_validation_end(trainer, pl_module)
         release_memory()
         if trainer.sanity_checking or not trainer.is_global_zero:

@@ -1,4 +1,4 @@
-"""The results of a finished run: `llm_routing_results.json`, the figure, `model/`, and the closing table."""
+"""Writes the results of a finished run: `llm_routing_results.json`, the figure, `model/`, and the closing table."""
 
 import dataclasses
 import datetime
@@ -35,13 +35,13 @@ from slms.report.tables import closing_table
 
 
 class ResultsWriter(Callback):
-    """Measures the final model on the validation text, as `eval.py` would, and writes what the run leaves behind.
+    """Measures the final model on the validation text, as `eval.py` would, and writes the results of the run.
 
     A run that was interrupted writes nothing.
 
     Args:
         save_model: also write `model/`, in Hugging Face format.
-        random_model: also measure a randomly initialised model, the second null; costs one more validation pass.
+        random_model: also measure a randomly initialised model, the second null; this takes one more validation pass.
     """
 
     def __init__(self, save_model: bool = True, random_model: bool = True):
@@ -55,12 +55,12 @@ class ResultsWriter(Callback):
         self._directory = Path()
 
     def state_dict(self) -> dict[str, Any]:
-        """Tokens, seconds and start of the run, so that a resumed run counts all of it."""
+        """The run's tokens, seconds and start, so that a resumed run counts all of it."""
         seconds = self._seconds + (time.monotonic() - self._since if self._since else 0.0)
         return {"tokens": self._tokens, "seconds": seconds, "started": self._started}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore the tokens, seconds and start."""
         self._tokens, self._seconds, self._started = (state_dict[key] for key in ("tokens", "seconds", "started"))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -73,7 +73,7 @@ class ResultsWriter(Callback):
         self._tokens += batch["input_ids"].numel() * trainer.world_size
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Try what the end will write, on a few blocks of text, so that what cannot be written is refused now."""
+        """Write trial results from a few blocks of text, so that a run whose results cannot be written fails now."""
         directory, module = run_directory(trainer), language_model(pl_module)
         net = whole(module.net)
         if leaves_files(trainer):
@@ -87,7 +87,7 @@ class ResultsWriter(Callback):
         trainer.strategy.barrier("trial")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure and write on the first rank, while the others wait."""
+        """Measure and write on the first rank while the others wait."""
         directory, module = run_directory(trainer), language_model(pl_module)
         self._directory = directory
         net = whole(module.net)
@@ -105,7 +105,7 @@ class ResultsWriter(Callback):
     def _write(
         self, trainer: Trainer, module: LanguageModel, net: PreTrainedModel, directory: Path, trial: bool = False
     ) -> Results:
-        """Measure the model, write all there is to write of it into `directory`; a trial, in brief."""
+        """Measure the model and write all its results into `directory`; a trial measures less."""
         results = self._measure(trainer, module, net, directory, trial)
         write_results(results, directory)
         if results.pathways:
@@ -159,7 +159,7 @@ class ResultsWriter(Callback):
 
 
 def _first_place(results: Results) -> Results:
-    """The results of one place: a figure of it takes a tenth of the time."""
+    """The results of the first place alone, whose figure takes a tenth of the time."""
     first = results.places[0]
     rows = [row for row in results.rows if row.place in (first, MEAN)]
     return dataclasses.replace(results, rows=rows, pathways={first: results.pathways[first]})

@@ -1,4 +1,4 @@
-"""What the pathways of every routed layer serve, each epoch and every N steps where asked."""
+"""Logs what the pathways of every routed layer serve, each epoch and, if asked, every N steps."""
 
 from itertools import islice
 
@@ -18,17 +18,17 @@ from slms.models.routed import record_routes, routed_modules
 
 
 class Specialization(Callback):
-    """Logs every metric of every routed module, against tokens and every label family.
+    """Logs every metric of every routed module, against tokens and against every label family.
 
     During validation it feeds the count tables with the module's `last_routes` and the batch's labels. At the end of
     the epoch it logs `val/purity/L3.mlp` and the like, and to TensorBoard utilization bars, pathway × class heatmaps
     and top tokens.
 
     Args:
-        every_n_steps: also measure every so many optimizer steps, on the first `probe_batches` validation batches, as
-            `probe/purity/L3.mlp` and the like; null measures at validation only.
+        every_n_steps: also measure every this many optimizer steps, on the first `probe_batches` validation batches;
+            logged as `probe/purity/L3.mlp` and the like. null measures at validation only.
         probe_batches: batches of such a measurement, on each device.
-        heatmaps: label families to draw as heatmaps each epoch, where the data have them.
+        heatmaps: label families to draw as heatmaps each epoch, if the data have them.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Specialization(Callback):
         self._tables, self._probe, self._probed_at = None, [], 0
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start from empty tables, made at the first validation, when the model is where it stays."""
+        """Empty the tables; the first validation makes them, when the model is on its final device."""
         if trainer.sanity_checking:
             return
         if self._tables is None and trainer.state.fn == TrainerFn.FITTING:
@@ -77,7 +77,7 @@ class Specialization(Callback):
         log_pathways(trainer, found, labels, self.heatmaps, trainer.global_step - 1)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
-        """Measure on the probe where the step asks for it."""
+        """Measure on the probe batches if it is the step's turn."""
         step = trainer.global_step
         if self.every_n_steps is None or step % self.every_n_steps or step == self._probed_at:
             return

@@ -1,4 +1,4 @@
-"""What callbacks write to TensorBoard beside scalars: figures, text tables and the hyper-parameter row."""
+"""Writes to TensorBoard what is no scalar: figures, text tables and the hyper-parameter row."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -25,17 +25,17 @@ LAYOUT = {
     }
     | {metric.title: ["Multiline", [f"val/{name}/L.*"]] for name, metric in METRICS.items() if metric.title}
 }
-"""Charts of the tab Custom Scalars; tags are regular expressions."""
+"""The charts of the tab Custom Scalars; their tags are regular expressions."""
 
 
 def writers(trainer: Trainer) -> Iterator[SummaryWriter]:
-    """The trainer's TensorBoard writers; none on other ranks than the first."""
+    """The trainer's TensorBoard writers; only the first rank has any."""
     if trainer.is_global_zero:
         yield from (logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger))
 
 
 def log_layout(trainer: Trainer) -> None:
-    """What the tab Custom Scalars shows of a routed run."""
+    """Write the layout of the tab Custom Scalars for a routed run."""
     for writer in writers(trainer):
         writer.add_custom_scalars(LAYOUT)
 
@@ -49,7 +49,7 @@ def log_figure(writer: SummaryWriter, tag: str, figure: Figure, step: int) -> No
 def log_pathways(
     trainer: Trainer, found: Tabulated, labels: dict[str, Labels], heatmaps: tuple[str, ...], step: int
 ) -> None:
-    """Utilization bars, a pathway × class heatmap for each family in `heatmaps`, and top tokens as a text table."""
+    """Write utilization bars, a pathway × class heatmap for each of `heatmaps`, and a text table of top tokens."""
     for writer in writers(trainer):
         # not `val/utilization`: TensorBoard shows a tag as scalar or as figure, never as both
         log_figure(writer, "val/load_by_pathway", utilization_figure(*found), step)
@@ -79,10 +79,10 @@ def _cell(text: str) -> str:
 
 
 def log_hyperparameters(trainer: Trainer, config: dict[str, Any], results: Results, step: int) -> None:
-    """The run's row in the HPARAMS tab: what its model, data and seed were against its final numbers.
+    """Write the run's row of the HPARAMS tab: its model, data and seed beside its final numbers.
 
-    `run_name="."` keeps the row in the run's own directory. The final numbers go by the tags of the validation, whose
-    last points they repeat, because `add_hparams` also draws them as scalars.
+    `run_name="."` keeps the row in the run's own directory. `add_hparams` also draws the final numbers as scalars, so
+    they bear the tags of the validation, whose last points they repeat.
     """
     final, settings = {"val/loss": results.losses.model.nats}, hyperparameters(config)
     if results.compute is not None:
@@ -95,7 +95,7 @@ def log_hyperparameters(trainer: Trainer, config: dict[str, Any], results: Resul
 
 
 def hyperparameters(config: dict[str, Any]) -> dict[str, str | int | float | bool]:
-    """Of a run's configuration what runs are compared by: model, data, seed and length.
+    """The part of a run's configuration by which runs are compared: model, data, seed and length.
 
     >>> hyperparameters({"trainer": {"max_epochs": 2, "devices": 1}, "model": {"lr": 0.1, "routing": {"k": 4}}})
     {'model.lr': 0.1, 'model.routing.k': 4, 'trainer.max_epochs': 2}
@@ -107,7 +107,7 @@ def hyperparameters(config: dict[str, Any]) -> dict[str, str | int | float | boo
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
-    """Nested mappings to dotted keys; what is no number, string or flag is written out, null is left out.
+    """Flatten nested mappings to dotted keys; a value that is no number, string or flag becomes text, null is dropped.
 
     >>> flatten({"model": {"k": 4, "layers": [0, 2], "gate": None}})
     {'model.k': 4, 'model.layers': '[0, 2]'}

@@ -1,13 +1,13 @@
 """LightningModules: a causal language model, dense or routed.
 
-checkpoint           written whole or not at all, and checked before a run resumes from them
-cli                  one YAML → one run directory
+checkpoint           writes checkpoints whole or not at all, and checks them before a run resumes from them
+cli                  the training command line: one YAML → one run directory
 language_model       a causal language model under training
 lightning_internals  every place where SLMS reaches into Lightning beyond what it documents
 logger               TensorBoard that cannot end a run
 optim                AdamW with decoupled parameter groups and a warm-up–cosine schedule
 optimized            what training modules share about an optimizer's step
-parser               configs by name, mistakes in one line
+parser               finds configs by name and reports mistakes in one line
 resume               what a resumed run may change
 run_directory        the directory that a run writes into
 sparse_autoencoder   sparse autoencoders and transcoders under training

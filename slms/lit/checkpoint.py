@@ -1,6 +1,6 @@
-"""Checkpoints: written whole or not at all, and checked before a run resumes from them.
+"""Writes checkpoints whole or not at all, and checks them before a run resumes from them.
 
-A checkpoint is one file, or, sharded, a directory with a file for each process (torch.distributed.checkpoint).
+A checkpoint is one file or, if sharded, a directory with a file for each process (torch.distributed.checkpoint).
 """
 
 import io
@@ -19,14 +19,14 @@ from slms.files import replacing
 
 logger = logging.getLogger(__name__)
 
-SHARDED = "meta.pt"  # what Lightning puts beside the shards
+SHARDED = "meta.pt"  # the file that Lightning puts beside the shards
 
 
 def check_checkpoint(options: Namespace) -> None:
     """Refuse options of `checkpoint` that lead out of the run directory.
 
     Raises:
-        ValueError: naming the option, its value and the rule.
+        ValueError: an option leads out; the message names it, its value and the rule.
     """
     if options.dirpath is not None:
         raise ValueError(
@@ -41,7 +41,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, syncs and renames: a kill or a full disk leaves the previous checkpoint as it was."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write `checkpoint` to `path`; OSError where it does not fit."""
+        """Write `checkpoint` to `path`; raises OSError if it does not fit."""
         try:
             with replacing(path) as temporary, temporary.open("wb") as file:
                 torch.save(checkpoint, file)
@@ -50,11 +50,11 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint at `path`: a `.ckpt` file or directory of shards, or the newest intact one of a run directory.
+    """Find the checkpoint at `path`: a `.ckpt` file, a directory of shards, or a run's newest intact checkpoint.
 
     Raises:
-        ValueError: none there, or none that is intact: truncated, damaged, with pickled code, or of no training run;
-            names the newest intact one beside it where there is one.
+        ValueError: there is none, or it is not intact: truncated, damaged, with pickled code, or of no training run.
+            The message names the newest intact checkpoint beside it, if there is one.
     """
     if path.is_dir() and path.suffix != ".ckpt":
         if (newest := newest_checkpoint(path)) is None:
@@ -70,12 +70,12 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """The intact checkpoint of the most steps below `run`/checkpoints, whatever its name; None where there is none.
+    """Find the intact checkpoint with the most steps below `run`/checkpoints, whatever its name; None if none exists.
 
-    Damaged ones on the way to it are named in a line each.
+    It warns of each damaged checkpoint that it passes over, in one line.
 
     Raises:
-        ValueError: there are some, and all are damaged.
+        ValueError: checkpoints exist, but all are damaged.
     """
     place = run / "checkpoints"
     found = [
@@ -94,7 +94,7 @@ def newest_checkpoint(run: Path) -> Path | None:
 
 
 def _newest_first(paths: list[Path]) -> list[Path]:
-    """By step, then by time of writing; those whose step cannot be read come first."""
+    """Sort by step, then by time of writing; checkpoints whose step cannot be read come first."""
 
     def age(path: Path) -> tuple[float, float, bool]:
         try:
@@ -107,7 +107,7 @@ def _newest_first(paths: list[Path]) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """Optimizer steps behind a checkpoint that :func:`find_checkpoint` has passed."""
+    """The number of optimizer steps before a checkpoint, which :func:`find_checkpoint` must have passed."""
     file = path / SHARDED if path.is_dir() else path
     return int(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["global_step"])
 
@@ -124,7 +124,7 @@ def _fault(path: Path) -> str | None:
 
 
 def damage(path: Path) -> str | None:
-    """Why a checkpoint cannot be trusted, or None: checks every stored CRC, then loads tensors and plain types only."""
+    """Why a checkpoint cannot be trusted, or None. Checks every stored CRC, then loads tensors and plain types only."""
     try:
         return _damage_of_shards(path) if path.is_dir() else _damage_of_file(path)
     except pickle.UnpicklingError:

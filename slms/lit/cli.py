@@ -1,7 +1,7 @@
 """The training command line: one YAML → one run directory.
 
-Everything is a LightningCLI option: `--model.routing.k=2`, `--data.batch_size=8`, `--trainer.max_epochs=1`; a value
-given on the command line wins over the YAML. A user's mistake ends in one line on stderr and exit code 2.
+Everything is a LightningCLI option: `--model.routing.k=2`, `--data.batch_size=8`, `--trainer.max_epochs=1`. A value
+that you give on the command line overrides the YAML. A mistake gives one line on stderr and exit code 2.
 """
 
 import contextlib
@@ -39,18 +39,18 @@ from slms.lit.trainer_options import run_directory
 
 
 class _RunFiles(SaveConfigCallback):
-    """Before all other callbacks: the run directory is the run's once training starts, its end is saved as it ends.
+    """Keeps the run directory once training starts, and saves the last checkpoint as it ends, before other callbacks.
 
-    A refused run leaves nothing behind, and nothing is lost to a result that cannot be written.
+    So a refused run leaves nothing behind, and a result that cannot be written loses nothing.
     """
 
     run: RunDirectory | None = None  # of the first rank
 
     def setup(self, trainer, pl_module, stage):
-        """Nothing yet: the data and the model have not been checked."""
+        """Do nothing yet, because the data and the model have not been checked."""
 
     def on_train_start(self, trainer, pl_module):
-        """Everything is checked and restored: write `config.yaml`; loggers that keep hyper-parameters get them too."""
+        """Write `config.yaml`, now that all is checked and restored, and give loggers the hyper-parameters."""
         directory = run_directory(trainer)
         if not trainer.is_global_zero:
             return
@@ -67,14 +67,14 @@ class _RunFiles(SaveConfigCallback):
                     logger.log_hyperparams(yaml.safe_load(config))
 
     def on_train_end(self, trainer, pl_module):
-        """Save the last checkpoint ahead of the results."""
+        """Save the last checkpoint before the results are measured."""
         for checkpoint in trainer.checkpoint_callbacks:
             if isinstance(checkpoint, StepCheckpoint):
                 checkpoint.save_end(trainer)
 
 
 def quiet() -> None:
-    """Keep what concerns the user; drop advertisements and notices about Lightning's own internals."""
+    """Silence advertisements and notices about Lightning's own internals; keep the messages that concern the user."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for notice in (
         ".*LeafSpec.*",
@@ -88,13 +88,13 @@ def quiet() -> None:
 
 
 class TrainCLI(LightningCLI):
-    """Parses, resolves where base and corpus come from, names the run directory, builds trainer, model and data.
+    """Parses options, settles the sources of base and corpus, names the run directory, builds trainer, model and data.
 
     Args:
         callbacks: config key → callback class; each gets its options under that key.
         args: the command line; by default the process's own.
-        module: what is trained.
-        data: what it is trained on.
+        module: the class that is trained.
+        data: the class of the data it is trained on.
     """
 
     def __init__(
@@ -128,20 +128,20 @@ class TrainCLI(LightningCLI):
         )
 
     def init_parser(self, **kwargs):
-        """The parser, whose `--config` also looks into configs/."""
+        """Make the parser, whose `--config` also looks into configs/."""
         parser = self.parser_class(**kwargs)
         parser.add_argument("-c", "--config", action=FindConfig, help="a YAML file, or a name in configs/")
         return parser
 
     def add_core_arguments_to_parser(self, parser, *args, **kwargs):
-        """Trainer, model and data; what is always refused is not offered."""
+        """Add the options of trainer, model and data, except those that are always refused."""
         super().add_core_arguments_to_parser(parser, *args, **kwargs)
         for action in parser._actions:
             if action.dest.removeprefix("trainer.") in trainer_options.REFUSED:
                 action.help = SUPPRESS
 
     def add_arguments_to_parser(self, parser):
-        """Options beside Lightning's own."""
+        """Add the options beside Lightning's own."""
         parser.add_argument("--name", type=str | None, default=None, help="name of the run; the config's by default")
         parser.add_argument("--output_dir", type=str, default="runs", help="where run directories go")
         parser.add_argument(
@@ -157,7 +157,7 @@ class TrainCLI(LightningCLI):
         parser.link_arguments("model.base.source", "data.source", apply_on="parse")
 
     def before_instantiate_classes(self):
-        """Decide hub or embedded once for model and data, say so, and name the run directory."""
+        """Decide hub or embedded once for model and data, print it, and name the run directory."""
         config = self.config
         if not config.config and config.model.base.name is config.model.base.hub is config.model.base.embedded is None:
             raise ValueError(f"name a config: --config NAME; {known_configs()}")
@@ -174,7 +174,7 @@ class TrainCLI(LightningCLI):
             self._resume(Path(config.ckpt_path))
 
     def _resume(self, path: Path) -> None:
-        """Go on in the checkpoint's run; in a new one where it has none, or where later steps would be lost."""
+        """Continue in the checkpoint's run, or in a new one if it has none or if that would lose later steps."""
         self.checkpoint = find_checkpoint(path)
         home, step = run_of(self.checkpoint), step_of(self.checkpoint)
         if home is not None:
@@ -191,12 +191,12 @@ class TrainCLI(LightningCLI):
         return yaml.safe_load(self.parser.dump(self.config, skip_none=False))
 
     def instantiate_classes(self):
-        """Data, model and trainer; what Lightning refuses is one line."""
+        """Build data, model and trainer; if Lightning refuses something, report it in one line."""
         with trainer_options.one_line():
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs):
-        """The trainer, which logs, keeps checkpoints and writes `--trainer.profiler`'s report in the run directory."""
+        """Build the trainer, which writes logs, checkpoints and `--trainer.profiler`'s report in the run directory."""
         options, place = self.config_init.trainer, self.run.path.absolute()
         redone = None if self.checkpoint is None else step_of(self.checkpoint)  # TensorBoard forgets what came after
         self._tensorboard = TensorBoard(place, "", "", default_hp_metric=False, purge_step=redone)
@@ -221,7 +221,7 @@ class TrainCLI(LightningCLI):
         return trainer
 
     def fit(self) -> None:
-        """Train, alone in the run directory. A run refused before its first step leaves nothing behind.
+        """Train, with the run directory locked. A run that is refused before its first step leaves nothing behind.
 
         Raises:
             ValueError: another process is writing this run.
@@ -245,7 +245,7 @@ class TrainCLI(LightningCLI):
             print(f"fast_dev_run: {int(rehearsal)} batch(es) of training and of validation passed; nothing is written")
 
     def _move_in(self) -> None:
-        """Settle the directory's name in what was built before it was made, and say where a resumed run goes on."""
+        """Tell all that was built the directory's final name, and print where a resumed run continues."""
         place, profiler = str(self.run.path.absolute()), trainer_options.undeclared(self.trainer).profiler
         move_root(self.trainer, place)
         self._tensorboard.move(place)
@@ -256,5 +256,5 @@ class TrainCLI(LightningCLI):
 
 
 def _is_lost_connection(error: Exception) -> bool:
-    """Whether a collective failed because another process is gone; Gloo says so in a plain RuntimeError."""
+    """Whether a collective failed because another process is gone, which Gloo reports as a plain RuntimeError."""
     return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

@@ -41,8 +41,8 @@ class DistillConfig:
     Args:
         logits: weight of KL(base ‖ model) per token, in nats.
         mlp: weight of the squared error of each routed MLP's output, relative to the base output's variance.
-        anneal: share of the steps over which both weights fall linearly to 0, and the base is no longer run; null keeps
-            them.
+        anneal: share of the steps over which both weights fall linearly to 0; from then on the base is not run. null
+            keeps the weights.
     """
 
     logits: float = 0.0
@@ -57,7 +57,7 @@ class DistillConfig:
             raise ValueError(f"model.distill.anneal is {self.anneal}; it must lie in (0, 1]")
 
     def share_at(self, share: float) -> float:
-        """Factor on both weights after `share` of the steps.
+        """The factor on both weights after `share` of the steps.
 
         >>> [DistillConfig(anneal=0.5).share_at(share) for share in (0.0, 0.25, 0.5, 1.0)]
         [1.0, 0.5, 0.0, 0.0]
@@ -66,7 +66,7 @@ class DistillConfig:
 
 
 def annealed_k(share: float, n_pathways: int, k: int) -> int:
-    """Pathways per token after `share` of the annealing: from all of them down to k in equal steps.
+    """Pathways per token after `share` of the annealing, which goes from all of them down to k in equal steps.
 
     >>> [annealed_k(share, 16, 4) for share in (0.0, 0.5, 0.99, 1.0, 2.0)]
     [16, 10, 4, 4, 4]
@@ -75,22 +75,22 @@ def annealed_k(share: float, n_pathways: int, k: int) -> int:
 
 
 def _key(place: str) -> str:
-    """A place as the name of a submodule, which may hold no dot."""
+    """The name of a place as a submodule, which may hold no dot."""
     return place.replace(".", "_")
 
 
 class LanguageModel(OptimizedModule):
-    """Fine-tunes (or pretrains) a base model, with its MLPs routed where `routing` says so.
+    """Fine-tunes (or pretrains) a base model, whose MLPs are routed if `routing` is given.
 
     Args:
         base: the dense model to start from.
         routing: how to split and choose pathways; null trains the dense base itself, which is the dense control.
-        balance: load balancing (GLBL), router z-loss, bias balancing.
+        balance: load balancing (GLBL), router z-loss and bias balancing.
         optimizer: AdamW and its schedule.
         distill: distillation from the frozen base.
         gate_ramp: share of the steps over which gates of kind `ramp` go from 1 to σ(score).
         k_anneal: share of the steps over which k falls from `routing.n_pathways` to `routing.k`; 0 starts at k.
-        calibration_tokens: training tokens used for the partition and the routers' initialisation.
+        calibration_tokens: training tokens that determine the partition and the routers' initialisation.
 
     Each validation step leaves the batch's routes in `last_routes` and returns the losses of its tokens, for callbacks.
     """
@@ -115,7 +115,7 @@ class LanguageModel(OptimizedModule):
         self.optimizer_config, self.distill = optimizer, distill
         self.gate_ramp, self.k_anneal, self.calibration_tokens = gate_ramp, k_anneal, calibration_tokens
         self.net, self.tokenizer = load_base(base)
-        self.balances = nn.ModuleDict()  # one a routed module, by `_key` of its place
+        self.balances = nn.ModuleDict()  # one for each routed module, by `_key` of its place
         self.val_loss = DocumentLoss()
         self.base_loss: DocumentLoss | None = None  # the base's loss by document, before any tuning
         self.last_routes: dict[str, Routes] = {}
@@ -124,7 +124,7 @@ class LanguageModel(OptimizedModule):
 
     @property
     def role(self) -> str:
-        """What this run is: `routed`, `static` (fixed pathways) or `dense`."""
+        """The kind of this run: `routed`, `static` (fixed pathways) or `dense`."""
         if self.routing is None:
             return "dense"
         return "static" if self.routing.router == "static" else "routed"
@@ -154,7 +154,7 @@ class LanguageModel(OptimizedModule):
         self.net.train()
 
     def configure_model(self) -> None:
-        """Shard under `--trainer.strategy=fsdp2`; elsewhere every process holds the whole model."""
+        """Shard the model under `--trainer.strategy=fsdp2`; otherwise every process holds all of it."""
         if self.device_mesh is not None:
             for net in (self.net, *self.teacher):
                 shard(net, self.device_mesh)
@@ -170,13 +170,13 @@ class LanguageModel(OptimizedModule):
         return steps if trainer.max_steps < 0 else trainer.max_steps if steps < 0 else min(steps, trainer.max_steps)
 
     def configure_optimizers(self):
-        """AdamW with a warm-up–cosine schedule over the whole run."""
+        """Make AdamW with a warm-up–cosine schedule over the whole run."""
         optimizer = build_optimizer(self.net, self.optimizer_config, fused=self.trainer.precision != "16-mixed")
         total = self.total_steps
         return self.scheduled(optimizer, lambda step: lr_share(step, total, self.optimizer_config))
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
-        """Clip; Lightning itself refuses to for a fused optimizer under bf16, though no loss is scaled there."""
+        """Clip the gradients. Lightning refuses to for a fused optimizer under bf16, though it scales no loss there."""
         if self.trainer.precision != "bf16-mixed":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val is not None and gradient_clip_val > 0:
@@ -193,7 +193,7 @@ class LanguageModel(OptimizedModule):
             set_k(self.net, annealed_k(share, self.routing.n_pathways, self.routing.k))
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """Cross-entropy, load balancing, z-loss and distillation of one batch."""
+        """The sum of cross-entropy, load balancing, z-loss and distillation of one batch."""
         ids = batch["input_ids"]
         taught = self.distill.share_at(self.global_step / self.total_steps) if self.teacher else 0.0
         mlps = routed_modules(self.net, RoutedMLP).values() if taught and self.distill.mlp else ()
@@ -215,7 +215,7 @@ class LanguageModel(OptimizedModule):
         return loss
 
     def _log_losses(self, losses: dict[str, torch.Tensor]) -> None:
-        """Log the means over the optimizer step's global batch; ranks are asked only where a row is written."""
+        """Log the means over the optimizer step's global batch; ranks are asked only when a row is written."""
         self._sums.append(torch.stack([loss.detach().float() for loss in losses.values()]))
         mean = torch.stack(self._sums).mean(0)
         if logs_step(self.trainer, self.global_step + 1):
@@ -239,7 +239,7 @@ class LanguageModel(OptimizedModule):
     def _token_loss(
         self, ids: torch.Tensor, kl_weight: float, layers: list[int] | None
     ) -> tuple[TokenLoss, dict[int, torch.Tensor]]:
-        """Losses of the tokens; where `layers` is a list, also against the base, with its outputs of those MLPs.
+        """Losses of the tokens; if `layers` is a list, also those against the base, and its outputs of those MLPs.
 
         The model runs within the base's forward pass, so that the weights of both heads are whole at once, sharded or
         not, and the logits of neither need to be kept.
@@ -260,7 +260,7 @@ class LanguageModel(OptimizedModule):
             return through_head(teacher, ids, lambda *theirs: student(theirs)), wanted
 
     def optimizer_step(self, *args, **kwargs):
-        """After an optimizer step: close the balance's global batch and move the selection biases."""
+        """After the optimizer's step, close the balance's global batch and move the selection biases."""
         super().optimizer_step(*args, **kwargs)
         self._sums.clear()
         routed = routed_modules(self.net)
@@ -271,7 +271,7 @@ class LanguageModel(OptimizedModule):
                     bias_update(module.router.selection_bias, load, self.balance.bias_rate)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Checkpoints written before places had names call the balance of L3.mlp `balances.3`."""
+        """Rename the keys of old checkpoints, which call the balance of L3.mlp `balances.3`."""
         super().on_load_checkpoint(checkpoint)
         state = checkpoint.get("state_dict", {})  # of a sharded checkpoint the shards have it
         for name in [name for name in state if name.startswith("balances.")]:
@@ -280,7 +280,7 @@ class LanguageModel(OptimizedModule):
                 state[f"balances.{_key(place_name(int(key)))}.{rest}"] = state.pop(name)
 
     def on_validation_epoch_start(self):
-        """Count this validation's tokens only."""
+        """Forget the tokens of earlier validations."""
         self.val_loss.reset()
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> dict[str, torch.Tensor]:

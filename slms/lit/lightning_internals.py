@@ -1,4 +1,4 @@
-"""Every place where SLMS reaches into Lightning beyond what it documents: look here first when a new release breaks.
+"""Every place where SLMS uses undocumented parts of Lightning: look here first when a new release breaks something.
 
 StepCheckpoint       ModelCheckpoint's interval, state key, and how it saves and names `last.ckpt`
 FinishingLoop        the fit loop: when it is skipped, when an epoch is over, where the text goes on
@@ -24,10 +24,10 @@ from slms.lit.trainer_options import run_directory, undeclared
 
 
 class StepCheckpoint(ModelCheckpoint):
-    """Lightning's, in the run directory, with `last.ckpt` always the newest and, after the last step, the run's end.
+    """Writes checkpoints to the run directory; `last.ckpt` is always the newest and, at the end, the run's last step.
 
-    What falls on an epoch's last step is written one step later, behind the epoch's validation: a run that is resumed
-    from between the two would leave that validation out.
+    Delays a checkpoint due on an epoch's last step until after that epoch's validation, so that a resumed run does not
+    skip it.
     """
 
     _held = False
@@ -35,22 +35,22 @@ class StepCheckpoint(ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        """Not how often to save, which a resumed run may change: scores and paths stay what they were."""
+        """The key without how often to save, so that a resumed run may change that and keep its scores and paths."""
         return self._generate_state_key(monitor=self.monitor, mode=self.mode)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what is still there: the run may have moved, or go on in another directory."""
+        """Restore the files that still exist: the run may have moved, or continue in another directory."""
         super().load_state_dict(_moved(state_dict, str(self.dirpath)))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Checkpoints go to the run directory, whichever loggers the run has."""
+        """Send checkpoints to the run directory, whichever loggers the run has."""
         self.dirpath = self.dirpath or str(run_directory(trainer) / "checkpoints")
         super().setup(trainer, pl_module, stage)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save where a step's turn has come; hold it back at an epoch's last."""
+        """Save if it is the step's turn, but hold an epoch's last step back."""
         every = self._every_n_train_steps
         if trainer.is_last_batch and trainer.num_training_batches > 1:
             self._held = every > 0 and trainer.global_step % every == 0
@@ -60,7 +60,7 @@ class StepCheckpoint(ModelCheckpoint):
         self._every_n_train_steps, self._held = every, False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write `last.ckpt` as training ends, unless that was done."""
+        """Write `last.ckpt` as training ends, unless `save_end` has."""
         self.save_end(trainer)
 
     def save_end(self, trainer: Trainer) -> None:
@@ -73,14 +73,14 @@ class StepCheckpoint(ModelCheckpoint):
         self.save_last = kind
 
     def _save_last_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Replace `last.ckpt`; Lightning would write `last-v1.ckpt` beside one that it does not know."""
+        """Replace `last.ckpt`; Lightning would write `last-v1.ckpt` beside a `last.ckpt` that it does not know."""
         self._enable_version_counter, counter = False, self._enable_version_counter
         super()._save_last_checkpoint(*args, **kwargs)
         self._enable_version_counter = counter
 
 
 def _moved(state: dict[str, Any], directory: str) -> dict[str, Any]:
-    """The state of a ModelCheckpoint whose files now lie in `directory`; what is not there is forgotten."""
+    """The state of a ModelCheckpoint whose files now lie in `directory`, without the files that are not there."""
     old = str(state.get("dirpath"))
 
     def find(path: str) -> str:
@@ -99,19 +99,19 @@ def _moved(state: dict[str, Any], directory: str) -> dict[str, Any]:
 
 
 class FinishingLoop(_FitLoop):
-    """Goes on behind an epoch's end where the text stopped, and finishes a run of which no step is left.
+    """Continues after an epoch's end where the text stopped, and finishes a run that has no step left.
 
-    A run may be stopped between its last checkpoint and its results: `on_train_end` writes them when it is resumed.
+    A run may be stopped between its last checkpoint and its results; `on_train_end` writes them when you resume it.
     """
 
     @property
     def skip(self) -> bool:
-        """As Lightning has it, where training begins anew or has no batches."""
+        """Skip as Lightning does, but only if training begins anew or has no batches."""
         return super().skip and not (self.trainer.ckpt_path and self.max_batches)
 
     @_FitLoop.restarting.setter
     def restarting(self, restarting: bool) -> None:
-        """Whether an epoch was left in its midst. One trained to its last batch is over, also under `max_steps`.
+        """Set whether an epoch was left midway. One that was trained to its last batch is over, also under `max_steps`.
 
         Lightning trains no step of the next one there (its issue 19617).
         """
@@ -123,21 +123,21 @@ class FinishingLoop(_FitLoop):
         whole.fset(self, restarting and (unfinished or cut))
 
     def _load_combined_loader_states(self, *args: Any, **kwargs: Any) -> None:
-        """Also where the epoch was finished; Lightning begins the text again there, and does not compare it."""
+        """Load the text's position also after a finished epoch, where Lightning would start it anew, unchecked."""
         if self._combined_loader is not None and self._combined_loader_states_to_load:
             self._combined_loader._load_state_dicts(self._combined_loader_states_to_load)
             self._combined_loader_states_to_load = []  # release memory
 
     @classmethod
     def install(cls, trainer: Trainer) -> None:
-        """Take the place of the trainer's own loop, before it has run."""
+        """Replace the trainer's own loop before it has run."""
         theirs = trainer.fit_loop
         trainer.fit_loop = cls(trainer, theirs.min_epochs, theirs.max_epochs)
         trainer.fit_loop.epoch_loop = theirs.epoch_loop
 
 
 class FullyShardStrategy(ModelParallelStrategy):
-    """FSDP2 over all processes: data parallel, no tensor parallelism."""
+    """Runs FSDP2 over all processes, with data parallelism and no tensor parallelism."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(tensor_parallel_size=1, **kwargs)
@@ -148,7 +148,7 @@ class FullyShardStrategy(ModelParallelStrategy):
         super().setup_environment(*args, **kwargs)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, *args: Any, **kwargs: Any) -> None:
-        """Write shards beside the target and then take its place, so that a kill leaves the previous checkpoint."""
+        """Write the shards beside the target, then swap them in, so that a kill leaves the previous checkpoint."""
         if not self._save_distributed_checkpoint:
             return super().save_checkpoint(checkpoint, filepath, *args, **kwargs)
         target = Path(self.broadcast(filepath))
@@ -164,5 +164,5 @@ class FullyShardStrategy(ModelParallelStrategy):
 
 
 def move_root(trainer: Trainer, directory: str) -> None:
-    """Let the trainer write beneath `directory` from now on."""
+    """Make the trainer write beneath `directory` from now on."""
     trainer._default_root_dir = directory  # type: ignore[attr-defined]  # Lightning sets it undeclared

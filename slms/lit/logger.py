@@ -1,5 +1,5 @@
-"""TensorBoard that cannot end a run: its files stay small however long the run, and where its writer fails, one
-warning, and the run goes on without it.
+"""TensorBoard that cannot end a run: its files stay small however long the run is, and if its writer fails, the run
+warns once and continues without it.
 """
 
 import logging
@@ -26,10 +26,10 @@ def is_kept(n: int, full: int) -> bool:
 
 
 class TensorBoard(TensorBoardLogger):
-    """Lightning's TensorBoard logger, whose files are bounded and whose writer is given up at its first OSError.
+    """Bounds the files of Lightning's TensorBoard logger, and gives the writer up at its first OSError.
 
-    A tag's first 4,096 scalars and 32 figures, texts or histograms are written, of later ones ever fewer (`is_kept`);
-    TensorBoard itself shows 1,000 scalars and 10 figures of a tag. `metrics.csv` has every number.
+    It writes each tag's first 4,096 scalars and 32 figures, texts or histograms, and ever fewer of later ones
+    (`is_kept`). TensorBoard itself shows 1,000 scalars and 10 figures of a tag. `metrics.csv` has every number.
     """
 
     failed = False
@@ -40,27 +40,27 @@ class TensorBoard(TensorBoardLogger):
         self.written: Counter[tuple[str, str]] = Counter()  # entries so far by method and tag
 
     def move(self, directory: str) -> None:
-        """Write there instead; before anything is written."""
+        """Write to another directory; call it before anything is written."""
         self.place = directory
 
     @property
     def save_dir(self) -> str:
-        """Where to write, as `root_dir`: there is one run a directory."""
+        """The same directory as `root_dir`, because each directory holds one run."""
         return self.place or super().save_dir
 
     @property
     def root_dir(self) -> str:
-        """The directory given at first, or moved to."""
+        """The directory given at first, or the one moved to."""
         return self.place or super().root_dir
 
     @property
     def experiment(self) -> Any:
-        """The SummaryWriter; once it has failed, what takes every call and does nothing."""
+        """The SummaryWriter; once it has failed, a stand-in that accepts every call and does nothing."""
         return _Guarded(self, lambda: super(TensorBoard, self).experiment)
 
     @rank_zero_only
     def give_up(self, error: OSError) -> None:
-        """Say so once."""
+        """Stop writing, and warn once."""
         if not self.failed:
             logger.warning("TensorBoard cannot write (%s); the run goes on without it, see metrics.csv", error)
         self.failed = True

@@ -13,11 +13,11 @@ class OptimizerConfig:
 
     Args:
         lr: peak learning rate.
-        router_lr: peak learning rate of the routers; null takes `lr`.
-        weight_decay: of matrices; vectors are not decayed.
+        router_lr: peak learning rate of the routers; null means `lr`.
+        weight_decay: decay of matrices; vectors are not decayed.
         betas: AdamW's moment decays.
-        warmup: linear warm-up, as a share of all steps.
-        lr_end: learning rate at the last step, as a share of the peak; in between follows a cosine.
+        warmup: length of the linear warm-up, as a share of all steps.
+        lr_end: learning rate at the last step, as a share of the peak; the rate falls to it along a cosine.
     """
 
     lr: float = 1e-3
@@ -36,9 +36,9 @@ class OptimizerConfig:
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, fused: bool = True) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters in three kinds of groups: matrices, vectors, routers.
+    """Make AdamW over the trainable parameters in three kinds of groups: matrices, vectors, routers.
 
-    fused: one kernel for the whole step; it cannot follow a loss scaler (`16-mixed`) whose gradients are clipped.
+    fused: use one kernel for the whole step; it does not work with a loss scaler (`16-mixed`) and clipped gradients.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -60,7 +60,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, fused: bool = Tru
 
 
 def lr_share(step: int, total: int, config: OptimizerConfig) -> float:
-    """Learning rate at `step` of `total` as a share of its peak.
+    """The learning rate at `step` of `total`, as a share of its peak.
 
     >>> [round(lr_share(s, 100, OptimizerConfig(warmup=0.1, lr_end=0.2)), 2) for s in (0, 9, 10, 100)]
     [0.1, 1.0, 1.0, 0.2]

@@ -1,4 +1,4 @@
-"""What training modules share about an optimizer's step: rates as configured, gradients that are means."""
+"""The optimizer's step that all training modules share: rates as configured, and gradients that are means."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,33 +10,33 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 class OptimizedModule(L.LightningModule):
-    """A module with one optimizer, under a learning rate that is a share of its peak at each step.
+    """A module with one optimizer, whose learning rate at each step is a share of its peak.
 
-    A resumed run takes the optimizer's moments from the checkpoint, and rates, decays and schedule from the
-    configuration. A step whose accumulation ends early, with the epoch, has the mean gradient of the batches that it
-    holds: Lightning divides by `accumulate_grad_batches` there too.
+    A resumed run takes the optimizer's moments from the checkpoint, but rates, decays and schedule from the
+    configuration. If an epoch's end cuts accumulation short, the step's gradient is the mean over the batches it holds;
+    Lightning alone would divide by `accumulate_grad_batches` there too.
     """
 
-    base_digest = ""  # of the weights that the run started from
+    base_digest = ""  # digest of the weights that the run started from
     _configured: list[dict[str, Any]]
     _held = 0  # micro-batches of the optimizer step under way
 
     def scheduled(self, optimizer: torch.optim.Optimizer, share: Callable[[int], float]) -> dict[str, Any]:
-        """What `configure_optimizers` returns: `optimizer` at its peak rates, times `share` of the step."""
+        """The value for `configure_optimizers` to return: `optimizer` at its peak rates, times `share` of the step."""
         self._configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, share), "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note which base the run started from."""
+        """Record which base the run started from."""
         checkpoint["base_digest"] = self.base_digest
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another base: what is measured against it, and taught by it, would be another run's."""
+        """Refuse another base, because the run is measured against its base and may be taught by it."""
         if checkpoint.get("base_digest", self.base_digest) != self.base_digest:
             raise ValueError("model.base has other weights than the run was started from; a resumed run must keep them")
 
     def on_train_start(self) -> None:
-        """Put the configured rates back: a checkpoint restores those of its own run with the moments."""
+        """Set the configured rates again, because a checkpoint restores its own run's rates with the moments."""
         (optimizer,), (config,) = self.trainer.optimizers, self.trainer.lr_scheduler_configs
         schedule = config.scheduler
         assert isinstance(schedule, LambdaLR), schedule
@@ -46,7 +46,7 @@ class OptimizedModule(L.LightningModule):
             group.update(configured, initial_lr=configured["lr"], lr=configured["lr"] * share)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Free the last step's gradients: Lightning keeps them through the forward pass, which needs the memory."""
+        """Free the last step's gradients, because Lightning keeps them while the forward pass needs the memory."""
         if self._held == 0:
             for optimizer in self.trainer.optimizers:
                 optimizer.zero_grad()
@@ -56,7 +56,7 @@ class OptimizedModule(L.LightningModule):
         self._held += 1
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Make the gradients means over the micro-batches that the step holds."""
+        """Turn the gradients into means over the micro-batches that the step holds."""
         wanted, self._held, held = self.trainer.accumulate_grad_batches, 0, self._held
         if held not in (0, wanted):
             for group in optimizer.param_groups:

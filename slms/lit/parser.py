@@ -1,4 +1,4 @@
-"""The parser of train.py: configs by name, mistakes in one line."""
+"""The parser of train.py, which finds configs by name and reports mistakes in one line."""
 
 import re
 import sys
@@ -17,7 +17,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def find_config(name: str) -> Path | None:
-    """X, X.yaml, configs/X or configs/X.yaml, the first that is a file."""
+    """The first of X, X.yaml, configs/X and configs/X.yaml that is a file."""
     places = [folder / f"{name}{ending}" for folder in (Path(), CONFIGS) for ending in ("", ".yaml")]
     return next((place for place in places if place.is_file()), None)
 
@@ -39,7 +39,7 @@ def configs_in_words() -> str:
 
 
 def trains_coders(args: list[str]) -> bool:
-    """Whether a command line is for sparse autoencoders: whether its config's model, or it itself, has `coders`."""
+    """Whether a command line trains sparse autoencoders: whether it, or its config's model, has `coders`."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-c", "--config")
     known, others = parser.parse_known_args(args)
@@ -50,7 +50,7 @@ def trains_coders(args: list[str]) -> bool:
 
 
 def read_yaml(path: Path | None) -> Any:
-    """What a YAML file holds; None where it cannot be read: the parser says what is wrong with it."""
+    """The content of a YAML file; None if it cannot be read, since the parser will say what is wrong with it."""
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8")) if path else None
     except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError):
@@ -58,10 +58,10 @@ def read_yaml(path: Path | None) -> Any:
 
 
 class FindConfig(ActionConfigFile):
-    """`--config X` also looks into configs/; whatever has options of its own must be a mapping in it."""
+    """Makes `--config X` also look into configs/, and refuses a config whose groups of options are no mappings."""
 
     def __call__(self, parser, cfg, values, *args, **kwargs):  # type: ignore[override]  # as jsonargparse's own
-        """Replace a config's name by its path."""
+        """Replace a config's name with its path."""
         found = find_config(values)
         if found is None:
             parser.error(f"--config {values}: no such file; {known_configs()}")
@@ -87,12 +87,12 @@ class TrainParser(OneLineErrors, LightningArgumentParser):
     _line: ClassVar[list[str]] = []  # the words being parsed, also by the parsers that jsonargparse makes for a class
 
     def option_names(self) -> OptionNames:
-        """What there is; options of the Trainer may be classes, which have their own."""
+        """The options that exist; those of the Trainer may be classes, which have options of their own."""
         classes = ("callbacks", "logger", "plugins", "profiler", "strategy", "max_time", "val_check_interval")
         return OptionNames(self, [f"trainer.{name}" for name in classes])
 
     def parse_args(self, args=None, *more, **kwargs):
-        """As jsonargparse does it, after a look at the names."""
+        """Check the options' names, then parse as jsonargparse does."""
         TrainParser._line = sys.argv[1:] if args is None else list(args)
         try:
             self.option_names().check_line(self._line)
@@ -101,7 +101,7 @@ class TrainParser(OneLineErrors, LightningArgumentParser):
         return super().parse_args(args, *more, **kwargs)
 
     def error(self, message, ex=None):
-        """As others do; of an argument that a class named by the user lacks, the parser tells the last part only."""
+        """Report an error in one line; jsonargparse names only the last part of an option that a class lacks."""
         if part := re.fullmatch(r"Option '([\w.]+)' is not accepted", str(message)):
             given = [word[2:].partition("=")[0] for word in self._line]
             for name in [name for name in given if name.endswith(f".{part[1]}")]:

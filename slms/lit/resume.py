@@ -1,4 +1,4 @@
-"""What a resumed run may change: each option is used from then on, or refused by name."""
+"""Decides what a resumed run may change: each new value is used from then on, or refused by name."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,18 +10,18 @@ USED = """
     model.routing.backend model.routing.gate model.routing.k model.routing.rule model.routing.tau model.routing.top_p
     data.batch_size data.num_workers data.val_tokens data.corpus.validation data.buffer.cache data.buffer.prefetch
 """.split()
-"""Sections and options whose new values count from the resumed step on. The checkpoint's loader refuses a batch_size
+"""Sections and options whose new values apply from the resumed step on. The checkpoint's loader refuses a batch_size
 that changes the blocks of a step."""
 
 COMPARED = ["model.base", "data.corpus"]
-"""May be named differently, as when a directory moves: the checkpoint has the digests of weights and text."""
+"""Sources that you may name differently, as when a directory moves; the checkpoint has digests of weights and text."""
 
 KEPT = """
     trainer.overfit_batches model.routing model.calibration_tokens model.coders data.block_size data.buffer
     data.epoch_tokens data.seed data.stream data.train_tokens
 """.split()
-"""What the checkpoint's weights and its position in the text hang on. The longest entry that an option begins with
-decides: `model.routing.k` is used, the rest of `model.routing` is kept."""
+"""Options on which the checkpoint's weights and its position in the text depend. The longest entry that an option
+begins with decides: `model.routing.k` is used, the rest of `model.routing` is kept."""
 
 
 def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -32,7 +32,7 @@ def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         now: the resolved configuration of this process.
 
     Raises:
-        ValueError: an option that must be kept has changed; the line names it, with both values.
+        ValueError: an option that must be kept has changed; the message names it with both values.
     """
     streamed = bool(now.get("data", {}).get("stream"))  # a stream's text has no digest
     for option, old, new in changes(before, now):
@@ -44,7 +44,7 @@ def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 def fate_of(option: str) -> str:
-    """`used`, `compared` or `kept`, of an option that has changed.
+    """What happens to an option that has changed: it is `used`, `compared` or `kept`.
 
     >>> [fate_of(f"model.{name}") for name in ("routing.k", "routing.seed", "base.name", "optimizer.lr")]
     ['used', 'kept', 'compared', 'used']
@@ -61,7 +61,7 @@ def fate_of(option: str) -> str:
 
 
 def changes(before: Any, now: Any, option: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Option, old and new value wherever two configurations differ; not options that only one of them knows.
+    """Yield option, old and new value wherever two configurations differ, except options that only one of them has.
 
     >>> list(changes({"a": {"b": 1, "c": 2}, "d": [{"e": 1}]}, {"a": {"b": 3}, "d": [{"e": 2}], "f": 0}))
     [('a.b', 1, 3), ('d.0.e', 1, 2)]

@@ -1,6 +1,6 @@
-"""The directory that a run writes into: made by this process, or the one that a checkpoint's run has already.
+"""The directory that a run writes into, which this process makes, or which a checkpoint's run already has.
 
-A refused run takes away what it made, and nothing else.
+A refused run removes what it made, and nothing else.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
 SECTIONS = {"seed_everything", "trainer", "model", "data", "name", "output_dir", "ckpt_path", "checkpoint"}
 EARLY = ("events.out.tfevents.*", "hparams.yaml", "*-profile*.txt", f"{PART}*")
-"""What Lightning and its loggers may write before a run has passed every check."""
+"""Files that Lightning and its loggers may write before a run has passed every check."""
 
 
 def is_run(directory: Path) -> bool:
@@ -27,7 +27,7 @@ def is_run(directory: Path) -> bool:
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """The run whose `checkpoints/` holds `checkpoint`, at any depth; None where it lies in no run's directory.
+    """The run whose `checkpoints/` holds `checkpoint`, at any depth; None if it lies in no run's directory.
 
     Symbolic links are not followed: a link beside your own files does not make their directory a run, and a link to a
     run is that run.
@@ -39,11 +39,11 @@ def run_of(checkpoint: Path) -> Path | None:
 
 
 class RunDirectory:
-    """Where one run writes.
+    """The directory of one run.
 
     Args:
-        path: a run's directory, which is continued; or one to make.
-        is_new: whether it is to be made. A directory of that name stays as it is: the new one is called NAME-2.
+        path: a run's directory to continue, or a directory to make.
+        is_new: whether to make it. If a directory of that name exists, it stays as it is and the new one is NAME-2.
     """
 
     def __init__(self, path: Path, is_new: bool):
@@ -52,14 +52,14 @@ class RunDirectory:
 
     @classmethod
     def named(cls, output_dir: Path, name: str) -> "RunDirectory":
-        """A new one, by name and time."""
+        """A new directory, called by the run's name and the time."""
         return cls(output_dir / name / datetime.now().strftime("%Y%m%d-%H%M%S"), is_new=True)
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Make the directory where it is new, and keep other processes out of it.
+        """Make the directory if it is new, and keep other processes out of it.
 
-        Where the run has not started by the end, whatever the reason, what was made for it is removed.
+        If the run has not started by the end, whatever the reason, what was made for it is removed.
 
         Raises:
             ValueError: another process is writing this run.
@@ -85,7 +85,7 @@ class RunDirectory:
                         directory.rmdir()
 
     def start(self) -> None:
-        """Everything has been checked: from here on the directory stays, without what a killed run left half written.
+        """Keep the directory from here on, since all is checked, and remove what a killed run left half written.
 
         Only the process that holds the directory calls this.
         """
@@ -93,7 +93,7 @@ class RunDirectory:
         remove_unfinished(self.path)
 
     def _make(self, made: list[Path]) -> None:
-        """Make the directory and its parents, each added to `made`."""
+        """Make the directory and its parents, and add each to `made`."""
         stem, number = self.path.name, 1
         while True:
             for parent in reversed(self.path.absolute().parents):

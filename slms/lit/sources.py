@@ -1,4 +1,4 @@
-"""Where a run's model and text come from: decided together, said in one line, recorded as seen from any directory."""
+"""Decides where a run's model and text come from, prints it in one line, and records it for use from any directory."""
 
 import os
 from typing import Any
@@ -15,12 +15,12 @@ from slms.models.source import EMBEDDED, BaseConfig, Resolved, as_base, local_to
 def settle(config: Any) -> Resolved:
     """Decide hub, embedded or local for `config.model.base` and `config.data` together; print it; write it back.
 
-    Paths are written back absolute, and with them what the text's files hold, so that whoever reads the run's
-    config.yaml finds the same model and the same text, or is told that they are gone.
+    It writes back absolute paths and digests of the text's files, so that a reader of the run's config.yaml finds the
+    same model and the same text, or learns that they are gone.
 
     Raises:
-        ValueError: a name that cannot be one, or a text that is not the one which the config records.
-        OSError: a strict source cannot be had.
+        ValueError: a name is not valid, or the text is not the one that the config records.
+        OSError: a strict source is not available.
     """
     base = as_base(config.model.base)
     corpus = CorpusConfig(**vars(config.data.corpus)).recorded()
@@ -40,7 +40,7 @@ def _absolute(path: str) -> str:
 
 
 def _at_hand(corpus: CorpusConfig, base: BaseConfig, data: Any) -> bool:
-    """Whether the corpus that goes with a hub base needs no network: no hub corpus, or in a local cache."""
+    """Whether the corpus of a hub base needs no network, because it is no hub corpus or is in a local cache."""
     if corpus.name is not None or corpus.hub is None or is_cached(corpus.hub):
         return True
     tokenizer = local_tokenizer(base.tokenizer or base.hub or "")

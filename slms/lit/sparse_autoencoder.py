@@ -36,7 +36,7 @@ Kind = TypeVar("Kind", bound=nn.Module)
 
 
 class Modules(nn.ModuleList, Generic[Kind]):
-    """Modules of one kind."""
+    """A ModuleList whose items have one declared type."""
 
     def __iter__(self) -> Iterator[Kind]:
         return cast(Iterator[Kind], super().__iter__())
@@ -46,8 +46,8 @@ class SparseAutoencoder(OptimizedModule):
     """Trains one or more coders, each at its site, from one pass of the language model.
 
     Args:
-        base: the model under study: a base, or a directory with a routed model.
-        coders: what to train, and where.
+        base: the model to study: a base, or a directory with a routed model.
+        coders: which coders to train, and at which sites.
         optimizer: Adam and its schedule.
     """
 
@@ -77,7 +77,7 @@ class SparseAutoencoder(OptimizedModule):
         self.quality: Modules[CoderQuality] = Modules()
         self.stream: ActivationStream | None = None
         self.measured: dict[str, Quality] = {}
-        """By label, what the last validation found."""
+        """By label, the qualities that the last validation measured."""
 
     @property
     def lm(self) -> PreTrainedModel:
@@ -86,7 +86,7 @@ class SparseAutoencoder(OptimizedModule):
 
     @property
     def data(self) -> ActivationData:
-        """What the run reads."""
+        """The data module of the run."""
         return data_of(self.trainer, ActivationData)
 
     def setup(self, stage: str) -> None:
@@ -122,25 +122,25 @@ class SparseAutoencoder(OptimizedModule):
 
     @property
     def dead_after(self) -> int:
-        """Tokens without use that make a latent dead."""
+        """The number of tokens without a use after which a latent counts as dead."""
         tokens = self.total_steps * self.data.buffer.batch_size * self.trainer.world_size
         return self.optimizer_config.dead_after(tokens)
 
     def configure_optimizers(self):
-        """Adam, one parameter group a coder, with warm-up and linear decay."""
+        """Make Adam with one parameter group for each coder, a warm-up and a linear decay."""
         total = self.total_steps
         coders = [training.coder for training in self.coders]
         optimizer = self.optimizer_config.adam(coders, total, fused=self.trainer.precision != "16-mixed")
         return self.scheduled(optimizer, lambda step: self.optimizer_config.share(step, total))
 
     def on_train_batch_start(self, batch, batch_idx):
-        """What depends on the step alone: the penalties' warm-up, and how far back thresholds remember."""
+        """Set what depends on the step alone: the penalties' warm-up, and how far back thresholds remember."""
         super().on_train_batch_start(batch, batch_idx)
         for training in self.coders:
             self.optimizer_config.set_step(training.coder, self.global_step, self.total_steps)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The sum of the coders' losses: their parameters are disjoint."""
+        """The sum of the coders' losses, whose parameters are disjoint."""
         total = torch.zeros((), device=self.device)
         for training in self.coders:
             losses = training.loss(batch, self.dead_after)
@@ -166,18 +166,18 @@ class SparseAutoencoder(OptimizedModule):
         self.log_dict({f"train/{name}/{training.label}": value.float() for name, value in values.items()})
 
     def on_before_optimizer_step(self, optimizer):
-        """Keep the gradients of decoders of unit rows tangent to the sphere."""
+        """Keep the gradients of unit-row decoders tangent to the sphere."""
         super().on_before_optimizer_step(optimizer)
         for training in self.coders:
             training.coder.project_gradient()
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
-        """Clip each coder by its own norm, as they are separate models: by the smaller of both bounds."""
+        """Clip each coder by its own norm, since they are separate models, at the smaller of the two bounds."""
         for training in self.coders:
             self.optimizer_config.clip_gradient(training.coder, gradient_clip_val)
 
     def optimizer_step(self, *args, **kwargs):
-        """After a step, decoders of unit rows return to the sphere."""
+        """After a step, return unit-row decoders to the sphere."""
         super().optimizer_step(*args, **kwargs)
         for training in self.coders:
             training.coder.after_step()
@@ -191,7 +191,7 @@ class SparseAutoencoder(OptimizedModule):
 
     @torch.no_grad()
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Used]:
-        """Measure every coder on one batch; returns what each used, for callbacks."""
+        """Measure every coder on one batch; returns the latents that each used, for callbacks."""
         used = update_qualities(self.lm, batch, list(self.coders), self.special, list(self.quality))
         return {training.label: one for training, one in zip(self.coders, used, strict=True)}
 
@@ -216,9 +216,9 @@ class SparseAutoencoder(OptimizedModule):
     # --- export ------------------------------------------------------------------------------------------------------
 
     def export(self, directory: Path, trial: bool = False) -> list[str]:
-        """Write every coder to `directory`/LABEL in SAELens's format; returns the labels it could not, with reasons.
+        """Write every coder to `directory`/LABEL in SAELens's format; returns the labels that failed, with reasons.
 
-        A trial also writes those that have learnt no threshold yet.
+        A trial also writes coders that have not learnt a threshold yet.
         """
         refused = []
         for training in self.coders:

@@ -1,4 +1,4 @@
-"""Strategies by name for `--trainer.strategy`: Lightning's own, with what these models need.
+"""The names of `--trainer.strategy` that SLMS adds: Lightning's own strategies, adapted to these models.
 
 ddp             every process holds the model; buffers stay where they are (the balance keeps its own in step)
 fsdp2           parameters, gradients and optimizer sharded over all processes; a checkpoint is one file
@@ -17,7 +17,7 @@ from slms.models.speedups import prepare
 
 
 def register() -> None:
-    """Make the names known to Lightning's Trainer."""
+    """Register the names with Lightning's Trainer."""
     # Lightning validates through DDP's forward, where a broadcast of buffers would wait for ranks with fewer batches.
     StrategyRegistry.register("ddp", DDPStrategy, override=True, broadcast_buffers=False)
     StrategyRegistry.register("fsdp2", FullyShardStrategy, override=True, save_distributed_checkpoint=False)
@@ -33,7 +33,7 @@ def shard(net: PreTrainedModel, mesh: DeviceMesh) -> None:
 
 
 def whole(net: PreTrainedModel) -> PreTrainedModel:
-    """`net` itself, or, where it is sharded, an unsharded copy; every process must ask, and the first one gets it."""
+    """`net` itself or, if it is sharded, an unsharded copy. Every process must call it; the first gets the copy."""
     if not any(hasattr(parameter, "device_mesh") for parameter in net.parameters()):
         return net
     weights = get_model_state_dict(net, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

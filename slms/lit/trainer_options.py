@@ -1,6 +1,6 @@
-"""Which of Lightning's Trainer options train.py takes: each is used as Lightning documents it, or refused in one line.
+"""Checks Lightning's Trainer options: train.py uses each as Lightning documents it, or refuses it in one line.
 
-What is refused is refused before anything is read or written, with the reason, and is left out of `--help`.
+It refuses an option before anything is read or written, gives the reason, and leaves the option out of `--help`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -31,20 +31,20 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "sync_batchnorm": (False, "these models have no batch normalisation"),
     "use_distributed_sampler": (False, "`data` deals blocks to processes itself"),
 }
-"""Option → the only value that is taken, and why."""
+"""Option → the only accepted value, and why."""
 
 
 def check_trainer(trainer: Namespace, coders: bool = False, resumed: bool = False, streamed: bool = False) -> None:
-    """Refuse what a run cannot honour.
+    """Refuse options that a run cannot honour.
 
     Args:
         trainer: the options as parsed.
         coders: whether sparse autoencoders are trained, not a language model.
-        resumed: whether the run goes on from a checkpoint.
+        resumed: whether the run continues from a checkpoint.
         streamed: whether text is read while training.
 
     Raises:
-        ValueError: naming the option, its value and the rule.
+        ValueError: an option is refused; the message names it, its value and the rule.
     """
     for name, rule in _complaints(trainer, coders, resumed, streamed):
         raise ValueError(f"--trainer.{name} is {_shown(trainer.get(name))}; {rule}")
@@ -85,7 +85,7 @@ def _shown(value: Any) -> str:
 
 
 def plugins(requested: Any, own: CheckpointIO) -> list[Any]:
-    """The plugins asked for, and what writes checkpoints."""
+    """The plugins that you asked for, and the one that writes checkpoints."""
     given = [] if requested is None else list(requested) if isinstance(requested, Iterable) else [requested]
     for plugin in given:
         if isinstance(plugin, CheckpointIO):
@@ -97,7 +97,7 @@ def plugins(requested: Any, own: CheckpointIO) -> list[Any]:
 
 
 class Undeclared(Protocol):
-    """What Lightning sets on a Trainer without declaring it."""
+    """The attributes that Lightning sets on a Trainer without declaring them."""
 
     callbacks: list[Callback]
     datamodule: LightningDataModule
@@ -107,7 +107,7 @@ class Undeclared(Protocol):
 
 
 def undeclared(trainer: Trainer) -> Undeclared:
-    """The trainer, as type checkers see it with what Lightning does not declare."""
+    """The trainer, typed with the attributes that Lightning does not declare."""
     return cast(Undeclared, trainer)
 
 
@@ -119,17 +119,17 @@ def data_of(trainer: Trainer, kind: type[Data]) -> Data:
 
 
 def run_directory(trainer: Trainer) -> Path:
-    """Where the run's files go, whichever loggers it has: its `default_root_dir`. Broadcast, so every rank must ask."""
+    """The trainer's `default_root_dir`, where a run's files go. It is broadcast, so every rank must call this."""
     return Path(trainer.strategy.broadcast(trainer.default_root_dir))
 
 
 def logs_step(trainer: Trainer, step: int) -> bool:
-    """Whether the losses of the step'th optimizer step, from 1, are logged: every `log_every_n_steps`, and the last."""
+    """Whether optimizer step `step` (from 1) logs its losses: every `log_every_n_steps`-th does, and the last."""
     return step % undeclared(trainer).log_every_n_steps == 0 or step == trainer.estimated_stepping_batches
 
 
 def loggers(requested: Logger | Iterable[Logger] | bool | None, default: Logger) -> Logger | list[Logger] | bool:
-    """The loggers of a run: those asked for in place of `default`; none for False. `metrics.csv` is beside them."""
+    """The loggers of a run: those requested, else `default`; none for False. `metrics.csv` is written in any case."""
     if requested is None or requested is True:
         return default
     return requested if isinstance(requested, Logger) or requested is False else list(requested)
@@ -137,7 +137,7 @@ def loggers(requested: Logger | Iterable[Logger] | bool | None, default: Logger)
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """Lightning's complaints about its own options, and packages that a logger or a plugin lacks, as a ValueError."""
+    """Turn Lightning's complaints about its options, and missing packages of loggers or plugins, into a ValueError."""
     try:
         yield
     except (MisconfigurationException, ModuleNotFoundError) as error:
