@@ -73,8 +73,8 @@ def ablation(
     if not places or not families:
         raise ValueError(f"--{'families' if places else 'layers'} is empty; it must name at least one")
     check_families(blocks, families=families)
-    asked = {"by": by, "control": control, "seed": seed, "batch_size": batch_size}
-    directory, journal = results_of(subject, output_dir, "ablation", **asked, places=places, families=families)
+    options = {"by": by, "control": control, "seed": seed, "batch_size": batch_size}
+    directory, journal = results_of(subject, output_dir, "ablation", **options, places=places, families=families)
     whole = whole_losses(net, blocks, families, PERMUTATIONS, batch_size, seed, journal)
     nats = float(whole.nll.mean())
     read = f"{model} on {subject.source}: {len(whole.nll):,} predicted tokens"

@@ -86,8 +86,8 @@ def capture(
         about |= {"corpus": corpus, "validation": read["validation"], "split": split, "n_tokens": n_tokens}
     special = special_ids(tokenizer).tolist()
     files = {} if by_task else CorpusConfig(corpus, read["validation"]).recorded().files
-    asked = about | {"layers": chosen, "site": site, "dtype": dtype, "shard_tokens": shard_tokens, "files": files}
-    directory = own_directory(output_dir, "capture", model, f"{place}-{site}", identity(net) | asked)
+    options = about | {"layers": chosen, "site": site, "dtype": dtype, "shard_tokens": shard_tokens, "files": files}
+    directory = own_directory(output_dir, "capture", model, f"{place}-{site}", identity(net) | options)
     with Progress("capturing", total, "tok") as steps:
         n = write_capture(
             net,

@@ -103,10 +103,10 @@ def dynamick(
         "budget": budget,
         "budget_tokens": budget_tokens,
     }
-    asked = settings | {"batch_size": batch_size, "seconds": seconds, "hardware": hardware(base.device)}
-    asked |= {"dense": identity(base)}
-    directory, journal = results_of(subject, output_dir, "dynamick", **asked, rule=rule, density=densities)
-    journal.made_from |= asked
+    options = settings | {"batch_size": batch_size, "seconds": seconds, "hardware": hardware(base.device)}
+    options |= {"dense": identity(base)}
+    directory, journal = results_of(subject, output_dir, "dynamick", **options, rule=rule, density=densities)
+    journal.made_from |= options
     session = _Session(
         base, subject, calibration, budget_tokens, batch_size, seconds, kernels.calibrate, journal, directory
     )

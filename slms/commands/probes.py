@@ -50,8 +50,8 @@ def probes(
     net, tokenizer = open_model(model)
     null = cache(lambda: random_twin(net))
     made_from = identity(net)
-    asked = {"manifest": digest({"tasks": tasks}), "batch_size": batch_size}
-    directory = own_directory(output_dir, "probes", model, Path(probe_manifest).stem, made_from | asked)
+    options = {"manifest": digest({"tasks": tasks}), "batch_size": batch_size}
+    directory = own_directory(output_dir, "probes", model, Path(probe_manifest).stem, made_from | options)
     journal = Journal(directory.parent / "parts", made_from)
     rows, items = [], []
     n_texts = 2 * sum(n_forwards(task.answered) for task in tasks)

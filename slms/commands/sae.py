@@ -60,14 +60,14 @@ def _report(
 ) -> None:
     coder, subject, source, to = opened.coder, opened.subject, opened.source, opened.target
     blocks, special = subject.blocks, special_ids(subject.tokenizer)
-    asked = opened.made_from | {"batch_size": batch_size, "baselines": baselines}
+    options = opened.made_from | {"batch_size": batch_size, "baselines": baselines}
     named = subject._replace(name=str(directory))
-    place, journal = results_of(named, output, "sae", control_tokens=control_tokens, **asked)
-    journal.made_from |= asked
+    place, journal = results_of(named, output, "sae", control_tokens=control_tokens, **options)
+    journal.made_from |= options
 
     def used() -> int:
         """The mean number of latents that a token uses, rounded, at least 1."""
-        values = opened.placed.features(opened.x)[1]
+        values = opened.placed.latents(opened.x)[1]
         return max(round(float((values > 0).sum() / len(opened.x))), 1)
 
     k = cache(lambda: journal.part("latents used", used))

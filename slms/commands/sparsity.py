@@ -92,9 +92,9 @@ def sparsity(
     rows: list[list[Any]] = []
     about: list[dict[str, Any]] = []
     made_from = identity(net)
-    asked = [threshold, tolerance, batch_size, chosen, dtype, digest({"texts": tasks}), read["block_size"]]
+    options = [threshold, tolerance, batch_size, chosen, dtype, digest({"texts": tasks}), read["block_size"]]
     source = Path(str(probe_manifest or MANIFEST) if by_task else "prompt" if prompt else read["corpus"]).stem
-    directory = own_directory(output_dir, "sparsity", model, source, made_from | {"asked": asked})
+    directory = own_directory(output_dir, "sparsity", model, source, made_from | {"options": options})
     with Progress("sparsity", len(tasks) * (STEPS + 2)) as steps:
         for task in tasks:
             blocks = prompt_blocks([task], tokenizer, context, read["block_size"])

@@ -85,9 +85,9 @@ def specialization(
     elif model is None:
         raise ValueError(f"--units {units} needs --model")
     tasks = read_tasks(probe_manifest or MANIFEST, task_id)
-    asked: dict[str, Any] = {"units": units, "batch_size": batch_size, "families": families}
-    asked |= {"given_token": given_token, "tasks": digest({"tasks": tasks})}
-    asked |= {"active_share": active_share, "n_nulls": n_nulls, "graph": graph}
+    options: dict[str, Any] = {"units": units, "batch_size": batch_size, "families": families}
+    options |= {"given_token": given_token, "tasks": digest({"tasks": tasks})}
+    options |= {"active_share": active_share, "n_nulls": n_nulls, "graph": graph}
 
     def measure(reader: UnitReader, subject: Subject, graphs: int, name: str, journal: Journal) -> Pair:
         """Measure the units on the text, and on the tasks' prompts."""
@@ -116,9 +116,9 @@ def specialization(
             opened = open_coder(str(path), model, batch_size=batch_size, **text)
             subject = opened.subject
             check_families(subject.blocks, families=families, given_token=given_token)
-            asked.setdefault("coders", []).append(opened.made_from)
-            directory, journal = results_of(subject._replace(name=str(sae)), output_dir, "specialization", **asked)
-            journal.made_from |= asked | {"coders": opened.made_from}
+            options.setdefault("coders", []).append(opened.made_from)
+            directory, journal = results_of(subject._replace(name=str(sae)), output_dir, "specialization", **options)
+            journal.made_from |= options | {"coders": opened.made_from}
 
             def features(opened: OpenCoder = opened, journal: Journal = journal, name: str = path.name) -> Pair:
                 net, W_dec = opened.subject.model, opened.coder.W_dec
@@ -134,9 +134,9 @@ def specialization(
         subject = open_subject(model, **text)
         check_families(subject.blocks, families=families, given_token=given_token)
         chosen = named_layers(subject.model, layers)
-        asked["layers"] = chosen
-        directory, journal = results_of(subject, output_dir, "specialization", random=random, **asked)
-        journal.made_from |= asked
+        options["layers"] = chosen
+        directory, journal = results_of(subject, output_dir, "specialization", random=random, **options)
+        journal.made_from |= options
 
         def of(net: PreTrainedModel, graphs: int, name: str) -> Pair:
             if units == "neurons":

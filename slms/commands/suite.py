@@ -57,10 +57,10 @@ def suite(
         raise ValueError(f"--models {' '.join(names)}: give at least one model, each once")
     read = {"corpus": corpus, "block_size": block_size, "n_tokens": n_tokens, **text}
     files = CorpusConfig(corpus, text.get("validation")).recorded().files
-    asked = read | {"n_nulls": n_nulls, "files": files}
+    options = read | {"n_nulls": n_nulls, "files": files}
     weights = {name: _written(name) for name in names}
-    directory = own_directory(output_dir, "suite", suite or "models", Path(corpus).stem, asked | {"models": weights})
-    journal = Journal(directory.parents[1] / "measured", asked)  # whatever suite a model is part of
+    directory = own_directory(output_dir, "suite", suite or "models", Path(corpus).stem, options | {"models": weights})
+    journal = Journal(directory.parents[1] / "measured", options)  # whatever suite a model is part of
     measured = []
     for name in progress(names, "models"):
         made = journal.part(

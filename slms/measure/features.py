@@ -55,7 +55,7 @@ def read_uses(
         ids = batch["input_ids"]
         x = read_sites(model, ids, [coder.source])[coder.source.name]
         rows = measured_tokens(ids, x, special, coder.longest)
-        picks, values = coder.features(x[rows])
+        picks, values = coder.latents(x[rows])
         on = values > 0
         tokens = rows.nonzero()[:, 0][picks.rows[on]]
         yield Uses(first, batch, rows, tokens, picks.indices[on], values[on].float())

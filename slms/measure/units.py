@@ -197,7 +197,7 @@ class LatentReader:
         self.forward_seconds += time.process_time() - start
         kept = measured_tokens(input_ids, x, self.special, self.coder.longest)
         latents = x.new_zeros(len(x), self.places[self.name])
-        picks, values = self.coder.features(x[kept])
+        picks, values = self.coder.latents(x[kept])
         latents[kept.nonzero()[:, 0][picks.rows], picks.indices] = values.clamp(min=0)
         return {self.name: Activity(latents, latents > 0, latents, latents, kept)}
 

@@ -119,7 +119,7 @@ class Coder(nn.Module):
     # --- inference ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def features(self, x: Tensor) -> tuple[Picks, Tensor]:
+    def latents(self, x: Tensor) -> tuple[Picks, Tensor]:
         """Return the latents in use and their activations, for x [n, i] of any dtype."""
         norms = self.norms
         picks, z = self._picked(x.to(self.W_enc.dtype), norms)

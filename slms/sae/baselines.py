@@ -24,9 +24,9 @@ class FixedCoder:
         self.coder, self.source, self.target = coder.eval(), source, target
         self.mean, self.longest = y.mean(0), MAX_NORM * torch.linalg.vector_norm(x, dim=1).median()
 
-    def features(self, x: Tensor) -> tuple[Picks, Tensor]:
+    def latents(self, x: Tensor) -> tuple[Picks, Tensor]:
         """Return the latents in use and their activations."""
-        return self.coder.features(x)
+        return self.coder.latents(x)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Return ŷ [n, o]."""
@@ -48,7 +48,7 @@ class PCA:
         directions = torch.linalg.svd(centred @ full, full_matrices=False).Vh[: self.k].T
         self.encoder, self.decoder = (full @ directions).to(x.dtype), directions.T.to(x.dtype)
 
-    def features(self, x: Tensor) -> tuple[Picks, Tensor]:
+    def latents(self, x: Tensor) -> tuple[Picks, Tensor]:
         """Return all k components with their sizes; a component is in use whatever its sign."""
         values = ((x - self.mean_in) @ self.encoder).abs().flatten()
         every = torch.arange(self.k, device=x.device).expand(len(x), -1)

@@ -31,7 +31,7 @@ class Placed(Protocol):
     longest: Tensor
     """Tokens whose input has a larger norm than this are left alone."""
 
-    def features(self, x: Tensor) -> tuple[Picks, Tensor]:
+    def latents(self, x: Tensor) -> tuple[Picks, Tensor]:
         """Return the latents in use at inputs x [n, i], and their activations."""
 
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def update_qualities(
     for coder, quality in zip(coders, qualities, strict=True):
         x, y = found[coder.source.name], found[coder.target.name]
         rows = measured_tokens(ids, x, special, coder.longest)
-        picks, values = coder.features(x[rows])
+        picks, values = coder.latents(x[rows])
         quality.update(y[rows], coder.reconstruct(x[rows]), picks, values, docs.flatten()[rows])
         with replaced(lm, coder.source, coder.target, _within(rows, coder.reconstruct)):
             patched = _last_hidden(lm, ids)

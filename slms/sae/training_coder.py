@@ -83,9 +83,9 @@ class TrainingCoder(nn.Module):
             self.coder.threshold.copy_(sum_ranks(self.coder.threshold) / world)
 
     @torch.no_grad()
-    def features(self, x: Tensor) -> tuple[Picks, Tensor]:
+    def latents(self, x: Tensor) -> tuple[Picks, Tensor]:
         """Return the latents in use and their (scaled) activations, for the model's activations x [n, i]."""
-        return self.coder.features(x * self.scale_in)
+        return self.coder.latents(x * self.scale_in)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:

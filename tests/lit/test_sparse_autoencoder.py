@@ -198,7 +198,7 @@ def test_a_perfect_coder_recovers_everything_and_zero_nothing(place):
         def __init__(self, factor):
             self.factor = factor
 
-        def features(self, x):
+        def latents(self, x):
             return Picks.of_rows(torch.zeros(len(x), 1, dtype=torch.int64), 4), torch.ones(len(x))
 
         def reconstruct(self, x):

@@ -31,7 +31,7 @@ def test_reduced_rank_regression_is_the_best_linear_map():
     assert_close(full.reconstruct(x), best, rtol=1e-3, atol=1e-3)
     errors = [(y - PCA(A, B, x, y, k).reconstruct(x)).square().sum() for k in (1, 2, 3, 4)]
     assert errors == sorted(errors, reverse=True)
-    picks, values = full.features(x)
+    picks, values = full.latents(x)
     assert picks.n_rows == 400 and len(values) == 1600
 
 
@@ -42,4 +42,4 @@ def test_random_coder_beats_the_mean_but_not_pca():
         error = (wanted - coder.reconstruct(x)).square().sum()
         assert error < (wanted - wanted.mean(0)).square().sum()
         assert error > (wanted - PCA(source, target, x, wanted, 3).reconstruct(x)).square().sum()
-        assert len(coder.features(x)[1]) == 400 * 3
+        assert len(coder.latents(x)[1]) == 400 * 3

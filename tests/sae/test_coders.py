@@ -95,7 +95,7 @@ def test_sparse_and_dense_inference_agree(kind, shape):
         coder.threshold *= 1 - 1e-9  # the smallest value in use is the threshold; another product rounds to either side
     coder.eval()
     assert_close(coder.reconstruct(x), coder(x), rtol=1e-12, atol=1e-12)
-    picks, values = coder.features(x)
+    picks, values = coder.latents(x)
     assert_close(picks.dense(values), coder.encode(x), rtol=1e-12, atol=1e-12)
 
 
@@ -117,7 +117,7 @@ def test_rows_of_any_norm_are_the_coder_with_their_norms_in_the_encoder(kind, sh
     assert not torch.equal(plain.loss(x, y).picks.indices, losses.picks.indices), "norms choose no other latents"
     for training in (True, False):
         coder.train(training), folded.train(training)
-        (picks, values), (others, wanted) = coder.features(x), folded.features(x)
+        (picks, values), (others, wanted) = coder.latents(x), folded.latents(x)
         assert torch.equal(picks.flat, others.flat)
         assert_close(values, wanted)
         assert_close(coder.reconstruct(x), folded(x))
@@ -197,5 +197,5 @@ def test_bfloat16(kind, mixed):
             loss = coder.loss(y, y, dead)
         loss.total.backward()
         losses.append(float(loss.total.detach()))
-        assert coder.reconstruct(x).isfinite().all() and coder.features(x)[1].isfinite().all()
+        assert coder.reconstruct(x).isfinite().all() and coder.latents(x)[1].isfinite().all()
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
