@@ -1,9 +1,9 @@
-"""Speed and quality beside rivals, run as `python -m benchmarks.NAME`; not part of the installed package.
+"""Compares speed and quality with rivals. Run as `python -m benchmarks.NAME`; not part of the installed package.
 
-kernels -> routed MLPs beside dense ones, layer by layer; kernel_rivals, kernel_parity -> what they are measured
-against, and that it computes the same. gpu_resources -> what each Triton kernel takes of a GPU, without one.
-training_step -> an optimizer step of a whole routed model. coders -> sparse autoencoders trained by us and by other
-libraries; coder_rivals -> who trains them; coder_step -> the cost of their training step.
+kernels -> times routed MLPs beside dense ones, layer by layer; kernel_rivals, kernel_parity -> what they are measured
+against, and a check that it computes the same. gpu_resources -> what each Triton kernel needs of a GPU, found without
+one. training_step -> an optimizer step of a whole routed model. coders -> sparse autoencoders trained by us and by
+other libraries; coder_rivals -> those trainers; coder_step -> the cost of their training step.
 
 Kept results, with the machine and the command of each, are in docs/benchmarks.md.
 """

@@ -1,4 +1,4 @@
-"""Who trains a coder for `benchmarks.coders`: ourselves, SAELens and dictionary_learning, each by its own trainer.
+"""The trainers that `benchmarks.coders` compares: ours, SAELens's and dictionary_learning's.
 
 Shapes: n tokens, d width of the site, s latents.
 """
@@ -23,17 +23,17 @@ OURS = CoderOptimizerConfig()
 
 
 class Task(NamedTuple):
-    """What every library gets.
+    """The task that every library gets.
 
     Attributes:
         train: [n, d] float32.
         kind: TopK or BatchTopK.
         d_sae: s.
-        k: latents a token.
-        batch_size: tokens of a step.
-        steps: of training, one batch each.
-        seed: of initial weights and of the order of the batches.
-        lr: peak learning rate; None takes the library's own.
+        k: latents for each token.
+        batch_size: tokens in a step.
+        steps: training steps, one batch each.
+        seed: seed of the initial weights and of the order of the batches.
+        lr: peak learning rate; None means the library's own.
         recipe: `default` or `scaled`.
     """
 
@@ -48,7 +48,7 @@ class Task(NamedTuple):
     recipe: Recipe
 
     def batches(self) -> Iterator[Tensor]:
-        """`steps` batches [batch_size, d], every row at most once a pass."""
+        """Yield `steps` batches [batch_size, d]; each pass uses every row at most once."""
         generator = np.random.default_rng(self.seed)
         while True:
             order = generator.permutation(len(self.train))
@@ -64,9 +64,9 @@ class Trained(NamedTuple):
     """A trained coder as plain functions of activations.
 
     Attributes:
-        pre: x [n, d] → activations [n, s] before anything is selected, at least 0.
+        pre: x [n, d] → activations [n, s] before selection, at least 0.
         decode: activations [n, s] → ŷ [n, d].
-        threshold: above which BatchTopK uses a latent; None for TopK.
+        threshold: BatchTopK uses the latents above it; None for TopK.
     """
 
     pre: Callable[[Tensor], Tensor]
@@ -75,7 +75,7 @@ class Trained(NamedTuple):
 
 
 def ours(task: Task) -> Trained:
-    """The coder of a run of `train.py` on these batches."""
+    """Train the coder that a run of `train.py` would train on these batches."""
     torch.manual_seed(task.seed)
     here, sample = Site("residual", 0), task.sample()
     config = CoderConfig(kind=task.kind, d_sae=task.d_sae, k=task.k, seed=task.seed)
@@ -87,7 +87,7 @@ def ours(task: Task) -> Trained:
 
 
 def saelens(task: Task) -> Trained:
-    """SAELens's trainer, the input scaled to E‖x‖ = √d as its `expected_average_only_in` does."""
+    """Train with SAELens, on input scaled to E‖x‖ = √d as its `expected_average_only_in` does."""
     from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
@@ -141,7 +141,7 @@ def saelens(task: Task) -> Trained:
 
 
 def dictionary_learning(task: Task) -> Trained:
-    """dictionary_learning's trainer, the input scaled to E‖x‖² = 1 as its `normalize_activations` does."""
+    """Train with dictionary_learning, on input scaled to E‖x‖² = 1 as its `normalize_activations` does."""
     from dictionary_learning.trainers import BatchTopKTrainer, TopKTrainer
 
     sample = task.sample()

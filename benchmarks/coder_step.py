@@ -1,9 +1,9 @@
-"""Cost of a whole training step: ours, the dense reference, and SAELens's where it is installed.
+"""Measures the cost of a whole training step: ours, the dense reference's, and SAELens's if it is installed.
 
     OMP_NUM_THREADS=1 python -m benchmarks.coder_step --rounds 6
 
-Steps are interleaved, one thread, process CPU time, so that other work on the machine weighs on all alike. SAELens
-wants an environment of its own; run this there with PYTHONPATH at this repository.
+It interleaves the steps on one thread and takes process CPU time, so that other work on the machine affects all alike.
+SAELens needs an environment of its own; run this there with PYTHONPATH set to this repository.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Step = Callable[[Tensor], None]
 
 
 def our_step(d: int, config: CoderConfig, dense: bool = False) -> Step:
-    """Forward, backward, projection, clipping, Adam and renormalisation, as a run does them.
+    """Run forward, backward, projection, clipping, Adam and renormalisation, as in a run.
 
     `dense` takes the reference's loss and Adam's default implementation.
     """
@@ -53,7 +53,7 @@ def our_step(d: int, config: CoderConfig, dense: bool = False) -> Step:
 
 
 def saelens_step(d: int, config: CoderConfig, batch_size: int) -> Step:
-    """SAELens's own trainer, every option its default but sizes."""
+    """SAELens's own trainer, with every option but the sizes at its default."""
     from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer

@@ -1,14 +1,14 @@
-"""Reconstruction beside SAELens and dictionary_learning: each trains on the same activations in the same order.
+"""Compares reconstruction with SAELens and dictionary_learning, all trained on the same activations in the same order.
 
     python -m benchmarks.coders dump stories-1m acts --site residual.3
     python -m benchmarks.coders train acts results.jsonl --libraries '[ours,saelens,dictionary_learning]'
     python -m benchmarks.coders table results.jsonl
 
-`train` for a library wants an environment that has it. Each trains by its own trainer, in two recipes: `default`,
-its own defaults with its normalisation of the input, and `scaled`, what it offers of AuxK, and of warm-up and decay at
-the same shares of the run as ours, with a twentieth of the run as dead window (at a hundredth, as ours, SAELens does
-worse: FVU .031 against .029, stories260K, TopK), at learning rate `lr`. FVU is of held-out tokens, in float64; of
-BatchTopK it is taken at each coder's own threshold, and at the threshold that gives exactly k latents a token.
+To `train` with a library you need an environment that has it. Each library uses its own trainer, in two recipes.
+`default`: its own defaults, with its normalisation of the input. `scaled`: AuxK if it offers it, warm-up and decay at
+our shares of the run, and a twentieth of the run as dead window (a hundredth, as ours, is worse for SAELens: FVU .031
+against .029, stories260K, TopK), at learning rate `lr`. FVU is measured on held-out tokens, in float64; for BatchTopK
+at each coder's own threshold and at the threshold that gives exactly k latents per token.
 
 Shapes: n tokens, d width of the site, s latents.
 """
@@ -47,14 +47,14 @@ def dump(
 
     Args:
         model: an embedded name, a hub id or a directory.
-        out: directory.
-        site: where to read.
+        out: the directory to write.
+        site: the site to read.
         corpus: `stories`, a file or a dataset id.
         n_tokens: tokens of text to read.
-        seed: order of the rows.
+        seed: seed of the order of the rows.
 
     Raises:
-        ValueError: too little text, or a site that is not there.
+        ValueError: the text is too short, or the model has no such site.
     """
     lm, tokenizer = load_base(model)
     assert tokenizer is not None  # `load_base` refuses a base without one
@@ -82,9 +82,9 @@ def dump(
 
 @torch.no_grad()
 def judge(trained: Trained, x: Tensor, k: int) -> dict[str, float | None]:
-    """FVU and L0 at the coder's own threshold, FVU at exactly k latents a token on average, and the dead share.
+    """FVU and L0 at the coder's own threshold, FVU at exactly k latents per token on average, and the dead share.
 
-    TopK takes the k largest of each token; there the two FVUs are one.
+    TopK uses the k largest latents of each token, so its two FVUs are the same.
     """
     pre = trained.pre(x)
     if trained.threshold is None:
@@ -116,23 +116,23 @@ def train(
     batch_size: int = 2048,
     steps: int | None = None,
 ) -> None:
-    """Train and judge each combination; append a JSON line each to OUT.
+    """Train and judge each combination, and append a JSON line for each to OUT.
 
     Args:
         acts: a directory made by `dump`.
-        out: file of results.
-        libraries: who trains; `ours` has one recipe, its defaults.
-        kinds: coders.
-        recipes: of the other libraries.
-        seeds: of weights and order.
-        lrs: peak learning rates; null is the library's own.
-        d_sae: latents.
-        k: latents a token.
-        batch_size: tokens of a step.
-        steps: of training; null makes one pass.
+        out: the file for the results.
+        libraries: the libraries that train; `ours` has one recipe, its defaults.
+        kinds: kinds of coders.
+        recipes: recipes of the other libraries.
+        seeds: seeds of weights and order.
+        lrs: peak learning rates; null means the library's own.
+        d_sae: number of latents.
+        k: latents for each token.
+        batch_size: tokens in a step.
+        steps: training steps; null makes one pass over the data.
 
     Raises:
-        ValueError: a library that is not installed, or a batch larger than the data.
+        ValueError: a library is not installed, or a batch is larger than the data.
     """
     torch.set_num_threads(1)
     for library in libraries:
@@ -172,7 +172,7 @@ def train(
 
 
 def table(results: str) -> None:
-    """Means over seeds of a file that `train` wrote, one line a library, recipe and learning rate."""
+    """Print means over seeds from a file that `train` wrote, a line for each library, recipe and learning rate."""
     groups = defaultdict(list)
     for line in Path(results).read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -200,7 +200,7 @@ def table(results: str) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     with one_line_errors("python -m benchmarks.coders"):
         auto_cli([dump, train, table], parser_class=Parser, description=__doc__)
 

@@ -1,8 +1,8 @@
-"""Compiles every shipped Triton configuration ahead of time for chips that are not at hand, and says what each takes.
+"""Compiles every shipped Triton configuration for chips that you need not have, and prints what each needs.
 
-`python -m benchmarks.gpu_resources` prints a table of maxima (each variant by itself as JSON with --json): registers,
-spills, shared memory, programs that a multiprocessor takes at once, and whether tensor-core instructions and 16-byte
-loads were generated; it fails where one spills, does not fit or lacks them. It does not show how fast they are. Needs
+`python -m benchmarks.gpu_resources` prints a table of maxima (with --json, each variant by itself): registers, spills,
+shared memory, the programs that a multiprocessor runs at once, and whether tensor-core instructions and 16-byte loads
+were generated. It fails if a variant spills, does not fit or lacks them. It does not show how fast they are. It needs
 no GPU.
 """
 
@@ -76,9 +76,9 @@ class Resources(NamedTuple):
     """bytes of shared memory per program"""
     threads: int
     programs: int
-    """that one multiprocessor takes at once"""
+    """programs that one multiprocessor runs at once"""
     resident: int
-    """that the launch counts on; 0 if it counts on none"""
+    """programs at once that the launch counts on; 0 if it counts on none"""
     tensor_core: str
     """"wgmma", "mma" or "" for none"""
     wide_loads: bool
@@ -184,7 +184,7 @@ def _grouped(dtype, label, data, product, common, products_too, odd) -> Iterator
 
 
 def compile_variant(variant: Variant, chip: int) -> Resources:
-    """Compiles to machine code for this chip. Raises what Triton or the assembler raise when it does not fit."""
+    """Compile to machine code for this chip. Raises what Triton or the assembler raise if it does not fit."""
     signature, attributes = {}, {}
     for index, name in enumerate(variant.kernel.arg_names):
         signature[name] = "constexpr" if name in variant.constants else variant.types.get(name, "i32")
@@ -237,7 +237,7 @@ def fault(row: Resources) -> str | None:
 
 
 def summary(table: Sequence[Resources]) -> Iterator[str]:
-    """One line a kernel and size: the most that any variant takes, on sm_80 / on sm_90; 16-bit types together."""
+    """Yield a line per kernel and size: the most that any variant needs, on sm_80 / on sm_90; 16-bit types together."""
     columns = "kernel|variants|registers × threads|spilled bytes|shared bytes|programs|tensor cores|16-byte loads"
     yield "| " + columns.replace("|", " | ") + " |"
     yield "|---" * 8 + "|"

@@ -1,4 +1,4 @@
-"""Whether what the benchmark times computes what the reference does."""
+"""Checks that what the benchmark times computes the same as the reference."""
 
 import sys
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def parity(
     shape: Shape,
     compared: Tensor | slice = slice(None),
 ) -> float:
-    """Error of the output; SystemExit if it or a gradient misses the reference by too much.
+    """The error of the output; raises SystemExit if it or a gradient is too far from the reference.
 
     compared: the tokens whose outputs are compared.
     """
@@ -39,7 +39,7 @@ def parity(
 
 
 def decided(x: Tensor, router: Router) -> Tensor:
-    """Tokens [n] whose choice no rounding changes: the last score chosen and the first that is not lie apart."""
+    """The tokens [n] whose choice no rounding changes: their last score chosen is well above the next one."""
     k, p = router.k, len(router.bias)
     if k == p:
         return torch.ones(len(x), dtype=torch.bool, device=x.device)

@@ -1,7 +1,7 @@
-"""What routed MLPs are measured against: the dense MLP, and the usual ways to run a mixture of experts.
+"""The rivals of routed MLPs: the dense MLP, and the usual ways to run a mixture of experts.
 
-Each function prepares a call outside of what is timed and returns the forward pass, with the tensors that it made of
-weights and whose gradients a backward pass must also compute.
+Each function prepares a call, untimed, and returns the forward pass and the tensors that it made from weights, whose
+gradients a backward pass must also compute.
 
 Shapes: n tokens, d model, f neurons, p pathways, m neurons of one pathway, k chosen.
 """
@@ -28,14 +28,14 @@ def dense_mlp(call: Call, W_out_t: Tensor | None) -> Tensor:
 
 
 def chosen_pathways(call: Call) -> Tensor:
-    """The pathways [n, k] of each token, ascending, as a router's `topk` gives them; all tokens choose as many."""
+    """The pathways [n, k] of each token, ascending, as a router's `topk` gives them; all tokens choose k."""
     n, k = len(call.x), int(call.chosen[0].sum())
     assert bool((call.chosen.sum(1) == k).all()), "tokens choose different numbers of pathways"
     return call.chosen.nonzero()[:, 1].view(n, k)
 
 
 def grouped_mm(call: Call) -> tuple[Forward, list[Tensor]]:
-    """Pairs sorted by pathway and gathered, `torch.nn.functional.grouped_mm` twice, summed by `embedding_bag`."""
+    """Sort pairs by pathway, gather them, apply `torch.nn.functional.grouped_mm` twice, sum by `embedding_bag`."""
     act, pathways = ACTIVATIONS[call.activation], chosen_pathways(call)
     p, (n, k) = call.chosen.shape[1], pathways.shape
     m = call.W_in.shape[0] // p
@@ -61,7 +61,7 @@ def grouped_mm(call: Call) -> tuple[Forward, list[Tensor]]:
 
 @functools.cache
 def scattermoe_runs(device: str) -> bool:
-    """Whether ScatterMoE is installed where it can run."""
+    """Whether ScatterMoE is installed and can run on `device`."""
     return device == "cuda" and importlib.util.find_spec("scattermoe") is not None
 
 

@@ -1,19 +1,19 @@
 """Measures routed MLPs against dense ones: `python -m benchmarks.kernels` (see docs/benchmarks.md for kept results).
 
-Every line is one shape, number of tokens, density and direction, with all alternatives taken in turns:
+Every line gives one shape, number of tokens, density and direction; all alternatives take turns:
 
 dense        the plain MLP, the faster of W_out stored as [d, f] and neuron-major; with --compile, and always on a
              GPU, also compiled
 masked       the reference: all neurons computed, then weighted
 grouped_mm   pairs gathered, `torch.nn.functional.grouped_mm`, summed by `embedding_bag` (on a GPU bfloat16 alone)
-scattermoe   ScatterMoE, where it is installed, on a GPU
+scattermoe   ScatterMoE, if it is installed, on a GPU
 auto         `kernels.routed_mlp` with gates and choices given, or the backend that --backend names
 routed       the router (two linear layers, hidden 128), its choice and the MLP, as a routed model executes them: in one
              fused call where that pays, else by operations of PyTorch and `kernels.routed_mlp`
 
-Times are µs (20th, 50th and 80th percentile). On a CPU of processor time with one thread, of wall time with several.
-On a GPU between events, with the second cache overwritten before; forward passes of up to 16 tokens as one CUDA graph
-over several sets of weights; masked, grouped_mm and scattermoe, which may wait for the host, run as they are.
+Times are µs (20th, 50th and 80th percentile). On a CPU they are processor time with one thread, wall time with several.
+On a GPU they are taken between events, after the second cache is overwritten. Forward passes of up to 16 tokens run as
+one CUDA graph over several sets of weights, except masked, grouped_mm and scattermoe, which may wait for the host.
 speedup: the faster dense over routed, medians; roofline: the larger of bytes over copy bandwidth and operations over
 matrix speed, both measured first, as a share of auto's median; error: of auto's output against the reference, relative
 to its largest number. No line is printed where output or gradients of auto or of routed miss the reference.
@@ -62,7 +62,7 @@ COLUMNS = (
 
 
 def rotating(runs: list[Callable[[], object]], first: int = 0) -> Callable[[], object]:
-    """One run a call, in turns; alternatives begin at different ones, or each would find its weights in the caches."""
+    """Call the runs in turn; alternatives begin at different runs, or each would find its weights in the caches."""
     turns = itertools.cycle(runs[first % len(runs) :] + runs[: first % len(runs)])
     return lambda: next(turns)()
 

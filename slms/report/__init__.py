@@ -1,4 +1,4 @@
-"""What a run leaves behind, for people and for programs: shapes of what `slms.measure` found.
+"""Gives the numbers of `slms.measure` their shapes, for people and for programs: files, tables, figures, cards.
 
 results                `llm_routing_results.json`: written, read       results_schema_1     its earlier form
 metrics_csv            every logged number, one row each               provenance           command, versions, hardware

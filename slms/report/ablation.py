@@ -1,4 +1,4 @@
-"""Causal specialization of pathways or communities of neurons: table and figure.
+"""Table and figure of the causal specialization of pathways or communities of neurons.
 
 Shapes: u units, c classes.
 """
@@ -22,7 +22,7 @@ _BY = {"mean": "their means", "zero": "zero"}
 
 
 def ablation_table(rows: Sequence[Row], found: Sequence[Ablation], by: str) -> str:
-    """For the terminal."""
+    """SI-causal of every place and family as text for the terminal."""
     head = ["place", "class", "units", "classes", "SI-causal", "± 95 %", "null", "random sets"]
     of: Mapping[str, Ablation] = {a.place: a for a in found}
     names = dict(zip(of, short_names(list(of)), strict=True))
@@ -41,7 +41,7 @@ def ablation_table(rows: Sequence[Row], found: Sequence[Ablation], by: str) -> s
 
 @styled
 def ablation_figure(name: str, found: Sequence[Ablation], family: str, labels: Sequence[str]) -> Figure:
-    """Unit × class: each unit's loss increase over classes as shares, one panel a place, sorted by best class."""
+    """Draw unit × class: each unit's loss increase over classes as shares, a panel per place, sorted by best class."""
     totals = found[0].classes[family].totals[0].sum(0)
     shown = [c for c in totals.argsort(descending=True).tolist() if totals[c] >= 60][:24]
     figure, panels = image_panels(len(found), len(shown), max(count_units(a.unit_of) for a in found), names=0.8)

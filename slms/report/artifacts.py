@@ -1,4 +1,4 @@
-"""Where a measurement of `eval.py` goes, `artifacts/<command>/<subject>/<text>/`: rows as CSV, the whole as JSON."""
+"""Writes a measurement of `eval.py` to `artifacts/<command>/<subject>/<text>/`: rows as CSV, everything as JSON."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from slms.measure.journal import digest
 
 
 def artifact_directory(output_dir: str | Path, command: str, subject: str) -> Path:
-    """The directory of one subject's results: its name without what no file name may hold; in a run, with the run's.
+    """The directory of one subject's results: its name without forbidden characters; inside a run, with the run's name.
 
     >>> artifact_directory("artifacts", "layers", "EleutherAI/pythia-70m").as_posix()
     'artifacts/layers/EleutherAI-pythia-70m'
@@ -28,9 +28,9 @@ def artifact_directory(output_dir: str | Path, command: str, subject: str) -> Pa
 
 
 def own_directory(output_dir: str | Path, command: str, subject: str, text: str, made_from: Mapping[str, Any]) -> Path:
-    """The directory of one measurement, within its subject's: `text` and a digest of all that the results depend on.
+    """The directory of one measurement inside its subject's: `text` and a digest of all that the results depend on.
 
-    Another model, text or setting has another one, also where names are alike: no result replaces another's.
+    Every model, text and setting has its own, even if names are alike, so no result replaces another.
     """
     return artifact_directory(output_dir, command, subject) / f"{_file_name(text)}-{digest(made_from)}"
 
@@ -40,7 +40,7 @@ def _file_name(words: str) -> str:
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table with one header line; what is None or not finite is an empty cell."""
+    """A table as CSV with one header line; a value that is None or not finite is an empty cell."""
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
@@ -49,10 +49,10 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
-    """`csv_text` to a file, whole or not at all."""
+    """Write `csv_text` to a file, whole or not at all."""
     return write_atomic(path, csv_text(columns, rows))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:
-    """Plain JSON values (dataclasses and numbers that are not finite included) to a file, whole or not at all."""
+    """Write JSON to a file, whole or not at all; dataclasses and numbers that are not finite become plain values."""
     return write_atomic(path, json.dumps(to_json_values(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")

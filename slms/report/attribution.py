@@ -1,4 +1,4 @@
-"""Which pathways write which features: from `slms.measure.attribution` to `features.json` and its figure.
+"""Describes which pathways write which features, from `slms.measure.attribution`, for `features.json` and its figure.
 
 Shapes: p pathways, s latents.
 """
@@ -17,7 +17,7 @@ SATURATED = 0.9  # of the features' largest parts; the colours of the others tel
 
 
 def describe_layer_pathways(found: LayerAttribution, bound: float) -> LayerPathways:
-    """One routed layer's pathways."""
+    """Describe the pathways of one routed layer."""
     owner, c = main_pathways(found, bound), found.concentration
     pathways = []
     for p, load in enumerate(found.load.tolist()):
@@ -37,7 +37,7 @@ def describe_layer_pathways(found: LayerAttribution, bound: float) -> LayerPathw
 
 
 def describe_pathway_parts(attributions: list[LayerAttribution], bound: float) -> dict[int, list[PathwayPart]]:
-    """Feature → the pathway of each routed layer that brings most of its rise, where one does."""
+    """Feature → for each routed layer, the pathway that brings most of the feature's rise, if one does."""
     parts: dict[int, list[PathwayPart]] = {}
     for found in attributions:
         for latent, p in enumerate(main_pathways(found, bound).tolist()):
@@ -50,7 +50,7 @@ def describe_pathway_parts(attributions: list[LayerAttribution], bound: float) -
 
 @styled
 def attribution_figure(attributions: list[LayerAttribution], bound: float, title: str) -> Figure:
-    """One panel a layer: each pathway's part of each feature's rise; features sorted by their pathway."""
+    """Draw each pathway's part of each feature's rise, one panel per layer, features sorted by their pathway."""
     high = 0.5 + min(2.4, 0.12 * max(len(found.load) for found in attributions))
     figure = Figure(figsize=(PAGE, 0.6 + high * len(attributions)))
     for axes, found in zip(figure.subplots(len(attributions), 1, squeeze=False)[:, 0], attributions, strict=True):

@@ -1,4 +1,4 @@
-"""The model card of a finished run: what was measured on its model, in words and in the hub's metadata."""
+"""Writes the model card of a finished run: what was measured on its model, in words and in the hub's metadata."""
 
 from huggingface_hub import EvalResult
 from transformers import PreTrainedModel

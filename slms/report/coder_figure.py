@@ -20,7 +20,7 @@ BINS = 40
 
 @styled
 def coder_figure(results: Mapping[str, Quality], title: str, subtitle: str = "") -> Figure:
-    """Panels: FVU, CE loss recovered, densities of latents; one colour a coder, 95 % intervals over documents."""
+    """Draw FVU, CE loss recovered and densities of latents; one colour per coder, 95 % intervals over documents."""
     figure = Figure(figsize=(PAGE, 2.9 + 0.3 * len(results)))
     grid = figure.add_gridspec(2, 2, height_ratios=(0.4 + 0.3 * len(results), 1.6))
     fvu, recovered = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
@@ -40,7 +40,7 @@ def coder_figure(results: Mapping[str, Quality], title: str, subtitle: str = "")
 
 
 def _estimates(axes: Axes, rows: Mapping[str, Sequence[Interval]], colours: Mapping[str, str], names=True) -> None:
-    """One line a coder, the first at the top: its estimates, each with its interval and its value."""
+    """Draw one line per coder, the first at the top: its estimates, each with its interval and its value."""
     for y, (name, estimates) in enumerate(rows.items()):
         for i, e in enumerate(estimates):
             at = y + 0.22 * (i - (len(estimates) - 1) / 2) * 2
@@ -61,7 +61,7 @@ def _estimates(axes: Axes, rows: Mapping[str, Sequence[Interval]], colours: Mapp
 
 
 def _densities(axes: Axes, results: Mapping[str, Quality], colours: Mapping[str, str]) -> None:
-    """One outline a coder over the logarithm of the density; latents never used stand in the legend."""
+    """Draw one outline per coder over the log density of its latents; the legend counts latents never used."""
     logs = {name: q.density[q.density > 0].double().log10() for name, q in results.items()}
     lowest = min((float(log.min()) for log in logs.values() if len(log)), default=-1.0)
     edges = torch.linspace(min(lowest, -1.0), 0.0, BINS + 1, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Runs side by side: table, CSV and figure."""
+"""Shows runs side by side, as table, CSV and figure."""
 
 import statistics
 from collections.abc import Sequence
@@ -29,11 +29,11 @@ from slms.report.tables import amount, interval, number, text_table
 from slms.report.words import shorten
 
 COLUMNS = ComparedRun._fields[:-1]
-"""Of compare.csv, before those of the metrics."""
+"""The columns of compare.csv before those of the metrics."""
 
 
 def run_names(results: Sequence[Results], paths: Sequence[Path]) -> list[str]:
-    """The run's name; where that is not unique its role, seed or directory too."""
+    """The name of each run; if it is not unique, with its role, seed or directory."""
     makers = (
         lambda r, path: r.run.name,
         lambda r, path: f"{r.run.name} {r.run.role}",
@@ -48,7 +48,7 @@ def run_names(results: Sequence[Results], paths: Sequence[Path]) -> list[str]:
 
 
 def compare_table(found: Comparison) -> str:
-    """For the terminal."""
+    """The comparison as text for the terminal."""
     head = ["run", "role", "nats", "ppl", "gap", "95 % interval", "ppl ratio", "active", "MLP", "model", "purity"]
     rows = []
     for r in found.runs:
@@ -71,14 +71,14 @@ def _whole(value: float | None) -> str:
 
 
 def compare_csv(runs: Sequence[ComparedRun]) -> str:
-    """One line a run: `COLUMNS`, then the mean of every metric that some run has."""
+    """The comparison as CSV, one line per run: `COLUMNS`, then the mean of every metric that some run has."""
     metrics = list(dict.fromkeys(name for run in runs for name in run.means))
     return csv_text([*COLUMNS, *metrics], ([*run[:-1], *map(run.means.get, metrics)] for run in runs))
 
 
 @styled
 def compare_figure(runs: Sequence[ComparedRun], results: Sequence[Results]) -> Figure:
-    """Loss with intervals, FLOPs saved, and purity by place, one colour and marker a run."""
+    """Draw loss with intervals, FLOPs saved, and purity by place, with one colour and marker per run."""
     high = 0.9 + 0.18 * len(runs)
     figure = Figure(figsize=(PAGE, high + 2.5))
     grid = figure.add_gridspec(2, 2, height_ratios=(high, 2.2), width_ratios=(1, 0.8))

@@ -1,4 +1,4 @@
-"""What `eval.py doctor` prints."""
+"""Makes the report that `eval.py doctor` prints."""
 
 import textwrap
 
@@ -7,7 +7,7 @@ from slms.report.tables import text_table
 
 
 def described(environment: Environment) -> str:
-    """The report as it is printed."""
+    """The report as text for the terminal."""
     e, cache = environment, environment.cache
     kernels = [[k.model, k.call, k.backend, k.expected] for k in e.kernels]
     newer = ", ".join(f"{p.name} {p.installed} ({p.tested})" for p in e.newer)

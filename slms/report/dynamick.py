@@ -1,4 +1,4 @@
-"""The frontier of dynamic-k execution as rows, tables and the line that a user wants to know."""
+"""Shows the frontier of dynamic-k execution as rows, as tables and in one closing line."""
 
 import math
 
@@ -24,7 +24,7 @@ def rows(frontier: Frontier) -> list[list[object]]:
 
 
 def frontier_json(frontier: Frontier) -> dict[str, object]:
-    """What `dynamick.json` holds of it."""
+    """The frontier as the content of `dynamick.json`."""
     best = best_point(frontier)
     points = zip(rows(frontier), frontier.points, strict=True)
     return {
@@ -40,7 +40,7 @@ def frontier_json(frontier: Frontier) -> dict[str, object]:
 
 
 def frontier_table(frontier: Frontier) -> str:
-    """Quality and FLOPs of every point, then its speed, then where each rule breaks even."""
+    """Tables of every point's quality and FLOPs, then of its speed, then of where each rule breaks even."""
     dense = frontier.dense
     flops = amount(frontier.mlp_flops), "", amount(frontier.model_flops), ""
     quality = [["dense", "1.000", *_perplexity(dense), "", "", *flops]]
@@ -71,7 +71,7 @@ def _speed_cells(speed: Speedup) -> list[str]:
 
 
 def break_even_lines(frontier: Frontier) -> str:
-    """One line a direction: below which density the MLPs are faster than dense ones."""
+    """One line for each direction: the density below which the MLPs are faster than dense ones."""
     lines, found = [], break_evens(frontier)
     for direction in ("decode", "prefill"):
         cells = []
@@ -85,7 +85,7 @@ def break_even_lines(frontier: Frontier) -> str:
 
 
 def closing_line(frontier: Frontier) -> str:
-    """What a user wants to know: the best rule that costs at most 1 % perplexity, or that there is none."""
+    """A line that names the best rule that costs at most 1 % perplexity, or says that there is none."""
     best = best_point(frontier)
     if best is not None and best.decode is not None and best.prefill is not None:
         return (

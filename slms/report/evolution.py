@@ -1,4 +1,4 @@
-"""`evolution.png`: every metric over training, from the rows of `metrics.csv`."""
+"""Draws `evolution.png`: every metric over training, from the rows of `metrics.csv`."""
 
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
@@ -15,9 +15,9 @@ EVOLUTION_FILE = "evolution.png"
 
 @styled
 def evolution_figure(rows: list[Logged]) -> Figure:
-    """Loss, SI of each family (mean of places) and, one line a place, every metric that has a title for its panel.
+    """Draw loss, SI of each family (mean of places), and every metric that has a panel title, with one line per place.
 
-    A panel whose metric was never logged is left out.
+    A panel is left out if its metric was never logged.
     """
     series: dict[tuple[str, str, str], dict[int, float]] = {}
     for row in rows:
@@ -73,7 +73,7 @@ def _draw(axes: Axes, title: str, lines: dict[str, dict[int, float]], last_row: 
 
 
 def _shade(i: int, n: int) -> tuple[float, float, float, float]:
-    """More layers than colours: a perceptually even scale from the first (dark) to the last (light)."""
+    """The i-th colour of a perceptually even scale, dark to light, for when there are more layers than colours."""
     import matplotlib
 
     scale: Colormap = matplotlib.colormaps["cividis"]

@@ -1,4 +1,4 @@
-"""`features.json`, and the page to browse it: one HTML file without network, fonts or scripts from elsewhere."""
+"""Writes `features.json` and the page to browse it, one HTML file that loads no network, fonts or scripts."""
 
 import base64
 import hashlib
@@ -14,7 +14,7 @@ PAGE = Path(__file__).parent / "page"
 
 
 def feature_json(results: FeatureResults) -> str:
-    """ASCII JSON with one feature a line; equal to `json.dumps` of the whole."""
+    """The results as ASCII JSON with one feature per line; it parses as `json.dumps` of the whole does."""
     content = vars(results) | {"features": []}
     head = json.dumps(content, default=vars, allow_nan=False, indent=1)
     lines = [json.dumps(f, default=vars, allow_nan=False, separators=(",", ":")) for f in results.features]
@@ -23,7 +23,7 @@ def feature_json(results: FeatureResults) -> str:
 
 
 def page(results: FeatureResults) -> str:
-    """The page; what it runs and how it looks are pinned by hash, so a token's text can never become either."""
+    """The page as HTML. Its script and style are pinned by hash, so the text of a token can never become either."""
     style = (PAGE / "features.css").read_text(encoding="utf-8")
     script = "".join((PAGE / name).read_text(encoding="utf-8") for name in ("features.js", "features_view.js"))
     return Template((PAGE / "features.html").read_text(encoding="utf-8")).substitute(
@@ -37,7 +37,7 @@ def page(results: FeatureResults) -> str:
 
 
 def write_features(directory: Path, results: FeatureResults) -> None:
-    """`features.json` and `features.html`."""
+    """Write `features.json` and `features.html`."""
     write_atomic(directory / "features.json", feature_json(results))
     write_atomic(directory / "features.html", page(results))
 

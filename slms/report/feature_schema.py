@@ -1,4 +1,4 @@
-"""The content of `features.json`, one dataclass an object; docs/formats.md explains every field."""
+"""The content of `features.json`, one dataclass for each object; docs/formats.md explains every field."""
 
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ class UseContext:
     """The text around one use of a feature."""
 
     tokens: list[int]  # indices into `vocabulary`
-    activations: list[float]  # one a token; 0 where the feature is not used
+    activations: list[float]  # of each token; 0 where the feature is not used
     peak: int  # index of the token whose use was kept
 
 
@@ -30,7 +30,7 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Preference:
-    """What a feature's use says about one label family."""
+    """What the use of a feature tells about one label family."""
 
     si: float | None  # adjusted mutual information of use and class, chance subtracted; at most ln 2 / H(class)
     z: float | None  # over the standard deviation that permuted labels give
@@ -45,7 +45,7 @@ class PathwayPart:
 
     layer: int
     pathway: int
-    part: float  # of the rise of the feature's pre-activation at its uses over its mean
+    part: float  # how much of the rise of the feature's pre-activation at its uses over its mean it brings
     z: float | None  # over the sd with the pathway's outputs shuffled among tokens
     lift: float  # p(pathway chosen | feature used) / p(pathway chosen)
 
@@ -57,16 +57,16 @@ class Feature:
     density: float  # uses over tokens
     mean: float | None  # activation where it is used
     max: float | None
-    community: int | None  # null where it is used too seldom to be placed
+    community: int | None  # null if the feature is used too seldom to be placed
     histogram_from: int  # first bin: activations in [2^(i/4), 2^((i+1)/4))
-    histogram: list[int]  # uses a bin
+    histogram: list[int]  # uses in each bin
     preferences: dict[str, Preference] = field(default_factory=dict)  # by label family
     neighbours: list[Neighbour] = field(default_factory=list)
     promoted: list[LogitEffect] = field(default_factory=list)
     suppressed: list[LogitEffect] = field(default_factory=list)
-    pathways: list[PathwayPart] = field(default_factory=list)  # the largest of each routed layer, where there are any
-    strongest: list[UseContext] = field(default_factory=list)  # at most one a block
-    random: list[UseContext] = field(default_factory=list)  # drawn from all uses, at most one a block
+    pathways: list[PathwayPart] = field(default_factory=list)  # the largest of each routed layer, if there are any
+    strongest: list[UseContext] = field(default_factory=list)  # at most one per block
+    random: list[UseContext] = field(default_factory=list)  # drawn from all uses, at most one per block
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Community:
     index: int
     size: int
     uses: int  # of its features, summed
-    tokens: list[int]  # those that tell its features' strongest uses from all features'
+    tokens: list[int]  # the tokens that distinguish its features' strongest uses from those of all features
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ class PathwayFeatures:
 
     index: int
     load: float  # share of tokens that choose it
-    n_features: int  # of whose rise it brings most in its layer, with z above `z_bound`
-    features: list[int]  # those with the largest parts, at most 20
+    n_features: int  # features of whose rise it brings most in its layer, with z above `z_bound`
+    features: list[int]  # those of them with the largest parts, at most 20
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class FeatureResults:
     split: str
     tokens: int  # measured: special and extreme ones are left out
     documents: int
-    l0: float  # features used a token
+    l0: float  # features used per token
     dead: int  # features never used
     logits: str  # how the logit effects were computed, or why there are none
     z_bound: float  # z above which one of d_sae features is expected by chance in 20 texts (Bonferroni)

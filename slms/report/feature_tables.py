@@ -1,4 +1,4 @@
-"""`features.csv` and what `eval.py features` prints."""
+"""Makes the rows of `features.csv` and the summary that `eval.py features` prints."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,7 +17,7 @@ SHOWN = 12
 
 
 def feature_rows(results: FeatureResults) -> Iterator[list[Any]]:
-    """One row a feature: its numbers, the family it tells most about, its tokens and its logit effects."""
+    """Yield a row for each feature: its numbers, the family it tells most about, its tokens and its logit effects."""
     words = results.vocabulary
     for f in results.features:
         family = best_family(f)
@@ -34,7 +34,7 @@ def feature_rows(results: FeatureResults) -> Iterator[list[Any]]:
 
 
 def pathway_rows(results: FeatureResults) -> Iterator[list[Any]]:
-    """One row a pathway: its load, how many features it writes, the strongest of them and their tokens."""
+    """Yield a row for each pathway: its load, how many features it writes, the strongest of them and their tokens."""
     for layer in results.layers:
         for p in layer.pathways:
             tokens = [peak_tokens(results.features[i], results.vocabulary)[0] for i in p.features]
@@ -43,19 +43,19 @@ def pathway_rows(results: FeatureResults) -> Iterator[list[Any]]:
 
 
 def best_family(feature: Feature) -> str | None:
-    """The label family that a feature's use tells most about: the highest SI among those with a z."""
+    """The label family about which a feature's use tells most: the one with the highest SI among those with a z."""
     known = {family: p.si for family, p in feature.preferences.items() if p.si is not None and p.z is not None}
     return max(known, key=lambda family: known[family]) if known else None
 
 
 def peak_tokens(feature: Feature, vocabulary: list[str]) -> list[str]:
-    """The tokens of its strongest uses, the commonest first."""
+    """The tokens of a feature's strongest uses, the commonest first."""
     peaks = [context.tokens[context.peak] for context in feature.strongest]
     return [vocabulary[t] for t in sorted(set(peaks), key=lambda t: -peaks.count(t))]
 
 
 def summary(results: FeatureResults) -> str:
-    """What all features say about each label family, the communities, and the features that tell most."""
+    """Text about what all features tell of each label family, the communities, and the features that tell most."""
     place = results.site if results.site == results.target else f"{results.site} to {results.target}"
     alive = results.d_sae - results.dead
     head = (

@@ -1,4 +1,4 @@
-"""From what was read of a coder's latents to the content of `features.json`.
+"""Turns what was measured of a coder's latents into the content of `features.json`.
 
 Shapes: s latents, c classes, k shown.
 """
@@ -33,7 +33,7 @@ COMMUNITY_TOKENS = 8
 
 
 class Vocabulary:
-    """Token ids → indices into the list of those that occur."""
+    """Maps token ids to indices into the list of the ids that occur."""
 
     def __init__(self) -> None:
         self.ids: dict[int, int] = {}
@@ -43,12 +43,12 @@ class Vocabulary:
         return self.ids.setdefault(int(token_id), len(self.ids))
 
     def texts(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-        """Their texts. Half a character, which UTF-8 cannot hold and browsers stumble over, is written out."""
+        """The texts of the ids. Half a character, which UTF-8 cannot hold and browsers stumble over, is escaped."""
         return [text.encode("utf-8", "backslashreplace").decode() for text in token_texts(tokenizer, list(self.ids))]
 
 
 def describe_graph(graph: Graph, features: list[Feature]) -> CoActivationGraph:
-    """The graph's numbers, and each community with the tokens that tell it from the others."""
+    """Describe the graph in numbers, and each community by the tokens that distinguish it from the others."""
     found = graph.found
     overall = _peaks(features)
     described = []
@@ -84,7 +84,7 @@ def _distinctive_tokens(here: Counter[int], overall: Counter[int]) -> list[int]:
 
 
 def describe_families(reader: LatentStatistics, scores: dict[str, Score], blocks: Blocks) -> dict[str, FeatureFamily]:
-    """Each label family: its classes, and the features' specialization in it."""
+    """Describe each label family: its classes, and the features' specialization in it."""
     labels, bound = labels_of(blocks), z_bound(reader.n_latents)
     return {
         family: FeatureFamily(
@@ -108,13 +108,13 @@ def describe_features(
     attributions: list[LayerAttribution],
     vocabulary: Vocabulary,
 ) -> list[Feature]:
-    """Every feature, in order.
+    """Describe every feature, in order.
 
     Args:
         contexts: [strongest, random][latent], from `ContextReader`.
         near: indices and cosines [s, k] of decoder neighbours.
-        effects: on the logits, where there are any.
-        attributions: to the pathways of routed layers, where there are any.
+        effects: effects on the logits, if there are any.
+        attributions: parts of the pathways of routed layers, if there are any.
     """
     pathways = describe_pathway_parts(attributions, z_bound(reader.n_latents))
     ids = blocks.input_ids.reshape(-1)
@@ -186,7 +186,7 @@ def _maybe(value: Tensor) -> float | None:
 
 
 def _short(value: float) -> float:
-    """Three significant digits: what a reader can use, and a third of the file.
+    """Round to three significant digits, which is what a reader can use and makes the file a third as large.
 
     >>> _short(0.123456), _short(-1234.5)
     (0.123, -1230.0)

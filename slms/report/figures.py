@@ -1,4 +1,4 @@
-"""`llm_monosemanticity.png`: purity across layers, distribution of specializations, top pathways, utilization."""
+"""Draws `llm_monosemanticity.png`: purity across layers, preferred classes, top pathways, utilization."""
 
 import statistics
 from collections import Counter
@@ -36,7 +36,7 @@ NAMED_CLASSES = len(COLOURS) - 1
 
 @styled
 def monosemanticity_figure(results: Results) -> Figure:
-    """The four panels, two columns wide. Raises ValueError when nothing is routed."""
+    """Draw the four panels, two columns wide. Raises ValueError if nothing is routed."""
     if not results.pathways:
         raise ValueError("the results hold no routed place: there is no specialization to draw")
     ranked = families_of(results.rows, "si")
@@ -68,7 +68,7 @@ def _facts(results: Results) -> str:
 
 
 def _across_places(axes: Axes, results: Results, ranked: list[str]) -> None:
-    """Purity and SI with 95 % intervals, on the band that permuted labels leave."""
+    """Draw purity and SI with 95 % intervals, on the band that permuted labels give."""
     series = [("purity", by_place(results.rows, "purity"))]
     series += [(f"SI {shorten(f, 13)}", by_place(results.rows, "si", f)) for f in ranked[: len(COLOURS) - 1]]
     half = min(0.08, 0.35 / len(series))
@@ -85,7 +85,7 @@ def _across_places(axes: Axes, results: Results, ranked: list[str]) -> None:
 
 
 def _purity_of_pathways(axes: Axes, pathways: Mapping[str, list[Pathway]]) -> None:
-    """One dot a pathway, the median as a bar."""
+    """Draw a dot for each pathway's purity, and the median as a bar."""
     for x, of_place in enumerate(pathways.values()):
         purities = sorted(p.purity for p in of_place if p.purity is not None)
         spread = [x + 0.5 * ((7 * i) % 11 / 10 - 0.5) for i in range(len(purities))]  # fixed jitter
@@ -97,7 +97,7 @@ def _purity_of_pathways(axes: Axes, pathways: Mapping[str, list[Pathway]]) -> No
 
 
 def _preferences(axes: Axes, results: Results, ranked: list[str]) -> None:
-    """How many pathways of each place prefer which class, in the family with the highest SI."""
+    """Draw how many pathways of each place prefer which class, in the family with the highest SI."""
     labelled = [family for family in ranked if family in results.labels]
     places = results.places
     if not labelled:
@@ -128,7 +128,7 @@ def _preferences(axes: Axes, results: Results, ranked: list[str]) -> None:
 
 
 def _top_pathways(axes: Axes, results: Results, ranked: list[str]) -> None:
-    """The purest pathways as a table: where, how pure, how loaded, what they prefer, their most distinctive tokens."""
+    """Draw a table of the purest pathways: place, purity, load, preferred class and most distinctive tokens."""
     axes.set_axis_off()
     axes.set_title("c   Top pathways and their tokens")
     family = next((name for name in ranked if name in results.labels), None)
@@ -165,7 +165,7 @@ def _token_line(tokens: list[str]) -> str:
 
 
 def _utilization(axes: Axes, pathways: Mapping[str, list[Pathway]], used: Mapping[str, Row], letter: str = "") -> None:
-    """Load of every pathway relative to the mean load, sorted within its place."""
+    """Draw the load of every pathway relative to the mean load, sorted within its place."""
     highest = 1.0
     for x, of_place in enumerate(pathways.values()):
         loads = sorted((p.load * len(of_place) for p in of_place), reverse=True)
@@ -185,16 +185,16 @@ def _utilization(axes: Axes, pathways: Mapping[str, list[Pathway]], used: Mappin
 
 @styled
 def utilization_figure(rows: Sequence[Row], pathways: Mapping[str, list[Pathway]]) -> Figure:
-    """The utilization panel alone."""
+    """Draw the utilization panel alone."""
     figure = Figure(figsize=(PAGE, 2.2))
     _utilization(figure.add_subplot(), pathways, by_place(rows, "utilization"))
     return figure
 
 
 def top_pathways(pathways: Mapping[str, list[Pathway]], rows: int) -> list[tuple[str, Pathway]]:
-    """At most `rows` used pathways by purity, the best of every place before the second best of any, in their order.
+    """At most `rows` used pathways, in order: the purest of every place come before the second purest of any.
 
-    A pathway with less than a tenth of the mean load is not used (`utilization`), and says nothing of the model.
+    A pathway with less than a tenth of the mean load counts as unused (`utilization`) and says nothing of the model.
     """
     ranked = []
     for at, (place, of_place) in enumerate(pathways.items()):

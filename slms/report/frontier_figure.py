@@ -1,4 +1,4 @@
-"""`frontier.png`: perplexity against FLOPs and against measured speed, one line a rule."""
+"""Draws `frontier.png`: perplexity against FLOPs and against measured speed, one line per rule."""
 
 from collections.abc import Callable
 
@@ -11,12 +11,12 @@ from slms.report.dynamick import closing_line
 from slms.report.palette import GREY, PAGE, caption, look, styled
 
 FLOOR = 1e-3
-"""A rise in perplexity below which nothing can be told apart; such points stand on the lowest line."""
+"""A rise in perplexity below which points cannot be told apart; they are drawn on the lowest line."""
 
 
 @styled
 def frontier_figure(frontier: Frontier, title: str) -> Figure:
-    """Panels: perplexity over dense against the share of the MLPs' FLOPs; against the speedup of decoding, if timed."""
+    """Draw perplexity over dense against the share of the MLPs' FLOPs and, if timed, against the decoding speedup."""
     timed = any(p.decode for p in frontier.points)
     figure = Figure(figsize=(PAGE, 3.4))
     axes, *right = figure.subplots(1, 2 if timed else 1, sharey=True, squeeze=False)[0]

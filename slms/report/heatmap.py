@@ -1,4 +1,4 @@
-"""Pathway × class heatmaps: which classes each pathway sees more, or less, than its share."""
+"""Draws pathway × class heatmaps, which show the classes that each pathway sees more, or less, than its share."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,15 +13,15 @@ from slms.report.palette import PAGE, caption, styled
 from slms.report.words import visible
 
 LIMIT = 3.0  # colours saturate at a lift of 2³ = 8 and of 1/8
-MOST_CLASSES = 24  # the commonest ones; a heatmap of more is not readable
+MOST_CLASSES = 24  # the commonest are shown; a heatmap of more is not readable
 COLUMNS = 4
 
 
 @styled
 def heatmap_figure(pathways: Mapping[str, list[Pathway]], family: str, labels: Labels, title: str = "") -> Figure:
-    """log2 lift p(class | pathway) / p(class), one panel a place, pathways sorted by the class they prefer.
+    """Draw log2 lift p(class | pathway) / p(class), one panel per place, pathways sorted by the class they prefer.
 
-    Purple to orange is safe for colour-blind readers; white is "as often as everywhere".
+    Purple to orange is safe for colour-blind readers; white means "as often as everywhere".
     """
     if not pathways:
         raise ValueError("heatmap_figure: there is no routed place")
@@ -46,9 +46,9 @@ def heatmap_figure(pathways: Mapping[str, list[Pathway]], family: str, labels: L
 
 
 def image_panels(n: int, classes: int, units: int, names: float = 0.5) -> tuple[Figure, list[Axes]]:
-    """A page with `n` panels of units × classes, wide enough for the classes' names and, up to a limit, high enough.
+    """Make a page of `n` panels of units × classes, wide enough for the classes' names and, up to a limit, high enough.
 
-    `names` is the width in inches that the names of units take.
+    `names` is the width in inches that the names of units need.
     """
     columns = min(COLUMNS, n, max(1, int(6.2 / (max(1.0, 0.13 * classes) + names))))
     rows = -(-n // columns)
@@ -63,7 +63,7 @@ def image_panels(n: int, classes: int, units: int, names: float = 0.5) -> tuple[
 def lift_rows(
     pathways: Sequence[Pathway], family: str, labels: Labels, classes: list[str]
 ) -> list[tuple[int, list[float]]]:
-    """(pathway index, log2 lift per class clipped to ± 3), sorted by preferred class; unused pathways last."""
+    """Rows (pathway index, log2 lift per class clipped to ± 3) by preferred class; unused pathways come last."""
     order = {name: i for i, name in enumerate(classes)}
     rows = []
     for pathway in pathways:
@@ -79,7 +79,7 @@ def lift_rows(
 
 
 def name_cells(axes: Axes, units: list[str], classes: list[str]) -> None:
-    """Name the rows (18 at most) and columns of a unit × class image."""
+    """Label the rows (at most 18) and columns of a unit × class image."""
     every = -(-len(units) // 18)
     axes.set_yticks(range(0, len(units), every), units[::every])
     axes.set_xticks(range(len(classes)), [visible(name, 14) for name in classes], rotation=90)

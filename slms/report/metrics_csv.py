@@ -1,4 +1,4 @@
-"""`metrics.csv`: every logged number of a run, one row each (step, epoch, stage, metric, place, value)."""
+"""Reads and writes `metrics.csv`: a row (step, epoch, stage, metric, place, value) for every number a run logs."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ METRICS_FILE = "metrics.csv"
 
 
 class Logged(NamedTuple):
-    """One number: key `stage/metric/place` at an optimiser step. The order of the fields is that of the columns."""
+    """One number with key `stage/metric/place` at an optimizer step. The columns have the order of the fields."""
 
     step: int
     epoch: int
@@ -23,7 +23,7 @@ class Logged(NamedTuple):
 
 
 def split_key(key: str) -> tuple[str, str, str]:
-    """Log key → stage, metric, place.
+    """Split a log key into stage, metric and place.
 
     >>> split_key("val/purity/L3.mlp"), split_key("train/loss"), split_key("lr-AdamW")
     (('val', 'purity', 'L3.mlp'), ('train', 'loss', ''), ('train', 'lr-AdamW', ''))
@@ -34,7 +34,7 @@ def split_key(key: str) -> tuple[str, str, str]:
 
 
 def append_rows(path: Path | str, rows: Iterable[Logged]) -> None:
-    """Append `rows`, with a header where the file is new. Rows go out in one write."""
+    """Append `rows` in one write, after a header if the file is new."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="", encoding="utf-8") as file:
@@ -42,14 +42,14 @@ def append_rows(path: Path | str, rows: Iterable[Logged]) -> None:
 
 
 def write_rows(path: Path | str, rows: Iterable[Logged]) -> Path:
-    """Replace the file by `rows`, atomically."""
+    """Replace the content of the file with `rows`, atomically."""
     return write_atomic(path, _format(rows, header=True))
 
 
 def read_rows(path: Path | str, *, torn_tail: bool = False) -> list[Logged]:
-    """All rows; ValueError naming file and line otherwise.
+    """Read all rows; raises ValueError, naming file and line, if a line is no row.
 
-    `torn_tail` forgives the last line, and only that, if a killed run left it unfinished (without its line end).
+    `torn_tail` skips the last line, and only that, if a killed run left it unfinished (without its line end).
     """
     path = Path(path)
     try:

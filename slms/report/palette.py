@@ -1,4 +1,4 @@
-"""One look for every figure, that of `slms.mplstyle`: its colours, its legends, and writing PNG and SVG."""
+"""Gives every figure one look, that of `slms.mplstyle`: colours, legends, and files as PNG and SVG."""
 
 import io
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from slms.models.place import short_names
 
 STYLE = Path(__file__).with_name("slms.mplstyle")
 styled = rc_context(fname=STYLE)
-"""Decorates whatever makes or draws a figure: your own settings of matplotlib are neither used nor changed."""
+"""Decorator for functions that make or draw a figure. Your own matplotlib settings are neither used nor changed."""
 
 COLOURS: tuple[str, ...] = tuple(rc_params_from_file(STYLE)["axes.prop_cycle"].by_key()["color"])
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -27,23 +27,23 @@ RANDOM = "hollow: the same network with random weights"
 
 
 def caption(figure: Figure, heading: str, note: str = "") -> None:
-    """A heading above the panels, and below them what a reader must know of their marks; long ones are wrapped."""
+    """Write a heading above the panels and, below them, a note that explains their marks; long texts are wrapped."""
     figure.suptitle(heading, x=0.008, ha="left", wrap=True)
     figure.supxlabel(note, x=0.008, ha="left", color=GREY, wrap=True)
 
 
 def look(i: int) -> tuple[str, str]:
-    """Colour and mark of the i-th of any number of series; no two of the first 49 are alike."""
+    """The colour and mark of the i-th series; the first 49 all differ."""
     return COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
 
 
 def beside(i: int, n: int) -> float:
-    """How far the i-th of n series stands from the places' ticks, so that no interval hides another."""
+    """The distance of the i-th of n series from the places' ticks, so that no interval hides another."""
     return (i - (n - 1) / 2) * min(0.16, 0.7 / n)
 
 
 def draw_rows(axes: Axes, at: Sequence[float], rows: Sequence[Row], label: str, i: int) -> None:
-    """One series: values joined by a line, 95 % intervals as bars, hollow the same of random weights."""
+    """Draw one series: values joined by a line, 95 % intervals as bars, and hollow marks for random weights."""
     colour, marker = look(i)
     found = [(x, row) for x, row in zip(at, rows, strict=True) if row.value is not None]
     if not found:
@@ -59,9 +59,9 @@ def draw_rows(axes: Axes, at: Sequence[float], rows: Sequence[Row], label: str, 
 
 
 def place_ticks(axes: Axes, places: Sequence[str], most: int = 10) -> range:
-    """At most `most` ticks, named L0, L2, … where all are of one part; x runs over 0 … len(places) − 1.
+    """Set at most `most` ticks, named L0, L2, … if all places are of one part; x runs over 0 … len(places) − 1.
 
-    Returns which places have one. Many names, or long ones, stand upright.
+    Returns which places have a tick. Many names, or long ones, stand upright.
     """
     names, ticks = short_names(places), range(0, len(places), -(-len(places) // most) or 1)
     upright = max(map(len, names), default=0) * min(len(names), most) > 3 * most
@@ -71,7 +71,7 @@ def place_ticks(axes: Axes, places: Sequence[str], most: int = 10) -> range:
 
 
 def legend_above(axes: Axes, columns: int, names: Sequence[str] | None = None) -> None:
-    """The legend (of the series in `names`) between the title and the data."""
+    """Put the legend (of the series in `names`) between the title and the data."""
     handles, labels = axes.get_legend_handles_labels()
     kept = [(h, name) for h, name in zip(handles, labels, strict=True) if names is None or name in names]
     if not kept:
@@ -85,7 +85,7 @@ def write_figure(path: Path | str, figure: Figure) -> Path:
     """Write the figure as PNG to `path` and as SVG of the same name beside it, each whole or not at all."""
     png, svg, dpi = io.BytesIO(), io.StringIO(), figure.dpi
     FigureCanvasAgg(figure).print_png(png)
-    figure.set_layout_engine("none")  # it is arranged
+    figure.set_layout_engine("none")  # the layout is final
     FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})  # the same figure, the same bytes
     figure.set_dpi(dpi)  # which SVG sets to its own
     write_atomic(Path(path).with_suffix(".svg"), svg.getvalue())

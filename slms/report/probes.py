@@ -1,4 +1,4 @@
-"""Answer-against-foil accuracy of each task: table and figure."""
+"""Table and figure of each task's answer-against-foil accuracy."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from slms.report.tables import interval, number, text_table
 
 
 def probe_table(rows: Sequence[ProbeRow]) -> str:
-    """For the terminal."""
+    """The tasks' accuracies as text for the terminal."""
     head = ["task", "items", "accuracy", "95 % interval", "chance", "random model", "blind", "margin"]
     cells = []
     for r in rows:
@@ -30,7 +30,7 @@ def probe_table(rows: Sequence[ProbeRow]) -> str:
 
 @styled
 def probe_figure(name: str, rows: Sequence[ProbeRow]) -> Figure:
-    """Accuracy of every task with its interval, on chance, random weights and blind accuracy."""
+    """Draw every task's accuracy with its interval, beside chance, random weights and blind accuracy."""
     figure = Figure(figsize=(PAGE, 1 + 0.17 * len(rows)))
     axes = figure.add_subplot()
     places = list(range(len(rows)))[::-1]  # the first task on top

@@ -1,4 +1,4 @@
-"""What makes a number checkable: the command, versions, hardware and configuration that it was measured with."""
+"""Records what makes a number checkable: the command, versions, hardware and configuration that gave it."""
 
 import hashlib
 import importlib.metadata
@@ -14,7 +14,7 @@ PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "numpy")
 
 
 def command_line(argv: list[str] | None = None) -> str:
-    """The command as one would type it: no interpreter path, no directories of this machine before the script.
+    """The command as you would type it, without the interpreter's path or this machine's directories before the script.
 
     >>> command_line(["/home/me/slms/train.py", "--name", "my run"])
     "python train.py --name 'my run'"
@@ -24,7 +24,7 @@ def command_line(argv: list[str] | None = None) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of slms, Python and the packages that numbers depend on."""
+    """The versions of slms, Python and the packages on which numbers depend."""
     import slms
 
     found = {"slms": slms.__version__, "python": platform.python_version()}
@@ -48,7 +48,7 @@ def hardware(device: torch.device | str = "cpu") -> dict[str, str]:
 
 
 def config_digest(path: Path | str) -> str | None:
-    """`sha256:…` of a resolved configuration file; None where there is none."""
+    """`sha256:…` of a resolved configuration file; None if the file does not exist."""
     path = Path(path)
     return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 

@@ -1,4 +1,4 @@
-"""`llm_routing_results.json`: written atomically, read with errors of one line."""
+"""Writes `llm_routing_results.json` atomically, and reads it with errors of one line."""
 
 import json
 import math
@@ -49,7 +49,7 @@ def read_results(path: Path | str) -> Results:
 
 
 def _render(value: Any, depth: int = 0) -> str:
-    """JSON to be read by people too: on one line what fits there, or is a row of the table or of numbers."""
+    """Render JSON that people can read too: a value that fits on one line, or is a row, stays on one line."""
     flat = json.dumps(value, ensure_ascii=False, allow_nan=False)
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
     row = not any(isinstance(item, dict | list) for item in items)

@@ -1,4 +1,4 @@
-"""Results files of schema 1, which had an object a layer where schema 2 has rows."""
+"""Reads results files of schema 1, which had an object for each layer where schema 2 has rows."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ NUMBERS = ("chosen_per_token", "density", "effective_pathways")
 
 
 def from_schema_1(data: dict[str, Any]) -> dict[str, Any]:
-    """The plain content of a file of schema 1 as that of schema 2; routed modules were MLPs, and z is left out.
+    """Convert the plain content of a schema 1 file to schema 2; its routed modules were MLPs, and z is dropped.
 
     Raises:
-        ValueError: it does not have the form of schema 1.
+        ValueError: the content does not have the form of schema 1.
     """
     kept = {key: value for key, value in data.items() if key not in ("layers", "schema_version")}
     try:

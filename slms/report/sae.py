@@ -1,4 +1,4 @@
-"""What a coder is worth, as `eval.py sae` prints it, beside its baselines."""
+"""Makes the tables that `eval.py sae` prints: how good a coder is, beside its baselines."""
 
 import math
 from collections.abc import Mapping
@@ -8,11 +8,11 @@ from slms.report.tables import interval, number, share, text_table
 from slms.sae.quality import Quality
 
 ABLATION_TELLS = 0.01
-"""Nats: where ablating the site costs less, a share of that loss recovered is noise and is not shown."""
+"""Nats. If ablating the site costs less, the share of that loss recovered is noise and is not shown."""
 
 
 def quality_table(results: Mapping[str, Quality]) -> str:
-    """L0, FVU, share of the loss recovered from zero and mean ablation, KL and dead latents; one line a coder."""
+    """A line per coder: L0, FVU, shares of the loss recovered from zero and mean ablation, KL and dead latents."""
     head = ["coder", "L0", "FVU", "95 % interval", "CE recovered", "95 % interval", "from mean", "KL", "dead"]
     rows = []
     for name, q in results.items():
@@ -26,12 +26,12 @@ def quality_table(results: Mapping[str, Quality]) -> str:
 
 
 def tells(q: Quality, way: str) -> bool:
-    """Whether ablating the site to "zero" or its "mean" costs enough for a share of it to mean something."""
+    """Whether ablating the site to "zero" or its "mean" costs enough loss for a share of it to mean something."""
     return q.ce_ablated[way].value - q.ce_clean.value >= ABLATION_TELLS
 
 
 def si_table(scores: Mapping[str, Mapping[str, Score]]) -> str:
-    """SI of the latents in use against each family of classes, ± half its interval; one line a coder."""
+    """A line per coder: SI of its latents in use against each label family, ± half its interval."""
     families = list(dict.fromkeys(family for found in scores.values() for family in found))
     rows = [[name, *(_half(found[family]) for family in families)] for name, found in scores.items()]
     return text_table(["SI of latents", *families], rows)

@@ -1,4 +1,4 @@
-"""What `eval.py specialization` prints, at most 100 columns, and its table of units."""
+"""Makes the tables that `eval.py specialization` prints, at most 100 columns wide, and its CSV table of units."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from slms.report.tables import INDENT, WIDTH, amount, place_tables, share
 from slms.report.words import visible
 
 UNIT_COLUMNS = ("place", "unit", "active", "coherence", "coherence_z", "community")
-"""Of units.csv, before those of the families and the top tokens."""
+"""The columns of units.csv before those of the families and the top tokens."""
 
 
 def specialization_table(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
-    """Every metric by place, and what the numbers rest on."""
+    """Tables of every metric by place, and of what the numbers rest on."""
     text = f"{amount(about['tokens'])} tokens of {about['source']}, {about['documents']} documents"
     heading = f"{about['model']}: {about['units']} on {text}"[:WIDTH]
     return "\n\n".join([heading, *(table.text for table in place_tables(rows)), _notes(about)])
@@ -32,7 +32,7 @@ def _notes(about: Mapping[str, Any]) -> str:
 
 
 def _cost(seconds: Mapping[str, float]) -> list[str]:
-    """CPU time against that of the model's own forward pass over the same tokens, logits included."""
+    """Lines that compare CPU time with that of the model's own forward pass over the same tokens, with logits."""
     own, given = seconds["forward"] + seconds["logits"], "si_given_token"
     known = {"forward", "thresholds", "counting", "sparsity", "si"}
     cost = sum(value for key, value in seconds.items() if key in known)
@@ -45,7 +45,7 @@ def _cost(seconds: Mapping[str, float]) -> list[str]:
 
 
 def unit_csv(units: Sequence[UnitTable], label_names: Mapping[str, Sequence[str]], texts: Mapping[int, str]) -> str:
-    """One line a unit: `UNIT_COLUMNS`, three columns a family, top tokens. texts: of every token id that occurs."""
+    """CSV with a line per unit: `UNIT_COLUMNS`, three columns per family, top tokens. texts: token id → its text."""
     import pandas as pd
 
     frames = []

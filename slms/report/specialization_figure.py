@@ -1,4 +1,4 @@
-"""`specialization.png`: AS, SI, coherence and Q by layer, each beside what chance and random weights give."""
+"""Draws `specialization.png`: AS, SI, coherence and Q by layer, each beside what chance and random weights give."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ SHOWN_SPARSITY = ("gini", "top_mass", "participation")
 
 @styled
 def specialization_figure(rows: Iterable[Row], title: str, units: str) -> Figure:
-    """Four panels: each number with its interval and that of a model with random weights."""
+    """Draw four panels: each number with its interval, and the same of a model with random weights."""
     rows = [row for row in rows if row.place != MEAN]
     places = list(dict.fromkeys(row.place for row in rows))
     figure = Figure(figsize=(PAGE, 5.4))

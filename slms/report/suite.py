@@ -1,4 +1,4 @@
-"""Specialization across a scaling suite: rows, table and figure of what `slms.measure.suite` found."""
+"""Rows, table and figure of specialization across a scaling suite, from `slms.measure.suite`."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -19,12 +19,12 @@ SUITE_COLUMNS = (*SuiteModel._fields[:-1], *COLUMNS)
 
 
 def suite_rows(models: Sequence[SuiteModel]) -> Iterator[tuple[Any, ...]]:
-    """suite.csv: one row a model and number."""
+    """Yield the rows of suite.csv, one for each model and number."""
     return ((*m[:-1], *astuple(row)) for m in models for row in m.rows.values())
 
 
 def suite_table(models: Sequence[SuiteModel], verdicts: Sequence[Verdict]) -> str:
-    """For the terminal."""
+    """The numbers and verdicts as text for the terminal."""
     head = ["model", "params", "total", "nats", *(f"{name} ± 95 %" for name in NUMBERS)]
     rows = []
     for m in models:
@@ -51,7 +51,7 @@ def _interval(low: float, high: float) -> str:
 
 @styled
 def suite_figure(name: str, models: Sequence[SuiteModel], verdicts: Sequence[Verdict]) -> Figure:
-    """Each number against parameters, trained and random, with the fitted line and the verdict."""
+    """Draw each number against parameters, trained and random, with the fitted line and the verdict."""
     figure = Figure(figsize=(PAGE, 5))
     for letter, axes, verdict in zip("abcd", figure.subplots(2, 2).flat, verdicts, strict=True):
         _panel(axes, models, verdict, letter)
@@ -69,7 +69,7 @@ _WHAT = {
     "SI semantic": ("SI: semantic class", "share of H(class)"),
     "Q": ("Q − Q of token-shuffled neurons", "modularity"),
 }
-"""Title and unit of each panel."""
+"""The title and unit of each panel."""
 
 
 def _panel(axes: Axes, models: Sequence[SuiteModel], verdict: Verdict, letter: str) -> None:

@@ -1,4 +1,4 @@
-"""The closing table on the terminal: plain text of at most 100 columns, the same on a screen and in a file."""
+"""Makes the closing table: plain text of at most 100 columns, the same on a screen and in a file."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -17,13 +17,13 @@ WHOLE = "whole model, head included"
 
 
 def closing_table(results: Results) -> str:
-    """What the run showed: loss against the dense base, compute, and every metric by place with its null."""
+    """A run's results as text: loss against the dense base, compute, and every metric by place with its null."""
     blocks = [_heading(results), _loss_block(results), _compute_block(results), _place_block(results)]
     return "\n\n".join(block for block in blocks if block)
 
 
 def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, indent: str = INDENT) -> str:
-    """Columns padded to their widest cell, the first `left` flush left, the rest flush right; a rule under the head.
+    """Pad columns to their widest cell, the first `left` flush left, the rest flush right, with a rule under the head.
 
     >>> print(text_table(["run", "nats"], [["dense", "1.51"], ["routed", "1.5300"]], indent=""))
     run       nats
@@ -43,7 +43,7 @@ def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A value for a cell; "–" where it was not measured."""
+    """A value for a cell; "–" if it was not measured."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
@@ -52,7 +52,7 @@ def share(value: float | None) -> str:
 
 
 def interval(low: float | None, high: float | None, digits: int = 3) -> str:
-    """An interval for a cell; `n/a` where a single document leaves none."""
+    """An interval for a cell; `n/a` if there is none, as with a single document."""
     if low is None or high is None:
         return ""
     return f"[{low:.{digits}f}, {high:.{digits}f}]" if math.isfinite(low) and math.isfinite(high) else "n/a"
@@ -133,7 +133,7 @@ def _place_block(results: Results) -> str:
 
 
 class Columns(NamedTuple):
-    """The columns that show one metric against one family: its value and, where it is compared, with what."""
+    """The columns that show one metric against one family: its value and, if it is compared, the interval and null."""
 
     family: str
     heads: list[str]
@@ -142,14 +142,14 @@ class Columns(NamedTuple):
 
 
 class PlaceTable(NamedTuple):
-    """Some metrics, one line a place."""
+    """A table of some metrics, one line per place."""
 
     families: list[str]
     text: str
 
 
 def place_tables(rows: Sequence[Row]) -> list[PlaceTable]:
-    """Every metric that has a heading, in tables of at most WIDTH characters: first those without families."""
+    """Tables, at most WIDTH characters wide, of every metric that has a heading; those without families come first."""
     names = place_names(rows)
     tables = []
     for columns in (flat_columns(rows), family_columns(rows)):
@@ -161,7 +161,7 @@ def place_tables(rows: Sequence[Row]) -> list[PlaceTable]:
 
 
 def place_names(rows: Iterable[Row]) -> dict[str, str]:
-    """Places with the names that a table gives them, the mean last."""
+    """The name of each place in a table, the mean last."""
     found = list(rows)
     places = places_of(found)
     names = dict(zip(places, (visible(name, 22) for name in short_names(places)), strict=True))
@@ -169,14 +169,14 @@ def place_names(rows: Iterable[Row]) -> dict[str, str]:
 
 
 def flat_columns(rows: Sequence[Row]) -> list[Columns]:
-    """Of the metrics that have a heading and no families."""
+    """The columns of the metrics that have a heading and no families."""
     measured = {row.metric for row in rows if not row.family}
     shown = {name: metric.heading for name, metric in METRICS.items() if name in measured and metric.heading}
     return [_columns(rows, name, "", heading) for name, heading in shown.items()]
 
 
 def family_columns(rows: Sequence[Row]) -> list[Columns]:
-    """Of the metrics that have families, the family with the highest mean first, where the metric names none."""
+    """The columns of the metrics that have families; a metric that names none shows the highest mean first."""
     found = []
     for name, metric in METRICS.items():
         measured = [family for family in families_of(rows, name) if family]
@@ -200,7 +200,7 @@ def _columns(rows: Sequence[Row], name: str, family: str, heading: str) -> Colum
 
 
 def packed(columns: Iterable[Columns], first: int) -> list[list[Columns]]:
-    """The columns of several tables, each of at most WIDTH characters beside a first column of so many."""
+    """Distribute the columns over tables of at most WIDTH characters, of which `first` go to the first column."""
     tables: list[list[Columns]] = []
     used = WIDTH
     for one in columns:
@@ -219,7 +219,7 @@ def _value(style: str, value: float | None) -> str:
 
 
 def _null(row: Row) -> str:
-    """Mean ± sd, the sd with one digit that counts: 0.012±.0004, 0.012±4e-5."""
+    """The null as mean ± sd, the sd with one significant digit: 0.012±.0004, 0.012±4e-5."""
     if row.null_mean is None or row.null_sd is None:
         return number(row.null_mean)
     sd = row.null_sd

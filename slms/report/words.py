@@ -1,9 +1,9 @@
-"""Tokens and names as short printable words, for tables, figures and Markdown."""
+"""Turns tokens and names into short printable words, for tables, figures and Markdown."""
 
 import re
 from functools import cache
 
-MARKS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}  # a token's whitespace is part of it: show it
+MARKS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}  # whitespace is part of a token, so it is shown
 
 
 @cache
@@ -14,7 +14,7 @@ def _drawable() -> frozenset[int]:
 
 
 def visible(token: str, width: int = 14) -> str:
-    r"""A token as one short printable word: whitespace marked, what no font draws escaped, long tokens cut with "…".
+    r"""A token as one short printable word: whitespace marked, undrawable characters escaped, long tokens cut by "…".
 
     >>> visible(" the"), visible("\n\n"), visible("internationalisation", 8)
     ('␣the', '⏎⏎', 'interna…')
@@ -24,7 +24,7 @@ def visible(token: str, width: int = 14) -> str:
 
 
 def markdown(text: str) -> str:
-    r"""Any text as one line of Markdown that shows it and does nothing else, inside a table too.
+    r"""Any text as one line of Markdown that only shows the text, even inside a table.
 
     >>> markdown("a|b *c*\n<d>")
     'a&#124;b &#42;c&#42;⏎&#60;d&#62;'
@@ -42,7 +42,7 @@ def _escape(char: str) -> str:
 
 
 def shorten(name: str, width: int = 30) -> str:
-    """A long name with its middle left out: both ends tell runs apart.
+    """Shorten a long name in its middle, because both ends tell runs apart.
 
     >>> shorten("routed_tinystories-embedded 20250101-120000", 24)
     'routed_tinys…0101-120000'
