@@ -1,29 +1,29 @@
-"""Base models by name, where their MLPs are, how a dense model becomes a routed one, and files to keep them in.
+"""Opens base models by name, finds their MLPs, turns dense models into routed ones, and saves and loads both.
 
-source, hub, directory   a name → files on this machine, checked before anything is built
-base                     files → dense model and tokenizer, pretrained or random
-listing                  the MLPs of a model or base, as a list
-anatomy, activations     the MLPs of every architecture, neuron-major; what flows through them
+source, hub, directory   turn a name into files on this machine and check them before anything is built
+base                     turns files into a dense model and its tokenizer, pretrained or random
+listing                  lists the MLPs of a model or base
+anatomy, activations     find the MLPs of every architecture and read what flows through them
 speedups, small_heads    exact, faster substitutes for modules of transformers
-transformers_internals   the one file that reaches into transformers beyond what it documents
-partition, routed_mlp    neurons → pathways; the MLP that runs only the chosen ones
-dynamic                  rules that choose neurons of dense MLPs without training, and carry them out
-convert, calibration     dense → routed model, started as near to the dense one as calibration allows
+transformers_internals   everything that relies on undocumented parts of transformers
+partition, routed_mlp    group neurons into pathways; run only the chosen pathways
+dynamic                  rules that choose and execute neurons of dense MLPs without training
+convert, calibration     turn a dense model into a routed one, as close to it as calibration allows
 routed_config, routed_lm the routed Hugging Face classes
-registration             what makes transformers' Auto classes know them
-io, flops                save and load; what a token costs
+registration             registers these classes with transformers' Auto classes
+io, flops                save and load models; count the FLOPs of a token
 
 activation_stream  activations of a frozen language model as shuffled training batches
-capture            shards of safetensors with token ids, positions and documents, and `meta.jsonl`
-card               the model card that lies beside saved weights
+capture            writes activations to shards of safetensors with token ids, positions and documents
+card               the model card beside saved weights
 checksums          SHA-256 sums beside the weights of a model directory; a digest that names a model
 clustering         clustering into groups of given sizes
-families           the supported model families, a row each
-collect            chunks of a frozen language model's activations, made by its hooks or read from disk
+families           the supported model families, one row each
+collect            chunks of a frozen language model's activations, computed or read from disk
 place              one name for every part of a model that can be routed, measured, hooked or logged
-sites              named places inside a language model, read and replaced through PyTorch's own hooks
-weights            what a dense MLP is made of, neuron-major
+sites              named points inside a language model, read and replaced through PyTorch's hooks
+weights            the weights of a dense MLP, with one row per neuron
 
-head        the embedding head of a causal language model, apart from its body
-token_loss  losses of next tokens that never hold the logits of all tokens
+head        separates the embedding head of a causal language model from its body
+token_loss  next-token losses that never hold the logits of all tokens
 """

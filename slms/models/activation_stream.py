@@ -1,9 +1,9 @@
-"""Activations of a frozen language model as shuffled training batches, in an order that a run can resume exactly.
+"""Yields the activations of a frozen language model as shuffled training batches, in an order a run resumes exactly.
 
-The token blocks come in chunks. Each chunk's activations go to one of three preallocated slots; a random half of its
-rows is trained on in the chunk's own period, the other half in the next, so every batch mixes two chunks and nothing
-is moved. The third slot is filled by a second thread meanwhile. What a period holds depends on two chunks only, so a
-resumed run makes those two again and reads on where it stopped: no activation is stored in a checkpoint.
+The token blocks come in chunks. Each chunk's activations fill one of three preallocated slots. A random half of its
+rows is used in the chunk's own period and the other half in the next, so every batch mixes two chunks and nothing is
+moved. Meanwhile a second thread fills the third slot. A period depends on only two chunks, so a resumed run computes
+those two again and continues where it stopped; checkpoints hold no activations.
 
 Shapes: b blocks, t position, n tokens (rows), d width of a site.
 """
@@ -27,7 +27,7 @@ from slms.models.checksums import model_digest
 from slms.models.collect import ActivationCache, Chunk, Collector
 from slms.models.sites import Site
 
-SLOTS = 3  # the chunk before, the present one, the next
+SLOTS = 3  # the previous chunk, the current one, and the next
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class BufferConfig:
     """How activations are gathered into batches.
 
     Args:
-        batch_size: tokens of one training step on one device.
-        chunk_tokens: tokens gathered at a time, no more than the text holds; batches mix two chunks.
-        lm_batch_size: blocks of one forward pass of the language model.
-        max_norm: tokens whose activation is longer than this many median norms are left out (attention sinks).
+        batch_size: number of tokens of one training step on one device.
+        chunk_tokens: number of tokens gathered at a time, at most those of the text; each batch mixes two chunks.
+        lm_batch_size: number of blocks in one forward pass of the language model.
+        max_norm: leave out tokens whose activation norm exceeds this many median norms (attention sinks).
         prefetch: gather the next chunk in a second thread while training on this one.
-        cache: directory to keep activations in, for sweeps over coders; null gathers them anew.
+        cache: directory in which to keep activations, for sweeps over coders; null gathers them anew for each run.
     """
 
     batch_size: int = 4096
@@ -64,19 +64,19 @@ class BufferConfig:
 
 
 class ActivationStream:
-    """Shuffled batches {site: [n, d]} without end; its position is (period, batches handed out of it)."""
+    """Yields shuffled batches {site: [n, d]} without end; its position is (period, batches yielded from it)."""
 
     def __init__(self, collect: Callable[[int], Chunk], tokens: int, batch_size: int, seed: int, prefetch: bool):
         self.collect, self.tokens, self.batch_size, self.seed = collect, tokens, batch_size, seed
         self.period, self.done = 0, 0
         self._store: dict[str, Tensor] = {}  # site → [SLOTS · tokens, d]; empty before the first chunk
-        self._kept: dict[int, Tensor] = {}  # chunk → its rows that may be trained on
+        self._kept: dict[int, Tensor] = {}  # chunk → the rows of it that may be trained on
         self._thread = ThreadPoolExecutor(1, "activations") if prefetch else None
         self._next: Future | None = None
         self._order: Tensor | None = None
 
     def __next__(self) -> dict[str, Tensor]:
-        """The next batch."""
+        """Return the next batch."""
         while self._order is None or (self.done + 1) * self.batch_size > len(self._order):
             if self._order is not None:
                 self.period, self.done = self.period + 1, 0
@@ -86,10 +86,10 @@ class ActivationStream:
         return {name: store[rows.to(store.device)] for name, store in self._store.items()}
 
     def first_chunk(self) -> dict[str, Tensor]:
-        """What may be trained on of chunk 0, to measure scales and centres with."""
+        """Return the trainable activations of chunk 0, from which scales and centres are measured."""
         self.settle()
         if not self._store:
-            self._fill(0)  # the first period then finds it there
+            self._fill(0)  # the first period then finds the chunk in its slot
         if 0 in self._kept:
             kept = self._kept[0]
             return {name: store[: self.tokens][kept.to(store.device)] for name, store in self._store.items()}
@@ -97,13 +97,13 @@ class ActivationStream:
         return {name: x[chunk.kept.to(x.device)] for name, x in chunk.rows.items()}
 
     def seek(self, period: int, done: int) -> None:
-        """Go on after `done` batches of `period`."""
+        """Continue after `done` batches of `period`."""
         self.settle()
         self.period, self.done, self._order, self._next = period, done, None, None
         self._kept.clear()
 
     def settle(self) -> None:
-        """Wait for the second thread, whose hooks on the model would otherwise see another forward pass."""
+        """Wait for the second thread; its hooks on the model would otherwise see another forward pass."""
         if self._next is not None:
             self._next.result()
 
@@ -136,7 +136,7 @@ class ActivationStream:
         self._kept[k] = chunk.kept.nonzero()[:, 0]
 
     def _halves(self, k: int) -> tuple[Tensor, Tensor]:
-        """Rows of the store that hold chunk k: those of period k and those of period k + 1."""
+        """Return the rows of the store that hold chunk k: those used in period k and those used in period k + 1."""
         kept = self._kept[k]
         order = kept[torch.randperm(len(kept), generator=self._generator(2 * k + 1))] + k % SLOTS * self.tokens
         return order[: len(order) // 2], order[len(order) // 2 :]
@@ -146,13 +146,13 @@ class ActivationStream:
 
 
 class ActivationLoader:
-    """A sized loader over a stream; its state is the position after the last batch handed out.
+    """A sized loader over a stream; its state is the position after the last yielded batch.
 
     Args:
-        stream: where the batches come from.
-        batches_per_epoch: its length.
-        taken: batches of an epoch that are trained on, the first ones; null takes all.
-        repeat: every epoch reads the batches of the first.
+        stream: the stream of batches.
+        batches_per_epoch: the length of the loader.
+        taken: train on only this many batches of an epoch, the first ones; null takes all.
+        repeat: read the batches of the first epoch in every epoch.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class ActivationLoader:
         return self.batches_per_epoch
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        # Whoever iterates may stop before the end, so each new iteration is an epoch unless the run has just resumed.
+        # The caller may stop before the end, so each new iteration is an epoch unless the run has just resumed.
         if not self._resumed or self.done >= self.taken:
             self.done = 0
         if self.repeat and self.done == 0:
@@ -177,28 +177,28 @@ class ActivationLoader:
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Where the stream and the epoch are."""
+        """Return the position of the stream and the epoch."""
         return {"period": self.stream.period, "batch": self.stream.done, "done": self.done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after `state`."""
+        """Continue after `state`."""
         self.stream.seek(state["period"], state["batch"])
         self.done, self._resumed = state["done"], True
 
 
 class ActivationData(TextData):
-    """Training batches of activations of the model under study; validation batches of its text.
+    """Yields activations of the model under study for training and its text for validation.
 
     Args:
-        corpus: which text.
-        tokenizer: set by the command line from the model's base.
+        corpus: the text.
+        tokenizer: set by the command line to the tokenizer of the model's base.
         source: where the base came from (`hub`, `embedded`, `local`).
         buffer: how activations are gathered.
-        block_size: tokens of one block.
-        train_tokens: tokens of text to gather activations from; they are passed over again when used up.
-        epoch_tokens: tokens to train on in an epoch; null makes it `train_tokens`.
-        val_tokens: tokens to validate on.
-        seed: order of blocks and activations.
+        block_size: length of one block, in tokens.
+        train_tokens: number of tokens of text to gather activations from; they are read again when used up.
+        epoch_tokens: number of tokens to train on in an epoch; null makes it `train_tokens`.
+        val_tokens: number of tokens to validate on.
+        seed: seeds the order of blocks and activations.
     """
 
     def __init__(
@@ -221,18 +221,18 @@ class ActivationData(TextData):
         self._position: dict[str, int] | None = None
 
     def state_dict(self) -> dict[str, int]:
-        """The loader's position, for a checkpoint.
+        """Return the loader's position, for a checkpoint.
 
-        Lightning restores a stateful loader only if nothing asked for the run's number of steps before; every
-        learning-rate schedule does. A data module's state is always restored.
+        Lightning restores a stateful loader only if nothing has asked for the run's number of steps before, and every
+        learning-rate schedule asks. It always restores a data module's state.
         """
         return {} if self._loader is None else self._loader.state_dict() | self._place
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on after the checkpoint.
+        """Continue after the checkpoint.
 
         Raises:
-            ValueError: the text has changed, or the number of processes that share it.
+            ValueError: the text or the number of processes that share it has changed.
         """
         for name, what in (("text", "the training text"), ("world", "the number of processes")):
             if state_dict.get(name, self._place[name]) != self._place[name]:
@@ -241,14 +241,14 @@ class ActivationData(TextData):
 
     @cached_property
     def _place(self) -> dict[str, int]:
-        """What a position means something in."""
+        """Return what must be unchanged for a position to keep its meaning."""
         return {"text": text_digest(self.train_blocks.input_ids), "world": self.rank_and_world[1]}
 
     def stream(self, model: PreTrainedModel, sites: Sequence[Site]) -> ActivationStream:
-        """Shuffled activations of `model` at `sites`, this rank's share."""
+        """Return this rank's share of the shuffled activations of `model` at `sites`."""
         assert self.tokenizer is not None  # linked from the model
         b, (rank, world), blocks = self.buffer, self.rank_and_world, self.train_blocks.input_ids
-        # A text shorter than a chunk is not read many times over for one; two batches are the least a chunk can mix.
+        # One chunk never reads a short text many times over; a chunk needs at least two batches to mix.
         tokens = min(b.chunk_tokens, max(blocks.size // world, 2 * b.batch_size))
         forwards = max(tokens // (b.lm_batch_size * self.block_size), 1)
         order = BlockOrder(len(blocks), b.lm_batch_size, forwards, self.seed, rank, world)
@@ -265,7 +265,7 @@ class ActivationData(TextData):
         return ActivationStream(collect, collect.tokens, b.batch_size, self.seed, b.prefetch)
 
     def train_dataloader(self) -> ActivationLoader:
-        """Batches of the stream that the module asked for."""
+        """Return batches of the stream that the module asked for."""
         assert self.trainer is not None
         stream = self.trainer.lightning_module.stream
         assert isinstance(stream, ActivationStream)

@@ -1,4 +1,4 @@
-"""What flows through a model's MLPs during its own forward passes, read by hooks.
+"""Reads, by hooks, what flows through a model's MLPs during its forward passes.
 
 Shapes: b blocks, t position, n tokens (b·t), d model, f neurons.
 """
@@ -48,12 +48,12 @@ def _chosen_mlps(model: PreTrainedModel, layers: Iterable[int] | None) -> dict[i
 
 
 class _Enough(Exception):
-    """The last layer asked for has been computed."""
+    """Raised once the last requested layer has been computed."""
 
 
 @torch.no_grad()
 def run_up_to(model: PreTrainedModel, input_ids: Tensor, last: int) -> None:
-    """Run a model on token blocks [b, t] up to and with layer `last`: no further layers, and no embedding head."""
+    """Run a model on token blocks [b, t] up to and including layer `last`, without further layers or the head."""
 
     def stop(*_: object) -> None:
         raise _Enough
@@ -74,24 +74,24 @@ def _flat(x: Tensor) -> Tensor:
 
 @contextmanager
 def mlp_inputs(model: PreTrainedModel, layers: Iterable[int] | None = None) -> Iterator[dict[int, Tensor]]:
-    """Yield {layer: inputs [n, d] of its MLP}, filled by every forward; all layers by default."""
+    """Yield {layer: inputs [n, d] of its MLP}, which every forward fills; by default for all layers."""
     with _captured({i: (mlp, _flat) for i, mlp in _chosen_mlps(model, layers).items()}) as found:
         yield found
 
 
 @contextmanager
 def mlp_outputs(model: PreTrainedModel, layers: Iterable[int] | None = None) -> Iterator[dict[int, Tensor]]:
-    """Yield {layer: outputs [b, t, d] of its MLP, before the residual is added}, filled by every forward."""
+    """Yield {layer: outputs [b, t, d] of its MLP, before the residual is added}, which every forward fills."""
     with _captured({i: (mlp, lambda y: y) for i, mlp in _chosen_mlps(model, layers).items()}, pre=False) as found:
         yield found
 
 
 @contextmanager
 def neuron_activations(model: PreTrainedModel, layers: Iterable[int] | None = None) -> Iterator[dict[int, Tensor]]:
-    """Yield {layer: activations [n, f] of its neurons}, filled by every forward, without gradients.
+    """Yield {layer: activations [n, f] of its neurons}, without gradients, which every forward fills.
 
-    They are read at the input of the down-projection. A routed MLP's are in the dense model's order of neurons and
-    carry its gates: zero where a neuron's pathway was not chosen.
+    They are read at the input of the down-projection. Those of a routed MLP are in the dense model's order of neurons
+    and multiplied by the gates, so they are zero where a neuron's pathway was not chosen.
     """
 
     def point(mlp: nn.Module) -> tuple[nn.Module, Read]:

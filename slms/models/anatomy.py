@@ -1,4 +1,4 @@
-"""Where the MLPs of a causal language model are, for every family."""
+"""Finds and replaces the MLPs of a causal language model of any supported family."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from slms.models.weights import read_mlp
 
 
 def family_of(model: PreTrainedModel) -> Family:
-    """The family of a dense or routed model; raises ValueError naming the families where there is none."""
+    """Return the family of a dense or routed model; raise ValueError, naming the families, if it has none."""
     return FAMILIES[family_name(model.config.model_type)]
 
 
 def find_mlps(model: PreTrainedModel) -> dict[int, nn.Module]:
-    """Each layer's MLP, dense or routed, by layer index."""
+    """Return each layer's MLP, dense or routed, by layer index."""
     family = family_of(model)
     return {i: getattr(layer, family.mlp) for i, layer in enumerate(_layers(model, family))}
 
@@ -30,13 +30,13 @@ def _layers(model: PreTrainedModel, family: Family) -> nn.ModuleList:
 
 
 def replace_mlp(model: PreTrainedModel, index: int, mlp: nn.Module) -> None:
-    """Put another MLP in the place of layer ``index``'s."""
+    """Replace the MLP of layer ``index``."""
     family = family_of(model)
     setattr(_layers(model, family)[index], family.mlp, mlp)
 
 
 def list_layers(model: PreTrainedModel) -> list[LayerInfo]:
-    """Index, name, d_model, d_ff and activation of every MLP of a model."""
+    """List the index, name, d_model, d_ff and activation of every MLP of a model."""
     family, layers = family_of(model), []
     for index, mlp in find_mlps(model).items():
         weights = read_mlp(mlp)
@@ -47,10 +47,10 @@ def list_layers(model: PreTrainedModel) -> list[LayerInfo]:
 
 
 def named_layers(model: PreTrainedModel, names: Sequence[str] | None) -> list[int]:
-    """Indices of the layers called `names`: `gpt_neox.layers.10.mlp`, or `10`, or `L10`; all of them for None.
+    """Return the indices of the named layers (`gpt_neox.layers.10.mlp`, `10` or `L10`), or of all layers for None.
 
     Raises:
-        ValueError: there is no such layer; the nearest names are given.
+        ValueError: there is no such layer; the message gives the nearest names.
     """
     known = {layer.name: layer.index for layer in list_layers(model)}
     if names is None:
@@ -58,7 +58,7 @@ def named_layers(model: PreTrainedModel, names: Sequence[str] | None) -> list[in
     numbers = {f"{prefix}{index}": index for index in known.values() for prefix in ("", "L")}
     for name in names:
         if name not in known and name not in numbers:
-            # Of equally near names, those with the same number are meant.
+            # Among equally near names, prefer those with the same number.
             number = [part for part in name.split(".") if part.isdigit()]
             alike = [k for k in known if number and number[0] in k.split(".")]
             near = dict.fromkeys([*alike, *difflib.get_close_matches(name, known, n=3, cutoff=0.0)])

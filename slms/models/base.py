@@ -1,4 +1,4 @@
-"""Base models by name: pretrained, or the same architecture with random weights."""
+"""Opens base models by name, pretrained or with random weights."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def load_base(
     source: str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Base:
-    """A dense (or routed) language model and its tokenizer, by name, directory or configuration.
+    """Load a dense (or routed) language model and its tokenizer by name, directory or configuration.
 
     >>> model, tokenizer = load_base("stories-1m")                      # doctest: +SKIP
 
-    tokenizer: a tokenizer, or where to take it from; by default the base's own. source: `auto`, `hub`, `embedded` or
-    `local`. dtype: of the weights; fp32 as training wants it, whatever is stored. Raises ValueError or OSError, in one
-    line, for a base that cannot be had.
+    tokenizer: a tokenizer, or the name of one; by default the base's own. source: `auto`, `hub`, `embedded` or `local`.
+    dtype: the dtype of the weights, by default fp32, which training needs, whatever is stored. Raises a one-line
+    ValueError or OSError if the base cannot be loaded.
     """
     base = as_base(base)
     changes = {"source": source, "tokenizer": tokenizer if isinstance(tokenizer, str) else None}
@@ -42,7 +42,7 @@ def load_base(
     if isinstance(tokenizer, PreTrainedTokenizerBase):
         return Base(model, tokenizer)
     stand_in = resolved.kind == "embedded" and base.hub is not None
-    apart = None if stand_in else base.tokenizer  # a stand-in brings its own
+    apart = None if stand_in else base.tokenizer  # a stand-in brings its own tokenizer
     found = read_tokenizer(fetch_tokenizer(apart) if apart else path)
     if found is None:
         raise ValueError(
@@ -53,16 +53,16 @@ def load_base(
 
 
 def init_base(base: BaseConfig | str | Path, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A base's architecture with seeded random weights, as its initialisation draws them; no weights are read."""
+    """Build a base's architecture with weights drawn by its own initialisation from a seed; no weights are read."""
     base = BaseConfig(**{**vars(as_base(base)), "init": "random", "seed": seed})
     return _random(shaped(_config(_place(base)), base), seed, dtype)
 
 
 def random_twin(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
-    """`model` with seeded random weights, routers included, as its initialisation draws them: a null of its numbers.
+    """Copy `model` with weights, routers included, drawn by its own initialisation from a seed, as a null model.
 
-    Everything else is the model's own: dtype, device, the modules that `prepare` substitutes, and how its routed
-    modules choose and grade now (rule, k, gate ramp), which training may have changed since the configuration.
+    Everything else stays the model's own: dtype, device, the modules that `prepare` substitutes, and the current rule,
+    k and gate ramp of its routed modules, which training may have changed from the configuration.
     """
     twin = _random(model.config, seed, model.dtype).to(model.device)  # type: ignore[arg-type]  # of a decorated method
     for place, module in routed_modules(model).items():
@@ -76,14 +76,14 @@ def random_twin(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
 
 
 def build_meta(base: BaseConfig | str | Path) -> PreTrainedModel:
-    """A base's modules and shapes without any memory for its weights, on the `meta` device."""
+    """Build a base's modules on the `meta` device, with their shapes but no memory for weights."""
     config = _config(_place(BaseConfig(**{**vars(as_base(base)), "init": "random"})))
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 
 
 def shaped(config: PreTrainedConfig, base: BaseConfig) -> PreTrainedConfig:
-    """A configuration in the shape that the base's overrides ask for; d_ff keeps its ratio to d_model."""
+    """Change a configuration to the shape that the base's overrides ask for; d_ff keeps its ratio to d_model."""
     requested = {"hidden_size": base.d_model, "num_hidden_layers": base.n_layers, "num_attention_heads": base.n_heads}
     requested = {name: value for name, value in {**requested, "vocab_size": base.vocab}.items() if value is not None}
     if not requested:
@@ -128,7 +128,7 @@ def _random(config: PreTrainedConfig, seed: int, dtype: torch.dtype) -> PreTrain
 
 
 def _with_special_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
-    """A bare tokenizer.json names no special tokens; the model's configuration does."""
+    """Set special tokens from the model's configuration, because a bare tokenizer.json names none."""
     for name in ("bos_token", "eos_token"):
         token = getattr(config, f"{name}_id")
         if getattr(tokenizer, name) is None and isinstance(token, int):

@@ -1,4 +1,4 @@
-"""What calibration tokens tell about an MLP's pathways: their mean outputs, norms and interactions; router fitting.
+"""Measures pathways' mean outputs, norms and interactions on calibration tokens, and fits routers to them.
 
 Shapes: n calibration tokens, d model, f neurons, p pathways.
 """
@@ -28,20 +28,20 @@ _CHUNK = 4096
 
 
 class PathwayStatistics(NamedTuple):
-    """Of the pathway outputs f_p(x) = h_p(x) W_out_p over calibration tokens."""
+    """Statistics of the pathway outputs f_p(x) = h_p(x) W_out_p over calibration tokens."""
 
     mean: Tensor
     """[p, d]: E f_p"""
     norms: Tensor
-    """[n, p]: ‖f_p(x)‖, or ‖f_p(x) − E f_p‖ where ``centred``"""
+    """[n, p]: ‖f_p(x)‖, or ‖f_p(x) − E f_p‖ if ``centred``"""
     gram: Tensor
-    """[p, p] float64: E⟨f_p, f_q⟩, or E⟨f_p − E f_p, f_q − E f_q⟩ where ``centred``"""
+    """[p, p] float64: E⟨f_p, f_q⟩, or E⟨f_p − E f_p, f_q − E f_q⟩ if ``centred``"""
 
 
 def layer_inputs(model: PreTrainedModel, layers: list[int], blocks: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Each layer's MLP inputs [n, d] over token blocks [b, t], fp32 on the model's device.
+    """Yield each layer's MLP inputs [n, d] over token blocks [b, t], in fp32 on the model's device.
 
-    Layers are collected together as far as memory goes, 2 GiB; beyond that the model runs once more.
+    As many layers as fit in 2 GiB are collected together; the model runs again for the others.
     """
     keep = max(1, MAX_TOKENS // blocks.shape[1])
     if len(blocks) > keep:  # evenly spread
@@ -60,11 +60,11 @@ def layer_inputs(model: PreTrainedModel, layers: list[int], blocks: Tensor) -> I
 
 
 def pathway_statistics(weights: MLPWeights, x: Tensor, offsets: tuple[int, ...], centred: bool) -> PathwayStatistics:
-    """Statistics at inputs x [n, d], of weights in pathway order.
+    """Compute the statistics at inputs x [n, d] for weights in pathway order.
 
-    What a dropped pathway leaves out is f_p, or f_p − E f_p where means are compensated (``centred``). No [n, p, d] is
-    formed: with C = E hᵀh, gram[p, q] = Σ_{i∈p, j∈q} C_ij (W_out W_outᵀ)_ij, and with W_outᵀ = QR in each pathway,
-    ‖h W_out‖ = ‖h Rᵀ‖.
+    Dropping a pathway loses f_p, or f_p − E f_p if means are compensated (``centred``). No tensor [n, p, d] is formed:
+    gram[p, q] = Σ_{i∈p, j∈q} C_ij (W_out W_outᵀ)_ij with C = E hᵀh, and ‖h W_out‖ = ‖h Rᵀ‖ with W_outᵀ = QR in each
+    pathway.
     """
     parts = list(pairwise(offsets))
     second = torch.zeros(offsets[-1], offsets[-1], dtype=torch.float64, device=x.device)
@@ -91,9 +91,9 @@ def pathway_statistics(weights: MLPWeights, x: Tensor, offsets: tuple[int, ...],
 
 
 def best_fixed(gram: Tensor, k: int, always: Iterable[int] = ()) -> list[int]:
-    """The k pathways to keep so that those dropped, D, leave the least E‖Σ_{p∈D} f_p‖² = Σ_{p,q∈D} gram[p, q].
+    """Choose k pathways to keep so that the dropped ones, D, have the least E‖Σ_{p∈D} f_p‖² = Σ_{p,q∈D} gram[p, q].
 
-    Greedy from all kept, then exchanges of one kept for one dropped pathway until none helps. ``always`` are kept.
+    The search drops greedily, then exchanges one kept for one dropped pathway until nothing helps; it keeps ``always``.
     """
     n, always = len(gram), set(always)
     kept = set(range(n))
@@ -116,10 +116,10 @@ def best_fixed(gram: Tensor, k: int, always: Iterable[int] = ()) -> list[int]:
 def fit_router(
     router: PathwayRouter, x: Tensor, norms: Tensor, seed: int, steps: int = 500, batch: int = 1024
 ) -> float:
-    """Regress the router's scores on each pathway's standardised norm; returns the share of variance explained.
+    """Fit the router's scores to each pathway's standardised norm; return the share of variance explained.
 
-    The norm-predicting router of D2DMoE (arXiv:2310.04361): least squares in closed form for `linear`, and Adam with a
-    cosine schedule for `mlp`, whose last layer is then solved in closed form on all tokens. x [n, d], norms [n, p].
+    This is the norm-predicting router of D2DMoE (arXiv:2310.04361). `linear` is solved by least squares in closed form.
+    `mlp` is trained by Adam with a cosine schedule, then its last layer is solved on all tokens. x [n, d]; norms [n, p]
     """
     assert router.out is not None, router.kind
     shared = router.config.n_shared
@@ -156,7 +156,7 @@ def _descend(hidden: nn.Linear, out: nn.Linear, x: Tensor, y: Tensor, seed: int,
 
 
 def _solve(layer: nn.Linear, x: Tensor, y: Tensor, ridge: float = 1e-4) -> None:
-    """Ridge regression of y [n, p] on x [n, d] into a linear layer, in float64; the bias is not penalised."""
+    """Fit a linear layer to y [n, p] at x [n, d] by ridge regression in float64; the bias is not penalised."""
     x_mean, y_mean = x.double().mean(0), y.double().mean(0)
     a, b = x.double() - x_mean, y.double() - y_mean
     moment = einsum(a, a, "n i, n j -> i j") / len(x)

@@ -1,7 +1,7 @@
-"""Captured activations on disk: shards of safetensors with token ids, positions and documents, and `meta.jsonl`.
+"""Captures activations to disk: shards of safetensors with token ids, positions and documents, and `meta.jsonl`.
 
-A capture is a directory. Its shards are written whole, one after the other, so a killed capture goes on after its last
-shard, and memory holds one shard whatever the length of the text. docs/formats.md describes the files.
+A capture is a directory. Its shards are written whole, one after the other, so a killed capture continues after its
+last shard, and memory holds only one shard whatever the length of the text. docs/formats.md describes the files.
 
 Shapes: b rows, t position, n tokens of a shard, w width of a site.
 """
@@ -31,7 +31,7 @@ ABOUT, META = "capture.json", "meta.jsonl"
 
 
 class Text(NamedTuple):
-    """One document's tokens, as far as they are read."""
+    """The tokens of one document that are read."""
 
     ids: Sequence[int]
     doc_id: int
@@ -46,7 +46,7 @@ def corpus_texts(
     validation: str | None = None,
     text_field: str = "text",
 ) -> Iterator[Text]:
-    """Documents of a corpus, with separators, until n_tokens; one after the other from the source, none kept."""
+    """Yield documents of a corpus, with separators, until n_tokens; they stream from the source, and none is kept."""
     total = 0
     for i, document in enumerate(documents(name, split, validation=validation, text_field=text_field)):
         ids = encode(document.text, tokenizer)
@@ -57,19 +57,19 @@ def corpus_texts(
 
 
 def windows(texts: Iterable[Text], width: int) -> Iterator[Text]:
-    """Texts cut into parts of at most `width` tokens, each read from its first token on."""
+    """Cut texts into parts of at most `width` tokens; the model reads each part on its own."""
     for text in texts:
         for start in range(0, len(text.ids), width):
             yield text._replace(ids=text.ids[start : start + width])
 
 
 class Shard(NamedTuple):
-    """What one shard holds."""
+    """The contents of one shard."""
 
     tensors: dict[str, Tensor]
-    """`token_ids`, `positions` in the window read, `doc_ids`, `mask` [n], and each layer's activations [n, w]"""
+    """`token_ids`, `positions` in the window, `doc_ids` and `mask`, all [n], and each layer's activations [n, w]"""
     meta: dict[str, Any]
-    """its line of meta.jsonl"""
+    """the shard's line of meta.jsonl"""
 
 
 def capture(
@@ -85,18 +85,18 @@ def capture(
     dtype: torch.dtype = torch.float32,
     progress: Callable[[int], object] = lambda tokens: None,
 ) -> int:
-    """Write the activations of texts, none longer than the model's context; go on where an earlier call was killed.
+    """Write the activations of texts, none longer than the model's context; continue an earlier call that was killed.
 
     Args:
-        layers: index → name, the key of its activations.
-        site: `neurons` (input of the down-projection), `output` (of the MLP) or `residual` (after the layer).
-        about: what the text is; with model, layers and site it decides whether a directory may be gone on with.
+        layers: maps a layer's index to its name, the key of its activations.
+        site: `neurons` (the input of the down-projection), `output` (of the MLP) or `residual` (after the layer).
+        about: a description of the text. It must match, with model, layers and site, to continue a directory.
         special: token ids whose `mask` is False.
-        dtype: of the activations on disk.
-        progress: called with the number of tokens just done, those of an earlier call included.
+        dtype: the dtype of the activations on disk.
+        progress: called with the number of tokens just done, including those of an earlier call.
 
     Returns:
-        The number of tokens captured, over all calls.
+        The number of tokens captured over all calls.
 
     Raises:
         ValueError: the directory holds a capture of another model, text, site or layers.
@@ -140,7 +140,7 @@ def capture(
 
 
 def _begin(directory: Path, made_from: dict[str, Any]) -> list[dict[str, Any]]:
-    """The finished shards' lines of a directory that this capture may go on with."""
+    """Return the lines of finished shards in a directory that this capture may continue."""
     path = directory / ABOUT
     if not path.exists():
         write_atomic(path, json.dumps(made_from, indent=1) + "\n")
@@ -166,7 +166,7 @@ def _about(path: Path) -> dict[str, Any]:
 
 
 def _meta(directory: Path) -> list[dict[str, Any]]:
-    """Lines of meta.jsonl whose shards are there."""
+    """Return the lines of meta.jsonl whose shards exist."""
     path, found = directory / META, []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else [], 1):
         try:
@@ -181,7 +181,7 @@ def _meta(directory: Path) -> list[dict[str, Any]]:
 
 
 def _shards(texts: Iterable[Text], shard_tokens: int) -> Iterator[list[Text]]:
-    """Texts in runs of at least `shard_tokens` tokens, but for the last."""
+    """Group texts into runs of at least `shard_tokens` tokens; only the last may be shorter."""
     run: list[Text] = []
     n = 0
     for text in texts:
@@ -203,7 +203,7 @@ def _tensors(
     batch_size: int,
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """A shard's tensors: rows padded on the right to be read together, padding then dropped."""
+    """Compute a shard's tensors: rows are padded on the right so that they run together; padding is then dropped."""
     found: dict[str, list[Tensor]] = {name: [] for name in sites}
     for start in range(0, len(window), batch_size):
         rows = window[start : start + batch_size]
@@ -226,13 +226,13 @@ def _tensors(
 
 
 def read_capture(directory: str | Path, model: PreTrainedModel | None = None) -> Iterator[Shard]:
-    """The shards of a capture, one at a time.
+    """Yield the shards of a capture, one at a time.
 
     Args:
-        model: where given, the capture must be of it.
+        model: if given, the capture must be of this model.
 
     Raises:
-        ValueError: no capture, a damaged one, or one of another model.
+        ValueError: there is no capture, or it is damaged or of another model.
     """
     directory = Path(directory)
     if not (directory / ABOUT).is_file():

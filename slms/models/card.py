@@ -1,4 +1,4 @@
-"""The model card that lies beside saved weights: `README.md` with metadata as the Hugging Face hub reads it."""
+"""The model card beside saved weights: a `README.md` with metadata that the Hugging Face hub reads."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def model_card(
     results: Sequence[EvalResult] = (),
     measured: str = "",
 ) -> str:
-    """What is known of a model, as Markdown under YAML metadata.
+    """Write a model's card: Markdown under YAML metadata.
 
     Args:
-        name: title of the card; by default its class.
-        base: the model that it was made from; metadata where it is a hub id, else its last path component in words.
-        corpus: the text that it was trained on, likewise.
+        name: the card's title; by default the model's class.
+        base: the model that this one was made from. A hub id goes into the metadata; of a path, the text names the end.
+        corpus: the training text, written in the same way.
         results: numbers for the metadata's `model-index`.
         measured: Markdown with the measured numbers.
     """
@@ -66,7 +66,7 @@ def model_card(
 
 
 def portable(words: str) -> str:
-    """A command line (or a name) whose absolute paths are cut to their last component: a card goes to other machines.
+    """Cut the absolute paths in a command line (or name) to their last component, since a card goes elsewhere.
 
     >>> portable("python train.py --data.corpus.name=/home/me/text.txt --output_dir /tmp/runs")
     'python train.py --data.corpus.name=text.txt --output_dir runs'
@@ -79,7 +79,7 @@ def portable(words: str) -> str:
 
 
 def shortened(word: str) -> str:
-    """A name, or a command's argument, whose absolute path is cut to its last component.
+    """Cut the absolute path in a name or a command's argument to its last component.
 
     >>> shortened("/home/me/text.txt (every 50th document)"), shortened("stories")
     ('text.txt (every 50th document)', 'stories')

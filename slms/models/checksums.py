@@ -1,7 +1,7 @@
-"""SHA-256 sums: of the files of a model directory, and one that names a model by its weights.
+"""SHA-256 sums of the files in a model directory, and a digest that names a model by its weights.
 
-`SHA256SUMS` has the form that `sha256sum -c` checks. safetensors itself notices a file of the
-wrong length, but no flipped bit.
+`sha256sum -c` can check `SHA256SUMS`. The safetensors library itself notices a file of the
+wrong length, but not a flipped bit.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ CHECKSUMS = "SHA256SUMS"
 
 
 def write_checksums(directory: Path) -> None:
-    """Write the sums of the directory's weights."""
+    """Write the sums of the weight files in a directory."""
     lines = [f"{_sha256(file)}  {file.name}\n" for file in sorted(directory.glob("*.safetensors"))]
     (directory / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
 
 def check_checksums(directory: Path, files: Iterable[Path]) -> None:
-    """Raise ValueError for one of `files` whose sum is not the listed one; what is not listed passes."""
+    """Raise ValueError if the sum of one of `files` differs from the listed one; a file not listed passes."""
     try:
         lines = (directory / CHECKSUMS).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -41,7 +41,7 @@ def check_checksums(directory: Path, files: Iterable[Path]) -> None:
 
 
 def model_digest(model: nn.Module) -> str:
-    """A name of a model's weights."""
+    """Return a digest that names a model's weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())

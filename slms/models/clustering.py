@@ -1,4 +1,4 @@
-"""Clustering into groups of given sizes: optimal assignment, k-means, spectral embedding, refinement by swaps.
+"""Clusters items into groups of given sizes: optimal assignment, k-means, spectral embedding, swaps.
 
 Shapes: f items (neurons), d features, p groups.
 """
@@ -18,20 +18,20 @@ _SWEEPS = 20
 
 
 class Assignment(NamedTuple):
-    """Groups of items."""
+    """An assignment of items to groups."""
 
     labels: np.ndarray
-    """[f] group of each item; group p has exactly sizes[p] items."""
+    """The group of each item, [f]; group p has exactly sizes[p] items."""
     prices: np.ndarray
-    """[p] dual variables of the sizes; a start for a similar problem."""
+    """The dual variables of the sizes, [p]; they warm-start a similar problem."""
 
 
 def balanced_assignment(gain: np.ndarray, sizes: np.ndarray, prices: np.ndarray | None = None) -> Assignment:
-    """Labels that maximise Σ_i gain[i, label_i] with exactly sizes[p] items of label p; optimal, gain [f, p].
+    """Find the labels that maximise Σ_i gain[i, label_i] with exactly sizes[p] items of label p; gain is [f, p].
 
-    The transportation problem with p sinks. Coordinate ascent on the dual finds prices at which nearly the right
-    number of items prefers each sink; what imbalance is left moves along cheapest augmenting paths in the graph of the
-    p sinks (Ford and Fulkerson 1962), which keeps the assignment optimal for its own counts. ``prices`` warm-starts.
+    This is the transportation problem with p sinks. Coordinate ascent on the dual finds prices at which nearly the
+    right number of items prefers each sink. The remaining surplus moves along cheapest augmenting paths in the graph
+    of the p sinks (Ford and Fulkerson 1962), which keeps the assignment optimal. ``prices`` warm-starts the ascent.
     """
     n_items, n_sinks = gain.shape
     assert sizes.sum() == n_items, (sizes.sum(), n_items)
@@ -43,7 +43,7 @@ def balanced_assignment(gain: np.ndarray, sizes: np.ndarray, prices: np.ndarray 
     while (counts != sizes).any():
         loss, cost, _ = _moves(gain, labels)
         path = _cheapest_path(cost, np.flatnonzero(counts > sizes), np.flatnonzero(counts < sizes))
-        # Equal items, such as neurons that never fire, move together: one by one takes a path for each.
+        # Equal items, such as neurons that never fire, move together; otherwise each would need its own path.
         movers = [
             np.flatnonzero((labels == source) & (loss[:, sink] <= cost[source, sink] + tie))
             for source, sink in pairwise(path)
@@ -60,7 +60,7 @@ def balanced_assignment(gain: np.ndarray, sizes: np.ndarray, prices: np.ndarray 
 def _prices(gain: np.ndarray, sizes: np.ndarray, prices: np.ndarray) -> np.ndarray:
     if len(sizes) == 1:
         return prices
-    rows = np.ascontiguousarray(gain.T)  # reductions over sinks are many times faster along the first axis
+    rows = np.ascontiguousarray(gain.T)  # reductions over sinks are many times as fast along the first axis
     net = rows - prices[:, None]
     best, best_imbalance = prices.copy(), np.inf
     for _ in range(_SWEEPS):
@@ -79,7 +79,7 @@ def _prices(gain: np.ndarray, sizes: np.ndarray, prices: np.ndarray) -> np.ndarr
 
 
 def _moves(gain: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Loss [f, p] of moving an item to a group; the least of them [p, p] from group to group, and which item [p, p]."""
+    """Return the loss [f, p] of moving an item to a group, the least loss between groups, and its item, both [p, p]."""
     n_sinks = gain.shape[1]
     loss = gain[np.arange(len(gain)), labels][:, None] - gain
     cost, mover = np.full((n_sinks, n_sinks), np.inf), np.zeros((n_sinks, n_sinks), dtype=np.int64)
@@ -93,7 +93,7 @@ def _moves(gain: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _cheapest_path(cost: np.ndarray, sources: np.ndarray, sinks: np.ndarray) -> list[int]:
-    """Bellman–Ford, since moves may gain: the groups on the cheapest path from any source to any sink."""
+    """Find the groups on the cheapest path from any source to any sink by Bellman–Ford, as costs may be negative."""
     distance, parent = np.full(len(cost), np.inf), np.full(len(cost), -1)
     distance[sources] = 0.0
     for _ in range(len(cost) - 1):
@@ -111,9 +111,9 @@ def _cheapest_path(cost: np.ndarray, sources: np.ndarray, sinks: np.ndarray) -> 
 
 
 def balanced_kmeans(features: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Labels [f] that locally minimise Σ_i ‖x_i − mean of its group‖² for x = features [f, d], group p of sizes[p].
+    """Find labels [f] that locally minimise Σ_i ‖x_i − mean of its group‖² for x = features [f, d] and given sizes.
 
-    Lloyd's iteration with an optimal balanced assignment, from k-means++ seeds; the best of 4 restarts.
+    This is Lloyd's iteration with an optimal balanced assignment, from k-means++ seeds; the best of 4 restarts counts.
     """
     best, best_value = np.zeros(0), -np.inf
     for _ in range(_RESTARTS):
@@ -136,11 +136,11 @@ def _onehot(labels: np.ndarray, n_groups: int) -> np.ndarray:
 
 
 def _spread(features: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """k-means++ (Arthur and Vassilvitskii 2007): n rows, each drawn by its squared distance to those before."""
+    """Draw n rows by k-means++ (Arthur and Vassilvitskii 2007): each by its squared distance to the earlier ones."""
     chosen = [int(rng.integers(len(features)))]
     distance = ((features - features[chosen[0]]) ** 2).sum(1)
     while len(chosen) < n:
-        weight = distance + 1e-12 * (1.0 + distance.max())  # duplicates may still be needed
+        weight = distance + 1e-12 * (1.0 + distance.max())  # too few distinct rows may make duplicates necessary
         weight[chosen] = 0.0
         chosen.append(int(rng.choice(len(features), p=weight / weight.sum())))
         distance = np.minimum(distance, ((features - features[chosen[-1]]) ** 2).sum(1))
@@ -148,9 +148,9 @@ def _spread(features: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarra
 
 
 def spectral_embedding(graph: np.ndarray, n: int) -> np.ndarray:
-    """Rows [f, n] of the normalised-cut embedding (Ng, Jordan and Weiss 2001) of a non-negative symmetric graph [f, f].
+    """Embed a non-negative symmetric graph [f, f] by its normalised cut (Ng, Jordan and Weiss 2001), [f, n].
 
-    The n leading eigenvectors of D^{-1/2} A D^{-1/2}, rows scaled to length 1; an item without edges is at 0.
+    Columns are the n leading eigenvectors of D^{-1/2} A D^{-1/2}; rows have length 1, or 0 for items without edges.
     """
     degree = graph.sum(1)
     if not degree.any():
@@ -166,12 +166,12 @@ def spectral_embedding(graph: np.ndarray, n: int) -> np.ndarray:
 
 
 def swap_refinement(affinity: np.ndarray, labels: np.ndarray, n_groups: int) -> np.ndarray:
-    """Swap items between groups while that raises Σ of affinity [f, f] over pairs in one group (Kernighan–Lin 1970).
+    """Swap items between groups while that raises the sum of affinity [f, f] within groups (Kernighan–Lin 1970).
 
-    Each swap exchanges the best mover of one group to another for the best mover back, the pair of groups with the
-    largest gain first. Sizes do not change.
+    Each swap takes the two groups with the largest gain and exchanges the best mover of one for the best mover of the
+    other. Sizes do not change.
     """
-    affinity = (affinity + affinity.T) / 2  # where rounding made it differ by side, swaps could go round in circles
+    affinity = (affinity + affinity.T) / 2  # if rounding had made it asymmetric, swaps could go round in circles
     np.fill_diagonal(affinity, 0.0)
     labels = labels.copy()
     to_group = affinity @ _onehot(labels, n_groups)

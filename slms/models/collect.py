@@ -1,4 +1,4 @@
-"""Chunks of a frozen language model's activations, made by its hooks or read from disk.
+"""Collects chunks of a frozen language model's activations by hooks, or reads them from disk.
 
 Shapes: b blocks, t position, c tokens of a chunk, d width of a site.
 """
@@ -24,23 +24,23 @@ from slms.progress import progress
 
 @dataclass
 class Chunk:
-    """One chunk's activations, site → [c, d], and which of its c tokens may be trained on, [c] bool."""
+    """One chunk's activations, site → [c, d], and a mask [c] bool of the tokens that may be trained on."""
 
     rows: dict[str, Tensor]
     kept: Tensor
 
 
 class Collector:
-    """Chunk k of a frozen model's activations: a function of k, the blocks and the seed.
+    """Computes chunk k of a frozen model's activations, which depends only on k, the blocks and the seed.
 
     Args:
         model: the language model, in eval mode.
-        sites: where to read.
-        blocks: [b, t] token ids.
-        order: which blocks chunk k reads: those of its epoch k.
+        sites: the sites to read.
+        blocks: token ids [b, t].
+        order: the order of blocks; chunk k reads the blocks of its epoch k.
         special: ids [·] of tokens whose activations are left out.
         max_norm: see `BufferConfig`.
-        cache: where chunks are kept, or None.
+        cache: the cache that keeps chunks, or None.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class Collector:
 
     @property
     def tokens(self) -> int:
-        """Tokens of a chunk, special ones included."""
+        """The number of tokens in a chunk, including special ones."""
         return self.order.batch_size * self.order.batches_per_epoch * self.blocks.shape[1]
 
     def __call__(self, k: int) -> Chunk:
-        """Make (or read) chunk k."""
+        """Compute (or read) chunk k."""
         order = replace(self.order, epoch=k)
         ids = torch.from_numpy(np.stack([self.blocks[rows] for rows in order]).astype(np.int64))
         rows = self.cache.read(k) if self.cache else None
@@ -76,7 +76,7 @@ class Collector:
         return Chunk(rows, self._kept(ids.flatten(), rows))
 
     def _with_progress(self, ids: Tensor, k: int) -> Iterable[Tensor]:
-        """The batches of a chunk [m, b, t], and how far they are; silent in a second thread, while the first trains."""
+        """Yield the batches of a chunk [m, b, t] and show progress, except in a second thread beside the training."""
         if threading.current_thread() is not threading.main_thread():
             return ids
         sites = ", ".join(site.name for site in self.sites)
@@ -85,11 +85,11 @@ class Collector:
         )
 
     def _kept(self, ids: Tensor, rows: dict[str, Tensor]) -> Tensor:
-        """Tokens that are not special and nowhere longer than max_norm medians; the medians are those of chunk 0."""
+        """Mark tokens that are not special and whose norms are at most max_norm medians; chunk 0 sets the medians."""
         kept = ~torch.isin(ids, self.special)
         norms = {name: torch.linalg.vector_norm(x, dim=1).cpu() for name, x in rows.items()}
         if self.medians is None:
-            # A pathway is zero where it was not chosen: those tokens say nothing about its length.
+            # A pathway's output is zero where it was not chosen, so those tokens say nothing about its norm.
             self.medians = {name: norm[kept & (norm > 0)].median().item() for name, norm in norms.items()}
         for name, norm in norms.items():
             kept &= ~(norm > self.max_norm * self.medians[name])
@@ -97,10 +97,10 @@ class Collector:
 
 
 class ActivationCache:
-    """Chunks on disk, for one model, sites and text; refuses those of another.
+    """Keeps chunks on disk for one model, one set of sites and one text; it refuses those of another.
 
     Raises:
-        ValueError: the directory holds activations of something else; the first difference is named.
+        ValueError: the directory holds activations of something else; the message names the first difference.
     """
 
     def __init__(self, directory: Path, made_from: dict):
@@ -114,7 +114,7 @@ class ActivationCache:
             write_atomic(path, json.dumps(made_from, indent=1))
 
     def read(self, k: int) -> dict[str, Tensor] | None:
-        """Chunk k, or None where it has not been made."""
+        """Return chunk k, or None if it does not exist yet."""
         path = self.directory / f"chunk-{k:06d}.npz"
         if not path.exists():
             return None
@@ -122,6 +122,6 @@ class ActivationCache:
             return {name: torch.from_numpy(file[name]) for name in file.files}
 
     def write(self, k: int, rows: dict[str, Tensor]) -> None:
-        """Keep chunk k."""
+        """Write chunk k."""
         with replacing(self.directory / f"chunk-{k:06d}.npz") as temporary, temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, **{name: x.cpu().numpy() for name, x in rows.items()})

@@ -1,4 +1,4 @@
-"""From a dense language model to a routed one that starts as near to it as calibration tokens allow.
+"""Converts a dense language model to a routed one that starts as close to it as calibration tokens allow.
 
 Shapes: b blocks, t position, n calibration tokens (b·t), d model, f neurons, p pathways.
 """
@@ -34,15 +34,15 @@ _PARTITION_ELEMENTS = 2**25
 
 @torch.no_grad()
 def route(model: PreTrainedModel, config: RoutingConfig, calibration: Tensor | None = None) -> PreTrainedModel:
-    """A routed copy of a dense causal language model; the model itself is not changed.
+    """Make a routed copy of a dense causal language model; the model itself does not change.
 
-    Each chosen layer's neurons are grouped into pathways, and its router learns to predict how much every pathway
-    contributes (or the best fixed pathways are found, for the ``static`` control). With k = P and gates of 1 the copy
-    computes what the model does. Device, dtype, generation configuration and tied weights are kept.
+    Each routed layer's neurons are grouped into pathways, and its router learns to predict how much every pathway
+    contributes (for the ``static`` control, the best fixed pathways are found instead). With k = P and gates of 1 the
+    copy computes what the model does. It keeps device, dtype, generation configuration and tied weights.
 
-    calibration: token ids [b, t], up to 65k of which are used. Without them the partition is contiguous in place of
-    ``coactivation`` and the router random, and a warning says so. Raises ValueError where model, configuration and
-    tokens do not fit.
+    calibration: token ids [b, t], of which up to 65k are used. Without them the partition is contiguous instead of
+    ``coactivation``, the router is random, and a warning says so. Raises ValueError if model, configuration and
+    tokens do not fit together.
     """
     if isinstance(model, RoutedMixin):
         raise ValueError(f"{type(model).__name__} is routed already; route its dense base instead.")
@@ -70,10 +70,10 @@ def route(model: PreTrainedModel, config: RoutingConfig, calibration: Tensor | N
 
 
 def _with_fresh_mlps(model: PreTrainedModel, config: RoutingConfig) -> tuple[PreTrainedModel, dict[int, RoutedMLP]]:
-    """A copy of the model as its routed class, whose routed MLPs hold no weights of the model's yet."""
+    """Copy the model into its routed class; the routed MLPs do not hold the model's weights yet."""
     routed = copy.deepcopy(model)
     # The classes differ only in how __init__ builds MLPs. Changing the class of the copy, and of the configuration that
-    # all its modules share, leaves everything else as it was: a model built anew would lose what was set since.
+    # all its modules share, keeps everything else; a model built anew would lose what was set later.
     family = family_name(model.config.model_type)
     routed.__class__, routed.config.__class__ = routed_class(family), CONFIGS[family]
     routed.config.routing = config.to_dict()
@@ -81,7 +81,7 @@ def _with_fresh_mlps(model: PreTrainedModel, config: RoutingConfig) -> tuple[Pre
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         layers = route_mlps(routed)
-    return prepare(routed), layers  # as a model read from disk is
+    return prepare(routed), layers  # like a model read from disk
 
 
 def _uncalibrated(config: RoutingConfig) -> RoutingConfig:
@@ -117,7 +117,7 @@ def _in_fp32(weights: MLPWeights) -> MLPWeights:
 
 
 def _fill(mlp: RoutedMLP, dense: MLPWeights, x: Tensor | None) -> MLPWeights:
-    """Partition a dense MLP's neurons and copy them into the routed one; returns the weights in pathway order."""
+    """Partition a dense MLP's neurons and copy them into the routed one; return the weights in pathway order."""
     config = mlp.config
     acts = None
     if x is not None and config.partition == "coactivation":
@@ -140,7 +140,7 @@ def _fill(mlp: RoutedMLP, dense: MLPWeights, x: Tensor | None) -> MLPWeights:
 
 
 def _calibrate(mlp: RoutedMLP, weights: MLPWeights, x: Tensor) -> None:
-    """Mean outputs, and the router's weights or the fixed choice, from inputs x [n, d] and weights in pathway order."""
+    """Set mean outputs and the router's weights (or fixed choice) from inputs x [n, d] and weights in pathway order."""
     config = mlp.config
     statistics = pathway_statistics(weights, x, mlp.offsets, centred=config.mean_compensation)
     if mlp.mean_out is not None:
@@ -150,7 +150,7 @@ def _calibrate(mlp: RoutedMLP, weights: MLPWeights, x: Tensor) -> None:
         mlp.router.static_mask.fill_(False)[kept] = True
         logger.info("%s: fixed pathways %s", mlp.place, kept)
     elif config.router_init == "norm":
-        router = copy.deepcopy(mlp.router).float()  # fitted in fp32 whatever the model's dtype
+        router = copy.deepcopy(mlp.router).float()  # it is fitted in fp32 whatever the model's dtype
         explained = fit_router(router, x, statistics.norms, config.seed + mlp.layer_index)
         mlp.router.load_state_dict(router.state_dict())
         logger.info("%s: the router explains %.2f of the variance of norms", mlp.place, explained)

@@ -1,4 +1,4 @@
-"""Model directories in Hugging Face format: whether one can be loaded, checked before anything is built."""
+"""Checks that a model directory in Hugging Face format can be loaded, before anything is built."""
 
 import json
 import logging
@@ -23,9 +23,9 @@ _GGUF = (
 
 
 def weight_files(path: Path) -> list[Path]:
-    """A model directory's weight files, safetensors before pickled ones; empty where one is missing.
+    """List a model directory's weight files, preferring safetensors to pickles; empty if one of them is missing.
 
-    Raises ValueError for an index that is none, or that names a file outside the directory.
+    Raises ValueError if an index is malformed or names a file outside the directory.
     """
     for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
         index = path / f"{stem}.{ending}.index.json"
@@ -44,7 +44,7 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def check_directory(path: Path, weights: bool = True) -> dict[str, Any]:
-    """The config of a model directory; raises a one-line ValueError or OSError where it cannot be loaded safely."""
+    """Return a model directory's config; raise a one-line ValueError or OSError if it cannot be loaded safely."""
     if path.suffix == ".gguf" and path.is_file():
         raise ValueError(f"base `{path}` is {_GGUF}")
     if not path.is_dir():
@@ -78,7 +78,7 @@ def check_directory(path: Path, weights: bool = True) -> dict[str, Any]:
 
 
 def _instead_of_a_model(path: Path) -> str:
-    """What a directory without config.json holds."""
+    """Say what a directory without config.json holds."""
     if found := sorted(path.glob("*.gguf")):
         return f"holds {found[0].name}, {_GGUF}"
     if (path / "adapter_config.json").is_file():
@@ -91,7 +91,7 @@ def _instead_of_a_model(path: Path) -> str:
 
 
 def _is_known(kind: str) -> bool:
-    """Whether transformers knows a model type; its own list, which takes seconds to import, is asked last."""
+    """Return whether transformers knows a model type; its own list is asked last, since it takes seconds to import."""
     if kind.removeprefix("routed_") in FAMILIES:
         return True
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -100,7 +100,7 @@ def _is_known(kind: str) -> bool:
 
 
 def _check_sizes(file: Path, content: Any, key: str = "") -> None:
-    """Raise ValueError for sizes that no model has: transformers would build its layers one by one, for ever."""
+    """Raise ValueError for sizes that no model has, because transformers would build such layers without end."""
     if isinstance(content, dict):
         for name, value in content.items():
             _check_sizes(file, value, name)
@@ -114,12 +114,12 @@ def _check_sizes(file: Path, content: Any, key: str = "") -> None:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; ValueError, one line, where it holds none."""
+    """Return the object in a JSON file; raise a one-line ValueError if it holds none."""
     try:
         content = json.loads(file.read_bytes())
     except RecursionError:
         raise ValueError(f"{file} is no JSON: nested too deeply.") from None
-    except ValueError as error:  # malformed, not UTF-8, or a number of thousands of digits
+    except ValueError as error:  # the file is malformed, not UTF-8, or has a number of thousands of digits
         raise ValueError(f"{file} is no JSON: {str(error).splitlines()[0]}.") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds no JSON object.")
@@ -127,7 +127,7 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def check_complete(file: Path) -> None:
-    """Raise ValueError for a safetensors file that is shorter or longer than its header says, or has none."""
+    """Raise ValueError if a safetensors file has no header, or is shorter or longer than the header says."""
     if file.suffix != ".safetensors":
         return
     try:

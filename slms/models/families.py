@@ -1,6 +1,6 @@
-"""The supported model families, a row each: transformers' classes, and where an architecture keeps its parts.
+"""The supported model families, one row each: transformers' classes, and the names of the parts of an architecture.
 
-A family that is built like one of those below is one more line.
+To add a family that is built like one of those below, add one line.
 """
 
 from functools import partial
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Family(NamedTuple):
-    """Names of one architecture, as transformers spells them."""
+    """The names of one architecture's parts, as transformers spells them."""
 
     config: str
     """Configuration class."""
@@ -21,7 +21,7 @@ class Family(NamedTuple):
     down: str
     """Down-projection."""
     gate: str | None = None
-    """Projection that the activation is applied to in a gated MLP; None in a two-matrix MLP."""
+    """Projection whose output a gated MLP activates; None in a two-matrix MLP."""
     act: str = "act"
     """Activation function."""
     mlp: str = "mlp"
@@ -37,7 +37,7 @@ class LayerInfo(NamedTuple):
     d_model: int
     d_ff: int
     activation: str
-    """transformers' name of it."""
+    """The activation's name in transformers."""
     gated: bool
 
 
@@ -61,7 +61,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_name(model_type: str) -> str:
-    """The key of a dense or routed ``model_type``; raises ValueError naming the families where there is none."""
+    """Return the family of a dense or routed ``model_type``; raise ValueError, naming the families, if it has none."""
     name = model_type.removeprefix("routed_")
     if name not in FAMILIES:
         raise ValueError(f"model type `{name}` has no known MLP; the families are {', '.join(FAMILIES)}.")

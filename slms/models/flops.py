@@ -1,9 +1,9 @@
-"""What a token costs: matrix-product FLOPs of a causal language model, dense and routed, counted from its modules.
+"""Counts the matrix-product FLOPs per token of a causal language model, dense and routed, from its modules.
 
 Shapes: t positions, d model, f neurons, p pathways.
 
-One multiply–add is two FLOPs. Norms, activations, softmax, embeddings and rotary angles are left out, as is usual
-(Kaplan et al., arXiv:2001.08361, table 1); they are under a few percent.
+One multiply–add is two FLOPs. Norms, activations, softmax, embeddings and rotary angles are not counted, as is usual
+(Kaplan et al., arXiv:2001.08361, table 1); they are at most a few percent.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ class Flops(NamedTuple):
     mlp_dense: int
     """All MLPs, with every neuron executed and no router."""
     mlp_routed: float
-    """All MLPs as they run: routers, mean compensation and the executed neurons only."""
+    """All MLPs as they run, with routers, mean compensation and only the executed neurons."""
     total_dense: int
-    """The whole model, language-model head included, with dense MLPs."""
+    """The whole model, including the language-model head, with dense MLPs."""
     total_routed: float
     active_fraction: float
-    """Share of all MLP neurons executed, ρ averaged over layers by width."""
+    """Share of all MLP neurons that are executed: ρ averaged over layers, weighted by width."""
 
     @property
     def mlp_saving(self) -> float:
-        """Share of the MLPs' FLOPs that routing saves; negative where routers cost more than they save."""
+        """Share of the MLPs' FLOPs that routing saves; negative if routers cost more than they save."""
         return 1.0 - self.mlp_routed / self.mlp_dense
 
     @property
@@ -46,10 +46,10 @@ class Flops(NamedTuple):
 
 
 def flops_per_token(model: PreTrainedModel, seq_len: int, density: dict[str, float] | float | None = None) -> Flops:
-    """FLOPs per token, averaged over the positions of a sequence of ``seq_len`` tokens.
+    """Count FLOPs per token, averaged over the positions of a sequence of ``seq_len`` tokens.
 
-    density: share of units executed in each routed module, measured, by place or for all; by default k / P, or
-    1 where the rule lets k vary. Works on the `meta` device too.
+    density: measured share of units executed in each routed module, by place or one for all; by default k / P, or 1 if
+    the rule lets k vary. Works on the `meta` device too.
     """
     if seq_len < 1:
         raise ValueError(f"`seq_len` is {seq_len}; it must be at least 1.")
@@ -81,7 +81,7 @@ def _density(module: Routed, density: dict[str, float] | float | None) -> float:
 
 
 def _linear_flops(module: nn.Module, skip: frozenset | set = frozenset()) -> int:
-    """2 · (weights of all linear layers), each used once per token."""
+    """Count 2 · (weights of all linear layers), each used once per token."""
     if module in skip:
         return 0
     own = 2 * module.weight.numel() if isinstance(module, nn.Linear | Conv1D) else 0
@@ -89,7 +89,7 @@ def _linear_flops(module: nn.Module, skip: frozenset | set = frozenset()) -> int
 
 
 def _attention_flops(model: PreTrainedModel, t: int) -> int:
-    """q kᵀ and the weighted sum of v: 4 · heads · head size · keys seen, (t + 1)/2 on average or fewer in a window."""
+    """Count q kᵀ and the sum of v: 4 · heads · head size · keys seen, on average (t + 1)/2 or fewer in a window."""
     config = model.config
     width = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -103,7 +103,7 @@ def _attention_flops(model: PreTrainedModel, t: int) -> int:
 
 
 def _windows(model: PreTrainedModel) -> list[int | None]:
-    """How many keys each layer's attention sees at most; None for all."""
+    """Return how many keys each layer's attention sees at most; None means all."""
     config, n = model.config, len(find_mlps(model))
     if hasattr(config, "attention_layers"):  # GPT-Neo
         return [config.window_size if kind == "local" else None for kind in config.attention_layers]

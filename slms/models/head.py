@@ -1,7 +1,7 @@
-"""The embedding head of a causal language model, apart from its body: what makes logits of the last hidden states.
+"""Separates the embedding head of a causal language model, which turns the last hidden states into logits.
 
-`through_head` runs a model's own forward pass, hooks, adapters and sharding included, and hands the hidden states over
-where the model would compute the logits of all tokens. The head may then be applied to a few tokens at a time.
+`through_head` runs a model's own forward pass, with its hooks, adapters and sharding, and passes on the hidden states
+at the point where the model would compute the logits of all tokens. You may then apply the head to a few at a time.
 
 Shapes: n tokens, b blocks, t position, d model, v vocabulary.
 """
@@ -24,16 +24,16 @@ Found = TypeVar("Found")
 
 
 class Head(NamedTuple):
-    """y = s·(x Wᵀ + b), or c·tanh(that / c) where logits are capped; without a weight, x are the logits themselves."""
+    """y = s·(x Wᵀ + b), or c·tanh(that / c) if logits are capped; without a weight, x are the logits themselves."""
 
     weight: Tensor | None = None
-    """[v, d]; the embedding's own where the two are tied"""
+    """[v, d]; the embedding's own matrix if the two are tied"""
     bias: Tensor | None = None
     scale: float = 1.0
     cap: float | None = None
 
     def cast(self, x: Tensor) -> Head:
-        """The head in the type that a Linear would compute in on x: autocast's where it is on."""
+        """Cast the head to the dtype in which a Linear would compute on x, which is autocast's if that is on."""
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         if self.weight is None or dtype is None or self.weight.dtype == torch.float64:
@@ -41,7 +41,7 @@ class Head(NamedTuple):
         return self._replace(weight=self.weight.to(dtype), bias=None if self.bias is None else self.bias.to(dtype))
 
     def logits(self, x: Tensor, out: Tensor) -> Tensor:
-        """The logits of x [n, d] in `out` [n, v], which is fp32 or wider."""
+        """Compute the logits of x [n, d] into `out` [n, v], which is fp32 or wider."""
         if self.weight is None:
             out.copy_(x)
         elif self.weight.dtype == out.dtype:
@@ -51,19 +51,19 @@ class Head(NamedTuple):
         return self.after_linear(out if self.bias is None else out.add_(self.bias))
 
     def after_linear(self, y: Tensor) -> Tensor:
-        """The scale and the cap of [n, v], in place."""
+        """Apply scale and cap to the products [n, v], in place."""
         y = y if self.scale == 1 else y.mul_(self.scale)
         return y if self.cap is None else y.div_(self.cap).tanh_().mul_(self.cap)
 
     def slope(self, y: Tensor, out: Tensor) -> Tensor | float:
-        """∂y / ∂(x Wᵀ + b) of logits y [n, v], in `out` where they are capped: s·(1 − (y / c)²)."""
+        """Return ∂y / ∂(x Wᵀ + b) at logits y [n, v]: s, or s·(1 − (y / c)²) in `out` if they are capped."""
         if self.cap is None:
             return self.scale
         return torch.div(y, self.cap, out=out).square_().sub_(1).mul_(-self.scale)
 
 
 class _Read(NamedTuple):
-    """A head as a model and its configuration show it."""
+    """A head as read from a model and its configuration."""
 
     module: nn.Linear
     scale: float
@@ -78,13 +78,13 @@ _tried: WeakKeyDictionary[nn.Module, tuple[_Read | None, bool]] = WeakKeyDiction
 
 
 def through_head(model: PreTrainedModel, input_ids: Tensor, use: Callable[[Tensor, Head], Found]) -> Found:
-    """What `use(hidden states [b, t, d], head)` returns for token blocks [b, t].
+    """Call `use(hidden states [b, t, d], head)` on token blocks [b, t] and return its result.
 
     `use` is called within the model's forward pass, when sharded weights are whole, and the model computes no logits.
-    A model that comes for the first time is tried: its logits must be made by one call of a plain Linear, and then the
-    scale and the cap that its configuration names. If they are not (an adapter on the head, an architecture that does
-    more), a warning says so, and `use` gets the model's own logits [b, t, v] of the whole batch and a head that adds
-    nothing to them.
+    On its first call, a model is tested: it must compute its logits by one call of a plain Linear, followed by the
+    scale and the cap that its configuration names. If it does not (because of an adapter on the head, or an
+    architecture that does more), a warning says so, and `use` gets the model's own logits [b, t, v] of the whole batch
+    with a head that changes nothing.
     """
     read, (before, fits) = _read(model), _tried.get(model, (None, True))
     known = model in _tried and before == read
@@ -103,14 +103,14 @@ def through_head(model: PreTrainedModel, input_ids: Tensor, use: Callable[[Tenso
 
 @torch.no_grad()
 def separates(model: PreTrainedModel) -> bool:
-    """Whether `through_head` spares the logits of this model; tried on one token where it is not known."""
+    """Return whether `through_head` avoids this model's logits; one token tests it if that is not known."""
     return through_head(
         model, torch.zeros(1, 1, dtype=torch.int64, device=model.device), lambda _, head: head.weight is not None
     )
 
 
 def _read(model: PreTrainedModel) -> _Read | None:
-    """The head where it is a Linear that nothing else has a hand in."""
+    """Return the head if it is a Linear that nothing else modifies, else None."""
     module, config = model.get_output_embeddings(), model.config.get_text_config()
     if type(module) is not nn.Linear or module._forward_hooks or module._forward_pre_hooks:
         return None
@@ -122,7 +122,7 @@ def _read(model: PreTrainedModel) -> _Read | None:
 def _apart(
     model: PreTrainedModel, input_ids: Tensor, use: Callable[[Tensor, Head], Found], read: _Read, trial: bool
 ) -> list[Found]:
-    """What `use` returned, or nothing where the head is not as it was read; in a trial the head gets one token."""
+    """Return what `use` returned, or nothing if the head does more than was read; in a trial it gets one token."""
     found: list[Found] = []
     agrees: list[bool] = []
 
@@ -135,7 +135,7 @@ def _apart(
 
     def after(_: nn.Module, args: tuple, y: Tensor) -> Tensor:
         agrees.append(_close(y, F.linear(args[0], read.module.weight, read.module.bias)))
-        return torch.linspace(-100, 100, y.shape[-1]).to(y).expand_as(y)  # no weights are needed to see what follows
+        return torch.linspace(-100, 100, y.shape[-1]).to(y).expand_as(y)  # these show what follows the head
 
     with ExitStack() as stack:
         stack.callback(read.module.register_forward_pre_hook(before).remove)

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub and its local cache: what is cached, what to take."""
+"""Finds models of the Hugging Face hub in the local cache, or downloads them."""
 
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,12 +13,12 @@ _TOKENIZER = ["tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", 
 def cached_snapshot(
     repo: str, revision: str | None = None, *, config: bool = True, weights: bool = True, tokenizer: bool = False
 ) -> Path | None:
-    """The directory of a hub model in the local cache if it holds the parts asked for, else None."""
+    """Return the directory of a hub model in the local cache if it holds the requested parts, else None."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        # The pattern limits what huggingface_hub itself asks to be complete; the parts are checked below.
+        # The pattern limits which files huggingface_hub itself requires; the parts are checked below.
         path = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[]))
     except LocalEntryNotFoundError:
         return None
@@ -31,7 +31,7 @@ def cached_snapshot(
 
 
 def tokenizer_files(path: Path) -> list[Path]:
-    """The files of a tokenizer in a directory."""
+    """List the files of a tokenizer in a directory."""
     return sorted(file for pattern in _TOKENIZER for file in path.glob(pattern))
 
 

@@ -1,4 +1,4 @@
-"""Save and load language models, dense or routed: Hugging Face format, safetensors, whole or absent."""
+"""Saves and loads dense or routed language models in Hugging Face format; a saved directory is whole or absent."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Base(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """A language model and, where its directory has one, its tokenizer."""
+    """A language model and its tokenizer, or None if its directory has none."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
@@ -55,10 +55,10 @@ def save_model(
     card: str | None = None,
     first_rows: bool = False,
 ) -> Path:
-    """Write model and tokenizer to a directory, which is replaced as a whole, or left as it was if writing fails.
+    """Write model and tokenizer to a directory, which is replaced as a whole, or left unchanged if writing fails.
 
-    card: the text of its README.md, with the hub's metadata; by default what the model itself tells.
-    first_rows: of each weight write the first row only, to try whether all this can be written, at any size.
+    card: the text of its README.md, with the hub's metadata; by default generated from the model.
+    first_rows: write only the first row of each weight, as a quick test that a model of any size can be written.
     """
     target = Path(directory)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -90,10 +90,10 @@ SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cuto
 
 
 def repair_generation(model: PreTrainedModel) -> None:
-    """Make the model's defaults of `generate` such as transformers saves, and say what was changed.
+    """Change the model's defaults of `generate` so that transformers can save them, and say what was changed.
 
-    Published models have sampling values without `do_sample`, which it refuses to write: then they are to be used.
-    What is wrong otherwise is left out.
+    Some published models have sampling values without `do_sample`, which transformers refuses to write; `do_sample` is
+    then set. If that does not help, only the ids of the first and last token are kept.
     """
     config = model.generation_config
     if config is None or _is_valid(config):
@@ -121,10 +121,10 @@ def _is_valid(config: GenerationConfig) -> bool:
 
 
 def load_model(directory: str | Path, dtype: torch.dtype | None = None) -> Loaded:
-    """The dense or routed model of a directory, in evaluation mode, and its tokenizer (None if it has none).
+    """Load the dense or routed model of a directory, in evaluation mode, and its tokenizer (None if it has none).
 
-    dtype: as stored by default. Raises a one-line ValueError or OSError where the directory is missing, incomplete or
-    truncated, or where its weights do not fit its configuration.
+    dtype: by default as stored. Raises a one-line ValueError or OSError if the directory is missing, incomplete or
+    truncated, or if its weights do not fit its configuration.
     """
     path = Path(directory).expanduser()
     check_directory(path)
@@ -132,7 +132,7 @@ def load_model(directory: str | Path, dtype: torch.dtype | None = None) -> Loade
 
 
 def read_model(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """The model of a directory that :func:`check_directory` has passed, with every weight found in its files."""
+    """Load the model of a directory that :func:`check_directory` has passed; every weight must be in its files."""
     with quiet_transformers():
         try:
             model, info = cast(Any, AutoModelForCausalLM).from_pretrained(
@@ -147,7 +147,7 @@ def read_model(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
             raise ValueError(f"{path}: its pickled weights hold more than tensors, and are not loaded.") from None
         except (ValueError, OSError):
             raise
-        except Exception as error:  # whatever transformers makes of a configuration that fits no model
+        except Exception as error:  # transformers raises anything for a configuration that fits no model
             what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             raise ValueError(f"{path}: transformers cannot build this model ({what}).") from error
     wrong = sorted(info["missing_keys"]) + sorted(key for key, *_ in info["mismatched_keys"])
@@ -159,7 +159,7 @@ def read_model(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
 
 
 def read_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a directory, or None where it has none."""
+    """Load the tokenizer of a directory; None if it has none."""
     if not tokenizer_files(path):
         return None
     if (path / "tokenizer.json").is_file() and not (path / "tokenizer_config.json").is_file():
@@ -176,7 +176,7 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars and loading reports from transformers; errors still raise."""
+    """Silence progress bars and loading reports of transformers; errors still raise."""
     hf = transformers.utils.logging
     bars, verbosity = hf.is_progress_bar_enabled(), hf.get_verbosity()
     hf.disable_progress_bar()

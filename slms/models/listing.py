@@ -1,4 +1,4 @@
-"""The MLPs of a model, listed; of a base by name from its config.json, without PyTorch, whose import takes seconds."""
+"""Lists the MLPs of a model, or of a base by name from its config.json, without the seconds of importing PyTorch."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from slms.models.source import BaseConfig, as_base, fetch, resolve
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Under which key a configuration has a size; the first that is there counts.
+# The keys under which a configuration may hold a size; the first that is present counts.
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer")
 _D_MODEL = ("hidden_size", "n_embd")
 _D_FF = ("intermediate_size", "n_inner")
 _ACTIVATION = ("hidden_act", "activation_function")
 _KNOWN = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
-_WIDE = ("gpt2", "gpt_neo")  # families with d_ff = 4 d_model where none is given
+_WIDE = ("gpt2", "gpt_neo")  # families with d_ff = 4 d_model if their configuration gives none
 
 
 def list_layers(model: PreTrainedModel | BaseConfig | str | Path) -> list[LayerInfo]:
-    """Index, name, d_model, d_ff and activation of every MLP of a model, or of a base by name (no weights are read).
+    """List index, name, d_model, d_ff and activation of every MLP of a model or named base, without reading weights.
 
     Raises:
-        ValueError, OSError: no such base, or one without a known MLP.
+        ValueError, OSError: there is no such base, or its MLP is not known.
     """
     if not isinstance(model, BaseConfig | str | Path):
         from slms.models import anatomy
@@ -44,10 +44,10 @@ def list_layers(model: PreTrainedModel | BaseConfig | str | Path) -> list[LayerI
 
 
 def layers_of(config: dict[str, Any]) -> list[LayerInfo] | None:
-    """The MLPs that a config.json describes; None where only transformers knows a size or the activation.
+    """List the MLPs that a config.json describes; None if only transformers knows a size or the activation.
 
     Raises:
-        ValueError: a model type without a known MLP.
+        ValueError: the MLP of this model type is not known.
     """
     name = family_name(config["model_type"])
     family = FAMILIES[name]
@@ -59,7 +59,7 @@ def layers_of(config: dict[str, Any]) -> list[LayerInfo] | None:
     if d_ff is None and d_model is not None and name in _WIDE:
         d_ff = 4 * d_model
     if None in (n_layers, d_model, d_ff) or activation not in _KNOWN or name.startswith("gemma"):
-        return None  # Gemma's `gelu` means its tanh approximation, and its later models read another key
+        return None  # Gemma's `gelu` means the tanh approximation, and its later models use another key
     return [
         LayerInfo(i, f"{family.layers}.{i}.{family.mlp}", d_model, d_ff, activation, family.gate is not None)
         for i in range(n_layers)

@@ -1,4 +1,4 @@
-"""Partition of an MLP's neurons into pathways of equal size.
+"""Partitions an MLP's neurons into pathways of equal size.
 
 Shapes: n calibration tokens, f neurons, d model, p pathways.
 """
@@ -25,7 +25,7 @@ class Partition(NamedTuple):
 
 
 def pathway_offsets(d_ff: int, n_pathways: int) -> tuple[int, ...]:
-    """Row offsets of pathways whose sizes differ by at most 1, the larger ones first.
+    """Compute the row offsets of pathways whose sizes differ by at most 1, the larger ones first.
 
     >>> pathway_offsets(10, 4)
     (0, 3, 6, 8, 10)
@@ -47,21 +47,21 @@ def partition(
     W_gate: Tensor | None = None,
     n_shared: int = 0,
 ) -> Partition:
-    """Group the neurons of W_in [f, d] into n_pathways whose sizes differ by at most 1; deterministic by seed.
+    """Group the neurons of W_in [f, d] into n_pathways whose sizes differ by at most 1. The seed decides the result.
 
     ``contiguous``    slices in the dense model's order.
     ``random``        slices of a seeded permutation.
-    ``kmeans``        balanced k-means of the unit-length rows of W_in, of [W_gate W_in] in a gated MLP (MoEfication,
-                      arXiv:2110.01786, §3.2).
-    ``coactivation``  with e_i = |a_i|·‖w_out_i‖, how much neuron i contributes to a token: communities of the graph of
-                      positive correlations of e, by balanced k-means of its normalised-cut embedding, then refined by
-                      swaps that raise the uncentred co-activation E[e_i e_j] within pathways.
+    ``kmeans``        balanced k-means of the unit-length rows of W_in, or of [W_gate W_in] in a gated MLP
+                      (MoEfication, arXiv:2110.01786, §3.2).
+    ``coactivation``  communities of the graph of positive correlations of e_i = |a_i|·‖w_out_i‖, neuron i's
+                      contribution to a token. They are found by balanced k-means of its normalised-cut embedding, then
+                      refined by swaps that raise the uncentred co-activation E[e_i e_j] within pathways.
 
     acts [n, f] are the inputs of the down-projection on calibration tokens; ``coactivation`` needs them and W_out
-    [f, d]. With n_shared > 0 and acts given, its first pathways take the neurons with the largest mean e (as CMoE,
-    arXiv:2502.04416, takes those of the highest rate) and the others are grouped; the remaining kinds know no
-    activations, and their shared pathways are whichever come first. Raises ValueError where P exceeds d_ff, kind is
-    unknown or ``coactivation`` has no activations.
+    [f, d]. With n_shared > 0, its first pathways take the neurons with the largest mean e (CMoE, arXiv:2502.04416,
+    takes those with the highest rate), and the other neurons are grouped. The other kinds do not use activations, so
+    their shared pathways are simply the first ones. Raises ValueError if P exceeds d_ff, kind is unknown or
+    ``coactivation`` has no activations.
     """
     d_ff = W_in.shape[0]
     offsets = pathway_offsets(d_ff, n_pathways)
@@ -104,7 +104,7 @@ def _coactivation_order(
     covariance, mean = covariance[np.ix_(rest, rest)], mean[rest]
     deviation = np.sqrt(np.diag(covariance))
     scale = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 1e-6 * deviation.max())
-    # Of spectral, Leiden and plain k-means starts with and without refinement, this one lost least: docs/log.md.
+    # Among spectral, Leiden and plain k-means starts with and without refinement, this one lost least (docs/log.md).
     graph = np.maximum(covariance * scale[:, None] * scale[None], 0.0)
     np.fill_diagonal(graph, 0.0)
     labels = balanced_kmeans(spectral_embedding(graph, len(sizes)), sizes, rng)

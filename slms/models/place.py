@@ -1,8 +1,8 @@
-"""Places: one name for every part of a model that can be routed, measured, hooked or logged.
+"""Places, which give one name to every part of a model that can be routed, measured, hooked or logged.
 
 L3.attn    the attention of layer 3
-L3.mlp     its MLP
-L3.resid   the residual stream after it
+L3.mlp     the MLP of layer 3
+L3.resid   the residual stream after layer 3
 """
 
 import re
@@ -15,7 +15,7 @@ _NAME = re.compile(rf"L(\d+)\.({'|'.join(PARTS)})")
 
 
 class Place(NamedTuple):
-    """What a place's name says; places sort in the order in which the model computes them."""
+    """A parsed place name; places sort in the order in which the model computes them."""
 
     layer: int
     order: int
@@ -28,7 +28,7 @@ class Place(NamedTuple):
 
 
 def place_name(layer: int, part: str = "mlp") -> str:
-    """The name of a layer's part.
+    """Return the name of a layer's part.
 
     >>> place_name(3), place_name(3, "attn")
     ('L3.mlp', 'L3.attn')
@@ -38,13 +38,13 @@ def place_name(layer: int, part: str = "mlp") -> str:
 
 
 def parse_place(name: str) -> Place:
-    """Layer and part of a place.
+    """Parse a place's name into its layer and part.
 
     >>> parse_place("L3.mlp").layer, sorted(["L10.mlp", "L2.resid", "L2.attn"], key=parse_place)
     (3, ['L2.attn', 'L2.resid', 'L10.mlp'])
 
     Raises:
-        ValueError: it is no place.
+        ValueError: the name is not a place.
     """
     found = _NAME.fullmatch(name)
     if found is None:
@@ -53,19 +53,19 @@ def parse_place(name: str) -> Place:
 
 
 def layer_of(name: str) -> int:
-    """The layer of a place."""
+    """Return the layer of a place."""
     return parse_place(name).layer
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Places as the model computes them; names that are no places (of a coder, a mean) come last, as given."""
+    """Sort places as the model computes them; other names (of a coder, a mean) come last, in the given order."""
     names = list(names)
     known = [name for name in names if _NAME.fullmatch(name)]
     return sorted(known, key=parse_place) + [name for name in names if name not in known]
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Names for the ticks of a figure or the rows of a table: without the part where all are of one part.
+    """Shorten names for the ticks of a figure or the rows of a table: drop the part if all places have the same.
 
     >>> short_names(["L0.mlp", "L3.mlp"]), short_names(["L3.attn", "L3.mlp"]), short_names(["residual.3"])
     (['L0', 'L3'], ['L3.attn', 'L3.mlp'], ['residual.3'])

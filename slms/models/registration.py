@@ -1,9 +1,9 @@
-"""The routed classes with transformers' Auto classes, from the moment transformers is imported and not before.
+"""Registers the routed classes with transformers' Auto classes as soon as transformers is imported, not before.
 
-`import slms` must make `AutoModelForCausalLM.from_pretrained` open routed models, yet importing transformers' modelling
-code takes five seconds, which a command that needs no model should not wait for. So the first import of transformers is
-followed by the registration of our configurations (later, in the middle of its own imports, ours would go in circles);
-the models follow with the first routed configuration that is made.
+`import slms` must make `AutoModelForCausalLM.from_pretrained` open routed models. But importing transformers' modelling
+code takes five seconds, and a command that needs no model should not wait for it. So our configurations are registered
+right after the first import of transformers (later, amid its own imports, ours would be circular). The models are
+registered with the first routed configuration that is made.
 """
 
 import importlib
@@ -16,7 +16,7 @@ from types import ModuleType
 
 
 class Follow(MetaPathFinder):
-    """Finds one module as Python would, and calls a function once it has been executed."""
+    """Finds one module as Python would, and calls a function after the module has been executed."""
 
     def __init__(self, name: str, then: Callable[[], None]) -> None:
         self.name, self.then = name, then
@@ -24,7 +24,7 @@ class Follow(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The module's own spec, its loader extended; None for every other module."""
+        """Return the module's own spec with an extended loader; None for every other module."""
         if fullname != self.name:
             return None
         sys.meta_path.remove(self)
@@ -41,12 +41,12 @@ class Follow(MetaPathFinder):
 
 
 def register() -> None:
-    """Let AutoConfig and AutoModelForCausalLM open routed models; imports transformers. May be called again."""
+    """Let AutoConfig and AutoModelForCausalLM open routed models; this imports transformers and may be repeated."""
     importlib.import_module("slms.models.routed_config").register()
 
 
 def register_when_imported() -> None:
-    """Register now where transformers is imported, else as soon as it is."""
+    """Register now if transformers is already imported, else as soon as it is."""
     if "transformers" in sys.modules:
         register()
     elif not any(isinstance(finder, Follow) for finder in sys.meta_path):

@@ -1,7 +1,7 @@
-"""What every routed module of a model has in common, and how to find, set and watch them, by place.
+"""The base class of routed modules, and functions that find, set and watch a model's routed modules by place.
 
-A new kind of routed module (the heads of an attention, say) is a subclass of `Routed`: training, balancing, counting,
-logging and reporting then find it at its place.
+A new kind of routed module (such as the heads of an attention) is a subclass of `Routed`; training, balancing,
+counting, logging and reporting then find it at its place.
 
 Shapes: n tokens (b·t), p pathways.
 """
@@ -21,14 +21,14 @@ from slms.routing import RULES, PathwayRouter, Routes, RoutingConfig
 class Routed(nn.Module):
     """A module whose router chooses, for each token, which of its pathways are executed.
 
-    Pathway p is units (of an MLP, neurons) ``offsets[p]`` to ``offsets[p + 1]``. A subclass sets ``router``, takes its
-    routes from ``router.route(x, k)`` and gives them to ``recorder`` where there is one.
+    Pathway p consists of units (in an MLP, neurons) ``offsets[p]`` to ``offsets[p + 1]``. A subclass sets ``router``,
+    takes its routes from ``router.route(x, k)`` and passes them to ``recorder`` if there is one.
     """
 
     units: ClassVar[str]
-    """What its pathways consist of, as `neurons`."""
+    """The word for what its pathways consist of, such as `neurons`."""
     part: ClassVar[str]
-    """Which part of a layer it stands for, one of ``slms.models.place.PARTS``."""
+    """The part of a layer that it replaces, one of ``slms.models.place.PARTS``."""
     router: PathwayRouter
 
     def __init__(self, layer_index: int, offsets: tuple[int, ...], k: int) -> None:
@@ -38,17 +38,17 @@ class Routed(nn.Module):
 
     @property
     def place(self) -> str:
-        """Its name in logs, results and figures, as ``L3.mlp``."""
+        """The module's name in logs, results and figures, such as ``L3.mlp``."""
         return place_name(self.layer_index, self.part)
 
     @property
     def config(self) -> RoutingConfig:
-        """The router's, which decides at run time."""
+        """The router's configuration, which decides at run time."""
         return self.router.config
 
     @property
     def k(self) -> int:
-        """Pathways chosen per token by the rule ``top_k``; settable, for annealing."""
+        """Number of pathways that the rule ``top_k`` chooses per token; you may set it, for annealing."""
         return self._k
 
     @k.setter
@@ -59,7 +59,7 @@ class Routed(nn.Module):
         self._k = value
 
     def summary(self) -> str:
-        """How it routes, in a line.
+        """Describe in one line how the module routes.
 
         >>> from slms.models.routed_mlp import RoutedMLP
         >>> RoutedMLP(8, 64, RoutingConfig(n_pathways=16, k=4), activation="gelu", layer_index=3).summary()
@@ -83,19 +83,19 @@ def routed_modules(model: nn.Module) -> dict[str, Routed]: ...
 @overload
 def routed_modules(model: nn.Module, kind: type[Kind]) -> dict[str, Kind]: ...
 def routed_modules(model: nn.Module, kind: type[Routed] = Routed) -> dict[str, Any]:
-    """The model's routed modules (of one kind) by place, in the order in which the model computes them."""
+    """Return the model's routed modules (of one kind) by place, in the order in which the model computes them."""
     found = {module.place: module for module in model.modules() if isinstance(module, kind)}
     return dict(sorted(found.items(), key=lambda item: parse_place(item[0])))
 
 
 def set_k(model: nn.Module, k: int) -> None:
-    """Let every routed module choose k pathways per token from now on."""
+    """Make every routed module choose k pathways per token from now on."""
     for module in routed_modules(model).values():
         module.k = k
 
 
 def set_ramp(model: nn.Module, share: float) -> None:
-    """Set λ of every gate ``ramp``: 0 is ``unit``, 1 is ``sigmoid``. Other gates have none."""
+    """Set λ of every gate ``ramp``: 0 makes it ``unit``, 1 makes it ``sigmoid``. Other gates do not change."""
     for module in routed_modules(model).values():
         if module.router.ramp is not None:
             module.router.ramp.fill_(share)
@@ -103,10 +103,10 @@ def set_ramp(model: nn.Module, share: float) -> None:
 
 @contextmanager
 def record_routes(model: nn.Module) -> Iterator[dict[str, Routes]]:
-    """Yield a dict that every forward fills with {place: Routes}, gradients attached.
+    """Yield a dict that every forward fills with {place: Routes}, with gradients.
 
-    Tokens are flattened, n = b·t. A later forward overwrites an earlier one, so nothing grows and an activation
-    recomputed in the backward pass is not counted twice.
+    Tokens are flattened, n = b·t. A later forward overwrites an earlier one, so the dict does not grow and activations
+    recomputed in the backward pass are not counted twice.
     """
     modules = routed_modules(model)
     routes: dict[str, Routes] = {}

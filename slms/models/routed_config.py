@@ -1,6 +1,6 @@
-"""Configurations of routed language models: each family's own, with a ``routing`` object.
+"""Configurations of routed language models, which are each family's own with a ``routing`` object added.
 
-They are quick to import; the models, which are not, are in ``routed_lm``.
+They import quickly; the models, which do not, are in ``routed_lm``.
 """
 
 from typing import Any
@@ -12,12 +12,12 @@ from slms.models.families import FAMILIES, Family
 
 
 class RoutedConfig:
-    """What a routed configuration has beside its family's fields. Making one registers its model."""
+    """Adds routing to a family's configuration. Making an instance registers its model class."""
 
     model_type: str
 
     def __post_init__(self, **kwargs: Any) -> None:
-        from slms.models.routed_lm import routed_class  # takes seconds to import: not before a model is wanted
+        from slms.models.routed_lm import routed_class  # it takes seconds to import, so only when a model is needed
 
         routed_class(self.model_type.removeprefix("routed_"))
         super().__post_init__(**kwargs)  # type: ignore[misc]  # of the family's configuration beside it
@@ -26,7 +26,7 @@ class RoutedConfig:
 def _make(model_type: str, family: Family) -> type[PreTrainedConfig]:
     name = f"Routed{family.config}"
     body = {
-        "__module__": __name__,  # where pickle looks for it
+        "__module__": __name__,  # pickle looks for the class here
         "__annotations__": {"routing": "dict | None"},
         "model_type": f"routed_{model_type}",
         "routing": None,
@@ -40,6 +40,6 @@ globals().update({config.__name__: config for config in CONFIGS.values()})
 
 
 def register() -> None:
-    """Let AutoConfig read every routed configuration; may be called again."""
+    """Let AutoConfig read every routed configuration; this may be repeated."""
     for config in CONFIGS.values():
         AutoConfig.register(config.model_type, config, exist_ok=True)

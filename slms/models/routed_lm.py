@@ -1,4 +1,4 @@
-"""Routed language models as Hugging Face classes, one for each family, made from the family's own when first wanted."""
+"""Routed language models as Hugging Face classes, one for each family, made from its own class when first needed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from slms.routing import RoutingConfig
 
 
 class RoutedMixin(PreTrainedModel):
-    """A causal language model some of whose MLPs are routed, as its ``config.routing`` says."""
+    """A causal language model in which ``config.routing`` decides which MLPs are routed, and how."""
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
@@ -27,7 +27,7 @@ class RoutedMixin(PreTrainedModel):
         prepare(self)
 
     def __repr__(self) -> str:
-        """What is routed, and how; ``print(model.base_model)`` shows every module."""
+        """Describe what is routed and how; ``print(model.base_model)`` shows every module."""
         alike: dict[str, list[str]] = {}
         for place, module in routed_modules(self).items():
             alike.setdefault(module.summary(), []).append(place)
@@ -39,7 +39,7 @@ class RoutedMixin(PreTrainedModel):
 
 @cache
 def routed_class(family: str) -> type[PreTrainedModel]:
-    """The routed class of a family; AutoModelForCausalLM knows it from now on, and it pickles."""
+    """Return the routed class of a family, which can be pickled, and register it with AutoModelForCausalLM."""
     dense = getattr(transformers, FAMILIES[family].model)
     config, name = CONFIG_MAPPING[f"routed_{family}"], f"Routed{dense.__name__}"
     made = type(name, (RoutedMixin, dense), {"__module__": __name__, "config_class": config})
@@ -49,7 +49,7 @@ def routed_class(family: str) -> type[PreTrainedModel]:
 
 
 def __getattr__(name: str) -> type[PreTrainedModel]:
-    """A routed class by its name, as pickle asks for it in a process that has not made it yet."""
+    """Return a routed class by name, since pickle may ask for it in a process that has not made it yet."""
     for family, row in FAMILIES.items():
         if name == f"Routed{row.model}":
             return routed_class(family)
@@ -57,7 +57,7 @@ def __getattr__(name: str) -> type[PreTrainedModel]:
 
 
 def routing_of(config: PreTrainedConfig) -> RoutingConfig:
-    """The routing configuration that a routed model's configuration carries."""
+    """Return the routing configuration inside a routed model's configuration."""
     if not isinstance(config.routing, dict):
         raise ValueError(
             f"`routing` of a {config.model_type} configuration is {config.routing!r}; it must be a mapping."
@@ -66,7 +66,7 @@ def routing_of(config: PreTrainedConfig) -> RoutingConfig:
 
 
 def route_mlps(model: PreTrainedModel) -> dict[int, RoutedMLP]:
-    """Put fresh routed MLPs of the same shapes in the place of the dense ones that ``model.config.routing`` names."""
+    """Replace the dense MLPs that ``model.config.routing`` names by fresh routed MLPs of the same shapes."""
     routing, mlps, routed = routing_of(model.config), find_mlps(model), {}
     for index in routing.routed_layers(len(mlps)):
         dense = read_mlp(mlps[index])

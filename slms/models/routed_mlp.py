@@ -1,4 +1,4 @@
-"""The routed MLP: a dense MLP's neurons in pathways, of which each token executes only those its router chooses.
+"""The routed MLP, which groups a dense MLP's neurons into pathways; each token executes those its router chooses.
 
 Shapes: b batch, t position, n tokens (b·t), d model, f neurons, p pathways.
 """
@@ -23,9 +23,9 @@ from slms.routing import RULES, PathwayRouter, RoutingConfig
 class RoutedMLP(Routed):
     """y = b_out + Σ_{p chosen} g_p · h_p W_out_p [+ Σ_{p not chosen} mean_out_p],  h = act(x W_inᵀ + b_in).
 
-    Gated MLPs have h = act(x W_gateᵀ + b_gate) ∘ (x W_inᵀ + b_in). All matrices are [f, d], W_out included, so that a
-    neuron is one contiguous row of each; pathway p is rows offsets[p] to offsets[p + 1]. ``permutation`` [f] holds the
-    dense model's index of every row. With every pathway chosen and gates of 1 this is the dense MLP.
+    In gated MLPs h = act(x W_gateᵀ + b_gate) ∘ (x W_inᵀ + b_in). All matrices, also W_out, are [f, d], so that a neuron
+    is one contiguous row of each; pathway p is rows offsets[p] to offsets[p + 1]. ``permutation`` [f] holds the dense
+    model's index of every row. With every pathway chosen and gates of 1 this equals the dense MLP.
     """
 
     part = "mlp"
@@ -84,14 +84,14 @@ class RoutedMLP(Routed):
         self.permutation.copy_(permutation)
 
     def dense_weights(self) -> MLPWeights:
-        """Copies of the weights in the dense model's order of neurons: the inverse of :meth:`load_dense`."""
+        """Return copies of the weights in the dense model's order of neurons, which inverts :meth:`load_dense`."""
         order = self.permutation.argsort()
         rows = {name: getattr(self, name) for name in ("W_in", "W_out", "b_in", "W_gate", "b_gate")}
         rows = {name: None if w is None else w.detach()[order] for name, w in rows.items()}
         return MLPWeights(**rows, b_out=None if self.b_out is None else self.b_out.detach(), activation=self.activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Output [..., d], in x's dtype, of x [..., d]."""
+        """Return the output [..., d] for x [..., d], in x's dtype."""
         flat = x.reshape(-1, x.shape[-1])
         if (backend := self._fuses(flat)) is not None and (run := self._fused(flat.dtype)) is not None:
             return run(flat, backend).reshape(x.shape)
@@ -115,7 +115,7 @@ class RoutedMLP(Routed):
         return F.dropout(y.to(x.dtype), self.dropout, self.training).reshape(x.shape)
 
     def _fuses(self, x: Tensor) -> str | None:
-        """The backend by which one compiled call does all of it: inference of what nobody watches, where that pays."""
+        """Return the backend of a single compiled call if this is unobserved inference and the call is faster."""
         config, p = self.config, self.config.n_pathways
         plain = (
             self.recorder is None
@@ -128,14 +128,14 @@ class RoutedMLP(Routed):
         return fuses(x, self.W_in, self._k / p, p, self.W_gate is not None, config.backend) if plain else None
 
     def _fused(self, dtype: torch.dtype) -> Callable[[Tensor, str], Tensor] | None:
-        """All of it as one compiled call, prepared when first wanted and again once a tensor has moved.
+        """Return the whole MLP as one compiled call, prepared at first use and again after a tensor has moved.
 
-        None unless every weight is of this type and lies in memory as it is used: none that a parametrization, a hook
-        or an adapter computes, no sharded or fake tensor.
+        None unless every weight has this dtype and lies in memory as it is used, which excludes weights computed by a
+        parametrization, hook or adapter, and sharded or fake tensors.
         """
         router = self.router
         hidden, out = router.hidden, router.out
-        assert out is not None, router.kind  # `_fuses` has seen to it
+        assert out is not None, router.kind  # `_fuses` has checked this
         owners: list[dict] = [self._parameters, self._buffers, router._parameters, router._buffers, out._parameters]
         if hidden is not None:
             owners.append(hidden._parameters)
@@ -154,7 +154,7 @@ class RoutedMLP(Routed):
         if self._modules.keys() != {"router"} or any(module._modules for module in router.children()):
             return None
         run = prepare_fused(Layer(chooser, *weights, self.offsets, self.activation))
-        if not run.copied:  # of tensors that are not contiguous, whose numbers may change
+        if not run.copied:  # it copies tensors that are not contiguous, whose numbers may change later
             self._prepared = where, run
         return run
 

@@ -1,10 +1,10 @@
-"""Sites: named places inside a language model, read and replaced through PyTorch's own hooks.
+"""Sites: named points inside a language model, read and replaced through PyTorch's own hooks.
 
     residual.L     [n, d] the residual stream after layer L
     mlp_in.L       [n, d] the input of layer L's MLP, after its norm
     neurons.L      [n, f] the activations of its neurons, at the input of the down-projection, in the dense order
     mlp_out.L      [n, d] the output of the MLP, before the residual is added
-    pathway.L.P    [n, d] what pathway P of a routed MLP adds to that output; zero where P was not chosen
+    pathway.L.P    [n, d] what pathway P of a routed MLP adds to that output; zero if P was not chosen
 
 Shapes: b blocks, t position, n tokens (b·t), d model, f neurons.
 """
@@ -39,7 +39,7 @@ _TRANSFORMER_LENS = {
 
 @dataclass(frozen=True)
 class Site:
-    """One place: its kind, layer and, of a routed MLP, pathway."""
+    """One site: its kind, its layer and, for `pathway`, the pathway."""
 
     kind: str
     layer: int
@@ -47,17 +47,17 @@ class Site:
 
     @property
     def name(self) -> str:
-        """As it is written in a configuration."""
+        """The site's name in a configuration."""
         return ".".join(str(part) for part in (self.kind, self.layer, self.pathway) if part is not None)
 
     @property
     def hook_name(self) -> str:
-        """TransformerLens's name of it; of a pathway, one in the same manner."""
+        """TransformerLens's name of the site; a pathway gets a name in the same style."""
         return _TRANSFORMER_LENS[self.kind].format(self.layer, self.pathway)
 
 
 def site_names(model: PreTrainedModel) -> list[str]:
-    """Every site of a model."""
+    """List every site of a model."""
     names = []
     for layer, mlp in find_mlps(model).items():
         names += [f"{kind}.{layer}" for kind in ("residual", "mlp_in", "neurons", "mlp_out")]
@@ -67,10 +67,10 @@ def site_names(model: PreTrainedModel) -> list[str]:
 
 
 def find_site(model: PreTrainedModel, name: str) -> Site:
-    """The site called `name`.
+    """Return the site called `name`.
 
     Raises:
-        ValueError: there is none; the nearest names are given.
+        ValueError: there is no such site; the message gives the nearest names.
     """
     names = site_names(model)
     if name not in names:
@@ -81,10 +81,10 @@ def find_site(model: PreTrainedModel, name: str) -> Site:
 
 
 def find_pair(model: PreTrainedModel, source: str, target: str | None) -> tuple[Site, Site]:
-    """Where a coder reads and where it writes; without `target` both are `source`.
+    """Return the sites where a coder reads and writes; without `target` both are `source`.
 
     Raises:
-        ValueError: no such site, or a target that the model computes before the source.
+        ValueError: there is no such site, or the model computes the target before the source.
     """
     x = find_site(model, source)
     y = x if target is None else find_site(model, target)
@@ -98,16 +98,16 @@ def _order(site: Site) -> tuple[int, int]:
 
 
 def site_width(model: PreTrainedModel, site: Site) -> int:
-    """Dimension of a site's activations."""
+    """Return the dimension of a site's activations."""
     weights = read_mlp(find_mlps(model)[site.layer])
     return weights.W_in.shape[0 if site.kind == "neurons" else 1]
 
 
 def site_of_hook(model: PreTrainedModel, hook_name: str) -> Site:
-    """The site that TransformerLens calls `hook_name`.
+    """Return the site that TransformerLens calls `hook_name`.
 
     Raises:
-        ValueError: none of this model's sites; the nearest names are given.
+        ValueError: this model has no such site; the message gives the nearest names.
     """
     names = {site.hook_name: site for site in (find_site(model, name) for name in site_names(model))}
     if hook_name not in names:
@@ -117,7 +117,7 @@ def site_of_hook(model: PreTrainedModel, hook_name: str) -> Site:
 
 
 def hf_name(model: PreTrainedModel, site: Site) -> str:
-    """Path of the module whose output (for `mlp_in` and `neurons`, input) the site is."""
+    """Return the path of the module whose output (for `mlp_in` and `neurons`, input) is the site."""
     family = family_of(model)
     layer = f"{family.layers}.{site.layer}"
     down = "" if isinstance(find_mlps(model)[site.layer], RoutedMLP) else f".{family.down}"
@@ -125,7 +125,7 @@ def hf_name(model: PreTrainedModel, site: Site) -> str:
 
 
 def _attach(model: PreTrainedModel, site: Site, see: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
-    """Call `see` with the site's activations [..., d] at each forward; what it returns takes their place."""
+    """Call `see` with the site's activations [..., d] at each forward; its result, if any, replaces them."""
     family = family_of(model)
     layer = model.get_submodule(f"{family.layers}.{site.layer}")
     mlp = getattr(layer, family.mlp)
@@ -160,7 +160,7 @@ def _attach(model: PreTrainedModel, site: Site, see: Callable[[Tensor], Tensor |
 
 
 def _routed_part(mlp: RoutedMLP, x: Tensor, pathway: int | None) -> tuple[Tensor, Tensor]:
-    """W_out [f, d] and gated activations [..., f] of a routed MLP in dense order, of one pathway's neurons or all."""
+    """Return W_out [f, d] and the gated activations [..., f] of all neurons or one pathway's, in dense order."""
     flat = rearrange(x, "... d -> (...) d")
     routes = mlp.router.route(flat, mlp.k)
     order = mlp.permutation.argsort()
@@ -173,12 +173,12 @@ def _routed_part(mlp: RoutedMLP, x: Tensor, pathway: int | None) -> tuple[Tensor
 
 
 class _Enough(Exception):
-    """Every site has been read: the rest of the forward pass is not needed."""
+    """Raised once every site has been read, since the rest of the forward pass is not needed."""
 
 
 @torch.no_grad()
 def read_sites(model: PreTrainedModel, input_ids: Tensor, sites: Sequence[Site]) -> dict[str, Tensor]:
-    """Activations {name: [n, d]} of token blocks [b, t]; the model runs no further than the last site."""
+    """Return activations {name: [n, d]} for token blocks [b, t]; the model runs no further than the last site."""
     found: dict[str, Tensor] = {}
 
     def reader(site: Site) -> Callable[[Tensor], None]:
@@ -199,7 +199,7 @@ def read_sites(model: PreTrainedModel, input_ids: Tensor, sites: Sequence[Site])
 
 @contextmanager
 def replaced(model: PreTrainedModel, source: Site, target: Site, by: Replace) -> Iterator[None]:
-    """While open, activations y [n, o] at `target` are by(x, y), with x [n, i] those at `source`: one site or two."""
+    """While open, replace activations y [n, o] at `target` by by(x, y), where x [n, i] are those at `source`."""
     seen: dict[str, Tensor] = {}
 
     def note(x: Tensor) -> None:

@@ -1,12 +1,12 @@
 """Causal attention for heads of 4 or 8 dimensions on the CPU, forward and backward, compiled by numba.
 
-Libraries compute q kᵀ as a matrix product, whose inner dimension is the head's size: at 4 their kernels idle. Here the
-keys are the vector's dimension instead, and four queries are handled at once:
+Libraries compute q kᵀ as a matrix product over the head's size; at a size of 4 their kernels idle. Here the vectors run
+over keys instead, and four queries are handled at once:
 
     S_ij = q_i · k_j,  P_ij = exp(S_ij − L_i),  L_i = log Σ_j exp S_ij,  o_i = Σ_j P_ij v_j,  i − window < j ≤ i
     dS_ij = P_ij (g_i · v_j − g_i · o_i),  dq_i = Σ_j dS_ij k_j,  dk_j = Σ_i dS_ij q_i,  dv_j = Σ_i P_ij g_i
 
-(FlashAttention-2, arXiv:2307.08691, without its tiles: a row of at most LONGEST scores stays in the first cache.)
+(This is FlashAttention-2, arXiv:2307.08691, without tiles, as a row of at most LONGEST scores fits the first cache.)
 
 Shapes: b batch, t position, h heads, e head size. All tensors are [b, t, h, e], contiguous, fp32.
 """
@@ -26,11 +26,11 @@ from torch import Tensor, library
 
 LONGEST = 2048
 SIZES = (4, 8)
-ROW = LONGEST + 16  # no power of two, whose rows would share the sets of a cache
+ROW = LONGEST + 16  # not a power of two, because such rows would share the sets of a cache
 ROW2, ROW3 = 2 * ROW, 3 * ROW
 f32 = np.float32
 UNSEEN = f32(-1e30)
-# Reordering sums is what lets the compiler vectorise them; NaN keeps its meaning.
+# The compiler may reorder sums, or it could not vectorise them; NaN keeps its meaning.
 JIT: dict[str, Any] = dict(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
 
 
@@ -44,9 +44,9 @@ def _float_of_bits(typing_context: Any, bits: Any) -> Any:
 
 @register_jitable
 def _exp(x):
-    """e^x = 2^n e^r for x ≤ 0 (Cephes' expf), vectorised where libm's is not; 0 below e^−70.
+    """Compute e^x = 2^n e^r for x ≤ 0 (Cephes' expf), which vectorises, unlike libm's; the result is 0 below e^−70.
 
-    Subnormal numbers, which would soon follow, cost a hundred times a normal product.
+    Subnormal numbers, which come soon below that, cost a hundred times as much as a normal product.
     """
     n = np.floor(x * f32(1.4426950408889634) + f32(0.5))
     r = x - n * f32(0.693359375) + n * f32(2.12194440e-4)
@@ -60,7 +60,7 @@ def _exp(x):
     return f32(0.0) if x < f32(-70.0) else p * _float_of_bits(power)  # type: ignore[call-arg]  # an intrinsic
 
 
-# Scores S and W are four rows of ROW columns, keys K and values V a row for each dimension (four are used at a time).
+# Scores S and W have four rows of ROW columns. Keys K and values V have one row per dimension; four are used at a time.
 # Queries Q and gradients G hold 16 numbers [position, dimension] for every four positions and four dimensions.
 @register_jitable
 def _four(X, x):
@@ -84,7 +84,7 @@ def _plus(a, s, b):
 
 @numba.njit(**JIT)
 def _scores(S, K, Q, x, subtract, m, first):
-    """S[r, j] = Q[r] · K[j] − subtract[r], or += Q[r] · K[j] where these are not the first dimensions."""
+    """S[r, j] = Q[r] · K[j] − subtract[r], or += Q[r] · K[j] for all but the first dimensions."""
     a, b, c, d, minus = _four(Q, x), _four(Q, x + 4), _four(Q, x + 8), _four(Q, x + 12), subtract
     if first:
         for j in range(m):
@@ -98,7 +98,7 @@ def _scores(S, K, Q, x, subtract, m, first):
             S[ROW2 + j], S[ROW3 + j] = S[ROW2 + j] + _dot(c, k), S[ROW3 + j] + _dot(d, k)
 
 
-@numba.njit(**JIT | {"fastmath": True})  # a maximum is vectorised only if it may lose NaN; the exponentials keep it
+@numba.njit(**JIT | {"fastmath": True})  # a maximum vectorises only if it may lose NaN; the exponentials keep NaN
 def _maxima(S, m):
     a, b, c, d = _column(S, 0)
     for j in range(m):
@@ -108,7 +108,7 @@ def _maxima(S, m):
 
 @numba.njit(**JIT)
 def _exponentials(S, m, top):
-    """S ← exp(S − top); returns the sums of the four rows."""
+    """S ← exp(S − top); return the sums of the four rows."""
     z0 = z1 = z2 = z3 = f32(0)
     for j in range(m):
         a, b, c, d = _column(S, j)
@@ -130,7 +130,7 @@ def _exponentials_times(S, W, m):
 
 @numba.njit(**JIT)
 def _gather(S, V, m):
-    """Σ_j S[r, j] V[:, j] of the four rows."""
+    """Return Σ_j S[r, j] V[:, j] for the four rows."""
     zero = (f32(0), f32(0), f32(0), f32(0))
     a, b, c, d = zero, zero, zero, zero
     for j in range(m):
@@ -151,7 +151,7 @@ def _scatter(D, S, Q, x, m):
 
 @numba.njit(**JIT)
 def _hide(S, i, start, stop, window):
-    """Rows i … i + 3 see their last ``window`` keys; S begins with key ``start``."""
+    """Let rows i … i + 3 see only their last ``window`` keys; S begins with key ``start``."""
     for r in range(4):
         for j in range(i + r + 1, stop):
             S[r * ROW + j - start] = UNSEEN
@@ -161,7 +161,7 @@ def _hide(S, i, start, stop, window):
 
 @numba.njit(**JIT)
 def _place(i, d, e):
-    """Where position i, dimension d is in Q and G."""
+    """Return the index of position i, dimension d in Q and G."""
     return (i // 4) * 4 * e + (d // 4) * 16 + (i % 4) * 4 + d % 4
 
 
@@ -285,11 +285,11 @@ _forward.register_autograd(_gradients, setup_context=_save)
 
 
 def serves(q: Tensor) -> bool:
-    """Whether queries [b, t, h, e] are of the kind that this is faster for: small heads in fp32 on the CPU."""
+    """Return whether this is faster for queries [b, t, h, e], which holds for small heads in fp32 on the CPU."""
     small = q.shape[-1] in SIZES and 16 <= q.shape[1] <= LONGEST
     return small and q.device.type == "cpu" and q.dtype == torch.float32
 
 
 def small_head_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """softmax(q kᵀ) v, unscaled, of each position over itself and the window − 1 before it; all [b, t, h, e]."""
+    """Compute unscaled softmax(q kᵀ) v over each position and the window − 1 before it; all are [b, t, h, e]."""
     return _forward(q.contiguous(), k.contiguous(), v.contiguous(), window)[0]

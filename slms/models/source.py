@@ -1,4 +1,4 @@
-"""Where a base comes from: embedded, a directory, or the Hugging Face hub, decided within seconds and said aloud."""
+"""Decides within seconds whether a base is embedded, a directory, or from the Hugging Face hub, and reports it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,18 +19,18 @@ class BaseConfig:
     """The dense model that a run starts from: ``name``, or ``hub`` with ``embedded`` as its declared stand-in.
 
     Args:
-        name: `stories-1m` (embedded), a Hugging Face id, or a directory in Hugging Face format; wins over `hub`.
-        hub: a Hugging Face id, in place of `name`.
-        embedded: the embedded base that stands in where `hub` is neither cached nor reachable.
-        source: `auto`: the local cache, then the hub, then the stand-in. The others are strict.
-        tokenizer: where the tokenizer is taken from when not from the base: a name, id or directory.
-        init: `random` keeps the architecture and draws new weights.
+        name: `stories-1m` (embedded), a Hugging Face id, or a directory in Hugging Face format; overrides `hub`.
+        hub: a Hugging Face id, used if there is no `name`.
+        embedded: the embedded base to use if `hub` is neither cached nor reachable.
+        source: `auto` tries the local cache, then the hub, then the stand-in; every other value allows only that one.
+        tokenizer: a name, id or directory to take the tokenizer from; by default the base.
+        init: `pretrained` loads the base's weights; `random` keeps its architecture and draws new weights.
         seed: seeds random weights.
         revision: branch, tag or commit on the hub.
-        d_model: width, in place of the base's; random weights only, like the next three.
-        n_layers: number of layers.
-        n_heads: number of attention heads.
-        vocab: size of the vocabulary, in tokens.
+        d_model: width that replaces the base's; this and the next three need random weights.
+        n_layers: number of layers that replaces the base's.
+        n_heads: number of attention heads that replaces the base's.
+        vocab: size of the vocabulary, in tokens, that replaces the base's.
     """
 
     name: str | None = None
@@ -47,7 +47,7 @@ class BaseConfig:
     vocab: int | None = None
 
     def __post_init__(self):
-        if self.name is not None:  # named on the command line over a YAML's pair
+        if self.name is not None:  # a name on the command line overrides the pair in a YAML
             object.__setattr__(self, "hub", None)
             object.__setattr__(self, "embedded", None)
         elif self.hub is None and self.embedded is None:
@@ -67,20 +67,20 @@ class BaseConfig:
 
 
 class Resolved(NamedTuple):
-    """Where a base comes from."""
+    """The origin of a base."""
 
     kind: Literal["embedded", "local", "hub"]
     name: str
     note: str
-    """One line for people, such as `base roneneldan/TinyStories-1M from the hub`."""
+    """One line for the user, such as `base roneneldan/TinyStories-1M from the hub`."""
     stand_in: bool = False
-    """Whether the embedded base replaces a hub id that cannot be had."""
+    """Whether the embedded base replaces a hub id that is not available."""
     cached: bool = False
-    """Whether the hub's files are all in the local cache, so that no network is needed."""
+    """Whether the local cache has all files of the hub, so that no network is needed."""
 
 
 def as_base(base: Any) -> BaseConfig:
-    """A BaseConfig from one, from a name, or from a parsed namespace of its fields."""
+    """Make a BaseConfig from a BaseConfig, a name, or a parsed namespace of its fields."""
     if isinstance(base, BaseConfig):
         return base
     return BaseConfig(name=str(base)) if isinstance(base, str | Path) else BaseConfig(**vars(base))
@@ -91,13 +91,13 @@ def resolve(
 ) -> Resolved:
     """Decide where a base comes from, without reading weights.
 
-    corpus_cached: whether the hub corpus that goes with the base needs no network; if it does, the hub must answer, or
-    the stand-in takes the place of both.
-    Raises ValueError for a name that cannot be one, OSError where a strict source cannot be had.
+    corpus_cached: returns whether the hub corpus that belongs to the base is cached. If not, the hub must answer; else
+    the stand-in replaces both.
+    Raises ValueError for an impossible name, and OSError if a strict source is not available.
     """
     base = as_base(base)
     name = base.name or (base.embedded if base.source == "embedded" or base.hub is None else base.hub)
-    assert name is not None, base  # BaseConfig saw to it
+    assert name is not None, base  # BaseConfig has checked this
     if base.source in ("auto", "embedded") and name in EMBEDDED:
         return Resolved("embedded", name, f"base {name} (embedded)")
     if base.source == "embedded":
@@ -127,7 +127,7 @@ def resolve(
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether a name means a place on this machine, so that a mistyped one is never looked up on the hub.
+    """Return whether a name means a path on this machine, so that a mistyped path is never looked up on the hub.
 
     >>> looks_like_path("EleutherAI/pythia-70m"), looks_like_path("./model"), looks_like_path("runs/a/model")
     (False, True, True)
@@ -148,9 +148,9 @@ def _is_hub_id(name: str) -> bool:
 
 
 def fetch(resolved: Resolved, revision: str | None = None, weights: bool = True) -> Path:
-    """The directory with a base's files, downloaded where need be: configuration, tokenizer, weights.
+    """Return the directory with a base's configuration, tokenizer and weights; download them if necessary.
 
-    Safetensors are preferred; pickled weights are taken only where the repository has no others.
+    Safetensors are preferred; pickled weights are used only if the repository has no others.
     """
     if resolved.kind != "hub":
         return EMBEDDED.get(resolved.name, Path(resolved.name).expanduser())
@@ -159,14 +159,14 @@ def fetch(resolved: Resolved, revision: str | None = None, weights: bool = True)
 
 
 def local_tokenizer(name: str) -> Path | None:
-    """Directory of a tokenizer that needs no network: embedded, a directory, or cached from the hub."""
+    """Return the directory of a tokenizer that needs no network: embedded, local, or cached from the hub."""
     if name in EMBEDDED or looks_like_path(name):
         return EMBEDDED.get(name, Path(name).expanduser())
     return cached_snapshot(name, config=False, weights=False, tokenizer=True)
 
 
 def fetch_tokenizer(name: str) -> Path:
-    """Directory of a tokenizer named apart from its model."""
+    """Return the directory of a tokenizer that is named separately from its model."""
     path = local_tokenizer(name)
     if path is None:
         trouble = hub_trouble(name)

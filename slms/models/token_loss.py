@@ -1,9 +1,9 @@
-"""Losses of next tokens that never hold the logits of all tokens: tokens pass through the head a part at a time.
+"""Next-token losses that never hold the logits of all tokens, because tokens pass through the head in parts.
 
-A vocabulary of 49,152 words makes the logits of 2,048 tokens 400 MB, and a loss, its softmax and their gradients are
-several times as many. Here a part's logits are made, used and dropped, forward and backward at once: the loss of a part
-gives the gradient with respect to its logits, which goes on to the hidden states and adds up for the head's weight
-(the way of Liger's fused linear cross-entropy, arXiv:2410.10989).
+With a vocabulary of 49,152 words, the logits of 2,048 tokens take 400 MB; a loss, its softmax and their gradients take
+several times as much. Here the logits of one part are computed, used for both forward and backward, and dropped. The
+loss of a part gives the gradient of its logits, which passes to the hidden states and is summed for the head's weight
+(as in Liger's fused linear cross-entropy, arXiv:2410.10989).
 
 With logits y, p = softmax(y), target t and a teacher's q = softmax(y′):
 nll = −ln p_t, KL = Σ_v q_v (ln q_v − ln p_v), ∂nll/∂y = p − onehot(t), ∂KL/∂y = p − q.
@@ -32,18 +32,18 @@ FEWEST = 64
 
 
 class TokenLoss(NamedTuple):
-    """What one batch is trained on."""
+    """The losses of one training batch."""
 
     total: Tensor
-    """nll_weight · nll + kl_weight · kl, the only one of the three that has a gradient"""
+    """nll_weight · nll + kl_weight · kl; only this one has a gradient"""
     nll: Tensor
-    """mean over the counted tokens, nats"""
+    """mean over the counted tokens, in nats"""
     kl: Tensor | None
-    """mean over all tokens of KL(teacher ‖ model), nats"""
+    """mean over all tokens of KL(teacher ‖ model), in nats"""
 
 
 def next_tokens(input_ids: Tensor) -> Tensor:
-    """The target of each token of blocks [b, t]: the one after it; none for the last."""
+    """Return the target of each token of blocks [b, t], which is the next token; the last has none."""
     return F.pad(input_ids[:, 1:], (0, 1), value=IGNORED)
 
 
@@ -55,12 +55,12 @@ def token_loss(
     nll_weight: float = 1.0,
     kl_weight: float = 0.0,
 ) -> TokenLoss:
-    """Cross-entropy and distillation of tokens, differentiable once in the hidden states, the head's weight and bias.
+    """Compute cross-entropy and distillation losses, differentiable once in hidden states, head weight and bias.
 
     Args:
-        hidden: [..., d], the head's inputs; autocast applies to their products as to the head's own.
+        hidden: the head's inputs [..., d]; autocast applies here as it does in the head.
         targets: int64 [...], `IGNORED` where a token does not count.
-        teacher: hidden states of the same tokens, [..., d′], and the head over the same vocabulary; no gradient.
+        teacher: hidden states [..., d′] of the same tokens and a head over the same vocabulary; they get no gradient.
     """
     parts = (hidden.flatten(0, -2), head.weight, head.bias, head, targets.flatten(), teacher, nll_weight, kl_weight)
     total, nll, kl = _TokenLoss.apply(*parts)
@@ -69,7 +69,7 @@ def token_loss(
 
 @torch.no_grad()
 def nll_of(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
-    """−ln p(target) of each token in nats, at least fp32, [...]; hidden [..., d], targets [...], 0 where `IGNORED`."""
+    """Compute each token's −ln p(target) [...] in nats, ≥ fp32; 0 if `IGNORED`. hidden [..., d], targets [...]"""
     head, x, t = head.cast(hidden), hidden.flatten(0, -2), targets.flatten()
     nats = x.new_empty(len(x), dtype=_wide(x))
     for rows, (room,) in _parts(x, head, 1):
@@ -80,7 +80,7 @@ def nll_of(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def kl_of(hidden: Tensor, head: Head, teacher: tuple[Tensor, Head]) -> Tensor:
-    """KL(teacher ‖ model) of each token in nats, at least fp32, [...]; both hidden states [..., d]."""
+    """Compute KL(teacher ‖ model) of each token [...] in nats, at least fp32; both hidden states are [..., d]."""
     head, x = head.cast(hidden), hidden.flatten(0, -2)
     theirs, x_theirs = teacher[1].cast(teacher[0]), teacher[0].flatten(0, -2)
     nats = x.new_empty(len(x), dtype=_wide(x))
@@ -96,9 +96,9 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 def _parts(x: Tensor, head: Head, many: int) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of x [n, d] in parts, each with `many` rooms for its logits, [many, rows, v].
+    """Yield the rows of x [n, d] in parts, each with `many` buffers for its logits, [many, rows, v].
 
-    The rooms are the same for every part: fresh pages from the system would cost a quarter of the product's time.
+    All parts share the buffers, because fresh pages from the system would cost a quarter of the product's time.
     """
     v = x.shape[1] if head.weight is None else len(head.weight)
     size = max(min(ROOM // (v * many), len(x)), FEWEST)
@@ -109,7 +109,7 @@ def _parts(x: Tensor, head: Head, many: int) -> Iterator[tuple[slice, Tensor]]:
 
 
 def _shifted(y: Tensor) -> Tensor:
-    """y less the largest of its row, in place: the same softmax, and exp cannot overflow."""
+    """Subtract the largest of each row from y, in place; the softmax stays the same and exp cannot overflow."""
     return y.sub_(y.amax(1, keepdim=True))
 
 
@@ -118,7 +118,7 @@ def _at(y: Tensor, targets: Tensor) -> Tensor:
 
 
 def _against(z: Tensor, theirs: Head, x: Tensor, room: Tensor, another: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the teacher's inputs x: q [n, v], in `another`, and Σ_v q_v (ln q_v − z_v) [n], which is KL − ln Σ_v exp z."""
+    """From the teacher's x, return q [n, v] in `another` and Σ_v q_v (ln q_v − z_v) [n], which is KL − ln Σ_v exp z."""
     z_theirs = _shifted(theirs.logits(x, room))
     q = torch.exp(z_theirs, out=another)
     total = q.sum(1, keepdim=True)
@@ -143,7 +143,7 @@ class _TokenLoss(torch.autograd.Function):
         if teacher is not None:
             theirs, x_theirs = teacher[1].cast(teacher[0]), teacher[0].flatten(0, -2)
         counted = (targets != IGNORED).to(wide)
-        # Weights of the tokens in n times the loss: gradients in 16 bits are then of the size of p, not of p / n.
+        # Tokens are weighted as in n times the loss, so that gradients in 16 bits are of the size of p, not of p / n.
         a, c = nll_weight * n / counted.sum().clamp_min(1) * counted, kl_weight if teacher is not None else 0.0
         nll, kl = hidden.new_zeros(n, dtype=wide), hidden.new_zeros(n, dtype=wide)
         sums = [
@@ -177,14 +177,14 @@ class _TokenLoss(torch.autograd.Function):
     def backward(ctx: Any, total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.sums is None:
             raise RuntimeError("token_loss: a second backward pass; the first one has used up the gradients.")
-        sums, ctx.sums = ctx.sums, None  # scaled in place: another copy of the head is a lot of memory
+        sums, ctx.sums = ctx.sums, None  # scaled in place, because another copy of the head takes much memory
         scale = total / ctx.n
         made = [None if x is None else x.mul_(scale).to(dtype) for x, dtype in zip(sums, ctx.dtypes, strict=True)]
         return (*made, None, None, None, None, None)
 
 
 def _add(sums: list[Tensor | None], rows: slice, head: Head, x: Tensor, g: Tensor) -> None:
-    """Add what g [n, v], the gradient with respect to x Wᵀ + b, makes of those of x [n, d] (its rows), W and b."""
+    """Add to the gradients of x [n, d] (its `rows`), W and b what follows from g [n, v], the gradient of x Wᵀ + b."""
     dx, dW, db = sums
     if db is not None:
         db.add_(g.sum(0))

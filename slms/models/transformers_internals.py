@@ -1,12 +1,12 @@
-"""Every place where SLMS reaches into transformers beyond what it documents: look here first when a new release breaks.
+"""All code that relies on undocumented parts of transformers: look here first if a new release breaks something.
 
 CACHE                   the name of the cache of keys and values, renamed in 5.24
 SDPASelfAttention       GPT-Neo's attention: forward, and the names of its layers and buffers
-UnpaddedGPTNeoModel     GPT-Neo's stack: forward, and that a four-dimensional mask passes as it is
+UnpaddedGPTNeoModel     GPT-Neo's stack: forward, and that it passes on a four-dimensional mask unchanged
 forget_renamed_weights  what from_pretrained notes for save_pretrained
 
-An override names only the arguments that it uses and hands on the others as they came. What it does not know is left to
-transformers' own class: slower, never wrong. A test fails where that happens to a plain call.
+An override names only the arguments that it uses and passes on the others unchanged. If it meets an argument that it
+does not know, transformers' own class runs: slower, but never wrong. A test fails if that happens to a plain call.
 
 Shapes: b batch, t queries, s keys, d model; heads and head size as h and e.
 """
@@ -33,16 +33,16 @@ SERVED = ("attention_mask", "layer_past", "use_cache")
 
 
 class SDPASelfAttention(GPTNeoSelfAttention):
-    """GPT-Neo's attention, softmax(q kᵀ + mask) v without the usual 1/√e, where transformers has only an eager one.
+    """GPT-Neo's attention, softmax(q kᵀ + mask) v without the usual 1/√e; transformers has only an eager form of it.
 
-    Through ``scaled_dot_product_attention``, or on the CPU, for the tiny heads of the TinyStories models, through
-    ``small_heads``. A local layer sees the last ``window_size`` keys. Equal to eager within 1e-6 in fp32.
+    It runs through ``scaled_dot_product_attention``, or through ``small_heads`` for the tiny heads of the TinyStories
+    models on the CPU. A local layer sees the last ``window_size`` keys. It equals the eager form within 1e-6 in fp32.
     """
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         attention_mask, layer_past = kwargs.get("attention_mask"), kwargs.get("layer_past")
         other = any(value is not None and value is not False for name, value in kwargs.items() if name not in SERVED)
-        if args or other:  # weights to return, or an argument of a later transformers: its own class knows them
+        if args or other:  # the caller wants weights, or a later transformers has a new argument; its class knows both
             return super().forward(hidden_states, *args, **kwargs)
         dropout = self.attn_dropout.p if self.training else 0.0
         q, k, v = (
@@ -61,7 +61,7 @@ class SDPASelfAttention(GPTNeoSelfAttention):
         return self.resid_dropout(self.out_proj(rearrange(y, "b t h e -> b t (h e)"))), None
 
     def _restrictions(self, t: int, s: int, attention_mask: Tensor | None) -> tuple[Tensor | None, bool]:
-        """The mask to add, and whether plain causality says it all; ``attention_mask`` is additive, [b, 1, t, s]."""
+        """Return the mask to add, and whether only causality restricts; ``attention_mask`` [b, 1, t, s] is additive."""
         unpadded = _unpadded(attention_mask)
         window = self.attention_type == "local" and s > self.config.window_size
         if unpadded and not window and t in (1, s):
@@ -73,15 +73,15 @@ class SDPASelfAttention(GPTNeoSelfAttention):
 
 
 def _unpadded(attention_mask: Tensor | None) -> bool:
-    """Whether a mask restricts nothing beyond causality; UnpaddedGPTNeoModel passes one of a single zero."""
+    """Return whether a mask only restricts to causality; UnpaddedGPTNeoModel passes a mask of a single zero."""
     return attention_mask is None or attention_mask.numel() == 1
 
 
 class UnpaddedGPTNeoModel(GPTNeoModel):
-    """GPT-Neo that builds no [b, 1, t, t] mask when it is given none.
+    """A GPT-Neo that builds no [b, 1, t, t] mask when it is given none.
 
-    Its attention layers know causality and window themselves; a mask of one zero adds nothing, and transformers
-    passes a four-dimensional one on as it is.
+    Its attention layers know causality and window themselves. It passes a mask of one zero, which adds nothing, because
+    transformers passes on a four-dimensional mask unchanged.
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -94,7 +94,7 @@ class UnpaddedGPTNeoModel(GPTNeoModel):
 def forget_renamed_weights(model: PreTrainedModel) -> None:
     """Let `save_pretrained` write the weights under the names that they have in `model`.
 
-    It would undo what `from_pretrained` renamed on loading (Pythia's embed_out → lm_head), for classes of the dense
-    name only, so that a routed class would not find the old names again.
+    Otherwise `save_pretrained` would undo what `from_pretrained` renamed on loading (Pythia's embed_out → lm_head).
+    Only dense classes know the old names, so a routed class could not load them again.
     """
     vars(model).pop("_weight_conversions", None)

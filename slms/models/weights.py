@@ -1,4 +1,4 @@
-"""What a dense MLP is made of, neuron-major: a neuron is row i of W_in (and W_gate) and row i of W_out.
+"""Reads and writes the weights of a dense MLP, neuron-major: neuron i is row i of W_in (and W_gate) and of W_out.
 
 Shapes: n tokens (b·t), d model, f neurons.
 """
@@ -18,19 +18,19 @@ from slms.models.speedups import FusedGELU
 
 @runtime_checkable
 class HasDenseWeights(Protocol):
-    """An MLP that keeps its neurons in another order than the dense model that it was made from."""
+    """An MLP that may keep its neurons in another order than the dense model from which it was made."""
 
     def dense_weights(self) -> MLPWeights:
-        """Copies of its weights in the dense order."""
+        """Return copies of its weights in the dense order."""
 
 
 class MLPWeights(NamedTuple):
-    """A dense MLP, neuron-major. Gated: h = act(x W_gateᵀ + b_gate) ∘ (x W_inᵀ + b_in), y = h W_out + b_out."""
+    """A dense MLP, neuron-major. If gated, h = act(x W_gateᵀ + b_gate) ∘ (x W_inᵀ + b_in), y = h W_out + b_out."""
 
     W_in: Tensor
     """[f, d]"""
     W_out: Tensor
-    """[f, d]: column i of the down-projection's matrix is row i here."""
+    """[f, d]; row i is column i of the down-projection's matrix."""
     b_in: Tensor | None
     b_out: Tensor | None
     W_gate: Tensor | None
@@ -38,13 +38,13 @@ class MLPWeights(NamedTuple):
     activation: str
 
     def in_rows(self) -> MLPWeights:
-        """The same with each neuron one contiguous row of every matrix: what is stored column by column is copied."""
+        """Return the weights with each neuron one contiguous row of every matrix; copy what is stored by columns."""
         gate = None if self.W_gate is None else self.W_gate.contiguous()
         return self._replace(W_in=self.W_in.contiguous(), W_out=self.W_out.contiguous(), W_gate=gate)
 
 
-# transformers builds an activation from its name; read backwards, the module tells the name. `swish` and `silu` differ
-# in class only.
+# transformers builds an activation from its name; this table finds the name of a module. `swish` and `silu` differ only
+# in class.
 _ACTIVATION_OF = {
     **{type(ACT2FN[name]): name for name in ACTIVATIONS},
     FusedGELU: "gelu_new",
@@ -53,7 +53,7 @@ _ACTIVATION_OF = {
 
 
 def family_of_mlp(mlp: nn.Module) -> Family:
-    """A family whose MLPs have the parts of this one; ValueError where there is none."""
+    """Return a family whose MLPs have the same parts as this one; raise ValueError if there is none."""
     for family in FAMILIES.values():
         if all(part is None or hasattr(mlp, part) for part in (family.up, family.down, family.act, family.gate)):
             return family
@@ -61,7 +61,7 @@ def family_of_mlp(mlp: nn.Module) -> Family:
 
 
 def _out_in(layer: nn.Linear | Conv1D) -> Tensor:
-    """Weight [out, in] of a linear layer; GPT-2's Conv1D stores it as [in, out]."""
+    """Return the weight [out, in] of a linear layer; GPT-2's Conv1D stores it as [in, out]."""
     return layer.weight.detach().T if isinstance(layer, Conv1D) else layer.weight.detach()
 
 
@@ -70,8 +70,8 @@ def _bias(layer: nn.Linear | Conv1D | None) -> Tensor | None:
 
 
 def read_mlp(mlp: nn.Module) -> MLPWeights:
-    """Neuron-major weights of a dense MLP (views of its parameters) or of a routed one (copies, in the dense order)."""
-    if isinstance(mlp, HasDenseWeights):  # a routed MLP, which knows its own
+    """Return neuron-major weights of a dense MLP (views of its parameters) or routed MLP (copies, in dense order)."""
+    if isinstance(mlp, HasDenseWeights):  # a routed MLP
         return mlp.dense_weights()
     family = family_of_mlp(mlp)
     up, down, act = getattr(mlp, family.up), getattr(mlp, family.down), getattr(mlp, family.act)
@@ -92,13 +92,13 @@ def read_mlp(mlp: nn.Module) -> MLPWeights:
 
 
 def dropout_of(mlp: nn.Module) -> float:
-    """Dropout on a dense MLP's output: GPT-2 and GPT-Neo have it, the others do not."""
+    """Return the dropout rate on a dense MLP's output; only GPT-2 and GPT-Neo have dropout there."""
     dropout = getattr(mlp, "dropout", None)
     return dropout.p if isinstance(dropout, nn.Dropout) else 0.0
 
 
 def neurons(weights: MLPWeights, x: Tensor) -> Tensor:
-    """Activations [n, f] of an MLP's neurons, the input of the down-projection, at inputs x [n, d]."""
+    """Compute the activations [n, f] of an MLP's neurons, the input of the down-projection, at inputs x [n, d]."""
     act = ACTIVATIONS[weights.activation]
     up = nn.functional.linear(x, weights.W_in, weights.b_in)
     return (

@@ -1,8 +1,8 @@
 """Dynamic-k on dense models without training: rules, predictor, budgets by layer, conversion.
 
-budget   how much each layer may execute
-convert  a dense language model whose MLPs run under a rule, sharing every weight with the model it was made from
-mlp      a dense MLP under a rule
+budget   decides how much each layer may execute
+convert  makes a language model whose MLPs run under a rule and share their weights with the dense model
+mlp      the base class of dense MLPs under a rule
 """
 
 from slms.models.dynamic.budget import LEVELS, allocate

@@ -1,4 +1,4 @@
-"""How much each layer may execute: densities by place, allocated greedily to a target for the whole model.
+"""Decides how much each layer may execute: greedily allocates densities to places for a target of the whole model.
 
 Shapes: l layers, s levels.
 """
@@ -12,12 +12,12 @@ LEVELS = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
 def allocate(
     costs: Mapping[str, Sequence[float]], sizes: Mapping[str, int], target: float, levels: Sequence[float] = LEVELS
 ) -> dict[str, float]:
-    """Densities by place whose mean, weighted by size, is `target`: from dense, the cheapest step down again and again.
+    """Return densities by place whose mean, weighted by size, is `target`; greedy steps lead down from dense.
 
-    costs: by place, what executing it at each level costs (nats, or error), everything else dense. sizes: neurons of
-    each place. The step that the greedy takes next saves neurons at the least added cost per neuron (TEAL,
-    arXiv:2408.14690, algorithm 1, one level at a time); the last one is shortened to meet the target. Below the lowest
-    level all shrink alike. Raises ValueError where the target is not above 0 and at most 1.
+    costs: for each place, the cost (in nats, or error) of executing it at each level with everything else dense.
+    sizes: the number of neurons of each place. Each step lowers the place that adds the least cost per saved neuron
+    (TEAL, arXiv:2408.14690, algorithm 1, one level at a time); the last step is shortened to meet the target. Below
+    the lowest level all places shrink alike. Raises ValueError unless the target is above 0 and at most 1.
     """
     if not 0 < target <= 1:
         raise ValueError(f"`target` is {target}; it must be above 0 and at most 1.")

@@ -1,4 +1,4 @@
-"""A dense language model whose MLPs run under a rule, sharing every weight with the model it was made from.
+"""Makes a language model whose MLPs run under a rule and share their weights with the dense model.
 
 Shapes: b blocks, t position, n tokens (b·t), d model.
 """
@@ -23,12 +23,12 @@ from slms.models.weights import dropout_of, read_mlp
 
 @torch.no_grad()
 def apply_rule(model: PreTrainedModel, rule: str, calibration: Tensor, centre: bool = True) -> PreTrainedModel:
-    """A copy of a dense model in which every MLP runs under `rule`, at density 1 until `set_densities`.
+    """Copy a dense model so that every MLP runs under `rule`, at density 1 until you call `set_densities`.
 
-    The copy is for inference. It shares the model's parameters, except that matrices which the model stores column by
-    column are copied, as the rules read rows: the down-projections, in GPT-2 the up-projections. calibration: token ids
-    [b, t]. centre: whether skipped neurons leave their calibrated mean; measured in docs/log.md. Raises ValueError for
-    an unknown rule, a routed model, or an MLP that the rule does not suit.
+    The copy is for inference. It shares the model's parameters, except matrices that the model stores by columns
+    (down-projections, in GPT-2 up-projections): they are copied, because the rules read rows. calibration: token ids
+    [b, t]. centre: let skipped neurons contribute their calibrated mean; docs/log.md has the measurement. Raises
+    ValueError for an unknown rule, a routed model, or an MLP that the rule does not support.
     """
     if rule not in RULES:
         raise ValueError(f"`rule` is {rule!r}; on a dense model it must be one of {', '.join(RULES)}.")
@@ -45,20 +45,20 @@ def apply_rule(model: PreTrainedModel, rule: str, calibration: Tensor, centre: b
 
 
 def dynamic_mlps(model: nn.Module) -> dict[str, DynamicMLP]:
-    """The MLPs under a rule by place, in order; empty for other models."""
+    """Return the MLPs under a rule by place, in order; empty for other models."""
     mlps = [module for module in model.modules() if isinstance(module, DynamicMLP)]
     return {place_name(layer): mlp for layer, mlp in enumerate(mlps)}
 
 
 def set_densities(model: nn.Module, densities: dict[str, float] | float) -> None:
-    """Let each MLP under a rule keep this share, by place or for all."""
+    """Set the share of neurons that each MLP under a rule keeps, by place or one for all."""
     for place, mlp in dynamic_mlps(model).items():
         mlp.density = densities[place] if isinstance(densities, dict) else densities
 
 
 @contextmanager
 def masking(model: nn.Module) -> Iterator[None]:
-    """While open, MLPs under a rule compute everything and mask: the rule's quality at any number of tokens."""
+    """While open, MLPs under a rule compute everything and mask, to measure quality at any number of tokens."""
     mlps = dynamic_mlps(model).values()
     for mlp in mlps:
         mlp.masking = True

@@ -1,4 +1,4 @@
-"""A dense MLP under a rule: what all rules share.
+"""A dense MLP under a rule, with what all rules share.
 
 Shapes: b blocks, t position, n tokens, d model, f neurons.
 """
@@ -22,23 +22,23 @@ FEW = 8
 
 
 class Kept(NamedTuple):
-    """Shares of a layer's weights that a call used, averaged over tokens."""
+    """The shares of a layer's weights that a call used, averaged over tokens."""
 
     inputs: float
-    """of the columns of W_in and W_gate; 1 for rules that choose neurons"""
+    """share of the columns of W_in and W_gate; 1 for rules that choose neurons"""
     neurons: float
-    """of the neurons"""
+    """share of the neurons"""
 
 
 class DynamicMLP(nn.Module, ABC):
-    """A dense MLP under a rule. x [b, t, d] at construction are calibration inputs, in forward the tokens to run."""
+    """A dense MLP under a rule. x [b, t, d] are calibration inputs at construction and the tokens to run in forward."""
 
     per_token = True
-    """whether each token has its own set, which only pays for a few tokens"""
+    """whether each token has its own set, which is faster only for a few tokens"""
 
     def __init__(self, weights: MLPWeights, x: Tensor, centre: bool = True) -> None:
         super().__init__()
-        weights = weights.in_rows()  # once, and not a whole matrix for every token
+        weights = weights.in_rows()  # copied once here, not for every token
         self.weights, self.act = weights, ACTIVATIONS[weights.activation]
         self.gated = weights.W_gate is not None
         self.f, self.d = weights.W_in.shape
@@ -55,7 +55,7 @@ class DynamicMLP(nn.Module, ABC):
 
     @property
     def density(self) -> float:
-        """Share of the neurons (for `teal`: also of the inputs) to keep; thresholds are quantiles of calibration."""
+        """Share of the neurons (for `teal` also of the inputs) to keep; thresholds are quantiles of calibration."""
         return self._density
 
     @density.setter
@@ -66,21 +66,21 @@ class DynamicMLP(nn.Module, ABC):
         self.set(value)
 
     def fit(self, x: Tensor, h: Tensor) -> None:
-        """Take what the rule needs from calibration inputs x [b, t, d] and activations h [b, t, f]."""
+        """Compute what the rule needs from calibration inputs x [b, t, d] and activations h [b, t, f]."""
 
     def set(self, density: float) -> None:
-        """Adjust to a density."""
+        """Adjust the rule to a density."""
 
     @abstractmethod
     def keep(self, x: Tensor, h: Tensor) -> Tensor:
-        """The neurons [b, t, f] bool to execute; h [b, t, f] are all activations."""
+        """Return the neurons [b, t, f] bool to execute, given all activations h [b, t, f]."""
 
     @abstractmethod
     def flops(self, kept: Kept) -> float:
-        """FLOPs of one token: 2 · (weights used), what choosing costs included."""
+        """Return the FLOPs of one token, 2 · (weights used), including the cost of choosing."""
 
     def masked(self, x: Tensor) -> Tensor:
-        """What the rule computes, by computing everything and leaving out: for quality, never for speed."""
+        """Compute everything, then leave out what the rule skips; this serves to measure quality, never speed."""
         h = neurons(self.weights, x)
         keep = self.keep(x, h)
         self._observed(Kept(1.0, keep.float().mean().item()))
@@ -88,14 +88,14 @@ class DynamicMLP(nn.Module, ABC):
 
     @abstractmethod
     def skipping(self, x: Tensor) -> Tensor:
-        """The same reading only what was chosen, for x [n, d]."""
+        """Compute the same for x [n, d] while reading only what was chosen."""
 
     def dense(self, x: Tensor) -> Tensor:
-        """The MLP without any rule."""
+        """Compute the MLP without any rule."""
         return F.linear(neurons(self.weights, x), self.weights.W_out.t(), self.weights.b_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Output [b, t, d]: masked while `masking`, else executed (see the head of `rules`)."""
+        """Return the output [b, t, d], masked while `masking`, else executed (see the docstring of `rules`)."""
         if self.masking:
             return self.masked(x)
         n = x.shape[:-1].numel()
@@ -110,7 +110,7 @@ class DynamicMLP(nn.Module, ABC):
         return dots(x, self.weights.W_in, keep, self.weights.b_in)
 
     def _chosen(self, x: Tensor, keep: Tensor) -> Tensor:
-        """Activations [n, f] of the kept neurons."""
+        """Return the activations [n, f] of the kept neurons."""
         u = self._up(x, keep)
         if self.weights.W_gate is None:
             return self.act(u)

@@ -1,4 +1,4 @@
-"""A low-rank stand-in for a matrix, best on the inputs that it will see.
+"""Fits a low-rank replacement for a matrix that is best on the inputs it will see.
 
 Shapes: n calibration tokens, d inputs, f outputs, q rank.
 """
@@ -21,10 +21,10 @@ class LowRankMap(NamedTuple):
 
 
 def fit_low_rank(W: Tensor, x: Tensor, rank: int, ridge: float = 1e-4) -> LowRankMap:
-    """The map of this rank that minimises E‖(x − x̂) Wᵀ‖² over x [n, d] for W [f, d]: reduced-rank regression.
+    """Fit the map of this rank that minimises E‖(x − x̂) Wᵀ‖² over x [n, d] for W [f, d] (reduced-rank regression).
 
     With C = E[(x − x̄)ᵀ(x − x̄)] + ridge · mean diag C and V the q leading right singular vectors of C^½ Wᵀ, it is
-    W V Vᵀ (Izenman, 1975). Raises ValueError where the rank is not between 1 and min(f, d).
+    W V Vᵀ (Izenman, 1975). Raises ValueError unless the rank is between 1 and min(f, d).
     """
     if not 1 <= rank <= min(W.shape):
         raise ValueError(f"`rank` is {rank}; it must be from 1 to {min(W.shape)}.")
@@ -32,7 +32,7 @@ def fit_low_rank(W: Tensor, x: Tensor, rank: int, ridge: float = 1e-4) -> LowRan
     centred = (x - mean).double()
     C = centred.T @ centred / len(x)
     C.diagonal().add_(ridge * C.diagonal().mean().clamp_min(1e-12))
-    # V are the leading eigenvectors of W C Wᵀ [f, f]; the [d, d] problem LᵀWᵀW L with C = L Lᵀ has the same values.
+    # V holds the leading eigenvectors of W C Wᵀ [f, f]; the [d, d] problem LᵀWᵀW L with C = L Lᵀ has the same values.
     L = torch.linalg.cholesky(C)
     A = W.double() @ L
     vectors = torch.linalg.eigh(A.T @ A).eigenvectors[:, -rank:]

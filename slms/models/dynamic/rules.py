@@ -1,12 +1,12 @@
-"""Rules that choose, without training, what a dense MLP executes for a token: statistics of calibration tokens suffice.
+"""Rules that choose what a dense MLP executes for a token, from statistics of calibration tokens and without training.
 
-Every rule can be carried out in two ways. `masked` computes everything and then leaves out what was not chosen: it
-measures quality and saves nothing. `forward` executes: for a few tokens only the chosen neurons (or inputs) are read;
-for many, where per-token sets read all weights anyway, the dense MLP runs unless the set is shared by all tokens.
+Every rule runs in two ways. `masked` computes everything and then leaves out what was not chosen; it measures quality
+and saves nothing. `forward` executes. For a few tokens it reads only the chosen neurons (or inputs). For many tokens,
+per-token sets would read all weights anyway, so the dense MLP runs unless all tokens share one set.
 
-With μ = E[h] over calibration tokens, y = b_out + μ W_out + Σ_{i kept} (h_i − μ_i) W_out_i: a skipped neuron leaves its
-mean, folded into the bias at no cost (as SCAP's mode-centering, arXiv:2412.07174). Thresholds are compared so that NaN
-is kept: it must reach the output.
+With μ = E[h] over calibration tokens, y = b_out + μ W_out + Σ_{i kept} (h_i − μ_i) W_out_i. A skipped neuron thus
+contributes its mean, which is folded into the bias at no cost (like SCAP's mode-centering, arXiv:2412.07174).
+Comparisons with thresholds keep NaN, because it must reach the output.
 
 Shapes: b blocks, t position, d model, f neurons, q rank.
 """
@@ -26,13 +26,13 @@ from slms.models.weights import MLPWeights, neurons
 
 
 class Oracle(DynamicMLP):
-    """The k neurons of largest |h − μ|·‖w_out‖: the dense up-projection is paid, the down-projection skips."""
+    """Keeps the k neurons of largest |h − μ|·‖w_out‖; the up-projection is dense, only the down-projection skips."""
 
     def keep(self, x: Tensor, h: Tensor) -> Tensor:
         return largest(self.importance(h), self.k)
 
     def importance(self, h: Tensor) -> Tensor:
-        """How much a neuron adds to the output: ‖(h_i − μ_i) w_out_i‖."""
+        """Return how much each neuron adds to the output, ‖(h_i − μ_i) w_out_i‖."""
         return (h - self.mean).abs() * self.out_norm
 
     def skipping(self, x: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class Oracle(DynamicMLP):
 
 
 class CETT(Oracle):
-    """Neurons with ‖(h_i − μ_i) w_out_i‖ above one threshold a layer (CETT, arXiv:2402.03804): k follows the token."""
+    """Keeps neurons with ‖(h_i − μ_i) w_out_i‖ above a layer's threshold (CETT, arXiv:2402.03804); k varies."""
 
     def fit(self, x: Tensor, h: Tensor) -> None:
         self.sample = sampled(self.importance(h))
@@ -57,7 +57,7 @@ class CETT(Oracle):
 
 
 class CATS(DynamicMLP):
-    """Neurons with |act(gate)| above a threshold (CATS, arXiv:2404.08763): the gate is dense, the rest skips."""
+    """Keeps neurons with |act(gate)| above a threshold (CATS, arXiv:2404.08763); the gate is dense, the rest skips."""
 
     def fit(self, x: Tensor, h: Tensor) -> None:
         if not self.gated:
@@ -84,9 +84,9 @@ class CATS(DynamicMLP):
 
 
 class TEAL(DynamicMLP):
-    """Inputs above a threshold, of the up- and of the down-projection (TEAL, arXiv:2408.14690), about their means.
+    """Keeps inputs of the up- and down-projection that differ from their means by a threshold (TEAL, arXiv:2408.14690).
 
-    Skipping an input skips a column of W_in, so W_in (and W_gate) are kept a second time, transposed.
+    Skipping an input skips a column of W_in, so a second, transposed copy of W_in (and W_gate) is kept.
     """
 
     def fit(self, x: Tensor, h: Tensor) -> None:
@@ -132,10 +132,10 @@ def _masked_product(x: Tensor, W: Tensor, keep: Tensor) -> Tensor:
 
 
 class LowRank(Oracle):
-    """The k neurons that a low-rank predictor expects to matter most (Deja Vu, arXiv:2310.17157); all else skips.
+    """Keeps the k neurons that a low-rank predictor expects to matter most (Deja Vu, arXiv:2310.17157); all else skips.
 
-    The pre-activations are predicted by reduced-rank regression on calibration tokens, in closed form, and the
-    importance of `oracle` is taken of the predicted activations.
+    Reduced-rank regression on calibration tokens, in closed form, predicts the pre-activations; the importance of
+    `oracle` is computed from the predicted activations.
     """
 
     def fit(self, x: Tensor, h: Tensor) -> None:
@@ -161,7 +161,7 @@ class LowRank(Oracle):
 
 
 class Static(Oracle):
-    """The same k neurons for every token, those of largest E[importance²] on calibration tokens: the control."""
+    """The control: keeps the same k neurons for every token, those of largest E[importance²] on calibration tokens."""
 
     per_token = False
 
@@ -172,7 +172,7 @@ class Static(Oracle):
         self.hold(largest(self.score, self.k))
 
     def hold(self, chosen: Tensor) -> None:
-        """Copy out the neurons [f] bool that every token from now on executes."""
+        """Copy out the neurons [f] bool that every token executes from now on."""
         self.chosen, self.compact = chosen, compacted(self.weights, chosen)
         self.rest = self.constant - self.mean[chosen] @ self.compact.W_out
 
@@ -187,11 +187,11 @@ class Static(Oracle):
 
 
 class GRIFFIN(Static):
-    """The k neurons that a prompt used most (GRIFFIN, arXiv:2404.01365): dense prompt, then one set a sequence.
+    """Keeps the k neurons that a prompt used most (GRIFFIN, arXiv:2404.01365): a dense prompt, then one set a sequence.
 
     The statistic is the ℓ2 norm over the prompt of a neuron's share of the token's activation, ‖h_ti / ‖h_t‖‖. While
-    masking, the first half of each block is the prompt. Executing, a call of several positions is a prompt, and calls
-    of one position use its set.
+    masking, the first half of each block is the prompt. When executing, a call with several positions is a prompt, and
+    calls with one position use its set.
     """
 
     def fit(self, x: Tensor, h: Tensor) -> None:
@@ -201,7 +201,7 @@ class GRIFFIN(Static):
         self.sets = None
 
     def prompt_set(self, h: Tensor) -> Tensor:
-        """The neurons [b, 1, f] bool to keep after prompts of activations h [b, t, f]."""
+        """Return the neurons [b, 1, f] bool to keep after prompts with activations h [b, t, f]."""
         share = F.normalize(h - self.mean, dim=-1)
         return largest(share.square().sum(1, keepdim=True), self.k)
 
@@ -233,13 +233,13 @@ class GRIFFIN(Static):
     def _prefill(self, x: Tensor) -> Tensor:
         h = neurons(self.weights, x)
         self.sets = self.prompt_set(h)
-        if len(x) == 1:  # one sequence: its neurons are copied out once, and every token after runs a smaller MLP
+        if len(x) == 1:  # of one sequence, the neurons are copied out once; later tokens run a smaller MLP
             self.hold(self.sets[0, 0])
         return F.linear(h, self.weights.W_out.t(), self.weights.b_out)
 
 
 def compacted(weights: MLPWeights, chosen: Tensor) -> MLPWeights:
-    """The MLP of the chosen neurons [f] alone: copies of their rows."""
+    """Return the MLP of only the chosen neurons [f], with copies of their rows."""
 
     def rows(w: Tensor | None) -> Tensor | None:
         return None if w is None else w[chosen]
@@ -256,18 +256,18 @@ def compacted(weights: MLPWeights, chosen: Tensor) -> MLPWeights:
 
 
 def largest(scores: Tensor, k: int) -> Tensor:
-    """The k largest of each row as a bool mask; NaN counts as largest, so that it is kept and not hidden."""
+    """Choose the k largest of each row, as a bool mask; NaN counts as largest, so that it is kept and not hidden."""
     return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, scores.topk(k, sorted=False).indices, True)
 
 
 def sampled(values: Tensor, size: int = 2**20) -> Tensor:
-    """At most `size` of the values, evenly spread and sorted: enough for a quantile to three digits."""
+    """Return at most `size` of the values, evenly spread and sorted, which gives quantiles to three digits."""
     flat = values.flatten()
     return flat[:: -(-len(flat) // size)].float().sort().values
 
 
 def threshold_at(ordered: Tensor, density: float) -> float:
-    """The value that a share `density` of the ordered values reaches; −∞ at 1, so that nothing is left out."""
+    """Return the value that a share `density` of the ordered values reaches; −∞ at 1, so that nothing is left out."""
     if density == 1.0:
         return float("-inf")
     return ordered[min(len(ordered) - 1, round((1 - density) * len(ordered)))].item()
