@@ -1,6 +1,7 @@
 """`eval.py probes`: how often a model prefers the answer to the foil."""
 
 from collections.abc import Callable
+from dataclasses import astuple
 from functools import cache, partial
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from transformers import PreTrainedModel
 from slms.commands.subject import open_model, short_name
 from slms.data.probe_tasks import MANIFEST, Task, read_tasks
 from slms.measure.journal import Journal, digest, identity
-from slms.measure.probes import Margins, ProbeRow, margins, n_forwards, probe_row
+from slms.measure.probes import Margins, margins, n_forwards, probe_rows
+from slms.measure.rows import COLUMNS, beside
 from slms.models.base import random_twin
 from slms.progress import Progress
 from slms.report.artifacts import own_directory, write_csv, write_json
@@ -65,15 +67,15 @@ def probes(
             measured = journal.part(task.task_id, partial(score, lambda: net), **about)
             random = journal.part(f"{task.task_id} random weights", partial(score, null), **about)
             print(f"{task.task_id}: done", flush=True)
-            rows.append(probe_row(task, measured, random))
+            rows += beside(probe_rows(task, measured), probe_rows(task, random))
             items += [
                 (task.task_id, *item, *both)
                 for item, *both in zip(task.answered, measured.nats.tolist(), measured.blind.tolist(), strict=True)
             ]
     write_csv(directory / "items.csv", ("task_id", "prompt", "answer", "foil", "margin", "blind_margin"), items)
-    write_csv(directory / "probes.csv", ProbeRow._fields, rows)
+    write_csv(directory / "probes.csv", COLUMNS, map(astuple, rows))
     about = {"model": model, "probe_manifest": Path(probe_manifest).name, "command": command_line()}
-    write_json(directory / "probes.json", about | {"tasks": [row._asdict() for row in rows]})
+    write_json(directory / "probes.json", about | {"domains": {t.task_id: t.domain for t in tasks}, "rows": rows})
     write_figure(directory / "probes.png", probe_figure(short_name(model), rows))
     print(probe_table(rows))
     if silent:

@@ -1,6 +1,7 @@
 """Measurements: numbers only, one file a measurement, named as its command; `slms.report` gives them shapes.
 
 rows              the table that every measured number is a row of
+evidence          what was gathered at a place, which metrics are measured from
 metrics           what is measured at every place, and how it is shown: one entry a metric
 classes           what the tokens of a text are counted by
 passes            losses over text

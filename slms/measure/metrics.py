@@ -2,185 +2,18 @@
 
 A new metric is a function of the evidence and an entry in `METRICS`. Results files, CSV, logs, tables and figures
 iterate over rows and over this table.
-
-Shapes: g document groups, u units (pathways, neurons, latents), c classes, r sampled tokens, f neurons.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from slms.measure.classes import GIVEN_TOKEN, TOKEN
+from slms.measure.evidence import Activities, Choices, Evidence, OfSample
 from slms.measure.rows import Row, row_of
-from slms.metrics.activations import LayerSparsity
-from slms.metrics.communities import Modularity, modularity
-from slms.metrics.functional import (
-    Interval,
-    PartitionModularity,
-    Score,
-    Utilization,
-    coactivation,
-    entropy,
-    partition_modularity,
-    purity,
-    purity_legacy,
-    semantic_coherence,
-    utilization,
-)
+from slms.metrics.functional import Interval
 from slms.metrics.functional.score import share_beyond_chance
-from slms.metrics.units import MOST_TOGETHER, UnitCounts
-
-FEWEST_USES = 20  # among the sampled tokens, to be placed in the graph
-
-
-@dataclass
-class Evidence:
-    """What was gathered at one place while the text went by."""
-
-    place: str
-    counts: UnitCounts
-    scores: dict[str, Score] = field(default_factory=dict, init=False)
-    part: Callable[[str, Callable[[], Any]], Any] = field(default=lambda name, make: make(), kw_only=True)
-    """what a long computation gives, by name: as it was kept, else made now"""
-
-    @property
-    def n(self) -> int:
-        """Tokens."""
-        return int(self.counts.n_tokens)
-
-    def score(self, family: str) -> Score:
-        """The specialization index against a family as it was counted; computed once."""
-        if family not in self.scores:
-            self.scores[family] = self.part(f"si {family}", lambda: self.counts.score(family, self.together))
-        return self.scores[family]
-
-    @property
-    def together(self) -> Tensor | None:
-        """bool [r, u], units at a sample of tokens, where the counts do not say which units are on together."""
-        return None
-
-    def si(self, given_token: bool) -> dict[str, Score]:
-        """The specialization index against every label family, or of those that were counted given the token."""
-        return {
-            name.removesuffix(GIVEN_TOKEN): self.score(name)
-            for name in self.counts.layout.families
-            if name != TOKEN and name.endswith(GIVEN_TOKEN) == given_token
-        }
-
-
-@dataclass
-class Choices(Evidence):
-    """Which pathways of a routed module were chosen for which tokens."""
-
-    offsets: tuple[int, ...]
-    """bounds of the pathways' units (of an MLP, neurons)"""
-
-    @cached_property
-    def purity(self) -> Score:
-        """Of the choices against token ids."""
-        counts, totals = self.counts.tables(TOKEN)
-        return purity(counts, totals, self.counts.joint(totals))
-
-    @cached_property
-    def purity_legacy(self) -> Tensor:
-        """[u], by the formula of *LLM Layer-wise Routing*."""
-        return purity_legacy(self.counts.tables(TOKEN)[0])
-
-    @cached_property
-    def entropy(self) -> Tensor:
-        """[u], H(t∣p) in nats."""
-        return entropy(self.counts.tables(TOKEN)[0].sum(0))
-
-    @cached_property
-    def used(self) -> Utilization:
-        """How evenly the pathways are used."""
-        return utilization(self.counts.uses)
-
-    def mean(self, values: Tensor) -> float:
-        """Over pathways with a value [u], each weighing by its choices; NaN without any."""
-        values, weights = values.cpu().double(), self.counts.uses.cpu().double()
-        known = values.isfinite()
-        total = weights[known].sum()
-        return float((values[known] * weights[known]).sum() / total) if total > 0 else torch.nan
-
-
-@dataclass
-class Activities(Evidence):
-    """How the units of a place respond: neurons, pathways or latents, with a sample of the tokens."""
-
-    sparsity: LayerSparsity
-    strength: Tensor
-    """[r, u], at least 0: how strongly a unit responds"""
-    on: Tensor
-    """bool [r, u]"""
-    tokens: Tensor
-    """int64 [r], token ids"""
-    groups: Tensor
-    """int64 [r], document groups"""
-    embedding: Tensor
-    """[v, d] of the model's vocabulary"""
-    n_nulls: int
-    """token-shuffled graphs behind the null of Q; 0 leaves Q out"""
-    neurons: tuple[Tensor, Tensor, Tensor] | None = None
-    """of pathways: activations [r, f] and document groups [r] of their neurons, and each neuron's pathway [f]"""
-
-    @property
-    def together(self) -> Tensor | None:
-        """The sample, up to the number of units of which it can be told."""
-        return self.on if self.on.shape[1] <= MOST_TOGETHER else None
-
-    @cached_property
-    def active(self) -> Tensor:
-        """[r, u], the strength where a unit is on."""
-        return torch.where(self.on, self.strength, 0.0)
-
-    @cached_property
-    def coherence(self) -> Score:
-        """How alike in meaning the tokens are that activate a unit most."""
-        return self.part("coherence", lambda: semantic_coherence(self.active, self.tokens, self.embedding, self.groups))
-
-    @cached_property
-    def graph(self) -> Modularity | None:
-        """Communities of co-active units (of pathways, neurons) among `in_graph`; None without, or with too few."""
-        if not self.n_nulls or len(self.in_graph) < 3:
-            return None
-        activations, groups = self._activations()
-        return self.part("graph", lambda: modularity(activations[:, self.in_graph], groups, self.n_nulls))
-
-    @cached_property
-    def in_graph(self) -> Tensor:
-        """int64, the units that are active at some tokens, at most 4,096, the most used first taken; ascending."""
-        activations, _ = self._activations()
-        used = (activations > 0).sum(0)
-        order = used.argsort(descending=True, stable=True)[:MOST_TOGETHER]
-        return order[used[order] >= min(FEWEST_USES, len(activations))].sort().values
-
-    @cached_property
-    def partition(self) -> PartitionModularity | None:
-        """Modularity of the pathways in the graph of their neurons."""
-        if not self.n_nulls or self.neurons is None:
-            return None
-        neurons, _, pathway = self.neurons
-        return self.part("partition", lambda: partition_modularity(coactivation(neurons), pathway))
-
-    def _activations(self) -> tuple[Tensor, Tensor]:
-        return (self.strength, self.groups) if self.neurons is None else self.neurons[:2]
-
-
-class OfSample(NamedTuple):
-    """A number that rests on the sampled tokens."""
-
-    value: float
-    n: int
-    null_mean: float = torch.nan
-    null_sd: float = torch.nan
-    low: float = torch.nan
-    high: float = torch.nan
 
 
 def sparsity(e: Activities) -> dict[str, float | Interval]:
@@ -209,7 +42,7 @@ class Metric(NamedTuple):
     """One metric: what it is measured from, and how its numbers are shown."""
 
     of: type[Evidence] | None
-    """the evidence that it needs; None where a callback measures it while training"""
+    """the evidence that it needs; None where a callback measures it while training, or a command of its own"""
     measure: Callable[[Any], Any] | None
     """evidence → a number, or a `Score` or the like, or several by family"""
     meaning: str
@@ -330,6 +163,11 @@ METRICS: dict[str, Metric] = {
         "share of the final choices already made at this step; written when training ends",
         title="Choices that are already the final ones (share)",
     ),
+    "accuracy": Metric(None, None, "share of items whose answer is more probable than the foil; a tie counts ½"),
+    "blind": Metric(None, None, "the same without the prompt; null of pairs of whole sentences"),
+    "margin": Metric(None, None, "mean log p(answer) − log p(foil), nats", style="{:.2f}"),
+    "truncated": Metric(None, None, "items whose prompt lost its beginning to the model's context"),
+    "left_out": Metric(None, None, "items that could not be scored: longer than the context, or alike in its tokens"),
 }
 
 

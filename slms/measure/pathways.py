@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slms.data.text import Blocks
 from slms.measure.classes import TOKEN, TextClasses, distinctive, divergence_terms, labels_of, token_texts
-from slms.measure.metrics import Choices, rows_of
+from slms.measure.evidence import Choices
+from slms.measure.metrics import rows_of
 from slms.measure.passes import batches, token_nll
 from slms.measure.rows import Row, finite
 from slms.measure.schema import Labels, Pathway, Token

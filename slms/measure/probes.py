@@ -4,6 +4,7 @@ Shapes: i items, s sequences, b sequences of a batch, t position, v vocabulary.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slms.data.probe_tasks import Item, Task
+from slms.measure.rows import MODEL, Row, row_of
 from slms.metrics.functional.intervals import proportion
 from slms.models.head import Head, through_head
 from slms.models.token_loss import nll_of
@@ -134,51 +136,14 @@ def log_probs(
     return totals
 
 
-class ProbeRow(NamedTuple):
-    """One task of a model; shares of its items."""
-
-    task_id: str
-    domain: str
-    items: int
-    """items scored"""
-    accuracy: float
-    """share of items whose answer is more probable than the foil; a tie counts ½"""
-    low: float
-    """lower end of Wilson's 95 % interval over items"""
-    high: float
-    """upper end"""
-    chance: float
-    """½: answer or foil"""
-    random_model: float
-    """accuracy of the same architecture with random weights"""
-    blind: float
-    """accuracy of the model without the prompts; None of a pair of whole sentences"""
-    margin: float
-    """mean log p(answer) − log p(foil), nats"""
-    truncated: int
-    """items whose prompt lost its beginning to the model's context"""
-    left_out: int
-    """items that could not be scored: longer than the context, or alike in the model's tokens"""
-
-
-def probe_row(task: Task, measured: Margins, random: Margins) -> ProbeRow:
-    """The numbers of one task, from the margins of its answered items under the model and under random weights."""
-    scored = ~measured.nats.isnan()
-    accuracy, chance = (proportion(_hits(margins.nats)) for margins in (measured, random))
-    return ProbeRow(
-        task_id=task.task_id,
-        domain=task.domain,
-        items=accuracy.n,
-        accuracy=accuracy.value,
-        low=accuracy.low,
-        high=accuracy.high,
-        chance=CHANCE,
-        random_model=chance.value,
-        blind=proportion(_hits(measured.blind)).value,
-        margin=float(measured.nats[scored].mean()),
-        truncated=int(measured.truncated.sum()),
-        left_out=int((~scored).sum()),
-    )
+def probe_rows(task: Task, found: Margins) -> list[Row]:
+    """The numbers of one task, from the margins of its answered items; Wilson's intervals over items."""
+    accuracy, blind = (proportion(_hits(nats)) for nats in (found.nats, found.blind))
+    left_out = found.nats.isnan()
+    counts = {"truncated": found.truncated.sum(), "left_out": left_out.sum()}
+    numbers = {"accuracy": accuracy, "blind": blind, "margin": found.nats[~left_out].mean()} | counts
+    rows = [row_of(MODEL, metric, task.task_id, number, accuracy.n) for metric, number in numbers.items()]
+    return [replace(row, null_mean=CHANCE) if row.metric in ("accuracy", "blind") else row for row in rows]
 
 
 def _hits(margins: Tensor) -> Tensor:

@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MEAN = "mean"  # the place of rows that are means over places
+MODEL = "model"  # the place of rows of a whole model
 
 
 @dataclass(frozen=True)
 class Row:
     """One number with what to read it against; null where there is none."""
 
-    place: str  # `L3.mlp`, the name of a coder, or `mean` over places
+    place: str  # `L3.mlp`, the name of a coder, `model` as a whole, or `mean` over places
     metric: str
     family: str = ""  # of classes, or what the metric has several of; else empty
     value: float | None = None

@@ -13,8 +13,9 @@ from torchmetrics import Metric
 
 from slms.data.text import Blocks
 from slms.measure.classes import TextClasses, preferred_classes
+from slms.measure.evidence import Activities
 from slms.measure.journal import Journal
-from slms.measure.metrics import METRICS, Activities, rows_of
+from slms.measure.metrics import METRICS, rows_of
 from slms.measure.passes import batches
 from slms.measure.rows import Row
 from slms.measure.units import UnitReader, logits_seconds

@@ -1,49 +1,54 @@
-"""Table and figure of each task's answer-against-foil accuracy."""
+"""Answer-against-foil accuracy of each task: table and figure."""
 
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from slms.measure.probes import CHANCE, ProbeRow
+from slms.measure.probes import CHANCE
+from slms.measure.rows import Row, frame
 from slms.report.palette import COLOURS, GREY, PAGE, caption, legend_above, styled
-from slms.report.tables import interval, number, text_table
+from slms.report.tables import cell, interval, number, text_table
 
 
-def probe_table(rows: Sequence[ProbeRow]) -> str:
+def probe_table(rows: Sequence[Row]) -> str:
     """The tasks' accuracies as text for the terminal."""
+    accuracy, blind, margin, truncated, left_out = (
+        {row.family: row for row in rows if row.metric == metric}
+        for metric in ("accuracy", "blind", "margin", "truncated", "left_out")
+    )
     head = ["task", "items", "accuracy", "95 % interval", "chance", "random model", "blind", "margin"]
     cells = []
-    for r in rows:
-        rivals = number(r.chance, 1), number(r.random_model), number(r.blind)
-        scored = number(r.accuracy), interval(r.low, r.high)
-        cells.append([r.task_id, str(r.items), *scored, *rivals, number(r.margin, 2)])
+    for task, r in accuracy.items():
+        rivals = number(r.null_mean, 1), number(r.control), cell(blind[task])
+        cells.append([task, str(r.n), cell(r), interval(r.low, r.high), *rivals, cell(margin[task])])
     lines = [
         text_table(head, cells),
         "  accuracy: share of items whose answer is more probable than the foil; blind: without the prompt;",
         "  margin: log p(answer) − log p(foil), nats; random model: the same architecture with random weights",
     ]
-    for count, what in (("truncated", "prompts lost their beginning to the context"), ("left_out", "items left out")):
-        told = [f"{r.task_id} {getattr(r, count)}" for r in rows if getattr(r, count)]
+    for counts, what in ((truncated, "prompts lost their beginning to the context"), (left_out, "items left out")):
+        told = [f"{task} {row.value:.0f}" for task, row in counts.items() if row.value]
         lines += [f"  {what}: {', '.join(told)}"] if told else []
     return "\n".join(lines)
 
 
 @styled
-def probe_figure(name: str, rows: Sequence[ProbeRow]) -> Figure:
+def probe_figure(name: str, rows: Sequence[Row]) -> Figure:
     """Draw every task's accuracy with its interval, beside chance, random weights and blind accuracy."""
-    figure = Figure(figsize=(PAGE, 1 + 0.17 * len(rows)))
+    accuracy, blind = (frame(row for row in rows if row.metric == metric) for metric in ("accuracy", "blind"))
+    figure = Figure(figsize=(PAGE, 1 + 0.17 * len(accuracy)))
     axes = figure.add_subplot()
-    places = list(range(len(rows)))[::-1]  # the first task on top
+    places = accuracy.index[::-1]  # the first task on top
     axes.axvline(CHANCE, color=GREY, ls="--", label="chance")
-    axes.hlines(places, [r.low for r in rows], [r.high for r in rows], color=COLOURS[0], linewidth=2)
-    axes.plot([r.random_model for r in rows], places, "o", mfc="white", color=COLOURS[0], label="random weights")
-    axes.plot([r.blind for r in rows], places, "s", mfc="white", color=COLOURS[1], label="without prompt")
-    axes.plot([r.accuracy for r in rows], places, "o", color=COLOURS[0], label="accuracy, 95 % interval")
+    axes.hlines(places, accuracy["low"], accuracy["high"], color=COLOURS[0], linewidth=2)
+    axes.plot(accuracy["control"], places, "o", mfc="white", color=COLOURS[0], label="random weights")
+    axes.plot(blind["value"], places, "s", mfc="white", color=COLOURS[1], label="without prompt")
+    axes.plot(accuracy["value"], places, "o", color=COLOURS[0], label="accuracy, 95 % interval")
     axes.set_xlabel("share of items whose answer is more probable than the foil")
     axes.grid(axis="x")
     axes.grid(axis="y", visible=False)
-    axes.set_yticks(places, [f"{r.task_id} ({r.items})" for r in rows])
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.6, len(rows) - 0.4))
+    axes.set_yticks(places, accuracy["family"] + " (" + accuracy["n"].astype(str) + ")")
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.6, len(places) - 0.4))
     caption(figure, f"{name}: answer against foil")
     legend_above(axes, 4)
     return figure

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from slms.measure.metrics import METRICS
@@ -56,6 +57,11 @@ def interval(low: float | None, high: float | None, digits: int = 3) -> str:
     if low is None or high is None:
         return ""
     return f"[{low:.{digits}f}, {high:.{digits}f}]" if math.isfinite(low) and math.isfinite(high) else "n/a"
+
+
+def cell(row: Row) -> str:
+    """A row's value as `METRICS` shows it; "–" where it was not measured."""
+    return "–" if row.value is None else METRICS[row.metric].style.format(row.value).replace("%", " %")
 
 
 def amount(value: float) -> str:
@@ -192,10 +198,10 @@ def _columns(rows: Sequence[Row], name: str, family: str, heading: str) -> Colum
     controlled = any(row.control is not None for row in found.values())
     for place in place_names(rows):
         row = found.get(place, Row(place, name))
-        cells[place] = [_value(metric.style, row.value)]
+        cells[place] = [cell(row)]
         if metric.compared:
             cells[place] += ["" if row.half is None else f"{row.half:.3f}", _null(row)]
-            cells[place] += [_value(metric.style, row.control)] if controlled else []
+            cells[place] += [cell(replace(row, value=row.control))] if controlled else []
     return Columns(family, [heading, "± 95 %", "null ± sd", "control"][: max(map(len, cells.values()))], cells)
 
 
@@ -212,10 +218,6 @@ def packed(columns: Iterable[Columns], first: int) -> list[list[Columns]]:
         tables[-1].append(one)
         used += size
     return tables
-
-
-def _value(style: str, value: float | None) -> str:
-    return "–" if value is None else style.format(value).replace("%", " %")
 
 
 def _null(row: Row) -> str:

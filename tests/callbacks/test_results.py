@@ -7,7 +7,8 @@ import torch
 
 import slms
 from callbacks import ResultsWriter
-from slms.measure.metrics import METRICS, Choices, Evidence
+from slms.measure.evidence import Choices, Evidence
+from slms.measure.metrics import METRICS
 from slms.measure.passes import document_loss
 from slms.measure.rows import places_of
 from slms.models.flops import flops_per_token

@@ -6,6 +6,7 @@ import json
 import pytest
 
 import eval as evaluation
+from slms.measure.rows import COLUMNS
 from slms.models.base import BaseConfig, load_base
 
 ITEMS = [
@@ -56,16 +57,22 @@ def test_files_and_table(model, manifest, tmp_path, capsys):
     printed = capsys.readouterr().out
     rows = list(csv.DictReader((directory / "probes.csv").open()))
     items = list(csv.DictReader((directory / "items.csv").open()))
-    assert [(row["task_id"], row["items"], row["chance"]) for row in rows] == [
-        ("a", "2", "0.5"),
-        ("stories_ioi", "3", "0.5"),
-    ]
-    for row in rows:
-        mine = [float(item["margin"]) for item in items if item["task_id"] == row["task_id"]]
-        assert float(row["accuracy"]) == pytest.approx(sum(m > 0 for m in mine) / len(mine))
-        assert float(row["margin"]) == pytest.approx(sum(mine) / len(mine), abs=1e-6)
-        assert float(row["low"]) <= float(row["accuracy"]) <= float(row["high"])
-    assert json.loads((directory / "probes.json").read_text())["tasks"][0]["task_id"] == "a"
+    assert tuple(rows[0]) == COLUMNS and {row["place"] for row in rows} == {"model"}
+    of = {(row["metric"], row["family"]): row for row in rows}
+    for task, n in (("a", "2"), ("stories_ioi", "3")):
+        accuracy, margin, blind = (of[metric, task] for metric in ("accuracy", "margin", "blind"))
+        mine, alone = (
+            [float(item[column]) for item in items if item["task_id"] == task] for column in ("margin", "blind_margin")
+        )
+        assert float(accuracy["value"]) == pytest.approx(sum(m > 0 for m in mine) / len(mine))
+        assert float(blind["value"]) == pytest.approx(sum(m > 0 for m in alone) / len(alone))
+        assert float(margin["value"]) == pytest.approx(sum(mine) / len(mine), abs=1e-6)
+        assert float(accuracy["low"]) <= float(accuracy["value"]) <= float(accuracy["high"])
+        assert (accuracy["n"], accuracy["null_mean"], margin["null_mean"]) == (n, "0.5", "")
+        assert 0 <= float(accuracy["control"]) <= 1 and float(of["left_out", task]["value"]) == 0
+    stored = json.loads((directory / "probes.json").read_text())
+    assert stored["domains"]["a"] == "d"
+    assert [(row["metric"], row["family"]) for row in stored["rows"]] == list(of)
     assert (directory / "probes.png").stat().st_size > 5000
     assert "stories_ioi" in printed and "not scored: prose" in printed
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from slms.measure.metrics import METRICS, Choices, Metric, rows_of
+from slms.measure.evidence import Choices
+from slms.measure.metrics import METRICS, Metric, rows_of
 from slms.measure.rows import log_keys
 from slms.metrics.units import CountLayout, Family, UnitCounts
 from slms.report.evolution import evolution_figure

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from slms import RoutingConfig, load_base, route
-from slms.data.probe_tasks import Item
-from slms.measure.probes import margins, n_forwards
+from slms.data.probe_tasks import Item, Task
+from slms.measure.probes import Margins, margins, n_forwards, probe_rows
+from slms.metrics.functional.intervals import proportion
 from slms.models.base import BaseConfig, init_base
 
 ITEMS = [
@@ -86,3 +87,16 @@ def test_without_a_separator_the_first_token_cannot_be_scored(model, tokenizer):
     bare.bos_token = bare.eos_token = None
     found = margins(model, bare, [ITEMS[2], Item("", "Dogs run.", "A dog run.")])
     assert found.nats.isnan().tolist() == [False, True]
+
+
+def test_rows_of_a_task_by_hand():
+    nan = torch.nan
+    nats, blind = torch.tensor([2.0, -1.0, 0.0, nan]), torch.tensor([nan, nan, nan, nan])
+    rows = probe_rows(Task("t", "", "", ()), Margins(nats, blind, torch.tensor([True, False, False, False])))
+    assert {(row.place, row.family) for row in rows} == {("model", "t")}
+    accuracy, unprompted, margin, truncated, left_out = rows
+    wilson = proportion(torch.tensor([1.0, 0.0, 0.5]))
+    assert (accuracy.value, accuracy.low, accuracy.high, accuracy.n) == wilson and accuracy.null_mean == 0.5
+    assert (unprompted.value, unprompted.n) == (None, 0)
+    assert margin.value == pytest.approx(1 / 3) and margin.null_mean is None
+    assert (truncated.value, left_out.value) == (1, 1)

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from slms.commands.sparsity import COLUMNS as SPARSITY_COLUMNS
+from slms.data.probe_tasks import Task
 from slms.measure import rows, schema
 from slms.measure.ablation import Cell
-from slms.measure.metrics import METRICS, Activities, Evidence
-from slms.measure.probes import ProbeRow
+from slms.measure.evidence import Activities, Evidence
+from slms.measure.metrics import METRICS
+from slms.measure.probes import Margins, probe_rows
 from slms.measure.rows import log_keys
 from slms.measure.suite import SuiteModel
 from slms.models.capture import COLUMNS as CAPTURE_COLUMNS
@@ -28,6 +31,7 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "formats.md").read_text(e
 OBJECTS = [
     kind for kind in {**vars(rows), **vars(schema), **vars(feature_schema)}.values() if dataclasses.is_dataclass(kind)
 ]
+PROBE_METRICS = [row.metric for row in probe_rows(Task("", "", "", ()), Margins(*torch.zeros(3, 1)))]
 WORDS = {str: "string", int: "integer", float: "number", Any: "any", dict[str, Any]: "any"}
 
 
@@ -77,8 +81,7 @@ def test_no_section_of_an_object_that_is_gone():
 def test_columns():
     assert [row[0] for row in table("column")] == list(Logged._fields)
     assert [row[0] for row in table("column of compare.csv")][:-1] == list(COMPARE_COLUMNS)
-    for name, row in (("probes", ProbeRow), ("matrix", Cell)):
-        assert [cells[0] for cells in table(f"column of {name}.csv")] == list(row._fields)
+    assert [row[0] for row in table("column of matrix.csv")] == list(Cell._fields)
     assert [row[0] for row in table("column of suite.csv")][:-1] == list(SuiteModel._fields[:-1])
     for name, columns in (("features.csv", feature_tables.COLUMNS), ("pathways.csv", feature_tables.PATHWAY_COLUMNS)):
         named = [column for row in table(f"column of {name}") for column in row[0].split("`, `")]
@@ -101,10 +104,16 @@ def test_tensors_of_a_capture():
 def test_metrics_of_routed_layers(results_factory):
     """Every metric of the table METRICS, as it is logged; SI given the token is not measured while training."""
     named = [row[0] for row in table("metric")]
-    trained = [name for name, metric in METRICS.items() if metric.of is not Activities and name != "si_given_token"]
+    others = {"si_given_token", *PROBE_METRICS}
+    trained = [name for name, metric in METRICS.items() if metric.of is not Activities and name not in others]
     assert named == [{"si": "si_<family>"}.get(name, name) for name in trained]
     logged = {key.split("/")[1] for key in log_keys(results_factory().rows, "val")}
     assert {name for name in logged if not name.startswith("si_")} <= set(named)
+
+
+def test_metrics_of_commands():
+    """In the words of METRICS."""
+    assert table("metric of probes.csv") == [[name, METRICS[name].meaning] for name in PROBE_METRICS]
 
 
 def test_schema_version():

@@ -14,8 +14,7 @@ from slms.measure.ablation import Ablation, CausalScore, ClassSums
 from slms.measure.attribution import Concentration, LayerAttribution
 from slms.measure.compare import compare
 from slms.measure.frontier import Frontier, Point, Speedup
-from slms.measure.probes import ProbeRow
-from slms.measure.rows import MEAN, Row
+from slms.measure.rows import MEAN, MODEL, Row
 from slms.measure.suite import NUMBERS, SuiteModel, verdicts
 from slms.metrics.functional import Interval
 from slms.report.ablation import ablation_figure
@@ -132,10 +131,14 @@ def draw_specialization(make, n, name):
 
 def draw_probes(make, n, name):
     rows = [
-        ProbeRow(f"subject_verb_agreement_{i}", "grammar", 60, 0.8 - 0.03 * i, 0.7 - 0.03 * i, 0.87 - 0.03 * i, 0.5,
-                 0.5, 0.6, 1.0, 0, 0)
+        row
         for i in range(n)
-    ]  # fmt: skip
+        for task, value in [(f"subject_verb_agreement_{i}", 0.8 - 0.03 * i)]
+        for row in (
+            Row(MODEL, "accuracy", task, value, value - 0.1, value + 0.07, control=0.5, n=60),
+            Row(MODEL, "blind", task, 0.6, n=60),
+        )
+    ]
     return probe_figure(name, rows)
 
 
