@@ -1,11 +1,11 @@
-"""How a model specialised: pure functions in `slms.metrics.functional`, thin torchmetrics classes beside it.
+"""Metrics of how a model specialised: pure functions in `slms.metrics.functional`, thin torchmetrics classes beside it.
 
 functional    the metrics as functions of tensors
-units         when each unit (neuron, pathway, latent) is on, by class of the token
+units         counts of when each unit (neuron, pathway, latent) is on, by class of the token
 activations   sparsity of a stream of activations; tokens drawn from it for graphs
 loss          each document's loss
 communities   communities of a co-activation graph and their modularity
 states        what all these classes share
 
-The classes keep sums, so they are exact under DDP and do not grow with the number of tokens.
+The classes keep sums, so they are exact under DDP and take the same memory for any number of tokens.
 """

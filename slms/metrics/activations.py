@@ -1,4 +1,4 @@
-"""Streams of MLP activations: their sparsity, and the tokens that the co-activation graph is made from.
+"""Measures the sparsity of streams of MLP activations, and draws the tokens behind the co-activation graph.
 
 Shapes: n tokens, f neurons, r tokens kept.
 """
@@ -12,25 +12,25 @@ from slms.metrics.functional import ActivationSparsity, LegacySparsity, jackknif
 from slms.metrics.states import Sums
 from slms.metrics.units import N_GROUPS
 
-_HEAD = 4  # columns of a kept token before its activations
+_HEAD = 4  # columns of a kept token that precede its activations
 
 
 class LayerSparsity(NamedTuple):
     value: ActivationSparsity
     half_width: ActivationSparsity
-    """of the 95 % intervals over documents (delete-a-group jackknife); NaN with fewer than two groups"""
+    """half-width of the 95 % intervals over documents (delete-a-group jackknife); NaN with fewer than two groups"""
     legacy: LegacySparsity
     n: int
     """tokens"""
 
 
 class SparsitySums(Sums):
-    """Activation sparsity of one layer over a stream; sums only: exact under DDP, constant memory.
+    """Sums the activation sparsity of one layer over a stream; exact under DDP, in constant memory.
 
     Args:
-        out_norm: [f], ‖w_out,i‖ of the neurons (None: 1).
-        threshold: above which the legacy `frac` counts an activation.
-        mass: share of the contributions for `top_mass`.
+        out_norm: [f], ‖w_out,i‖ of the neurons; None means 1 for all.
+        threshold: the legacy `frac` counts the activations above it.
+        mass: share of the contributions that `top_mass` must hold.
     """
 
     out_norm: Tensor | None
@@ -48,7 +48,7 @@ class SparsitySums(Sums):
         self.add_state("legacy_sums", torch.zeros(4, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, activations: Tensor, doc_ids: Tensor) -> None:
-        """Add the activations [n, f] of real tokens of documents [n]."""
+        """Add the activations [n, f] of real tokens, which belong to documents [n]."""
         measures = sparsity_per_token(activations, self.out_norm, self.mass)
         group = doc_ids % N_GROUPS
         self.measures.index_add_(0, group, measures.nan_to_num(0.0))
@@ -73,11 +73,11 @@ class SparsitySums(Sums):
 
 
 class CoActivation(Sums):
-    """A fixed number of tokens drawn evenly from a stream of activations, for `modularity` and `partition_modularity`.
+    """Draws a fixed number of tokens evenly from a stream of activations, for `modularity` and `partition_modularity`.
 
-    Keeps the r tokens with the smallest hash of (seed, document, position): the same tokens in any order and on any
-    number of processes, in constant memory. Q needs tokens rather than a running Gram matrix: its null shuffles each
-    neuron's tokens, and must have as many of them as the graph and the same heavy tails.
+    It keeps the r tokens with the smallest hash of (seed, document, position), so it keeps the same tokens in any order
+    and on any number of processes, in constant memory. Q needs tokens rather than a running Gram matrix, because its
+    null shuffles each neuron's tokens, and must have as many tokens as the graph and the same heavy tails.
     """
 
     kept: Tensor
@@ -85,16 +85,16 @@ class CoActivation(Sums):
     def __init__(self, n_neurons: int, n_kept: int = 4096, seed: int = 0) -> None:
         super().__init__()
         self.n_neurons, self.n_kept, self.seed = n_neurons, n_kept, seed
-        # Columns: hash (two of 24 bits, exact in float32), document group, token id, activations. One state, so that it
-        # merges.
+        # Columns: hash (two of 24 bits, exact in float32), document group, token id, activations. They are one state,
+        # so that it merges.
         empty = torch.zeros(n_kept, _HEAD + n_neurons)
         empty[:, 0] = torch.inf
         self.add_state("kept", empty, dist_reduce_fx=self._smallest)
 
     def update(self, activations: Tensor, doc_ids: Tensor, positions: Tensor, token_ids: Tensor | None = None) -> None:
-        """Offer the activations [n, f] of real tokens, with documents [n] and positions [n] that identify them.
+        """Offer the activations [n, f] of real tokens, which documents [n] and positions [n] identify.
 
-        token_ids: [n], below 2^24, for `tokens`.
+        token_ids: [n], below 2^24; `tokens` returns them.
         """
         high, low = _hash(doc_ids, positions, self.seed)
         # Only tokens that would be kept are copied: after the first r, few are.
@@ -105,7 +105,7 @@ class CoActivation(Sums):
         self.kept = self._smallest(torch.cat([self.kept, offered])[None])
 
     def _smallest(self, tables: Tensor) -> Tensor:
-        """The r rows of smallest hash of stacked tables [processes, rows, 4 + f]."""
+        """The r rows with the smallest hash in stacked tables [processes, rows, 4 + f]."""
         rows = tables.flatten(0, 1)
         key = rows[:, 0].double() * 2**24 + rows[:, 1].double()
         return rows[key.argsort(stable=True)[: self.n_kept]]
@@ -121,7 +121,7 @@ class CoActivation(Sums):
 
 
 class Rows(Sums):
-    """All rows of a stream of activations, in order; memory grows with them."""
+    """Keeps all rows of a stream of activations, in order; its memory grows with them."""
 
     rows: list[Tensor]
 
@@ -130,16 +130,16 @@ class Rows(Sums):
         self.add_state("rows", [], dist_reduce_fx="cat")
 
     def update(self, rows: Tensor) -> None:
-        """Append [n, f]."""
+        """Append rows [n, f]."""
         self.rows.append(rows)
 
     def compute(self) -> Tensor:
-        """[all n, f]."""
+        """All rows [all n, f]."""
         return torch.cat(list(self.rows))
 
 
 def _hash(doc_ids: Tensor, positions: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Two floats of 24 bits that scatter (document, position) evenly: splitmix64's finaliser (Steele et al. 2014)."""
+    """Hash (document, position) evenly to two floats of 24 bits by splitmix64's finaliser (Steele et al. 2014)."""
     x = doc_ids.long() * 0x9E3779B97F4A7C1 + positions.long() * 0x1000193 + (seed + 1) * 0x632BE59BD9B4E01
     x = (x ^ _shift(x, 30)) * -0x40A7B892E31B1A47
     x = (x ^ _shift(x, 27)) * -0x6B2FB644ECCEEE15
@@ -148,5 +148,5 @@ def _hash(doc_ids: Tensor, positions: Tensor, seed: int) -> tuple[Tensor, Tensor
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical shift right: torch's keeps the sign."""
+    """Shift right logically, because torch's shift keeps the sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

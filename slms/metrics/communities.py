@@ -1,4 +1,4 @@
-"""Communities of the co-activation graph by Leiden, their modularity Q and its null. Shapes: n tokens, f neurons."""
+"""Leiden communities of the co-activation graph, their modularity Q and its null. Shapes: n tokens, f neurons."""
 
 import random
 from collections.abc import Callable
@@ -19,11 +19,11 @@ from slms.metrics.functional.intervals import jackknife
 
 class Modularity(NamedTuple):
     q: float
-    """modularity of the communities found, on the whole graph"""
+    """modularity of the communities that were found, on the whole graph"""
     low: float
     """lower end of the 95 % interval at these communities (delete-a-group jackknife over tokens); NaN without groups"""
     high: float
-    """upper end of it"""
+    """upper end of this interval"""
     null_mean: float
     """mean Q of the communities found in graphs of token-shuffled neurons"""
     null_sd: float
@@ -40,7 +40,7 @@ class Modularity(NamedTuple):
 
 
 def leiden(adjacency: Tensor, neighbours: int = 32, seed: int = 0) -> Tensor:
-    """Communities [f] of the graph of each neuron's strongest `neighbours`, numbered by falling size.
+    """Communities [f] of the graph of each neuron's strongest `neighbours`, numbered from the largest down.
 
     Leiden (Traag et al. 2019) at resolution 1. At f = 4096 the whole graph has 8M edges, too many; 32 neighbours
     recover 16 planted blocks of correlation .02 from 2048 tokens with an adjusted Rand index of .94 (8: .29; 16: .72;
@@ -71,19 +71,19 @@ def modularity(
 ) -> Modularity:
     """Modularity Q of the communities of co-active neurons, against neurons whose tokens are shuffled.
 
-    Communities are found on the nearest-neighbour graph and judged on the whole positive correlation graph, alike for
+    Communities are found on the nearest-neighbour graph and judged on the whole positive correlation graph, both for
     the neurons and for the nulls. Optimised Q is positive on noise and depends on width, tokens and the tails of the
     activations, so only the difference from the null means anything. The null must keep the tails: with a
     Gaussian null of the same size, independent log-normal neurons (f = 1024, n = 2000) would score z = 100.
 
-    4096 neurons of 2048 tokens with 10 nulls take 26 s of one core.
+    For 4096 neurons, 2048 tokens and 10 nulls it takes 26 s on one core.
 
     Args:
         activations: [n, f], at most a few thousand tokens drawn over all documents (`CoActivation` draws them); |a|
             gives the graph that the `coactivation` partition uses.
         groups: int64 [n], document group of each token, for the interval.
-        n_nulls: shuffled copies; n_seeds: Leiden seeds behind `stability`.
-        progress: called with the name of each step before it.
+        n_nulls: number of shuffled copies; n_seeds: number of Leiden seeds behind `stability`.
+        progress: called before each step with its name.
     """
     if activations.dim() != 2 or min(activations.shape) < 2:
         raise ValueError(f"activations is {tuple(activations.shape)}; it must be [tokens, neurons], both at least 2.")

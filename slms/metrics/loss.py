@@ -1,4 +1,4 @@
-"""Loss of each document, for perplexity with an interval over documents. Shapes: n tokens, d document slots."""
+"""Sums each document's loss, for a perplexity with an interval over documents. Shapes: n tokens, d document slots."""
 
 import torch
 from torch import Tensor
@@ -8,16 +8,16 @@ from slms.metrics.states import Sums
 
 
 class DocumentLoss(Sums):
-    """Summed negative log-likelihood and token count of each document; sums only, so exact under DDP.
+    """Sums the negative log-likelihood and counts the tokens of each document; exact under DDP.
 
-    Memory is constant: document i is summed in slot i modulo `n_slots`. Up to `n_slots` documents of consecutive ids
-    each have their own; beyond, a slot is a fixed group of documents and the bootstrap is over groups, as valid.
+    Memory is constant, because document i goes to slot i modulo `n_slots`. Up to `n_slots` documents with consecutive
+    ids have a slot each; with more, a slot is a fixed group of documents, and the bootstrap over groups is as valid.
     """
 
     nll: Tensor
-    """float64 [d], nats"""
+    """float64 [d], summed nats"""
     tokens: Tensor
-    """int64 [d]"""
+    """int64 [d], number of predicted tokens"""
 
     def __init__(self, n_slots: int = 4096) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class DocumentLoss(Sums):
         self.add_state("tokens", torch.zeros(n_slots, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, nll: Tensor, doc_ids: Tensor, mask: Tensor | None = None) -> None:
-        """Add the nats `nll` [n] of predicted tokens of documents `doc_ids` [n], where `mask` [n] is True."""
+        """Add the nats `nll` [n] of the predicted tokens, in documents `doc_ids` [n], at which `mask` [n] is True."""
         if mask is not None:
             nll, doc_ids = nll[mask], doc_ids[mask]
         slot = doc_ids % self.n_slots
@@ -34,7 +34,7 @@ class DocumentLoss(Sums):
         self.tokens.index_add_(0, slot, torch.ones_like(slot))
 
     def compute(self) -> Interval:
-        """Nats per token with its 95 % interval; exp of both is the perplexity."""
+        """Nats per token with the 95 % interval; exp of both gives the perplexity's."""
         return document_loss(self.nll, self.tokens)
 
     def minus(self, other: "DocumentLoss") -> Interval:

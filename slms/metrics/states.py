@@ -1,6 +1,6 @@
-"""Metrics whose sums keep the type that they were declared with.
+"""Metrics whose sums keep the type with which they were declared.
 
-The one place where SLMS reaches into torchmetrics beyond what it documents: `Sums._apply`, and the update count that
+This is the one place where SLMS uses undocumented parts of torchmetrics: `Sums._apply`, and the update count that
 `restore` sets.
 """
 
@@ -14,8 +14,8 @@ from torchmetrics import Metric
 class Sums(Metric):
     """A metric whose states move between devices but never change type.
 
-    A module under `--trainer.precision=bf16-true` casts everything in it. A sum of bfloat16 numbers stops growing
-    after 256 of them, and token ids in a float32 table are exact up to 2²⁴ only there.
+    A module under `--trainer.precision=bf16-true` casts everything in it. But a sum of ones in bfloat16 stops growing
+    at 256, and only float32 holds token ids up to 2²⁴ exactly.
     """
 
     full_state_update = False
@@ -30,7 +30,7 @@ class Sums(Metric):
 
 
 def restore(metric: Metric, states: Mapping[str, Tensor | list[Tensor]]) -> None:
-    """Give a metric the sums that another of its kind had gathered: its `metric_state`."""
+    """Give a metric the sums (`metric_state`) that another of its kind gathered."""
     for name, value in states.items():
         setattr(metric, name, value)
     metric._update_count = 1  # or torchmetrics warns that nothing was gathered yet

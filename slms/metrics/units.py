@@ -19,24 +19,24 @@ from slms.metrics.functional import (
 from slms.metrics.states import Sums
 
 N_GROUPS = 16  # document groups of the jackknife behind intervals
-N_GROUPS_GIVEN_TOKEN = 8  # tables given the token are as many times larger as there are strata
-MOST_TOGETHER = 4096  # units whose joint uses are counted: u² sums, and the null of a place's score rests on them
-_MOST_PAIRS = 2**24  # pairs of latents used together that are listed at a time; more are counted by a dense product
-_PART = 65_536  # tokens whose ids and classes are held as int64 at once
+N_GROUPS_GIVEN_TOKEN = 8  # tables given the token are larger by a factor of the number of strata
+MOST_TOGETHER = 4096  # units whose joint uses are counted, in u² sums; the null of a place's score rests on them
+_MOST_PAIRS = 2**24  # pairs of latents used together that are listed at a time; a dense product counts more
+_PART = 65_536  # tokens whose ids and classes are held as int64 at a time
 
 
 class Family(NamedTuple):
-    """A label family, as the units are counted against it."""
+    """How units are counted against a label family."""
 
     n_classes: int
     of_documents: bool = False
     """whether a document's tokens all have its class, so that the null permutes documents"""
     strata: Tensor | None = None
-    """int64 [v]: of each token id its stratum, −1 where it is left out; None: the family is not conditional"""
+    """int64 [v], the stratum of each token id, −1 to leave it out; None if the family is not conditional"""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the totals: [g, c], or [g, s, c]."""
+        """The shape of the totals: [g, c], or [g, s, c]."""
         if self.strata is None:
             return (N_GROUPS, self.n_classes)
         return (N_GROUPS_GIVEN_TOKEN, int(self.strata.max()) + 1, self.n_classes)
@@ -45,12 +45,12 @@ class Family(NamedTuple):
 def ambiguous_tokens(
     tokens: Tensor, classes: Tensor, n_classes: int, n_ids: int, most: int = 32
 ) -> tuple[Tensor, float]:
-    """The tokens about whose class there is most to tell, as strata [v], and their share of n·H(C | token).
+    """The tokens whose class is most uncertain, as strata [v], and their share of n·H(C | token).
 
-    A token that always has the same class (most words have one part of speech) has nothing to tell beyond itself.
+    A token that always has the same class, as most words have one part of speech, tells nothing beyond itself.
 
     Args:
-        tokens: int [n], below n_ids; classes: int [n], −1 where unknown.
+        tokens: int [n], below n_ids; classes: int [n], −1 if unknown.
     """
     counts = torch.zeros(n_ids * n_classes, dtype=torch.int64)
     for ids, of_ids in zip(tokens.split(_PART), classes.split(_PART), strict=True):
@@ -67,34 +67,34 @@ def ambiguous_tokens(
 
 
 class Cells(NamedTuple):
-    """A batch's tokens by the cells of the table that they add to."""
+    """A batch's tokens, sorted by the cells of the table to which they add."""
 
     of_token: Tensor
     """int64 [families, n], the cell of each token in each family; −1 for none"""
     cell: Tensor
     """int64 [k], the cells with tokens, ascending"""
     size: Tensor
-    """int64 [k], tokens of each"""
+    """int64 [k], number of tokens in each"""
     token: Tensor
     """int64, the tokens of the first cell, then of the second, …"""
     kept: Tensor | None
-    """bool [n], False at tokens that do not count; None: all do"""
+    """bool [n], False at tokens that do not count; None if all count"""
 
 
 class Uses(NamedTuple):
-    """Which units are on, as a list instead of a table: for the few of many latents that a token uses."""
+    """Which units are on, as a list instead of a table, since a token uses few of many latents."""
 
     tokens: Tensor
-    """int64 [z] ascending, below n"""
+    """int64 [z], the token of each use, ascending, below n"""
     units: Tensor
-    """int64 [z]; a token uses each at most once"""
+    """int64 [z], the unit of each use; a token uses a unit at most once"""
 
 
 class CountLayout:
-    """Which cell of a table of counts a token adds to, for each family; the same for every place.
+    """Finds the cell of a count table to which a token adds, for each family; the same for every place.
 
     Args:
-        families: by name. One with strata counts I(U; C | token) over the tokens that have a stratum.
+        families: families by name. One with strata counts I(U; C | token) over the tokens that have a stratum.
     """
 
     def __init__(self, families: Mapping[str, Family]):
@@ -111,7 +111,7 @@ class CountLayout:
         """The cells of n tokens, for `UnitCounts.update` of every place.
 
         Args:
-            tokens: int64 [n], token ids; classes: of each family int64 [n], −1 where unknown.
+            tokens: int64 [n], token ids; classes: for each family int64 [n], −1 if unknown.
             doc_ids: int64 [n], any integers; documents are grouped by id modulo g.
             kept: bool [n], False at tokens that do not count.
         """
@@ -137,16 +137,16 @@ class CountLayout:
 
 
 class UnitCounts(Sums):
-    """How often each unit is on in each cell of a layout; sums only: exact under DDP, constant memory (4·r·u bytes).
+    """Counts how often each unit is on in each cell of a layout; exact under DDP, in constant memory (4·r·u bytes).
 
-    Tokens are grouped by cell and the rows of `on` added up, u numbers at a time: for many units and few classes this
-    is several times as fast as `joint_counts`' product with one-hot classes, and it counts all families in one go.
+    It groups tokens by cell and adds up the rows of `on`, u numbers at a time. For many units and few classes this is
+    several times as fast as `joint_counts`' product with one-hot classes, and it counts all families in one go.
 
     Args:
         layout: the cells.
         n_units: u.
-        together: whether to count which units are on together, as the null of a place's score needs where no sample of
-            tokens is at hand; never above 4,096 units.
+        together: whether to count which units are on together, which the null of a place's score needs if there is no
+            sample of tokens; never done above 4,096 units.
     """
 
     counts: Tensor
@@ -205,20 +205,20 @@ class UnitCounts(Sums):
         return self.counts[where].unflatten(0, shape).movedim(-1, -2).contiguous(), self.totals[where].view(shape)
 
     def joint(self, totals: Tensor) -> Tensor | None:
-        """[u, u], how often units are on together, scaled to the tokens [g, c] that carry a label."""
+        """How often units are on together, [u, u], scaled to the tokens [g, c] that carry a label."""
         return None if self.together is None else self.together.double() * (totals.sum() / self.n_tokens)
 
     def score(self, family: str, sample: Tensor | None = None) -> Score:
         """The specialization index of the place and of each unit against a family.
 
-        Without a sample and without joint uses the place's null sd is unknown, NaN; that of each unit is known.
+        Without a sample and without joint uses, the place's null sd is NaN; that of each unit is known.
 
         Args:
-            sample: bool [r, u], whether units are on at a sample of the tokens: how they go together, for the null.
+            sample: bool [r, u], whether units are on at a sample of tokens, which shows the null how they go together.
         """
         counts, totals = self.tables(family)
         if self.layout.families[family].of_documents:
-            # Tables given the token are 16 times larger; their z is then known to an eighth.
+            # Tables given the token are 16 times larger, so fewer permutations are drawn and z is known to an eighth.
             given_token = self.layout.families[family].strata is not None
             return document_specialization_index(counts, totals, n_permutations=30 if given_token else 100)
         if sample is not None:
@@ -232,7 +232,7 @@ class UnitCounts(Sums):
 
 
 def _add_together(together: Tensor, tokens: Tensor, units: Tensor, n: int) -> None:
-    """Add to [u, u] how often two units are used at one of n tokens."""
+    """Add to `together` [u, u] how often two units are used at the same one of n tokens."""
     uses = torch.bincount(tokens, minlength=n)
     many = uses[tokens]  # [z] how many pairs each use begins
     if int(many.sum()) > _MOST_PAIRS:

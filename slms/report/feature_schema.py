@@ -45,7 +45,7 @@ class PathwayPart:
 
     layer: int
     pathway: int
-    part: float  # how much of the rise of the feature's pre-activation at its uses over its mean it brings
+    part: float  # share that it brings of the rise of the feature's pre-activation at its uses over its mean
     z: float | None  # over the sd with the pathway's outputs shuffled among tokens
     lift: float  # p(pathway chosen | feature used) / p(pathway chosen)
 

@@ -1,4 +1,4 @@
-"""The metrics as pure functions of tensors; torch is all they know (`modularity`, loaded when used, also igraph).
+"""The metrics as pure functions of tensors. They need only torch (`modularity`, loaded when used, also igraph).
 
 What is called legacy is a formula of one of the two prototypes that SLMS replaces; its docstring says of which.
 
@@ -7,15 +7,15 @@ chance          the permutation null in closed form
 coherence       how alike in meaning the tokens are that activate a unit most
 counts          everything that purity and SI need to know about a corpus, in constant memory
 documents       specialization index of labels that whole documents carry
-entropy         entropy of a distribution seen only through counts, in nats
+entropy         entropy in nats of a distribution that is known only through counts
 graph           the co-activation graph of neurons and the modularity of a given partition of it
-intervals       d documents, g document groups, r resamples
+intervals       95 % intervals over documents, by bootstrap or jackknife
 load            load of the pathways and stability of a router's choices
 purity          how much of the uncertainty about a token's class the chosen pathway removes
 score           value, interval, permutation null, ceiling
 sparsity        activation sparsity at the input of the down-projection
 specialization  adjusted mutual information of a unit and a class
-trend           does a number rise with scale
+trend           whether a number rises with scale
 """
 
 import importlib
@@ -84,6 +84,6 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    if name == "modularity":  # it needs igraph, which nothing else here knows or waits for
+    if name == "modularity":  # it needs igraph, which nothing else here imports or waits for
         return importlib.import_module("slms.metrics.communities").modularity
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,43 +11,43 @@ from torch import Tensor
 from slms.metrics.functional.intervals import jackknife
 from slms.metrics.functional.score import against_null
 
-FEWEST_TOKENS = 30  # of a class in each half of the documents; the mean over fewer says nothing
+FEWEST_TOKENS = 30  # tokens of a class in each half of the documents; the mean over fewer says nothing
 
 
 class CausalScore(NamedTuple):
-    """Share of the loss increase that falls on the best class of each unit, minus what permuted labels give."""
+    """The share of each unit's loss increase that falls on its best class, minus the share under permuted labels."""
 
     value: float
-    """the layer: Σ_u share_u · effect_u / Σ_u effect_u, minus `null_mean`; 0 in expectation where a unit serves all
+    """the layer's: Σ_u share_u · effect_u / Σ_u effect_u, minus `null_mean`; its expectation is 0 if units serve all
     classes alike"""
     low: float
     """lower end of the 95 % interval over documents (delete-a-group jackknife)"""
     high: float
     """upper end"""
     null_mean: float
-    """what permuted labels score, subtracted from `value`; 1/c and a little more"""
+    """score of permuted labels, which is subtracted from `value`; a little more than 1/c"""
     null_sd: float
-    """over permutations"""
+    """standard deviation of that score over permutations"""
     z: float
-    """value / null_sd; the null leans to the right, so that 3 is passed by chance once in a few dozen times"""
+    """value / null_sd; the null is skewed to the right, so that chance exceeds 3 once in a few dozen times"""
     units: Tensor
     """[u], each unit's share minus its null; NaN for a unit whose removal raises the loss of no class"""
     best: Tensor
     """int64 [u], the class whose mean loss rises most, over all documents; −1 with fewer than two classes"""
     n_classes: int
-    """classes with enough tokens to count"""
+    """number of classes with enough tokens to count"""
 
 
 def causal_specialization(sums: Tensor, totals: Tensor, null_sums: Tensor, null_totals: Tensor) -> CausalScore:
-    """How much of a unit's effect on the loss is on one class (after Michel et al. 2019, arXiv 1905.10650, section 4).
+    """How far a unit's effect on the loss falls on one class (after Michel et al. 2019, arXiv 1905.10650, section 4).
 
     The effect on class c is the mean increase in nats over its tokens, so a class weighs the same however frequent it
-    is. A unit's best class is chosen on one half of the documents and its share max(0, Δ_c*) / Σ_c max(0, Δ_c) read on
-    the other, both ways round, so that noise is not taken for a preference.
+    is. One half of the documents chooses a unit's best class, and the other half gives its share
+    max(0, Δ_c*) / Σ_c max(0, Δ_c); both ways round count, so that noise is not taken for a preference.
 
     Args:
-        sums: [g, u, c], summed loss increase in nats of the tokens of each class when unit u is ablated.
-        totals: [g, c], tokens.
+        sums: [g, u, c], loss increase in nats, summed over the tokens of each class, when unit u is ablated.
+        totals: [g, c], number of tokens.
         null_sums: [r, g, u, c]; null_totals: [r, g, c], the same with the labels permuted among the tokens.
     """
     if sums.dim() != 3 or totals.shape != sums[:, 0].shape or null_sums.shape[1:] != sums.shape:
@@ -87,7 +87,7 @@ def causal_specialization(sums: Tensor, totals: Tensor, null_sums: Tensor, null_
 
 
 def _shares(sums: Tensor, totals: Tensor, halves: Tensor) -> tuple[Tensor, Tensor]:
-    """Increase on the best class of the other half, and on all classes, summed over both ways round: [u] each."""
+    """The increase on the other half's best class, and on all classes, [u] each, summed over both ways round."""
     first, second = (sums[half].sum(0) / totals[half].sum(0).clamp(min=1) for half in (halves, ~halves))
     on_best, whole = torch.zeros(len(first), dtype=torch.float64), torch.zeros(len(first), dtype=torch.float64)
     for choose, read in ((first, second), (second, first)):

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Above this mean the moments of K ln K are taken from its Taylor series, whose next term is below 1e-4 there; below it
-# from the probabilities of K, up to more than 8 standard deviations beyond.
+# Above this mean, the moments of K ln K come from its Taylor series, whose next term is below 1e-4 there; below it,
+# from the probabilities of K, up to more than 8 standard deviations beyond the mean.
 _TAYLOR_FROM = 50
 _SUPPORT = 130
 # Cells × support held at once, half a megabyte of doubles for each temporary: they stay in the cache, and that takes a
@@ -22,7 +22,7 @@ _CHUNK = 60_000
 
 
 class Moments(NamedTuple):
-    """Of f(K) = K ln K − correction · [K > 0], split as slope · K + constant + residual (least squares); [s, u, c]."""
+    """Moments [s, u, c] of f(K) = K ln K − correction · [K > 0] = slope · K + constant + residual (least squares)."""
 
     mean: Tensor
     slope: Tensor
@@ -30,11 +30,11 @@ class Moments(NamedTuple):
 
 
 def moments(totals: Tensor, load: Tensor, correction: float = 0.0) -> Moments:
-    """Moments of f(K) for every stratum, unit and class.
+    """Compute the moments of f(K) for every stratum, unit and class.
 
     Args:
         totals: float64 [s, c], tokens a of each class; load: float64 [s, u], tokens m at which the unit is on.
-        correction: ½ for the Miller–Madow term, which counts the classes seen.
+        correction: ½ to include the Miller–Madow term, which counts the classes seen.
     """
     n = totals.sum(-1, keepdim=True).expand_as(totals)
     # Zipf totals repeat: one computation for each distinct (stratum, total).
@@ -56,7 +56,7 @@ def _variance(n: Tensor, a: Tensor, m: Tensor) -> Tensor:
 
 
 def _taylor(n: Tensor, a: Tensor, m: Tensor, correction: float) -> Moments:
-    """E f to fourth order in K − μ, its slope to third, the residual to second."""
+    """Moments by Taylor series in K − μ: E f to fourth order, its slope to third, the residual to second."""
     mu, variance = m * a / n, _variance(n, a, m)
     third = variance * (n - 2 * a) * (n - 2 * m) / (n * (n - 2).clamp(min=1))
     mean = mu * mu.log() + variance / (2 * mu) - third / (6 * mu**2) + variance**2 / (4 * mu**3) - correction
@@ -66,7 +66,7 @@ def _taylor(n: Tensor, a: Tensor, m: Tensor, correction: float) -> Moments:
 
 
 def _enumerate(n: Tensor, a: Tensor, m: Tensor, correction: float) -> Moments:
-    """Sums over the probabilities of K = lo … hi."""
+    """Moments as sums over the probabilities of K = lo … hi."""
     lo = (a + m - n).clamp(min=0)
     support = (torch.minimum(a, m) - lo + 1).clamp(max=_SUPPORT)
     order = support.argsort()
@@ -101,7 +101,7 @@ def _enumerate_chunk(n: Tensor, a: Tensor, m: Tensor, lo: Tensor, support: Tenso
 
 
 def sum_variance(totals: Tensor, load: Tensor, slope: Tensor, residual_sd: Tensor) -> Tensor:
-    """Variance [u] of Σ_sc (slope · K + residual) when counts are multivariate hypergeometric in each stratum.
+    """The variance [u] of Σ_sc (slope · K + residual) when the counts are multivariate hypergeometric in each stratum.
 
     The linear part is exact: m (n − m)/(n − 1) · Var_p(slope), p = a/n. The residuals are nearly quadratic in K, and
     quadratic forms of Gaussians correlate as the square of ρ² = r_c r_c', r = p/(1 − p), the correlation of the counts

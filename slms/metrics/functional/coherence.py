@@ -16,26 +16,26 @@ class Strongest(NamedTuple):
     """The tokens of a sample at which each unit is strongest."""
 
     rows: Tensor
-    """int64 [u, k], row in the sample; −1 where the unit is on at fewer than k tokens"""
+    """int64 [u, k], row in the sample; padded with −1 if the unit is on at fewer than k tokens"""
     tokens: Tensor
-    """int64 [u, k], token id; −1 likewise"""
+    """int64 [u, k], token id; padded likewise"""
 
 
 def strongest(strength: Tensor, tokens: Tensor, k: int = 32) -> Strongest:
-    """The k tokens of largest strength [n, u] of each unit, strength 0 excluded; tokens: int64 [n]."""
+    """For each unit, the k tokens (int64 [n]) of largest strength [n, u], strength 0 excluded."""
     value, rows = strength.T.contiguous().topk(min(k, len(strength)), dim=1)
     rows = torch.where(value > 0, rows, -1)
     return Strongest(rows, torch.where(value > 0, tokens[rows.clamp(min=0)], -1))
 
 
 def pairwise_similarity(tokens: Tensor, embedding: Tensor) -> Tensor:
-    """Mean cosine of the embeddings of two different tokens among each unit's, [u]; NaN where all are the same.
+    """Mean cosine [u] of the embeddings of two different tokens of each unit; NaN if all its tokens are the same.
 
-    (‖Σ_t n_t e_t‖² − Σ_t n_t²) / ((Σ_t n_t)² − Σ_t n_t²) with n_t the occurrences of token t and e_t of unit length:
-    pairs of one token with itself, which say nothing about meaning, are left out.
+    (‖Σ_t n_t e_t‖² − Σ_t n_t²) / ((Σ_t n_t)² − Σ_t n_t²) with n_t the occurrences of token t and e_t of unit length.
+    It leaves out pairs of a token with itself, which say nothing about meaning.
 
     Args:
-        tokens: int64 [u, k], −1 where there is none; embedding: [v, d], rows of unit length.
+        tokens: int64 [u, k], padded with −1; embedding: [v, d], rows of unit length.
     """
     there = tokens >= 0
     total = torch.nn.functional.embedding_bag(
@@ -62,17 +62,17 @@ def semantic_coherence(
     n_permutations: int = 20,
     seed: int = 0,
 ) -> Score:
-    """Mean cosine between the embeddings of the different tokens that activate a unit most, less that of random tokens.
+    """Mean cosine of the embeddings of the different tokens that activate a unit most, minus that of random tokens.
 
-    0 for units that respond to tokens without regard to meaning, however frequent; the null permutes the tokens of the
-    sample, so that each unit keeps as many tokens, and units that share tokens still do. A unit of a single token has
-    no pairs and no value.
+    It is 0 for units that respond to tokens without regard to meaning, however frequent. The null permutes the tokens
+    of the sample, so that each unit keeps as many tokens, and units that share tokens still do. A unit with a single
+    token has no pairs and no value.
 
     Args:
         strength: [n, u], at least 0; tokens: int64 [n], token ids.
-        embedding: [v, d] of the vocabulary, as the model reads tokens in.
+        embedding: [v, d], the model's input embedding of the vocabulary.
         groups: int64 [n], document group of each token, for the interval (delete-a-group jackknife).
-        k: tokens of a unit.
+        k: number of strongest tokens of a unit.
     """
     n = len(strength)
     if tokens.shape != (n,):

@@ -1,4 +1,4 @@
-"""Count tables: everything that purity and SI need to know about a corpus, in constant memory.
+"""Count tables, which hold all that purity and SI need to know about a corpus, in constant memory.
 
 Shapes: n tokens, g document groups, u units (pathways, neurons), c classes (token ids, labels).
 """
@@ -6,9 +6,9 @@ Shapes: n tokens, g document groups, u units (pathways, neurons), c classes (tok
 import torch
 from torch import Tensor
 
-# Many units with few classes (neurons) are counted by one matmul, few units or many classes (pathways, token ids) by
-# scattered additions. 16 groups of 20 classes, one core, matmul and scatter: 16 units × 2048 tokens 2.2 and .3 ms,
-# 256 × 2048 5.8 and 8.0 ms, 1024 × 2048 17 and 45 ms, 4096 × 512 22 and 47 ms.
+# One matmul counts many units with few classes (neurons); scattered additions count few units or many classes
+# (pathways, token ids). For 16 groups of 20 classes on one core, matmul and scatter take, in ms: 16 units × 2048 tokens
+# 2.2 and .3, 256 × 2048 5.8 and 8.0, 1024 × 2048 17 and 45, 4096 × 512 22 and 47.
 _MATMUL_UNITS = 64
 _MATMUL_CELLS = 512
 
@@ -25,11 +25,11 @@ def joint_counts(
 
     Args:
         units: bool [n, u], whether a unit is on (a pathway chosen) at a token.
-        classes: int64 [n], the class of a token, −1 where unknown (the token is then ignored).
+        classes: int64 [n], the class of a token; a token with −1 (unknown) is ignored.
         n_classes: number of classes c.
-        groups: int64 [n], the document group of a token (None: one group).
+        groups: int64 [n], the document group of a token; None means one group for all.
         n_groups: number of groups g.
-        out: (counts, totals) of earlier tokens, to which these are added in place.
+        out: (counts, totals) of earlier tokens; the new counts are added to them in place.
 
     Returns:
         counts int64 [g, u, c] and totals int64 [g, c]. Sums of tables are tables of the union of their tokens.
@@ -66,7 +66,7 @@ def joint_counts(
         return counts, totals
     unit = torch.arange(n_units, device=units.device)
     index = (g[:, None] * n_units + unit) * counts.shape[2] + c[:, None]
-    if units.device.type == "cpu":  # a few chosen of many: visiting only the chosen is faster where it costs no sync
+    if units.device.type == "cpu":  # few of many are chosen: visiting only those is faster where it costs no sync
         index = index[units & (known[:, None] > 0)]
         counts.view(-1).index_add_(0, index, torch.ones_like(index))
     else:
@@ -75,7 +75,7 @@ def joint_counts(
 
 
 def _check_ids(name: str, ids: Tensor, n: int) -> None:
-    """An id past the end would be counted in a neighbour's row."""
+    """Refuse an id past the end, which would be counted in a neighbour's row."""
     if ids.is_cuda:
         torch._assert_async((ids < n).all())  # no host synchronisation
     elif ids.numel() and int(ids.max()) >= n:
@@ -84,6 +84,6 @@ def _check_ids(name: str, ids: Tensor, n: int) -> None:
 
 def joint_choices(units: Tensor) -> Tensor:
     """How often two units of bool [n, u] are on together: int64 [u, u], its diagonal the units' loads."""
-    # float32 sums of ones are exact up to 2^24 tokens a call; the int64 matmul of CPU is 30× slower.
+    # Sums of ones in float32 are exact up to 2^24 tokens a call; the CPU's int64 matmul is 30× slower.
     on = units.float()
     return torch.einsum("nu,nw->uw", on, on).round().long()

@@ -1,4 +1,4 @@
-"""Specialization index of labels that whole documents carry: their task, their domain.
+"""Specialization index for labels of whole documents, such as their task or domain.
 
 Shapes: g document groups, s strata, u units (pathways, neurons, latents), c classes, q permutations, k cells.
 """
@@ -18,14 +18,14 @@ from slms.metrics.functional.specialization import (
 
 
 def document_specialization_index(counts: Tensor, totals: Tensor, n_permutations: int = 100, seed: int = 0) -> Score:
-    """`specialization_index` with labels permuted among documents in place of tokens.
+    """`specialization_index` with labels permuted among documents instead of tokens.
 
     The tokens of a document share its names and its turns of phrase, so a unit's rate differs between documents
-    whatever their label. Labels permuted among tokens break that up: a unit that follows nothing but the document
-    then scores z in the hundreds against labels that mean nothing. The documents of one group and class are a cell,
-    and cells are permuted; with few documents to a cell that is the permutation of documents.
+    whatever their label. If labels are permuted among tokens, this is lost, and a unit that follows nothing but the
+    document scores z in the hundreds against labels that mean nothing. The documents of one group and class form a
+    cell, and cells are permuted; with few documents in a cell this amounts to permuting documents.
 
-    Units' values, `value`, strata and `ceiling` as in `specialization_index`; mean and sd of the null from
+    Units' values, `value`, strata and `ceiling` are as in `specialization_index`; the mean and sd of the null come from
     `n_permutations` draws.
 
     Args:
@@ -38,7 +38,7 @@ def document_specialization_index(counts: Tensor, totals: Tensor, n_permutations
         return undefined(n, len(on))
     everything, every, events = counts.sum(0), totals.sum(0), counts.sum()
 
-    # Cells as rows, to be added up again under other labels: [k, s, u] and [k, s].
+    # Cells become rows, which are added up again under other labels: [k, s, u] and [k, s].
     cell_counts, cell_totals = counts.permute(0, 3, 1, 2)[used], totals.permute(0, 2, 1)[used]
     label = used.nonzero()[:, 1]
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Entropy of a distribution seen only through counts, in nats. Shapes: c classes, ... any leading dimensions."""
+"""Entropy in nats of a distribution known only through counts. Shapes: c classes, ... any leading dimensions."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ Estimator = Literal["plug_in", "miller_madow", "chao_shen"]
 
 
 def entropy(counts: Tensor, estimator: Estimator = "chao_shen") -> Tensor:
-    """Entropy in nats of the distribution that `counts` [..., c] was sampled from; NaN where there is no event.
+    """Entropy in nats of the distribution from which `counts` [..., c] was sampled; NaN without any event.
 
     - `plug_in`: −Σ p̂ ln p̂ with p̂ = counts / n; biased down by about (K − 1) / 2n for K classes.
     - `miller_madow`: plug-in + (K̂ − 1) / 2n, K̂ the classes seen (Miller 1955).
@@ -37,7 +37,7 @@ def entropy(counts: Tensor, estimator: Estimator = "chao_shen") -> Tensor:
     p = counts / n
     if estimator == "chao_shen":
         singletons = (counts == 1).sum(-1, keepdim=True).double()
-        # All events distinct would estimate a coverage of 0; one repeat fewer is the convention of Chao & Shen.
+        # If all events were distinct, coverage would be 0; Chao & Shen then count one singleton fewer.
         singletons = torch.where(singletons == n, n - 1, singletons)
         q = (1 - singletons / n) * p
         seen_probability = -torch.expm1(n * torch.log1p(-q))

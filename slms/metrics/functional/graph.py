@@ -13,7 +13,7 @@ class PartitionModularity(NamedTuple):
     q: float
     """modularity of the given partition"""
     null_mean: float
-    """mean over random partitions of the same sizes"""
+    """mean Q of random partitions of the same sizes"""
     null_sd: float
     z: float
     """(q − null_mean) / null_sd"""
@@ -22,18 +22,18 @@ class PartitionModularity(NamedTuple):
 def coactivation(activations: Tensor) -> Tensor:
     """Adjacency [f, f] of the co-activation graph of activations [n, f]: max(0, correlation), 0 on the diagonal.
 
-    Neurons that never change have no edges. float32 on the device of the activations.
+    Neurons that never change have no edges. The result is float32 on the activations' device.
     """
     centred = activations.float() - activations.float().mean(0)
     norm = centred.norm(dim=0)
-    # A constant column leaves rounding residue; relative to its size, correlations of residue would be noise edges.
+    # A constant column leaves rounding residue, whose correlations would be edges of noise.
     alive = norm > 1e-6 * activations.float().norm(dim=0).clamp(min=1e-30)
     unit = torch.where(alive, centred / norm.clamp(min=1e-30), 0.0)
     return torch.einsum("nf,ng->fg", unit, unit).clamp(min=0).fill_diagonal_(0)
 
 
 def partition_quality(adjacency: Tensor, labels: Tensor) -> float:
-    """Newman's modularity Q = Σ_c [W_cc/2m − (s_c/2m)²] of a partition (Newman 2004, weighted); 0 without edges.
+    """Newman's modularity Q = Σ_c [W_cc/2m − (s_c/2m)²] of a partition (Newman 2004, weighted); 0 if there is no edge.
 
     Args:
         adjacency: [f, f], symmetric, not negative, 0 on the diagonal; labels: int64 [f].
@@ -52,7 +52,7 @@ def partition_modularity(
 ) -> PartitionModularity:
     """Q of a given partition (a model's pathways) against random partitions of the same sizes.
 
-    Nothing is optimised, so noise scores 0 on average at any width. Args as in `partition_quality`.
+    Nothing is optimised, so noise scores 0 on average at any width. The arguments are those of `partition_quality`.
     """
     if labels.shape != adjacency.shape[:1]:
         raise ValueError(f"labels has shape {tuple(labels.shape)}; it must be [{len(adjacency)}], one for each neuron.")
@@ -69,7 +69,7 @@ def partition_modularity(
 
 
 def nearest_neighbours(adjacency: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Edges of each neuron to its k strongest neighbours, made symmetric: pairs [e, 2] with i < j and weights [e]."""
+    """Edges of each neuron to its k strongest neighbours, made symmetric: pairs [e, 2] with i < j, and weights [e]."""
     f = len(adjacency)
     weight, neighbour = adjacency.topk(min(k, f - 1), dim=1)
     neuron = torch.arange(f, device=adjacency.device)[:, None].expand_as(neighbour)
@@ -81,14 +81,14 @@ def nearest_neighbours(adjacency: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def shuffled_tokens(activations: Tensor, generator: torch.Generator) -> Tensor:
-    """Each neuron's activations [n, f] in a token order of its own: the same marginals, independent neurons."""
+    """Put each neuron's activations [n, f] in its own random token order: same marginals, independent neurons."""
     n, f = activations.shape
     order = torch.stack([torch.randperm(n, generator=generator) for _ in range(f)])
     return activations.T.gather(1, order.to(activations.device)).T
 
 
 def adjusted_rand_index(a: Tensor, b: Tensor) -> float:
-    """Agreement of two partitions [f], 1 when equal, 0 in expectation when independent (Hubert & Arabie 1985)."""
+    """Agreement of two partitions [f]: 1 if equal, 0 in expectation if independent (Hubert & Arabie 1985)."""
     table = torch.zeros(int(a.max()) + 1, int(b.max()) + 1, dtype=torch.float64)
     table.index_put_((a, b), torch.ones(len(a), dtype=torch.float64), accumulate=True)
 

@@ -1,9 +1,9 @@
-"""Intervals over documents. Shapes: d documents, g document groups, r resamples.
+"""95 % intervals over documents. Shapes: d documents, g document groups, r resamples.
 
-Ratios of sums (loss per token) are bootstrapped over documents. Entropies and mutual informations are not: a bootstrap
-repeats documents, and repeated events look like structure. They get the delete-a-group jackknife, in which no event
-occurs twice. Coverage of the truth by nominal 95 % intervals, specialization index of a planted layer (8 pathways, 50
-classes, documents of 50 tokens with class mixes of their own; 60 samples):
+Ratios of sums (loss per token) are bootstrapped over documents. Entropies and mutual informations are not, because a
+bootstrap repeats documents, and repeated events look like structure. They use the delete-a-group jackknife, in which no
+event occurs twice. How often nominal 95 % intervals cover the true specialization index of a planted layer (8 pathways,
+50 classes, documents of 50 tokens, each with its own class mix; 60 samples):
 
     =========  =========  =====================  ==========================================
     documents  jackknife  bootstrap (documents)  bootstrap's centre − estimate (truth .078)
@@ -26,11 +26,11 @@ class Interval(NamedTuple):
     high: float
     """upper end of the 95 % interval"""
     n: int
-    """tokens the value rests on"""
+    """tokens behind the value"""
 
 
 def student_t(degrees: int) -> float:
-    """The .975 quantile of Student's t (Abramowitz & Stegun 26.7.5, within .03 from 3 degrees of freedom on)."""
+    """The .975 quantile of Student's t (Abramowitz & Stegun 26.7.5; within .03 for 3 degrees of freedom or more)."""
     if degrees < 3:
         return {1: 12.706, 2: 4.303}[degrees]
     z = 1.959964
@@ -39,7 +39,7 @@ def student_t(degrees: int) -> float:
 
 
 def jackknife(leave_one_out: Tensor) -> Tensor:
-    """Half-width of the 95 % interval of a statistic from its values [g, ...] with each document group left out.
+    """Half-width of a statistic's 95 % interval, from its values [g, ...] with each document group left out in turn.
 
     se² = (g − 1)/g · Σ (θ₍ᵢ₎ − θ̄)² (Kott 2001), times the .975 quantile of Student's t at g − 1 degrees of freedom.
     NaN with fewer than two groups.
@@ -63,9 +63,9 @@ def _resampled(sums: Tensor, n_resamples: int, seed: int) -> Tensor:
 
 
 def document_loss(nll: Tensor, tokens: Tensor, n_resamples: int = 1000, seed: int = 0) -> Interval:
-    """Loss in nats per token, with a bootstrap interval over documents; exp of its fields is the perplexity's.
+    """Loss in nats per token, with a bootstrap interval over documents; exp of its fields gives the perplexity's.
 
-    A single document has no interval: NaN.
+    The interval of a single document is NaN.
 
     Args:
         nll: [d], summed negative log-likelihood of each document, nats.
@@ -77,7 +77,7 @@ def document_loss(nll: Tensor, tokens: Tensor, n_resamples: int = 1000, seed: in
 def paired_difference(nll: Tensor, other: Tensor, tokens: Tensor, n_resamples: int = 1000, seed: int = 0) -> Interval:
     """Difference in nats per token of two models on the same documents: `nll` − `other`, bootstrapped in pairs.
 
-    Args as in `document_loss`; the two models must share `tokens`, hence the tokenizer.
+    The arguments are those of `document_loss`; the two models must share `tokens`, hence the tokenizer.
     """
     if nll.shape != other.shape:
         raise ValueError(f"nll is {tuple(nll.shape)}, other {tuple(other.shape)}; both must hold the same documents.")
@@ -99,9 +99,9 @@ def _ratio(numerator: Tensor, tokens: Tensor, n_resamples: int, seed: int) -> In
 
 
 def proportion(hits: Tensor) -> Interval:
-    """Mean of hits [n] in [0, 1] (1 right, 0 wrong, ½ a tie) with Wilson's 95 % score interval (Wilson 1927, eq. 6).
+    """Mean of hits [n] (1 right, 0 wrong, ½ a tie) with Wilson's 95 % score interval (Wilson 1927, eq. 6).
 
-    Unlike p ± 1.96 se, it stays inside [0, 1] and is not empty at p = 0 or 1. `n` counts hits; no hit gives NaN.
+    Unlike p ± 1.96 se, it stays inside [0, 1] and is not empty at p = 0 or 1. `n` counts hits; without any, all is NaN.
     """
     n = len(hits)
     if n == 0:

@@ -1,4 +1,4 @@
-"""Load of the pathways and stability of a router's choices. Shapes: n tokens, p pathways."""
+"""The load of the pathways and the stability of a router's choices. Shapes: n tokens, p pathways."""
 
 from typing import NamedTuple
 
@@ -11,9 +11,9 @@ class Utilization(NamedTuple):
     share_used: float
     """share of all P pathways whose load exceeds 0.1/P"""
     effective: float
-    """exp H(load) / P: 1 when all loads are equal, 1/P when one pathway takes all"""
+    """exp H(load) / P: 1 if all loads are equal, 1/P if one pathway takes all"""
     max_violation: float
-    """largest load / mean load − 1; 0 when balanced"""
+    """largest load / mean load − 1; 0 if balanced"""
     load_entropy: float
     """H(load) in nats"""
     load: Tensor
@@ -21,7 +21,7 @@ class Utilization(NamedTuple):
 
 
 def utilization(choices: Tensor) -> Utilization:
-    """How evenly the pathways are used, from the number of times [p] that each was chosen, over *all* P pathways.
+    """How evenly *all* P pathways are used, from the number of times [p] that each was chosen.
 
     >>> import torch
     >>> used = utilization(torch.tensor([50, 50, 0, 0]))
@@ -44,11 +44,11 @@ def utilization(choices: Tensor) -> Utilization:
 
 
 def router_saturation(chosen: Tensor, final: Tensor) -> Tensor:
-    """Share of the final choices already made: mean over tokens of |E_t ∩ E_T| / |E_T| (OLMoE, 2409.02060).
+    """The share of the final choices already made: the mean over tokens of |E_t ∩ E_T| / |E_T| (OLMoE, 2409.02060).
 
     Args:
         chosen: bool [n, p], an earlier checkpoint's choices.
-        final: bool [n, p], the final checkpoint's on the same tokens.
+        final: bool [n, p], the final checkpoint's choices on the same tokens.
     """
     if chosen.shape != final.shape:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Purity: how much of the uncertainty about a token's class the chosen pathway removes.
+"""Purity, which is how much of the uncertainty about a token's class the chosen pathway removes.
 
 Shapes: g document groups, u pathways, c classes (token ids or labels).
 """
@@ -43,14 +43,14 @@ def purity(counts: Tensor, totals: Tensor, together: Tensor | None = None) -> Sc
         purity  = a_p B_p / H×_p;  of the layer: Σ_p load_p a_p B_p / Σ_p load_p H×_p
         ceiling = Σ_p load_p B_p / Σ_p load_p H×_p
 
-    KL_p reaches H×_p when the pathway holds one class only, and −ln s_p when the class alone decides whether it is
-    chosen. So purity is 0 in expectation for random choices at any number of tokens; 1 when every pathway holds one
-    class; and `ceiling` when the class decides every choice (4 of 16 pathways, 5.6 nats of tokens: ln 4 / 5.6 = .25).
+    KL_p reaches H×_p if the pathway holds only one class, and −ln s_p if the class alone decides whether it is chosen.
+    So purity is 0 in expectation for random choices at any number of tokens, 1 if every pathway holds one class, and
+    `ceiling` if the class decides every choice (for 4 of 16 pathways and 5.6 nats of tokens, ln 4 / 5.6 = .25).
     Value / ceiling is the share of the router's choice that the class explains.
 
     Interpolating between the two exact ends makes the value nearly independent of n. Entropies rarefied to equal n,
-    less their permutation mean, are not: a specialised pathway has fewer classes, hence less bias, than a random one.
-    Planted router, 4 of 16, that follows the token's group with probability q, Zipf tokens, one sample each:
+    minus their permutation mean, depend on it: a specialised pathway has fewer classes, hence less bias, than a random
+    one. A planted router, 4 of 16, that follows the token's group with probability q (Zipf tokens, one sample each):
 
         =========  =====  =====  ========  ===================  ===============  =====================
         tokens, q  truth      n  as here   the same, Chao–Shen  the same, plug-in  rarefied, Chao–Shen
@@ -66,7 +66,7 @@ def purity(counts: Tensor, totals: Tensor, together: Tensor | None = None) -> Sc
 
     Args:
         counts: [g, u, c] and totals: [g, c], from `joint_counts`; together: [u, u], from `joint_choices`. Pathways with
-            fewer than 10 events are NaN and left out of the layer; all is NaN without such a pathway or two classes.
+            fewer than 10 events are NaN and left out of the layer; all is NaN if none has 10, or with one class only.
     """
     counts, totals = counts.double().cpu(), totals.double().cpu()
     if counts.dim() != 3 or totals.shape != (counts.shape[0], counts.shape[2]):
@@ -116,7 +116,7 @@ def _divergence(counts: Tensor, totals: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _chance(totals: Tensor, events: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [u] of the Miller–Madow KL of a random pathway with as many events.
+    """Mean and standard deviation [u] of the Miller–Madow KL of a random pathway with equally many events.
 
     events · KL = Σ_c (K ln K − ½ [K > 0]) − Σ_c K ln p_c + ½ − events · ln events.
     """

@@ -1,4 +1,4 @@
-"""What a headline number carries: value, interval, permutation null, ceiling. Shapes: u units (pathways, neurons)."""
+"""A headline number with its interval, permutation null and ceiling. Shapes: u units (pathways, neurons)."""
 
 from typing import NamedTuple
 
@@ -7,27 +7,27 @@ from torch import Tensor
 
 
 class Score(NamedTuple):
-    """A layer's number and its units', each 0 in expectation for random choices and at most 1."""
+    """The numbers of a layer and of its units; each is at most 1, and 0 in expectation for random choices."""
 
     value: float
-    """the layer: mean over choices, each unit weighing by its load"""
+    """the layer's: mean over choices, so each unit weighs by its load"""
     low: float
     """lower end of the 95 % interval over documents (delete-a-group jackknife); NaN with fewer than two
-    groups; covers more than 95 % where `value` is near 0, since the jackknife overstates degenerate statistics"""
+    groups; covers more than 95 % if `value` is near 0, because the jackknife overstates degenerate statistics"""
     high: float
-    """upper end of it"""
+    """upper end of this interval"""
     null_mean: float
-    """what random choices of the same loads would score, had it not been subtracted"""
+    """score of random choices with the same loads, which has been subtracted"""
     null_sd: float
     """standard deviation of `value` under that null"""
     z: float
     """value / null_sd"""
     ceiling: float
-    """the most that these loads and classes allow; value = ceiling when the class decides every choice"""
+    """the most that these loads and classes allow; value = ceiling if the class decides every choice"""
     n: int
     """tokens counted"""
     units: Tensor
-    """[u], the units' values; NaN for a unit with too few events"""
+    """[u], value of each unit; NaN for a unit with too few events"""
     units_z: Tensor
     """[u], value / null_sd of each unit"""
 
@@ -53,16 +53,16 @@ def against_null(value: float, half: float, null_mean: float, null_sd: float) ->
 
 
 def layer_null_sd(weights: Tensor, sd: Tensor, together: Tensor | None, n: int) -> float:
-    """Null sd of Σ w_u x_u, x_u being quadratic in the counts of unit u.
+    """The null sd of Σ w_u x_u, where x_u is quadratic in the counts of unit u.
 
-    Permuted labels leave the rows of choices whole, so units chosen together have correlated counts, with the
-    correlation ρ of the choices themselves; quadratic forms of two Gaussians correlate as ρ² (Isserlis):
+    Permuting labels leaves the rows of choices whole, so units chosen together have correlated counts, with the
+    correlation ρ of the choices themselves. Quadratic forms of two Gaussians correlate as ρ² (Isserlis):
     sd² = Σ_uv w_u w_v sd_u sd_v ρ_uv². The square of a correlation measured on n tokens is (1 − ρ²)²/n too large on
     average, which adds up over many units, and is subtracted.
 
     Args:
         weights: [u], summing to 1; sd: [u], each unit's null sd.
-        together: [u, u], `joint_choices`; None takes the units as independent.
+        together: [u, u], from `joint_choices`; None treats the units as independent.
         n: tokens behind `together`.
     """
     scaled = weights * sd
@@ -75,15 +75,15 @@ def layer_null_sd(weights: Tensor, sd: Tensor, together: Tensor | None, n: int) 
     squared = correlation.square()
     squared -= (1 - squared).square() / n
     squared.fill_diagonal_(1.0)
-    # The sum can fall below its diagonal by noise alone.
+    # Noise alone can push the sum below its diagonal.
     variance = torch.einsum("u,uw,w->", scaled, squared, scaled)
     return float(torch.maximum(variance, scaled.square().sum()).sqrt())
 
 
 def share_beyond_chance(z: Tensor, rate: float = 0.05) -> float:
-    """Share of units [u] whose z chance does not explain at a false-discovery rate (Benjamini & Hochberg 1995).
+    """The share of units [u] whose z is beyond chance at a false-discovery rate (Benjamini & Hochberg 1995).
 
-    One-sided; NaN where no unit has a z.
+    The test is one-sided; the share is NaN if no unit has a z.
     """
     known = z[z.isfinite()]
     if not len(known):

@@ -1,6 +1,6 @@
 """Activation sparsity at the input of the down-projection.
 
-Shapes: n tokens, f neurons, d model. `activations` are what W_out multiplies.
+Shapes: n tokens, f neurons, d model. `activations` are the values that W_out multiplies.
 """
 
 from collections.abc import Callable
@@ -11,16 +11,16 @@ from torch import Tensor
 
 
 class ActivationSparsity(NamedTuple):
-    """Means over tokens; contributions are e_i = |a_i| · ‖w_out,i‖. Tokens without any contribution are left out."""
+    """Five means over tokens, of contributions e_i = |a_i| · ‖w_out,i‖; tokens without contributions are left out."""
 
     gini: Tensor
-    """Gini coefficient of e: 0 when all contribute equally, 1 − 1/f when one does (Hurley & Rickard 2009, table I)"""
+    """Gini coefficient of e: 0 if all contribute equally, 1 − 1/f if one does (Hurley & Rickard 2009, table I)"""
     hoyer: Tensor
-    """(√f − ‖e‖₁/‖e‖₂) / (√f − 1): 0 when equal, 1 when one neuron contributes (Hoyer 2004)"""
+    """(√f − ‖e‖₁/‖e‖₂) / (√f − 1): 0 if all contribute equally, 1 if one neuron does (Hoyer 2004)"""
     top_mass: Tensor
     """smallest share of neurons that holds .9 of Σ e"""
     participation: Tensor
-    """(Σ e)² / (f Σ e²): 1 when equal, 1/f when one neuron contributes"""
+    """(Σ e)² / (f Σ e²): 1 if all contribute equally, 1/f if one neuron does"""
     zeros: Tensor
     """share of activations that are exactly 0, over all tokens"""
 
@@ -35,16 +35,16 @@ class LegacySparsity(NamedTuple):
 
 
 def sparsity_per_token(activations: Tensor, out_norm: Tensor | None = None, mass: float = 0.9) -> Tensor:
-    """The five measures of each token, [n, 5] as in `ActivationSparsity`; NaN (but zeros) without any contribution.
+    """The measures [n, 5] of each token, as in `ActivationSparsity`; all but `zeros` are NaN without any contribution.
 
     Args:
-        activations: [n, f]; out_norm: [f], ‖w_out,i‖ (None: 1); mass: share of Σ e for `top_mass`.
+        activations: [n, f]; out_norm: [f], ‖w_out,i‖, None means 1; mass: share of Σ e for `top_mass`.
     """
     contribution = activations.abs().float()
     if out_norm is not None:
         contribution = contribution * out_norm.float()
     f = contribution.shape[-1]
-    # A token's sums are taken in float32, which pairs up terms: equal to float64 to 1e-6 in a third of the time.
+    # A token's sums are in float32, which adds in pairs: it equals float64 to 1e-6 in a third of the time.
     ascending = _sorted(contribution)
     total = ascending.sum(-1)
     norm = torch.linalg.vector_norm(ascending, dim=-1)
@@ -65,7 +65,7 @@ def sparsity_per_token(activations: Tensor, out_norm: Tensor | None = None, mass
 
 
 def _sorted(fresh: Tensor) -> Tensor:
-    """Ascending along the last dimension; may reuse the memory of `fresh`."""
+    """Sort ascending along the last dimension; may reuse the memory of `fresh`."""
     if fresh.device.type == "cpu":
         array = fresh.detach().contiguous().numpy()
         array.sort(
@@ -76,7 +76,7 @@ def _sorted(fresh: Tensor) -> Tensor:
 
 
 def activation_sparsity(activations: Tensor, out_norm: Tensor | None = None, mass: float = 0.9) -> ActivationSparsity:
-    """How few neurons carry a token's MLP output, by five measures, from the activations [n, f].
+    """How few neurons carry a token's MLP output, by five measures of the activations [n, f].
 
     >>> one_of_four = activation_sparsity(torch.tensor([[0.0, 3.0, 0.0, 0.0]]))
     >>> [round(float(x), 3) for x in one_of_four]
@@ -94,12 +94,12 @@ def activation_sparsity_legacy(activations: Tensor, threshold: float = 0.0) -> L
 
 
 def dropped_share(activations: Tensor, W_out: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """CETT and density when neurons that contribute less than a threshold are skipped (ProSparse, 2402.13516, eq. 4–6).
+    """CETT and density if neurons that contribute less than a threshold are skipped (ProSparse, 2402.13516, eq. 4–6).
 
-    CETT = ‖Σ_{i: e_i < threshold} a_i w_i‖ / ‖Σ_i a_i w_i‖, e_i = |a_i| ‖w_i‖; density = share of neurons kept.
+    CETT = ‖Σ_{i: e_i < threshold} a_i w_i‖ / ‖Σ_i a_i w_i‖, e_i = |a_i| ‖w_i‖; density is the share of neurons kept.
 
     Args:
-        activations: [n, f]; W_out: [f, d] (a neuron is a row); threshold: in units of e.
+        activations: [n, f]; W_out: [f, d], one row per neuron; threshold: in units of e.
 
     Returns:
         CETT [n] and density [n]; a token whose MLP output is 0 has CETT 0.
@@ -111,9 +111,9 @@ def dropped_share(activations: Tensor, W_out: Tensor, threshold: float) -> tuple
 
 
 def cett_threshold(activations: Tensor, W_out: Tensor, target: float, steps: int = 16) -> float:
-    """Largest threshold on e_i = |a_i| ‖w_i‖ at which the mean CETT over tokens is at most `target`.
+    """The largest threshold on e_i = |a_i| ‖w_i‖ at which the mean CETT over tokens is at most `target`.
 
-    Bisects over the quantiles of e, so `steps` doublings resolve the density to 2^−steps. Args as in `dropped_share`.
+    It bisects the quantiles of e, so `steps` halvings resolve the density to 2^−steps. Arguments as in `dropped_share`.
     """
     if not target >= 0:
         raise ValueError(f"target is {target}; a CETT must be at least 0.")
@@ -129,9 +129,9 @@ def cett_threshold(activations: Tensor, W_out: Tensor, target: float, steps: int
 
 
 def largest_within(measure: Callable[[float], float], limit: float, low: float, high: float, steps: int = 16) -> float:
-    """Largest x in [low, high] with measure(x) ≤ limit, for a measure that rises with x, by bisection.
+    """Find by bisection the largest x in [low, high] with measure(x) ≤ limit, for a measure that rises with x.
 
-    The headline AS is `largest_within` of perplexity(CETT) at 1.01 × the dense one. Returns low if even low exceeds.
+    The headline AS is `largest_within` of perplexity(CETT) at 1.01 × the dense one. Returns low if no x qualifies.
     """
     if measure(high) <= limit:
         return high

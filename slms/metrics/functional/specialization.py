@@ -1,4 +1,4 @@
-"""Specialization index: adjusted mutual information of a unit and a class.
+"""The specialization index, which is the adjusted mutual information of a unit and a class.
 
 Shapes: g document groups, s strata, u units (pathways, neurons), c classes.
 """
@@ -14,7 +14,7 @@ from slms.metrics.functional.score import Score, against_null, layer_null_sd, un
 
 
 def stratified(counts: Tensor, totals: Tensor) -> tuple[Tensor, Tensor]:
-    """Counts as float64 [g, s, u, c] and totals [g, s, c] on the CPU; without strata s is 1."""
+    """Counts as float64 [g, s, u, c] and totals as [g, s, c] on the CPU; without strata, s is 1."""
     counts, totals = counts.double().cpu(), totals.double().cpu()
     if counts.dim() == 3:
         counts, totals = counts[:, None], totals[:, None]
@@ -42,10 +42,10 @@ def mutual_information(counts: Tensor, totals: Tensor) -> Tensor:
 
 
 def event_information(counts: Tensor, totals: Tensor) -> tuple[Tensor, Tensor]:
-    """What one choice of each unit tells about the class: events · KL(p(c|u,s) ‖ p(c|s)), and the most it could be.
+    """How much the choices of each unit tell about the class: events · KL(p(c|u,s) ‖ p(c|s)), and its upper bound.
 
-    Plug-in, nats, summed over strata, [u]. The sum over units of the first over all events is I(pathway; C | S) of one
-    choice; the second is events · min(−Σ_c p(c|u,s) ln p(c|s), −ln p(u|s)), as in `purity`.
+    Both are plug-in, in nats, summed over strata, [u]. The first, summed over units and divided by all events, is
+    I(pathway; C | S) of one choice; the second is events · min(−Σ_c p(c|u,s) ln p(c|s), −ln p(u|s)), as in `purity`.
     """
     n, on = totals.sum(-1)[:, None], counts.sum(-1)
     cross = torch.special.xlogy(on, n) - torch.special.xlogy(counts, totals[:, None]).sum(-1)
@@ -56,25 +56,25 @@ def event_information(counts: Tensor, totals: Tensor) -> tuple[Tensor, Tensor]:
 def specialization_index(
     counts: Tensor, totals: Tensor, together: Tensor | None = None, n_together: int | None = None
 ) -> Score:
-    """(I(U; C) − E_perm) / (H(C) − E_perm): 0 in expectation for random units, 1 when the unit tells the class.
+    """(I(U; C) − E_perm) / (H(C) − E_perm): 0 in expectation for random units, 1 if the unit tells the class.
 
-    Adjusted for chance like the adjusted mutual information (Vinh et al. 2010), with the exact permutation mean.
-    `units` takes each unit as on or off, so it is at most H(U)/H(C) ≤ ln 2 / H(C). `value` is the layer's:
-    I(pathway; C) of one choice, which is the load-weighted mean of KL(p(c|p) ‖ p(c)); a layer whose every pathway
-    serves one class scores 1, one whose choices the class decides scores `ceiling`.
+    It is adjusted for chance like the adjusted mutual information (Vinh et al. 2010), with the exact permutation mean.
+    `units` treats each unit as on or off, so it is at most H(U)/H(C) ≤ ln 2 / H(C). `value` is the layer's, from
+    I(pathway; C) of one choice, which is the load-weighted mean of KL(p(c|p) ‖ p(c)). A layer scores 1 if every pathway
+    serves one class, and `ceiling` if the class decides its choices.
 
-    With strata it is conditional, I(U; C | S) over H(C | S), labels permuted within each stratum: strata = token ids
-    asks what a unit knows about the class beyond the token itself.
+    With strata it is conditional, I(U; C | S) over H(C | S), with labels permuted within each stratum. If the strata
+    are token ids, it asks what a unit knows about the class beyond the token itself.
 
     Args:
         counts: [g, u, c] or [g, s, u, c]; totals: [g, c] or [g, s, c]; `joint_counts` makes them, with
             groups = group · n_strata + stratum for the latter.
         together: [u, u], from `joint_choices`, for the layer's null. All is NaN with fewer than two classes.
-        n_together: tokens behind `together` where it was counted on others than `totals`.
+        n_together: number of tokens behind `together`, if it was counted on other tokens than `totals`.
     """
     counts, totals = stratified(counts, totals)
     n, on = int(totals.sum()), counts.sum((0, 1, 3))
-    # A stratum of a single class has nothing to tell and no entropy; without it every sum is the same, only faster.
+    # A stratum of a single class tells nothing and has no entropy; leaving it out changes no sum and is faster.
     ambiguous = (totals.sum(0) > 0).sum(-1) > 1
     if not ambiguous.any():
         return undefined(n, len(on))
@@ -108,15 +108,15 @@ class _Chance(NamedTuple):
     """Mean and standard deviation [u] under shuffled classes, in nats."""
 
     unit_mean: Tensor
-    """of `mutual_information`"""
+    """mean of `mutual_information`"""
     unit_sd: Tensor
     event_mean: Tensor
-    """of `event_information`"""
+    """mean of `event_information`"""
     event_sd: Tensor
 
 
 def _chance(totals: Tensor, load: Tensor) -> _Chance:
-    """The null of [s, c] class totals and [s, u] loads; on a unit's off side its counts are those of load n − m."""
+    """The null for class totals [s, c] and loads [s, u]; the counts of a unit's off side are those of load n − m."""
     n = totals.sum(-1, keepdim=True)
     on, off = moments(totals, load), moments(totals, n - load)
     fixed = _x(load) + _x(n - load) + _x(totals).sum(-1, keepdim=True) - _x(n)

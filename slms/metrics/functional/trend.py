@@ -1,4 +1,4 @@
-"""Does a number rise with scale: a slope with its interval, and the verdict that follows from it."""
+"""Whether a number rises with scale: a slope with its interval, and the verdict that follows from it."""
 
 from typing import NamedTuple
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 from slms.metrics.functional.intervals import student_t
 
-FEWEST = 3  # points; two always lie on a line
+FEWEST = 3  # points, because two always lie on a line
 
 
 class Trend(NamedTuple):
     slope: float
-    """of y per unit of x, least squares"""
+    """least-squares change of y per unit of x"""
     low: float
     """lower end of its 95 % interval"""
     high: float
@@ -20,7 +20,7 @@ class Trend(NamedTuple):
     intercept: float
     """y at x = 0"""
     n: int
-    """points"""
+    """number of points"""
 
     @property
     def verdict(self) -> str:
@@ -31,10 +31,10 @@ class Trend(NamedTuple):
 
 
 def trend(x: Tensor, y: Tensor) -> Trend:
-    """Least-squares line through (x, y) [n] with Student's interval of its slope at n − 2 degrees of freedom.
+    """Fit a least-squares line through (x, y) [n], with Student's interval of its slope at n − 2 degrees of freedom.
 
-    slope ± t₀.₉₇₅(n − 2) · √(Σ residual² / (n − 2) / Σ (x − x̄)²): its width comes from the scatter of the models about
-    the line, which holds seed, training and measurement alike. NaN with fewer than three points or a single x.
+    slope ± t₀.₉₇₅(n − 2) · √(Σ residual² / (n − 2) / Σ (x − x̄)²). Its width comes from the scatter of the models about
+    the line, which includes seed, training and measurement. NaN with fewer than three points or a single x.
 
     >>> found = trend(torch.tensor([5.0, 6.0, 7.0, 8.0]), torch.tensor([0.10, 0.21, 0.29, 0.40]))
     >>> round(found.slope, 3), round(found.low, 3), found.verdict
