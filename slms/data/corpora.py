@@ -1,4 +1,4 @@
-"""Corpora by name → documents; which file that is, wherever it is asked from; and whether the file is still the same.
+"""Yields the documents of a corpus by name, resolves the name to a file, and checks that the file is unchanged.
 
 A corpus is one string: `stories` (embedded), a file (`.txt`, `.jsonl`, `.parquet`), a directory in the form of a hub
 dataset, or the id of a dataset on the Hugging Face hub.
@@ -25,18 +25,18 @@ _PIECES, _PIECE = 256, 1 << 20
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """Which text to read.
+    """The text to read.
 
     Args:
         name: `stories` (embedded), a `.txt`/`.jsonl`/`.parquet` file, a directory in the form of a hub dataset, or a
-            Hugging Face dataset id; wins over `hub`.
-        validation: a second corpus to validate on; by default the corpus's own validation split, and for a file
-            every 50th document, which training then leaves out.
-        hub: with `embedded`, in place of `name`: the corpus to use when the base model comes from the hub.
-        embedded: the stand-in to use when the base model is the embedded one.
-        text_field: the field holding the text in JSON lines, parquet and hub corpora.
-        files: written by train.py: each file that was read, with its size and digest. A run's config refuses a file
-            that has changed; null reads whatever is there.
+            Hugging Face dataset id; overrides `hub`.
+        validation: a second corpus to validate on; by default the corpus's own validation split, or every 50th
+            document of a file, which training then leaves out.
+        hub: the corpus to use if there is no `name` and the base model comes from the hub; goes with `embedded`.
+        embedded: the corpus to use instead of `hub` if the base model is the embedded one.
+        text_field: the field that holds the text in JSON lines, parquet and hub corpora.
+        files: the size and digest of each file that was read; train.py writes this. A run's config refuses a file that
+            has changed; null accepts any file.
     """
 
     name: str | None = None
@@ -51,7 +51,7 @@ class CorpusConfig:
             raise ValueError("data.corpus needs either `name`, or `hub` (with `embedded` as its stand-in)")
 
     def resolve(self, kind: str) -> str:
-        """The corpus's name, given where the base came from (`hub`, `embedded` or `local`)."""
+        """Return the corpus's name, given where the base came from (`hub`, `embedded` or `local`)."""
         if self.name is not None:
             return self.name
         chosen = self.embedded if kind == "embedded" else self.hub
@@ -60,10 +60,10 @@ class CorpusConfig:
         return chosen
 
     def recorded(self) -> "CorpusConfig":
-        """The same text as seen from anywhere: absolute paths, with the size and digest of each file in `files`.
+        """Return the same text with absolute paths, and with the size and digest of each file in `files`.
 
         Raises:
-            ValueError: a file is gone, or is another than `files` says.
+            ValueError: a file is gone or differs from what `files` says.
         """
         absolute = {field: absolute_name(name) for field in ("name", "validation") if (name := getattr(self, field))}
         known, files = self.files or {}, {}
@@ -77,7 +77,7 @@ class CorpusConfig:
 
 
 class Document(NamedTuple):
-    """One text; `words` and `domain` are known for the embedded corpus only."""
+    """One text; only the embedded corpus has `words` and `domain`."""
 
     text: str
     words: list | None = None
@@ -94,11 +94,11 @@ def documents(
 ) -> Iterator[Document]:
     """Iterate over the documents of one split (`train`, `validation` or `test`) of a corpus.
 
-    split: of a file also `all`: the held-out documents too.
-    config: of a hub dataset that has several.
+    split: a file also has the split `all`, which includes the held-out documents.
+    config: the configuration of a hub dataset that has several.
 
     Raises:
-        ValueError: no such corpus, an unreadable line (with file:line), or a split that the corpus does not have.
+        ValueError: the corpus or its split does not exist, or a line cannot be read (named as file:line).
     """
     if split != "train" and validation is not None:
         yield from documents(validation, _whole(validation), seed, text_field=text_field)
@@ -121,29 +121,29 @@ def documents(
 
 
 def _whole(validation: str) -> str:
-    """The split of a validation corpus that is read: of the endless one its own."""
+    """Return the split that is read from a validation corpus; the endless corpus has a split of its own for this."""
     return "validation" if validation == EMBEDDED else "all"
 
 
 def kind(name: str) -> Literal["embedded", "local", "hub"]:
-    """Where a corpus is: in the package, on this machine, or on the hub."""
+    """Return whether a corpus is in the package, on this machine, or on the hub."""
     return "embedded" if name == EMBEDDED else "local" if is_file(name) or Path(name).is_dir() else "hub"
 
 
 def is_file(name: str) -> bool:
-    """Whether a corpus's name means a file, there or not, rather than a directory or an id on the hub."""
+    """Return whether a corpus's name means a file (which may not exist), not a directory or an id on the hub."""
     path = Path(name)
     return name != EMBEDDED and not path.is_dir() and (path.suffix in SUFFIXES or path.exists())
 
 
 def absolute_name(name: str) -> str:
-    """A corpus's name as seen from any directory: the absolute path of a file or directory."""
+    """Return a corpus's name for use from any directory: the absolute path of a file or directory."""
     name = os.path.expanduser(name)
     return os.path.abspath(name) if kind(name) == "local" else name
 
 
 def read_from(name: str, split: str, validation: str | None = None) -> str:
-    """What is really read for one split of a corpus, in words.
+    """Describe what is really read for one split of a corpus.
 
     >>> read_from("stories", "validation"), read_from("/data/a.txt", "train"), read_from("a", "test", "/data/b.txt")
     ('stories (validation)', '/data/a.txt (all but every 50th document)', '/data/b.txt')
@@ -159,7 +159,7 @@ def read_from(name: str, split: str, validation: str | None = None) -> str:
 
 
 def described(name: str, validation: str | None = None) -> str:
-    """What a run trains and validates on, in words.
+    """Describe what a run trains and validates on.
 
     >>> described("stories"), described("/data/a.txt")
     ('data stories (embedded)', 'data /data/a.txt, every 50th document held out for validation')
@@ -171,10 +171,10 @@ def described(name: str, validation: str | None = None) -> str:
 
 
 def check_unchanged(name: str, known: dict[str, str]) -> None:
-    """Refuse a file that is gone, or another than the one that `known` (path → fingerprint) names.
+    """Refuse a file that is gone or differs from its entry in `known` (path → fingerprint).
 
     Raises:
-        ValueError: what `known` says of it, and what is there.
+        ValueError: the file is gone or differs; the message gives both fingerprints.
     """
     said = known.get(name)
     if said is None:
@@ -189,7 +189,7 @@ def check_unchanged(name: str, known: dict[str, str]) -> None:
 
 
 def fingerprint(name: str) -> str:
-    """Size and digest of a file, or of a directory's files: of 256 pieces of 1 MiB, which is all of most.
+    """Return the size and digest of a file or a directory's files; the digest reads 256 pieces of 1 MiB at most.
 
     >>> fingerprint("/dev/null")
     '0 bytes, blake2b e4a6a0577479b2b4'

@@ -1,7 +1,7 @@
-"""Datasets in the hub's form, read row by row: a directory, what the local caches hold of a hub dataset, or the hub.
+"""Reads datasets in the hub's form row by row, from a directory, the local caches of a hub dataset, or the hub.
 
-The library `datasets` reads them all; its splits are what a dataset's card or the names of its files say. Of a hub
-dataset no more is downloaded than is read, and nothing where its files are in the local cache.
+The library `datasets` reads them all; a dataset's card or the names of its files define its splits. Only what is read
+of a hub dataset is downloaded, and nothing if its files are in the local cache.
 """
 
 import re
@@ -17,27 +17,27 @@ ROWS = {".parquet", ".arrow", ".jsonl", ".json", ".csv"}
 
 
 def dataset_files(directory: Path) -> list[Path]:
-    """The files of rows in a directory and below it, sorted."""
+    """List the files of rows in a directory and below it, sorted."""
     return sorted(path for path in directory.rglob("*") if path.suffix in ROWS and path.name != "dataset_info.json")
 
 
 def dataset_texts(name: str, split: str, text_field: str, config: str | None = None) -> Iterator[str]:
-    """The texts of one split of a dataset, in order; raises like `open_dataset`."""
+    """Yield the texts of one split of a dataset, in order; raise like `open_dataset`."""
     try:
         for row in open_dataset(name, split, config):
             yield text_of(row, text_field, name)
-    except OSError as error:  # lost on the way
+    except OSError as error:  # the connection was lost while reading
         raise ValueError(f"corpus {name!r}: {_first_line(error)}") from None
 
 
 def open_dataset(name: str, split: str, config: str | None = None):
-    """One split of a dataset as a stream of rows.
+    """Open one split of a dataset as a stream of rows.
 
     name: a directory, else a hub id.
-    config: of a dataset that has several.
+    config: the configuration of a dataset that has several.
 
     Raises:
-        ValueError: no such dataset, split or configuration, or neither the local cache nor the hub has it.
+        ValueError: neither the local cache nor the hub has the dataset, or it has no such split or configuration.
     """
     if Path(name).is_dir():
         return _stream(_checked(Path(name)), split, config, name)
@@ -55,7 +55,7 @@ def open_dataset(name: str, split: str, config: str | None = None):
 
 
 def is_cached(name: str) -> bool:
-    """Whether a local cache holds all files of a hub dataset, as they were downloaded or as Arrow."""
+    """Return whether a local cache holds all files of a hub dataset, as downloaded or as Arrow."""
     found = _snapshot(name)
     return (found is not None and _complete(dataset_files(found))) or _arrow(name, None) is not None
 
@@ -78,7 +78,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _checked(directory: Path) -> Path:
-    """A directory that holds rows; text files in it are documents only one by one."""
+    """Return a directory that holds rows; refuse text files, which are read as documents only one by one."""
     if dataset_files(directory):
         return directory
     texts = ", ".join(path.name for path in sorted(directory.glob("*.txt"))[:5])
@@ -89,7 +89,7 @@ def _checked(directory: Path) -> Path:
 
 
 def _snapshot(name: str) -> Path | None:
-    """The directory of what the hub's cache holds of a dataset's data files, complete or not."""
+    """Return the directory with the data files of a dataset that the hub's cache holds, complete or not."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -103,14 +103,14 @@ def _snapshot(name: str) -> Path | None:
 
 
 def _complete(files: list[Path]) -> bool:
-    """Whether every `…-00000-of-00004…` among some files has its three others beside it."""
+    """Return whether every file such as `…-00000-of-00004…` has its three others beside it."""
     parts = [re.search(r"^(.*)-\d{5}-of-(\d{5})", str(path)) for path in files]
     counts = Counter((part[1], int(part[2])) for part in parts if part)
     return bool(files) and all(count == total for (_, total), count in counts.items())
 
 
 def _arrow(name: str, config: str | None) -> Path | None:
-    """The newest directory in which `datasets` has kept a hub dataset."""
+    """Return the newest directory in which `datasets` keeps a hub dataset."""
     import datasets.config
     from datasets.naming import camelcase_to_snakecase
 

@@ -1,7 +1,7 @@
-"""Text files → documents, one at a time: whatever a file holds, memory stays bounded and errors name the place.
+"""Reads documents from text files, one at a time, in bounded memory and with errors that name the line or row.
 
-`.txt`: documents between `<|endoftext|>` marks, or between blank lines where there is no such mark. `.jsonl` and
-`.parquet`: one document a row, in a field of text. A byte-order mark at a file's beginning is no text.
+In `.txt` files, `<|endoftext|>` marks separate documents, or blank lines if there is no such mark. `.jsonl` and
+`.parquet` files hold one document per row, in a text field. A byte-order mark at the beginning is not text.
 """
 
 import json
@@ -20,10 +20,10 @@ LARGEST_GROUP = 1 << 31
 
 
 def file_texts(path: Path, text_field: str = "text") -> Iterator[str]:
-    """The documents of a file, in order.
+    """Yield the documents of a file, in order.
 
     Raises:
-        ValueError: no such file, an ending that is none of `SUFFIXES`, a line or row that cannot be read (file:line).
+        ValueError: there is no such file, its ending is not in `SUFFIXES`, or a line or row is unreadable (file:line).
     """
     if not path.is_file():
         raise ValueError(f"corpus {path}: no such file")
@@ -38,7 +38,7 @@ def file_texts(path: Path, text_field: str = "text") -> Iterator[str]:
 
 
 def text_of(row: object, field: str, where: str) -> str:
-    """The text in a field of a row, as Unicode that a tokenizer takes; ValueError naming `where` if there is none."""
+    """Return the text in a field of a row, as Unicode for a tokenizer; ValueError naming `where` if there is none."""
     text = row.get(field) if isinstance(row, dict) else None
     if not isinstance(text, str):
         raise ValueError(f"corpus {where}: no text in field {field!r}")
@@ -46,13 +46,13 @@ def text_of(row: object, field: str, where: str) -> str:
         raise ValueError(f"corpus {where}: a document of {len(text):,} characters; it must have at most {LONGEST:,}")
     try:
         text.encode()
-    except UnicodeEncodeError:  # JSON can spell half a character: \ud83d
+    except UnicodeEncodeError:  # JSON can contain half a character, such as \ud83d
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
 
 
 def _lines(file: TextIO, path: Path) -> Iterator[tuple[int, str]]:
-    """Lines numbered from 1, none of them longer than `LONGEST`."""
+    """Yield lines numbered from 1, none longer than `LONGEST`."""
     try:
         for number in count(1):
             line = file.readline(LONGEST + 1)
@@ -110,7 +110,7 @@ def _parquet_texts(path: Path, text_field: str) -> Iterator[str]:
         kinds = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in kinds]
         if len(kinds) != 1 or not (pa.types.is_string(kinds[0]) or pa.types.is_large_string(kinds[0])):
             raise ValueError(f"corpus {path}: no text in field {text_field!r}")
-        # As a dictionary, a text is held once however often it occurs: a file of kilobytes can hold it a million times.
+        # A dictionary holds a text once however often it occurs; a file of kilobytes can hold it a million times.
         with pq.ParquetFile(path, read_dictionary=[text_field]) as file:
             number = 0
             for group in range(file.num_row_groups):

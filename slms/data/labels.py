@@ -1,8 +1,8 @@
-"""A class for every token: from the embedded corpus's own labels, or from its lexicon on other text.
+"""Labels every token with classes, from the embedded corpus's own labels or, for other text, from its lexicon.
 
-Families: `token_class` (what kind of token), `frequency` (fifths of the corpus's mass), `pos`, `semantic`, and for the
-embedded corpus `number` and `domain` (the story's plot). −1 marks a token whose class is unknown; the share of known
-tokens is stated as `coverage` beside every number made from them.
+The families are `token_class` (the kind of token), `frequency` (fifths of the corpus's mass), `pos`, `semantic`, and,
+for the embedded corpus, `number` and `domain` (the story's plot). −1 marks a token of unknown class; `coverage`, the
+share of known tokens, stands beside every number computed from them.
 """
 
 import re
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from slms.data.stories import LEXICON, NUMBER, PLOTS, POS, SEMANTIC
 
-VERSION = 1  # part of the cache's key: raise it when a label changes
+VERSION = 1  # part of the cache's key; raise it when a label changes
 TOKEN_CLASSES = ("special", "space", "punctuation", "digit", "function", "content", "capitalised", "piece")
 FREQUENCY_BINS = ("top fifth", "second fifth", "middle fifth", "fourth fifth", "rarest fifth")
 WORD = re.compile(r"[A-Za-z]+(?:['’][A-Za-z]+)?|\d+|[^\sA-Za-z\d]")
@@ -35,12 +35,12 @@ class Labeller:
         self.annotated: bool | None = None
 
     def __call__(self, document, ids: Sequence[int], spans: Sequence[tuple[int, int]]) -> dict[str, np.ndarray]:
-        """Classes of one document's tokens: family → [t] int16.
+        """Return the classes of one document's tokens, family → [t] int16.
 
         Args:
-            document: `slms.data.corpora.Document`; its words' labels are used where it has them.
-            ids: [t] token ids, separator included.
-            spans: [t] character span of each token; an empty span marks a separator.
+            document: a `slms.data.corpora.Document`; the labels of its words are used if it has them.
+            ids: token ids [t], including the separator.
+            spans: character span of each token, [t]; an empty span marks a separator.
         """
         self.annotated = document.words is not None
         words = document.words if self.annotated else _lexicon_words(document.text)
@@ -67,7 +67,7 @@ class Labeller:
             yield "semantic", [w[3] for w in words], SEMANTIC
 
     def names(self) -> dict[str, tuple[str, ...]]:
-        """Class names of every family that `__call__` returned."""
+        """Return the class names of every family that `__call__` has returned."""
         families = {"token_class": TOKEN_CLASSES, "pos": tuple(POS), "semantic": tuple(SEMANTIC)}
         if self.annotated:
             families |= {"number": tuple(NUMBER), "domain": tuple(PLOTS)}
@@ -80,7 +80,7 @@ def _lexicon_words(text: str) -> list[tuple[int, int, str | None, str | None]]:
 
 
 def _word_of_token(text: str, spans, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """[t] index of the word that holds each token's first character that is no space; −1 for none."""
+    """Return the index [t] of the word that holds each token's first character other than a space; −1 for none."""
     first = np.asarray(
         [s + (len(piece) - len(piece.lstrip())) if (piece := text[s:e]).strip() else -1 for s, e in spans],
         dtype=np.int64,
@@ -92,9 +92,9 @@ def _word_of_token(text: str, spans, starts: np.ndarray, ends: np.ndarray) -> np
 
 
 def token_classes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """[v] index into `TOKEN_CLASSES` of each id of the vocabulary, from its text alone.
+    """Return, from its text alone, each vocabulary id's index into `TOKEN_CLASSES`, [v].
 
-    `piece` is a run of letters that does not begin a word: it lacks the leading space that others carry.
+    `piece` is a run of letters that does not begin a word, because it lacks the leading space of a word's first token.
     """
     pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     special = set(tokenizer.all_special_ids)
@@ -124,7 +124,7 @@ def _token_class(raw: str | None) -> str:
 
 
 def frequency_bins(input_ids: np.ndarray) -> np.ndarray:
-    """Fifth of the text's mass that each token belongs to, from the most frequent token down; same shape."""
+    """Return the fifth of the text's mass that each token belongs to, from the most frequent down; same shape."""
     counts = np.bincount(input_ids.ravel())
     order = np.argsort(-counts, kind="stable")
     below = np.cumsum(counts[order]) - counts[order]

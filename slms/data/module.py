@@ -21,7 +21,7 @@ from slms.data.text import Blocks, BlockSpec, load_blocks
 
 
 class BlockDataset(Dataset):
-    """Batches of blocks: indexing with a list gives a dict of int64 tensors [b, t], and `block_ids` [b]."""
+    """A dataset of blocks; indexing with a list returns a dict of int64 tensors [b, t], and `block_ids` [b]."""
 
     def __init__(self, blocks: Blocks):
         self.blocks = blocks
@@ -39,12 +39,12 @@ class BlockDataset(Dataset):
 
 
 def text_digest(ids: np.ndarray) -> int:
-    """A number that other token ids are unlikely to have."""
+    """Return a number that other token ids are unlikely to have."""
     return zlib.crc32(np.ascontiguousarray(ids).data)
 
 
 class Batches(SequentialSampler):
-    """Rows of each batch, in order. Lightning replaces samplers of another kind under `overfit_batches`."""
+    """Yields the rows of each batch, in order. Lightning replaces other kinds of samplers under `overfit_batches`."""
 
     data_source: list[list[int]]
 
@@ -54,10 +54,10 @@ class Batches(SequentialSampler):
 
 @dataclass
 class BlockOrder(SequentialSampler):
-    """Which blocks each step reads: a function of (seed, position), so that a run can resume anywhere.
+    """Decides which blocks each step reads, as a function of (seed, position), so that a run can resume anywhere.
 
-    Position s of the run reads block `permutation(seed, s // n)[s % n]`: each pass over the n blocks has its own
-    order, whatever the length of an epoch. Global batches are dealt to ranks in turn.
+    Position s of the run reads block `permutation(seed, s // n)[s % n]`, so each pass over the n blocks has its own
+    order, whatever the length of an epoch. The blocks of a global batch go to the ranks in turn.
     """
 
     n_blocks: int
@@ -87,14 +87,14 @@ class BlockOrder(SequentialSampler):
 
 
 class ResumableLoader(DataLoader):
-    """A loader whose state is (epoch, batches done), so that a resumed run reads on exactly where it stopped.
+    """A loader whose state is (epoch, batches done), so that a resumed run continues exactly where it stopped.
 
     Args:
         dataset: the blocks.
-        order: which of them each batch reads.
-        taken: batches of an epoch that are trained on, the first ones; null takes all.
-        repeat: every epoch reads the batches of the first.
-        kwargs: of `DataLoader`.
+        order: the order in which batches read them.
+        taken: train on only this many batches of an epoch, the first ones; null takes all.
+        repeat: read the batches of the first epoch in every epoch.
+        kwargs: further arguments of `DataLoader`.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class ResumableLoader(DataLoader):
         self._resumed = True
 
     def __iter__(self):
-        # Whoever iterates may stop at the last batch without asking for another, so nothing can be left to the end.
+        # The caller may stop at the last batch without asking for another, so nothing may wait for the end.
         epoch, done = self._position
         if not self._resumed and done > 0:
             epoch, done = epoch + 1, 0
@@ -126,15 +126,15 @@ class ResumableLoader(DataLoader):
         return text_digest(self._ids)
 
     def state_dict(self) -> dict[str, int]:
-        """The position after the last batch handed out: the same on every rank, and for any number of ranks."""
+        """Return the position after the last yielded batch; it is the same on every rank and for any number of them."""
         return dict(zip(("epoch", "done"), self._position, strict=True)) | self._shape | {"text": self._text}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after `state`; the end of an epoch is the start of the next one.
+        """Continue after `state`; the end of an epoch is the start of the next one.
 
         Raises:
-            ValueError: the blocks are others than before, or a batch of all ranks together has another size, so that
-                positions mean other blocks.
+            ValueError: the blocks have changed, or the batch of all ranks together has another size, so that positions
+                mean other blocks.
         """
         epoch, done = state["epoch"], state["done"]
         if state.get("text", self._text) != self._text:
@@ -155,19 +155,19 @@ class TextData(L.LightningDataModule):
     """Token blocks of one corpus under one tokenizer.
 
     Args:
-        corpus: which text.
-        tokenizer: set by the command line from the model's base.
+        corpus: the text.
+        tokenizer: set by the command line to the tokenizer of the model's base.
         source: where the base came from (`hub`, `embedded`, `local`); picks between the corpus's `hub` and `embedded`.
-        block_size: tokens of one block (a training example).
-        batch_size: blocks of one step on one device.
-        train_tokens: tokens to prepare for training, made before the first step and cached; null reads a finite
-            corpus whole.
-        epoch_tokens: tokens of one epoch; null makes one pass over the prepared tokens an epoch.
-        val_tokens: tokens to validate on.
-        seed: order of the blocks, and the embedded corpus's stories.
-        num_workers: loader processes; blocks are read from memory, so none is needed, unless text is streamed.
-        stream: read and tokenise the training text while training, for corpora larger than memory; `train_tokens` then
-            is only what the conversion is calibrated on, and `epoch_tokens` must be given.
+        block_size: length of one block (a training example), in tokens.
+        batch_size: number of blocks in one step on one device.
+        train_tokens: number of tokens to prepare for training; they are tokenised before the first step and cached.
+            Null reads a finite corpus whole.
+        epoch_tokens: number of tokens in one epoch; null makes an epoch one pass over the prepared tokens.
+        val_tokens: number of tokens to validate on.
+        seed: seeds the order of the blocks and the embedded corpus's stories.
+        num_workers: number of loader processes; you need none, since blocks are in memory, unless text is streamed.
+        stream: read and tokenise the training text while training, for corpora larger than memory. `train_tokens` is
+            then used only to calibrate the conversion, and you must give `epoch_tokens`.
     """
 
     def __init__(
@@ -213,36 +213,36 @@ class TextData(L.LightningDataModule):
         )
 
     def prepare_data(self) -> None:
-        """Tokenise to the cache once per machine."""
+        """Tokenise the text into the cache, once per machine."""
         for split in ("train", "validation"):
             self.blocks(split)
 
     def blocks(self, split: str) -> Blocks:
-        """The blocks of `train`, `validation` or `test`."""
+        """Load the blocks of `train`, `validation` or `test`."""
         assert self.tokenizer is not None  # linked from the model
         return load_blocks(
             self._spec(split, self.train_tokens if split == "train" else self.val_tokens), self.tokenizer
         )
 
     def is_cached(self) -> bool:
-        """Whether all text is in the cache as blocks, so that the corpus itself is not needed."""
+        """Return whether the cache holds all text as blocks, so that the corpus itself is not needed."""
         assert self.tokenizer is not None
         sizes = {"train": self.train_tokens, "validation": self.val_tokens}
         return not self.streams and all(self._spec(*item).path(self.tokenizer).exists() for item in sizes.items())
 
     def setup(self, stage: str) -> None:
-        """Load from the cache."""
+        """Load the blocks from the cache."""
         if stage == "fit":
             self.train_blocks = self.blocks("train")
         self.val_blocks = self.blocks("validation")
 
     def calibration(self, n_tokens: int) -> torch.Tensor:
-        """The first ⌈n_tokens / T⌉ training blocks: [b, t] int64."""
+        """Return the first ⌈n_tokens / T⌉ training blocks, [b, t] int64."""
         rows = min(len(self.train_blocks.input_ids), -(-n_tokens // self.block_size))
         return torch.from_numpy(self.train_blocks.input_ids[:rows].astype(np.int64))
 
     def batches_per_epoch(self) -> int:
-        """Batches of an epoch on each device."""
+        """Return the number of batches of an epoch on each device."""
         _, world = self.rank_and_world
         n_blocks = len(self.train_blocks.input_ids)
         epoch_blocks = n_blocks if self.epoch_tokens is None else max(self.epoch_tokens // self.block_size, 1)
@@ -255,22 +255,22 @@ class TextData(L.LightningDataModule):
 
     @property
     def rank_and_world(self) -> tuple[int, int]:
-        """This process's rank, and the number of processes."""
+        """Return this process's rank and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def trained_batches(self, batches: int) -> int:
-        """How many of an epoch's `batches` are trained on: `--trainer.limit_train_batches`, as Lightning counts."""
+        """Return how many of an epoch's `batches` are trained on under `--trainer.limit_train_batches`."""
         limit = self.trainer.limit_train_batches if self.trainer else 1.0
         return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
     @property
     def repeats(self) -> bool:
-        """Whether every epoch reads the batches of the first: `--trainer.overfit_batches`."""
+        """Return whether every epoch reads the batches of the first, as under `--trainer.overfit_batches`."""
         trainer: Any = self.trainer  # Lightning sets the option without declaring it
         return trainer is not None and trainer.overfit_batches > 0
 
     def train_dataloader(self) -> Loader:
-        """Batches in the resumable order, dealt to ranks."""
+        """Return the training batches in the resumable order, this rank's share."""
         rank, world = self.rank_and_world
         if self.streams:
             assert self.tokenizer is not None
@@ -285,7 +285,7 @@ class TextData(L.LightningDataModule):
         return ResumableLoader(dataset, order, taken, self.repeats, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
-        """Validation batches in order, every block once; each rank has a consecutive share."""
+        """Return the validation batches in order, every block once; each rank has a consecutive share."""
         rank, world = self.rank_and_world
         n_blocks = len(self.val_blocks.input_ids)
         rows = list(range(n_blocks * rank // world, n_blocks * (rank + 1) // world))

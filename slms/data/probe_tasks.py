@@ -1,11 +1,11 @@
-"""Probe tasks: a manifest of exact prompts, with the answer and a foil where an item has them.
+"""Probe tasks: a manifest of exact prompts, in which an item may have an answer and a foil.
 
     for task in read_tasks(MANIFEST, ["ioi", "toy_arithmetic"]):
         for item in task.items:
             item.text, item.answer, item.foil
 
-A manifest is JSON lines, one task a line (docs/formats.md). Files of minimal pairs are read as they are, one item a
-line: BLiMP's `sentence_good` and `sentence_bad` (Warstadt et al. 2020, arXiv 1912.00582), or `clean_prefix`,
+A manifest has one task per line, in JSON (docs/formats.md). Files of minimal pairs can be read as published, one item
+per line, with BLiMP's `sentence_good` and `sentence_bad` (Warstadt et al. 2020, arXiv 1912.00582) or `clean_prefix`,
 `clean_answer` and `patch_answer` (Marks et al. 2024, arXiv 2403.19647).
 """
 
@@ -27,7 +27,7 @@ MANIFEST = Path(__file__).resolve().parents[2] / "configs" / "probe_tasks.jsonl"
 
 
 class Item(NamedTuple):
-    """One prompt. `prompt + answer` is right, `prompt + foil` is wrong; both None where nothing is asked."""
+    """One prompt. `prompt + answer` is right, `prompt + foil` is wrong; both are None if the item asks nothing."""
 
     prompt: str
     answer: str | None = None
@@ -35,7 +35,7 @@ class Item(NamedTuple):
 
     @property
     def text(self) -> str:
-        """What a model reads when its activations are captured: the prompt, or of a pair of sentences the good one."""
+        """The text for capturing activations: the prompt, or the good sentence of a pair."""
         return self.prompt or self.answer or ""
 
 
@@ -47,11 +47,11 @@ class Task(NamedTuple):
     description: str
     items: tuple[Item, ...]
     max_tokens: int | None = None
-    """tokens of each text that are read; None reads all that the model's context holds"""
+    """number of tokens of each text to read; None reads all that the model's context holds"""
 
     @property
     def texts(self) -> list[str]:
-        """The text of every item."""
+        """Return the text of every item."""
         return [item.text for item in self.items]
 
     @property
@@ -61,15 +61,15 @@ class Task(NamedTuple):
 
 
 class _BadLine(Exception):
-    """What is wrong with a line, to be told with its file and number."""
+    """Says what is wrong with a line; the caller adds its file and number."""
 
 
 def read_tasks(manifest: str | Path = MANIFEST, task_ids: Sequence[str] | None = None) -> list[Task]:
-    """The tasks of a manifest, or those called `task_ids` in that order.
+    """Read the tasks of a manifest, or those called `task_ids` in that order.
 
     Raises:
-        ValueError: no such file, an empty one, a line that is no task (`file:line: …`), a task id that occurs twice or
-            (with the nearest ids) not at all.
+        ValueError: the file is missing or empty, a line is not a task (`file:line: …`), or a task id occurs twice or
+            not at all (the message then gives the nearest ids).
     """
     path = Path(manifest)
     tasks: dict[str, Task] = {}
@@ -106,7 +106,7 @@ def read_tasks(manifest: str | Path = MANIFEST, task_ids: Sequence[str] | None =
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank, numbered from 1."""
+    """Yield the lines that are not blank, numbered from 1."""
     if not path.is_file():
         raise ValueError(f"probe manifest {path}: no such file")
     try:
@@ -129,7 +129,7 @@ def _object(line: str) -> dict:
 
 
 def _pair(row: dict, file_name: str) -> tuple[str, Item] | None:
-    """The task's name and the item of a line of a file of minimal pairs; None for any other line."""
+    """Return the task's name and the item of a line of minimal pairs; None for any other line."""
     if "sentence_good" in row or "sentence_bad" in row:
         good, bad = _text(row, "sentence_good"), _text(row, "sentence_bad")
         name = row.get("UID", file_name)
@@ -195,7 +195,7 @@ def _stories(source: dict) -> list[Item]:
 
 
 def _place(source: Any, beside: Path) -> None:
-    """Find the file that a source names; a manifest from elsewhere names none of this machine but what came with it."""
+    """Find the file that a source names; a manifest may name only files below itself or the current directory."""
     name = source.get("name") if isinstance(source, dict) and source.get("type") == "dataset" else None
     if not isinstance(name, str):
         return
@@ -204,7 +204,7 @@ def _place(source: Any, beside: Path) -> None:
             source["name"] = name = str(beside / name)
         place = Path(name).expanduser().resolve()
         inside = any(place.is_relative_to(root.resolve()) for root in (beside, Path()))
-    except (ValueError, RuntimeError, OSError):  # a NUL, no such home, a name too long
+    except (ValueError, RuntimeError, OSError):  # the name has a NUL, an unknown home, or is too long
         inside = False
     if not inside:
         raise _BadLine(
@@ -242,7 +242,7 @@ def _text(row: dict, field: str, default: str | None = None, within: str = "") -
 
 
 def _name(text: str, field: str) -> str:
-    """A task's name; results are filed under it, so it can be no path."""
+    """Return a task's name; it may not be a path, because results are filed under it."""
     if not re.fullmatch(r"[\w+ -][\w.+ -]{0,99}", text):
         raise _BadLine(f"{field} is {text[:80]!r}; it must be letters, digits, spaces and _ - + . (at most 100)")
     return text

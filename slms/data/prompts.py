@@ -1,4 +1,4 @@
-"""Prompts of probe tasks as token blocks: one prompt a row, padded on the right, which causal attention never sees."""
+"""Turns prompts of probe tasks into token blocks, one per row; causal attention never sees the padding on the right."""
 
 from collections.abc import Sequence
 
@@ -8,17 +8,17 @@ from transformers import PreTrainedTokenizerBase
 from slms.data.probe_tasks import Task
 from slms.data.text import Blocks
 
-PAD = -1  # document of a position that holds no token
+PAD = -1  # the document number of a position without a token
 
 
 def prompt_blocks(
     tasks: Sequence[Task], tokenizer: PreTrainedTokenizerBase, context: int, max_tokens: int | None = None
 ) -> Blocks:
-    """The texts of tasks, the shorter rows first; `doc_ids` number them in the tasks' order and are −1 at padding.
+    """Tokenise the texts of tasks, shorter rows first; `doc_ids` number them in the tasks' order, with −1 at padding.
 
     Args:
-        context: tokens that the model can read; longer texts are cut, as they are at the task's own `max_tokens`, or
-            where a task has none at `max_tokens`.
+        context: number of tokens that the model can read. Texts are cut to this length and to the task's own
+            `max_tokens`, or to `max_tokens` if the task has none.
 
     Returns:
         Blocks with the label family `task`, −1 at padding.

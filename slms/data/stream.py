@@ -1,8 +1,8 @@
-"""Training batches straight from a corpus, for text larger than memory: dealt to ranks and workers, exactly resumable.
+"""Streams training batches straight from a corpus larger than memory to ranks and workers, exactly resumable.
 
-Each of the N = ranks × workers shards reads every N-th document (of a hub corpus whole files, where their number
-allows), tokenises it and cuts batches of blocks, in the corpus's own order and from its beginning again at its end. A
-shard's state is where it stands in the corpus and the tokens read but not yet handed out.
+Each of the N = ranks × workers shards reads every N-th document (or whole files of a hub corpus, if there are enough),
+tokenises it and cuts batches of blocks. It follows the corpus's own order and starts again after its end. A shard's
+state is its position in the corpus and the tokens that it has read but not yielded.
 
 Shapes: b blocks of a batch, t position.
 """
@@ -22,7 +22,7 @@ from slms.data.text import encode
 
 
 class Corpus(NamedTuple):
-    """What a stream reads: the arguments of `slms.data.corpora.documents` for its training split."""
+    """The corpus that a stream reads: the arguments of `slms.data.corpora.documents` for its training split."""
 
     name: str
     seed: int
@@ -32,10 +32,10 @@ class Corpus(NamedTuple):
 
 
 class Documents:
-    """The texts of one shard of a corpus, without end; `state` is where it stands.
+    """Yields the texts of one shard of a corpus without end; `state` is its position.
 
     Raises:
-        ValueError: on reading, where the shard has no document.
+        ValueError: the shard turns out to have no document.
     """
 
     def __init__(self, corpus: Corpus, index: int, count: int, state: dict[str, Any] | None = None):
@@ -51,7 +51,7 @@ class Documents:
             self.state = {"read": 0, "place": None}
 
     def _pass(self) -> Iterator[str]:
-        """What is left of this pass."""
+        """Yield the rest of this pass."""
         name, read = self.corpus.name, self.state["read"]
         if name == EMBEDDED or is_file(name):
             c = self.corpus
@@ -67,14 +67,14 @@ class Documents:
         )
         if self.state["place"] is not None:
             rows.load_state_dict(self.state["place"])
-        # by `iter`: iterating the dataset itself would deal a shard's rows to the loader's workers once more
+        # Without `iter`, the dataset would divide a shard's rows among the loader's workers once more.
         for number, row in enumerate(rows.iter(batch_size=1), read + 1):
             self.state = {"read": number, "place": rows.state_dict()}
             yield text_of({field: values[0] for field, values in row.items()}, self.corpus.text_field, name)
 
 
 class TokenStream(IterableDataset):
-    """Batches of one rank: pairs of a dict with `input_ids` int64 [b, t] and the state of the shard it came from."""
+    """Yields the batches of one rank: a dict with `input_ids` int64 [b, t], and its shard's worker and state."""
 
     def __init__(
         self,
@@ -88,13 +88,13 @@ class TokenStream(IterableDataset):
         super().__init__()
         self.corpus, self.tokenizer, self.batch_size, self.block_size = corpus, tokenizer, batch_size, block_size
         self.rank, self.world = rank, world
-        self.states: list[dict[str, Any] | None] = []  # of each worker's shard
+        self.states: list[dict[str, Any] | None] = []  # the state of each worker's shard
         self.first = 0  # the worker whose turn it is
 
     def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], int, dict[str, Any]]]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        worker = (worker + self.first) % workers  # a loader asks its workers in turn, beginning with the first
+        worker = (worker + self.first) % workers  # a loader asks its workers in turn, starting with worker 0
         state = self.states[worker] if self.states else None
         source = Documents(self.corpus, self.rank * workers + worker, self.world * workers, state and state["source"])
         ids: list[int] = state["ids"] if state else []
@@ -108,25 +108,25 @@ class TokenStream(IterableDataset):
 
 
 class Loader(Protocol):
-    """Training batches, whose state is a position among them."""
+    """A loader of training batches whose state is a position among them."""
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Return the number of batches of an epoch."""
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        """The batches of an epoch, or what is left of it."""
+        """Yield the batches of an epoch, or the rest of them."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the last batch handed out."""
+        """Return the position after the last yielded batch."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after `state`."""
+        """Continue after `state`."""
 
 
 class StreamLoader(DataLoader):
-    """A loader of an epoch's batches whose state is that of every shard of every rank.
+    """A loader of an epoch's batches; its state holds that of every shard of every rank.
 
-    taken: batches of an epoch that are trained on, the first ones; null takes all.
+    taken: train on only this many batches of an epoch, the first ones; null takes all.
     """
 
     def __init__(self, stream: TokenStream, batches_per_epoch: int, num_workers: int = 0, taken: int | None = None):
@@ -152,7 +152,7 @@ class StreamLoader(DataLoader):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Position and shards after the last batch handed out, of all ranks: every rank must ask."""
+        """Return position and shards of all ranks after the last yielded batch; every rank must call this."""
         ranks: list[Any] = [self.states]
         if torch.distributed.is_initialized():
             ranks = [None] * torch.distributed.get_world_size()
@@ -160,10 +160,10 @@ class StreamLoader(DataLoader):
         return {"epoch": self.epoch, "done": self.done, "ranks": ranks, "batch_size": self.stream.batch_size}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after `state`.
+        """Continue after `state`.
 
         Raises:
-            ValueError: the shards are others: another number of ranks or workers, or another batch size.
+            ValueError: the shards differ, because the number of ranks or workers or the batch size has changed.
         """
         before = (len(state["ranks"]), len(state["ranks"][0]), state["batch_size"])
         now = (self.stream.world, self.workers, self.stream.batch_size)

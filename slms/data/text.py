@@ -1,7 +1,7 @@
-"""Documents → token blocks on disk.
+"""Turns documents into token blocks on disk.
 
-Documents are tokenised, joined with the tokenizer's separator and cut into blocks of T tokens; training blocks hold
-ids only, validation blocks also the document and the labels of each token (`slms.data.labels`).
+Documents are tokenised, joined with the tokenizer's separator and cut into blocks of T tokens. Training blocks hold
+only ids; validation blocks also hold each token's document and labels (`slms.data.labels`).
 
 Shapes: `b` blocks, `t` position in a block.
 """
@@ -30,9 +30,9 @@ class Blocks(NamedTuple):
     """Token blocks.
 
     Attributes:
-        input_ids: [b, t] token ids.
-        doc_ids: [b, t] index of the token's document, or None in training blocks.
-        labels: family → [b, t] class of each token, −1 where unknown; empty in training blocks.
+        input_ids: token ids [b, t].
+        doc_ids: the index of each token's document, [b, t]; None in training blocks.
+        labels: family → the class of each token, [b, t], −1 if unknown; empty in training blocks.
         label_names: family → class names.
     """
 
@@ -43,18 +43,18 @@ class Blocks(NamedTuple):
 
     @property
     def n_documents(self) -> int | None:
-        """How many documents they are of; None of training blocks."""
+        """The number of documents; None for training blocks."""
         return None if self.doc_ids is None else int(self.doc_ids.max()) + 1
 
     def first(self, n: int) -> "Blocks":
-        """The first n blocks."""
+        """Return the first n blocks."""
         documents = None if self.doc_ids is None else self.doc_ids[:n]
         labels = {family: classes[:n] for family, classes in self.labels.items()}
         return Blocks(self.input_ids[:n], documents, labels, self.label_names)
 
 
 class BlockSpec(NamedTuple):
-    """What a set of blocks is made from; its digest names the cache file."""
+    """The specification of a set of blocks; its digest names the cache file."""
 
     corpus: str
     split: str = "train"
@@ -66,7 +66,7 @@ class BlockSpec(NamedTuple):
     with_labels: bool = False
 
     def digest(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """A name for these blocks that changes with the text, the tokenizer and the labelling."""
+        """Return a name for these blocks that changes with the text, the tokenizer and the labelling."""
         made = [*self, _tokenizer_digest(tokenizer), lb.VERSION, _grammar_digest()]
         path = Path(self.source)
         for file in dataset_files(path) if path.is_dir() else [path] if path.is_file() else []:
@@ -76,16 +76,16 @@ class BlockSpec(NamedTuple):
 
     @property
     def source(self) -> str:
-        """The corpus that is read: the validation corpus where there is one and training is not what it is for."""
+        """The corpus that is read: the validation corpus if there is one and the blocks are not for training."""
         return self.validation if self.split != "train" and self.validation else self.corpus
 
     @property
     def read_from(self) -> str:
-        """What is read, in words."""
+        """Describe what is read."""
         return read_from(self.corpus, self.split, self.validation)
 
     def path(self, tokenizer: PreTrainedTokenizerBase) -> Path:
-        """Where the cache keeps these blocks, made or not."""
+        """Return the path of these blocks in the cache, whether they exist or not."""
         return cache_dir() / "blocks" / f"{self.digest(tokenizer)}.npz"
 
 
@@ -102,7 +102,7 @@ def _grammar_digest() -> str:
 
 
 def load_blocks(spec: BlockSpec, tokenizer: PreTrainedTokenizerBase) -> Blocks:
-    """The blocks of `spec`, from the cache or made now and cached; on stderr where they are fewer than asked for.
+    """Load the blocks of `spec` from the cache, or make and cache them; say on stderr if the text is too short.
 
     Raises:
         ValueError: the corpus holds less than one block of text, or its file changed while it was read.
@@ -114,7 +114,7 @@ def load_blocks(spec: BlockSpec, tokenizer: PreTrainedTokenizerBase) -> Blocks:
         if spec.path(tokenizer) != path:
             raise ValueError(f"corpus {spec.corpus}: the file changed or vanished while it was read; start again")
         write_npz(path, **arrays)
-        del arrays  # or the text would be in memory twice
+        del arrays  # otherwise the text would be in memory twice
     with np.load(path, allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files}
     names = json.loads(str(arrays["label_names"]))
@@ -130,7 +130,7 @@ def load_blocks(spec: BlockSpec, tokenizer: PreTrainedTokenizerBase) -> Blocks:
 def _make_arrays(spec: BlockSpec, tokenizer: PreTrainedTokenizerBase) -> dict[str, np.ndarray]:
     source = documents(spec.corpus, spec.split, spec.seed, spec.validation, spec.text_field)
     labeller = lb.Labeller(tokenizer) if spec.with_labels else None
-    columns: dict[str, tuple[np.dtype, bytearray]] = {}  # that grow in place: the text is in memory once
+    columns: dict[str, tuple[np.dtype, bytearray]] = {}  # they grow in place, so the text is in memory once
     total, n_documents = 0, 0
 
     def add(name: str, values: np.ndarray) -> None:
@@ -168,7 +168,7 @@ def _make_arrays(spec: BlockSpec, tokenizer: PreTrainedTokenizerBase) -> dict[st
 
 @cache
 def say_shortage(source: str, found: int, wanted: int, unit: str = "tokens") -> None:
-    """Say on stderr that there is less text than was asked for: once, from the first of several processes."""
+    """Say on stderr, once and only in the first process, that there is less text than requested."""
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized() and dist.get_rank()):
@@ -176,7 +176,7 @@ def say_shortage(source: str, found: int, wanted: int, unit: str = "tokens") -> 
 
 
 def _too_short(spec: BlockSpec, n_tokens: int, n_documents: int) -> str:
-    """Why a corpus gives no block, and what would help."""
+    """Explain why a corpus gives no block and what would help."""
     found = f"{n_tokens:,} tokens in {n_documents:,} documents, less than one block ({spec.block_size} tokens)"
     if spec.source == spec.validation or not is_file(spec.corpus):
         return found
@@ -189,7 +189,7 @@ def _too_short(spec: BlockSpec, n_tokens: int, n_documents: int) -> str:
 
 
 def _portion(source: Iterator[Document], documents: int = 256, characters: int = 1 << 22) -> list[Document]:
-    """The next documents, at most so many, fewer where they are long, so that memory stays bounded."""
+    """Take the next documents, at most so many, and fewer if they are long, so that memory stays bounded."""
     portion: list[Document] = []
     length = 0
     for document in source:
@@ -201,18 +201,18 @@ def _portion(source: Iterator[Document], documents: int = 256, characters: int =
 
 
 def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of one document with its separator."""
+    """Return the token ids of one document with its separator."""
     return next(_encode([Document(text)], tokenizer, False)).ids
 
 
 class _Encoded(NamedTuple):
     ids: list[int]
     spans: list[tuple[int, int]]
-    """characters of each token; empty unless asked for"""
+    """the span of characters of each token; empty unless requested"""
 
 
 def _encode(batch: list[Document], tokenizer: PreTrainedTokenizerBase, with_spans: bool) -> Iterator[_Encoded]:
-    """Token ids of each document with its separator: what the tokenizer itself puts in front, else eos behind."""
+    """Yield the token ids of each document with a separator: the tokenizer's own prefix, else eos at the end."""
     texts = [document.text for document in batch]
     out = tokenizer(texts, return_offsets_mapping=with_spans, return_attention_mask=False, verbose=False)
     for i, ids in enumerate(out["input_ids"]):

@@ -1,9 +1,9 @@
-"""Special tokens, and training the embedded pair's tokenizer: a byte-level BPE on the story corpus.
+"""Defines special tokens and trains the tokenizer of the embedded model: a byte-level BPE on the story corpus.
 
     python -m slms.data.tokenizer --out DIR --vocab 2048 --stories 20000
 
-Any text can be encoded (256 bytes are in the vocabulary) and decodes to itself; `<|endoftext|>` is id 0 and serves as
-begin, end and unknown token. The same arguments give the same files.
+It can encode any text, since the vocabulary has all 256 bytes, and decodes it to itself. `<|endoftext|>` is id 0 and
+serves as begin, end and unknown token. The same arguments give the same files.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> Tensor:
 
 
 def train(vocab: int = 2048, stories: int = 20_000, seed: int = 0):
-    """A transformers fast tokenizer trained on the first `stories` training stories of stream `seed`.
+    """Train a transformers fast tokenizer on the first `stories` training stories of stream `seed`.
 
-    Raises ValueError when `vocab` cannot hold the 256 bytes and the end token.
+    Raises ValueError if `vocab` cannot hold the 256 bytes and the end token.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

@@ -1,4 +1,4 @@
-"""Reads and writes the weights of a dense MLP, neuron-major: neuron i is row i of W_in (and W_gate) and of W_out.
+"""Reads the weights of a dense MLP, neuron-major: neuron i is row i of W_in (and W_gate) and row i of W_out.
 
 Shapes: n tokens (b·t), d model, f neurons.
 """

@@ -1,18 +1,18 @@
-"""The embedded corpus: an endless annotated story grammar, deterministic by (seed, index, split).
+"""The embedded corpus, an endless annotated story grammar; (seed, index, split) determines each story.
 
 story(0, 7).text          a story of the training split
 story(0, 7).words         its words with part of speech, semantic class, referent and number
 entropy_per_word(1000)    the corpus's entropy estimate, an upper bound in nats per word
 
-The text: `plots/` (one plot a file), `moves.txt` (what plots share), `phrases.txt`, `words.txt` and `lexicon.txt`.
+The text is in `plots/` (one file per plot), `moves.txt` (shared parts), `phrases.txt`, `words.txt` and `lexicon.txt`.
 
-script         the language of plot files, read once and run
-plots          a plot is drawn, its cast bound, its opening told, the split checked, the rest told
-cast           what a story binds to the slots of its templates
-template       ordinary English with a few marks, compiled once to a small program
-engine         tells templates, one random number a choice, then sets capitals, spaces, articles, quotes
-lines          a text file as lines and the lines indented below them
-words          lists, tables and phrases read from text; plurals
+script         reads plot files in their own small language and runs them
+plots          draws a plot, binds its cast, tells the opening, checks the split, tells the rest
+cast           binds characters, things and places to the slots of templates
+template       compiles ordinary English with a few marks to a small program
+engine         tells templates with one random number per choice; sets capitals, spaces, articles, quotes
+lines          reads a text file as lines and the lines indented below them
+words          reads lists, tables and phrases; forms plurals
 lexicon        the label sets and the lexicon
 measure        entropy, repetition, word types
 probes         minimal pairs in the corpus's own words

@@ -1,8 +1,8 @@
-"""Characters, things and places: what a story binds to the slots of its templates.
+"""Binds characters, things and places to the slots of a story's templates.
 
-Roles are single letters by custom: A the hero, B the friend, M a relative, W a grown-up, D an animal, o and u things,
-p a place, h and i spots. A bound character gives `{A}`, `{A.he}`, `{A.him}`, `{A.his}`, `{A.s}` (Lily's) and so on.
-`MOVES` are the functions that a plot file may call by name (`script`).
+By custom, roles are single letters: A is the hero, B the friend, M a relative, W a grown-up, D an animal, o and u are
+things, p is a place, h and i are spots. A bound character gives `{A}`, `{A.he}`, `{A.him}`, `{A.his}`, `{A.s}` (Lily's)
+and so on. `MOVES` lists the functions that a plot file may call by name (`script`).
 """
 
 from functools import lru_cache
@@ -19,18 +19,18 @@ CHILDREN = {"she": WORDS["girls"], "he": WORDS["boys"]}
 
 
 def pronouns(role: str, he: str, ref: int, semantic: str = "person") -> dict[str, tuple[Piece, ...]]:
-    """The pronoun slots of a character: a pronoun's semantic class is its referent's."""
+    """Return the pronoun slots of a character; a pronoun has the semantic class of its referent."""
     words = zip(("he", "him", "his", "self"), ("pron", "pron", "det", "pron"), HE[he], strict=True)
     return {f"{role}.{form}": pieces(f"{word}/{pos}.{semantic}", ref) for form, pos, word in words}
 
 
-@lru_cache(maxsize=1024)  # all that a million tokens combine would take 80 MB, and save a twentieth of the time
+@lru_cache(maxsize=1024)  # all combinations of a million tokens would take 80 MB and save a twentieth of the time
 def _slots(make, *of) -> dict[str, tuple[Piece, ...]]:
     return make(*of)
 
 
 def bind(t: Teller, make, *of) -> None:
-    """Bind the slots that `make(*of)` returns, building those of late use once."""
+    """Bind the slots that `make(*of)` returns; recently used ones are not built again."""
     t.bound.update(_slots(make, *of))
 
 
@@ -128,7 +128,7 @@ def thing(t: Teller, role: str, nouns, *, looks=WORDS["toy_looks"] + WORDS["colo
 
 
 def toy(t: Teller, role: str) -> None:
-    """Bind a toy, sometimes one that comes in a plural."""
+    """Bind a toy, sometimes one with a plural name."""
     many = t.chance(0.12)
     thing(t, role, WORDS["toys_plural" if many else "toys"], many=many)
 
@@ -181,7 +181,7 @@ def _count(role: str, noun: str, n: int) -> dict:
 
 
 def count(t: Teller, role: str, noun: str, n: int) -> None:
-    """Bind a number of things: {n} is two apples, {n.n} two, {n.was} were."""
+    """Bind a number of things: {n} is two apples, {n.n} is two, {n.was} is were."""
     if n >= len(WORDS["numbers"]):
         raise ValueError(f"{n} has no word among the `numbers` of words.txt")
     bind(t, _count, role, noun, n)
@@ -200,14 +200,14 @@ def sum_of(t: Teller, role: str, other: str, both: str, noun: str, least: str, m
 
 
 def drawn(t: Teller, least: str, most: str) -> int:
-    """A whole number from `least` to `most`, each equally likely."""
+    """Draw a whole number from `least` to `most`, each equally likely."""
     if not (least.isdecimal() and most.isdecimal() and int(least) <= int(most)):
         raise ValueError(f"{least} to {most} must be two whole numbers, the smaller one first")
     return int(least) + t.index(int(most) - int(least) + 1)
 
 
 def skip(t: Teller, n: str) -> None:
-    """Draw one of `n` for nothing: no line depends on it any more, but without it seeds would tell other stories."""
+    """Draw one of `n` and ignore it: no line depends on it now, but without it each seed would give other stories."""
     t.index(int(n))
 
 
@@ -216,7 +216,7 @@ def _noun(role: str, word: str) -> dict:
 
 
 def noun(t: Teller, role: str, word: str) -> None:
-    """Bind a word that stands for nobody in the story: {k} is bean, {k.pl} beans."""
+    """Bind a word that refers to nobody in the story: {k} is bean, {k.pl} is beans."""
     bind(t, _noun, role, word)
 
 
@@ -234,7 +234,7 @@ def trait(t: Teller, role: str) -> None:
 
 
 def alias(t: Teller, role: str, other: str) -> None:
-    """Let the slots of `role` be those of the character `other` too: {G} for the giver, whoever that is."""
+    """Give `role` the slots of the character `other` as well, such as {G} for the giver, whoever that is."""
     for form in ("", ".he", ".him", ".his"):
         t.bound[role + form] = t.bound[other + form]
 

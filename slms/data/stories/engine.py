@@ -1,4 +1,4 @@
-"""The story engine: tells templates, one random number a choice, then sets capitals, spaces, articles, quotes."""
+"""The story engine, which tells templates with one random number per choice, then sets capitals, spaces, articles."""
 
 import math
 import random
@@ -37,14 +37,14 @@ class Word(NamedTuple):
 
 
 class Teller:
-    """A story being told: the random source, what each key is bound to, the pieces so far, and its cost in nats."""
+    """A story being told, with its random source, the binding of each key, the pieces so far, and its cost in nats."""
 
     def __init__(self, seed: str):
         self.random = random.Random(seed).random
         self.begin()
 
     def begin(self) -> None:
-        """Forget everything told so far, but not the place in the random stream."""
+        """Forget everything told so far, but keep the position in the random stream."""
         self.out: list[Piece] = []
         self.bound: dict[str, tuple[Piece, ...]] = {}
         self.nats = 0.0
@@ -54,16 +54,16 @@ class Teller:
         self.state: dict = {}
 
     def index(self, n: int) -> int:
-        """A uniform choice among `n`, charged log n nats."""
+        """Draw a number below `n` uniformly, at a cost of log n nats."""
         self.nats += LOG[n]
         return int(self.random() * n)
 
     def pick(self, options):
-        """One of `options`, each equally likely."""
+        """Draw one of `options`, each equally likely."""
         return options[self.index(len(options))]
 
     def fresh(self, options, key=None):
-        """One of `options` that this story has not used yet, each equally likely."""
+        """Draw one of the `options` that this story has not used yet, each equally likely."""
         used = self.used
         left = [o for o in options if (o if key is None else key(o)) not in used]
         if not left:
@@ -73,13 +73,13 @@ class Teller:
         return chosen
 
     def chance(self, probability: float) -> bool:
-        """True with that probability."""
+        """Return True with that probability."""
         yes = self.random() < probability
         self.nats -= math.log(probability if yes else 1.0 - probability)
         return yes
 
     def say(self, template: str) -> None:
-        """Tell one template, beginning a sentence."""
+        """Begin a sentence and tell one template."""
         self.tell(compile_template(template))
 
     def tell(self, program: tuple) -> None:
@@ -110,7 +110,7 @@ class Teller:
         self.out.append(BREAK)
 
     def referent(self) -> int:
-        """A new entity of this story."""
+        """Return the number of a new entity of this story."""
         self.referents += 1
         return self.referents - 1
 
@@ -119,7 +119,7 @@ VOWELS = frozenset("aeiouAEIOU")
 
 
 def finish(out: list[Piece]) -> tuple[list[str], list[Piece]]:
-    """Set capitals, spaces, articles and quotes: the printed parts (with their leading space) and their pieces."""
+    """Set capitals, spaces, articles and quotes; return the printed parts (with leading spaces) and their pieces."""
     parts, kept = [], []
     space, capital, ended = "", True, "."
     last = len(out) - 1

@@ -1,8 +1,8 @@
-"""The label sets and the lexicon: lower-case word → (part of speech, semantic class).
+"""The label sets and the lexicon, which maps a lower-case word to its part of speech and semantic class.
 
-Built from `lexicon.txt` and `words.txt`; a word in several lists keeps its first labels, which are what the word is in
-a template (`DEFAULT`) unless the template says otherwise (`light/adj.quality`). `LEXICON` holds what each word is most
-often in the stories, to label other text.
+They are built from `lexicon.txt` and `words.txt`. A word in several lists keeps its first labels (`DEFAULT`), which it
+has in a template unless the template says otherwise (`light/adj.quality`). `LEXICON`, which labels other text, holds
+the labels that each word has most often in the stories.
 """
 
 from slms.data.stories.words import TABLES, WORDS, pairs, plural, sections, table

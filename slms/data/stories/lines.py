@@ -1,4 +1,4 @@
-"""The text files beside this module, read as lines and the lines indented below them; mistakes name file and line."""
+"""Reads the text files beside this module as nested lines, by indentation; errors name file and line."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -7,7 +7,7 @@ HERE = Path(__file__).parent
 
 
 class Line(NamedTuple):
-    """One line of a file: where it stands, what it says, the lines below it, and whether an empty line is above it."""
+    """One line of a file: its place, its text, the lines indented below it, and whether an empty line is above it."""
 
     where: str
     text: str
@@ -16,16 +16,16 @@ class Line(NamedTuple):
 
 
 class TextError(ValueError):
-    """A mistake in a text file: its file, line and rule."""
+    """A mistake in a text file; the message names file, line and rule."""
 
 
 def read(file: str) -> list[Line]:
-    """The lines of a file that are not indented. Empty lines and comments, which begin with #, are left out.
+    """Return the lines of a file that are not indented, without empty lines and comments, which begin with #.
 
-    Raises TextError where a line is indented by other than two spaces more than the line it belongs to.
+    Raises TextError if a line is not indented by exactly two spaces more than the line to which it belongs.
     """
     top: list[Line] = []
-    blocks, apart = [top], False  # the lines that the next one may join, by its depth
+    blocks, apart = [top], False  # the blocks that the next line may join, by its depth
     for number, raw in enumerate((HERE / file).read_text(encoding="utf-8").splitlines(), 1):
         text = raw.strip()
         if not text or text[0] == "#":
@@ -44,7 +44,7 @@ def read(file: str) -> list[Line]:
 
 
 def located(line: Line, error: KeyError | ValueError) -> TextError:
-    """The error with the place of the line, unless it says a place already."""
+    """Add the line's place to an error that names none yet."""
     if isinstance(error, TextError):
         return error
     return TextError(f"{line.where}: {f'no line above gives {error}' if isinstance(error, KeyError) else error}")

@@ -1,4 +1,4 @@
-"""What the corpus is: entropy, repetition, word types."""
+"""Measures the corpus: entropy, repetition, word types."""
 
 import math
 from collections import Counter
@@ -9,7 +9,7 @@ from slms.data.stories.plots import story
 
 
 class Entropy(NamedTuple):
-    """The corpus's entropy estimate: nats a word (marks not counted) and its standard error over stories."""
+    """The corpus's entropy estimate: nats per word (not counting marks) and its standard error over stories."""
 
     nats_per_word: float
     standard_error: float
@@ -17,9 +17,9 @@ class Entropy(NamedTuple):
 
 
 def entropy_per_word(n_stories: int = 1000, seed: int = 0, split: str = "train") -> Entropy:
-    """Nats per word of the derivations: the ratio Σ nats / Σ words over stories, an upper bound of the text's entropy.
+    """Estimate the derivations' nats per word, Σ nats / Σ words over stories, an upper bound of the text's entropy.
 
-    The standard error is the delta method's for a ratio of means.
+    The delta method for a ratio of means gives the standard error.
     """
     nats, words = [], []
     for index in range(n_stories):
@@ -33,7 +33,7 @@ def entropy_per_word(n_stories: int = 1000, seed: int = 0, split: str = "train")
 
 
 def runs(text: str, length: int) -> list[int]:
-    """A 64-bit key of every run of `length` words."""
+    """Return a 64-bit key of every run of `length` words."""
     words = text.split()
     keys = []
     for i in range(len(words) - length + 1):
@@ -50,10 +50,10 @@ def repetition_share(
     split: str = "train",
     fresh_split: str = "train",
 ) -> float:
-    """The share of the fresh stories' runs of `length` words that occur in `n_others` other stories.
+    """Return the share of the fresh stories' runs of `length` words that occur in `n_others` other stories.
 
-    The others are stories 0 to `n_others` of `split`, the fresh ones the next `n_fresh` indices of `fresh_split`. Runs
-    are compared as printed, marks attached, paragraphs ignored.
+    The others are stories 0 to `n_others` of `split`; the fresh ones are the next `n_fresh` indices of `fresh_split`.
+    Runs are compared as printed, with marks attached and paragraphs ignored.
     """
     fresh = [runs(story(seed, n_others + i, fresh_split).text, length) for i in range(n_fresh)]
     wanted = {key for keys in fresh for key in keys}
@@ -65,7 +65,7 @@ def repetition_share(
 
 
 def word_counts(n_stories: int = 10_000, seed: int = 0, split: str = "train") -> Counter[str]:
-    """How often each lower-case word occurs, marks not counted."""
+    """Count how often each lower-case word occurs, not counting marks."""
     counts: Counter[str] = Counter()
     for index in range(n_stories):
         counts.update(w.text.lower() for w in story(seed, index, split).words if w.pos != "punct")

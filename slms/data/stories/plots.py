@@ -1,9 +1,9 @@
-"""Random access to stories: a plot is drawn, its cast bound and its opening told, the split checked, the rest told.
+"""Tells any story by its index: draws a plot, binds its cast, tells the opening, checks the split, tells the rest.
 
-Disjoint splits, by construction: the split of a story is a function of its printed first paragraph (crc32 modulo 10:
-0-7 train, 8 validation, 9 test), and a first paragraph that belongs elsewhere is thrown away with its cast. So no two
-stories of different splits share their first paragraph, hence no two are equal. Phrases may recur after it, as rarely
-as between two stories of one split.
+The splits are disjoint by construction. A story's printed first paragraph decides its split (crc32 modulo 10: 0-7 is
+train, 8 validation, 9 test); a first paragraph that belongs to another split is thrown away with its cast. So stories
+of different splits never share a first paragraph and are never equal. Later phrases may recur, as rarely as between
+two stories of one split.
 """
 
 import math
@@ -22,10 +22,10 @@ SPLIT_OF_BUCKET = ("train",) * 8 + ("validation", "test")
 
 
 class Story:
-    """One story: its text, and on demand its labelled words.
+    """One story, with its text and, on demand, its labelled words.
 
-    `nats` is −log p of the derivation under the grammar before the split is imposed: the sum over every random choice
-    of −log p(choice), an upper bound of −log p(text). `phenomena` lists the kinds that occur.
+    `nats` is −log p of the derivation under the grammar before the split is imposed, which is the sum of −log p(choice)
+    over all random choices and an upper bound of −log p(text). `phenomena` lists the kinds that occur.
     """
 
     __slots__ = ("_parts", "_pieces", "nats", "phenomena", "plot", "text")
@@ -39,7 +39,7 @@ class Story:
 
     @property
     def words(self) -> list[Word]:
-        """The labelled words and marks in order."""
+        """The labelled words and marks, in order."""
         words, end = [], 0
         for part, p in zip(self._parts, self._pieces, strict=True):
             text = part.lstrip()
@@ -49,13 +49,13 @@ class Story:
 
     @property
     def n_words(self) -> int:
-        """The number of words, marks not counted."""
+        """The number of words, not counting marks."""
         return sum(p[0] == WORD or p[0] == ARTICLE for p in self._pieces)
 
 
 @cache
 def plot_of(name: str) -> tuple[list[Step], list[Step]]:
-    """The steps of a plot: those above its first paragraph, which cast and open the story, and the rest."""
+    """Return the steps of a plot: those above its first paragraph, which cast and open the story, and the rest."""
     steps = Reader(FILES[name], moves()).steps(read(FILES[name]))
     acts = [step.act for step in steps]
     if Teller.paragraph not in acts:
@@ -65,12 +65,12 @@ def plot_of(name: str) -> tuple[list[Step], list[Step]]:
 
 
 def split_of(first_paragraph: list[Piece]) -> str:
-    """The split to which a first paragraph belongs."""
+    """Return the split to which a first paragraph belongs."""
     return SPLIT_OF_BUCKET[crc32("".join(finish(first_paragraph)[0]).encode()) % 10]
 
 
 def story(seed: int, index: int, split: str = "train") -> Story:
-    """Story `index` of stream `seed` in a split; the same arguments give the same story everywhere.
+    """Tell story `index` of stream `seed` in a split; the same arguments give the same story everywhere.
 
     >>> story(0, 3).text == story(0, 3).text != story(0, 4).text
     True

@@ -3,8 +3,8 @@
     for probe in probes("ioi", 100):
         score = log_prob(probe.prompt, probe.answer) - log_prob(probe.prompt, probe.foil)
 
-Every prompt begins as a story does (an opening, most often a journey), so that a model of the corpus reads it as its
-own text. Answer and foil are one word each with its leading space, of the same class, and both occur in the corpus.
+Every prompt begins like a story (with an opening, most often a journey), so that it looks like training text to a model
+of the corpus. Answer and foil are one word each, with a leading space and of the same class; both occur in the corpus.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ PAIRS = {"big", "hot", "wet", "fast", "old", "soft", "loud", "long", "heavy", "d
 LARGEST_SUM = 10
 LONG_NAMES = {"fountain", "sandbox"}
 SAD = ("sad", "unhappy", "gloomy", "upset", "miserable")
-WITHIN = 0.5  # how often a probe asks for either of its two mirror images
+WITHIN = 0.5  # the probability of each of a probe's two mirror images
 
 
 class Probe(NamedTuple):
@@ -35,7 +35,7 @@ class Probe(NamedTuple):
 
 
 def _children(t: Teller) -> tuple[str, str]:
-    """The two children, in either order."""
+    """Return the two children, in either order."""
     return ("A", "B") if t.chance(WITHIN) else ("B", "A")
 
 
@@ -80,7 +80,7 @@ def _counting(t: Teller) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
 
 
 def _opposites(t: Teller) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
-    """What is not x is its opposite y, not the opposite of something else."""
+    """A thing that is not x is its opposite y, not the opposite of something else."""
     pairs = [pair for pair in TABLES["opposites"] if pair[0].partition("/")[0] in PAIRS]
     x, y, *nouns = t.fresh(pairs)
     _, other, *_ = t.fresh(pairs)
@@ -132,7 +132,7 @@ def _place(t: Teller) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
 
 
 def _feeling(t: Teller) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
-    """A loss makes sad, a find makes glad."""
+    """A loss makes a child sad; a find makes it glad."""
     cast.toy(t, "o")
     glad, sad = pieces(t.pick(GLAD)), pieces(t.pick(SAD))
     if t.chance(WITHIN):
@@ -162,9 +162,9 @@ KINDS: dict[str, Callable[[Teller], tuple[tuple[Piece, ...], tuple[Piece, ...]]]
 
 
 def probe(kind: str, index: int, seed: int = 0) -> Probe:
-    """Probe `index` of a kind; the same arguments give the same probe everywhere.
+    """Make probe `index` of a kind; the same arguments give the same probe everywhere.
 
-    Raises ValueError when `kind` is none of `KINDS`.
+    Raises ValueError if `kind` is not in `KINDS`.
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}.")
@@ -184,5 +184,5 @@ def probe(kind: str, index: int, seed: int = 0) -> Probe:
 
 
 def probes(kind: str, n: int, seed: int = 0) -> Iterator[Probe]:
-    """The first `n` probes of a kind."""
+    """Yield the first `n` probes of a kind."""
     return (probe(kind, index, seed) for index in range(n))

@@ -1,15 +1,15 @@
-"""Plots as plain text: the files of `plots/` and `moves.txt`, each read once. This is the whole language:
+"""Reads plots as plain text from `plots/` and `moves.txt`, each file once. This is the whole language:
 
 # a comment
-shows place cause          the phenomena that the story holds
-toy o                      a move: casts a role (see `MOVES` of `cast`), or tells a part that plots share (`moves.txt`)
+shows place cause          names the phenomena that the story contains
+toy o                      a move: casts a role (see `MOVES` of `cast`) or tells a shared part (`moves.txt`)
 animal D: @pets dog cat    a move that takes words; `@pets` is a list of `words.txt`
-choose way: dog luck       one of the words, each equally likely, for which `<way>` stands below; one word is no choice
-choose x y: a,b b,a        the same for two names at once
-fresh plant: bean melon    like `choose`, but a word that the story has not used yet
-if way is dog              what is indented by two spaces below, if so; then `else` may follow
-maybe .45                  what is indented by two spaces below, so often; then `else` may follow
-paragraph                  a new paragraph; what stands above the first one casts the story and opens it
+choose way: dog luck       draws a word, each equally likely; `<way>` stands for it below; one word is no choice
+choose x y: a,b b,a        does the same for two names at once
+fresh plant: bean melon    is like `choose`, but draws a word that the story has not used yet
+if way is dog              tells the lines indented by two spaces below if this holds; `else` may follow
+maybe .45                  tells the lines indented by two spaces below with this probability; `else` may follow
+paragraph                  begins a new paragraph; the lines above the first one cast and open the story
 - {A} put {o.the} {h}.     a sentence (see `template`); sentences in a row are alternatives, each equally likely,
 - {o.the} {o.was} {h}.     until an empty line or a line of another kind
 """
@@ -62,13 +62,13 @@ def one(ways: Sequence[Sequence[Step]], t: Teller) -> None:
 
 
 class Reader:
-    """Turns the lines of one file into steps; its names are its own, and `words` are those that each may stand for."""
+    """Turns the lines of one file into steps; names are local to the file, `words` holds what each may stand for."""
 
     def __init__(self, file: str, known: dict[str, Callable]):
         self.file, self.known, self.words = file, known, dict[str, list[str]]()
 
     def steps(self, lines: list[Line]) -> list[Step]:
-        """The steps of the lines of a block."""
+        """Return the steps of the lines of a block."""
         steps: list[Step] = []
         queue = lines[::-1]
         while queue:
@@ -88,7 +88,7 @@ class Reader:
         return steps
 
     def sentence(self, line: Line) -> Act:
-        """Tell one template, with the words that its names stand for."""
+        """Return a step that tells one template, with names replaced by their words."""
         text = line.text.removeprefix("- ")
         if line.below:
             raise ValueError("nothing may be indented below a sentence")
@@ -97,7 +97,7 @@ class Reader:
         return (lambda t: t.say(self.filled(text, t))) if "<" in text else methodcaller("tell", program)
 
     def statement(self, line: Line, other: list[Line]) -> Act:
-        """What any other line says; `other` are the lines below its `else`."""
+        """Return the step of any other line; `other` holds the lines below its `else`."""
         start, _, rest = line.text.partition(":")
         head, *args = start.split() or [""]
         words = listed(rest)
@@ -119,12 +119,12 @@ class Reader:
         return self.call(head, args, words)
 
     def branch(self, line: Line, other: list[Line], holds: Callable[[Teller], bool]) -> Act:
-        """The lines below `line` where `holds`, else the others."""
+        """Return a step that takes the lines below `line` if `holds`, else the others."""
         then, instead = self.steps(line.below), self.steps(other)
         return lambda t: run(then if holds(t) else instead, t)
 
     def choice(self, kind: str, names: list[str], words: tuple[str, ...]) -> Act:
-        """Draw one of the words, and let the names stand for it, or for its parts."""
+        """Return a step that draws one of the words and lets the names stand for it, or for its parts."""
         values = {word: {self.key(n): w for n, w in zip(names, word.split(","), strict=True)} for word in words}
         for name in names:
             self.words.setdefault(name, []).extend(values[word][self.key(name)] for word in words)
@@ -133,7 +133,7 @@ class Reader:
         return lambda t: t.state.update(values[(t.fresh if kind == "fresh" else t.pick)(words)])
 
     def call(self, name: str, args: list[str], words: tuple[str, ...]) -> Act:
-        """A move by its name; the words of the line are its last argument where there are any."""
+        """Return a step that makes a move by its name; the line's words, if any, are its last argument."""
         given: list = [*args, words] if words else args
         for move in self.variants(name):
             if move not in self.known:
@@ -153,15 +153,15 @@ class Reader:
         return lambda t: move_of(t, *given)
 
     def key(self, name: str) -> str:
-        """Where a story's state keeps the word of a name."""
+        """Return the key under which a story's state keeps the word of a name."""
         return f"<{name}> of {self.file}"
 
     def filled(self, text: str, t: Teller) -> str:
-        """The text with the words that its names stand for in this story."""
+        """Return the text with its names replaced by their words in this story."""
         return NAME.sub(lambda m: t.state[self.key(m[1])], text)
 
     def variants(self, text: str) -> list[str]:
-        """The text with each word that one of its names may stand for, at least once."""
+        """Return variants of the text in which every word that a name may stand for occurs at least once."""
         names = NAME.findall(text)
         if unknown := [name for name in names if name not in self.words]:
             raise ValueError(f"`<{unknown[0]}>` stands for nothing; it must be a name of a `choose` or `fresh` above")
@@ -175,7 +175,7 @@ class Reader:
 
 @cache
 def moves() -> dict[str, Callable]:
-    """Name → move: the functions of `cast`, then the parts that `moves.txt` tells."""
+    """Map names to moves: first the functions of `cast`, then the parts in `moves.txt`."""
     reader = Reader("moves.txt", dict(cast.MOVES))
     for line in read(reader.file):
         head, _, name = line.text.partition(" ")

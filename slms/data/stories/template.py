@@ -1,15 +1,15 @@
-"""Templates: ordinary English with a few marks, compiled once to a small program.
+"""Templates are ordinary English with a few marks; each is compiled once to a small program.
 
-    (a|b|c)   one alternative, each equally likely; nests; an alternative may be empty
+    (a|b|c)   one alternative, each equally likely; they nest, and one may be empty
     {A.he}    a slot: the words bound to that key (a character, a thing, a place, a number)
     $glad     a shared choice from `phrases.txt`
-    {#cause}  notes that a phenomenon occurs; prints nothing
+    {#cause}  notes that a phenomenon occurs and prints nothing
     $said {A} the choice `said X` of `phrases.txt`, with A for X
-    {o.the}   for things and animals, `the ball` or `the red ball`; so `{h}`, `under the bench` or `under the old bench`
+    {o.the}   a thing or animal, `the ball` or `the red ball`; so too `{h}`, `under the bench` or `under the old bench`
     ^         the next word begins a sentence (needed only after `!"` and `?"`)
 
-Words carry labels from the lexicon; `light/adj` or `light/adj.quality` overrides them. Capitals, spaces, `a`/`an` and
-quotes are set when the story is finished, so templates are written in lower case.
+The lexicon labels words; `light/adj` or `light/adj.quality` overrides it. Capitals, spaces, `a`/`an` and quotes are set
+when the story is finished, so write templates in lower case.
 """
 
 import re
@@ -25,12 +25,12 @@ TOKEN = re.compile(r"\{#?[^}]*\}|[A-Za-z]+(?:'[a-z]+)?(?:/[a-z]+(?:\.[a-z]+)?)?|
 ABOUT = re.compile(r"\$(\w+) \{(\w+)\}")
 VARIED = re.compile(r"\{(?:([ouvD])(\.the)|([hij]))\}")
 PHRASE = re.compile(r"\$(\w+)")
-DEEP = 5  # phrases within phrases
+DEEP = 5  # how deep phrases may nest
 PHENOMENA = ("names", "agreement", "ioi", "counting", "opposites", "speech", "cause", "place")
 
 
 class Piece(NamedTuple):
-    """One word or mark of a story before capitals and spaces are set."""
+    """One word or mark of a story, before capitals and spaces are set."""
 
     kind: int
     lower: str
@@ -53,7 +53,7 @@ BREAK = Piece(PARAGRAPH, "", "")
 
 @lru_cache(maxsize=8192)  # a quarter of a story's time, in 2 MB
 def piece(word: str, referent: int = -1) -> Piece:
-    """The labelled piece of `word`, written `word`, `word/pos` or `word/pos.semantic`."""
+    """Return the labelled piece of `word`, written as `word`, `word/pos` or `word/pos.semantic`."""
     word, _, override = word.partition("/")
     lower = "a" if word.lower() == "an" else word.lower()
     if lower not in DEFAULT and not override:
@@ -70,14 +70,14 @@ def piece(word: str, referent: int = -1) -> Piece:
 
 
 def pieces(text: str, referent: int = -1, head: int = -1) -> tuple[Piece, ...]:
-    """The pieces of a plain phrase; the word at position `head` refers to `referent`."""
+    """Return the pieces of a plain phrase; the word at position `head` refers to `referent`."""
     words = text.split()
     head %= len(words)
     return tuple(piece(w, referent if i == head else -1) for i, w in enumerate(words))
 
 
 def infinitive(token: str, tokens: list[str], position: int) -> str:
-    """`to` as a particle where the next word is a verb: "to play", "to (see|visit)"; else the token itself."""
+    """Label `to` as a particle if the next word is a verb ("to play", "to (see|visit)"); else return the token."""
     if token != "to":
         return token
     while position < len(tokens) and tokens[position] == "(":
@@ -87,14 +87,14 @@ def infinitive(token: str, tokens: list[str], position: int) -> str:
 
 
 def phrase(name: str) -> str:
-    """The text of a shared choice; raises ValueError where there is none of that name."""
+    """Return the text of a shared choice; raise ValueError if there is none of that name."""
     if name not in PHRASES:
         raise ValueError(f"${name} is no phrase of phrases.txt")
     return PHRASES[name]
 
 
 def with_phrases(template: str) -> str:
-    """The template with its shared choices written out."""
+    """Return the template with its shared choices written out."""
     template = ABOUT.sub(lambda m: PHRASES.get(f"{m[1]} X", m[0]).replace("X", m[2]), template)
     for _ in range(DEEP):
         template = PHRASE.sub(lambda m: phrase(m[1]), template)
@@ -103,7 +103,7 @@ def with_phrases(template: str) -> str:
 
 @cache
 def compile_template(template: str) -> tuple:
-    """The program of a template: a tuple of (operation, operand). Raises ValueError where the template is wrong."""
+    """Compile a template to a tuple of (operation, operand); raise ValueError if the template is wrong."""
     template = with_phrases(template)
     template = VARIED.sub(lambda m: f"({{{m[1] or m[3]}{m[2] or ''}}}|{{{m[1] or m[3]}.full}})", template)
     tokens = TOKEN.findall(template)

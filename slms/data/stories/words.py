@@ -1,13 +1,13 @@
-"""The words of `words.txt`, the phrases of `phrases.txt`, and plurals.
+"""Reads the words of `words.txt` and the phrases of `phrases.txt`, and forms plurals.
 
-A section of such a file is a name, a colon and a text, on the same line or on lines indented below.
+A section of such a file is a name, a colon and a text, on the same line or on lines indented below it.
 """
 
 from slms.data.stories.lines import TextError, read
 
 
 def sections(file: str) -> dict[str, list[str]]:
-    """Name → lines of every section of a text file; raises TextError where a line has no name, or one that is taken."""
+    """Map each section's name to its lines; raise TextError if a line has no name, or one that is already used."""
     found: dict[str, list[str]] = {}
     for line in read(file):
         name, colon, text = line.text.partition(":")
@@ -18,7 +18,7 @@ def sections(file: str) -> dict[str, list[str]]:
 
 
 def table(text: str) -> tuple[tuple[str, ...], ...]:
-    """The entries of a text between commas, each a tuple of words."""
+    """Return the entries of a text between commas, each a tuple of words."""
     return tuple(tuple(entry.split()) for entry in text.split(","))
 
 
@@ -31,7 +31,7 @@ PHRASES = {
 
 
 def pairs(name: str) -> dict[str, str]:
-    """A table of two columns: first word → second word."""
+    """Read a table of two columns, which maps the first word to the second."""
     return {first: second for first, second in TABLES[name]}
 
 
@@ -39,7 +39,7 @@ IRREGULAR = pairs("irregular")
 
 
 def listed(text: str) -> tuple[str, ...]:
-    """The words of a text, `@pets` being those of that list; raises ValueError where there is no such list."""
+    """Return the words of a text, in which `@pets` stands for that list; raise ValueError if there is no such list."""
     words: list[str] = []
     for word in text.split():
         if word[0] == "@" and word[1:] not in WORDS:
@@ -49,6 +49,6 @@ def listed(text: str) -> tuple[str, ...]:
 
 
 def plural(noun: str) -> str:
-    """The plural of a noun, keeping a label override: `orange/noun.food` gives `oranges/noun.food`."""
+    """Return the plural of a noun and keep a label override: `orange/noun.food` gives `oranges/noun.food`."""
     word, slash, labels = noun.partition("/")
     return IRREGULAR.get(word, word + ("es" if word.endswith(("ss", "ch", "sh", "x")) else "s")) + slash + labels
