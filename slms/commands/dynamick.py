@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from slms.measure.dynamick import (
     sizes_of,
     under_rule,
 )
-from slms.measure.frontier import Frontier, Point, Speedup
+from slms.measure.frontier import Cost, Frontier, Point, point_rows
 from slms.measure.journal import Journal, identity
 from slms.measure.kernels import KernelOptions, calibrate_kernels
+from slms.measure.rows import Row
 from slms.measure.speed import Pair, compare_speed
 from slms.metrics.loss import DocumentLoss
 from slms.metrics.states import restore
@@ -41,7 +42,7 @@ from slms.models.routed import routed_modules
 from slms.models.weights import read_mlp
 from slms.progress import Progress, progress
 from slms.report.artifacts import write_csv, write_json
-from slms.report.dynamick import COLUMNS, closing_line, frontier_json, frontier_table, rows
+from slms.report.dynamick import POINT_COLUMNS, closing_line, frontier_json, frontier_table, point_lines
 from slms.report.frontier_figure import frontier_figure
 from slms.report.palette import write_figure
 from slms.report.provenance import command_line, hardware, versions
@@ -110,23 +111,22 @@ def dynamick(
     session = _Session(
         base, subject, calibration, budget_tokens, batch_size, seconds, kernels.calibrate, journal, directory
     )
-    points = session.points
     if routed is not None:
         session.routed_points(routed, _named(rule, ROUTED_RULES), densities)
     if routed is None or rule is None:
         rules = _named(rule, DENSE_RULES) or suitable(base)
         targets = densities or [0.35, 0.5]
         if routed is not None:
-            targets = sorted({round(point.density, 4) for point in points})
+            targets = sorted({round(point.value("density"), 4) for point in session.points})
         for name in rules:
             session.dense_points(name, targets, by_loss=budget == "loss")
-    frontier = session.frontier(points)
+    frontier = session.frontier()
     compared = dense or (str(run_base(model)) if routed is not None else model)
     about = {"model": model, "dense": compared, **subject.text, **settings, "command": command_line()}
     about |= {"hardware": hardware(base.device), "versions": versions()}
     write_json(directory / "dynamick.json", about | frontier_json(frontier))
     write_figure(directory / "frontier.png", frontier_figure(frontier, f"{short_name(model)}: what skipping costs"))
-    print(f"{model} on {subject.source}, {frontier.dense.n:,} tokens: {frontier_table(frontier)}")
+    print(f"{model} on {subject.source}, {frontier.dense.row('nats').n:,} tokens: {frontier_table(frontier)}")
     print(f"\nwritten to {directory}\n{closing_line(frontier)}")
 
 
@@ -218,12 +218,15 @@ class _Session:
     def quality(self, model: PreTrainedModel) -> Execution:
         return measure_quality(model, self.blocks, self.batch_size)
 
-    def frontier(self, points: list[Point]) -> Frontier:
+    def frontier(self) -> Frontier:
         threads = torch.get_num_threads()
         device = machine(self.dense.device.type).split(" | ")[0]
         if self.dense.device.type == "cpu":
             device += f", {threads} thread{'s' if threads > 1 else ''}"
-        return Frontier(self.loss.compute(), self.cost.mlp, self.cost.total, device, points)
+        return Frontier(Point("dense", "", None, self.rows(self.loss, self.cost, {}, {})), self.points, device)
+
+    def rows(self, loss: DocumentLoss, cost: Cost, *more: Mapping[str, Any]) -> list[Row]:
+        return point_rows(loss.compute(), loss.minus(self.loss), cost, self.cost, *more)
 
     def routed_points(self, model: PreTrainedModel, rules: list[str], densities: list[float] | None) -> None:
         self.prepare(model)
@@ -264,9 +267,10 @@ class _Session:
             lambda: self.point(subject, rule, target, model()),
         )
         self.points.append(point)
-        write_csv(self.directory / "dynamick.csv", COLUMNS, rows(self.frontier(self.points)))
-        fast = f", decode {point.decode.model:.2f}×" if point.decode else ""
-        print(f"{point.name} at density {point.density:.3f}: perplexity ×{point.ratio.value:.4f}{fast}", flush=True)
+        write_csv(self.directory / "dynamick.csv", POINT_COLUMNS, point_lines(self.frontier()))
+        fast = f", decode {point.value('model_speedup', 'decode'):.2f}×" if point.timed else ""
+        quality = f"density {point.value('density'):.3f}: perplexity ×{point.value('ratio'):.4f}"
+        print(f"{point.name} at {quality}{fast}", flush=True)
 
     def prepare(self, model: PreTrainedModel) -> None:
         """If asked to, time a routed model's kernels at one token, a prompt and a batch, and print what will run."""
@@ -278,20 +282,16 @@ class _Session:
     def point(self, subject: str, rule: str, target: float | None, model: PreTrainedModel) -> Point:
         quality = self.quality(model)
         cost = count_cost(self.dense, model, quality.kept, self.block_size)
-        difference = quality.loss.minus(self.loss)
-        ratio = difference._replace(
-            value=math.exp(difference.value), low=math.exp(difference.low), high=math.exp(difference.high)
-        )
-        decode = prefill = None
+        speeds = {}
         if self.seconds:
             speed = compare_speed(self.dense, model, self.prompt, self.seconds)
-            decode = _speedup(speed.decode, speed.decode_mlps, 1)
-            prefill = _speedup(speed.prefill, speed.prefill_mlps, self.prompt.shape[1])
+            speeds["decode"] = _speeds(speed.decode, speed.decode_mlps, 1)
+            speeds["prefill"] = _speeds(speed.prefill, speed.prefill_mlps, self.prompt.shape[1])
         densities = {place: kept.neurons for place, kept in quality.kept.items()}
-        nats, flops = quality.loss.compute(), (cost.mlp, cost.total)
-        return Point(subject, rule, target, cost.density, nats, ratio, *flops, decode, prefill, densities)
+        return Point(subject, rule, target, self.rows(quality.loss, cost, speeds, densities))
 
 
-def _speedup(model: Pair, mlps: Pair, tokens: int) -> Speedup:
-    rates = (1e6 * tokens / model.other.p20, 1e6 * tokens / model.dense.p20)
-    return Speedup(*rates, model=model.speedup, mlp=mlps.speedup)
+def _speeds(model: Pair, mlps: Pair, tokens: int) -> dict[str, float]:
+    rates = {"tokens_per_second": model.other, "dense_tokens_per_second": model.dense}
+    found = {metric: 1e6 * tokens / spread.p20 for metric, spread in rates.items()}
+    return found | {"mlp_speedup": mlps.speedup, "model_speedup": model.speedup}

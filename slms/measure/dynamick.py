@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 import slms.models.convert as convert
 from slms.data.text import Blocks
+from slms.measure.frontier import Cost
 from slms.measure.passes import batches, token_nll
 from slms.metrics.loss import DocumentLoss
 from slms.models.anatomy import find_mlps
@@ -41,17 +42,6 @@ class Execution(NamedTuple):
     loss: DocumentLoss
     kept: dict[str, Kept]
     """by place, the shares that were executed; dense MLPs absent"""
-
-
-class Cost(NamedTuple):
-    """FLOPs per token."""
-
-    density: float
-    """share of all MLP neurons executed"""
-    mlp: float
-    """of the MLPs: routers, predictors and dense parts of a rule included"""
-    total: float
-    """of the whole model, head included"""
 
 
 @torch.inference_mode()

@@ -1,61 +1,100 @@
 """The frontier of dynamic-k execution: what each rule costs in perplexity and saves in FLOPs and measured time."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from slms.measure.rows import MODEL, Row, row_of
 from slms.metrics.functional import Interval
 
+DIRECTIONS = ("decode", "prefill")  # families of speeds: one more token, a prompt
 NEAR_DENSE = 1.01
 """Perplexity over the dense model's up to which a point counts as near the dense one's."""
 
 
-class Speedup(NamedTuple):
-    """One direction (a prompt, or one more token) of one point, beside the dense model in the same turns."""
+class Cost(NamedTuple):
+    """FLOPs per token."""
 
-    tokens_per_second: float
-    dense_tokens_per_second: float
-    model: float
-    """times as fast as the dense model, head included"""
+    density: float
+    """share of all MLP neurons executed"""
     mlp: float
-    """the MLPs alone"""
+    """of the MLPs: routers, predictors and dense parts of a rule included"""
+    total: float
+    """of the whole model, head included"""
 
 
 class Point(NamedTuple):
-    """One rule at one density."""
+    """One rule at one density, or the dense model itself."""
 
     subject: str
     """what runs under the rule: the dense model, or the routed one"""
     rule: str
+    """empty of the dense model itself"""
     target: float | None
     """density asked for; None where a routed model ran as it is configured"""
-    density: float
-    """share of all MLP neurons executed, as measured"""
-    loss: Interval
-    """nats per token of the second half of each block"""
-    ratio: Interval
-    """perplexity over that of the dense model, interval over documents in pairs"""
-    mlp_flops: float
-    model_flops: float
-    decode: Speedup | None
-    prefill: Speedup | None
-    densities: dict[str, float]
-    """by place"""
+    rows: list[Row]
+    """see `point_rows`"""
 
     @property
     def name(self) -> str:
         """For a table or a legend."""
-        return f"routed: {self.rule}" if self.subject == "routed" else self.rule
+        return f"routed: {self.rule}" if self.subject == "routed" else self.rule or "dense"
+
+    def row(self, metric: str, family: str = "") -> Row:
+        """A number of the whole model, without a value where it was not measured."""
+        blank = Row(MODEL, metric, family)
+        return next((row for row in self.rows if row.key == blank.key), blank)
+
+    def value(self, metric: str, family: str = "") -> float:
+        """The same as a float, NaN where it was not measured."""
+        value = self.row(metric, family).value
+        return math.nan if value is None else value
+
+    @property
+    def timed(self) -> bool:
+        """Whether its speed was measured."""
+        return self.row("model_speedup", "decode").value is not None
+
+
+def point_rows(
+    loss: Interval,
+    difference: Interval,
+    cost: Cost,
+    dense: Cost,
+    speeds: Mapping[str, Mapping[str, float]],
+    densities: Mapping[str, float],
+) -> list[Row]:
+    """The numbers of a point (`METRICS` says what they are), then the density of each place.
+
+    `difference` is to the dense model's loss; `speeds` has metrics of `decode` and `prefill`, where they were timed.
+    """
+    numbers = {
+        "nats": loss,
+        "perplexity": _exp(loss),
+        "ratio": _exp(difference),
+        "density": cost.density,
+        "mlp_flops": cost.mlp,
+        "mlp_share": cost.mlp / dense.mlp,
+        "model_flops": cost.total,
+        "model_share": cost.total / dense.total,
+    }
+    rows = [row_of(MODEL, metric, "", number, loss.n) for metric, number in numbers.items()]
+    for direction, speed in speeds.items():
+        rows += [row_of(MODEL, metric, direction, number) for metric, number in speed.items()]
+    return rows + [row_of(place, "density", "", density, loss.n) for place, density in densities.items()]
+
+
+def _exp(nats: Interval) -> Interval:
+    return Interval(math.exp(nats.value), math.exp(nats.low), math.exp(nats.high), nats.n)
 
 
 class Frontier(NamedTuple):
     """All points, and the dense model that they are compared with."""
 
-    dense: Interval
-    mlp_flops: float
-    model_flops: float
-    device: str
+    dense: Point
     points: list[Point]
+    device: str
 
 
 def break_even(densities: Sequence[float], speedups: Sequence[float]) -> float | None:
@@ -78,8 +117,8 @@ def break_evens(frontier: Frontier) -> dict[str, dict[str, float | None]]:
     found: dict[str, dict[str, float | None]] = {}
     for name, group in by_rule(frontier.points):
         found[name] = {}
-        for direction in ("decode", "prefill"):
-            timed = [(p.density, speed.mlp) for p in group if (speed := getattr(p, direction)) is not None]
+        for direction in DIRECTIONS:
+            timed = [(p.value("density"), p.value("mlp_speedup", direction)) for p in group if p.timed]
             found[name][direction] = break_even(*zip(*timed, strict=True)) if timed else None
     return found
 
@@ -94,6 +133,6 @@ def by_rule(points: Iterable[Point]) -> list[tuple[str, list[Point]]]:
 
 def best_point(frontier: Frontier) -> Point | None:
     """The fastest in decode, whole model, of the points that lose little at density < 1 and beat the dense model."""
-    small = [p for p in frontier.points if p.density < 1 and p.ratio.value <= NEAR_DENSE]
-    faster = [p for p in small if p.decode and p.decode.model > 1]
-    return max(faster, key=lambda p: p.decode.model if p.decode else 0.0, default=None)
+    small = [p for p in frontier.points if p.value("density") < 1 and p.value("ratio") <= NEAR_DENSE]
+    faster = [p for p in small if p.value("model_speedup", "decode") > 1]
+    return max(faster, key=lambda p: p.value("model_speedup", "decode"), default=None)

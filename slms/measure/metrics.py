@@ -168,6 +168,17 @@ METRICS: dict[str, Metric] = {
     "margin": Metric(None, None, "mean log p(answer) − log p(foil), nats", style="{:.2f}"),
     "truncated": Metric(None, None, "items whose prompt lost its beginning to the model's context"),
     "left_out": Metric(None, None, "items that could not be scored: longer than the context, or alike in its tokens"),
+    "nats": Metric(None, None, "loss per predicted token of the second half of each block"),
+    "perplexity": Metric(None, None, "exp(nats)"),
+    "ratio": Metric(None, None, "perplexity over the dense model's, documents resampled in pairs", style="{:.4f}"),
+    "mlp_flops": Metric(None, None, "FLOPs per token of the MLPs with routers, predictors and dense parts"),
+    "mlp_share": Metric(None, None, "the same over the dense model's", style="{:.1%}"),
+    "model_flops": Metric(None, None, "FLOPs per token of the whole model with its head"),
+    "model_share": Metric(None, None, "the same over the dense model's", style="{:.1%}"),
+    "tokens_per_second": Metric(None, None, "of one sequence, the 20th percentile of its times", style="{:,.0f}"),
+    "dense_tokens_per_second": Metric(None, None, "of the dense model in the same turns", style="{:,.0f}"),
+    "mlp_speedup": Metric(None, None, "times as fast as dense, MLPs alone", style="{:.2f}×"),
+    "model_speedup": Metric(None, None, "times as fast as dense, whole model with its head", style="{:.2f}×"),
 }
 
 

@@ -1,12 +1,13 @@
 """Draws `frontier.png`: perplexity against FLOPs and against measured speed, one line per rule."""
 
-from collections.abc import Callable
+import math
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from slms.measure.frontier import NEAR_DENSE, Frontier, Point
+from slms.measure.frontier import NEAR_DENSE, Frontier, by_rule
+from slms.measure.rows import frame
 from slms.report.dynamick import closing_line
 from slms.report.palette import GREY, PAGE, caption, look, styled
 
@@ -17,16 +18,16 @@ FLOOR = 1e-3
 @styled
 def frontier_figure(frontier: Frontier, title: str) -> Figure:
     """Draw perplexity over dense against the share of the MLPs' FLOPs and, if timed, against the decoding speedup."""
-    timed = any(p.decode for p in frontier.points)
+    timed = any(p.timed for p in frontier.points)
     figure = Figure(figsize=(PAGE, 3.4))
     axes, *right = figure.subplots(1, 2 if timed else 1, sharey=True, squeeze=False)[0]
     axes.set(title="a   Quality and FLOPs", ylabel="perplexity above the dense model's")
     axes.set_xlabel("FLOPs of the MLPs, routers included (dense: 100 %)")
-    _lines(axes, frontier, lambda p: p.mlp_flops / frontier.mlp_flops)
+    _lines(axes, frontier, "mlp_share")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0%}"))
     for speed in right:
         speed.set(title="b   Quality and measured speed", xlabel="decoding, whole model: times as fast as dense")
-        _lines(speed, frontier, lambda p: p.decode.model if p.decode else None)
+        _lines(speed, frontier, "model_speedup", "decode")
         speed.axvline(1, color=GREY, linewidth=0.6)
     note = f"{closing_line(frontier)}\nbars: 95 % intervals over documents"
     caption(figure, title, f"{note}; b: on {frontier.device}" if timed and frontier.device not in note else note)
@@ -34,27 +35,21 @@ def frontier_figure(frontier: Frontier, title: str) -> Figure:
     return figure
 
 
-def _lines(axes: Axes, frontier: Frontier, place: Callable[[Point], float | None]) -> None:
-    names = list(dict.fromkeys(p.name for p in frontier.points))
-    for i, name in enumerate(names):
-        points = sorted((p for p in frontier.points if p.name == name), key=lambda p: p.density)
-        found = [(x, p) for p in points if (x := place(p)) is not None]
-        if not found:
+def _lines(axes: Axes, frontier: Frontier, metric: str, family: str = "") -> None:
+    for i, (name, group) in enumerate(by_rule(frontier.points)):
+        points = sorted((p for p in group if math.isfinite(p.value(metric, family))), key=lambda p: p.value("density"))
+        if not points:
             continue
-        xs = [x for x, _ in found]
-        ys = [_rise(p.ratio.value) for _, p in found]
+        xs = [p.value(metric, family) for p in points]
+        rise = (frame(p.row("ratio") for p in points)[["value", "low", "high"]] - 1).clip(lower=FLOOR)
         colour, marker = look(i)
-        size = 5.5 if found[0][1].subject == "routed" else None
-        axes.plot(xs, ys, marker, ls="-", markersize=size, color=colour, label=name)
-        axes.vlines(xs, [_rise(p.ratio.low) for _, p in found], [_rise(p.ratio.high) for _, p in found], color=colour)
-    axes.axhline(_rise(NEAR_DENSE), color=GREY, ls="--", label="1 % above it")
+        size = 5.5 if points[0].subject == "routed" else None
+        axes.plot(xs, rise["value"], marker, ls="-", markersize=size, color=colour, label=name)
+        axes.vlines(xs, rise["low"], rise["high"], color=colour)
+    axes.axhline(NEAR_DENSE - 1, color=GREY, ls="--", label="1 % above it")
     axes.set_yscale("log")
     axes.set_ylim(bottom=FLOOR * 0.9)
     axes.yaxis.set_major_formatter(
         FuncFormatter(lambda y, _: f"≤ {100 * y:g} %" if y == FLOOR else f"{100 * y:,.6g} %")
     )
     axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _rise(ratio: float) -> float:
-    return max(ratio - 1, FLOOR)

@@ -1,4 +1,4 @@
-"""Answer-against-foil accuracy of each task: table and figure."""
+"""Table and figure of each task's answer-against-foil accuracy."""
 
 from collections.abc import Sequence
 

@@ -11,7 +11,8 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFas
 import eval as eval_py
 import slms
 from slms.commands.dynamick import dynamick, parse_densities
-from slms.report.dynamick import COLUMNS
+from slms.measure.metrics import METRICS
+from slms.report.dynamick import POINT_COLUMNS
 
 WORDS = [f"w{i}" for i in range(40)]
 
@@ -49,21 +50,39 @@ def run(place, model, **options):
     text |= {"n_tokens": 256, "calibration_tokens": 256, "output_dir": str(place / "artifacts")}
     dynamick(str(place / model), **text | options)
     directory = max((place / "artifacts" / "dynamick" / model).glob("text-*"), key=lambda path: path.stat().st_mtime)
-    rows = list(csv.DictReader((directory / "dynamick.csv").open()))
-    return rows, json.loads((directory / "dynamick.json").read_text()), directory
+    lines = list(csv.DictReader((directory / "dynamick.csv").open()))
+    assert tuple(lines[0]) == POINT_COLUMNS and {line["metric"] for line in lines} <= METRICS.keys()
+    points: dict[tuple, dict] = {}
+    for line in lines:
+        point = points.setdefault((line["subject"], line["rule"], line["target"]), {})
+        point[line["place"], line["metric"], line["family"]] = line
+    unchanged = points.pop(("dense", "", ""))  # the dense model itself
+    assert float(unchanged["model", "ratio", ""]["value"]) == float(unchanged["model", "density", ""]["value"]) == 1
+    return points, json.loads((directory / "dynamick.json").read_text()), directory
+
+
+def value(point, metric, family="", place="model"):
+    return float(point[place, metric, family]["value"])
 
 
 def test_a_dense_model(place, capsys):
-    rows, results, directory = run(place, "dense", density=["0.25", "0.5"], rule=["griffin", "low_rank"], seconds=0.02)
-    assert tuple(rows[0]) == COLUMNS
-    assert [(r["rule"], float(r["target"])) for r in rows] == [
-        (rule, k) for rule in ("griffin", "low_rank") for k in (0.25, 0.5)
-    ]
-    for row, stored in zip(rows, results["points"], strict=True):
-        assert float(row["density"]) == pytest.approx(float(row["target"]), abs=0.02)
-        assert float(row["ratio_low"]) <= float(row["ratio"]) <= float(row["ratio_high"])
-        assert float(row["decode_model_speedup"]) > 0 and float(row["prefill_mlp_speedup"]) > 0
-        assert set(stored["densities"]) == {"L0.mlp", "L1.mlp"} and stored["mlp_flops"] == float(row["mlp_flops"])
+    points, results, directory = run(
+        place, "dense", density=["0.25", "0.5"], rule=["griffin", "low_rank"], seconds=0.02
+    )
+    assert list(points) == [("dense", rule, k) for rule in ("griffin", "low_rank") for k in ("0.25", "0.5")]
+    for (_, rule, target), point in points.items():
+        assert value(point, "density") == pytest.approx(float(target), abs=0.02)
+        ratio = point["model", "ratio", ""]
+        assert float(ratio["low"]) <= float(ratio["value"]) <= float(ratio["high"])
+        assert value(point, "model_speedup", "decode") > 0 and value(point, "mlp_speedup", "prefill") > 0
+        shares = [value(point, "density", place=place) for place in ("L0.mlp", "L1.mlp")]
+        assert sum(shares) / 2 == pytest.approx(value(point, "density"))
+        (stored,) = (
+            row["value"]
+            for row in results["rows"]
+            if (row["rule"], row["target"], row["metric"]) == (rule, float(target), "mlp_flops")
+        )
+        assert stored == value(point, "mlp_flops")
     assert (directory / "frontier.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     assert results["closing"] in out and out.strip().splitlines()[-1] == results["closing"]
@@ -71,19 +90,19 @@ def test_a_dense_model(place, capsys):
 
 
 def test_a_routed_model_beside_the_rules_at_its_density(place):
-    rows, results, _ = run(place, "routed", dense=str(place / "dense"), budget="uniform")
-    first, *others = rows
-    assert (first["subject"], first["rule"], first["target"]) == ("routed", "top_k", "")
+    points, results, _ = run(place, "routed", dense=str(place / "dense"), budget="uniform")
+    first, *others = points
+    assert first == ("routed", "top_k", "")
     density = (0.25 + 1) / 2  # every second of two layers
-    assert {row["rule"] for row in others} == {"oracle", "cett", "teal", "low_rank", "griffin", "static", "router"}
-    assert all(float(row["density"]) == pytest.approx(density, abs=0.05) for row in rows)
-    assert results["dense"] == str(place / "dense") and rows[0]["decode_model_speedup"] == ""
+    assert {rule for _, rule, _ in others} == {"oracle", "cett", "teal", "low_rank", "griffin", "static", "router"}
+    assert all(value(point, "density") == pytest.approx(density, abs=0.05) for point in points.values())
+    assert results["dense"] == str(place / "dense") and ("model", "model_speedup", "decode") not in points[first]
 
 
 def test_rules_of_a_routed_model(place):
-    rows, *_ = run(place, "routed", dense=str(place / "dense"), rule=["top_p", "threshold"], density=["0.5"])
-    assert [row["rule"] for row in rows] == ["top_p", "threshold"]
-    assert all(0.7 <= float(row["density"]) <= 1 for row in rows)  # fitted on calibration tokens
+    points, *_ = run(place, "routed", dense=str(place / "dense"), rule=["top_p", "threshold"], density=["0.5"])
+    assert [rule for _, rule, _ in points] == ["top_p", "threshold"]
+    assert all(0.7 <= value(point, "density") <= 1 for point in points.values())  # fitted on calibration tokens
 
 
 @pytest.mark.parametrize("word", ["0", "1.5", "a", "0.5:0.1", "0.5:0.1:0.1", "0.1:0.5:0", "0.1:inf:0.1", "", "nan"])

@@ -1,35 +1,32 @@
 """The frontier's table, break-even densities and closing line, on points whose answer is known."""
 
-import re
-from pathlib import Path
+import math
 
 import pytest
 
-from slms.measure.frontier import Frontier, Point, Speedup, best_point, break_even, break_evens
+from slms.measure.frontier import Cost, Frontier, Point, best_point, break_even, break_evens, point_rows
+from slms.measure.rows import Row
 from slms.metrics.functional import Interval
-from slms.report.dynamick import COLUMNS, closing_line, frontier_table, rows
+from slms.report.dynamick import POINT_COLUMNS, closing_line, frontier_json, frontier_table
 
 
 def point(rule, density, ratio, model=None, mlp=None, subject="dense", flops=1.0):
-    speed = None if model is None else Speedup(100 * model, 100.0, model, mlp or model)
-    loss = Interval(1.0, 0.9, 1.1, 1000)
-    return Point(
-        subject,
-        rule,
-        density,
-        density,
-        loss,
-        Interval(ratio, ratio - 0.001, ratio + 0.001, 1000),
-        50 * flops * density,
-        50 + 50 * flops * density,
-        speed,
-        speed,
+    speed = {"tokens_per_second": 100 * (model or 0), "dense_tokens_per_second": 100.0}
+    speed |= {"mlp_speedup": mlp or model, "model_speedup": model}
+    mlps = 50 * flops * density
+    rows = point_rows(
+        Interval(1.0, 0.9, 1.1, 1000),
+        Interval(*map(math.log, (ratio, ratio - 0.001, ratio + 0.001)), 1000),
+        Cost(density, mlps, 50 + mlps),
+        Cost(1.0, 50.0, 100.0),
+        {} if model is None else {"decode": speed, "prefill": speed},
         {"L0.mlp": density},
     )
+    return Point(subject, rule, density, rows)
 
 
 def frontier(*points):
-    return Frontier(Interval(1.0, 0.9, 1.1, 1000), 50.0, 100.0, "a chip, 1 thread", list(points))
+    return Frontier(point("", 1.0, 1.0), list(points), "a chip, 1 thread")
 
 
 def test_the_best_is_the_fastest_of_the_free():
@@ -90,15 +87,16 @@ def test_table_and_rows():
     table = frontier_table(found)
     assert max(len(line) for line in table.splitlines()) <= 110
     assert "routed: top_k" in table and "oracle 0.62" in table and "routed: top_k faster" in table
-    assert all(len(row) == len(COLUMNS) for row in rows(found))
-    row = dict(zip(COLUMNS, rows(found)[2], strict=True))
-    assert row["subject"] == "routed" and row["mlp_share"] == 0.625 and row["decode_model_speedup"] == 1.1
-    assert dict(zip(COLUMNS, rows(found)[3], strict=True))["prefill_mlp_speedup"] is None
+    lines = frontier_json(found)["rows"]
+    assert all(tuple(line) == POINT_COLUMNS for line in lines)
+    of = {
+        (line["subject"], line["rule"], line["target"], *Row(**dict(list(line.items())[3:])).key): line
+        for line in lines
+    }
+    assert of["dense", "", 1.0, "model", "ratio", ""]["value"] == 1.0  # the dense model itself comes first
+    assert of["routed", "top_k", 0.625, "model", "mlp_share", ""]["value"] == 0.625
+    assert of["routed", "top_k", 0.625, "model", "model_speedup", "decode"]["value"] == 1.1
+    assert of["routed", "top_k", 0.625, "L0.mlp", "density", ""]["value"] == 0.625
+    assert of["routed", "top_k", 0.625, "model", "perplexity", ""]["low"] == pytest.approx(math.exp(0.9))
+    assert ("dense", "static", 0.25, "model", "mlp_speedup", "prefill") not in of
     assert "in turns" not in frontier_table(frontier(point("static", 0.25, 1.5)))
-
-
-def test_the_columns_stand_in_the_formats_page():
-    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
-    table = page.split("| column of dynamick.csv | meaning |")[1].split("\n\n")[0]
-    first_cells = " ".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
-    assert re.findall(r"`(\w+)`", first_cells) == list(COLUMNS)

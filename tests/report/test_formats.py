@@ -15,6 +15,7 @@ from slms.data.probe_tasks import Task
 from slms.measure import rows, schema
 from slms.measure.ablation import Cell
 from slms.measure.evidence import Activities, Evidence
+from slms.measure.frontier import Point
 from slms.measure.metrics import METRICS
 from slms.measure.probes import Margins, probe_rows
 from slms.measure.rows import log_keys
@@ -31,6 +32,8 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "formats.md").read_text(e
 OBJECTS = [
     kind for kind in {**vars(rows), **vars(schema), **vars(feature_schema)}.values() if dataclasses.is_dataclass(kind)
 ]
+POINT_METRICS = "nats perplexity ratio mlp_flops mlp_share model_flops model_share tokens_per_second".split()
+POINT_METRICS += "dense_tokens_per_second mlp_speedup model_speedup density".split()
 PROBE_METRICS = [row.metric for row in probe_rows(Task("", "", "", ()), Margins(*torch.zeros(3, 1)))]
 WORDS = {str: "string", int: "integer", float: "number", Any: "any", dict[str, Any]: "any"}
 
@@ -82,7 +85,8 @@ def test_columns():
     assert [row[0] for row in table("column")] == list(Logged._fields)
     assert [row[0] for row in table("column of compare.csv")][:-1] == list(COMPARE_COLUMNS)
     assert [row[0] for row in table("column of matrix.csv")] == list(Cell._fields)
-    assert [row[0] for row in table("column of suite.csv")][:-1] == list(SuiteModel._fields[:-1])
+    for name, fields in (("suite", SuiteModel._fields), ("dynamick", Point._fields)):
+        assert [row[0] for row in table(f"column of {name}.csv")][:-1] == list(fields[:-1])
     for name, columns in (("features.csv", feature_tables.COLUMNS), ("pathways.csv", feature_tables.PATHWAY_COLUMNS)):
         named = [column for row in table(f"column of {name}") for column in row[0].split("`, `")]
         assert sorted(named) == sorted(columns)
@@ -104,7 +108,7 @@ def test_tensors_of_a_capture():
 def test_metrics_of_routed_layers(results_factory):
     """Every metric of the table METRICS, as it is logged; SI given the token is not measured while training."""
     named = [row[0] for row in table("metric")]
-    others = {"si_given_token", *PROBE_METRICS}
+    others = {"si_given_token", *PROBE_METRICS, *POINT_METRICS[:-1]}
     trained = [name for name, metric in METRICS.items() if metric.of is not Activities and name not in others]
     assert named == [{"si": "si_<family>"}.get(name, name) for name in trained]
     logged = {key.split("/")[1] for key in log_keys(results_factory().rows, "val")}
@@ -113,7 +117,9 @@ def test_metrics_of_routed_layers(results_factory):
 
 def test_metrics_of_commands():
     """In the words of METRICS."""
-    assert table("metric of probes.csv") == [[name, METRICS[name].meaning] for name in PROBE_METRICS]
+    for command, names in (("probes", PROBE_METRICS), ("dynamick", POINT_METRICS)):
+        found = table(f"metric of {command}.csv")
+        assert sorted(found) == sorted([name, METRICS[name].meaning] for name in names)
 
 
 def test_schema_version():

@@ -1,27 +1,19 @@
 """The frontier figure: every rule in the legend, the marks where the numbers say, with and without timing."""
 
+import math
+
 import pytest
 
-from slms.measure.frontier import Frontier, Point, Speedup
+from slms.measure.frontier import Cost, Frontier, Point, point_rows
 from slms.metrics.functional import Interval
 from slms.report.frontier_figure import FLOOR, frontier_figure
 
 
 def point(rule, density, ratio, timed, subject="dense"):
-    speed = Speedup(150.0, 100.0, 1.5, 2.0) if timed else None
-    return Point(
-        subject,
-        rule,
-        density,
-        density,
-        Interval(1.0, 0.9, 1.1, 9),
-        Interval(ratio, ratio, ratio, 9),
-        density,
-        1 + density,
-        speed,
-        speed,
-        {},
-    )
+    speeds = {"decode": {"mlp_speedup": 2.0, "model_speedup": 1.5}} if timed else {}
+    loss, difference = Interval(1.0, 0.9, 1.1, 9), Interval(*[math.log(ratio)] * 3, 9)
+    rows = point_rows(loss, difference, Cost(density, density, 1 + density), Cost(1.0, 1.0, 2.0), speeds, {})
+    return Point(subject, rule, density, rows)
 
 
 @pytest.mark.parametrize("timed", [True, False])
@@ -29,7 +21,7 @@ def test_figure(timed):
     names = ["oracle", "cett", "teal", "cats", "low_rank", "griffin", "static", "router"]
     points = [point(name, rho, ratio, timed) for name in names for rho, ratio in ((0.5, 1.1), (0.25, 9.0))]
     points.append(point("top_k", 0.6, 0.99, timed, "routed"))
-    found = Frontier(Interval(1.0, 0.9, 1.1, 9), 1.0, 2.0, "a chip", points)
+    found = Frontier(point("", 1.0, 1.0, False), points, "a chip")
     figure = frontier_figure(found, "a model")
     assert len(figure.axes) == (2 if timed else 1)
     axes = figure.axes[0]

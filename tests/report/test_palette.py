@@ -1,6 +1,7 @@
 """Every figure: the size at which it is printed, in text that is read there, in colours that are told apart."""
 
 import itertools
+import math
 import random
 import re
 
@@ -13,7 +14,7 @@ from matplotlib.colors import to_rgb
 from slms.measure.ablation import Ablation, CausalScore, ClassSums
 from slms.measure.attribution import Concentration, LayerAttribution
 from slms.measure.compare import compare
-from slms.measure.frontier import Frontier, Point, Speedup
+from slms.measure.frontier import Cost, Frontier, Point, point_rows
 from slms.measure.rows import MEAN, MODEL, Row
 from slms.measure.suite import NUMBERS, SuiteModel, verdicts
 from slms.metrics.functional import Interval
@@ -92,17 +93,17 @@ def draw_frontier(make, n, name):
         "input",
         "x",
     ]
-    points = []
+    points, whole = [], Cost(1.0, 1.0, 2.0)
+    dense = Point("dense", "", None, point_rows(near(1.0), near(0.0), whole, whole, {}, {}))
     for i, rule in enumerate(rules[:n]):
         for density in (0.2, 0.35, 0.5, 0.75, 1.0):
-            speed = Speedup(150.0, 100.0, 1.6 - density + 0.05 * i, 2.0)
-            ratio = near(1 + 0.01 * 2.0 ** (i - 9 * density))
-            points.append(
-                Point("routed" if i == 1 else "dense", rule, density, density, near(1.0), ratio, density + 0.01 * i,
-                      1 + density, speed, speed, {})
-            )  # fmt: skip
+            speed = {"mlp_speedup": 2.0, "model_speedup": 1.6 - density + 0.05 * i}
+            cost = Cost(density, density + 0.01 * i, 1 + density)
+            ratio = near(math.log1p(0.01 * 2.0 ** (i - 9 * density)))
+            rows = point_rows(near(1.0), ratio, cost, whole, {"decode": speed, "prefill": speed}, {})
+            points.append(Point("routed" if i == 1 else "dense", rule, density, rows))
     device = "AMD EPYC 9B14 96-Core Processor, 1 thread, float32, torch 2.13.0+cpu"
-    return frontier_figure(Frontier(near(1.0), 1.0, 2.0, device, points), f"{name}: what skipping costs")
+    return frontier_figure(Frontier(dense, points, device), f"{name}: what skipping costs")
 
 
 def draw_coder(make, n, name):
