@@ -1,13 +1,13 @@
-"""Measurements: numbers only, one file a measurement, named as its command; `slms.report` gives them shapes.
+"""Measurements. Each has a file with the name of its command, which gives only numbers; `slms.report` shapes them.
 
 rows              the table that every measured number is a row of
-evidence          what was gathered at a place, which metrics are measured from
-metrics           what is measured at every place, and how it is shown: one entry a metric
-classes           what the tokens of a text are counted by
+evidence          what was gathered at a place, from which metrics are measured
+metrics           what is measured at every place, and how it is shown: one entry for each metric
+classes           the classes by which the tokens of a text are counted
 passes            losses over text
 pathways          what the pathways of routed modules serve
-results           the content of a results file put together
-schema            that content, one dataclass an object
+results           assembles the content of a results file
+schema            that content, one dataclass for each object
 compare           runs side by side
 specialization    neurons, pathways or latents: sparsity, specialization, coherence, modularity
 units             the units of a model, read during its forward pass
@@ -18,7 +18,7 @@ dynamick          quality and cost of executing a share of the MLPs
 frontier          its points, and where each rule breaks even
 speed             how long a prompt and a token take
 kernels           which backend is fastest for a routed model here
-sae               what sparse coders are worth
+sae               how good sparse coders are
 features          the latents of a coder over a text
 feature_graph     communities of features that are used together
 examples          the uses of a latent that are worth showing
@@ -27,6 +27,6 @@ attribution       which pathways write which latents
 harness           tasks of lm-eval
 suite             specialization across models of several sizes, and the rule of its verdict
 doctor            system, kernels, hub and cache of this machine
-journal           finished parts of a measurement, kept as they are done, so that one that was killed goes on
+journal           keeps each part of a measurement as soon as it is done, so that a killed measurement continues
                   where it stopped
 """

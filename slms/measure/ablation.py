@@ -1,4 +1,4 @@
-"""Causal specialization: the loss increase of every class of tokens when a set of neurons is taken out of one MLP.
+"""Causal specialization: the loss increase of every class of tokens when a set of neurons is ablated in one MLP.
 
 Shapes: b blocks, t position, n predicted tokens (b·(t − 1)), f neurons, u units (sets of neurons), g document groups,
 c classes, r permutations.
@@ -28,32 +28,32 @@ from slms.models.place import layer_of
 from slms.models.routed_mlp import RoutedMLP
 from slms.models.sites import Site, read_sites, replaced
 
-SMALLEST = 4  # neurons; a smaller community is left in place
+SMALLEST = 4  # neurons; a smaller community is not ablated
 GRAPH_TOKENS = 4096
 
 Told = Callable[[str, float], object]
-"""Called with what was ablated, in words, and the loss increase in nats per token."""
+"""A function that is called with what was ablated, in words, and the loss increase in nats per token."""
 
 
 class ClassSums(NamedTuple):
-    """What ablating each unit of one place adds to the loss of a label family's classes."""
+    """How much the loss of a label family's classes increases when each unit of one place is ablated."""
 
     sums: Tensor
-    """float64 [1 + r, g, u, c], nats, summed over tokens; row 0 with the true labels, the others permuted"""
+    """float64 [1 + r, g, u, c], nats, summed over tokens; row 0 has the true labels, the others permuted ones"""
     totals: Tensor
-    """float64 [1 + r, g, c], tokens"""
+    """float64 [1 + r, g, c], number of tokens"""
 
 
 class TokenLosses(NamedTuple):
-    """The whole model on the blocks, and the labels of the tokens it predicts."""
+    """The losses of the whole model on the blocks, and the labels of the tokens that it predicts."""
 
     nll: Tensor
     """fp32 [n], nats"""
     group: Tensor
     """int64 [n], document group"""
     labels: dict[str, Tensor]
-    """family → int64 [1 + r, n], class of the predicted token, −1 unknown; row 0 true, the others permuted among the
-    tokens whose class is known"""
+    """family → int64 [1 + r, n], class of the predicted token, −1 if unknown; row 0 is true, the others are permuted
+    among the tokens whose class is known"""
 
 
 def whole_losses(
@@ -65,7 +65,7 @@ def whole_losses(
     seed: int = 0,
     journal: Journal | None = None,
 ) -> TokenLosses:
-    """Losses of the model as it is, a part of the journal, and the classes that it predicts, with permuted copies."""
+    """The losses of the whole model, kept as a part of the journal, and the predicted classes with permuted copies."""
 
     def predicted(column: np.ndarray) -> Tensor:
         return torch.from_numpy(column[:, 1:].astype(np.int64)).flatten()
@@ -79,7 +79,7 @@ def whole_losses(
 
 @torch.inference_mode()
 def _losses(model: PreTrainedModel, blocks: Blocks, batch_size: int) -> Tensor:
-    """fp32 [n], nats of each predicted token."""
+    """Nats of each predicted token, fp32 [n]."""
     read = batches(blocks, batch_size)
     return torch.cat([token_nll(model, batch["input_ids"].to(model.device)).flatten().cpu() for batch in read])
 
@@ -99,7 +99,7 @@ def neurons_at(place: str) -> Site:
 
 
 def mean_activations(model: PreTrainedModel, blocks: Blocks, place: str, batch_size: int) -> Tensor:
-    """[f], mean over the blocks of each neuron at the input of the down-projection, in dense order."""
+    """The mean [f] of each neuron over the blocks, at the input of the down-projection, in dense order."""
     total, n, site = torch.zeros(()), 0, neurons_at(place)
     for batch in batches(blocks, batch_size):
         a = read_sites(model, batch["input_ids"].to(model.device), [site])[site.name]
@@ -120,16 +120,16 @@ def ablate(
     told: Told = lambda name, nats: None,
     journal: Journal | None = None,
 ) -> dict[str, ClassSums]:
-    """Family → loss increases when each unit of one place is ablated.
+    """Ablate each unit of one place; returns family → loss increases.
 
     Args:
         unit_of: int64 [f], the unit of each neuron in dense order; −1 for none.
         whole: from `whole_losses` on the same blocks.
-        n_classes: classes of each family.
-        by: what takes the place of the unit's activations: their means over the blocks, or zero. The mean leaves the
-            constant part of what the unit adds, so that only what it says about a token is lost.
-        kind: what a unit is, for `told`, which is called after each.
-        journal: of this model and these blocks; the means and the losses without each unit are parts of it.
+        n_classes: number of classes of each family.
+        by: what replaces the unit's activations: their means over the blocks, or zero. The mean keeps the constant
+            part of what the unit adds, so that only what it says about a token is lost.
+        kind: what a unit is called when `told` is called, which happens after each unit.
+        journal: journal of this model and these blocks; it keeps the means and the losses without each unit.
     """
     journal = journal or Journal()
     about = {"by": by, "batch_size": batch_size}
@@ -142,7 +142,7 @@ def ablate(
         return found.to(model.device)
 
     def without(unit: Tensor) -> Tensor:
-        """fp32 [n], nats of each predicted token without a unit, bool [f]."""
+        """Nats of each predicted token, fp32 [n], without a unit, bool [f]."""
         site, taken, other = neurons_at(place), unit.to(model.device), mean()
         with replaced(model, site, site, lambda _, a: torch.where(taken, other.to(a), a)):
             return _losses(model, blocks, batch_size)
@@ -158,7 +158,7 @@ def ablate(
 
 
 def _class_sums(rises: Tensor, whole: TokenLosses, family: str, c: int) -> ClassSums:
-    """Of loss increases [u, n]."""
+    """Sum loss increases [u, n] by class."""
     known = whole.labels[family][0] >= 0
     column = whole.group[known] * c + whole.labels[family][:, known]
     sums = torch.stack([rises.new_zeros(len(rises), N_GROUPS * c).index_add_(1, at, rises[:, known]) for at in column])
@@ -167,7 +167,7 @@ def _class_sums(rises: Tensor, whole: TokenLosses, family: str, c: int) -> Class
 
 
 class Ablation(NamedTuple):
-    """What ablating the units of one place does."""
+    """The effects of ablating the units of one place."""
 
     place: str
     kind: str
@@ -179,13 +179,13 @@ class Ablation(NamedTuple):
     scores: dict[str, CausalScore]
     """by family"""
     control: dict[str, CausalScore]
-    """the same of random sets of neurons of the same sizes; empty where not asked for"""
+    """by family, for random sets of neurons of the same sizes; empty if not asked for"""
 
 
 def units_at(model: PreTrainedModel, blocks: Blocks, place: str, batch_size: int, seed: int = 0) -> tuple[str, Tensor]:
-    """The pathways of a routed MLP, or the co-activation communities of a dense one: kind and unit of each neuron [f].
+    """The kind of the units, and the unit of each neuron [f]: a routed MLP's pathways, or a dense one's communities.
 
-    Communities are Leiden's on the graph that Q measures, from the first 4,096 tokens of the blocks.
+    Communities come from Leiden on the co-activation graph that Q measures, over the first 4,096 tokens of the blocks.
     """
     mlp = find_mlps(model)[layer_of(place)]
     if isinstance(mlp, RoutedMLP):
@@ -202,7 +202,7 @@ def units_at(model: PreTrainedModel, blocks: Blocks, place: str, batch_size: int
 
 
 def count_units(unit_of: Tensor) -> int:
-    """How many units the neurons [f] belong to."""
+    """The number of units to which the neurons [f] belong."""
     return int(unit_of.max()) + 1
 
 
@@ -219,9 +219,9 @@ def measure_ablation(
     told: Told = lambda name, nats: None,
     journal: Journal | None = None,
 ) -> Ablation:
-    """Ablate every unit of a place (kind and unit of each neuron, from `units_at`).
+    """Ablate every unit of a place; `units` is the kind and the unit of each neuron, from `units_at`.
 
-    control: also ablate random sets of the same sizes, drawn by it.
+    control: a generator that draws random sets of the same sizes, which are ablated too.
     """
     (kind, unit_of), n_classes = units, {family: len(blocks.label_names[family]) for family in families}
 
@@ -240,7 +240,7 @@ def measure_ablation(
 
 
 def ablation_rows(found: Sequence[Ablation], seed: int | None = None) -> list[Row]:
-    """SI-causal of every place and family; the control is that of random sets of neurons of the same sizes."""
+    """Rows of the SI-causal of every place and family; the control is that of random sets of the same sizes."""
     rows = []
     for a in found:
         for family, score in a.scores.items():
@@ -251,7 +251,7 @@ def ablation_rows(found: Sequence[Ablation], seed: int | None = None) -> list[Ro
 
 
 class Cell(NamedTuple):
-    """One unit and class."""
+    """The effect of one unit on one class."""
 
     place: str
     unit: int
@@ -266,7 +266,7 @@ class Cell(NamedTuple):
 
 
 def cells_of(found: Sequence[Ablation], label_names: Mapping[str, Sequence[str]]) -> list[Cell]:
-    """Every unit against every class that occurs."""
+    """The cells of every unit and every class that occurs."""
     cells = []
     for a in found:
         for family, (sums, totals) in a.classes.items():

@@ -1,9 +1,9 @@
 """Which pathways of a routed model write which latents of a coder of its residual stream or MLP output.
 
-A latent's pre-activation is linear in what is read, x·w + b, and what is read is a sum: the residual stream before,
-what attention adds, what each pathway adds. So the rise of x·w at the latent's uses, over its mean at all tokens, is a
-sum too, and the part of it that a pathway's output brings is exact. Layers between a pathway and the site are skipped:
-only what the pathway adds directly is counted.
+A latent's pre-activation x·w + b is linear in what the coder reads, which is a sum of the earlier residual stream, what
+attention adds and what each pathway adds. So the rise of x·w at the latent's uses, over its mean at all tokens, is a
+sum too, and the part that a pathway's output brings is exact. Layers between a pathway and the site are skipped: only
+what the pathway adds directly counts.
 
 Shapes: n tokens, z uses, d model, f neurons of a routed MLP, p pathways, m neurons of a pathway, s latents.
 """
@@ -26,12 +26,12 @@ from slms.sae.sparse import Picks, spmm_t
 
 
 class Concentration(NamedTuple):
-    """How far the parts of a latent's rise gather in single pathways, against random groups of the same neurons."""
+    """How far the rise of latents concentrates in single pathways, against random groups of the same neurons."""
 
     value: float
     """mean over latents of the largest pathway's part over the layer's, weighted by the layer's part"""
     null_mean: float
-    """with neurons dealt to groups of the same sizes at random"""
+    """mean value when neurons are dealt at random to groups of the same sizes"""
     null_sd: float
     z: float
 
@@ -43,16 +43,16 @@ class LayerAttribution(NamedTuple):
     load: Tensor
     """[p] share of tokens that choose the pathway"""
     part: Tensor
-    """[p, s] part of the rise of the latent's pre-activation at its uses that the pathway brings; NaN if never used"""
+    """[p, s] share that the pathway brings of the rise of the latent's pre-activation at its uses; NaN if never used"""
     z: Tensor
-    """[p, s] of that part: over its sd where the pathway's outputs are shuffled among the tokens"""
+    """[p, s] that part over its sd when the pathway's outputs are shuffled among the tokens"""
     lift: Tensor
     """[p, s] p(pathway chosen | latent used) / p(pathway chosen)"""
     concentration: Concentration
 
 
 def contributing_layers(model: PreTrainedModel, site: Site) -> list[int]:
-    """Routed layers whose pathways add directly to what is read at `site`."""
+    """The routed layers whose pathways add directly to what is read at `site`."""
     layers = [mlp.layer_index for mlp in routed_modules(model, RoutedMLP).values()]
     if site.kind == "residual":
         return [layer for layer in layers if layer <= site.layer]
@@ -60,14 +60,14 @@ def contributing_layers(model: PreTrainedModel, site: Site) -> list[int]:
 
 
 def main_pathways(found: LayerAttribution, bound: float) -> Tensor:
-    """int64 [s], the pathway that brings most of each latent's rise; −1 where none does with z above `bound`."""
+    """The pathway, int64 [s], that brings most of each latent's rise; −1 if none does so with z above `bound`."""
     part = torch.where(found.z > bound, found.part, -torch.inf).nan_to_num(nan=-torch.inf)
     best = part.max(0)
     return torch.where(best.values > 0, best.indices, -1)
 
 
 class PathwayAttribution:
-    """Sums over a stream of tokens; constant memory in tokens (8·s·(f + d) bytes a layer).
+    """Sums what pathways write over a stream of tokens, in constant memory (8·s·(f + d) bytes for each layer).
 
     Args:
         model: a routed model.
@@ -86,7 +86,7 @@ class PathwayAttribution:
 
     @torch.no_grad()
     def update(self, uses: Uses) -> None:
-        """Add one batch: the model runs on it once more, to read the neurons of the routed layers."""
+        """Add one batch; the model runs on it once more to read the neurons of the routed layers."""
         sites = [Site("neurons", layer) for layer in self.layers]
         found = read_sites(self.model, uses.batch["input_ids"], [*sites, self.site])
         order = uses.rows.cumsum(0) - 1
@@ -103,7 +103,7 @@ class PathwayAttribution:
             sums.update(found[f"neurons.{layer}"][uses.rows].double(), picks, ones)
 
     def compute(self, n_nulls: int = 100, seed: int = 0) -> list[LayerAttribution]:
-        """Every layer's parts, with both nulls."""
+        """The parts of every layer, with both nulls."""
         rise = (self.x_used * self.W_enc).sum(1) / self.uses - self.W_enc @ self.x_all / self.n
         generator = torch.Generator().manual_seed(seed)
         return [
@@ -113,7 +113,7 @@ class PathwayAttribution:
 
 
 class _LayerSums:
-    """Sums of one routed layer, its neurons in pathway order."""
+    """Sums for one routed layer, with its neurons in pathway order."""
 
     def __init__(self, mlp: RoutedMLP, s: int):
         self.order, self.offsets = mlp.permutation, mlp.offsets
@@ -172,6 +172,6 @@ def _grouped(of_neuron: Tensor, group: Tensor) -> Tensor:
 
 
 def _largest(of_neuron: Tensor, group: Tensor) -> float:
-    """Σ_s max_p |part| / Σ_s Σ_p |part|: 1 where one group alone moves each latent, 1/p where all do alike."""
+    """Σ_s max_p |part| / Σ_s Σ_p |part|: 1 if one group alone moves each latent, 1/p if all move it alike."""
     parts = _grouped(of_neuron, group).abs().nan_to_num(0.0)
     return float(parts.amax(0).sum() / parts.sum().clamp(min=1e-300))

@@ -1,4 +1,4 @@
-"""The classes that a text's tokens are counted by: its label families, the same given the token, and the tokens.
+"""The classes by which a text's tokens are counted: its label families, the same given the token, and the tokens.
 
 Shapes: b blocks, t position, n tokens (b·t), c classes.
 """
@@ -16,12 +16,12 @@ from slms.measure.schema import Labels
 from slms.metrics.units import Cells, CountLayout, Family, ambiguous_tokens
 
 TOKEN = "token"  # the family of token ids, beside the label families
-GIVEN_TOKEN = " | token"  # what a family conditional on the token is called by
+GIVEN_TOKEN = " | token"  # suffix of the name of a family that is conditional on the token
 OF_DOCUMENTS = ("domain", "task")  # families whose class is that of the whole document
 
 
 def check_families(blocks: Blocks, **flags: Sequence[str] | None) -> None:
-    """Raises ValueError, naming the flag, where it asks for a label family that the text does not have."""
+    """Raise ValueError, naming the flag, if it asks for a label family that the text does not have."""
     for flag, wanted in flags.items():
         if unknown := [family for family in wanted or () if family not in blocks.label_names]:
             known = ", ".join(blocks.label_names)
@@ -29,17 +29,17 @@ def check_families(blocks: Blocks, **flags: Sequence[str] | None) -> None:
 
 
 class TextClasses:
-    """What the tokens of labelled blocks are counted by, the same for every place.
+    """The classes by which the tokens of labelled blocks are counted, the same for every place.
 
     Args:
         blocks: the text.
-        families: its label families to count; None takes all.
+        families: label families of the text to count; None means all.
         given_token: families also counted conditional on the token, I(U; C | token), over the 32 tokens whose class
-            varies most. A family whose every token has one class is left out: the token says it all.
-        tokens: whether the token ids themselves are a family, `token`, with a class for each id that occurs.
+            varies most. A family is left out if each of its tokens has only one class, which the token then tells.
+        tokens: whether the token ids themselves form a family, `token`, with a class for each id that occurs.
 
     Raises:
-        ValueError: a family that the text has no labels of.
+        ValueError: the text has no labels of a family.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class TextClasses:
         self.label_names = {name: blocks.label_names[name] for name in names}
         self.token_ids = torch.from_numpy(np.unique(blocks.input_ids).astype("int64")) if tokens else None
         self.coverage: dict[str, float] = {}
-        """of each family, the share of tokens with a known class; of a conditional one, the share of n·H(C | token)"""
+        """for each family, the share of tokens with a known class; for a conditional one, of n·H(C | token)"""
         real = blocks.input_ids >= 0 if blocks.doc_ids is None else blocks.doc_ids >= 0
         ids = torch.from_numpy(blocks.input_ids[real])
         counted = {} if self.token_ids is None else {TOKEN: Family(len(self.token_ids))}
@@ -70,11 +70,11 @@ class TextClasses:
         self.layout = CountLayout(counted)
 
     def cells(self, batch: Mapping[str, Tensor], kept: Tensor | None = None) -> Cells:
-        """Where the tokens of a batch [b, t] count.
+        """The cells in which the tokens of a batch [b, t] count.
 
         Args:
             batch: `input_ids`, `doc_ids` and `labels_<family>`.
-            kept: bool [n], False at tokens that do not count; none of a padded batch do at documents below 0.
+            kept: bool [n], False at tokens that do not count; padding, with documents below 0, never counts.
         """
         ids, documents = batch["input_ids"].flatten(), batch["doc_ids"].flatten()
         classes = {
@@ -90,7 +90,7 @@ class TextClasses:
 
 
 def labels_of(blocks: Blocks) -> dict[str, Labels]:
-    """Coverage and class shares of every label family."""
+    """The coverage and class shares of every label family."""
     found = {}
     for family, names in blocks.label_names.items():
         classes = torch.from_numpy(blocks.labels[family].astype("int64")).flatten()
@@ -101,18 +101,18 @@ def labels_of(blocks: Blocks) -> dict[str, Labels]:
 
 
 class Divergence(NamedTuple):
-    """What each class says about what a unit is on for; shapes as the counts."""
+    """How each class sets a unit's tokens apart; the shapes are those of the counts."""
 
     share: Tensor
-    """p(c | unit); 0 for a unit never on"""
+    """p(c | unit); 0 for a unit that is never on"""
     lift: Tensor
     """p(c | unit) / p(c); 0 for a class never seen"""
     gain: Tensor
-    """its contribution to KL(p(c | unit) ‖ p(c)), nats: high where it is common here, and more so than elsewhere"""
+    """the class's term of KL(p(c | unit) ‖ p(c)), nats; high if it is common here, and more so than elsewhere"""
 
 
 def divergence_terms(counts: Tensor, totals: Tensor) -> Divergence:
-    """The terms of KL(p(c | unit) ‖ p(c)) of counts [(u,) c], how often a unit is on in a class, and totals [c]."""
+    """The terms of KL(p(c | unit) ‖ p(c)) from counts [(u,) c], how often a unit is on in a class, and totals [c]."""
     here = counts / counts.sum(-1, keepdim=True).clamp(min=1)
     overall = totals / totals.sum().clamp(min=1)
     lift = torch.where(counts > 0, here / overall.clamp(min=1e-300), 0.0)
@@ -120,7 +120,7 @@ def divergence_terms(counts: Tensor, totals: Tensor) -> Divergence:
 
 
 def preferred_classes(counts: Tensor, totals: Tensor) -> Tensor:
-    """[u], the class that most sets a unit's tokens apart, neither the commonest nor the rarest; −1 for one never on.
+    """The class [u] with each unit's largest term of the KL, neither the commonest nor the rarest; −1 if never on.
 
     Args:
         counts: [u, c], totals: [c], as in `divergence_terms`.
@@ -130,13 +130,13 @@ def preferred_classes(counts: Tensor, totals: Tensor) -> Tensor:
 
 
 def distinctive(counts: Tensor, totals: Tensor, most: int) -> list[int]:
-    """Up to `most` classes that set a unit (counts [c]) apart from all tokens (totals [c]), the clearest first."""
+    """At most `most` classes that set a unit (counts [c]) apart from all tokens (totals [c]), the clearest first."""
     gain = divergence_terms(counts, totals).gain
     return [i for i in gain.argsort(descending=True, stable=True)[:most].tolist() if gain[i] > 0]
 
 
 def preferred_class(profile: Mapping[str, float], share: Mapping[str, float]) -> str | None:
-    """`preferred_classes` of a unit's shares p(class | unit) and the shares of all tokens, by name; None without any.
+    """The preferred class of a unit by name, from its shares p(class | unit) and those of all tokens; None without any.
 
     >>> preferred_class({"noun": 0.6, "verb": 0.4}, share={"noun": 0.7, "verb": 0.3})
     'verb'
@@ -149,7 +149,7 @@ def preferred_class(profile: Mapping[str, float], share: Mapping[str, float]) ->
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase | None, ids: list[int]) -> list[str]:
-    """The text of each id alone, with the leading space that SentencePiece drops; `#7` where there is no tokenizer."""
+    """The text of each id by itself, with the leading space that SentencePiece drops; `#7` if there is no tokenizer."""
     if tokenizer is None:
         return [f"#{i}" for i in ids]
     pieces = tokenizer.convert_ids_to_tokens(ids)

@@ -1,4 +1,4 @@
-"""Runs side by side: gaps to the dense runs, paired by document, and what makes the runs hard to compare."""
+"""Compares runs: their gaps to the dense runs, paired by document, and what makes the runs hard to compare."""
 
 import math
 import statistics
@@ -24,9 +24,9 @@ class ComparedRun(NamedTuple):
     high: float | None
     perplexity: float
     gap: float | None
-    """nats above the dense runs of this comparison (the base fine-tuned on the same tokens)"""
+    """nats above the dense runs of this comparison (the base, fine-tuned on the same tokens)"""
     gap_low: float | None
-    """95 % interval over documents, paired; null where the runs were not measured on the same documents"""
+    """lower end of the paired 95 % interval over documents; null if the runs were measured on different documents"""
     gap_high: float | None
     perplexity_ratio: float | None
     active_fraction: float | None
@@ -34,22 +34,22 @@ class ComparedRun(NamedTuple):
     total_saved: float | None
     seconds: float
     means: dict[str, float]
-    """every metric's mean over the routed places, by its name in logs"""
+    """the mean of every metric over the routed places, by its name in logs"""
 
 
 class Comparison(NamedTuple):
     runs: list[ComparedRun]
     gap_ratio: float | None
-    """mean routed gap / mean static gap, where dense, static and routed runs are all present"""
+    """mean routed gap / mean static gap, if dense, static and routed runs are all present"""
     differences: dict[str, list[str] | list[int]]
-    """what makes the runs hard to compare: data, base or token counts that differ"""
+    """differences in data, base or token counts that make the runs hard to compare"""
 
 
 def compare(named: Sequence[tuple[str, Results]]) -> Comparison:
-    """Put two or more results, each with the name of its run, side by side.
+    """Compare two or more results, each with the name of its run.
 
-    The gap of a run is its validation loss minus that of the `dense` runs among them; the gap ratio is the mean gap of
-    the `routed` runs over that of the `static` ones: below 1, choosing by token beats the best fixed choice.
+    The gap of a run is its validation loss minus that of the `dense` runs. The gap ratio is the mean gap of the
+    `routed` runs over that of the `static` ones; if it is below 1, choosing by token beats the best fixed choice.
     """
     if len(named) < 2:
         raise ValueError(f"compare: {len(named)} run given; it takes at least two")

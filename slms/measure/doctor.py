@@ -1,4 +1,4 @@
-"""What a run finds on this machine: system, kernels, hub and cache, looked up in seconds. `pip check` checks ranges."""
+"""Looks up in seconds what a run finds on this machine: system, kernels, hub, cache. `pip check` checks versions."""
 
 import importlib.metadata
 import os
@@ -18,18 +18,18 @@ from slms.network import hub_trouble
 
 ROOT = Path(__file__).resolve().parents[2]
 CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"  # of a checkout, a link to the file at its top
-HUB_TIMEOUT_S = 2.0  # half of what a run waits, so that the whole report comes in under 5 s
+HUB_TIMEOUT_S = 2.0  # half as long as a run waits, so that the whole report takes less than 5 s
 MAIN = ("torch", "lightning", "transformers")
 PATHWAYS, DENSITY = 16, 0.25
 SHAPES = {"stories-1m": (64, 256, False), "pythia-410m": (1024, 4096, False), "llama-8b": (4096, 14336, True)}
-"""d_model, d_ff and whether gated, of one MLP."""
+"""d_model, d_ff and whether it is gated, for one MLP of each model."""
 CALLS = {"one token": (1, False), "prompt of 256": (256, False), "training on 4096": (4096, True)}
-"""Tokens of a call and whether it also goes backward."""
+"""The tokens of a call, and whether it also runs backward."""
 
 
 @dataclass(frozen=True)
 class Newer:
-    """An installed package that is newer than the one that slms was tested with."""
+    """An installed package that is newer than the version with which slms was tested."""
 
     name: str
     installed: str
@@ -38,49 +38,49 @@ class Newer:
 
 @dataclass(frozen=True)
 class Kernel:
-    """What runs one routed MLP of a shape in one kind of call."""
+    """The backend that runs a routed MLP of one shape in one kind of call."""
 
     model: str
     call: str
     backend: str
     expected: str
-    """time of each backend weighed"""
+    """expected time of each backend that was considered"""
     source: str
-    """whether these times were calibrated here"""
+    """where these times come from: calibrated here, or estimated"""
 
 
 @dataclass(frozen=True)
 class Cache:
-    """What is kept on this machine so that it is not made or fetched again."""
+    """What this machine keeps so that it need not be made or fetched again."""
 
     directory: str
     block_files: int
     bytes: int
     calibrations: int
-    """shapes that the kernels' dispatcher has been calibrated for here"""
+    """number of shapes for which the kernels' dispatcher was calibrated here"""
     bases: dict[str, bool]
-    """hub base of a config → whether the hub's own cache holds it whole"""
+    """hub base of a config → whether the hub's own cache holds all of it"""
 
 
 @dataclass(frozen=True)
 class Environment:
-    """All of it."""
+    """All that was looked up."""
 
     slms: str
     system: dict[str, str]
-    """what `torch.utils.collect_env` knows of Python, system, processor, GPUs and their driver; threads of PyTorch"""
+    """what `torch.utils.collect_env` tells of Python, system, processor, GPUs and their driver; PyTorch's threads"""
     newer: list[Newer]
-    """than tested, of the packages that slms asks for and those that come with them"""
+    """packages newer than tested, among those that slms requires and those that come with them"""
     kernels: list[Kernel]
     hub: str
     """`answers in … s`, or why it does not"""
     cache: Cache
     seconds: float
-    """that the look took"""
+    """seconds that the look-up took"""
 
 
 def look() -> Environment:
-    """Look at this machine; the hub is asked while PyTorch is imported, and waited for HUB_TIMEOUT_S at most."""
+    """Look at this machine. The hub is asked while PyTorch is imported, and waited for at most HUB_TIMEOUT_S."""
     import slms
 
     started = time.monotonic()
@@ -93,13 +93,13 @@ def look() -> Environment:
 
 
 def constraints() -> dict[str, str]:
-    """Package → version of constraints.txt, the set that the tests run on."""
+    """Package → version in constraints.txt, the set with which the tests run."""
     lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines()
     return dict(line.partition(";")[0].split("==") for line in lines if line and not line.startswith("#"))
 
 
 def newer(versions: Mapping[str, str]) -> list[Newer]:
-    """The packages that are installed in a later release than `versions` has; a build of a release (`+cpu`) is none.
+    """The packages whose installed release is later than in `versions`; a build of a release (`+cpu`) is not later.
 
     >>> newer({"torch": "0.1", "no-such-package": "1"})[0].name
     'torch'
@@ -116,7 +116,7 @@ def _installed(name: str) -> str | None:
 
 
 def look_at_system() -> dict[str, str]:
-    """What matters for a run of PyTorch's own report; not its list of packages, which takes a second."""
+    """The parts of PyTorch's own report that matter for a run, without its list of packages, which takes a second."""
     import torch
     from torch.utils import collect_env
 
@@ -136,7 +136,7 @@ def look_at_system() -> dict[str, str]:
 
 
 def look_at_kernels() -> list[Kernel]:
-    """Which backend `auto` would choose for typical models and calls, at 4 of 16 pathways."""
+    """The backends that `auto` would choose for typical models and calls, at 4 of 16 pathways."""
     import torch
 
     from kernels import explain
@@ -166,17 +166,17 @@ def hub_bases() -> list[str]:
 
 
 def ask_hub(repo: str, timeout_s: float = HUB_TIMEOUT_S) -> str:
-    """Whether the hub answers, and how fast."""
+    """Ask whether the hub answers, and how fast."""
     started = time.monotonic()
     try:
         trouble = hub_trouble(repo, timeout_s=timeout_s)
-    except ValueError as error:  # it answers, but knows no such repository
+    except ValueError as error:  # it answers, but has no such repository
         return f"answers in {time.monotonic() - started:.1f} s: {error}"
     return trouble or f"answers in {time.monotonic() - started:.1f} s"
 
 
 def look_at_cache(bases: list[str]) -> Cache:
-    """Token blocks, kernel calibrations and hub models that need not be made or fetched again."""
+    """Count the token blocks, kernel calibrations and hub models that need not be made or fetched again."""
     from kernels.costs import load_table
 
     place = cache_dir()

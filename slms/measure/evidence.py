@@ -1,4 +1,4 @@
-"""What metrics are measured from: the evidence gathered at one place while the text went by.
+"""The evidence from which metrics are measured, gathered at one place while the text went by.
 
 Shapes: g document groups, u units (pathways, neurons, latents), c classes, r sampled tokens, f neurons.
 """
@@ -28,7 +28,7 @@ from slms.metrics.functional import (
 )
 from slms.metrics.units import MOST_TOGETHER, UnitCounts
 
-FEWEST_USES = 20  # among the sampled tokens, to be placed in the graph
+FEWEST_USES = 20  # uses among the sampled tokens that a unit needs to be placed in the graph
 
 
 @dataclass
@@ -39,26 +39,26 @@ class Evidence:
     counts: UnitCounts
     scores: dict[str, Score] = field(default_factory=dict, init=False)
     part: Callable[[str, Callable[[], Any]], Any] = field(default=lambda name, make: make(), kw_only=True)
-    """what a long computation gives, by name: as it was kept, else made now"""
+    """returns the result of a long computation by name: the kept one, else one made now"""
 
     @property
     def n(self) -> int:
-        """Tokens."""
+        """The number of tokens."""
         return int(self.counts.n_tokens)
 
     def score(self, family: str) -> Score:
-        """The specialization index against a family as it was counted; computed once."""
+        """The specialization index against a family; computed once."""
         if family not in self.scores:
             self.scores[family] = self.part(f"si {family}", lambda: self.counts.score(family, self.together))
         return self.scores[family]
 
     @property
     def together(self) -> Tensor | None:
-        """bool [r, u], units at a sample of tokens, where the counts do not say which units are on together."""
+        """Which units are on at a sample of tokens, bool [r, u], if the counts do not tell which are on together."""
         return None
 
     def si(self, given_token: bool) -> dict[str, Score]:
-        """The specialization index against every label family, or of those that were counted given the token."""
+        """The specialization index against every label family, or against those that were counted given the token."""
         return {
             name.removesuffix(GIVEN_TOKEN): self.score(name)
             for name in self.counts.layout.families
@@ -71,22 +71,22 @@ class Choices(Evidence):
     """Which pathways of a routed module were chosen for which tokens."""
 
     offsets: tuple[int, ...]
-    """bounds of the pathways' units (of an MLP, neurons)"""
+    """bounds of the pathways' units (neurons, for an MLP)"""
 
     @cached_property
     def purity(self) -> Score:
-        """Of the choices against token ids."""
+        """The purity of the choices against token ids."""
         counts, totals = self.counts.tables(TOKEN)
         return purity(counts, totals, self.counts.joint(totals))
 
     @cached_property
     def purity_legacy(self) -> Tensor:
-        """[u], by the formula of *LLM Layer-wise Routing*."""
+        """The purity [u] by the formula of *LLM Layer-wise Routing*."""
         return purity_legacy(self.counts.tables(TOKEN)[0])
 
     @cached_property
     def entropy(self) -> Tensor:
-        """[u], H(t∣p) in nats."""
+        """The entropy [u] of each pathway's tokens, H(t∣p), in nats."""
         return entropy(self.counts.tables(TOKEN)[0].sum(0))
 
     @cached_property
@@ -95,7 +95,7 @@ class Choices(Evidence):
         return utilization(self.counts.uses)
 
     def mean(self, values: Tensor) -> float:
-        """Over pathways with a value [u], each weighing by its choices; NaN without any."""
+        """The mean over pathways with a value [u], each weighing by its choices; NaN without any."""
         values, weights = values.cpu().double(), self.counts.uses.cpu().double()
         known = values.isfinite()
         total = weights[known].sum()
@@ -104,32 +104,32 @@ class Choices(Evidence):
 
 @dataclass
 class Activities(Evidence):
-    """How the units of a place respond: neurons, pathways or latents, with a sample of the tokens."""
+    """How the units of a place (neurons, pathways or latents) respond to a sample of the tokens."""
 
     sparsity: LayerSparsity
     strength: Tensor
-    """[r, u], at least 0: how strongly a unit responds"""
+    """[r, u], at least 0, how strongly a unit responds"""
     on: Tensor
-    """bool [r, u]"""
+    """bool [r, u], whether a unit is on"""
     tokens: Tensor
     """int64 [r], token ids"""
     groups: Tensor
     """int64 [r], document groups"""
     embedding: Tensor
-    """[v, d] of the model's vocabulary"""
+    """[v, d], embedding of the model's vocabulary"""
     n_nulls: int
-    """token-shuffled graphs behind the null of Q; 0 leaves Q out"""
+    """number of token-shuffled graphs behind the null of Q; 0 leaves Q out"""
     neurons: tuple[Tensor, Tensor, Tensor] | None = None
-    """of pathways: activations [r, f] and document groups [r] of their neurons, and each neuron's pathway [f]"""
+    """only for pathways: activations [r, f] and document groups [r] of their neurons, and each neuron's pathway [f]"""
 
     @property
     def together(self) -> Tensor | None:
-        """The sample, up to the number of units of which it can be told."""
+        """The sample, unless there are too many units to count which are on together."""
         return self.on if self.on.shape[1] <= MOST_TOGETHER else None
 
     @cached_property
     def active(self) -> Tensor:
-        """[r, u], the strength where a unit is on."""
+        """The strength [r, u] where a unit is on, else 0."""
         return torch.where(self.on, self.strength, 0.0)
 
     @cached_property
@@ -139,7 +139,7 @@ class Activities(Evidence):
 
     @cached_property
     def graph(self) -> Modularity | None:
-        """Communities of co-active units (of pathways, neurons) among `in_graph`; None without, or with too few."""
+        """Communities of co-active units (or pathways' neurons) among `in_graph`; None if left out, or with too few."""
         if not self.n_nulls or len(self.in_graph) < 3:
             return None
         activations, groups = self._activations()
@@ -147,7 +147,7 @@ class Activities(Evidence):
 
     @cached_property
     def in_graph(self) -> Tensor:
-        """int64, the units that are active at some tokens, at most 4,096, the most used first taken; ascending."""
+        """The units, int64 ascending, that are active at enough tokens: the most used ones, at most 4,096."""
         activations, _ = self._activations()
         used = (activations > 0).sum(0)
         order = used.argsort(descending=True, stable=True)[:MOST_TOGETHER]

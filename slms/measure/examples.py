@@ -1,4 +1,4 @@
-"""The uses of each latent that are worth showing: the strongest, and some drawn at random.
+"""Keeps the uses of each latent that are worth showing: the strongest, and some drawn at random.
 
 Shapes: s latents, k kept, z uses.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class KeptUses(NamedTuple):
-    """The kept uses of every latent, best first; fewer than k leave position −1 at the end."""
+    """The kept uses of every latent, best first; if there are fewer than k, the last positions are −1."""
 
     key: Tensor
     """float32 [s, k]"""
@@ -23,9 +23,9 @@ class KeptUses(NamedTuple):
 
 
 class BestUses:
-    """For each latent the k uses of highest key, at most one from each block; constant memory in tokens.
+    """Keeps for each latent the k uses of highest key, at most one from each block, in constant memory.
 
-    With the activation as key they are the strongest; with a random key, uses as they come.
+    With the activation as key, these are the strongest uses; with a random key, a random sample of uses.
     """
 
     def __init__(self, n_latents: int, k: int):
@@ -57,7 +57,7 @@ class BestUses:
 
 
 def _ranked(groups: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Indices of the k highest keys of each group, and the rank of each in it; ties go to the first."""
+    """The indices of the k highest keys of each group, and their ranks in it; ties go to the first."""
     order = keys.argsort(descending=True, stable=True)
     order = order[groups[order].argsort(stable=True)]
     _, counts = torch.unique_consecutive(groups[order], return_counts=True)

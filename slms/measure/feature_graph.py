@@ -13,7 +13,7 @@ from slms.measure.features import LatentStatistics
 from slms.metrics.communities import Modularity, modularity
 
 MOST_IN_GRAPH = 4096  # features; the graph has as many rows and columns
-FEWEST_USES = 10  # among the sampled tokens, to be placed in the graph
+FEWEST_USES = 10  # uses among the sampled tokens that a feature needs to be placed in the graph
 
 
 class Graph(NamedTuple):
@@ -21,11 +21,11 @@ class Graph(NamedTuple):
 
     found: Modularity
     latents: Tensor
-    """int64 [f], which features are its nodes"""
+    """int64 [f], the features that are its nodes"""
 
 
 def communities(reader: LatentStatistics, progress: Callable[[str], None] = lambda step: None) -> Graph | None:
-    """Communities of features that are used together at the sampled tokens; None where too few are used."""
+    """Find communities of features that are used together at the sampled tokens; None if too few are used."""
     every = torch.arange(reader.n_latents)
     order = reader.uses.argsort(descending=True, stable=True)[: 2 * MOST_IN_GRAPH]
     activations, documents = reader.sample(every[order])

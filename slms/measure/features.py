@@ -1,6 +1,6 @@
-"""Reading a coder's latents over a text: how often, how strongly, at which words, and which of them together.
+"""Reads a coder's latents over a text: how often, how strongly, at which words and with which others each is used.
 
-Two passes over the text, each of constant memory in tokens: the first counts and picks the uses worth showing, the
+It passes over the text twice, each time in constant memory: the first pass counts and picks the uses worth showing, the
 second reads the activations around those.
 
 Shapes: n tokens of a batch (b·t), z uses, s latents, k kept uses, w tokens of a context, r sampled tokens.
@@ -30,13 +30,13 @@ BINS_AN_OCTAVE, OCTAVES = 4, 16  # histogram bins run from 2^−16 to 2^16
 
 
 class Uses(NamedTuple):
-    """What a coder used in one batch of blocks."""
+    """The latents that a coder used in one batch of blocks."""
 
     first: int
-    """position in the text of the batch's first token"""
+    """position of the batch's first token in the text"""
     batch: dict[str, Tensor]
     rows: Tensor
-    """bool [n], the tokens that are measured"""
+    """bool [n], which tokens are measured"""
     tokens: Tensor
     """int64 [z] ascending, the token of each use, counted from `first`"""
     latents: Tensor
@@ -49,7 +49,7 @@ class Uses(NamedTuple):
 def read_uses(
     model: PreTrainedModel, blocks: Blocks, coder: Placed, special: Tensor, batch_size: int
 ) -> Iterator[Uses]:
-    """The uses of every batch of the text, in order."""
+    """Yield the uses of every batch of the text, in order."""
     first = 0
     for batch in batches(blocks, batch_size):
         ids = batch["input_ids"]
@@ -63,15 +63,15 @@ def read_uses(
 
 
 class LatentStatistics:
-    """The first pass: statistics of every latent.
+    """Gathers statistics of every latent, in the first pass.
 
     Args:
         n_latents: s.
         blocks: the text, for its size and label families.
-        n_strongest: uses of highest activation to keep for each latent.
-        n_random: uses drawn at random to keep.
-        n_sampled: tokens whose uses are kept whole, for the co-activation graph.
-        seed: of the random uses and tokens.
+        n_strongest: how many uses of highest activation to keep for each latent.
+        n_random: how many uses, drawn at random, to keep for each latent.
+        n_sampled: tokens for which all uses are kept, for the co-activation graph.
+        seed: seed of the random uses and tokens.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class LatentStatistics:
 
     @property
     def uses(self) -> Tensor:
-        """[s] tokens that use each latent."""
+        """The number of tokens [s] that use each latent."""
         return self.counts.uses
 
     def sample(self, latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,15 +130,15 @@ class Context(NamedTuple):
     """The text around one use."""
 
     start: int
-    """position in the text of the first token"""
+    """position of the first token in the text"""
     peak: int
     """index within the context of the use that was kept"""
     activations: list[float]
-    """of the latent at each token of the context; 0 where it is not used"""
+    """activation of the latent at each token of the context; 0 where it is not used"""
 
 
 class ContextReader:
-    """The second pass: the activations of each latent around its kept uses.
+    """Reads the activations of each latent around its kept uses, in the second pass.
 
     Args:
         blocks: the text; a context stays inside its block and its document.
@@ -163,7 +163,7 @@ class ContextReader:
         self.sorted_position = position[self.order]
 
     def update(self, uses: Uses) -> None:
-        """Read what one batch holds of the contexts."""
+        """Read the contexts that one batch holds."""
         bounds = torch.tensor([uses.first, uses.first + len(uses.rows)])
         low, high = torch.searchsorted(self.sorted_position, bounds).tolist()
         mine = self.order[low:high]
@@ -178,7 +178,7 @@ class ContextReader:
         self.activations[mine] = torch.where(hit, values[at], 0.0)
 
     def compute(self) -> list[list[list[Context]]]:
-        """[table][latent], best first."""
+        """The contexts by [table][latent], best first."""
         out: list[list[list[Context]]] = [[[] for _ in table.key] for table in self.kept]
         for i in torch.argsort(self.rank, stable=True).tolist():
             inside = self.window[i] >= 0
@@ -189,7 +189,7 @@ class ContextReader:
 
 
 def neighbours(W_dec: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k other latents whose decoder rows [s, o] have the highest cosine with each: indices and cosines [s, k]."""
+    """For each latent, the k others whose decoder rows [s, o] have the highest cosine: indices and cosines [s, k]."""
     unit = torch.nn.functional.normalize(W_dec.float(), dim=1)
     indices, cosines = [], []
     for first in range(0, len(unit), 1024):
@@ -202,7 +202,7 @@ def neighbours(W_dec: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def z_bound(n: int) -> float:
-    """The z that the largest of n standard normals exceeds in 5 % of cases (Bonferroni).
+    """The z that the largest of n standard normal numbers exceeds in 5 % of cases (Bonferroni).
 
     >>> round(z_bound(1), 3), round(z_bound(1000), 2)
     (1.645, 3.89)

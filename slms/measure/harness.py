@@ -1,4 +1,4 @@
-"""Tasks of lm-eval (the language model evaluation harness) on a model that is already loaded.
+"""Runs tasks of lm-eval (the language model evaluation harness) on a model that is already loaded.
 
 lm-eval is an optional dependency (`pip install -e '.[harness]'`) and is imported by the functions that need it.
 """
@@ -24,12 +24,12 @@ class TaskScore(NamedTuple):
     task: str
     metric: str
     filter: str
-    """lm-eval's name for how the answer was taken from the output; `none` for log-likelihoods"""
+    """lm-eval's name for how it took the answer from the output; `none` for log-likelihoods"""
     value: float
     stderr: float | None
     """lm-eval's standard error over documents"""
     n: int
-    """documents"""
+    """number of documents"""
     shots: int
     """worked examples before each question"""
 
@@ -40,7 +40,7 @@ def installed() -> bool:
 
 
 def check_tasks(directory: Path) -> None:
-    """Raise ValueError where a directory of task files is none, or where one of them names Python code to run."""
+    """Raise ValueError if a directory of task files does not exist, or if a file in it names Python code to run."""
     if not directory.is_dir():
         raise ValueError(f"--include_path {directory}: no such directory")
     for file in sorted(directory.rglob("*.y*ml")):
@@ -57,17 +57,17 @@ def score(
     limit: int | None = None,
     batch_size: int = 16,
 ) -> list[TaskScore]:
-    """What lm-eval's tasks give for a model: its own metrics, computed by itself.
+    """Score a model on lm-eval's tasks; lm-eval computes its own metrics.
 
     Args:
         tasks: names of tasks or groups.
         include: a directory with more task files (YAML without code).
-        shots: worked examples before each question; the task's own number by default.
-        limit: documents of each task; all by default.
-        batch_size: sequences of one forward pass.
+        shots: worked examples before each question; by default the task's own number.
+        limit: how many documents of each task to use; by default all.
+        batch_size: sequences in one forward pass.
 
     Raises:
-        ValueError: lm-eval is not installed, a task that it does not know, or one that would run generated code.
+        ValueError: lm-eval is not installed or does not know a task, or a task would run generated code.
     """
     if not installed():
         raise ValueError("harness needs the package lm-eval: pip install -e '.[harness]'")
@@ -100,7 +100,7 @@ def score(
 
 
 def _rows(found: dict) -> Iterator[TaskScore]:
-    """lm-eval's `{task: {"acc,none": …, "acc_stderr,none": …}}` as rows."""
+    """Yield lm-eval's `{task: {"acc,none": …, "acc_stderr,none": …}}` as rows."""
     for task, numbers in found["results"].items():
         n = (found.get("n-samples") or {}).get(task, {}).get("effective", 0)
         shots = (found.get("n-shot") or {}).get(task) or 0
@@ -116,7 +116,7 @@ def _rows(found: dict) -> Iterator[TaskScore]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without lm-eval's notices on stdout and in the log; its progress bars on stderr stay."""
+    """Silence lm-eval's notices on stdout and in the log, but not its progress bars on stderr."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "absl")]
     levels = [logger.level for logger in loggers]

@@ -1,7 +1,7 @@
-"""Finished parts of a measurement, kept as they are done, so that one that was killed goes on where it stopped.
+"""Keeps each part of a measurement as soon as it is done, so that a killed measurement continues where it stopped.
 
-A part is filed under what it was made from: model, text, settings, and the program itself. Whatever of these changes,
-the part is measured anew and the old one stays.
+A part is filed under what it was made from: model, text, settings, and the program itself. If any of these changes, the
+part is measured anew and the old one stays.
 """
 
 import hashlib
@@ -35,29 +35,29 @@ Value = TypeVar("Value")
 Item = TypeVar("Item")
 
 SHARE = 0.05
-"""Share of the time that saving the sums of an unfinished pass may take."""
+"""The share of the time that saving the sums of an unfinished pass may take."""
 
 
 class Journal:
-    """Parts of measurements in a directory, a file each, whole or absent.
+    """Keeps parts of measurements in a directory, one file each, whole or absent.
 
     Args:
-        directory: where they are kept; None keeps nothing.
+        directory: the directory to keep them in; None keeps nothing.
         made_from: what all parts depend on, as plain values.
     """
 
     def __init__(self, directory: Path | None = None, made_from: Mapping[str, Any] = types.MappingProxyType({})):
         self.directory, self.made_from = directory, dict(made_from)
         self.found = 0
-        """Parts that were there already."""
+        """The number of parts that were there already."""
         self._passes: list[Path] = []
 
     def part(self, name: str, make: Callable[[], Value], **settings: Any) -> Value:
-        """The part called `name`: as it was kept, else made now and kept; the sums of passes that it took are not.
+        """Return the part called `name` if it is kept, else make and keep it; the sums of its passes are then dropped.
 
         Args:
-            make: gives tensors, numbers, text, and lists, tuples, dicts or the package's own records of those.
-            settings: what this part depends on besides.
+            make: returns tensors, numbers, text, and lists, tuples, dicts or the package's own records of those.
+            settings: what else this part depends on.
         """
         path = self._path(name, settings)
         kept = _read(path)
@@ -77,14 +77,14 @@ class Journal:
     def through(
         self, name: str, items: Iterable[Item], sums: Sequence[Metric], what: str, **settings: Any
     ) -> Iterator[Item]:
-        """The items that an earlier, interrupted pass did not come to; its sums are put back before the first one.
+        """Yield the items that an earlier, interrupted pass did not reach, after restoring its sums.
 
-        The sums are kept between items, as often as `SHARE` of the time allows.
+        The sums are saved between items, as often as `SHARE` of the time allows.
 
         Args:
-            items: in an order that does not change.
-            sums: metrics that the caller updates with each item, nothing else.
-            what: what progress says.
+            items: the items, in an order that does not change.
+            sums: the metrics, which the caller updates with each item and nothing else.
+            what: the name of the pass in progress messages.
         """
         path = self._path(name, settings)
         kept = _read(path) or {}
@@ -111,7 +111,7 @@ class Journal:
 
 
 def identity(model: nn.Module, blocks: Blocks | None = None) -> dict[str, str]:
-    """What a measurement depends on: digests of the weights and shape of a model, and of its text."""
+    """Digests of a model's weights and shape, and of its text, on which a measurement depends."""
     assert isinstance(model, PreTrainedModel)
     config = {key: value for key, value in model.config.to_dict().items() if not key.startswith(("_", "transformers"))}
     made_from = {"model": model_digest(model), "config": digest(config)}
@@ -124,14 +124,14 @@ def identity(model: nn.Module, blocks: Blocks | None = None) -> dict[str, str]:
 
 
 def digest(made_from: Mapping[str, Any]) -> str:
-    """A short name for plain values."""
+    """A short digest of plain values, which names them."""
     text = json.dumps(made_from, sort_keys=True, default=str, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 @cache
 def _program() -> dict[str, str]:
-    """The code that measures: numbers of another version are not mixed with its own."""
+    """A digest of the code that measures, so that numbers of another version are not mixed with its own."""
     package = Path(__file__).parents[1]
     found = hashlib.sha256()
     for source in sorted(package.rglob("*.py")):
@@ -146,8 +146,8 @@ def _write(path: Path | None, content: dict[str, Any]) -> None:
 
 
 def _read(path: Path | None) -> dict[str, Any] | None:
-    """The content of a part; None where there is none that is whole. Only tensors, plain types and our own records are
-    read: a file cannot run code."""
+    """The content of a part; None if there is no whole one. It reads only tensors, plain types and our own records, so
+    that a file cannot run code."""
     if path is None or not path.is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Measuring which backend is fastest for a routed model on this machine, once; what is known is not measured again."""
+"""Measures, once, which backend is fastest for a routed model on this machine; what is known is not measured again."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ class KernelOptions:
     """How routed MLPs are executed.
 
     Args:
-        calibrate: time every backend at this model's shapes first, and keep the table; by default backends are chosen
-            by estimate where this machine has no table.
+        calibrate: first time every backend at this model's shapes, and keep the table; by default, backends are chosen
+            by estimate on a machine that has no table.
     """
 
     calibrate: bool = False
@@ -28,10 +28,10 @@ class KernelOptions:
 def calibrate_kernels(
     model: nn.Module, tokens: Sequence[int], dtype: torch.dtype, training: bool = False, seconds: float = 0.2
 ) -> list[str]:
-    """Calibrate every shape of the model's routed MLPs at these numbers of tokens; one line each of what will run.
+    """Calibrate every shape of the model's routed MLPs at these numbers of tokens; returns a line for what each runs.
 
     A shape, type and direction that the machine's table already has at these numbers of tokens is not timed again.
-    tokens: of one call, largest last. dtype: in which the MLPs run. training: forward and backward, else forward alone.
+    tokens: numbers of tokens in a call, largest last. dtype: type of the MLPs. training: forward and backward.
     """
     lines, seen = [], set()
     for mlp in routed_modules(model, RoutedMLP).values():
@@ -73,7 +73,7 @@ def calibrate_kernels(
 
 
 def shape_of(mlp: RoutedMLP, dtype: torch.dtype, training: bool) -> Shape:
-    """The part of a routed MLP's calls that a calibration belongs to."""
+    """The properties of a routed MLP's calls for which a calibration holds."""
     f, d = mlp.W_in.shape
     name, device = str(dtype).removeprefix("torch."), mlp.W_in.device.type
     return Shape(d, f, mlp.config.n_pathways, mlp.W_gate is not None, name, device, training)

@@ -1,6 +1,6 @@
 """What a latent writes to the logits along the direct path: decoder row → residual stream → final norm → unembedding.
 
-Layers in between are skipped, so this is what the latent says by itself, not all that it does.
+Layers in between are skipped, so this is only the direct effect of the latent.
 
 Shapes: n tokens, d model, o width of a site, s latents, v vocabulary.
 """
@@ -35,10 +35,10 @@ class Effects(NamedTuple):
 
 
 def final_norm(model: PreTrainedModel) -> nn.Module:
-    """The norm between the last layer and the unembedding.
+    """Find the norm between the last layer and the unembedding.
 
     Raises:
-        ValueError: the model has none under a known name.
+        ValueError: the model has no such norm under a known name.
     """
     parent = model.get_submodule(family_of(model).layers.rpartition(".")[0])
     for name in FINAL_NORMS:
@@ -48,7 +48,7 @@ def final_norm(model: PreTrainedModel) -> nn.Module:
 
 
 def mean_jacobian(norm: nn.Module, x: Tensor) -> Tensor:
-    """J [d, d] = mean over rows of x [n, d] of ∂norm(x)/∂x; exact, so any norm is handled, and its radial part too."""
+    """J [d, d] = mean over rows of x [n, d] of ∂norm(x)/∂x. It is exact for any norm, including its radial part."""
     total = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
     for row in x:
         total += torch.autograd.functional.jacobian(norm, row[None], vectorize=True)[0, :, 0].double()
@@ -56,7 +56,7 @@ def mean_jacobian(norm: nn.Module, x: Tensor) -> Tensor:
 
 
 def written(model: PreTrainedModel, site: Site, W_dec: Tensor) -> Tensor | str:
-    """What decoder rows W_dec [s, o] at `site` add to the residual stream, [s, d]; or why they add nothing directly."""
+    """What decoder rows W_dec [s, o] at `site` add to the residual stream, [s, d], or why they add nothing directly."""
     layer = cast(nn.ModuleList, model.get_submodule(family_of(model).layers))[site.layer]
     if site.kind == "mlp_in":
         return "the input of an MLP reaches the logits through the MLP only"
@@ -69,12 +69,12 @@ def written(model: PreTrainedModel, site: Site, W_dec: Tensor) -> Tensor | str:
 
 @torch.no_grad()
 def logit_effects(model: PreTrainedModel, directions: Tensor, last_residuals: Tensor, k: int = 10) -> Effects:
-    """The k tokens whose logits the directions [s, d] raise and lower most (`METHOD`), per unit along each.
+    """The k tokens whose logits each direction [s, d] raises and lowers most (`METHOD`), per unit along it.
 
     Args:
-        model: gives the final norm and the unembedding.
-        directions: in the residual stream, any length.
-        last_residuals: [n, d] residual stream after the last layer, some tokens; the norm is linearised at each.
+        model: the model, which has the final norm and the unembedding.
+        directions: directions in the residual stream, of any length.
+        last_residuals: [n, d] residual stream after the last layer at some tokens; the norm is linearised at each.
     """
     head = model.get_output_embeddings().weight
     directions = directions @ mean_jacobian(final_norm(model), last_residuals).T.to(directions.dtype)

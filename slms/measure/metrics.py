@@ -42,20 +42,20 @@ class Metric(NamedTuple):
     """One metric: what it is measured from, and how its numbers are shown."""
 
     of: type[Evidence] | None
-    """the evidence that it needs; None where a callback measures it while training, or a command of its own"""
+    """the evidence that it needs; None if a callback measures it while training, or a command of its own does"""
     measure: Callable[[Any], Any] | None
     """evidence → a number, or a `Score` or the like, or several by family"""
     meaning: str
     heading: str = ""
-    """of its column in tables; without one it stays in the files"""
+    """heading of its column in tables; a metric without one appears only in files"""
     style: str = "{:.3f}"
-    """of its value in a table"""
+    """format of its value in a table"""
     compared: bool = False
     """whether tables show the interval and the null beside the value"""
     title: str = ""
-    """of its panel in figures over training, the unit in parentheses; without one it has none"""
+    """title of its panel in figures over training, with the unit in parentheses; empty for no panel"""
     families: Mapping[str, str] = MappingProxyType({})
-    """headings of the families that tables show, where not all are shown under their own names"""
+    """headings of the families that tables show, if not all are shown under their own names"""
 
 
 METRICS: dict[str, Metric] = {
@@ -183,7 +183,7 @@ METRICS: dict[str, Metric] = {
 
 
 def rows_of(evidence: Evidence, names: Iterable[str] = METRICS) -> list[Row]:
-    """Every number that the evidence allows."""
+    """The rows of every number that the evidence allows."""
     rows = []
     for name in names:
         metric = METRICS[name]

@@ -1,4 +1,4 @@
-"""Losses of a causal language model over token blocks: the one place where training and evaluation take them from.
+"""Computes the losses of a causal language model over token blocks, for training and evaluation alike.
 
 Shapes: `b` blocks, `t` position, `v` vocabulary.
 """
@@ -18,12 +18,12 @@ from slms.models.token_loss import nll_of
 
 @torch.no_grad()
 def token_nll(net: PreTrainedModel, input_ids: Tensor) -> Tensor:
-    """Negative log-likelihood in nats of each next token: [b, t − 1] fp32, from input_ids [b, t]."""
+    """The negative log-likelihood in nats of each next token, [b, t − 1] fp32, from input_ids [b, t]."""
     return through_head(net, input_ids, lambda hidden, head: nll_of(hidden[:, :-1], head, input_ids[:, 1:]))
 
 
 def batches(blocks: Blocks, batch_size: int) -> DataLoader:
-    """The blocks in order as dicts of tensors [b, t]."""
+    """Load the blocks in order, as dicts of tensors [b, t]."""
     rows = [
         list(range(i, min(i + batch_size, len(blocks.input_ids)))) for i in range(0, len(blocks.input_ids), batch_size)
     ]
@@ -34,10 +34,10 @@ def batches(blocks: Blocks, batch_size: int) -> DataLoader:
 def document_loss(
     net: PreTrainedModel, blocks: Blocks, batch_size: int, journal: Journal | None = None
 ) -> DocumentLoss:
-    """Losses of `net` on all blocks by document; a token's document is that of the predicted token.
+    """Sum the losses of `net` on all blocks by document; a loss belongs to the document of the predicted token.
 
-    journal: of this model and these blocks; a pass that was killed goes on from what it kept. A model that computes
-    logits whatever one does (`through_head`) reads one block at a time.
+    journal: journal of this model and these blocks, from which a killed pass continues. A model that always computes
+    logits (`through_head`) reads one block at a time.
     """
     loss = DocumentLoss()
     was_training, device = net.training, next(net.parameters()).device

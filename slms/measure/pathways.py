@@ -1,4 +1,4 @@
-"""From a model and text to the numbers of a results file: one pass over the blocks, the same for training and eval.py.
+"""Measures the numbers of a results file in one pass over the blocks, the same for training and eval.py.
 
 Shapes: b blocks, t position, n tokens (b·t), u pathways, c classes.
 """
@@ -22,11 +22,11 @@ from slms.metrics.units import UnitCounts
 from slms.models.routed import Routed, record_routes, routed_modules
 from slms.routing import Routes
 
-TOP_TOKENS = 10  # as many as the prototype lists
+TOP_TOKENS = 10  # the prototype lists as many
 
 
 class Tabulated(NamedTuple):
-    """What the count tables of all places come to."""
+    """The rows and pathways that the count tables of all places give."""
 
     rows: list[Row]
     pathways: dict[str, list[Pathway]]
@@ -34,13 +34,13 @@ class Tabulated(NamedTuple):
 
 
 class PathwayTables:
-    """The count tables of every routed module, fed with the routes and the batch of a forward pass.
+    """Counts, for every routed module, the classes of each pathway's tokens, from the routes of each forward pass.
 
     Args:
         modules: the routed modules by place.
-        blocks: the text that will be measured: its label families, and its distinct tokens, which are classes too.
-        given_token: families whose SI is also computed conditional on the token; slow, for final measurements.
-        alone: one rank counts everything by itself, instead of every rank its share.
+        blocks: the text to measure; it gives the label families, and its distinct tokens are classes too.
+        given_token: families whose SI is also computed given the token; slow, for final measurements.
+        alone: whether one rank counts everything by itself, instead of every rank its share.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class PathwayTables:
                 counts.distributed_available_fn = lambda: False
 
     def update(self, routes: Mapping[str, Routes], batch: Mapping[str, Tensor]) -> None:
-        """Add the tokens of one batch: routes flattened [b·t], batch entries [b, t]."""
+        """Add the tokens of one batch; routes are flattened to [b·t], batch entries are [b, t]."""
         cells = self.classes.cells(batch)
         for place, counts in self.counts.items():
             counts.update(routes[place].chosen, cells)
@@ -69,7 +69,7 @@ class PathwayTables:
             counts.reset()
 
     def compute(self, tokenizer: PreTrainedTokenizerBase | None) -> Tabulated:
-        """Every place's rows and pathways; under DDP over the tokens of all ranks, so every rank calls it."""
+        """The rows and pathways of every place. Under DDP they cover all ranks' tokens, so every rank calls this."""
         assert self.classes.token_ids is not None
         self._texts = self._texts or token_texts(tokenizer, self.classes.token_ids.tolist())
         found = Tabulated([], {})
@@ -82,7 +82,7 @@ class PathwayTables:
 
 
 class Measurement(NamedTuple):
-    """What one pass over the text yields."""
+    """The numbers that one pass over the text yields."""
 
     loss: DocumentLoss
     rows: list[Row]
@@ -91,7 +91,7 @@ class Measurement(NamedTuple):
 
     @property
     def densities(self) -> dict[str, float]:
-        """Share of units executed, by place."""
+        """The share of units executed, by place."""
         return {row.place: row.value for row in self.rows if row.metric == "density" and row.value is not None}
 
 
@@ -103,11 +103,11 @@ def measure_pathways(
     batch_size: int,
     given_token: Sequence[str] = (),
 ) -> Measurement:
-    """Loss by document, and for every routed module what its pathways serve, over all `blocks`.
+    """Measure, over all `blocks`, the loss by document and what the pathways of every routed module serve.
 
     Args:
         blocks: validation blocks, with documents and labels.
-        batch_size: blocks of one forward pass.
+        batch_size: blocks in one forward pass.
         given_token: as in `PathwayTables`.
     """
     device, was_training = device_of(model), model.training
@@ -127,10 +127,10 @@ def measure_pathways(
 def describe_pathways(
     choices: Choices, texts: Sequence[str], label_names: Mapping[str, tuple[str, ...]]
 ) -> list[Pathway]:
-    """Each pathway with its load, purities, most distinctive tokens and share of every class.
+    """Describe each pathway by its load, purities, most distinctive tokens and share of every class.
 
     Args:
-        texts: of every class of the family `token`.
+        texts: the text of every class of the family `token`.
         label_names: family → class names.
     """
     counts, totals = (table.sum(0).cpu().double() for table in choices.counts.tables(TOKEN))
@@ -155,7 +155,7 @@ def describe_pathways(
 
 
 def _top_tokens(counts: Tensor, totals: Tensor, texts: Sequence[str]) -> list[Token]:
-    """The tokens that contribute most to KL(p(t | pathway) ‖ p(t)): often here, and more often than elsewhere."""
+    """The tokens that contribute most to KL(p(t | pathway) ‖ p(t)): frequent here, and more so than elsewhere."""
     lift = divergence_terms(counts, totals).lift
     return [Token(texts[i], int(counts[i]), float(lift[i])) for i in distinctive(counts, totals, TOP_TOKENS)]
 
@@ -168,5 +168,5 @@ def _profile(counts: Tensor, names: tuple[str, ...]) -> dict[str, float]:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module's parameters are."""
+    """The device of a module's parameters."""
     return next(module.parameters()).device

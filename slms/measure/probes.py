@@ -1,4 +1,4 @@
-"""Answer against foil: log-probabilities of a language model on probe items.
+"""Compares the log-probabilities that a language model gives to answer and foil of probe items.
 
 Shapes: i items, s sequences, b sequences of a batch, t position, v vocabulary.
 """
@@ -21,12 +21,12 @@ CHANCE = 0.5  # answer or foil
 
 
 class Margins(NamedTuple):
-    """What a model prefers; NaN where an item cannot be scored (see `margins`)."""
+    """How far a model prefers each answer; NaN for an item that cannot be scored (see `margins`)."""
 
     nats: Tensor
     """float64 [i], log p(answer | prompt) − log p(foil | prompt)"""
     blind: Tensor
-    """float64 [i], the same without the prompt: what the words alone give away"""
+    """float64 [i], the same without the prompt, which shows what the words alone give away"""
     truncated: Tensor
     """bool [i], whether the model's context was too short for the whole prompt"""
 
@@ -49,16 +49,16 @@ def margins(
 
     Σ_t log p(x_t | x_<t) over prompt + answer, minus that over prompt + foil: summed, not averaged over tokens (as
     BLiMP, arXiv 1912.00582, section 4.1). Tokens that the two share at their beginning cancel and are left out, so the
-    result does not depend on where the tokenizer puts the border between prompt and answer. Every text follows the
-    separator of documents, as in training, where the tokenizer has one. A prompt that is longer than the model's
-    context loses its beginning.
+    result does not depend on where the tokenizer puts the border between prompt and answer. If the tokenizer has a
+    separator of documents, every text follows it, as in training. A prompt that is longer than the model's context
+    loses its beginning.
 
     An item is NaN if its answer does not fit the context, if the two texts have the same tokens, or if they differ
     from the very first token and there is no separator to predict it from.
 
     Args:
-        items: with answer and foil.
-        batch_size: sequences of one forward pass.
+        items: items with answer and foil.
+        batch_size: sequences in one forward pass.
         progress: called with the number of sequences just done.
     """
     limit = getattr(model.config, "max_position_embeddings", None) or 10**9
@@ -74,12 +74,12 @@ def margins(
 
 
 def n_forwards(items: Sequence[Item]) -> int:
-    """At most how many sequences `margins` reads for these items, for a progress bar."""
+    """The most sequences that `margins` reads for these items, for a progress bar."""
     return sum(4 if item.prompt else 2 for item in items)
 
 
 def _pair(tokenizer: PreTrainedTokenizerBase, prompt: str, item: Item, limit: int) -> tuple[_Scored, _Scored] | None:
-    """Tokens of prompt + answer and prompt + foil, scored from where they part; None if that is impossible."""
+    """The tokens of prompt + answer and prompt + foil, scored from where they differ; None if that is impossible."""
     right, wrong = (_encode(tokenizer, prompt + (tail or "")) for tail in (item.answer, item.foil))
     start = next((i for i, (a, b) in enumerate(zip(right, wrong, strict=False)) if a != b), min(len(right), len(wrong)))
     cut = max(0, max(len(right), len(wrong)) - 1 - limit)  # the last token is predicted, not read
@@ -104,8 +104,8 @@ def log_probs(
 ) -> Tensor:
     """Σ_{j ≥ start} log p(ids_j | ids_<j) of each sequence: float64 [s].
 
-    Sequences that differ in their last token alone, as most answers and foils do, share one forward pass. Padding
-    stands at the right, where no scored token of a causal model sees it.
+    Sequences that differ only in their last token, as most answers and foils do, share one forward pass. Padding is at
+    the right, where no scored token of a causal model sees it.
     """
     device, was_training = next(model.parameters()).device, model.training
     readers: dict[tuple[int, ...], list[int]] = {}
@@ -137,7 +137,7 @@ def log_probs(
 
 
 def probe_rows(task: Task, found: Margins) -> list[Row]:
-    """The numbers of one task, from the margins of its answered items; Wilson's intervals over items."""
+    """The rows of one task, from the margins of its answered items, with Wilson's intervals over items."""
     accuracy, blind = (proportion(_hits(nats)) for nats in (found.nats, found.blind))
     left_out = found.nats.isnan()
     counts = {"truncated": found.truncated.sum(), "left_out": left_out.sum()}

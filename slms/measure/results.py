@@ -1,4 +1,4 @@
-"""The content of a results file put together: rows beside their control, losses, FLOPs, the prototype's summary."""
+"""Assembles the content of a results file: rows beside their control, losses, FLOPs, the prototype's summary."""
 
 import math
 import statistics
@@ -43,13 +43,13 @@ def assemble(
     flops: Flops | None = None,
     routing: dict[str, Any] | None = None,
 ) -> Results:
-    """A results file.
+    """Assemble the content of a results file.
 
     Args:
-        measured: the model on the validation text.
+        measured: the measurement of the model on the validation text.
         dense: losses of the dense base on the same text, for the paired difference.
-        control: the same rows of the control, a model with random weights.
-        flops: of the model at the measured density.
+        control: the same rows for the control, a model with random weights.
+        flops: FLOPs of the model at the measured density.
         routing: the routing configuration as plain values.
     """
     return Results(
@@ -67,13 +67,13 @@ def assemble(
 
 
 def base_of(config: BaseConfig) -> Base:
-    """What the configuration of a base came to."""
+    """The base that a configuration resolved to."""
     found = resolve(config)
     return Base(name=found.name, source=found.kind, asked=config.hub or config.name or found.name)
 
 
 def data_of(corpus: str, blocks: Blocks, train_tokens: int | None = None, validated_on: str | None = None) -> Data:
-    """The text that was measured on (`validated_on`, in words), and how many tokens there were to train on."""
+    """Describe the text of the measurement (`validated_on`, in words), and how many tokens there were to train on."""
     return Data(
         name=corpus,
         source=kind(corpus),
@@ -85,7 +85,7 @@ def data_of(corpus: str, blocks: Blocks, train_tokens: int | None = None, valida
 
 
 def compute_of(flops: Flops) -> Compute:
-    """FLOPs per token with the shares saved."""
+    """FLOPs per token, with the shares saved."""
     return Compute(
         active_fraction=flops.active_fraction,
         mlp_dense=float(flops.mlp_dense),
@@ -98,14 +98,14 @@ def compute_of(flops: Flops) -> Compute:
 
 
 def loss_of(sums: DocumentLoss) -> Loss:
-    """Loss and perplexity with the interval over documents."""
+    """Loss and perplexity, with the interval over documents."""
     nll, tokens = sums.nll, sums.tokens
     nats = document_loss(nll, tokens)  # not `sums.compute()`, which under DDP would wait for other ranks
     return Loss(nats.value, nats.low, nats.high, math.exp(nats.value), int((tokens > 0).sum()), nats.n)
 
 
 def losses_of(model: DocumentLoss, dense: DocumentLoss | None) -> Losses:
-    """The model beside the dense base it started from, with the paired difference."""
+    """The losses of the model and of the dense base it started from, with the paired difference."""
     nll, tokens = model.nll, model.tokens
     counted = tokens > 0
     documents = DocumentSums(nll[counted].tolist(), tokens[counted].tolist())

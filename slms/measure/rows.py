@@ -1,4 +1,4 @@
-"""Rows: every measured number of a place is one row of one long table, and everything that shows numbers reads rows."""
+"""Every measured number of a place is one row of one long table, and everything that shows numbers reads rows."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-MEAN = "mean"  # the place of rows that are means over places
+MEAN = "mean"  # the place that rows have which are means over places
 MODEL = "model"  # the place of rows of a whole model
 
 
 @dataclass(frozen=True)
 class Row:
-    """One number with what to read it against; null where there is none."""
+    """One number, and the numbers to compare it with; null if there are none."""
 
     place: str  # `L3.mlp`, the name of a coder, `model` as a whole, or `mean` over places
     metric: str
-    family: str = ""  # of classes, or what the metric has several of; else empty
+    family: str = ""  # family of classes, or whatever else the metric has several of; else empty
     value: float | None = None
     low: float | None = None  # 95 % interval over documents
     high: float | None = None
     null_mean: float | None = None  # what chance scores, by the metric's own null
     null_sd: float | None = None  # standard deviation of the value under that null
-    control: float | None = None  # the same number of a model with random weights on the same text
+    control: float | None = None  # the same number for a model with random weights on the same text
     ceiling: float | None = None  # the most that the number can be
     n: int | None = None  # tokens (or what the metric counts) behind the number
     seed: int | None = None  # of the run that was measured
@@ -37,7 +37,7 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What tells a row from the others: place, metric and family."""
+        """Place, metric and family, which distinguish a row from all others."""
         return self.place, self.metric, self.family
 
     @property
@@ -47,7 +47,7 @@ class Row:
 
     @property
     def z(self) -> float | None:
-        """value / null_sd: it grows with n, so it is derived and not kept."""
+        """value / null_sd; it grows with n, so it is derived and not stored."""
         return self.value / self.null_sd if self.value is not None and self.null_sd else None
 
 
@@ -56,9 +56,9 @@ NUMBERS = ("value", "low", "high", "null_mean", "null_sd", "control", "ceiling")
 
 
 def row_of(place: str, metric: str, family: str, found: Any, n: int | None = None, seed: int | None = None) -> Row:
-    """A row of a number, or of whatever has some of a row's numbers as attributes (a `Score`, an `Interval`, …).
+    """Make a row from a number, or from an object that has some of a row's numbers as attributes (`Score`, `Interval`).
 
-    What is not finite was not measurable and becomes None.
+    A number that is not finite was not measurable and becomes None.
 
     >>> row_of("L3.mlp", "entropy", "", 5.25, n=100)
     Row(place='L3.mlp', metric='entropy', family='', value=5.25, low=None, ..., n=100, seed=None)
@@ -70,18 +70,18 @@ def row_of(place: str, metric: str, family: str, found: Any, n: int | None = Non
 
 
 def finite(value: Any) -> float | None:
-    """The number; None if there is none, or if it is NaN or infinite."""
+    """The number as a float; None if there is none, or if it is NaN or infinite."""
     return float(value) if value is not None and math.isfinite(value) else None
 
 
 def beside(rows: Iterable[Row], control: Iterable[Row]) -> list[Row]:
-    """The rows, each with what a control scores in the same place."""
+    """The rows, each with the value of the control at the same place."""
     known = {row.key: row.value for row in control}
     return [replace(row, control=known.get(row.key, row.control)) for row in rows]
 
 
 def frame(rows: Iterable[Row]) -> pd.DataFrame:
-    """The rows as a data frame with a row's fields as columns; what was not measured is NaN."""
+    """The rows as a data frame, whose columns are the fields of a row; what was not measured is NaN."""
     import pandas as pd  # half a second, which `--help` need not wait for
 
     table = pd.DataFrame([asdict(row) for row in rows], columns=list(COLUMNS))
@@ -89,7 +89,7 @@ def frame(rows: Iterable[Row]) -> pd.DataFrame:
 
 
 def mean_rows(rows: Iterable[Row]) -> list[Row]:
-    """Means over places. Places of one model are not independent: intervals and null sds are means too, not less."""
+    """Means over places. Intervals and null sds are averaged too, because places of one model are not independent."""
     import pandas as pd
 
     grouped = frame(rows).groupby(["metric", "family"], sort=False)
@@ -108,7 +108,7 @@ def places_of(rows: Iterable[Row]) -> list[str]:
 
 
 def families_of(rows: Iterable[Row], metric: str) -> list[str]:
-    """The families that a metric was measured against, the one with the highest mean first (then by name)."""
+    """The families against which a metric was measured, the highest mean first (then by name)."""
     found: dict[str, list[float]] = {}
     for row in rows:
         if row.metric == metric and row.place != MEAN:
@@ -123,7 +123,7 @@ def by_place(rows: Iterable[Row], metric: str, family: str = "") -> dict[str, Ro
 
 
 def log_keys(rows: Sequence[Row], stage: str) -> dict[str, float]:
-    """What is logged of rows: `stage/metric/place` (with the family after the metric), the mean as `stage/metric`.
+    """Log keys and values of rows: `stage/metric/place` (the family follows the metric), the mean as `stage/metric`.
 
     >>> log_keys([Row("L1.mlp", "si", "pos", 0.25), Row("L3.mlp", "si", "pos", 0.5)], "val")
     {'val/si_pos/L1.mlp': 0.25, 'val/si_pos/L3.mlp': 0.5, 'val/si_pos': 0.375}

@@ -1,4 +1,4 @@
-"""What sparse coders are worth: one pass over text for all of them, and their numbers as rows.
+"""Measures how good sparse coders are, in one pass over text for all of them, and gives their numbers as rows.
 
 Shapes: n tokens, i width of a site, s latents.
 """
@@ -27,11 +27,11 @@ QUANTILES = {"p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
 
 
 class CoderNumbers(NamedTuple):
-    """What one coder is worth."""
+    """The numbers of one coder."""
 
     quality: Quality
     si: dict[str, Score]
-    """specialization of its latents by label family; empty for what has none (PCA)"""
+    """specialization of its latents by label family; empty for PCA, which has no latents"""
 
 
 @torch.no_grad()
@@ -43,12 +43,12 @@ def measure_coders(
     batch_size: int,
     journal: Journal | None = None,
 ) -> dict[str, CoderNumbers]:
-    """Quality of each coder, and SI by label family of those with latents, over the whole text.
+    """Measure each coder's quality and, if it has latents, their SI by label family, over the whole text.
 
     Args:
-        coders: by name, each at its place in the model.
-        special: token ids that are left alone.
-        journal: of this model, these blocks and coders; a pass that was killed goes on from what it kept.
+        coders: coders by name, each at its place in the model.
+        special: ids of tokens that coders leave alone.
+        journal: journal of this model, these blocks and coders, from which a killed pass continues.
     """
     classes = TextClasses(blocks)
     widths = {name: c.k if isinstance(c, PCA) else c.coder.d_sae for name, c in coders.items()}
@@ -74,7 +74,7 @@ def measure_coders(
 
 
 def coder_rows(found: Mapping[str, CoderNumbers]) -> list[Row]:
-    """Every number of every coder, whose name is the row's place."""
+    """Rows of every number of every coder, whose name is the place."""
     rows = []
     for name, (quality, si) in found.items():
         for metric, value in quality._asdict().items():
@@ -90,7 +90,7 @@ def coder_rows(found: Mapping[str, CoderNumbers]) -> list[Row]:
 
 
 def density_quantiles(quality: Quality) -> dict[str, float]:
-    """How often latents are used: quantiles over them of the share of tokens."""
+    """Quantiles, over the latents, of the share of tokens that use each."""
     shares = torch.tensor(list(QUANTILES.values()), dtype=torch.float64)
     values = quality.density.double().quantile(shares.to(quality.density.device)).tolist()
     return dict(zip(QUANTILES, values, strict=True))

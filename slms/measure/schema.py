@@ -1,4 +1,4 @@
-"""The content of `llm_routing_results.json`, one dataclass an object; docs/formats.md explains every field.
+"""The content of `llm_routing_results.json`, one dataclass for each object; docs/formats.md explains every field.
 
 Units: nats, tokens, seconds, FLOPs per token (a multiply and an add count two). Shares lie in [0, 1].
 """
@@ -14,7 +14,7 @@ Role = Literal["dense", "static", "routed"]
 
 @dataclass(frozen=True)
 class Loss:
-    """Mean next-token loss over validation tokens; the interval is over documents."""
+    """Mean next-token loss over validation tokens, with an interval over documents."""
 
     nats: float
     low: float | None
@@ -26,7 +26,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class LossDifference:
-    """Model minus dense base on the same tokens, documents resampled in pairs."""
+    """Loss of the model minus that of the dense base on the same tokens; documents are resampled in pairs."""
 
     nats: float
     low: float | None
@@ -36,7 +36,7 @@ class LossDifference:
 
 @dataclass(frozen=True)
 class DocumentSums:
-    """Per validation document: what a later paired comparison with another run needs."""
+    """Sums for each validation document, which a later paired comparison with another run needs."""
 
     nats: list[float]  # summed over the document's predicted tokens
     tokens: list[int]
@@ -70,7 +70,7 @@ class Compute:
 
 @dataclass(frozen=True)
 class Token:
-    text: str  # as the tokenizer decodes it: whitespace is part of it
+    text: str  # as the tokenizer decodes it, with its whitespace
     count: int
     lift: float  # p(token | pathway) / p(token)
 
@@ -89,7 +89,7 @@ class Pathway:
 
 @dataclass(frozen=True)
 class Labels:
-    """A label family: the classes that pathways are compared with."""
+    """A label family, with whose classes pathways are compared."""
 
     coverage: float  # share of validation tokens whose class is known
     share: dict[str, float]  # class → p(class) among the known
@@ -98,7 +98,7 @@ class Labels:
 @dataclass(frozen=True)
 class Base:
     name: str
-    source: Literal["hub", "embedded", "local"]  # what was really used; local is a directory
+    source: Literal["hub", "embedded", "local"]  # what was actually used; local is a directory
     asked: str = ""  # what the configuration named
 
 

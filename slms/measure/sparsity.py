@@ -1,4 +1,4 @@
-"""Activation sparsity by layer: the prototype's numbers of an MLP's output, what its neurons do, and how few suffice.
+"""Activation sparsity by layer: the prototype's numbers of an MLP's output, its neurons' sparsity, how few suffice.
 
 Shapes: n tokens, f neurons, d model.
 """
@@ -25,8 +25,8 @@ from slms.models.anatomy import list_layers
 from slms.models.sites import Site, replaced
 from slms.models.weights import read_mlp
 
-CETT_TOKENS = 512  # on which the thresholds of a CETT are found
-STEPS = 7  # bisections of the CETT: to within 1/128
+CETT_TOKENS = 512  # tokens on which the thresholds of a CETT are found
+STEPS = 7  # bisections of the CETT, to within 1/128
 
 
 class Sufficient(NamedTuple):
@@ -35,15 +35,15 @@ class Sufficient(NamedTuple):
     kept: dict[int, float]
     """by layer, mean share of neurons executed"""
     cett: float
-    """relative error of every layer's output, on average over tokens (ProSparse, arXiv 2402.13516)"""
+    """relative error of every layer's output, averaged over tokens (ProSparse, arXiv 2402.13516)"""
     perplexity: float
-    """with only those neurons"""
+    """perplexity with only those neurons"""
     dense: float
     """perplexity with all of them"""
 
 
 class Sparsity(NamedTuple):
-    """One text."""
+    """The sparsity of a model's layers on one text."""
 
     neurons: dict[int, LayerSparsity]
     """by layer, at the input of the down-projection"""
@@ -63,14 +63,14 @@ def measure_sparsity(
     progress: Callable[[str], object] = lambda step: None,
     journal: Journal | None = None,
 ) -> Sparsity:
-    """Sparsity of the layers on blocks whose padding has document −1.
+    """Measure the sparsity of the layers on blocks whose padding has document −1.
 
     Args:
-        threshold: above which the legacy `frac` counts an activation.
-        tolerance: by which perplexity may rise for `sufficient`: the same CETT in all `layers`, neurons of contribution
-            |a_i|·‖w_i‖ below each layer's threshold skipped; None leaves it out.
-        progress: called with each step's name before it.
-        journal: of this model and these blocks; every pass over the text is a part of it.
+        threshold: the legacy `frac` counts the activations above it.
+        tolerance: how much perplexity may rise for `sufficient`, which skips neurons whose contribution |a_i|·‖w_i‖ is
+            below each layer's threshold, at the same CETT in all `layers`; None leaves `sufficient` out.
+        progress: called before each step with its name.
+        journal: journal of this model and these blocks, which keeps every pass over the text.
     """
     journal = journal or Journal()
     about = {"threshold": threshold, "batch_size": batch_size, "layers": list(layers)}
@@ -88,7 +88,7 @@ def measure_sparsity(
 def _activity(
     model: PreTrainedModel, blocks: Blocks, weights: Mapping[int, Tensor], threshold: float, batch_size: int
 ) -> tuple[dict[int, LayerSparsity], dict[int, LegacySparsity]]:
-    """Sparsity of the neurons, and of the outputs, in one pass over the text."""
+    """Measure the sparsity of the neurons and of the outputs in one pass over the text."""
     layers = list(weights)
     sums = {i: SparsitySums(weights[i].norm(dim=1), threshold).to(model.device) for i in layers}
     pooled = {i: torch.zeros(4, dtype=torch.float64) for i in layers}
@@ -107,7 +107,7 @@ def _activity(
 
 
 def _sample(model: PreTrainedModel, blocks: Blocks, layers: Sequence[int], batch_size: int) -> dict[int, Tensor]:
-    """By layer, activations [n, f] of the first `CETT_TOKENS` tokens."""
+    """By layer, the activations [n, f] of the first `CETT_TOKENS` tokens."""
     sample: dict[int, list[Tensor]] = {i: [] for i in layers}
     sampled = 0
     for ids, docs in _batches(blocks, batch_size):
@@ -123,7 +123,7 @@ def _sample(model: PreTrainedModel, blocks: Blocks, layers: Sequence[int], batch
 
 
 def _pooled(y: Tensor, threshold: float) -> Tensor:
-    """Elements above the threshold, all elements, Σ y⁺ and Σ (y⁺)²."""
+    """The number of elements above the threshold and of all elements, Σ y⁺ and Σ (y⁺)²."""
     positive = y.float().clamp(min=0)
     above = (y > threshold).sum().double()
     return torch.stack(
@@ -206,7 +206,7 @@ def _skipping(
 
 
 def _batches(blocks: Blocks, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Token ids and documents [b, t], without columns of padding alone."""
+    """Yield token ids and documents [b, t], without columns that hold only padding."""
     assert blocks.doc_ids is not None
     for start in range(0, len(blocks.input_ids), batch_size):
         docs = blocks.doc_ids[start : start + batch_size]

@@ -1,4 +1,4 @@
-"""How specialised the units of a model are: one pass over text, then AS, SI, coherence and Q, each with its nulls.
+"""Measures how specialised the units of a model are: one pass over text, then AS, SI, coherence and Q with their nulls.
 
 Shapes: b blocks, t position, n tokens (b·t), u units, f neurons, r sampled tokens.
 """
@@ -32,34 +32,34 @@ class UnitTable(NamedTuple):
 
     place: str
     columns: dict[str, Tensor]
-    """[u] each: `active` (share of sampled tokens), `coherence` and `coherence_z`, `community` (−1: none), and of each
-    family `si_<family>`, `z_<family>` and `class_<family>` (−1: never on), or `…_given_token`"""
+    """[u] each: `active` (share of sampled tokens), `coherence` and `coherence_z`, `community` (−1 for none), and for
+    each family `si_<family>`, `z_<family>` and `class_<family>` (−1 if never on), or `…_given_token`"""
     top_tokens: Tensor
-    """int64 [u, k], tokens at which a unit is strongest in the sample, the strongest first; −1: none"""
+    """int64 [u, k], the sampled tokens at which a unit is strongest, the strongest first; padded with −1"""
 
 
 class Measured(NamedTuple):
-    """All places, and what the numbers rest on."""
+    """The numbers of all places, and what they rest on."""
 
     rows: list[Row]
     units: list[UnitTable]
     label_names: dict[str, tuple[str, ...]]
     coverage: dict[str, float]
-    """of each family, the share of tokens with a known class; of a conditional one, the share of n·H(C | token)"""
+    """for each family, the share of tokens with a known class; for a conditional one, of n·H(C | token)"""
     n_tokens: int
     seconds: dict[str, float]
-    """CPU time of the thresholds' sample, the model's forward passes, counting, the logits left out, and each metric"""
+    """CPU time of the thresholds' sample, the model's forward passes, counting, the omitted logits, and each metric"""
 
 
 class _Tables(nn.Module):
-    """What one place gathers while the text streams by."""
+    """Gathers the counts and samples of one place while the text streams by."""
 
     def __init__(self, reader: UnitReader, name: str, classes: TextClasses, n_sampled: int, threshold: float):
         super().__init__()
         self.counts = UnitCounts(classes.layout, reader.places[name])
         self.sparsity = SparsitySums(reader.out_norm[name], threshold)
         self.strength = CoActivation(reader.places[name], n_sampled)
-        # Of neurons and latents the strength is |a|; only pathways have activations of other units, their neurons.
+        # The strength of neurons and latents is |a|; only pathways have activations of other units, their neurons.
         self.activations = CoActivation(reader.n_activations[name], n_sampled) if name in reader.partition else None
         self.to(reader.model.device)
         for metric in self.metrics():
@@ -71,7 +71,7 @@ class _Tables(nn.Module):
 
 
 class Effort(Sums):
-    """How far a pass has come, padding included, and the CPU time it took."""
+    """Counts how far a pass has come, padding included, and its CPU time."""
 
     tokens: Tensor
     forward_seconds: Tensor
@@ -110,14 +110,14 @@ def measure_units(
     """Measure every place of a reader on labelled blocks; memory does not grow with the number of tokens.
 
     Args:
-        families: label families of the blocks; None takes all.
-        given_token: families also measured conditional on the token, over the 32 tokens with most to tell.
-        n_nulls: token-shuffled copies of the graph behind the null of Q.
+        families: label families of the blocks; None means all.
+        given_token: families also measured given the token, over the 32 tokens whose class is most uncertain.
+        n_nulls: how many token-shuffled copies of the graph form the null of Q.
         n_sampled: tokens kept for the graph, for coherence and for how units go together.
         graph: False leaves Q out.
-        threshold: above which the legacy share of active neurons counts.
-        journal: of this reader's model and units, and of these blocks. The pass over the text and each place's scores,
-            graph and coherence are parts of it, called by `name`, as progress calls them.
+        threshold: the legacy share of active neurons counts the activations above it.
+        journal: journal of this reader's model and units, and of these blocks. It keeps the pass over the text and each
+            place's scores, graph and coherence under `name`, which progress shows too.
     """
     journal = journal or Journal()
     about = {"batch_size": batch_size, "families": families, "given_token": list(given_token), "n_sampled": n_sampled}
@@ -152,7 +152,7 @@ def measure_units(
 
 
 def _trimmed(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the columns on the right that are padding in every row."""
+    """The batch without the columns on the right that are padding in every row."""
     width = int((batch["doc_ids"] >= 0).any(0).nonzero().max()) + 1
     return {name: column[:, :width] for name, column in batch.items() if column.dim() == 2}
 

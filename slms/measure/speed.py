@@ -1,4 +1,4 @@
-"""How long a model takes for a prompt and for one more token, in turns with the dense model that it came from.
+"""Times a model on a prompt and on one more token, in turns with the dense model that it came from.
 
 Shapes: t positions of the prompt, d model.
 """
@@ -17,19 +17,19 @@ from slms.models.transformers_internals import CACHE
 
 
 class Pair(NamedTuple):
-    """Two alternatives taken in turns; µs."""
+    """The times of two alternatives, taken in turns, in µs."""
 
     dense: Spread
     other: Spread
 
     @property
     def speedup(self) -> float:
-        """Of the 20th percentiles: what a neighbour on the machine disturbs least."""
+        """The speedup by 20th percentiles, which other work on the machine disturbs least."""
         return self.dense.p20 / self.other.p20
 
 
 class Speed(NamedTuple):
-    """One sequence, with and without everything that is not an MLP."""
+    """The times for one sequence, of the whole model and of its MLPs alone."""
 
     decode: Pair
     """one more token after the prompt, through the whole model with its head"""
@@ -58,7 +58,7 @@ def compare_speed(dense: PreTrainedModel, other: PreTrainedModel, prompt: Tensor
 
 
 def one_more_token(model: PreTrainedModel, prompt: Tensor) -> Callable[[], object]:
-    """A step of decoding after the prompt [1, t], repeatable: the cache is cropped back to the prompt each time."""
+    """A decoding step after the prompt [1, t]; you can repeat it, because it crops the cache back to the prompt."""
     cache = model(prompt, use_cache=True, logits_to_keep=1)[CACHE]
     token = prompt[:, -1:]
 
@@ -71,7 +71,7 @@ def one_more_token(model: PreTrainedModel, prompt: Tensor) -> Callable[[], objec
 
 
 def all_mlps(model: PreTrainedModel, prompt: Tensor, last: bool) -> Callable[[], object]:
-    """All MLPs in order on the inputs that the prompt gives them, or its last position does."""
+    """Run all MLPs in order on the inputs that they get from the prompt, or only from its last position."""
     with mlp_inputs(model) as inputs:
         model(prompt, use_cache=True, logits_to_keep=1)
     mlps = find_mlps(model)

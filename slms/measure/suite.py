@@ -1,20 +1,20 @@
-"""Specialization across a scaling suite: what is measured of each model, and the rule that says whether it rises.
+"""Measures specialization across a scaling suite, and decides by a rule whether it rises.
 
 The rule was written before any suite was measured:
 
-1. Measured are the neurons of every MLP of each model on the same text, each number the mean over layers:
+1. The neurons of every MLP of each model are measured on the same text; each number is a mean over layers:
    AS           Gini coefficient of the contributions |a_i|·‖w_out,i‖ of a token's neurons;
    SI pos       specialization index against the part of speech, chance subtracted;
    SI semantic  the same against the semantic class;
    Q            modularity of the co-activation graph minus that of token-shuffled neurons.
-   Neurons count as on at their own strongest tenth of the tokens, so that the rate is the same at every size.
-2. The same is measured of each model with random weights in its place.
-3. Each number is regressed on log10 of the parameters without embeddings, by least squares; the slope's 95 % interval
+   A neuron counts as on at its own strongest tenth of the tokens, so that the rate is the same at every size.
+2. The same numbers are measured for each model with random weights.
+3. Each number is regressed on log10 of the parameters without embeddings, by least squares. The slope's 95 % interval
    is Student's at n − 2 degrees of freedom, so the scatter between models widens it. Models of one size (seeds; added
-   with them) are one point, their mean: copies of a size do not make more sizes lie on a line.
+   with them) are one point, their mean, because copies of a size do not make more sizes lie on a line.
 4. Verdict: `rises` if the interval of the slope lies above 0 for the trained models and also for the difference
-   trained − random, `falls` if both lie below 0, else `no trend`. Fewer than three models have no verdict. The numbers
-   are judged each by itself at 95 %; four independent ones without any trend show at least one in 18 % of suites.
+   trained − random, `falls` if both lie below 0, else `no trend`. Fewer than three models have no verdict. Each number
+   is judged by itself at 95 %, so four independent numbers without a trend show at least one in 18 % of suites.
 
 `no trend` is a result. It says that these models do not show one, not that there is none.
 
@@ -38,7 +38,7 @@ from slms.metrics.functional.trend import Trend, trend
 from slms.models.base import random_twin
 
 NUMBERS = {"AS": ("sparsity", "gini"), "SI pos": ("si", "pos"), "SI semantic": ("si", "semantic"), "Q": ("q", "")}
-"""The four numbers of the rule: metric and family of their rows."""
+"""The four numbers of the rule, with the metric and family of their rows."""
 
 
 class SuiteModel(NamedTuple):
@@ -46,7 +46,7 @@ class SuiteModel(NamedTuple):
 
     model: str
     parameters: int
-    """without embeddings"""
+    """number of parameters without embeddings"""
     total_parameters: int
     d_model: int
     n_layers: int
@@ -54,7 +54,7 @@ class SuiteModel(NamedTuple):
     """loss per token on the same text"""
     tokens: int
     rows: dict[str, Row]
-    """by number: means over layers, nulls subtracted from Q too; the control is the model with random weights"""
+    """by number, means over layers, with the null subtracted from Q too; the control has random weights"""
 
 
 def parameters(model: PreTrainedModel) -> tuple[int, int]:
@@ -73,7 +73,7 @@ def measure_model(
     batch_size: int = 16,
     n_nulls: int = 10,
 ) -> SuiteModel:
-    """Steps 1 and 2 of the rule for one model."""
+    """Do steps 1 and 2 of the rule for one model."""
     if missing := {"pos", "semantic"} - set(blocks.label_names):
         raise ValueError(f"the text has no labels of the family {sorted(missing)[0]!r}, which the suite needs")
     found = {}
@@ -98,7 +98,7 @@ def measure_model(
 
 
 def _without_null(row: Row) -> Row:
-    """Q is measured with its null in it."""
+    """Subtract the null from a row of Q, which is measured with its null in it."""
     if row.metric != "q" or row.null_mean is None:
         return row
     value, low, high = (None if x is None else x - row.null_mean for x in (row.value, row.low, row.high))
@@ -106,14 +106,14 @@ def _without_null(row: Row) -> Row:
 
 
 class Verdict(NamedTuple):
-    """Steps 3 and 4 of the rule for one number; slopes are per decade of parameters."""
+    """The result of steps 3 and 4 of the rule for one number; slopes are per decade of parameters."""
 
     metric: str
     slope: float
     low: float
     high: float
     difference_slope: float
-    """of trained − random"""
+    """slope of trained − random"""
     difference_low: float
     difference_high: float
     verdict: str
@@ -130,7 +130,7 @@ def verdicts(models: Sequence[SuiteModel]) -> list[Verdict]:
 
 
 def trend_of(models: Sequence[SuiteModel], number: str, minus_random: bool) -> Trend:
-    """The line of a number over log10 of the parameters, models of one size being one point, their mean."""
+    """Fit a number over log10 of the parameters; models of one size are one point, their mean."""
     of_size: dict[int, list[float]] = {}
     for m in models:
         row = m.rows[number]

@@ -1,4 +1,4 @@
-"""The units of a model, read during its forward pass: neurons, pathways of routed MLPs, latents of sparse coders.
+"""Reads the units of a model during its forward pass: neurons, pathways of routed MLPs, latents of sparse coders.
 
 Shapes: b blocks, t position, n tokens (b·t), u units, f neurons, d model.
 """
@@ -30,52 +30,52 @@ SAMPLE_TOKENS = 4096
 
 
 class Activity(NamedTuple):
-    """One batch's units of one place."""
+    """How the units of one place respond to one batch."""
 
     strength: Tensor
     """[n, u], at least 0: how strongly a unit responds"""
     on: Tensor
     """bool [n, u]"""
     activations: Tensor
-    """[n, f] whose sparsity and co-activation is measured: the units' own, of pathways those of their neurons"""
+    """[n, f] activations whose sparsity and co-activation are measured: the units' own, or of pathways' neurons"""
     executed: Tensor
-    """[n, f] the same as the model uses them: gated, 0 where a pathway is skipped"""
+    """[n, f] the same as the model uses them: gated, and 0 where a pathway is skipped"""
     kept: Tensor | None = None
-    """bool [n], tokens that count; None: all"""
+    """bool [n], which tokens count; None if all do"""
 
 
 class UnitReader(Protocol):
-    """Where units are and how a batch activates them."""
+    """Finds units and reads how a batch activates them."""
 
     kind: str
     places: Mapping[str, int]
-    """name (`L3.mlp`, or that of a coder) → units u"""
+    """name (`L3.mlp`, or that of a coder) → number of units u"""
     n_activations: Mapping[str, int]
     """name → f of `Activity.activations`"""
     out_norm: Mapping[str, Tensor]
     """name → [f], how far one unit of each activation moves the residual stream"""
     partition: Mapping[str, Tensor]
-    """name → int64 [f], the given communities; empty where there are none"""
+    """name → int64 [f], the given communities; empty if there are none"""
     model: PreTrainedModel
     forward_seconds: float
-    """CPU time of the model's own forward passes so far, without the embedding head where it is not needed"""
+    """CPU time of the model's own forward passes so far, without the embedding head if it is not needed"""
 
     def read(self, input_ids: Tensor) -> dict[str, Activity]:
         """Run the model on token blocks [b, t]."""
 
 
 class NeuronReader:
-    """Neurons at the input of the down-projection; on where |a| is in its own largest share of a sample of the text.
+    """Reads neurons at the input of the down-projection; each is on at the share of tokens where its |a| is largest.
 
-    A fixed share makes neurons, layers and activation functions comparable: at a fixed threshold 10 % of the neurons of
-    one model are on and 60 % of another's, and SI grows with the rate. A ReLU neuron that is active less often than the
-    share is on where it is active.
+    A fixed share makes neurons, layers and activation functions comparable. At a fixed threshold, 10 % of one model's
+    neurons would be on and 60 % of another's, and SI grows with the rate. A ReLU neuron that is active less often than
+    the share is on whenever it is active.
 
     Args:
         blocks: the text from which the thresholds are sampled.
-        layers: indices; None takes all.
-        share: of tokens at which a neuron is on.
-        journal: of this model and text; the thresholds are a part of it, called by `name`.
+        layers: layer indices; None means all.
+        share: share of tokens at which a neuron is on.
+        journal: journal of this model and text; it keeps the thresholds under `name`.
     """
 
     kind = "neurons"
@@ -108,7 +108,7 @@ class NeuronReader:
         self.thresholds, self.sampling_seconds = journal.part(f"{name} thresholds", measured, **about)
 
     def _sample(self, blocks: Blocks, journal: Journal, name: str, about: dict[str, Any]) -> dict[str, Tensor]:
-        """Activations of blocks spread evenly over the text."""
+        """The activations on blocks that are spread evenly over the text."""
         n_blocks = min(len(blocks.input_ids), max(SAMPLE_TOKENS // blocks.input_ids.shape[1], 1))
         rows = np.linspace(0, len(blocks.input_ids) - 1, n_blocks).round().astype(int)
         sums = {place: Rows() for place in self.places}
@@ -138,9 +138,9 @@ class NeuronReader:
 
 
 class PathwayReader:
-    """Pathways of the routed MLPs; on where chosen, the stronger the higher the router's score.
+    """Reads pathways of the routed MLPs; a pathway is on where it is chosen, the stronger the higher its router score.
 
-    `activations` are those that all neurons would have: with skipped pathways at 0, neurons of one pathway would go
+    `activations` are those that all neurons would have. If skipped pathways were 0, neurons of one pathway would go
     together because they are skipped together, whatever they do.
     """
 
@@ -172,13 +172,13 @@ class PathwayReader:
 
 
 def _pathway_of_neuron(mlp: RoutedMLP) -> Tensor:
-    """int64 [f], in the dense model's order."""
+    """The pathway of each neuron, int64 [f], in the dense model's order."""
     sizes = torch.tensor(mlp.offsets).diff()
     return torch.arange(len(sizes)).repeat_interleave(sizes)[mlp.permutation.argsort().cpu()]
 
 
 class LatentReader:
-    """Latents of a sparse coder at its place; on where positive, at the tokens that the coder is meant for."""
+    """Reads latents of a sparse coder at its place; a latent is on where it is positive, at the coder's tokens."""
 
     kind = "features"
 
@@ -203,7 +203,7 @@ class LatentReader:
 
 
 def run_body(model: PreTrainedModel, input_ids: Tensor, last: int) -> float:
-    """A forward pass up to layer `last`, beyond which no unit needs anything; its CPU seconds."""
+    """Run a forward pass up to layer `last`, beyond which no unit needs anything; returns its CPU seconds."""
     start = time.process_time()
     run_up_to(model, input_ids, last)
     return time.process_time() - start
@@ -211,7 +211,7 @@ def run_body(model: PreTrainedModel, input_ids: Tensor, last: int) -> float:
 
 @torch.no_grad()
 def logits_seconds(model: PreTrainedModel, n_tokens: int) -> float:
-    """CPU time of the logits of so many tokens, which `run_body` leaves out, from those of a part."""
+    """Estimate, from a part, the CPU seconds for the logits of `n_tokens` tokens, which `run_body` leaves out."""
     head = model.get_output_embeddings()
     timed = max(1, min(4096, ROOM // len(head.weight)))
     x = torch.randn(timed, head.weight.shape[1], dtype=head.weight.dtype, device=head.weight.device)
@@ -221,13 +221,13 @@ def logits_seconds(model: PreTrainedModel, n_tokens: int) -> float:
 
 
 def out_norms(model: PreTrainedModel, names: Mapping[int, str]) -> dict[str, Tensor]:
-    """[f] ‖w_out,i‖ of each neuron of the MLPs at layer → place."""
+    """By place, the norms ‖w_out,i‖ [f] of the MLP's neurons; `names` maps layer → place."""
     mlps = find_mlps(model)
     return {place: read_mlp(mlps[layer]).W_out.norm(dim=1) for layer, place in names.items()}
 
 
 def _quantile(x: Tensor, q: float) -> Tensor:
-    """[f], a value that about a share q of each column of x [n, f] does not exceed."""
+    """A value [f] that about a share q of each column of x [n, f] does not exceed."""
     k = min(int(q * len(x)), len(x) - 1)
     if x.device.type == "cpu":  # partial sorts of NumPy are several times as fast as torch's
         columns = x.T.contiguous().numpy()
