@@ -1,7 +1,7 @@
-"""Quality and cost of executing a share of the MLPs, point by point: what `eval.py dynamick` measures.
+"""Measures, for `eval.py dynamick`, the quality and cost of executing a share of the MLPs, point by point.
 
-Quality is that of the second half of every block, given the first: there each rule applies, also one that reads its
-choice off a prompt. Rules on dense models apply to all tokens, `griffin` to those after the prompt.
+Quality is measured on the second half of every block, given the first, because every rule applies there, even one that
+reads its choice off a prompt. Rules on dense models apply to all tokens, but `griffin` only to those after the prompt.
 
 Shapes: b blocks, t position, n tokens, l layers.
 """
@@ -32,21 +32,21 @@ from slms.routing import Routes, RoutingConfig
 
 ROUTER = "router"
 DENSE_RULES = (*RULES, ROUTER)
-"""Rules on a dense model without training; `router` fits pathways and norm-predicting routers (`slms.route`)."""
+"""Rules for a dense model without training; `router` fits pathways and norm-predicting routers (`slms.route`)."""
 PATHWAYS = 16
 
 
 class Execution(NamedTuple):
-    """What one pass over the text yields."""
+    """The losses of one pass over the text, and what it executed."""
 
     loss: DocumentLoss
     kept: dict[str, Kept]
-    """by place, the shares that were executed; dense MLPs absent"""
+    """by place, the shares that were executed; dense MLPs are absent"""
 
 
 @torch.inference_mode()
 def measure_quality(model: PreTrainedModel, blocks: Blocks, batch_size: int) -> Execution:
-    """Losses by document over the second half of each block, and what was executed there."""
+    """Measure losses by document over the second half of each block, and what is executed there."""
     loss, shares = DocumentLoss(), _Shares()
     with _observing(model, shares.add), masking(model):
         for batch in batches(blocks, batch_size):
@@ -58,7 +58,7 @@ def measure_quality(model: PreTrainedModel, blocks: Blocks, batch_size: int) -> 
 
 
 class _Shares:
-    """Means by place over batches of unequal size."""
+    """Averages shares by place over batches of unequal size."""
 
     def __init__(self) -> None:
         self.weight, self.sums = 1, dict[str, tuple[float, float, int]]()
@@ -110,7 +110,7 @@ def count_cost(dense: PreTrainedModel, model: PreTrainedModel, kept: dict[str, K
 
 
 def under_rule(dense: PreTrainedModel, rule: str, calibration: Tensor) -> PreTrainedModel:
-    """The dense model under a training-free rule; raises ValueError where the rule is unknown or does not suit it."""
+    """The dense model under a training-free rule; raises ValueError if the rule is unknown or does not suit it."""
     if rule != ROUTER:
         if rule not in RULES:
             raise ValueError(f"--rule {rule}: on a dense model it must be one of {', '.join(DENSE_RULES)}")
@@ -122,7 +122,7 @@ def under_rule(dense: PreTrainedModel, rule: str, calibration: Tensor) -> PreTra
 
 
 def set_budget(model: PreTrainedModel, densities: dict[str, float] | float) -> None:
-    """Let each MLP execute this share; a routed one as many pathways as come nearest."""
+    """Make each MLP execute this share; a routed one executes the number of pathways that comes nearest."""
     set_densities(model, densities)
     for place, module in routed_modules(model).items():
         share, config = densities[place] if isinstance(densities, dict) else densities, module.config
@@ -130,7 +130,7 @@ def set_budget(model: PreTrainedModel, densities: dict[str, float] | float) -> N
 
 
 def sizes_of(model: PreTrainedModel) -> dict[str, int]:
-    """Neurons of each MLP that is routed or under a rule, by place."""
+    """The number of neurons of each MLP that is routed or under a rule, by place."""
     routed = {place: module.offsets[-1] for place, module in routed_modules(model).items()}
     return routed or {place: mlp.f for place, mlp in dynamic_mlps(model).items()}
 
@@ -139,9 +139,9 @@ def sizes_of(model: PreTrainedModel) -> dict[str, int]:
 def costs_of(
     model: PreTrainedModel, blocks: Tensor, batch_size: int, progress: Callable[[], object] = lambda: None
 ) -> dict[str, list[float]]:
-    """By place, the nats per token that executing it at each of `LEVELS` costs while all others are dense.
+    """By place, the nats per token lost by executing it at each of `LEVELS` while all others are dense.
 
-    blocks [b, t]: token ids to measure on, other than those of the frontier. progress: called after each measurement.
+    blocks [b, t]: token ids to measure on, not those of the frontier. progress: called after each measurement.
     """
     half = blocks.shape[1] // 2
 
@@ -165,16 +165,16 @@ def costs_of(
 
 
 def densities_for(model: PreTrainedModel, costs: dict[str, list[float]] | None, target: float) -> dict[str, float]:
-    """Densities by place that meet the target: greedily by measured cost, or all alike where there are no costs."""
+    """Densities by place that meet the target: greedily by measured cost, or all equal if there are no costs."""
     sizes = sizes_of(model)
     return dict.fromkeys(sizes, target) if costs is None else allocate(costs, sizes, target)
 
 
 @torch.inference_mode()
 def set_routed_rule(model: PreTrainedModel, rule: str, density: float | None, blocks: Tensor, batch_size: int) -> None:
-    """Let a routed model choose by `rule`; as configured, or at a mean density of its routed modules on blocks [b, t].
+    """Make a routed model choose by `rule`, as configured or at a mean density of its routed modules on blocks [b, t].
 
-    For `top_p` and `threshold` the share or τ that meets the density is found by bisection, one value for all.
+    For `top_p` and `threshold`, bisection finds the share or τ that meets the density, one value for all modules.
     """
     modules = routed_modules(model)
 

@@ -10,7 +10,7 @@ from slms.metrics.functional import Interval
 
 DIRECTIONS = ("decode", "prefill")  # families of speeds: one more token, a prompt
 NEAR_DENSE = 1.01
-"""Perplexity over the dense model's up to which a point counts as near the dense one's."""
+"""The highest ratio of a point's perplexity to the dense model's that counts as near it."""
 
 
 class Cost(NamedTuple):
@@ -19,35 +19,35 @@ class Cost(NamedTuple):
     density: float
     """share of all MLP neurons executed"""
     mlp: float
-    """of the MLPs: routers, predictors and dense parts of a rule included"""
+    """FLOPs of the MLPs, with the routers, predictors and dense parts of a rule"""
     total: float
-    """of the whole model, head included"""
+    """FLOPs of the whole model, with its head"""
 
 
 class Point(NamedTuple):
     """One rule at one density, or the dense model itself."""
 
     subject: str
-    """what runs under the rule: the dense model, or the routed one"""
+    """which model runs under the rule: the dense one, or the routed one"""
     rule: str
-    """empty of the dense model itself"""
+    """name of the rule; empty for the dense model itself"""
     target: float | None
-    """density asked for; None where a routed model ran as it is configured"""
+    """density asked for; None if a routed model ran as configured"""
     rows: list[Row]
-    """see `point_rows`"""
+    """the numbers of the point, from `point_rows`"""
 
     @property
     def name(self) -> str:
-        """For a table or a legend."""
+        """The name of the point in a table or a legend."""
         return f"routed: {self.rule}" if self.subject == "routed" else self.rule or "dense"
 
     def row(self, metric: str, family: str = "") -> Row:
-        """A number of the whole model, without a value where it was not measured."""
+        """A number of the whole model; its row has no value if it was not measured."""
         blank = Row(MODEL, metric, family)
         return next((row for row in self.rows if row.key == blank.key), blank)
 
     def value(self, metric: str, family: str = "") -> float:
-        """The same as a float, NaN where it was not measured."""
+        """The same number as a float; NaN if it was not measured."""
         value = self.row(metric, family).value
         return math.nan if value is None else value
 
@@ -67,7 +67,7 @@ def point_rows(
 ) -> list[Row]:
     """The numbers of a point (`METRICS` says what they are), then the density of each place.
 
-    `difference` is to the dense model's loss; `speeds` has metrics of `decode` and `prefill`, where they were timed.
+    `difference` is to the dense model's loss; `speeds` has metrics of `decode` and `prefill`, if they were timed.
     """
     numbers = {
         "nats": loss,
@@ -90,7 +90,7 @@ def _exp(nats: Interval) -> Interval:
 
 
 class Frontier(NamedTuple):
-    """All points, and the dense model that they are compared with."""
+    """All points, and the dense model with which they are compared."""
 
     dense: Point
     points: list[Point]
@@ -98,9 +98,9 @@ class Frontier(NamedTuple):
 
 
 def break_even(densities: Sequence[float], speedups: Sequence[float]) -> float | None:
-    """The density at which a speedup falls to 1, between the measured ones by a straight line.
+    """The density at which a speedup falls to 1, by a straight line between the measured densities.
 
-    None where it does not fall to 1 among them: slower throughout, faster throughout, or a single density.
+    None if it does not fall to 1 among them: always slower, always faster, or only one density.
 
     >>> break_even([0.25, 0.5, 1.0], [2.0, 1.2, 0.8])
     0.75
@@ -124,7 +124,7 @@ def break_evens(frontier: Frontier) -> dict[str, dict[str, float | None]]:
 
 
 def by_rule(points: Iterable[Point]) -> list[tuple[str, list[Point]]]:
-    """The points of each rule, by its name."""
+    """The points of each rule, with the rule's name."""
     groups: dict[str, list[Point]] = {}
     for point in points:
         groups.setdefault(point.name, []).append(point)
@@ -132,7 +132,7 @@ def by_rule(points: Iterable[Point]) -> list[tuple[str, list[Point]]]:
 
 
 def best_point(frontier: Frontier) -> Point | None:
-    """The fastest in decode, whole model, of the points that lose little at density < 1 and beat the dense model."""
+    """The point that decodes fastest (whole model) of those at density < 1 that lose little and beat the dense one."""
     small = [p for p in frontier.points if p.value("density") < 1 and p.value("ratio") <= NEAR_DENSE]
     faster = [p for p in small if p.value("model_speedup", "decode") > 1]
     return max(faster, key=lambda p: p.value("model_speedup", "decode"), default=None)
