@@ -1,9 +1,9 @@
 """Routed MLPs that execute only the chosen pathways: reference, CPU and Triton implementations behind one function.
 
-call -> what goes in and comes back; reference -> what is computed; dispatch -> which backend runs, by costs and
-calibrate; backends -> which of them can run here; ops -> the backends as PyTorch operators; router -> the choice; cpu/,
-gpu/ -> implementations; dense -> the fallback; activations -> values and derivatives; neurons -> single rows, for the
-rules of dense models; cache -> where a machine's measurements are kept; timing -> the clock.
+call -> inputs and outputs; reference -> the specification; dispatch -> chooses the backend, by costs and calibrate;
+backends -> tells which can run here; ops -> the backends as PyTorch operators; router -> the choice; cpu/, gpu/ ->
+implementations; dense -> the fallback; activations -> values and derivatives; neurons -> single rows, for the rules of
+dense models; cache -> where a machine's measurements are kept; timing -> the clock.
 """
 
 from kernels.activations import ACTIVATIONS

@@ -1,4 +1,4 @@
-"""The activations by name: value and derivative, through the fused elementwise ops of PyTorch."""
+"""The activations by name, with value and derivative, from the fused elementwise ops of PyTorch."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -9,9 +9,9 @@ import sys
 import torch
 
 BACKENDS = ("auto", "reference", "dense", "grouped", "rows", "amx", "triton")
-GPU_TOKENS = 16  # of a decoding step at most: what Triton's kernels for few tokens take, and a tensor core at once
-GPU_PATHWAYS = 256  # what they were compiled for at most; one program compares each with each
-GPU_CAPABILITY = (8, 0)  # the oldest devices that they were compiled for
+GPU_TOKENS = 16  # the most of a decoding step: Triton's kernels for few tokens take them, and a tensor core at once
+GPU_PATHWAYS = 256  # the most for which they were compiled; one program compares each with each
+GPU_CAPABILITY = (8, 0)  # the oldest devices for which they were compiled
 
 
 @functools.cache
@@ -21,7 +21,7 @@ def _installed(package: str) -> bool:
 
 @functools.cache
 def tile_registers() -> bool:
-    """Whether this CPU has AMX for bfloat16 and Linux, which wants to be asked, lets this process use it."""
+    """Whether this CPU has AMX for bfloat16, and Linux, which must be asked, lets this process use it."""
     known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every supported version
     if sys.platform != "linux" or not (known.get("amx_bf16") and known.get("avx512_bw")):
         return False
@@ -33,7 +33,7 @@ def tile_registers() -> bool:
 
 @functools.cache
 def _capability() -> tuple[int, int]:
-    """Of the oldest CUDA device at hand; where there is none, and the question is what a GPU would run, enough."""
+    """The capability of the oldest CUDA device here; if there is none, one that suffices for what a GPU would run."""
     found = map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))
     return min(found, default=GPU_CAPABILITY)
 
@@ -76,6 +76,6 @@ refusal._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a mark f
 
 
 def forget_installed() -> None:
-    """Looks for packages anew, as after an installation."""
+    """Look for packages again, as you need after an installation."""
     _installed.cache_clear()
     _capability.cache_clear()

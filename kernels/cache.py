@@ -1,13 +1,13 @@
-"""Where this package keeps what it learns of a machine: calibrations, and beside them compiled code."""
+"""Locates the file of a machine's calibrations, beside which compiled code is kept."""
 
 import os
 from pathlib import Path
 
 
 def cache_file() -> Path:
-    """Where calibrations are kept: `kernels.json` in `$SLMS_CACHE`, else in `$XDG_CACHE_HOME/slms` or `~/.cache/slms`.
+    """The file of calibrations: `kernels.json` in `$SLMS_CACHE`, else in `$XDG_CACHE_HOME/slms` or `~/.cache/slms`.
 
-    Raises RuntimeError where neither is set and the user has no home, as in some containers.
+    Raises RuntimeError if neither is set and the user has no home, as in some containers.
     """
     if "SLMS_CACHE" in os.environ:
         return Path(os.environ["SLMS_CACHE"]) / "kernels.json"

@@ -1,4 +1,4 @@
-"""Measuring, once per machine and shape, which backend is fastest for how many tokens at which density."""
+"""Measures, once per machine and shape, which backend is fastest at each number of tokens and density."""
 
 import functools
 import logging
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 def one_pass(
     call: Call, shape: Shape, forward: Callable[[], Tensor], more: Sequence[Tensor] = ()
 ) -> Callable[[], object]:
-    """Forward alone without autograd, or forward and backward of every input that has a gradient, and of `more`."""
+    """A function that runs forward alone without autograd, or forward and the gradients of all leaves and of `more`."""
     if not shape.training:
         return torch.no_grad()(forward)
     leaves = [*call.leaves, *more]
@@ -45,10 +45,10 @@ def calibrate(
     densities: Sequence[float] = (0.125, 0.25, 0.5, 1.0),
     seconds: float = 0.1,
 ) -> Path:
-    """Times every backend that can run at each number of tokens and density, and keeps the table; returns its file.
+    """Time every backend that can run, at each number of tokens and density, and keep the table; returns its file.
 
-    "auto" uses the nearest entry from then on, in this process and later ones with the same processor, number of
-    threads and PyTorch. seconds: how long each point is measured, at least five rounds.
+    From then on "auto" uses the nearest entry, in this process and in later ones with the same processor, number of
+    threads and PyTorch. seconds: how long to measure each point, with at least five rounds.
     """
     shape = Shape(d_model, d_ff, n_pathways, gated, str(dtype).removeprefix("torch."), device, training)
     rows = []

@@ -1,4 +1,4 @@
-"""What goes into one routed MLP and what comes back: the one order of arguments that every backend and operator knows.
+"""The inputs and outputs of one routed MLP, in the one order of arguments that all backends and operators share.
 
 Shapes: n tokens, d model, f neurons, p pathways.
 """
@@ -15,7 +15,7 @@ Weights = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor]
 
 
 class Call(NamedTuple):
-    """The inputs of `kernels.routed_mlp`; the first eight are what its gradients are of, `chosen` apart."""
+    """The inputs of `kernels.routed_mlp`. The first eight, except `chosen`, have gradients."""
 
     x: Tensor
     """[n, d]"""
@@ -38,7 +38,7 @@ class Call(NamedTuple):
     activation: str
     """a key of `kernels.ACTIVATIONS`"""
     most: int | None = None
-    """pathways of a token at most, if known: a GPU reserves memory for as many, and tokens beyond that become NaN"""
+    """an upper bound on pathways per token, if known: a GPU reserves that much memory; a token beyond it becomes NaN"""
 
     @property
     def weights(self) -> Weights:
@@ -46,16 +46,16 @@ class Call(NamedTuple):
 
     @property
     def leaves(self) -> list[Tensor]:
-        """The tensors whose gradients are wanted."""
+        """The tensors that need gradients."""
         return [value for value in self if isinstance(value, Tensor) and value.requires_grad]
 
     def contiguous(self) -> "Call":
-        """The same with contiguous tensors."""
+        """The same call with contiguous tensors."""
         return Call._make(value.contiguous() if isinstance(value, Tensor) else value for value in self)
 
 
 class Gradients(NamedTuple):
-    """Gradients of the inputs of a routed MLP; an empty tensor stands for an input that is None."""
+    """The gradients of the inputs of a routed MLP; if an input is None, its gradient is an empty tensor."""
 
     x: Tensor
     W_in: Tensor
@@ -67,7 +67,7 @@ class Gradients(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """What a routed MLP holds, its router included: all but the tokens. See `kernels.prepare_fused`."""
+    """All that a routed MLP and its router hold, without the tokens. See `kernels.prepare_fused`."""
 
     router: Router
     W_in: Tensor

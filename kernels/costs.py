@@ -1,7 +1,7 @@
-"""What a routed MLP call is expected to take: from this machine's calibration, else from a model fitted on one CPU.
+"""Estimates the time of a routed MLP call from this machine's calibration, else from a model fitted on one CPU.
 
-Calibration is explicit (`kernels.calibrate`), once per machine and shape, kept in a JSON file under `$SLMS_CACHE`, by
-default under the user's cache folder. Times are in microseconds.
+You calibrate explicitly (`kernels.calibrate`), once per machine and shape. A JSON file under `$SLMS_CACHE`, by default
+under the user's cache folder, keeps the results. Times are in microseconds.
 """
 
 import functools
@@ -22,7 +22,7 @@ from kernels.cpu import team
 
 
 class Shape(NamedTuple):
-    """The part of a call that a calibration belongs to."""
+    """The properties of a call for which a calibration holds."""
 
     d_model: int
     d_ff: int
@@ -33,11 +33,11 @@ class Shape(NamedTuple):
     device: str
     """"cpu" or "cuda" """
     training: bool
-    """forward and backward together, else forward alone"""
+    """whether forward and backward are timed together, or forward alone"""
 
 
 class Rates(NamedTuple):
-    """Speeds of one core (Xeon with AMX, 2.x GHz, torch 2.13), by which an uncalibrated machine is judged."""
+    """Speeds of one core (Xeon with AMX, 2.x GHz, torch 2.13), which stand in for those of an uncalibrated machine."""
 
     matmul: float
     """floating-point operations per µs in a large matrix product"""
@@ -47,17 +47,17 @@ class Rates(NamedTuple):
 
 # Measured by `python -m benchmarks.kernels`, one thread; see docs/benchmarks.md.
 RATES = {"float32": Rates(130e3, 8.0), "bfloat16": Rates(700e3, 40.0), "float16": Rates(130e3, 40.0)}
-NO_TILES = Rates(130e3, 40.0)  # of bfloat16 without matrix units: supposed to be those of float16, not measured
+NO_TILES = Rates(130e3, 40.0)  # bfloat16 without matrix units: assumed to equal float16, not measured
 MEMORY = 12e3  # bytes per µs that one core reads
 LOOP = 115e3  # floating-point operations per µs in the compiled row loops
-TILES = 900e3  # the same on the tile registers, with which only bfloat16 is multiplied
-TILE_MEMORY = 1.25  # how much longer they take to read weights: 32 rows at a time
-TILE_CELL = 1e-3  # µs for a number of a token's input, gathered, and of its output, added
-CELL = 0.05  # µs of those loops for a token and pathway, beside them
+TILES = 900e3  # the same on the tile registers, which multiply only bfloat16
+TILE_MEMORY = 1.25  # how much longer they take to read weights, 32 rows at a time
+TILE_CELL = 1e-3  # µs to gather a number of a token's input and to add one of its output
+CELL = 0.05  # extra µs of the row loops for each token and pathway
 
 
 class Chip(NamedTuple):
-    """What an uncalibrated GPU is supposed to do: rounded figures of one H200, none of them measured with this code."""
+    """The assumed speeds of an uncalibrated GPU: rounded figures of one H200, none of them measured with this code."""
 
     matmul: float = 600e6  # floating-point operations per µs in a large 16-bit product
     matmul_float32: float = 40e6
@@ -68,7 +68,7 @@ class Chip(NamedTuple):
 
 
 def estimate_gpu(backend: str, shape: Shape, n_tokens: int, density: float, chip: Chip | None = None) -> float:
-    """Expected µs of one call on a GPU without calibration, derived from a roofline and not from any measurement."""
+    """The expected µs of one call on a GPU without calibration, derived from a roofline and not from a measurement."""
     chip = chip or Chip()
     size = 4 if shape.dtype == "float32" else 2
     matrices = 3 if shape.gated else 2
@@ -89,9 +89,9 @@ def estimate_gpu(backend: str, shape: Shape, n_tokens: int, density: float, chip
 
 
 def estimate(backend: str, shape: Shape, n_tokens: int, density: float) -> float:
-    """Expected µs of one call without calibration: work, weight traffic and start-up, from the constants above.
+    """The expected µs of one call without calibration: work, weight traffic and start-up, from the constants above.
 
-    Several threads are supposed to share work and traffic evenly, never the start-up; none of that was measured.
+    It assumes, without measurement, that threads share work and traffic evenly, but never the start-up.
     """
     if shape.device != "cpu":
         return estimate_gpu(backend, shape, n_tokens, density)
@@ -122,14 +122,14 @@ def estimate(backend: str, shape: Shape, n_tokens: int, density: float) -> float
         return 25 + passes * (work + CELL * pairs) / own
     blocks = max(1.0, read * shape.n_pathways) * (matrices + 1) * 2 * rates.small_matmul  # and its gather, its sum
     passes = passes * 4 / 3 if shape.training else passes  # hidden activations are computed again
-    # A library packs a pathway's weights anew for each product, so reading them is not hidden behind the work.
+    # A library packs a pathway's weights again for each product, so reading them is not hidden behind the work.
     work = 1.1 * density * 2 * n_tokens * weights / rates.matmul + read * weights * size / MEMORY
     gather = pairs * (0.05 + shape.d_model * 1e-4) + pairs * shape.d_ff / shape.n_pathways * 1.5e-3
     return 40 + passes * (blocks + (work + gather) / threads)
 
 
 def machine(device: str) -> str:
-    """Names what a timing depends on besides the shape: processor, threads, PyTorch."""
+    """Name what a timing depends on besides the shape: processor, threads, PyTorch."""
     if device == "cuda":
         name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
         return f"{name} | torch {torch.__version__}"
@@ -159,7 +159,7 @@ def load_table() -> dict[str, list[dict]]:
 
 
 def save_measurements(shape: Shape, rows: list[dict]) -> Path:
-    """Adds one shape's measurements to the file, replacing it in one step. Each row: tokens, density, µs by backend."""
+    """Add one shape's measurements to the file, replacing it in one step. A row has tokens, density, µs by backend."""
     path = cache_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     table = {**load_table(), key(shape): rows}
@@ -179,7 +179,7 @@ class Decision(NamedTuple):
 def cheapest(backends: Iterable[str], shape: Shape, n_tokens: int, density: float) -> Decision:
     """The backend with the least expected time, and that expectation in words."""
     backends = list(backends)
-    # What was measured before a backend existed does not tell whether that would have been faster.
+    # Measurements from before a backend existed do not tell whether it would have been faster.
     measured = [row for row in load_table().get(key(shape), []) if set(backends) <= row["us"].keys()]
     if measured:
         row = min(

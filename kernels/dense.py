@@ -1,6 +1,6 @@
-"""Masked dense execution made cheap: the fallback where skipping does not pay (high density, very few or small tokens).
+"""Cheap masked dense execution, the fallback if skipping does not pay (high density, very few or small tokens).
 
-The same function as the reference; with equal pathways the gates are broadcast instead of repeated per neuron.
+It computes the same as the reference; if pathways are equal, gates are broadcast instead of repeated per neuron.
 """
 
 from itertools import pairwise
@@ -13,7 +13,7 @@ from kernels.reference import all_neurons, neuron_weights
 
 
 def dense(call: Call) -> Tensor:
-    """All neurons computed, then weighted; see `kernels.routed_mlp`."""
+    """Compute all neurons, then weight them; see `kernels.routed_mlp`."""
     hidden = all_neurons(call)
     sizes = {end - start for start, end in pairwise(call.offsets)}
     if len(sizes) == 1:

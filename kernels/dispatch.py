@@ -1,4 +1,4 @@
-"""Which implementation runs a routed MLP: an explicit one, or the one expected to be fastest here.
+"""Chooses the implementation that runs a routed MLP: an explicit one, or the one expected to be fastest here.
 
 Shapes: n tokens, d model, f neurons, p pathways.
 """
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FUSING = {"cpu": ("rows", "amx"), "cuda": ("triton",)}  # those with a fused call
-# A choice made without looking at the data (on CUDA, inside torch.compile) supposes this share of pathways.
+# A choice made without looking at the data (on CUDA, inside torch.compile) assumes this share of pathways.
 SUPPOSED_DENSITY = 0.25
 # µs that a router and a rule take as some twenty operations of PyTorch, which a fused call saves (measured 130 to 180).
 ROUTER_OPERATIONS = 130
 
 
 def check_arguments(call: Call) -> None:
-    """Raises ValueError where shapes, types or names do not fit; never reads a tensor, so waits for no device."""
+    """Raise ValueError if shapes, types or names do not fit; it reads no tensor, so it waits for no device."""
     x, offsets = call.x, call.offsets
     if call.activation not in ACTIVATIONS:
         raise ValueError(f"`activation` is {call.activation!r}; it must be one of {', '.join(ACTIVATIONS)}.")
@@ -63,7 +63,7 @@ def check_arguments(call: Call) -> None:
 
 
 def candidates(shape: Shape) -> list[str]:
-    """The backends that "auto" weighs for such a call, all of which can run here."""
+    """The backends that "auto" considers for such a call; all of them can run here."""
     names = ["dense", "triton"] if shape.device == "cuda" else ["dense", "grouped", "rows", "amx"]
     dtype = getattr(torch, shape.dtype)
     return [name for name in names if refusal(name, shape.device, dtype, shape.n_pathways) is None]
@@ -77,13 +77,13 @@ def _decide(shape: Shape, n_tokens: int, density: float) -> Decision:
 
 
 def _rounded(n_tokens: int, density: float) -> tuple[int, float]:
-    """To the next power of two and the next sixteenth, so that choices are few, remembered, and logged once."""
+    """Round to the next power of two and the next sixteenth, so that choices are few, remembered, and logged once."""
     tokens = 1 << max(n_tokens - 1, 0).bit_length()
     return tokens, min(1.0, -(-density * 16 // 1) / 16)
 
 
 def _few_sizes(n_tokens: int) -> int:
-    """To the next of 1, 8, 64, 512, …: compiled with dynamic shapes, each is one guard and one graph."""
+    """Round up to one of 1, 8, 64, 512, …; when compiled with dynamic shapes, each is one guard and one graph."""
     size = 1
     while size < n_tokens:
         size *= 8
@@ -91,14 +91,14 @@ def _few_sizes(n_tokens: int) -> int:
 
 
 def forget_choices() -> None:
-    """Makes "auto" decide anew, as after a calibration or an installation."""
+    """Make "auto" decide again, as you need after a calibration or an installation."""
     _decide.cache_clear()
     _fusing_pays.cache_clear()
     forget_installed()
 
 
 def _auto(n_tokens: int, density: float, *shape: Any) -> str:
-    """Takes the fields of a `Shape` one by one: the compiler knows no constant that is a NamedTuple."""
+    """Choose a backend. The fields of `Shape` come one by one, because to the compiler no NamedTuple is a constant."""
     return _decide(Shape(*shape), *_rounded(n_tokens, density)).backend
 
 
@@ -106,7 +106,7 @@ _auto._dynamo_marked_constant = True  # type: ignore[attr-defined]  # see kernel
 
 
 def fuses(x: Tensor, W_in: Tensor, density: float, n_pathways: int, gated: bool, backend: str) -> str | None:
-    """The backend for `prepare_fused` on x [n, d], if it can run and `backend` asks for it or "auto" prefers it."""
+    """The backend for `prepare_fused` on x [n, d], if it can run and `backend` names it or "auto" prefers it."""
     device, (f, d) = x.device.type, W_in.shape
     if (
         type(x) is not Tensor
@@ -136,11 +136,11 @@ def _fusing_pays(
 
 
 def prepare_fused(layer: Layer) -> "FusedMLP | Step":
-    """b_out + `routed_mlp` at the gates and choices of `kernels.choose`, in one compiled call.
+    """Prepare b_out + `routed_mlp` at the gates and choices of `kernels.choose` as one compiled call.
 
-    That is a function of x [n, d] and the backend that `fuses` named. For float32 or bfloat16 on the CPU, on CUDA
-    float16 too and up to 16 tokens; without gradient. Weights, the router's too, are of the type of x. They must not
-    move, but may change in place unless the function says that they were `copied`.
+    Returns a function of x [n, d] and the backend that `fuses` named. It takes float32 or bfloat16 on the CPU, on CUDA
+    also float16 but at most 16 tokens, and gives no gradient. All weights, also the router's, must have the type of x.
+    They must not move, but may change in place unless the function says that they were `copied`.
     """
     if layer.W_in.device.type == "cuda":
         from kernels.gpu.step import Step  # Triton exists for Linux alone
@@ -162,7 +162,7 @@ def explain(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> str:
-    """One line: what "auto" picks for such a call, and the expected times (µs) that decide it.
+    """Tell in one line what "auto" picks for such a call, and the expected times (µs) that decide it.
 
     density: the share of (token, pathway) pairs that are chosen; training: forward and backward, not forward alone.
     """
@@ -172,7 +172,7 @@ def explain(
 
 
 def _cast(call: Call) -> Call:
-    """Under autocast in the autocast type, as `F.linear` would take it."""
+    """Cast the call to the autocast type under autocast, as `F.linear` would."""
     device = call.x.device.type
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):  # asking raises for `meta`
         return call
@@ -182,7 +182,7 @@ def _cast(call: Call) -> Call:
 
 
 def _shape(call: Call, training: bool) -> Shape:
-    """The part of the call that a calibration belongs to."""
+    """The properties of the call for which a calibration holds."""
     (f, d), x = call.W_in.shape, call.x
     dtype = str(x.dtype).removeprefix("torch.")
     return Shape(d, f, call.chosen.shape[1], call.W_gate is not None, dtype, x.device.type, training)
@@ -192,10 +192,10 @@ def routed_mlp(call: Call, backend: str = "auto", density: float | None = None) 
     """y [n, d] = Σ over chosen pathways p of gates[:, p] · h_p W_out_p, h_p = activations of p's neurons.
 
     h = act(x W_inᵀ + b_in); gated: h = act(x W_gateᵀ + b_gate) ⊙ (x W_inᵀ + b_in). The output bias is not added here.
-    Differentiable in x, weights, biases and gates (zero where not chosen). density: the expected share of chosen pairs,
-    which guides "auto"; by default counted on the CPU, and supposed to be a quarter where counting would wait for a
-    device or break a compiled graph. Raises ValueError for shapes that do not fit and for a backend that does not exist
-    or cannot run here.
+    It is differentiable in x, weights, biases and gates (zero where not chosen). density: the expected share of chosen
+    pairs, which guides "auto". By default it is counted on the CPU, and assumed to be a quarter if counting would wait
+    for a device or break a compiled graph. Raises ValueError if shapes do not fit, or if a backend does not exist or
+    cannot run here.
     """
     call = _cast(call)
     check_arguments(call)
@@ -213,7 +213,7 @@ def routed_mlp(call: Call, backend: str = "auto", density: float | None = None) 
         return routed_mlp_reference(call)
     if backend == "dense":
         return dense(call)
-    # An operator costs some 30 µs to call, as much as a token of a small MLP: only autograd and compilation need it.
+    # Calling an operator costs some 30 µs, as much as a token of a small MLP; only autograd and compilation need it.
     if training or compiling:
         return OPERATORS[backend](*call)
     forward, _ = IMPLEMENTATIONS[backend]

@@ -1,10 +1,10 @@
-"""Row-sparse products for single tokens: only the rows of a matrix that are kept are read.
+"""Row-sparse products for single tokens, which read only the kept rows of a matrix.
 
 Every training-free rule on a dense MLP executes through these two: `dots` forms some of the outputs of x Wᵀ (a row of W
 is an output, as in the up-projection), `sums` uses some of the inputs of v W (a row of W is an input, as in the
-down-projection stored [f, d], or in an up-projection stored [d, f]). Each token has its own rows, so nothing is shared
-between tokens: beyond a few of them a dense product is faster, and callers use that. Compiled loops run them on the
-CPU, Triton on CUDA (`kernels.gpu.sparse`), there for up to GPU_TOKENS tokens.
+down-projection stored [f, d], or in an up-projection stored [d, f]). Each token has its own rows, so tokens share
+nothing; for more than a few tokens a dense product is faster, and callers use that. Compiled loops run them on the CPU,
+and Triton (`kernels.gpu.sparse`) on CUDA for up to GPU_TOKENS tokens.
 
 Shapes: n tokens, r rows, c columns of W.
 """
@@ -23,14 +23,14 @@ from kernels.cpu.memory import bits_as_float
 
 
 def can_skip(x: Tensor, n_tokens: int) -> bool:
-    """Whether `dots` and `sums` run for so many tokens in tensors of this type on this device."""
+    """Whether `dots` and `sums` run for `n_tokens` tokens in tensors of this type on this device."""
     if x.device.type == "cuda":
         return n_tokens <= GPU_TOKENS and refusal("triton", "cuda", x.dtype) is None
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
 
 
 def dots_reference(x: Tensor, W: Tensor, keep: Tensor, bias: Tensor | None = None) -> Tensor:
-    """u [n, r] = x [n, c] W [r, c]ᵀ + bias [r] where keep [n, r], else 0. Executes dense FLOPs."""
+    """u [n, r] = x [n, c] W [r, c]ᵀ + bias [r] where keep [n, r], else 0. It executes dense FLOPs."""
     return torch.where(keep, torch.nn.functional.linear(x, W, bias), 0)
 
 
@@ -52,7 +52,7 @@ def _wide_overload(value):
 
 @functools.partial(njit, inline="always")
 def _kept(keep, t, index):
-    """Writes the kept rows of token t to index; returns how many."""
+    """Write the kept rows of token t to index; returns how many."""
     count = 0
     for i in range(keep.shape[1]):
         if keep[t, i]:
@@ -108,7 +108,7 @@ def _sums(v, W, keep, out):
 
 
 def check(v: Tensor, W: Tensor, keep: Tensor, rows: int, columns: int) -> None:
-    """Raises ValueError where shapes or types do not fit, or where nothing that reads kept rows alone can run."""
+    """Raise ValueError if shapes or types do not fit, or if nothing that reads only kept rows can run."""
     if not can_skip(W, len(v)):
         known = f"float32 and bfloat16 on the CPU; on CUDA, with Triton, float16 too, for up to {GPU_TOKENS} tokens"
         raise ValueError(f"`W` is {W.dtype} on {W.device}, tokens are {len(v)}; row-sparse products know {known}.")
@@ -123,7 +123,7 @@ def check(v: Tensor, W: Tensor, keep: Tensor, rows: int, columns: int) -> None:
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    """The tensor's own memory where it is contiguous, as `W` is; bfloat16 as its bits."""
+    """The tensor as an array, without a copy if it is contiguous, as `W` is; bfloat16 as its bits."""
     tensor = tensor.detach().contiguous()
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
@@ -135,10 +135,10 @@ def _on_gpu():
 
 
 def dots(x: Tensor, W: Tensor, keep: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`dots_reference` reading only the kept rows of W; accumulated in fp32, no gradient.
+    """Compute `dots_reference` by reading only the kept rows of W; it accumulates in fp32 and has no gradient.
 
-    x [n, c], W [r, c] contiguous, keep [n, r] bool, bias [r] or None. Raises ValueError for what does not fit or cannot
-    run.
+    x [n, c], W [r, c] contiguous, keep [n, r] bool, bias [r] or None. Raises ValueError if an input does not fit or the
+    product cannot run.
     """
     check(x, W, keep, keep.shape[-1], x.shape[-1])
     if W.device.type == "cuda":
@@ -151,9 +151,9 @@ def dots(x: Tensor, W: Tensor, keep: Tensor, bias: Tensor | None = None) -> Tens
 
 
 def sums(v: Tensor, W: Tensor, keep: Tensor) -> Tensor:
-    """`sums_reference` reading only the kept rows of W; accumulated in fp32, no gradient.
+    """Compute `sums_reference` by reading only the kept rows of W; it accumulates in fp32 and has no gradient.
 
-    v and keep [n, r], W [r, c], contiguous. Raises ValueError for what does not fit or cannot run.
+    v and keep [n, r], W [r, c], contiguous. Raises ValueError if an input does not fit or the product cannot run.
     """
     check(v, W, keep, v.shape[-1], W.shape[-1])
     if W.device.type == "cuda":

@@ -1,6 +1,6 @@
 """The backends as PyTorch operators: `torch.compile(fullgraph=True)` and autograd pass through them.
 
-All compute the same function of a `Call`, and each has its own backward; that of `rows` is float32 alone and leaves
+All compute the same function of a `Call`, and each has its own backward; that of `rows` runs only float32 and leaves
 other types to `grouped`.
 """
 
@@ -30,7 +30,7 @@ TENSORS = 8  # of them
 
 @functools.cache
 def load(place: str) -> Callable[..., Any]:
-    """The function at "module:name", imported when first wanted: numba takes half a second, Triton is Linux's alone."""
+    """The function at "module:name", imported on first use: numba takes half a second, Triton exists only for Linux."""
     return pkgutil.resolve_name(place)
 
 
@@ -52,7 +52,7 @@ def _save_inputs(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _operators(name: str, forward: str, backward: str) -> tuple[library.CustomOpDef, library.CustomOpDef]:
-    """`kernels::name` and `kernels::name_backward`, registered."""
+    """Register `kernels::name` and `kernels::name_backward`."""
 
     def run(*inputs: Any) -> Tensor:
         return load(forward)(Call(*inputs))

@@ -1,4 +1,4 @@
-"""The routed MLP in plain PyTorch: the specification that every other backend is tested against.
+"""The routed MLP in plain PyTorch, the specification against which every other backend is tested.
 
 Shapes: n tokens, d model, f neurons, p pathways.
 """
@@ -26,16 +26,16 @@ def neuron_weights(gates: Tensor, chosen: Tensor, offsets: Sequence[int]) -> Ten
 
 
 def all_neurons(call: Call) -> Tensor:
-    """Activations [n, f] of every neuron: act(x W_inᵀ + b_in), gated act(x W_gateᵀ + b_gate) ⊙ (x W_inᵀ + b_in)."""
+    """Activations [n, f] of every neuron: act(x W_inᵀ + b_in); gated, act(x W_gateᵀ + b_gate) ⊙ (x W_inᵀ + b_in)."""
     act = ACTIVATIONS[call.activation]
     up = F.linear(call.x, call.W_in, call.b_in)
     return act(up) if call.W_gate is None else act(F.linear(call.x, call.W_gate, call.b_gate)) * up
 
 
 def routed_mlp_reference(call: Call) -> Tensor:
-    """y = (w ⊙ h) W_out [n, d]: all neurons computed, then weighted by their pathway's gate, or by zero.
+    """y [n, d] = (w ⊙ h) W_out: compute all neurons h, then weight them by w, their pathway's gate or zero.
 
-    Executes dense FLOPs.
+    It executes dense FLOPs.
     """
     hidden = all_neurons(call)
     return (hidden * neuron_weights(call.gates, call.chosen, call.offsets).to(hidden.dtype)) @ call.W_out

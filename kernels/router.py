@@ -1,4 +1,4 @@
-"""A router as the compiled call of `kernels.cpu.fused` takes it, and what it computes in plain PyTorch.
+"""A router in the form that the compiled call of `kernels.cpu.fused` takes, and its function in plain PyTorch.
 
 Shapes: n tokens, d model, h router's hidden units, p pathways.
 """
@@ -11,29 +11,29 @@ from torch import Tensor
 
 UNIT, SIGMOID, SOFTMAX = range(3)
 GATES = {"unit": UNIT, "sigmoid": SIGMOID, "softmax": SOFTMAX, "ramp": SIGMOID, "blend": SOFTMAX}
-"""The gates that are known here, and the value that each has or tends to."""
+"""The known gates, and the value that each has or tends to."""
 
 
 class Router(NamedTuple):
     """s = W_out relu(W_in x + b_in) + b_out, or W_out x + b_out; the k largest of s + bias are chosen."""
 
     W_in: Tensor | None
-    """[h, d], or None: the scores are linear in x"""
+    """[h, d], or None if the scores are linear in x"""
     b_in: Tensor | None
     W_out: Tensor
     """[p, h] or [p, d]"""
     b_out: Tensor
     bias: Tensor
-    """[p], counts for the choice alone"""
+    """[p], used only for the choice"""
     k: int
     gate: str
     """unit: 1; sigmoid: v = σ(s); softmax: v = k · softmax of s over the chosen; ramp and blend: 1 + λ (v − 1)"""
     ramp: Tensor | None
-    """λ, of the gates that have one"""
+    """λ, for the gates that have one"""
 
 
 def choose(x: Tensor, router: Router) -> tuple[Tensor, Tensor]:
-    """Gates [n, p], float32 and 0 where not chosen, and what is chosen [n, p], of x [n, d]."""
+    """Choose pathways for x [n, d]: gates [n, p], float32 and 0 where not chosen, and the choice [n, p]."""
     features = x.float()
     if router.W_in is not None and router.b_in is not None:
         features = F.linear(features, router.W_in.float(), router.b_in.float()).relu()

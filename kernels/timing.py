@@ -1,4 +1,4 @@
-"""Timing alternatives fairly on a shared machine: taken in turns, so that a disturbance meets all of them."""
+"""Times alternatives fairly on a shared machine, by taking them in turns, so that a disturbance affects all of them."""
 
 import statistics
 import time
@@ -17,7 +17,7 @@ FLUSH = 256 << 20  # bytes, several times a GPU's second cache
 def random_call(shape: Shape, n_tokens: int, density: float, activation: str, seed: int = 0) -> Call:
     """A call of this shape in which each token chooses round(density · P) pathways, at least one, at random.
 
-    Gradients are wanted of its tensors where the shape is that of training.
+    Its tensors need gradients if the shape is one of training.
     """
     d, f, p = shape.d_model, shape.d_ff, shape.n_pathways
     there = torch.device(shape.device)
@@ -38,7 +38,7 @@ def random_call(shape: Shape, n_tokens: int, density: float, activation: str, se
 
 
 class Spread(NamedTuple):
-    """Quantiles of the times of one alternative, in µs."""
+    """Quantiles of one alternative's times, in µs."""
 
     p20: float
     p50: float
@@ -46,7 +46,7 @@ class Spread(NamedTuple):
 
 
 def graphed(run: Callable[[], object]) -> Callable[[], object]:
-    """The same work as one CUDA graph, which the host starts with one call. What waits for the host cannot be."""
+    """The same work as one CUDA graph, which the host starts with one call. It must not wait for the host."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # compiles and fills caches, which a capture must not
@@ -60,7 +60,7 @@ def graphed(run: Callable[[], object]) -> Callable[[], object]:
 
 
 def _gpu_clock() -> Callable[[Callable[[], object]], float]:
-    """Times one call between two events, in µs, after the second cache has been overwritten."""
+    """A clock that times one call between two events, in µs, after overwriting the second cache."""
     flush = torch.empty(FLUSH, dtype=torch.uint8, device="cuda")
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
 
@@ -87,10 +87,10 @@ def _cpu_clock() -> Callable[[Callable[[], object]], float]:
 
 
 def time_together(alternatives: Mapping[str, Callable[[], object]], device: str, seconds: float) -> dict[str, Spread]:
-    """Runs the alternatives in turns for about this long, at least five rounds after a warm-up.
+    """Run the alternatives in turns for about `seconds`, at least five rounds after a warm-up.
 
-    With one CPU thread the processor time of the process is taken, which neighbours disturb least; with several, whose
-    times would be added up, wall time; on a GPU the time between events, its caches overwritten before.
+    With one CPU thread it takes the processor time of the process, which neighbours disturb least; with several, whose
+    times would add up, wall time; on a GPU, the time between events, after overwriting its caches.
     """
     once = _cpu_clock() if device == "cpu" else _gpu_clock()
     for run in alternatives.values():

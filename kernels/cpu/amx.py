@@ -1,8 +1,8 @@
-"""Routed MLP on the CPU's tile registers (AMX): bfloat16, from eight tokens on faster than vectors.
+"""Routed MLP on the CPU's tile registers (AMX): bfloat16, faster than vectors from eight tokens on.
 
-Weights are read where they lie. The up-projection takes a pathway's neurons as the left operand, so that its tokens,
-which are gathered anyway, are what is packed; their activations come out neuron by neuron and are turned into the left
-operand of the down-projection, for which pairs of rows of W_out are interleaved on the way.
+Weights are read in place. The up-projection takes a pathway's neurons as the left operand, so that only its tokens,
+which are gathered anyway, need packing. Their activations come out neuron by neuron and become the left operand of the
+down-projection, for which pairs of rows of W_out are interleaved on the way.
 
 Shapes: n tokens, d model, f neurons, p pathways; inside a pathway: r tokens that chose it, m neurons.
 """
@@ -24,12 +24,12 @@ from kernels.cpu.pointwise import activate
 from kernels.cpu.rows import MEMBERS, arguments_of, as_float, contiguous, run, take_part
 from kernels.cpu.team import team_size
 
-TOKENS = 512  # whose inputs and sums stay in the second cache
+TOKENS = 512  # tokens whose inputs and sums stay in the second cache
 
 
 @register_jitable
 def add_pathways(a, low, chosen, gates, y):
-    """Adds to y [t, d], of as many tokens from `low` on as chosen and gates [t, p] name, at most TOKENS."""
+    """Add to y [t, d] the outputs of the t tokens, at most TOKENS, from `low` on; chosen and gates are [t, p]."""
     (count, n_pathways), d, f = chosen.shape, a[loops.D], a[loops.OFFSETS + a[loops.P]]
     b_in, b_gate = numbers(a[loops.B_IN], f, 2), numbers(a[loops.B_GATE], f, 2)
     most, odd = 0, d % 32 > 0
@@ -85,7 +85,7 @@ def add_pathways(a, low, chosen, gates, y):
 
 @njit
 def tiles_loop(a, thread, threads):
-    """Y [n, d] of this thread's share of the tokens, by the router if there is one, else by CHOSEN and GATES.
+    """Compute Y [n, d] for this thread's share of the tokens, by the router if there is one, else by CHOSEN and GATES.
 
     X and Y are bfloat16.
     """
@@ -119,7 +119,7 @@ MEMBERS[tiles_loop] = tiles_member
 def amx_forward(call: Call) -> Tensor:
     """The same function as `kernels.cpu.grouped_forward`, for bfloat16, accumulated in float32."""
     y = torch.empty(call.x.shape, dtype=call.x.dtype)
-    # Held here, as the loop knows addresses alone.
+    # Held here, because the loop knows only addresses.
     held = (*map(contiguous, (call.x, *call.weights)), as_float(call.gates), call.chosen.contiguous(), y)
     run(tiles_loop, team_size(call.W_in.nbytes * len(y)), arguments_of(call, 2, held))
     return y

@@ -1,7 +1,7 @@
-"""The gradients of a routed MLP in bfloat16 on the CPU's tile registers (AMX); hidden activations are formed again.
+"""The gradients of a routed MLP in bfloat16 on the CPU's tile registers (AMX); hidden activations are recomputed.
 
-Hidden activations come out neuron by neuron, as in `amx`. Rounded as they lie they are the left operand of the
-weights' gradients, whose right operand are pairs of tokens' rows; transposed they are that of the inputs' gradient.
+Hidden activations come out neuron by neuron, as in `amx`. Rounded in place, they are the left operand of the weights'
+gradients, whose right operand is pairs of tokens' rows; transposed, they are the left operand of the inputs' gradient.
 
 Shapes: n tokens, d model, f neurons, p pathways; inside a pathway: r tokens that chose it, m neurons.
 """
@@ -27,7 +27,7 @@ from kernels.cpu.team import team_size
 
 @register_jitable
 def weight_gradient(left, right, steps, first, few, d, target, sums):
-    """Writes rows first to first + few of a gradient [f, d]: 32 neurons times tokens, tokens times d."""
+    """Write rows first to first + few of a gradient [f, d]: 32 neurons times tokens, tokens times d."""
     for column in range(0, d, 32):
         tiles_2_2(left, 64, TILE, 2 * TILE, right + 64 * steps * column, TILE, 2 * TILE, steps, sums, 128)
         for j in range(few):
@@ -36,7 +36,7 @@ def weight_gradient(left, right, steps, first, few, d, target, sums):
 
 @register_jitable
 def multiply_gates(u, v, e, slope, g, dg, gated):
-    """Of 32 neurons × 32 tokens: u = gate · h, e = du, slope = dv; adds to dg. Equations: see `rows_backward`."""
+    """For 32 neurons × 32 tokens: u = gate · h, e = du, slope = dv; adds to dg. `rows_backward` has the equations."""
     for j in range(32):
         for i in range(32):
             k = 32 * j + i
@@ -53,7 +53,7 @@ def multiply_gates(u, v, e, slope, g, dg, gated):
 
 @register_jitable
 def clear(target, count):
-    """Writes zeros of bfloat16 to an address."""
+    """Write `count` bfloat16 zeros to an address."""
     numbers = carray(halves(target), (count,))
     for i in range(count):
         numbers[i] = 0
@@ -61,7 +61,7 @@ def clear(target, count):
 
 @njit
 def backward_tiles(a, thread, threads):
-    """Adds to D_X [threads, n, d] and D_GATES [n, p]; writes the weights' gradients of this thread's pathways.
+    """Add to D_X [threads, n, d] and D_GATES [n, p], and write the weights' gradients of this thread's pathways.
 
     X, GRAD, weights and their gradients are bfloat16.
     """
@@ -129,7 +129,7 @@ def backward_tiles(a, thread, threads):
                     for j in range(few):
                         for i in range(32):
                             db_in[first + j] += e[32 * j + i]
-                            db_gate[first + j] += slope[32 * j + i]  # of no meaning where there is no gate
+                            db_gate[first + j] += slope[32 * j + i]  # meaningless if there is no gate
                     pack_left(u_at, left_h + 2 * TILE * (t // 32))
                     pack_left(e_at, left_u + 2 * TILE * (t // 32))
                     if gated:

@@ -39,7 +39,7 @@ def _at(builder, address, steps, step):
 
 @intrinsic
 def begin_tiles(typing_context):
-    """Sets all eight tile registers to 16 rows of 64 bytes, for this thread."""
+    """Set all eight tile registers of this thread to 16 rows of 64 bytes."""
     settings = [1, *[0] * 15, *[64, 0] * 8, *[0] * 16, *[16] * 8, *[0] * 8]
 
     def codegen(context, builder, signature, arguments):
@@ -53,7 +53,7 @@ def begin_tiles(typing_context):
 
 @intrinsic
 def end_tiles(typing_context):
-    """Frees the tile registers, so that the system need not keep them at a change of threads."""
+    """Free the tile registers, so that the system need not save them when threads change."""
 
     def codegen(context, builder, signature, arguments):
         _call(builder, "tilerelease")
@@ -179,7 +179,7 @@ def pack_rows(typing_context, rows, d, out, step):
 
 
 def _rounded(builder, value):
-    """The bits of float32 numbers plus what rounds their upper halves to the nearest, to even between two."""
+    """The bits of float32 numbers, plus what rounds their upper halves to the nearest (ties to even)."""
     bits = builder.bitcast(value, WORDS)
     odd = builder.and_(builder.lshr(bits, ir.Constant(WORDS, [16] * LANES)), ir.Constant(WORDS, [1] * LANES))
     return builder.add(builder.add(bits, odd), ir.Constant(WORDS, [0x7FFF] * LANES))
@@ -230,7 +230,7 @@ def pack_left(typing_context, u, out):
 
 @intrinsic
 def add_row(typing_context, target, source):
-    """Adds 32 float32 numbers to as many."""
+    """Add 32 float32 numbers to 32 others."""
 
     def codegen(context, builder, signature, arguments):
         for offset in (0, 64):

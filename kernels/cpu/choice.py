@@ -67,7 +67,7 @@ def scores(a, start, count, out):
 
 @register_jitable
 def tile_scores(a, start, count, out):
-    """As `scores`, of at most 64 tokens in bfloat16, the first layer on tile registers."""
+    """Like `scores`, for at most 64 tokens in bfloat16, with the first layer on tile registers."""
     d, p, width, wide, stride = a[loops.D], a[loops.P], a[loops.WIDTH], whole(a[loops.D]), 64
     n_rows, first = (width, a[loops.ROUTER_IN]) if width > 0 else (p, a[loops.ROUTER_OUT])
     inputs, zeros, padding = (
@@ -111,7 +111,7 @@ def tile_scores(a, start, count, out):
 
 @register_jitable
 def _begin(a, chosen, y):
-    """The output's bias, and where they are given the mean outputs of the pathways that are not chosen."""
+    """Write the output's bias and, if they are given, the mean outputs of the pathways that are not chosen."""
     (n, p), d = chosen.shape, a[loops.D]
     bias = numbers(a[loops.B_OUT], d, a[loops.SIZE])
     means = numbers(a[loops.MEAN], p * d, a[loops.SIZE])
@@ -126,9 +126,9 @@ def _begin(a, chosen, y):
 
 @register_jitable
 def choose(a, form, low, chosen, gates, y):
-    """Writes chosen and gates [t, p] of as many tokens from `low` on, and what their output y [t, d] begins with.
+    """Write chosen and gates [t, p] for t tokens from `low` on, and the initial values of their output y [t, d].
 
-    form: the function that gives a block's scores, `scores` or `tile_scores`.
+    form: the function that computes a block's scores, `scores` or `tile_scores`.
     """
     (n, p), k, kind = chosen.shape, a[loops.K], a[loops.GATE]
     bias, b_out = numbers(a[loops.BIAS], p, a[loops.SIZE]), numbers(a[loops.ROUTER_B_OUT], p, a[loops.SIZE])

@@ -1,9 +1,9 @@
-"""Numba for this package: compiled once a machine, and again when any source of the package has changed.
+"""Numba for this package: it compiles once per machine, and again when any source of the package has changed.
 
-Numba keeps compiled code by the file of the outermost function alone, and after an upgrade of another file would run it
-on with its old insides. So the code of each version of the sources has its own folder in `$SLMS_CACHE/compiled`, by
-default under `~/.cache/slms`; those that no process has used for thirty days are removed when another is made. Where
-nothing can be written, nothing is kept: numba's own choice, beside the sources, would run old insides.
+Numba keeps compiled code by the file of the outermost function alone, so after a change of another file it would run
+the old inner code. So each version of the sources has its own folder in `$SLMS_CACHE/compiled`, by default under
+`~/.cache/slms`; folders that no process has used for thirty days are removed when another is made. If nothing can be
+written, nothing is kept, because numba's own choice, beside the sources, would run old inner code.
 """
 
 import contextlib
@@ -30,13 +30,13 @@ SOURCES = Path(__file__).parent
 BESIDE = [SOURCES.parent / "router.py", SOURCES.parent / "neurons.py"]  # constants, and the loops of single rows
 # Reordering sums is what lets the compiler vectorise them; NaN and infinity keep their meaning.
 MATH = ("reassoc", "contract", "nsz", "arcp")
-DAYS = 30  # that code is kept after its last use
+DAYS = 30  # for which code is kept after its last use
 OPTIONS: dict[str, Any] = dict(nogil=True, fastmath=set(MATH), error_model="numpy")
 
 
 @functools.cache
 def folder() -> Path | None:
-    """Where the code compiled from the sources as they are is kept, if anywhere; below `$NUMBA_CACHE_DIR` if set."""
+    """The folder, if any, of the code compiled from the current sources; it is below `$NUMBA_CACHE_DIR` if set."""
     content = b"".join(path.read_bytes() for path in [*sorted(SOURCES.glob("*.py")), *BESIDE])
     try:
         above = Path(settings.CACHE_DIR or cache_file().parent / "compiled")
@@ -53,7 +53,7 @@ def folder() -> Path | None:
 
 
 def _remove_unused(above: Path) -> None:
-    """Removes the folders of versions of the sources that no process has used for DAYS."""
+    """Remove the folders of versions of the sources that no process has used for DAYS."""
     for place in above.glob("[0-9a-f]" * 16):
         with contextlib.suppress(FileNotFoundError):  # another process removes them too
             if place.stat().st_mtime < time.time() - DAYS * 86400:
@@ -62,7 +62,7 @@ def _remove_unused(above: Path) -> None:
 
 @contextlib.contextmanager
 def _kept() -> Iterator[bool]:
-    """What is declared inside is kept in `folder`, if True."""
+    """A context in which declared functions are kept in `folder`; yields whether they are."""
     place, before = folder(), settings.CACHE_DIR
     settings.CACHE_DIR = str(place or before)
     try:
@@ -72,7 +72,7 @@ def _kept() -> Iterator[bool]:
 
 
 class _Announcement(event.Listener):
-    """Says once in a process that something is being compiled: it takes seconds."""
+    """Says once per process that something is being compiled, because it takes seconds."""
 
     def __init__(self) -> None:
         self.functions: set[object] = set()
@@ -84,7 +84,7 @@ class _Announcement(event.Listener):
                 log.info("compiling the CPU kernels, once (about 10 s), kept in %s", folder())
 
     def on_end(self, event: event.Event) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 _announcement = _Announcement()
@@ -100,6 +100,6 @@ def njit(function: Callable, **changes: Any) -> Any:
 
 
 def c_function(function: Callable, signature: str) -> Any:
-    """`numba.cfunc`, kept likewise."""
+    """`numba.cfunc`, whose code is kept in the same way."""
     with _kept() as kept:
         return numba.cfunc(signature, cache=kept)(function)

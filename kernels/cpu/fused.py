@@ -1,7 +1,7 @@
-"""A routed MLP from its input to its output in one compiled call: router, top-k, gates, rows and output bias.
+"""A whole routed MLP in one compiled call: router, top-k, gates, rows and output bias.
 
-At one token the router's three small operations and the choice cost more than its rows; a dozen operations of PyTorch
-take 70 µs once a layer's weights have driven their instructions from the cache, one compiled call 10.
+For one token, the router's three small operations and the choice cost more than the rows. A dozen operations of PyTorch
+take 70 µs once a layer's weights have evicted their instructions from the cache; one compiled call takes 10.
 
 Shapes: n tokens, d model, h router's hidden units, f neurons, p pathways.
 """
@@ -26,7 +26,7 @@ from kernels.router import GATES
 
 @njit
 def choose_loop(a):
-    """Writes CHOSEN and GATES [n, p], and what the output begins with to the first part of Y; X is float32."""
+    """Write CHOSEN and GATES [n, p], and the initial values of the output to the first part of Y; X is float32."""
     n, p, d = a[loops.N], a[loops.P], a[loops.D]
     chosen, gates = carray(bytes_at(a[loops.CHOSEN]), (n, p)), carray(floats(a[loops.GATES]), (n, p))
     choose(a, scores, 0, chosen, gates, carray(floats(a[loops.Y]), (n, d)))
@@ -34,7 +34,7 @@ def choose_loop(a):
 
 @njit
 def fused_loop(a):
-    """All of it on one thread; X and Y are of the type of the weights."""
+    """Compute the whole MLP on one thread; X and Y have the type of the weights."""
     n, p, d, size, target = a[loops.N], a[loops.P], a[loops.D], a[loops.SIZE], a[loops.Y]
     x, y = numbers(a[loops.X], n * d, size), carray(floats(target), (n, d))
     if size == 2:
@@ -50,12 +50,12 @@ def fused_loop(a):
 
 
 class FusedMLP:
-    """See `kernels.prepare_fused`. Preparing takes 30 µs, cold 70: as long as the rows of a token."""
+    """See `kernels.prepare_fused`. Preparing takes 30 µs, or 70 cold, as long as the rows of a token."""
 
     def __init__(self, layer: Layer) -> None:
         router, p = layer.router, len(layer.offsets) - 1
         given = (*layer.weights, *router[:5], router.ramp, layer.b_out, layer.mean_out)
-        # Held, as the loops know addresses alone.
+        # Held, because the loops know only addresses.
         self.held = [contiguous(tensor) for tensor in given]
         self.bytes = layer.W_out.nbytes * (2 if layer.W_gate is None else 3)
         self.density = router.k / p
@@ -91,7 +91,7 @@ class FusedMLP:
         return y
 
     def _by_rows(self, x: Tensor, a: np.ndarray, team: int) -> Tensor:
-        """By several threads, each of which has its share of the neurons, once one has chosen."""
+        """Run on several threads, each with its share of the neurons, after one thread has chosen."""
         (n, d), p = x.shape, int(a[loops.P])
         wide, y = as_float(x), torch.zeros(team, n, d)
         gates, chosen = torch.empty(n, p), torch.empty(n, p, dtype=torch.bool)

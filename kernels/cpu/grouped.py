@@ -1,9 +1,9 @@
-"""Routed MLP on the CPU, skipping for real: one pass over the pathways, each with the tokens that chose it.
+"""Routed MLP on the CPU that really skips: one pass over the pathways, each with the tokens that chose it.
 
-Weights are neuron-major, so a pathway's share of every matrix is one contiguous block of rows; blocks that no token
+Weights are neuron-major, so a pathway's share of every matrix is one contiguous block of rows, and blocks that no token
 chose are never read. Tokens are gathered, transformed and added back one pathway at a time while they are hot in the
-cache, which was 5 to 15 % faster than gathering all pairs first and took no memory for them. Each token's sum runs in
-pathway order whatever the number of threads, so results are reproducible bit for bit.
+cache, which was 5 to 15 % faster than gathering all pairs first, and needs no memory for them. Each token's sum runs in
+pathway order for any number of threads, so results are reproducible bit for bit.
 
 Shapes: n tokens, d model, f neurons, p pathways; inside a pathway: r tokens that chose it, m neurons.
 """
@@ -35,7 +35,7 @@ def chosen_cells(chosen: Tensor) -> tuple[Tensor, list[int]]:
 
 
 def blocks(cells: Tensor, counts: list[int], n: int, offsets: Sequence[int]) -> Iterator[Block]:
-    """The pathways that have both tokens and neurons."""
+    """Yield the pathways that have both tokens and neurons."""
     tokens = cells.remainder(n) if len(cells) else cells
     start = 0
     for count, (first, last) in zip(counts, pairwise(offsets), strict=True):
@@ -69,7 +69,7 @@ def grouped_forward(call: Call) -> Tensor:
 
 
 def grouped_backward(grad: Tensor, call: Call) -> Gradients:
-    """The gradients of `grouped_forward`; hidden activations are computed again instead of having been kept.
+    """The gradients of `grouped_forward`; hidden activations are recomputed instead of kept.
 
     With u = x W_inᵀ + b_in, v = x W_gateᵀ + b_gate, h = act(u) or act(v) ⊙ u, e = grad W_outᵀ (before the gate):
     d gate = ⟨h, e⟩, dh = gate · e, dW_out = (gate · h)ᵀ grad; du, dv from dh; dW_in = duᵀ x; dx = du W_in + dv W_gate.

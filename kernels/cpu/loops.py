@@ -1,8 +1,8 @@
 """The compiled loops (numba) of a routed MLP on the CPU, and their arguments; `kernels.cpu.rows` launches them.
 
-Library products cost more to start than a few tokens' work takes, and pack the weights of every pathway anew. Here one
-loop goes over the pathways; in each, over blocks of its tokens and chunks of its neurons that stay in the first cache,
-up, activation, gate and down without leaving them.
+Library products cost more to start than the work of a few tokens, and pack the weights of every pathway again. Here one
+loop goes over the pathways and, in each, over blocks of its tokens and chunks of its neurons that stay in the first
+cache, and does up, activation, gate and down without leaving them.
 
 Shapes: n tokens, d model, f neurons, p pathways; inside a pathway: r tokens that chose it.
 """
@@ -17,8 +17,8 @@ from kernels.cpu.pointwise import activate
 from kernels.cpu.single import add_lanes, dot_one, sum_one, to_lanes
 from kernels.cpu.vectors import dots, sums
 
-ALONE = 128  # neurons of a single token between its up- and its down-projection
-BLOCK = 128  # tokens, at most, whose inputs and outputs stay in the second cache
+ALONE = 128  # neurons that a single token processes between its up- and its down-projection
+BLOCK = 128  # at most so many tokens, whose inputs and outputs stay in the second cache
 
 dots_4, dots_2, dots_1 = (dots(4, tokens) for tokens in (4, 2, 1))
 dots_4h, dots_2h, dots_1h = (dots(4, tokens, half=True) for tokens in (4, 2, 1))
@@ -37,7 +37,7 @@ NOTHING = (0, 0)
 def dot_rows(rows, tokens, n_rows, n_tokens, d, out, stride, size, ahead):
     """out[j · stride + t] = row_j · token_t; tables and out are padded to multiples of four.
 
-    ahead: where memory that will be wanted next begins and ends; fetched meanwhile, 5 % of a large call. Or NOTHING.
+    ahead: begin and end of the memory needed next, fetched meanwhile (saves 5 % of a large call), or NOTHING.
     """
     stay_apart()
     for t in range(0, n_tokens, 4):
@@ -89,7 +89,7 @@ def padded(count):
 
 @register_jitable
 def tokens_of(chosen, p, tokens):
-    """Writes the tokens that chose pathway p, ascending; returns how many."""
+    """Write the tokens that chose pathway p, ascending; returns how many."""
     r = 0
     for t in range(chosen.shape[0]):
         if chosen[t, p]:
@@ -100,7 +100,7 @@ def tokens_of(chosen, p, tokens):
 
 @register_jitable
 def name_tokens(table, base, bytes_per_row, tokens, spare):
-    """Addresses of these tokens' rows; what pads the table names the spare row, or where there is none the last."""
+    """The addresses of these tokens' rows; the table is padded with the spare row or, without one, the last row."""
     count = tokens.shape[0]
     for t in range(padded(count)):
         table[t] = base + tokens[min(t, count - 1)] * bytes_per_row if t < count or spare == 0 else spare
@@ -122,14 +122,14 @@ def add_bias(u, bias, first, count, stride):
 
 @register_jitable
 def chunk_size(d):
-    """Neurons whose rows are used by all tokens of a block: as many as fit the first cache, more where eight do not."""
+    """The neurons whose rows all tokens of a block use: as many as fit the first cache, more if not even eight fit."""
     few = 8192 // max(d, 1) & ~3
     return 16 if few < 8 else min(16, few)
 
 
 @register_jitable
 def _forward_one(a, x, y, low, high, gate, b_in, b_gate):
-    """Adds to y what neurons low to high make of one token at x, whose pathway has this gate."""
+    """Add to y the output of neurons low to high for one token at x, whose pathway has this gate."""
     d, size = a[D], a[SIZE]
     lanes, total = to_lanes(x, d, size), np.zeros(d, np.float32)
     u, v = np.empty(ALONE, np.float32), np.empty(ALONE if a[W_GATE] else 0, np.float32)
@@ -154,7 +154,7 @@ def _forward_one(a, x, y, low, high, gate, b_in, b_gate):
 
 @register_jitable
 def forward(a, thread, threads):
-    """Adds to Y [threads, n, d]."""
+    """Add the outputs to Y [threads, n, d]."""
     n, d, size = a[N], a[D], a[SIZE]
     chosen, gates = carray(bytes_at(a[CHOSEN]), (n, a[P])), carray(floats(a[GATES]), (n, a[P]))
     b_in, b_gate = numbers(a[B_IN], a[OFFSETS + a[P]], size), numbers(a[B_GATE], a[OFFSETS + a[P]], size)
@@ -176,7 +176,7 @@ def forward(a, thread, threads):
                 _forward_one(a, a[X] + 4 * d * t, y + 4 * d * t, low, high, gates[t, p], b_in, b_gate)
                 continue
             stride = padded(count)
-            ahead = size * d if count > 4 else 0  # to fewer tokens fetching ahead costs more than it brings
+            ahead = size * d if count > 4 else 0  # with fewer tokens, fetching ahead costs more than it saves
             name_tokens(xs, a[X], 4 * d, block, 0)
             name_tokens(ys, y, 4 * d, block, spare.ctypes.data)
             for t in range(stride):

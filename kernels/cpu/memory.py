@@ -1,4 +1,4 @@
-"""Addresses, bits and calls, as the compiled loops of this package need them and numba alone does not give them."""
+"""Addresses, bits and calls that the compiled loops of this package need and numba alone does not give."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ FLOAT, HALF, I32, I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntTy
 
 
 def void(arguments: int):
-    """The signature of an intrinsic without result, of so many int64."""
+    """The signature of an intrinsic without a result that takes this many int64."""
     return types.void(*[types.int64] * arguments)
 
 
 @intrinsic
 def stay_apart(typing_context):
-    """The function that calls this is not copied into others, each of which would be compiled for seconds longer."""
+    """Keep the calling function from being inlined into others, which would each take seconds longer to compile."""
 
     def codegen(context, builder, signature, arguments):
         builder.function.attributes.add("noinline")
@@ -79,7 +79,7 @@ def call_for_int(typing_context, address):
 
 @intrinsic
 def prefetch(typing_context, address):
-    """Asks for the 64 bytes at this address to be brought to the second cache; never faults."""
+    """Ask for the 64 bytes at this address to be brought to the second cache; it never faults."""
 
     def codegen(context, builder, signature, arguments):
         pointer = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
@@ -93,7 +93,7 @@ def prefetch(typing_context, address):
 
 @register_jitable
 def fetch_share(start, end, t, n):
-    """Of the memory from start to end, the part that belongs to tokens t to t + 4 of n."""
+    """The part of the memory from start to end that tokens t to t + 4 of n fetch."""
     for address in range(start + (end - start) * t // n // 64 * 64, start + (end - start) * (t + 4) // n, 64):
         prefetch(address)
 
@@ -113,12 +113,12 @@ def numbers(address, count, size):
 
 @register_jitable
 def keep(*arrays):
-    """Numba frees an array after the last use of its name, which an address taken from it does not count as."""
+    """Keep arrays alive: numba frees an array after the last use of its name, and its address is no such use."""
 
 
 @register_jitable
 def narrow(source, target, count):
-    """Writes float32 numbers as bfloat16 from one address to another, rounded to the nearest, to even between two."""
+    """Write float32 numbers as bfloat16 from one address to another, rounded to the nearest (ties to even)."""
     numbers, stored = carray(floats(source), (count,)), carray(halves(target), (count,))
     for i in range(count):
         bits = float_as_bits(numbers[i])

@@ -1,6 +1,6 @@
-"""What tile registers are given and what is done with their sums; for `amx`, its backward pass and the router.
+"""Prepares the operands of tile registers and handles their sums, for `amx`, its backward pass and the router.
 
-All addresses are int64. `whole` sizes are multiples of 32: what is missing is filled with zeros.
+All addresses are int64. `whole` sizes are multiples of 32; missing numbers are filled with zeros.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ tiles_2_2, tiles_2_1, tiles_1_2 = products(2, 2), products(2, 1), products(1, 2)
 
 @register_jitable
 def aligned(array):
-    """The first address in an array that begins a line of the cache; arrays have one line more than is asked for."""
+    """The first address in an array at which a cache line begins; such arrays are made one line longer than needed."""
     return (array.ctypes.data + 63) & ~63
 
 
@@ -26,7 +26,7 @@ def whole(count):
 
 @register_jitable
 def whole_rows(address, first, count, d, copy):
-    """Where `count` rows from `first` on lie, as whole tiles: in place, or with zeros around in `copy`."""
+    """The address of `count` rows from `first` on, as whole tiles: in place, or padded with zeros in `copy`."""
     wide = whole(d)
     if count == whole(count) and d == wide:
         return address + 2 * first * d

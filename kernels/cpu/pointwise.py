@@ -1,6 +1,6 @@
 """Activations and their derivatives in compiled loops, without branches or library calls, so that they are vectorised.
 
-`math.exp` and `math.tanh` take some 20 ns a number, as long as 3,000 multiplications of a tile.
+`math.exp` and `math.tanh` take some 20 ns for each number, as long as 3,000 multiplications of a tile.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ CODES = {"gelu": GELU, "gelu_new": GELU_TANH, "gelu_pytorch_tanh": GELU_TANH, "r
 
 ONE, HALF, TWO = np.float32(1), np.float32(0.5), np.float32(2)
 LOG2E, LN2_HIGH, LN2_LOW = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
-# Taylor coefficients of e^r: beyond |r| ≤ ln 2 / 2 nothing is asked of them, the next term is below 1e-8.
+# Taylor coefficients of e^r. They are used only for |r| ≤ ln 2 / 2, where the next term is below 1e-8.
 C2, C3, C4, C5, C6 = (np.float32(1 / k) for k in (2, 6, 24, 120, 720))
 TANH_1, TANH_3 = np.float32(0.7978845608028654), np.float32(0.044715)  # √(2/π), as in torch's tanh GELU
 ROOT_HALF, INV_ROOT_2PI = np.float32(0.7071067811865476), np.float32(0.3989422804014327)
@@ -25,7 +25,7 @@ ERF_1, ERF_2, ERF_3, ERF_4, ERF_5 = ERF
 
 @register_jitable
 def exp(x):
-    """e^x of a float32 to 2e-7 relative; beyond ±87 that of ±87. NaN stays."""
+    """e^x of a float32 to 2e-7 relative; beyond ±87 it is that of ±87, and NaN stays NaN."""
     inside = min(max(x, np.float32(-87)), np.float32(87))  # of NaN: -87, so that the conversion is defined
     k = np.int32(inside * LOG2E + (HALF if inside > 0 else -HALF))
     r = inside - np.float32(k) * LN2_HIGH - np.float32(k) * LN2_LOW

@@ -1,8 +1,8 @@
-"""Routed MLP on the CPU in the compiled loops of `loops`: neurons' rows are read in place, nothing is packed.
+"""Routed MLP on the CPU in the compiled loops of `loops`, which read neurons' rows in place and pack nothing.
 
-With several threads each takes its share of *every* pathway's neurons, so the work is even whatever was chosen; sums
-over threads are formed in order, so results are reproducible for a number of threads. The threads are PyTorch's own
-(OpenMP); where its library is not GNU's, one thread runs.
+Each of several threads takes its share of *every* pathway's neurons, so the work is even whatever was chosen. Sums over
+threads are formed in order, so results are reproducible for a given number of threads. The threads are PyTorch's own
+(OpenMP); if its library is not GNU's, one thread runs.
 
 Shapes: n tokens, d model, f neurons, p pathways.
 """
@@ -30,14 +30,14 @@ BEGUN, DONE = 1, 2
 
 @register_jitable
 def arguments_at(arguments):
-    """A loop's arguments, of which an address is known."""
+    """A loop's arguments, found by their address."""
     a = carray(arguments, (loops.OFFSETS,), np.int64)
     return carray(arguments, (loops.OFFSETS + a[loops.P] + 1,), np.int64)
 
 
 @register_jitable
 def take_part(loop, arguments):
-    """Calls a loop as a thread of a team; behind the offsets each thread says how far it came."""
+    """Call a loop as a thread of a team; after the offsets, each thread records how far it came."""
     a = arguments_at(arguments)
     thread, threads = np.int64(call_for_int(a[loops.THREAD])), np.int64(call_for_int(a[loops.THREADS]))
     said = carray(arguments, (a.shape[0] + threads,), np.int64)
@@ -46,7 +46,7 @@ def take_part(loop, arguments):
     said[a.shape[0] + thread] = DONE
 
 
-# One function for each loop, as numba keeps no compiled closure over a compiled function.
+# One function for each loop, because numba keeps no compiled closure over a compiled function.
 def forward_member(arguments):
     take_part(loops.forward_loop, arguments)
 
@@ -56,19 +56,19 @@ def backward_member(arguments):
 
 
 MEMBERS = {loops.forward_loop: forward_member, backward_loop: backward_member}
-"""What each thread of a team calls in place of a loop."""
+"""Loop → the function that each thread of a team calls instead."""
 
 
 @functools.cache
 def _member(loop):
-    """The loop as a C function of its arguments; compiled when first wanted."""
+    """The loop as a C function of its arguments, compiled on first use."""
     return c_function(MEMBERS[loop], "void(voidptr)")
 
 
 def run(loop, team: int, arguments: np.ndarray) -> None:
-    """Calls loop(arguments, thread, threads) on a team of threads; MemoryError if one could not reserve what it needs.
+    """Call loop(arguments, thread, threads) on a team of threads; raises MemoryError if one cannot reserve its memory.
 
-    As with PyTorch's own operations, a process forked after that has to keep to one thread.
+    As with PyTorch's own operations, a process that is forked afterwards must keep to one thread.
     """
     if team == 1:
         loop(arguments, 0, 1)
@@ -91,7 +91,7 @@ def address(tensor: Tensor | None) -> int:
 
 
 def as_float(tensor: Tensor | None) -> Tensor | None:
-    """Contiguous float32. What is so already is returned at once: each operation of PyTorch costs a µs, cold three."""
+    """As contiguous float32. A tensor that is so is returned at once: a PyTorch operation costs 1 µs, or 3 cold."""
     if tensor is None or (tensor.dtype == torch.float32 and tensor.is_contiguous()):
         return tensor
     return tensor.detach().float().contiguous()
@@ -102,18 +102,18 @@ def contiguous(tensor: Tensor | None) -> Tensor | None:
 
 
 def arguments_of(call: Call, size: int, held: Sequence[Tensor | None]) -> np.ndarray:
-    """A loop's arguments for a call with weights of `size` bytes a number; `held`: tensors in the order of `loops`."""
+    """A loop's arguments for a call whose weights have `size` bytes per number; `held`: tensors in `loops`' order."""
     (n, d), p = call.x.shape, call.chosen.shape[1]
     return packed([n, d, p, CODES[call.activation], size, 0, 0, *map(address, held)], call.offsets)
 
 
 def empty_like_weights(call: Call) -> list[Tensor]:
-    """Room for the gradient of each weight; none for one that is None."""
+    """Empty tensors for the gradients of the weights; without elements for a weight that is None."""
     return [call.x.new_empty(0 if weight is None else weight.shape) for weight in call.weights]
 
 
 def _total(parts: Tensor) -> Tensor:
-    """The sum over threads [threads, …], without a pass over memory where there is one."""
+    """The sum over threads [threads, …], without a pass over memory if there is one thread."""
     return parts[0] if len(parts) == 1 else parts.sum(0)
 
 
@@ -122,7 +122,7 @@ def rows_forward(call: Call) -> Tensor:
     x, (n, d) = call.x, call.x.shape
     team = team_size(call.W_in.nbytes * n, 4 * x.numel())
     y = torch.zeros(team, n, d)
-    # Held here, as the loop knows addresses alone.
+    # Held here, because the loop knows only addresses.
     held = as_float(x), *map(contiguous, call.weights), as_float(call.gates), call.chosen.contiguous(), y
     run(loops.forward_loop, team, arguments_of(call, call.W_in.element_size(), held))
     return _total(y).to(x.dtype)

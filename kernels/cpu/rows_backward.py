@@ -1,4 +1,4 @@
-"""The compiled backward loop of a routed MLP on the CPU: hidden activations are formed again, block by block.
+"""The compiled backward loop of a routed MLP on the CPU, which recomputes hidden activations block by block.
 
 Shapes: n tokens, d model, f neurons, p pathways; inside a pathway: r tokens that chose it.
 """
@@ -15,7 +15,7 @@ from kernels.cpu.pointwise import activate_and_derive
 
 @njit
 def backward_loop(a, thread, threads):
-    """Adds to D_X [threads, n, d] and D_GATES [threads, n, p]; writes this thread's rows of every weight's gradient.
+    """Add to D_X [threads, n, d] and D_GATES [threads, n, p], and write this thread's rows of every weight's gradient.
 
     With u = x W_inᵀ + b_in, v = x W_gateᵀ + b_gate, h = act(u) or act(v) ⊙ u, e = grad W_outᵀ (before the gate):
     d gate = ⟨h, e⟩, dh = gate · e, dW_out = (gate · h)ᵀ grad; du, dv from dh; dW_in = duᵀ x; dx = du W_in + dv W_gate.

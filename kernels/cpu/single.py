@@ -1,9 +1,9 @@
-"""The products of a single token with rows that follow each other, at the speed of memory: `loops` uses them.
+"""The products of a single token with consecutive rows, at the speed of memory, for `loops`.
 
-Eight rows are read at a time, far apart rather than neighbours: a processor fetches ahead in one direction a page, and
-four neighbours of 1 KB lie in one. Of two neighbouring bfloat16 numbers the lower becomes a float32 by a shift, the
-upper by a mask, which is half the work of widening them in order; so the token's numbers, and the sums, lie in lanes:
-of every 32 first those at even places, then those at odd ones. What remains of d is in order.
+Eight rows are read at a time, far apart rather than neighbours, because a processor fetches ahead in one direction per
+page, and four neighbours of 1 KB lie in one page. Of two neighbouring bfloat16 numbers, a shift turns the lower into a
+float32 and a mask the upper, which is half the work of widening them in order. So the token's numbers, and the sums,
+lie in lanes: of every 32, first those at even places, then those at odd ones. The remainder of d is in order.
 
 All arguments of a tile are int64: addresses, counts, distances in bytes. Shapes: d model.
 """
@@ -24,7 +24,7 @@ ROWS = 8
 
 
 def _wide(builder, row, i, half):
-    """The numbers of a row that belong to one step: a vector, or two of bfloat16."""
+    """The numbers of a row that belong to one step: one vector, or two for bfloat16."""
     if not half:
         return [load_lanes(builder, row, i, FLOAT)]
     pairs = builder.load(builder.bitcast(builder.gep(row, [i]), WORDS.as_pointer()), align=2)
@@ -34,7 +34,7 @@ def _wide(builder, row, i, half):
 
 
 def _steps(builder, d, half, step):
-    """Calls step(i, load, mask) for every step's first number; load gives a row's vectors from there on."""
+    """Call step(i, load, mask) for every step's first number; load gives a row's vectors from there on."""
     width = 2 * LANES if half else LANES
     kind = HALF if half else FLOAT
     whole = builder.and_(d, I64(-width))
@@ -152,7 +152,7 @@ def sum_one(rows, count, factors, d, y, size):
 
 @register_jitable
 def to_lanes(x, d, size):
-    """A copy of the d numbers at x as `dot_one` wants them."""
+    """Copy the d numbers at x into the order that `dot_one` needs."""
     source, lanes = carray(floats(x), (d,)), np.empty(d, np.float32)
     whole = d & ~31 if size == 2 else 0
     for start in range(0, whole, 32):
@@ -165,7 +165,7 @@ def to_lanes(x, d, size):
 
 @register_jitable
 def add_lanes(y, lanes, size):
-    """Adds the result of `sum_one` to the numbers at y."""
+    """Add the result of `sum_one` to the numbers at y."""
     d = lanes.shape[0]
     target = carray(floats(y), (d,))
     whole = d & ~31 if size == 2 else 0

@@ -1,6 +1,6 @@
-"""How many threads a compiled loop runs on: PyTorch's own (OpenMP) where its library is GNU's, else one.
+"""How many threads a compiled loop runs on: PyTorch's own (OpenMP) if its library is GNU's, else one.
 
-Needs no numba, so that estimates can ask.
+This needs no numba, so that estimates can ask.
 """
 
 import ctypes
@@ -10,7 +10,7 @@ import math
 import torch
 
 TEAM_BYTES = 3 << 20  # a quarter of a Pythia-70m MLP on two threads took 254 µs, on one 164; of a 410m one 393 and 504
-SCRATCH = 4 << 30  # bytes, at most, that the threads of a call reserve together
+SCRATCH = 4 << 30  # the most bytes that the threads of a call reserve together
 
 
 @functools.cache
@@ -27,9 +27,9 @@ def gnu_openmp() -> tuple[ctypes.CDLL | None, int, int]:
 
 
 def team_size(bytes_read: float = math.inf, bytes_each: float = 0) -> int:
-    """Threads that a loop will run on: one where waking others takes longer than reading so much.
+    """The number of threads for a loop: one if waking others takes longer than reading `bytes_read` bytes.
 
-    bytes_each: what each of them reserves; as many threads run as stay within SCRATCH, at least one.
+    bytes_each: bytes that each thread reserves; as many threads run as fit into SCRATCH, but at least one.
     """
     threads = torch.get_num_threads()
     if threads == 1 or bytes_read < TEAM_BYTES or gnu_openmp()[0] is None:

@@ -1,10 +1,10 @@
 """Tile products in LLVM vector code, the inside of the compiled loops of `kernels.cpu.loops`.
 
-Rows are named by tables of addresses, so that neither tokens nor neurons are gathered or packed. A tile keeps its sums
-in registers: 4 × 4 of them with 16 lanes reached 140 of the 170 GFLOP/s that MKL reaches in large products on a Xeon
-with AVX-512, and stay there for 4 tokens, where MKL reaches half. Wider processors take two registers a vector.
-Written as vectors because LLVM on its own takes half of the register on Intel processors (its preferred width is 256
-bits), which halves the speed.
+Tables of addresses name the rows, so that neither tokens nor neurons are gathered or packed. A tile keeps its sums in
+registers: 4 × 4 of them with 16 lanes reached 140 of the 170 GFLOP/s that MKL reaches in large products on a Xeon with
+AVX-512, and keep this speed for 4 tokens, where MKL reaches half. Narrower processors use two registers for a vector.
+The code is written as vectors because LLVM on its own uses half of the register on Intel processors (its preferred
+width is 256 bits), which halves the speed.
 
 All arguments of a tile are int64: addresses, counts of elements. Numbers are float32; a table of bfloat16 rows is read
 as the upper halves of float32.
@@ -38,7 +38,7 @@ def _rows(builder, table, count, kind):
 
 
 def lanes_below(builder, left):
-    """Lanes below `left`."""
+    """A mask of the lanes below `left`."""
     lanes = ir.Constant(ir.VectorType(I64, LANES), list(range(LANES)))
     return builder.icmp_signed("<", lanes, spread(builder, left, I64))
 
@@ -51,7 +51,7 @@ def spread(builder, scalar, kind=FLOAT):
 
 
 def load_lanes(builder, row, i, kind, mask=None):
-    """Sixteen numbers from the i-th on, those outside the mask as zeros."""
+    """Sixteen numbers from the i-th on, with zeros outside the mask."""
     vector = ir.VectorType(kind, LANES)
     pointer = builder.bitcast(builder.gep(row, [i]), vector.as_pointer())
     if mask is None:
@@ -83,8 +83,8 @@ def add_product(builder, a, b, total):
 
 
 def sums_of(builder, vectors):
-    """One vector whose lane k is the sum of the k-th of up to sixteen vectors: a tree of shuffles and additions."""
-    # What the tree does to the order is found by following the origin of each lane through it.
+    """A vector whose lane k is the sum of the k-th of up to sixteen vectors, by a tree of shuffles and additions."""
+    # The order that the tree gives is found by following the origin of each lane through it.
     origin = [[k] * LANES for k in range(LANES)]
     while len(origin) > 1:
         half = len(origin) // 2
@@ -152,7 +152,7 @@ def sums(n_out: int, width: int, half: bool = False) -> Callable:
     """out_t += Σ_k factors[k · by_row + t · by_out] · row_k: one tile of a down-projection, or of a weight's gradient.
 
     out: a table of the addresses of `n_out` rows of d numbers; rows: a table of n rows (bfloat16 if half). `width`
-    vectors are summed at a time, what is left of d one by one.
+    vectors are summed at a time, the remainder of d one by one.
     """
     kind = HALF if half else FLOAT
 

@@ -51,10 +51,10 @@ def _gradients(grad: Tensor, call: Problem) -> Gradients:
 def weight_gradient(
     call: Problem, routes: RouteTable, tile: Tile, left: Tensor, right: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """leftᵀ times each pair's row of right, left [r, m] and right [n, d]: [f, d]; and the sum of left where biased."""
+    """leftᵀ times each pair's row of right, for left [r, m] and right [n, d]: [f, d]; and the sum of left if biased."""
     (f, d), p = call.W_in.shape, call.chosen.shape[1]
     out, d_bias = left.new_empty(f, d), left.new_empty(0 if bias is None else f)
-    # Pathway by pathway, so that what its tiles share is in L2.
+    # Pathway by pathway, so that the data that its tiles share is in L2.
     grid = (triton.cdiv(call.m, tile.rows), triton.cdiv(d, tile.cols), p)
     tensors = (left, right, out, d_bias, routes.token, routes.starts, call.offsets)
     constants = {"BIASED": bias is not None, **call.product, **tile.launch()}

@@ -1,6 +1,6 @@
-"""Fused routed MLP for a few tokens: bound by reading weights, so each chosen row is read exactly once.
+"""Fused routed MLP for a few tokens. Reading weights bounds its speed, so it reads each chosen row exactly once.
 
-A program owns a slice of one pathway's neurons: it computes their activations for all tokens, multiplies them with
+A program owns a slice of one pathway's neurons. It computes their activations for all tokens, multiplies them with
 their rows of W_out, and writes a partial sum for each token that chose the pathway; a second kernel adds these in a
 fixed order. The grid covers all pathways and is the same for every choice, so that CUDA graphs can hold it; programs of
 pathways that nobody chose return at once.
@@ -13,7 +13,7 @@ import triton.language as tl
 
 from kernels.gpu.pieces import activate, multiply, narrow, span
 
-# Loads in flight at a time: without a product of matrices, Triton does not plan ahead unless it is told to.
+# Loads in flight at a time. Without a product of matrices, Triton plans ahead only if it is told to.
 STAGES = tl.constexpr(3)
 
 
@@ -34,7 +34,7 @@ def product(
     ROWS: tl.constexpr,
     INNER: tl.constexpr,
 ):
-    """x W[f]ᵀ: [N, ROWS] float32; with one token a sum over rows, else on the tensor cores."""
+    """x W[f]ᵀ, [N, ROWS] float32: a sum over rows for one token, else a product on the tensor cores."""
     inner = tl.arange(0, INNER)
     if ONE:
         sums = tl.zeros((ROWS, INNER), tl.float32)

@@ -1,8 +1,8 @@
 """The backward pass of the grouped products: gradients of the hidden activations, then XᵀY for the weights.
 
-Hidden activations are computed again: nothing is kept between the passes. weight_gradient is not persistent: its grid
-has no spare tiles, and tiles of unequal length are spread best by the hardware, which starts a program wherever one has
-ended.
+Hidden activations are recomputed, so nothing is kept between the passes. weight_gradient is not persistent, because its
+grid has no spare tiles, and the hardware, which starts a program wherever one has ended, spreads tiles of unequal
+length best.
 
 Shapes: n tokens, d model, f neurons, p pathways, m neurons of a pathway (M at most), r pairs.
 """

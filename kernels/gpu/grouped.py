@@ -3,7 +3,7 @@
 up (gather, product, bias, activation, gate), down (pair rows; in the backward pass dx), combine (each token's pairs in
 pathway order). No atomics are used, so results are reproducible bit for bit. Row offsets are int64.
 
-up, down and hidden_gradients are persistent: a few programs a multiprocessor take tiles in turns, as many as the
+up, down and hidden_gradients are persistent: a few programs per multiprocessor take turns at tiles, as many as the
 device counted, whatever the grid.
 
 Shapes: n tokens, d model, f neurons, p pathways, m neurons of a pathway (M at most), r pairs.
@@ -19,7 +19,7 @@ GROUP = tl.constexpr(8)
 
 @triton.jit
 def turn(tile, count, columns):
-    """Row and column of a tile: GROUP rows of tiles a time, column by column, so that what they share is in L2."""
+    """The row and column of a tile: GROUP rows of tiles at a time, column by column, so that shared data is in L2."""
     group = GROUP * columns
     first = tile // group * GROUP
     rows = tl.minimum(count - first, GROUP)

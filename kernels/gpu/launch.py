@@ -16,7 +16,7 @@ from kernels.gpu.tiles import ADD, COMBINE_COLS, DECODE_TILES, Tile, combine_war
 
 
 def on_gpu(call: Call) -> Tensor:
-    """`kernels.routed_mlp`."""
+    """Compute `kernels.routed_mlp` on a GPU."""
     ours = problem(call)
     if ours.empty:
         return torch.zeros_like(ours.x)
@@ -25,7 +25,7 @@ def on_gpu(call: Call) -> Tensor:
 
 
 def decode_forward(call: Problem, b_out: Tensor | None = None, mean_out: Tensor | None = None) -> Tensor:
-    """For up to GPU_TOKENS tokens; plus b_out [d], and mean_out [p, d] of the pathways that are not chosen."""
+    """Run up to GPU_TOKENS tokens, and add b_out [d] and mean_out [p, d] of the pathways that are not chosen."""
     assert len(call.x) <= GPU_TOKENS, (len(call.x), GPU_TOKENS)
     (n, d), p = call.x.shape, call.chosen.shape[1]
     tile = DECODE_TILES[family(call.x.dtype), "one" if n == 1 else "few"]
@@ -43,13 +43,13 @@ def decode_forward(call: Problem, b_out: Tensor | None = None, mean_out: Tensor 
 
 
 def persistent(routes: RouteTable, width: int, tile: Tile) -> tuple[int]:
-    """The grid of a persistent kernel: what can run at once, unless there cannot be so many tiles."""
+    """The grid of a persistent kernel: all programs that can run at once, unless there are fewer tiles."""
     most = len(routes.tile_row) * triton.cdiv(width, tile.cols)
     return (min(most, places(routes.starts.device, tile.resident)),)
 
 
 def grouped_forward(call: Problem) -> Tensor:
-    """For many tokens."""
+    """Run many tokens."""
     tiles = call.tiles
     tile = tiles.up if call.W_gate is None else tiles.gated_up
     routes = find_routes(call.chosen, tile.rows, call.capacity)
@@ -69,7 +69,7 @@ def down(
     hidden_gate: Tensor | None = None,
     W_gate: Tensor | None = None,
 ) -> Tensor:
-    """hidden [r, m] times each pair's rows of W [f, d], plus the same of the gate where given: [r, d]."""
+    """hidden [r, m] times each pair's rows of W [f, d], plus the same for the gate if given: [r, d]."""
     d = W.shape[1]
     rows = hidden.new_empty(call.capacity, d)
     gate = (hidden, W) if hidden_gate is None or W_gate is None else (hidden_gate, W_gate)

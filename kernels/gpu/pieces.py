@@ -1,7 +1,7 @@
-"""What the Triton kernels share: activations with derivatives in float32, pathways' neurons, matrix products by type.
+"""Functions that the Triton kernels share: activations with derivatives, pathways' neurons, matrix products by type.
 
-Triton's interpreter computes on the raw bits of bfloat16 and cuts them off instead of rounding; for it alone, UPCAST
-turns operands into float32 first and rounds results to nearest as a GPU does.
+Triton's interpreter computes on the raw bits of bfloat16 and truncates instead of rounding. Only for it, UPCAST turns
+operands into float32 first and rounds results to nearest, as a GPU does.
 """
 
 import triton
@@ -60,7 +60,7 @@ def multiply(a, b, total, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
 
 @triton.jit
 def narrow(value, TYPE: tl.constexpr, UPCAST: tl.constexpr):
-    """value, in float32, rounded to the type it is stored in."""
+    """The float32 value, rounded to the type in which it is stored."""
     if UPCAST:
         bits = value.to(tl.uint32, bitcast=True)
         bits += 0x7FFF + ((bits >> 16) & 1)

@@ -1,4 +1,4 @@
-"""What the launches of a routed MLP's kernels share: inputs as kernels take them, constants, grids.
+"""Inputs, constants and grids that the launches of a routed MLP's kernels share.
 
 Shapes: n tokens, d model, f neurons, p pathways, m neurons of the largest pathway.
 """
@@ -16,15 +16,15 @@ from kernels.gpu.tiles import ACTS, Tiles, arithmetic, tiles_for
 
 @functools.cache
 def device_offsets(offsets: tuple[int, ...], device: torch.device) -> Tensor:
-    """Copied once per partition and device, and never freed, so that calls and CUDA graphs copy nothing."""
+    """The offsets on a device, copied once per partition, never freed, so that calls and CUDA graphs copy nothing."""
     return torch.tensor(offsets, dtype=torch.int32, device=device)
 
 
 @functools.cache
 def places(device: torch.device, resident: tuple[int, int]) -> int:
-    """How many programs run at once, of which one multiprocessor of sm_80, of sm_90 takes `resident`.
+    """How many programs run at once on a device whose multiprocessors take `resident` each (on sm_80, on sm_90).
 
-    1 in the interpreter, where all programs take turns.
+    It is 1 in the interpreter, where all programs take turns.
     """
     if device.type != "cuda":
         return 1
@@ -33,7 +33,7 @@ def places(device: torch.device, resident: tuple[int, int]) -> int:
 
 
 class Problem(NamedTuple):
-    """One call as the kernels take it; tensors are contiguous."""
+    """One call in the form that the kernels take; tensors are contiguous."""
 
     x: Tensor
     W_in: Tensor
@@ -47,18 +47,18 @@ class Problem(NamedTuple):
     """on the device"""
     m: int
     most: int
-    """pathways of a token at most"""
+    """an upper bound on pathways per token"""
     constants: dict[str, object]
-    """what the kernels of this call are compiled for"""
+    """the constants for which this call's kernels are compiled"""
 
     @property
     def weights(self) -> list[Tensor]:
-        """W_in, b_in, W_gate, b_gate: for an absent tensor a kernel takes some address, and never reads it."""
+        """W_in, b_in, W_gate, b_gate; an absent tensor is replaced by some address, which the kernel never reads."""
         return [self.W_in if t is None else t for t in (self.W_in, self.b_in, self.W_gate, self.b_gate)]
 
     @property
     def capacity(self) -> int:
-        """The most pairs of a token and a pathway that there can be; how many there are, the device knows alone."""
+        """The most pairs of a token and a pathway that there can be; only the device knows how many there are."""
         return len(self.chosen) * self.most
 
     @property
@@ -77,7 +77,7 @@ class Problem(NamedTuple):
 
 
 def problem(call: Call) -> Problem:
-    """The call as the kernels take it."""
+    """Bring the call into the form that the kernels take."""
     x, p = call.x, call.chosen.shape[1]
     constants = {
         "ACT": ACTS[call.activation],

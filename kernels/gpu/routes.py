@@ -17,24 +17,24 @@ from kernels.gpu.tiles import routes_sizes
 
 
 class RouteTable(NamedTuple):
-    """What the grouped kernels need to know about a choice; all tensors int32, on the device."""
+    """All that the grouped kernels need to know about a choice; every tensor is int32 and on the device."""
 
     token: Tensor
     """[capacity] token of each pair; undefined from the last pair on"""
     pair: Tensor
-    """[n, p] number of each chosen pair, -1 where not chosen"""
+    """[n, p] number of each chosen pair, −1 for pairs that are not chosen"""
     starts: Tensor
     """[p + 1] first pair of each pathway, then the number of pairs"""
     tile_pathway: Tensor
-    """[most tiles there can be] pathway that a tile works on; undefined from the last tile on"""
+    """[most tiles there can be] pathway on which a tile works; undefined from the last tile on"""
     tile_row: Tensor
     """[most tiles there can be] first pair of a tile"""
     n_tiles: Tensor
-    """[1] tiles that there are"""
+    """[1] number of tiles"""
 
     @property
     def work(self) -> tuple[Tensor, ...]:
-        """What a persistent kernel takes of it."""
+        """The tensors that a persistent kernel needs."""
         return self.token, self.starts, self.tile_pathway, self.tile_row, self.n_tiles
 
 
@@ -62,7 +62,7 @@ def _scan(
     PP: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """Turns counts [blocks, p] into the pairs before each block, in place; then starts and the tiles' places."""
+    """Turn counts [blocks, p] into the pairs before each block, in place; then compute starts and the tiles' places."""
     p = tl.arange(0, PP)
     running = tl.zeros((PP,), tl.int32)
     for first in range(0, n_blocks, STEP):
@@ -105,9 +105,9 @@ def _place(chosen, before, starts, token, pair, n, capacity, P: tl.constexpr, PP
 
 
 def find_routes(chosen: Tensor, rows_per_tile: int, capacity: int) -> RouteTable:
-    """Numbers the chosen entries of [n, p]; capacity: the most pairs there can be.
+    """Number the chosen entries of [n, p]; capacity: the most pairs that there can be.
 
-    Should there be more, they are numbered from `capacity` on and belong to no tile: nothing is written out of bounds,
+    If there are more, they are numbered from `capacity` on and belong to no tile, so nothing is written out of bounds,
     and `kernels.gpu.grouped.combine` turns their tokens into NaN.
     """
     n, p = chosen.shape

@@ -1,7 +1,7 @@
-"""Row-sparse products on a GPU for a few tokens, `kernels.neurons` in Triton: only rows that some token keeps are read.
+"""Row-sparse products on a GPU for a few tokens (`kernels.neurons` in Triton), which read only rows that a token keeps.
 
-One token gathers its rows; several share the rows that any of them keeps, each read once and multiplied on the tensor
-cores (a shared set of neurons is the case in which these are the rows of each). Grids depend on sizes alone, rows that
+One token gathers its rows. Several tokens share the rows that any of them keeps, which are read once and multiplied on
+the tensor cores; if they share a set of neurons, these are the rows of each. Grids depend only on sizes, rows that
 nobody keeps are masked, and every element is written, so that CUDA graphs can hold these calls.
 
 Shapes: n tokens (N, padded to what a tensor core takes), r rows, c columns of W, s slices of its rows.

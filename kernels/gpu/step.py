@@ -1,7 +1,7 @@
-"""A routed MLP from its input to its output for a few tokens: router, choice, rows and output bias in four kernels.
+"""A whole routed MLP for a few tokens in four kernels: router, choice, rows and output bias.
 
-As operations of PyTorch the router and the choice are some twenty kernels, together longer than the rows of a large
-MLP. Grids depend on sizes alone and nothing waits for the host, so that CUDA graphs can hold a step.
+As operations of PyTorch, the router and the choice are some twenty kernels, which take longer than the rows of a large
+MLP. Grids depend only on sizes and nothing waits for the host, so that CUDA graphs can hold a step.
 
 Shapes: n tokens, d model, h router's hidden units, p pathways (PP, padded to a power of two).
 """
@@ -50,7 +50,7 @@ def pick(
     PP: tl.constexpr,
     INNER: tl.constexpr,
 ):
-    """`kernels.choose` from the features: scores s = W inputs[t] + b, the K largest of s + bias, and their gates.
+    """Compute `kernels.choose` from the features: scores s = W inputs[t] + b, the K largest of s + bias, their gates.
 
     Comparisons with NaN are false: a token of NaNs chooses all, and shows it.
     """
@@ -79,8 +79,8 @@ def pick(
 class Step:
     """See `kernels.prepare_fused`; on CUDA, for up to GPU_TOKENS tokens and GPU_PATHWAYS pathways.
 
-    It covers every `Router`: linear or with a hidden layer, all its gates, any k; with pathways' means or without. What
-    is no such router (rules but top_k, shared pathways, static masks) runs PyTorch's choice and `kernels.routed_mlp`.
+    It covers every `Router`: linear or with a hidden layer, all its gates, any k, with or without pathways' means.
+    Others (rules other than top_k, shared pathways, static masks) run PyTorch's choice and then `kernels.routed_mlp`.
     """
 
     def __init__(self, layer: Layer) -> None:
@@ -89,7 +89,7 @@ class Step:
         self.layer: Layer = _contiguous(layer._replace(router=_contiguous(layer.router)))
 
     def __call__(self, x: Tensor, backend: str = "triton") -> Tensor:
-        """Output [n, d] of x [n, d]; there is one backend, which `fuses` names."""
+        """The output [n, d] for x [n, d]; there is only one backend, which `fuses` names."""
         assert backend == "triton", backend
         if len(x) == 0:
             return torch.empty_like(x)

@@ -1,4 +1,4 @@
-"""The tile sizes that are shipped and what each call compiles for: type, activation, arithmetic."""
+"""The shipped tile sizes, and the constants for which each call compiles: type, activation, arithmetic."""
 
 import os
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from kernels.backends import GPU_TOKENS
 
 ACTS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu"}
 COMBINE_COLS = 512
-# Few columns, so that one token's occupy every multiprocessor; many slices at once, so that none waits for another.
+# Few columns, so that those of one token occupy every multiprocessor; many slices at once, so that none waits.
 ADD = {"SLICES": 64, "COLS": 32}
 # The router of a decoding step: rows of its first layer for a program, numbers of a row at a time.
 FEATURES = {"ROWS": 4, "INNER": 512}
@@ -17,19 +17,19 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def routes_sizes(p: int) -> dict[str, int]:
-    """For `kernels.gpu.routes`: STEP rows, of tokens or blocks, with p numbers each are held in registers at once."""
+    """Sizes for `kernels.gpu.routes`: registers hold STEP rows, of tokens or blocks, with p numbers each at once."""
     padded = 1 << (p - 1).bit_length()
     return {"P": p, "PP": padded, "STEP": min(64, 4096 // padded)}
 
 
 def pick_sizes(p: int) -> dict[str, int]:
-    """Of the last layer of a decoding step's router: one program compares each of p pathways with each."""
+    """Sizes for the last layer of a decoding step's router: one program compares each of p pathways with each."""
     padded = 1 << (p - 1).bit_length()
     return {"PP": padded, "INNER": min(128, 8192 // padded), "num_warps": 4 if padded <= 64 else 8}
 
 
 class Tile(NamedTuple):
-    """Sizes of one program's work and its resources; powers of two, at least 16 for the tensor cores."""
+    """The sizes of one program's work, and its resources; powers of two, at least 16 for the tensor cores."""
 
     rows: int
     cols: int
@@ -45,7 +45,7 @@ class Tile(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """The tiles of each grouped kernel. All but weight share their rows, as they share the routes."""
+    """The tiles of each grouped kernel. All but weight have the same rows, because they share the routes."""
 
     up: Tile
     gated_up: Tile
@@ -96,7 +96,7 @@ TILES = {
         weight=Tile(32, 64, 16, 4, 2),
     ),
 }
-# Sizes that do not divide by 16 are loaded number by number, which takes registers. They are those of small models.
+# Sizes that do not divide by 16, as in small models, are loaded number by number, which takes registers.
 TILES |= {
     (kind, "odd"): Tiles(
         up=Tile(32, 32, 16, 4, 2, (2, 3)),
@@ -117,7 +117,7 @@ class DecodeTile(NamedTuple):
     warps: int
 
     def launch(self, n_tokens: int, inner: str = "INNER") -> dict[str, int]:
-        """What a kernel for so few tokens is started with; one token is a case of its own."""
+        """The launch options of a kernel for this few tokens; one token is a special case."""
         one = n_tokens == 1
         count = {"ONE": one, "N": 1 if one else GPU_TOKENS}
         return {**count, "ROWS": self.rows, inner: self.inner, "num_warps": self.warps}
@@ -141,7 +141,7 @@ SUMS_TILES = {
 
 
 def combine_warps(dtype: torch.dtype) -> int:
-    """So many that each thread loads 16 bytes."""
+    """The number of warps at which each thread loads 16 bytes."""
     return COMBINE_COLS * dtype.itemsize // (16 * 32)
 
 
@@ -150,16 +150,16 @@ def family(dtype: torch.dtype) -> str:
 
 
 def upcast(dtype: torch.dtype) -> bool:
-    """See `kernels.gpu.pieces`: the interpreter needs it for bfloat16."""
+    """Whether to upcast, which the interpreter needs for bfloat16; see `kernels.gpu.pieces`."""
     return INTERPRETED and dtype == torch.bfloat16
 
 
 def arithmetic(dtype: torch.dtype) -> dict:
-    """float32 products are exact unless `torch.backends.cuda.matmul.allow_tf32` says otherwise, as in PyTorch."""
+    """The constants of a product; as in PyTorch, float32 is exact unless `torch.backends.cuda.matmul.allow_tf32`."""
     tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
     return {"PRECISION": "tf32" if tf32 else "ieee", "UPCAST": upcast(dtype)}
 
 
 def tiles_for(dtype: torch.dtype, n_tokens: int, odd: bool) -> Tiles:
-    """odd: whether a size does not divide by 16."""
+    """The tiles for a call; odd: whether a size does not divide by 16."""
     return TILES[family(dtype), "odd" if odd else "large" if n_tokens >= 512 else "small"]
