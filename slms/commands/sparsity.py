@@ -1,6 +1,8 @@
 """`eval.py sparsity`, also installed as the console script `sparsity`: activation sparsity by layer."""
 
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,13 +20,15 @@ from slms.data.probe_tasks import MANIFEST, Item, Task, read_tasks
 from slms.data.prompts import prompt_blocks
 from slms.data.text import say_shortage
 from slms.measure.journal import Journal, digest, identity
-from slms.measure.sparsity import STEPS, Sparsity, measure_sparsity
+from slms.measure.rows import MODEL, Row
+from slms.measure.sparsity import STEPS, measure_sparsity
 from slms.metrics.functional import ActivationSparsity
 from slms.models.anatomy import list_layers, named_layers
+from slms.models.place import place_name
 from slms.progress import Progress
 from slms.report.artifacts import own_directory, write_csv, write_json
 from slms.report.provenance import command_line
-from slms.report.tables import number, share, text_table
+from slms.report.tables import cell, text_table
 
 DTYPES = {"auto": None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DOCUMENTS, MOST_TOKENS = 4, 2048  # documents read by default, as in the prototype; most tokens of one document
@@ -81,7 +85,8 @@ def sparsity(
     net, tokenizer = open_model(model)
     net = net if DTYPES[dtype] is None else net.to(DTYPES[dtype])  # type: ignore[arg-type]  # decorated
     chosen = named_layers(net, layers)
-    names = {layer.index: layer.name for layer in list_layers(net)}
+    known = {layer.index: layer.name for layer in list_layers(net)}
+    names = {i: known[i] for i in chosen}
     context = getattr(net.config, "max_position_embeddings", None) or MOST_TOKENS
     own = run_text(model) | ({"files": {}} if by_task or prompt else {})  # whose text is then not read
     read = chosen_text(net, own, block_size=block_size or min(MOST_TOKENS, context), **text)
@@ -89,8 +94,8 @@ def sparsity(
         raise ValueError(f"--block_size {block_size}: it must be at least 2, so that a token can be predicted")
     if not by_task:
         tasks = [_text(prompt, read, num_docs, n_tokens, tokenizer)]
-    rows: list[list[Any]] = []
-    about: list[dict[str, Any]] = []
+    rows: dict[str, list[Row]] = {}
+    texts: dict[str, int] = {}
     made_from = identity(net)
     options = [threshold, tolerance, batch_size, chosen, dtype, digest({"texts": tasks}), read["block_size"]]
     source = Path(str(probe_manifest or MANIFEST) if by_task else "prompt" if prompt else read["corpus"]).stem
@@ -101,13 +106,12 @@ def sparsity(
             journal = Journal(directory.parent / "parts", made_from | identity(net, blocks))
             told = partial(steps.update, 1)
             found = measure_sparsity(net, blocks, chosen, threshold, tolerance, batch_size, told, journal)
-            task_rows = _rows(found, {i: names[i] for i in chosen})
-            rows += [[task.task_id, *row] if by_task else row for row in task_rows]
-            about.append({"task_id": task.task_id, "texts": len(blocks.input_ids)} | _whole(found))
-            _print(task.task_id if by_task else "", found, names, tolerance)
-    columns = ["task_id", *COLUMNS] if by_task else COLUMNS
-    write_csv(directory / "sparsity.csv", columns, rows)
-    settings = {
+            rows[task.task_id], texts[task.task_id] = found.rows(), len(blocks.input_ids)
+            _print(task.task_id if by_task else "", rows[task.task_id], names, tolerance)
+    first = 0 if by_task else 1  # the published columns have no `task_id`
+    lines = [[name, *line][first:] for name, own in rows.items() for line in _lines(own, names)]
+    write_csv(directory / "sparsity.csv", ["task_id", *COLUMNS][first:], lines)
+    content = {
         "model": model,
         "corpus": None if by_task or prompt else read["corpus"],
         "split": read["split"],
@@ -118,9 +122,10 @@ def sparsity(
         "num_docs": num_docs,
         "n_tokens": n_tokens,
         "command": command_line(),
-        "texts": about,
+        "texts": texts,
+        "rows": [{"task_id": name} | asdict(row) for name, own in rows.items() for row in own],
     }
-    write_json(directory / "sparsity.json", settings | {"rows": [dict(zip(columns, row, strict=True)) for row in rows]})
+    write_json(directory / "sparsity.json", content)
     print(f"written to {directory}")
 
 
@@ -160,41 +165,28 @@ def _text(
     return Task("text", "", "", tuple(items))
 
 
-def _rows(found: Sparsity, names: dict[int, str]) -> list[list[Any]]:
-    rows = []
+def _lines(rows: Sequence[Row], names: dict[int, str]) -> list[list[Any]]:
+    """One of `COLUMNS` for each layer."""
+    lines = []
     for i, name in names.items():
-        layer, output = found.neurons[i], found.output[i]
-        row: list[Any] = [name, float(output.frac), float(output.pr), found.sufficient and found.sufficient.kept[i]]
-        for value, half in zip(layer.value, layer.half_width, strict=True):
-            row += [float(value), float(value - half), float(value + half)]
-        rows.append([*row, float(layer.legacy.frac), float(layer.legacy.pr), layer.n])
-    return rows
+        of = {row.key[1:]: row for row in rows if row.place == place_name(i)}
+        measured = [of["sparsity", family] for family in ActivationSparsity._fields]
+        numbers = [of["frac", ""].value, of["pr", ""].value, of["kept", ""].value]
+        numbers += [number for row in measured for number in (row.value, row.low, row.high)]
+        numbers += [of["sparsity", f"{name}_legacy"].value for name in ("frac", "pr")]
+        lines.append([name, *numbers, measured[0].n])
+    return lines
 
 
-def _whole(found: Sparsity) -> dict[str, Any]:
-    if found.sufficient is None:
-        return {}
-    whole = found.sufficient
-    return {
-        "kept": sum(whole.kept.values()) / len(whole.kept),
-        "cett": whole.cett,
-        "perplexity": whole.perplexity,
-        "perplexity_dense": whole.dense,
-    }
-
-
-def _print(title: str, found: Sparsity, names: dict[int, str], tolerance: float) -> None:
+def _print(title: str, rows: Sequence[Row], names: dict[int, str], tolerance: float) -> None:
     head = ["layer", "kept", "Gini", "Hoyer", ".9 mass", "PR/N", "zeros", "frac", "pr"]
-    rows = []
-    for i, layer in found.neurons.items():
-        kept = found.sufficient.kept[i] if found.sufficient else None
-        cells = [number(float(value)) for value in layer.value]
-        rows.append([names[i], share(kept), *cells, number(float(found.output[i].frac)), f"{found.output[i].pr:.4g}"])
+    shown = [("kept", ""), *(("sparsity", family) for family in ActivationSparsity._fields), ("frac", ""), ("pr", "")]
+    of = {row.key: cell(row) for row in rows}
+    cells = [[name, *(of[place_name(i), *key] for key in shown)] for i, name in names.items()]
     if title:
         print(f"\n{title}")
-    print(text_table(head, rows))
-    if whole := _whole(found):
-        print(
-            f"  kept: {share(whole['kept'])} of the neurons hold perplexity at {whole['perplexity']:.3f}, within "
-            f"{100 * tolerance:g} % of {whole['perplexity_dense']:.3f}; CETT {whole['cett']:.3f}"
-        )
+    print(text_table(head, cells))
+    print(
+        f"  kept: {of[MODEL, 'kept', '']} of the neurons hold perplexity at {of[MODEL, 'perplexity', 'kept']}, within "
+        f"{100 * tolerance:g} % of {of[MODEL, 'perplexity', 'dense']}; CETT {of[MODEL, 'cett', '']}"
+    )

@@ -12,17 +12,7 @@ import torch
 
 from slms.measure.evidence import Activities, Choices, Evidence, OfSample
 from slms.measure.rows import Row, row_of
-from slms.metrics.functional import Interval
 from slms.metrics.functional.score import share_beyond_chance
-
-
-def sparsity(e: Activities) -> dict[str, float | Interval]:
-    values, halves = e.sparsity.value._asdict(), e.sparsity.half_width._asdict()
-    found: dict[str, float | Interval] = {
-        name: Interval(float(value), float(value - halves[name]), float(value + halves[name]), e.sparsity.n)
-        for name, value in values.items()
-    }
-    return found | {f"{name}_legacy": float(value) for name, value in e.sparsity.legacy._asdict().items()}
 
 
 def si_units(e: Evidence) -> dict[str, float]:
@@ -131,7 +121,7 @@ METRICS: dict[str, Metric] = {
     ),
     "sparsity": Metric(
         Activities,
-        sparsity,
+        lambda e: e.sparsity.numbers(),
         "of a token's neurons, mean over tokens",
         heading="AS",
         families={"gini": "Gini", "top_mass": ".9 mass", "participation": "PR/N", "zeros": "zeros"},
@@ -168,6 +158,10 @@ METRICS: dict[str, Metric] = {
     "margin": Metric(None, None, "mean log p(answer) − log p(foil), nats", style="{:.2f}"),
     "truncated": Metric(None, None, "items whose prompt lost its beginning to the model's context"),
     "left_out": Metric(None, None, "items that could not be scored: longer than the context, or alike in its tokens"),
+    "kept": Metric(None, None, "share of neurons with which perplexity rises by the tolerance", style="{:.1%}"),
+    "frac": Metric(None, None, "share of the MLP's outputs above the threshold, as the prototype has it"),
+    "pr": Metric(None, None, "(Σ y⁺)² / Σ (y⁺)² of the MLP's outputs pooled over tokens", style="{:.4g}"),
+    "cett": Metric(None, None, "error of every MLP's output without the others, relative, mean over tokens"),
     "nats": Metric(None, None, "loss per predicted token of the second half of each block"),
     "perplexity": Metric(None, None, "exp(nats)"),
     "ratio": Metric(None, None, "perplexity over the dense model's, documents resampled in pairs", style="{:.4f}"),

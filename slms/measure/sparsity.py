@@ -17,11 +17,13 @@ from transformers import PreTrainedModel
 from slms.data.text import Blocks
 from slms.measure.journal import Journal
 from slms.measure.passes import token_nll
+from slms.measure.rows import MODEL, Row, row_of
 from slms.metrics.activations import LayerSparsity, SparsitySums
 from slms.metrics.functional import LegacySparsity, cett_threshold, largest_within
 from slms.metrics.loss import DocumentLoss
 from slms.models.activations import mlp_outputs, neuron_activations, run_up_to
-from slms.models.anatomy import list_layers
+from slms.models.anatomy import find_mlps
+from slms.models.place import place_name
 from slms.models.sites import Site, replaced
 from slms.models.weights import read_mlp
 
@@ -49,7 +51,19 @@ class Sparsity(NamedTuple):
     """by layer, at the input of the down-projection"""
     output: dict[int, LegacySparsity]
     """by layer, of the MLP's output"""
-    sufficient: Sufficient | None
+    sufficient: Sufficient
+
+    def rows(self) -> list[Row]:
+        """Return the numbers of every layer's MLP, then those of the model in which all of them keep the fewest neurons."""
+        rows, (kept, cett, perplexity, dense) = [], self.sufficient
+        for i, layer in self.neurons.items():
+            flat = self.output[i]._asdict() | {"kept": kept[i]}
+            numbers = {(metric, ""): number for metric, number in flat.items()}
+            numbers |= {("sparsity", family): number for family, number in layer.numbers().items()}
+            rows += [row_of(place_name(i), *key, number, layer.n) for key, number in numbers.items()]
+        whole = {("kept", ""): sum(kept.values()) / len(kept), ("cett", ""): cett}
+        whole |= {("perplexity", "kept"): perplexity, ("perplexity", "dense"): dense}
+        return rows + [row_of(MODEL, *key, number) for key, number in whole.items()]
 
 
 @torch.no_grad()
@@ -58,7 +72,7 @@ def measure_sparsity(
     blocks: Blocks,
     layers: Sequence[int],
     threshold: float = 0.0,
-    tolerance: float | None = 0.01,
+    tolerance: float = 0.01,
     batch_size: int = 8,
     progress: Callable[[str], object] = lambda step: None,
     journal: Journal | None = None,
@@ -68,21 +82,20 @@ def measure_sparsity(
     Args:
         threshold: the legacy `frac` counts the activations above it.
         tolerance: how much perplexity may rise for `sufficient`, which skips neurons whose contribution |a_i|·‖w_i‖ is
-            below each layer's threshold, at the same CETT in all `layers`; None leaves `sufficient` out.
+            below each layer's threshold, at the same CETT in all `layers`.
         progress: called before each step with its name.
         journal: journal of this model and these blocks, which keeps every pass over the text.
     """
     journal = journal or Journal()
     about = {"threshold": threshold, "batch_size": batch_size, "layers": list(layers)}
-    weights = {i: read_mlp(model.get_submodule(_names(model)[i])).W_out.float() for i in layers}
+    mlps = find_mlps(model)
+    weights = {i: read_mlp(mlps[i]).W_out.float() for i in layers}
     progress("sparsity")
-    measured = journal.part("activity", lambda: _activity(model, blocks, weights, threshold, batch_size), **about)
-    neurons, output = measured
-    if tolerance is None:
-        return Sparsity(neurons, output, None)
-    return Sparsity(
-        neurons, output, _sufficient(model, blocks, weights, tolerance, batch_size, progress, journal, about)
+    neurons, output = journal.part(
+        "activity", lambda: _activity(model, blocks, weights, threshold, batch_size), **about
     )
+    sufficient = _sufficient(model, blocks, weights, tolerance, batch_size, progress, journal, about)
+    return Sparsity(neurons, output, sufficient)
 
 
 def _activity(
@@ -213,7 +226,3 @@ def _batches(blocks: Blocks, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]
         width = int(np.flatnonzero((docs >= 0).any(0)).max()) + 1
         ids = blocks.input_ids[start : start + batch_size, :width].astype(np.int64)
         yield torch.from_numpy(ids), torch.from_numpy(docs[:, :width].astype(np.int64))
-
-
-def _names(model: PreTrainedModel) -> dict[int, str]:
-    return {layer.index: layer.name for layer in list_layers(model)}

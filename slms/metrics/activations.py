@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from slms.metrics.functional import ActivationSparsity, LegacySparsity, jackknife, sparsity_per_token
+from slms.metrics.functional import ActivationSparsity, Interval, LegacySparsity, jackknife, sparsity_per_token
 from slms.metrics.states import Sums
 from slms.metrics.units import N_GROUPS
 
@@ -22,6 +22,13 @@ class LayerSparsity(NamedTuple):
     legacy: LegacySparsity
     n: int
     """tokens"""
+
+    def numbers(self) -> dict[str, float | Interval]:
+        """By name, what the neurons score with intervals, then `frac_legacy` and `pr_legacy`."""
+        found: dict[str, float | Interval] = {}
+        for name, value, half in zip(self.value._fields, self.value, self.half_width, strict=True):
+            found[name] = Interval(float(value), float(value - half), float(value + half), self.n)
+        return found | {f"{name}_legacy": float(value) for name, value in self.legacy._asdict().items()}
 
 
 class SparsitySums(Sums):

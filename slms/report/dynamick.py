@@ -52,9 +52,9 @@ def break_even_lines(frontier: Frontier) -> str:
     for direction in DIRECTIONS:
         cells = []
         for name, group in by_rule(frontier.points):
-            speeds = [p.value("mlp_speedup", direction) for p in group if p.timed]
+            speeds = [p.value("mlp_speedup", direction) for p in group]
             value = found[name][direction]
-            verdict = "faster" if speeds and min(speeds) >= 1 else "slower" if speeds and max(speeds) < 1 else "mixed"
+            verdict = "faster" if min(speeds) >= 1 else "slower" if max(speeds) < 1 else "mixed"
             cells.append(f"{name} {number(value, 2) if value is not None else verdict}")
         lines.append(f"break-even density of the MLPs, {direction}: {', '.join(cells)}")
     return "\n".join(lines) + "\n(faster, slower: at every density measured)"

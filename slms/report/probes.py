@@ -12,22 +12,20 @@ from slms.report.tables import cell, interval, number, text_table
 
 def probe_table(rows: Sequence[Row]) -> str:
     """The tasks' accuracies as text for the terminal."""
-    accuracy, blind, margin, truncated, left_out = (
-        {row.family: row for row in rows if row.metric == metric}
-        for metric in ("accuracy", "blind", "margin", "truncated", "left_out")
-    )
+    of = {row.key[1:]: row for row in rows}
     head = ["task", "items", "accuracy", "95 % interval", "chance", "random model", "blind", "margin"]
     cells = []
-    for task, r in accuracy.items():
-        rivals = number(r.null_mean, 1), number(r.control), cell(blind[task])
-        cells.append([task, str(r.n), cell(r), interval(r.low, r.high), *rivals, cell(margin[task])])
+    for r in (row for row in rows if row.metric == "accuracy"):
+        rivals = number(r.null_mean, 1), number(r.control), cell(of["blind", r.family])
+        scored = cell(r), interval(r.low, r.high)
+        cells.append([r.family, str(r.n), *scored, *rivals, cell(of["margin", r.family])])
     lines = [
         text_table(head, cells),
         "  accuracy: share of items whose answer is more probable than the foil; blind: without the prompt;",
         "  margin: log p(answer) − log p(foil), nats; random model: the same architecture with random weights",
     ]
-    for counts, what in ((truncated, "prompts lost their beginning to the context"), (left_out, "items left out")):
-        told = [f"{task} {row.value:.0f}" for task, row in counts.items() if row.value]
+    for count, what in (("truncated", "prompts lost their beginning to the context"), ("left_out", "items left out")):
+        told = [f"{row.family} {row.value:.0f}" for row in rows if row.metric == count and row.value]
         lines += [f"  {what}: {', '.join(told)}"] if told else []
     return "\n".join(lines)
 

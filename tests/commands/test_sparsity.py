@@ -1,6 +1,7 @@
 """`eval.py sparsity` and the console script: the prototype's columns by their published formulas, and the new ones."""
 
 import csv
+import json
 import sys
 import tomllib
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 import eval as evaluation
 import slms
 from slms.commands import sparsity as command
+from slms.measure.metrics import METRICS
+from slms.measure.rows import COLUMNS as ROW_COLUMNS
 from slms.models.activations import neuron_activations
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,13 +52,25 @@ def test_the_legacy_columns_are_the_published_formulas(threshold, tmp_path, caps
     evaluation.main(["sparsity", *flags, *layers])
     rows = rows_of(tmp_path)
     assert list(rows[0])[:3] == ["layer", "frac", "pr"]
+    (path,) = tmp_path.rglob("sparsity.json")
+    stored = json.loads(path.read_text())["rows"]
+    assert [*stored[0]] == ["task_id", *ROW_COLUMNS] and {row["metric"] for row in stored} <= METRICS.keys()
+    of = {(row["place"], row["metric"], row["family"]): row["value"] for row in stored}
+    assert len(of) == len(stored) and {row["task_id"] for row in stored} == {"prompt"}
     assert [row["layer"] for row in rows] == ["transformer.h.0.mlp", "transformer.h.6.mlp"]
     for row in rows:
         frac, pr = published(outputs_of([PROMPT] * 3, row["layer"]), threshold)
         assert float(row["frac"]) == pytest.approx(frac, abs=1e-9)
         assert float(row["pr"]) == pytest.approx(pr, rel=1e-4)
+        assert of[f"L{row['layer'].split('.')[2]}.mlp", "kept", ""] == float(row["kept"])
+        assert of[f"L{row['layer'].split('.')[2]}.mlp", "sparsity", "gini"] == float(row["gini"])
         assert 0 < float(row["kept"]) < 1 and float(row["gini_low"]) <= float(row["gini"]) <= float(row["gini_high"])
-    assert "kept" in capsys.readouterr().out
+    whole = [of["model", "perplexity", family] for family in ("kept", "dense")]
+    assert whole[0] <= 1.01 * whole[1] and of["model", "kept", ""] == pytest.approx(
+        sum(float(row["kept"]) for row in rows) / 2
+    )
+    printed = capsys.readouterr().out
+    assert all(f"{number:.3f}" in printed for number in whole)
 
 
 def test_the_console_script_takes_the_sources_flags_by_task(tmp_path, monkeypatch, capsys):

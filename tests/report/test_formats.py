@@ -34,6 +34,7 @@ OBJECTS = [
 ]
 POINT_METRICS = "nats perplexity ratio mlp_flops mlp_share model_flops model_share tokens_per_second".split()
 POINT_METRICS += "dense_tokens_per_second mlp_speedup model_speedup density".split()
+SPARSITY_METRICS = "frac pr kept sparsity cett perplexity".split()
 PROBE_METRICS = [row.metric for row in probe_rows(Task("", "", "", ()), Margins(*torch.zeros(3, 1)))]
 WORDS = {str: "string", int: "integer", float: "number", Any: "any", dict[str, Any]: "any"}
 
@@ -108,7 +109,7 @@ def test_tensors_of_a_capture():
 def test_metrics_of_routed_layers(results_factory):
     """Every metric of the table METRICS, as it is logged; SI given the token is not measured while training."""
     named = [row[0] for row in table("metric")]
-    others = {"si_given_token", *PROBE_METRICS, *POINT_METRICS[:-1]}
+    others = {"si_given_token", *PROBE_METRICS, *POINT_METRICS[:-1], *SPARSITY_METRICS}
     trained = [name for name, metric in METRICS.items() if metric.of is not Activities and name not in others]
     assert named == [{"si": "si_<family>"}.get(name, name) for name in trained]
     logged = {key.split("/")[1] for key in log_keys(results_factory().rows, "val")}
@@ -117,8 +118,9 @@ def test_metrics_of_routed_layers(results_factory):
 
 def test_metrics_of_commands():
     """In the words of METRICS."""
-    for command, names in (("probes", PROBE_METRICS), ("dynamick", POINT_METRICS)):
-        found = table(f"metric of {command}.csv")
+    of = {"probes.csv": PROBE_METRICS, "dynamick.csv": POINT_METRICS, "sparsity.json": SPARSITY_METRICS}
+    for file, names in of.items():
+        found = table(f"metric of {file}")
         assert sorted(found) == sorted([name, METRICS[name].meaning] for name in names)
 
 
