@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -99,11 +100,7 @@ def dynamick(
     calibration = token_ids(with_text(model, base_of, subject.text, split="train", n_tokens=calibration_tokens))
     routed = subject.model if routed_modules(subject.model) else None
     base = subject.model if routed is None else dense_of(model, dense)
-    settings: dict[str, Any] = {
-        "calibration_tokens": calibration.numel(),
-        "budget": budget,
-        "budget_tokens": budget_tokens,
-    }
+    settings = {"calibration_tokens": calibration.numel(), "budget": budget, "budget_tokens": budget_tokens}
     options = settings | {"batch_size": batch_size, "seconds": seconds, "hardware": hardware(base.device)}
     options |= {"dense": identity(base)}
     directory, journal = results_of(subject, output_dir, "dynamick", **options, rule=rule, density=densities)
@@ -185,28 +182,26 @@ def dense_of(model: str, dense: str | None) -> PreTrainedModel:
     return found
 
 
+@dataclass
 class _Session:
     """Measures points on one text, each against the same dense model."""
 
-    def __init__(
-        self,
-        dense: PreTrainedModel,
-        subject: Subject,
-        calibration: Tensor,
-        budget_tokens: int,
-        batch_size: int,
-        seconds: float,
-        calibrate: bool,
-        journal: Journal,
-        directory: Path,
-    ):
-        self.dense, self.blocks, self.calibration = dense, subject.blocks, calibration
-        self.batch_size, self.seconds, self.block_size = batch_size, seconds, subject.text["block_size"]
-        self.calibrate, self.journal, self.directory = calibrate, journal, directory
-        self.points: list[Point] = []
-        self.budget_blocks = calibration[: max(1, budget_tokens // self.block_size)]
-        self.prompt = token_ids(subject)[:1, : self.block_size - 1].to(dense.device)
-        self.cost = count_cost(dense, dense, {}, self.block_size)
+    dense: PreTrainedModel
+    subject: Subject
+    calibration: Tensor
+    budget_tokens: int
+    batch_size: int
+    seconds: float
+    calibrate: bool
+    journal: Journal
+    directory: Path
+    points: list[Point] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.blocks, self.block_size = self.subject.blocks, self.subject.text["block_size"]
+        self.budget_blocks = self.calibration[: max(1, self.budget_tokens // self.block_size)]
+        self.prompt = token_ids(self.subject)[:1, : self.block_size - 1].to(self.dense.device)
+        self.cost = count_cost(self.dense, self.dense, {}, self.block_size)
 
     @cached_property
     def loss(self) -> DocumentLoss:

@@ -18,9 +18,9 @@ class Cost(NamedTuple):
 
     density: float
     """share of all MLP neurons executed"""
-    mlp: float
+    mlp_flops: float
     """FLOPs of the MLPs, with the routers, predictors and dense parts of a rule"""
-    total: float
+    model_flops: float
     """FLOPs of the whole model, with its head"""
 
 
@@ -73,11 +73,9 @@ def point_rows(
         "nats": loss,
         "perplexity": _exp(loss),
         "ratio": _exp(difference),
-        "density": cost.density,
-        "mlp_flops": cost.mlp,
-        "mlp_share": cost.mlp / dense.mlp,
-        "model_flops": cost.total,
-        "model_share": cost.total / dense.total,
+        **cost._asdict(),
+        "mlp_share": cost.mlp_flops / dense.mlp_flops,
+        "model_share": cost.model_flops / dense.model_flops,
     }
     rows = [row_of(MODEL, metric, "", number, loss.n) for metric, number in numbers.items()]
     for direction, speed in speeds.items():

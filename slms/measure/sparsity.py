@@ -54,7 +54,7 @@ class Sparsity(NamedTuple):
     sufficient: Sufficient
 
     def rows(self) -> list[Row]:
-        """Return the numbers of every layer's MLP, then those of the model in which all of them keep the fewest neurons."""
+        """Return the numbers of every layer's MLP, then those of the model that keeps the fewest neurons in them."""
         rows, (kept, cett, perplexity, dense) = [], self.sufficient
         for i, layer in self.neurons.items():
             flat = self.output[i]._asdict() | {"kept": kept[i]}

@@ -142,7 +142,7 @@ def measure_units(
             return journal.part(f"{name} {place} {what}", make, **about)
 
         found = _evidence(reader, place, tables[place], n_nulls if graph else 0, part)
-        for metric in METRICS:
+        for metric in (key for key, one in METRICS.items() if one.of is not None):
             start = time.process_time()
             rows += rows_of(found, [metric])
             seconds[metric] = seconds.get(metric, 0.0) + time.process_time() - start

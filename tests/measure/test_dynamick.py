@@ -59,8 +59,8 @@ def test_a_rule(model, blocks):
     assert all(mlp.observe is None for mlp in dynamic_mlps(dynamic).values())
     cost, flops = dynamick.count_cost(model, dynamic, quality.kept, 16), flops_per_token(model, 16)
     assert cost.density == pytest.approx(0.5)
-    assert cost.mlp == pytest.approx(0.75 * flops.mlp_dense)  # the up-projection and half of the down-projection
-    assert cost.total == pytest.approx(flops.total_dense - 0.25 * flops.mlp_dense)
+    assert cost.mlp_flops == pytest.approx(0.75 * flops.mlp_dense)  # the up-projection and half of the down-projection
+    assert cost.model_flops == pytest.approx(flops.total_dense - 0.25 * flops.mlp_dense)
 
 
 def test_the_untrained_router(model, blocks):
@@ -73,7 +73,7 @@ def test_the_untrained_router(model, blocks):
     quality = dynamick.measure_quality(routed, blocks, 4)
     assert [quality.kept[place].neurons for place in ("L0.mlp", "L1.mlp")] == pytest.approx([5 / 16, 1 / 16])
     cost = dynamick.count_cost(model, routed, quality.kept, 16)
-    assert cost.density == pytest.approx(3 / 16) and cost.mlp > 3 / 16 * flops_per_token(model, 16).mlp_dense
+    assert cost.density == pytest.approx(3 / 16) and cost.mlp_flops > 3 / 16 * flops_per_token(model, 16).mlp_dense
 
 
 @torch.no_grad()
