@@ -98,4 +98,4 @@ def write_atomic(path: Path | str, content: bytes | str) -> Path:
 def write_npz(path: Path | str, **arrays: np.ndarray) -> None:
     """Write arrays to one uncompressed `.npz` file, whole or not at all."""
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy 1 stores `allow_pickle` as an array

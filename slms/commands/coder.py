@@ -15,8 +15,8 @@ from slms.data.corpora import EMBEDDED
 from slms.data.tokenizer import special_ids
 from slms.measure.passes import batches
 from slms.models.base import load_base
-from slms.models.checksums import model_digest
 from slms.models.sites import Site, find_pair, find_site, read_sites, site_of_hook
+from slms.models.weights import model_digest
 from slms.progress import progress
 from slms.sae.base import Coder
 from slms.sae.baselines import FixedCoder

@@ -21,13 +21,13 @@ from slms.measure.passes import document_loss, token_nll
 from slms.metrics.loss import DocumentLoss
 from slms.models.activations import mlp_outputs
 from slms.models.base import BaseConfig, load_base
-from slms.models.checksums import model_digest
 from slms.models.convert import route
 from slms.models.head import Head, separates, through_head
 from slms.models.place import place_name
 from slms.models.routed import record_routes, routed_modules, set_k, set_ramp
 from slms.models.routed_mlp import RoutedMLP
 from slms.models.token_loss import TokenLoss, next_tokens, token_loss
+from slms.models.weights import model_digest
 from slms.routing import Routes, RoutingConfig
 from slms.routing.balance import BalanceConfig, GlobalBalance, bias_update, z_loss
 

@@ -18,8 +18,8 @@ from slms.lit.optimized import OptimizedModule
 from slms.lit.trainer_options import data_of, logs_step
 from slms.models.activation_stream import ActivationData, ActivationStream
 from slms.models.base import BaseConfig, load_base
-from slms.models.checksums import model_digest
 from slms.models.sites import find_pair, hf_name, site_width
+from slms.models.weights import model_digest
 from slms.sae.base import CoderLosses
 from slms.sae.coders import BatchTopK
 from slms.sae.config import CoderSpec

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from slms.data.text import Blocks
 from slms.files import replacing
 from slms.metrics.states import restore
-from slms.models.checksums import model_digest
+from slms.models.weights import model_digest
 from slms.progress import progress
 
 logger = logging.getLogger(__name__)

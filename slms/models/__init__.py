@@ -16,13 +16,13 @@ io, flops                save and load models; count the FLOPs of a token
 activation_stream  activations of a frozen language model as shuffled training batches
 capture            writes activations to shards of safetensors with token ids, positions and documents
 card               the model card beside saved weights
-checksums          SHA-256 sums beside the weights of a model directory; a digest that names a model
+checksums          SHA-256 sums beside the weights of a model directory
 clustering         clustering into groups of given sizes
 families           the supported model families, one row each
 collect            chunks of a frozen language model's activations, computed or read from disk
 place              one name for every part of a model that can be routed, measured, hooked or logged
 sites              named points inside a language model, read and replaced through PyTorch's hooks
-weights            the weights of a dense MLP, with one row per neuron
+weights            the weights of a dense MLP, with one row per neuron; a digest that names a model
 
 head        separates the embedding head of a causal language model from its body
 token_loss  next-token losses that never hold the logits of all tokens

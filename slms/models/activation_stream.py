@@ -23,9 +23,9 @@ from transformers import PreTrainedModel
 from slms.data.corpora import CorpusConfig
 from slms.data.module import BlockOrder, TextData, text_digest
 from slms.data.tokenizer import special_ids
-from slms.models.checksums import model_digest
 from slms.models.collect import ActivationCache, Chunk, Collector
 from slms.models.sites import Site
+from slms.models.weights import model_digest
 
 SLOTS = 3  # the previous chunk, the current one, and the next
 

@@ -20,8 +20,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from slms.data.corpora import documents
 from slms.data.text import encode
 from slms.files import replacing, write_atomic
-from slms.models.checksums import model_digest
 from slms.models.sites import Site, read_sites
+from slms.models.weights import model_digest
 
 SITES = {"neurons": "neurons", "output": "mlp_out", "residual": "residual"}
 """As a user names them → as `slms.models.sites` does."""

@@ -1,4 +1,4 @@
-"""SHA-256 sums of the files in a model directory, and a digest that names a model by its weights.
+"""SHA-256 sums of the files in a model directory.
 
 `sha256sum -c` can check `SHA256SUMS`. The safetensors library itself notices a file of the
 wrong length, but not a flipped bit.
@@ -9,9 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-
-import torch
-from torch import nn
 
 CHECKSUMS = "SHA256SUMS"
 
@@ -38,15 +35,6 @@ def check_checksums(directory: Path, files: Iterable[Path]) -> None:
             raise ValueError(
                 f"{file} is damaged: its SHA-256 differs from {CHECKSUMS} (delete it if you changed them).{again}"
             )
-
-
-def model_digest(model: nn.Module) -> str:
-    """Return a digest that names a model's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _sha256(file: Path) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from slms.data.module import BlockOrder
-from slms.files import replacing, write_atomic
+from slms.files import write_atomic, write_npz
 from slms.models.sites import Site, read_sites
 from slms.progress import progress
 
@@ -123,5 +123,5 @@ class ActivationCache:
 
     def write(self, k: int, rows: dict[str, Tensor]) -> None:
         """Write chunk k."""
-        with replacing(self.directory / f"chunk-{k:06d}.npz") as temporary, temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **{name: x.cpu().numpy() for name, x in rows.items()})
+        arrays = {name: x.cpu().numpy() for name, x in rows.items()}
+        write_npz(self.directory / f"chunk-{k:06d}.npz", **arrays)

@@ -5,8 +5,10 @@ Shapes: n tokens (b·t), d model, f neurons.
 
 from __future__ import annotations
 
+import hashlib
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
@@ -104,3 +106,12 @@ def neurons(weights: MLPWeights, x: Tensor) -> Tensor:
     return (
         up.mul_(act(nn.functional.linear(x, weights.W_gate, weights.b_gate))) if weights.W_gate is not None else act(up)
     )
+
+
+def model_digest(model: nn.Module) -> str:
+    """Return a digest that names a model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -6,9 +6,9 @@ import torch
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from slms.data.module import BlockOrder
-from slms.models.checksums import model_digest
 from slms.models.collect import ActivationCache, Collector
 from slms.models.sites import find_site, read_sites
+from slms.models.weights import model_digest
 
 BLOCKS = np.random.default_rng(0).integers(2, 30, size=(10, 6)).astype(np.uint16)
 
