@@ -92,8 +92,8 @@ def _pointers(names: str, element: str) -> dict[str, str]:
 def variants(quick: bool) -> Iterator[Variant]:
     """Every kernel at every configuration of `kernels.gpu.tiles`, as the launches start them.
 
-    quick: without float16, whose machine code is that of bfloat16 but for the names of types, of activations GELU's
-    approximation alone, of MLPs without a gate bfloat16 alone, no odd sizes, no TF32.
+    quick: leave out float16, whose machine code differs from bfloat16's only in the names of types, all activations but
+    GELU's approximation, ungated MLPs except in bfloat16, odd sizes and TF32.
     """
     metadata = _pointers("token pair starts tile_pathway tile_row n_tiles offsets counts before", "i32")
     metadata |= _pointers("chosen keep", "u8")

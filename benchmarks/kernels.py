@@ -16,7 +16,7 @@ On a GPU they are taken between events, after the second cache is overwritten. F
 one CUDA graph over several sets of weights, except masked, grouped_mm and scattermoe, which may wait for the host.
 speedup: the faster dense over routed, medians; roofline: the larger of bytes over copy bandwidth and operations over
 matrix speed, both measured first, as a share of auto's median; error: of auto's output against the reference, relative
-to its largest number. No line is printed where output or gradients of auto or of routed miss the reference.
+to its largest number. No line is printed if output or gradients of auto or of routed miss the reference.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def rotating(runs: list[Callable[[], object]], first: int = 0) -> Callable[[], o
 def arrange(
     runs: dict[str, list[Callable[[], object]]], shape: Shape, n_tokens: int
 ) -> tuple[dict[str, Callable[[], object]], int]:
-    """What is timed at once, of lists of one call for each set of weights, and how many calls that is."""
+    """The functions to time, from lists with one call for each set of weights, and the number of calls in each."""
     if shape.device == "cpu":
         return {name: rotating(calls, turn) for turn, (name, calls) in enumerate(runs.items())}, 1
 
@@ -99,7 +99,7 @@ def random_router(shape: Shape, density: float, seed: int) -> Router:
 
 
 def routed(call: Call, router: Router, backend: str) -> Callable[[], Tensor]:
-    """Router, choice and MLP."""
+    """A function that runs router, choice and MLP."""
     p = call.chosen.shape[1]
     if (fused := fuses(call.x, call.W_in, router.k / p, p, call.W_gate is not None, backend)) is not None:
         run = prepare_fused(Layer(router, *call.weights, None, None, call.offsets, call.activation))
@@ -134,7 +134,7 @@ def measure(
     backend: str,
     speeds: tuple[float, float],
 ) -> dict[str, object]:
-    """One line of the table."""
+    """Measure one line of the table."""
     activation = "silu" if shape.gated else "gelu_new"
     size = torch.empty(0, dtype=getattr(torch, shape.dtype)).element_size()
     weights = (3 if shape.gated else 2) * shape.d_model * shape.d_ff

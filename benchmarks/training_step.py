@@ -1,8 +1,8 @@
-"""An optimizer step of a routed model beside one of the dense model it came from: `python -m benchmarks.training_step`.
+"""Times an optimizer step of a routed model beside one of its dense base: `python -m benchmarks.training_step`.
 
-Forward, backward and AdamW through the whole model with its head, taken in turns; default routing (every second layer,
-4 of 16 pathways), random tokens, learning rate 0. `pythia-70m` is that model's shape with random weights and a
-vocabulary that keeps the head from hiding the layers.
+The steps take turns; each runs forward, backward and AdamW through the whole model with its head, with default routing
+(every second layer, 4 of 16 pathways), random tokens and learning rate 0. `pythia-70m` is that model's shape with
+random weights and a vocabulary small enough that the head does not hide the layers.
 """
 
 import argparse
@@ -20,7 +20,7 @@ MODELS = ("stories-1m", "pythia-70m")
 
 
 def dense_model(name: str, vocabulary: int = 2048) -> PreTrainedModel:
-    """One of `MODELS`; the vocabulary is that of the `pythia-70m` shape."""
+    """Make one of `MODELS`; `vocabulary` applies to the `pythia-70m` shape."""
     if name == "stories-1m":
         return load_base(name).model
     config = GPTNeoXConfig(
@@ -37,7 +37,7 @@ def dense_model(name: str, vocabulary: int = 2048) -> PreTrainedModel:
 def compare_steps(
     dense: PreTrainedModel, config: RoutingConfig, batch_size: int, block_size: int, seconds: float
 ) -> dict[str, Spread]:
-    """µs of a step of the dense model and of the one routed as configured, at least five rounds."""
+    """Time a step, in µs, of the dense model and of the one routed as configured, in at least five rounds."""
     ids = torch.randint(3, dense.config.vocab_size, (batch_size, block_size))
 
     def step(model: PreTrainedModel):

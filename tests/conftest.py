@@ -1,4 +1,4 @@
-"""What every test shares: one OpenMP thread, a cache of its own, real data where it is at hand."""
+"""Fixtures that every test shares: one OpenMP thread, its own cache, and real data if there are any."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tiny jobs of train.py in this process, under chosen options of the Trainer, and what is known of them afterwards."""
+"""Runs tiny jobs of train.py in this process under chosen options of the Trainer, and records what they did."""
 
 from dataclasses import dataclass
 from pathlib import Path

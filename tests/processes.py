@@ -1,4 +1,4 @@
-"""Small training runs, in processes forked from one that has imported everything, so that imports are paid once.
+"""Small training runs in processes forked from one that has imported everything, so that imports cost time only once.
 
 A rank of several processes is told its place as torchrun or SLURM would. A process that is to die kills itself at a
 step: `kill="7:0.01"` is 10 ms after step 7 began.

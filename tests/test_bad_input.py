@@ -1,4 +1,4 @@
-"""What a user's mistake gets: one line on stderr that names it, exit code 2, nothing written, nothing lost."""
+"""A user's mistake gives one line on stderr that names it and exit code 2; nothing is written, nothing lost."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Booleans as flags, on both command lines, and what is still refused."""
+"""Both command lines take booleans as flags, and still refuse what is wrong."""
 
 import pytest
 

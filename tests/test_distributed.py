@@ -1,4 +1,4 @@
-"""One process, two and four with the same global batch are the same run, also resumed on another number of them."""
+"""One, two and four processes with the same global batch are the same run, also if resumed on another number."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""What goes wrong overnight, injected: the run stops with the reason or goes on, and nothing that was written is lost.
+"""Injected faults, as happen overnight: the run stops with the reason or continues, and loses nothing that was written.
 
 Here are faults of a whole run. Damaged checkpoints are in tests/lit/test_checkpoint.py, a lost process of several in
 tests/test_distributed.py, a corpus that changes in tests/data/test_text.py.

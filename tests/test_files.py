@@ -1,4 +1,4 @@
-"""Writing whole or not at all: the earlier file survives whatever happens."""
+"""Files are written whole or not at all: the earlier file survives whatever happens."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Whatever is in a config, a manifest or a results file, its reader reads it or refuses it in one line.
+"""Readers of configs, manifests and results files read any content or refuse it in one line.
 
 Inputs are real files with random damage to their structure or their bytes. `SLMS_FUZZ=10000 pytest tests/test_fuzz.py`
 tries so many for each reader; by default a few hundred, the slow parser of training configs fewer.

@@ -1,4 +1,4 @@
-"""Files that want to run code, to reach elsewhere or to fill the memory: refused in one line by the real commands."""
+"""The real commands refuse, in one line, files that try to run code, reach other files or fill the memory."""
 
 import json
 import os

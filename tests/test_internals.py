@@ -1,4 +1,4 @@
-"""Who reaches into transformers, Lightning, torchmetrics or jsonargparse beyond what they document, and how.
+"""Only known files use undocumented parts of transformers, Lightning, torchmetrics or jsonargparse, in known ways.
 
 A private name of theirs may be used in one file a library. An override that calls what it overrides takes any argument
 and hands it on, unless it is a documented hook.

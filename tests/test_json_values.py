@@ -1,4 +1,4 @@
-"""Plain values and back: every kind of field, and an error that names the field."""
+"""Every kind of field becomes plain values and comes back, and an error names the field."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""What long work says: lines where stderr is no terminal, a bar where it is one."""
+"""Long work prints a bar if stderr is a terminal, else lines."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What a run may touch: whatever is refused, and wherever the checkpoint lies, no byte beside the run changes."""
+"""A run changes no byte outside its directory, whatever is refused and wherever the checkpoint lies."""
 
 import os
 import shutil

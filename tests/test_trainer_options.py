@@ -1,4 +1,4 @@
-"""Every Trainer option, for each kind of job: used as Lightning documents it, by an effect, or refused in one line.
+"""Every Trainer option, for each kind of job, has the effect that Lightning documents, or is refused in one line.
 
 An option of a new Lightning that has no row here fails `test_every_option_has_a_row`.
 """

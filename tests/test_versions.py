@@ -1,4 +1,4 @@
-"""The ranges of pyproject.toml, the tested set and what tries them, held together."""
+"""The ranges of pyproject.toml, the tested set and the script that tries them agree."""
 
 import re
 

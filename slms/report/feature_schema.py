@@ -102,7 +102,7 @@ class LayerPathways:
     """The pathways of one routed layer, and how far features gather in single ones."""
 
     layer: int
-    concentration: float  # Σ largest part / Σ parts, over features: 1 where one pathway alone moves each feature
+    concentration: float  # Σ largest part / Σ parts, over features; 1 if one pathway alone moves each feature
     null_mean: float  # with the layer's neurons dealt to groups of the same sizes at random
     null_sd: float
     z: float | None

@@ -1,4 +1,4 @@
-"""The comparison with other libraries: what it dumps, how it judges, what its table says, what it refuses."""
+"""The comparison with other libraries dumps, judges, tabulates and refuses as it says."""
 
 import json
 import sys

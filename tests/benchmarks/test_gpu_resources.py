@@ -1,4 +1,4 @@
-"""Every Triton kernel at every shipped tile, compiled for chips that are not at hand: it must fit without spilling."""
+"""Every Triton kernel fits without spilling at every shipped tile, compiled for chips that need not be here."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Comparisons before a timing: what is wrong ends the run, and ties between pathways are no error."""
+"""Before a timing, a wrong result ends the run, but ties between pathways are no error."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The rivals compute what the reference does, gradients too; ScatterMoE's calls against a stand-in of its functions."""
+"""The rivals compute the same as the reference, also gradients; a stand-in checks the calls of ScatterMoE."""
 
 import sys
 import types

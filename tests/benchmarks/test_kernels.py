@@ -1,4 +1,4 @@
-"""The benchmark's table on a tiny shape, its rivals, and its refusal to time what is wrong."""
+"""The benchmark makes its table on a tiny shape, runs its rivals, and refuses to time a wrong result."""
 
 import csv
 

@@ -1,4 +1,4 @@
-"""The comparison of training steps on a tiny model, and its flags."""
+"""The comparison of training steps runs on a tiny model and obeys its flags."""
 
 import pytest
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM

@@ -1,4 +1,4 @@
-"""A real run in a few seconds: the callbacks on a two-layer model and a thousand validation tokens."""
+"""A real run that takes a few seconds: the callbacks on a two-layer model and a thousand validation tokens."""
 
 from pathlib import Path
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Router saturation: right numbers, bounded memory, and a state that survives a checkpoint."""
+"""Router saturation has the right numbers, bounded memory, and a state that survives a checkpoint."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Example features: the strongest uses of the validation text, the same latents every epoch, tokens as text."""
+"""Example features show the strongest uses in the validation text, the same latents every epoch, and tokens as text."""
 
 import lightning as L
 import pytest

@@ -1,4 +1,4 @@
-"""`--kernels.calibrate`: nothing unless asked for; then both directions at the run's tokens, and a line each."""
+"""`--kernels.calibrate` times nothing unless asked; then both directions at the run's tokens, with a line for each."""
 
 from types import SimpleNamespace
 

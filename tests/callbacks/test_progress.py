@@ -1,4 +1,4 @@
-"""What a run says where its output goes to a file."""
+"""A run prints lines, not a bar, if its output goes to a file."""
 
 import lightning as L
 import torch

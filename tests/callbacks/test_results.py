@@ -1,4 +1,4 @@
-"""What a finished run leaves behind is complete and true; an unfinished one leaves no results."""
+"""The results of a finished run are complete and true; an unfinished run leaves none."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The logged numbers are those of the final model; probes, sanity check and TensorBoard as promised."""
+"""The logged numbers are those of the final model; probes, sanity check and TensorBoard behave as promised."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Helpers that write to TensorBoard: tables that no token can break, flat hyper-parameters."""
+"""The helpers for TensorBoard write tables that no token can break, and flat hyper-parameters."""
 
 from dataclasses import replace
 

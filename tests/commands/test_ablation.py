@@ -1,4 +1,4 @@
-"""`eval.py ablation`: files and table on a dense and a routed model; what bad input gets."""
+"""`eval.py ablation` writes its files and table for a dense and a routed model, and refuses bad input."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Command lines as typed, against the function they reach."""
+"""Command lines reach the function with the arguments that were typed."""
 
 from typing import Any
 

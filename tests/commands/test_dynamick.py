@@ -1,4 +1,4 @@
-"""`eval.py dynamick` on a tiny model: its files, its closing line, routed models, and what it refuses."""
+"""`eval.py dynamick` on a tiny model writes its files and closing line, takes routed models, and refuses bad input."""
 
 import csv
 import json

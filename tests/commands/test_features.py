@@ -1,4 +1,4 @@
-"""`eval.py features` on a routed model: the files it writes agree with each other; what it refuses loses nothing."""
+"""`eval.py features` on a routed model writes files that agree with each other; a refusal loses nothing."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""`eval.py probes`: files and table; what bad input gets."""
+"""`eval.py probes` writes its files and table, and refuses bad input."""
 
 import csv
 import json

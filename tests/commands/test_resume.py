@@ -1,4 +1,4 @@
-"""A measurement that was killed half-way goes on where it stopped: what it had finished is not computed again."""
+"""A measurement that was killed half-way continues where it stopped, and does not compute finished parts again."""
 
 import contextlib
 

@@ -1,4 +1,4 @@
-"""`eval.py sae` on a directory that a run wrote: its figures, its baselines, and what it refuses."""
+"""`eval.py sae` measures a directory that a run wrote and its baselines, and refuses bad input."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""`eval.py sparsity` and the console script: the prototype's columns by their published formulas, and the new ones."""
+"""`eval.py sparsity` and the console script give the prototype's columns by its formulas, and the new ones."""
 
 import csv
 import json

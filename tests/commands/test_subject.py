@@ -1,4 +1,4 @@
-"""What a command measures when nobody says how."""
+"""A command has the right defaults for the text that it measures."""
 
 from dataclasses import asdict
 from pathlib import Path

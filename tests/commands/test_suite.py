@@ -1,4 +1,4 @@
-"""`eval.py suite`: measures, resumes, and refuses in one line."""
+"""`eval.py suite` measures, resumes, and refuses in one line."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Which backends run here: each refusal in words, and what this CPU is asked."""
+"""Each backend that cannot run here says why, and this CPU is asked the right questions."""
 
 import functools
 import importlib.util

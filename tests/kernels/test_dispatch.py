@@ -1,4 +1,4 @@
-"""What "auto" picks, what explicit backends refuse, and what is said about it."""
+"""Backend "auto" picks the right one, explicit backends refuse what they cannot run, and the log says so."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Distillation from the frozen base: what is added to the loss, and when it ends."""
+"""Distillation from the frozen base adds the right terms to the loss, and ends when it should."""
 
 import lightning
 import pytest

@@ -1,4 +1,4 @@
-"""Gradients that are means, and rates that are the configuration's, on a model of one number."""
+"""On a model of one number, gradients are means, and rates are those of the configuration."""
 
 import lightning as L
 import pytest

@@ -1,4 +1,4 @@
-"""Model and text of a run: decided together, said in one line, written back as seen from any directory."""
+"""A run's model and text are decided together, printed in one line, and recorded for use from any directory."""
 
 from types import SimpleNamespace
 

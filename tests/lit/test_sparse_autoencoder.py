@@ -1,4 +1,4 @@
-"""Training coders on a tiny model's activations: what a run learns, logs, and that it resumes exactly."""
+"""A run that trains coders on a tiny model's activations learns, logs what it should, and resumes exactly."""
 
 import lightning as L
 import pytest

@@ -1,4 +1,4 @@
-"""Ablation by class, against a model whose neurons are cut out of its weights."""
+"""Ablation by class equals a model whose neurons are cut out of its weights."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Parts of a latent's rise by pathway: against reading each pathway's output, and against shuffling."""
+"""The parts of a latent's rise equal those read from each pathway's output, and their nulls those of shuffling."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Which classes a text's tokens are counted by, and the SI given the token from its definition."""
+"""A text's tokens are counted by the right classes, and the SI given the token follows its definition."""
 
 import numpy as np
 import pytest

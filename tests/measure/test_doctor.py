@@ -1,4 +1,4 @@
-"""What the doctor sees, against what is known of this machine and against planted packages, caches and hubs."""
+"""The doctor reports what is known of this machine, and planted packages, caches and hubs."""
 
 import importlib.metadata
 import itertools

@@ -1,4 +1,4 @@
-"""Points of the frontier: losses of second halves, measured shares, FLOPs, budgets, rules of routed models."""
+"""The points of the frontier have the right losses, measured shares, FLOPs and budgets, also for routed models."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Reading latents over a text: every number against the dense activations of all tokens at once."""
+"""Every number that is read of latents over a text equals that of the dense activations of all tokens at once."""
 
 import numpy as np
 import pytest

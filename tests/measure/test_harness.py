@@ -1,4 +1,4 @@
-"""lm-eval on routed and dynamic-k models against our own perplexity and accuracy; without it, one line."""
+"""lm-eval agrees on routed and dynamic-k models with our own perplexity and accuracy; without it, there is one line."""
 
 import csv
 import json

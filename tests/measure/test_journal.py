@@ -1,4 +1,4 @@
-"""Parts are made once for what they depend on, and a pass that was killed goes on with its sums."""
+"""A part is made once for all that it depends on, and a killed pass continues with its sums."""
 
 import logging
 import pickle

@@ -1,4 +1,4 @@
-"""Calibration of a model's shapes: measured once, kept on disk, and said."""
+"""The shapes of a model are calibrated once, kept on disk, and printed."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The table of metrics: one function and one entry put a number into rows, logs, tables and figures."""
+"""One function and one entry in the table of metrics put a number into rows, logs, tables and figures."""
 
 import pytest
 import torch

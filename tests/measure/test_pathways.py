@@ -1,4 +1,4 @@
-"""One pass over text: losses by document, pathway tables, and the same numbers from one rank or two."""
+"""One pass over text gives losses by document and pathway tables, and the same numbers from one rank or two."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Margins of probe items, against one forward pass a text and the product of its probabilities."""
+"""The margins of probe items equal those of one forward pass per text and the product of its probabilities."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The parts of a results file put together: the prototype's summary, controls, losses."""
+"""A results file is assembled from the right parts: the prototype's summary, controls, losses."""
 
 import statistics
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Timing in turns: what is timed is what is claimed, and a model against itself is as fast."""
+"""Timing in turns times what it claims to, and a model is as fast as itself."""
 
 import pytest
 import torch

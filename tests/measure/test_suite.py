@@ -1,4 +1,4 @@
-"""The suite's rule on made-up models, and what is measured of one."""
+"""The rule of the suite gives the right verdicts on made-up models, and one model is measured as it says."""
 
 from dataclasses import replace
 

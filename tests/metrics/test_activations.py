@@ -1,4 +1,4 @@
-"""Streamed activations against the functions on the whole, in any order and in halves."""
+"""Streamed activations, in any order and in halves, give what the functions give on the whole."""
 
 import pytest
 import torch

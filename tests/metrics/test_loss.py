@@ -1,4 +1,4 @@
-"""The loss by document against the plain mean, and against itself in halves."""
+"""The loss by document equals the plain mean, and itself in halves."""
 
 import pytest
 import torch

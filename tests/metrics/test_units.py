@@ -1,4 +1,4 @@
-"""Unit counts, from tables and from lists of uses, against `joint_counts` and loops, over streams in parts."""
+"""Unit counts over streams in parts, from tables or lists of uses, equal `joint_counts` and loops."""
 
 import copy
 

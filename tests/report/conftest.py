@@ -1,4 +1,4 @@
-"""Realistic made-up results: what the report tests read, draw and corrupt."""
+"""Realistic made-up results, which the report tests read, draw and corrupt."""
 
 import itertools
 import random

@@ -1,4 +1,4 @@
-"""Names and contents of result files."""
+"""Result files have the right names and contents."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The card of a run: its measured numbers, and nothing of the machine it ran on."""
+"""The card of a run shows its measured numbers, and nothing of the machine it ran on."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The figure of a coder: every estimate where its number says, and the latents of every coder counted once."""
+"""The figure of a coder draws every estimate at its number, and counts the latents of every coder once."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Runs side by side: gaps, their ratio, honest warnings, names that stay apart."""
+"""Compared runs have the right gaps and gap ratio, honest warnings, and names that stay distinct."""
 
 import csv
 import io

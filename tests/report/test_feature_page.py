@@ -1,4 +1,4 @@
-"""The page and its JSON: hostile tokens stay text, nothing is fetched, style and script are what their hashes say."""
+"""On the page and in its JSON, hostile tokens stay text, nothing is fetched, style and script match their hashes."""
 
 import base64
 import hashlib

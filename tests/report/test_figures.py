@@ -1,4 +1,4 @@
-"""The four panels: the numbers drawn are those of the results, whatever they hold."""
+"""The four panels draw the numbers of the results, whatever they hold."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""docs/formats.md says what the code writes: the same objects, fields, types and columns, in the same order."""
+"""docs/formats.md describes what the code writes: the same objects, fields, types and columns, in the same order."""
 
 import dataclasses
 import re

@@ -1,4 +1,4 @@
-"""The frontier figure: every rule in the legend, the marks where the numbers say, with and without timing."""
+"""The frontier figure names every rule in the legend and draws marks at their numbers, with and without timing."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The heatmap's numbers from the definition, and its shape."""
+"""The heatmap has the numbers of its definition, and the right shape."""
 
 import math
 

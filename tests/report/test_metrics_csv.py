@@ -1,4 +1,4 @@
-"""metrics.csv: tidy rows, appended, read back; a torn last line is forgiven only when asked."""
+"""metrics.csv has tidy rows that are appended and read back; a torn last line is skipped only if asked."""
 
 import math
 

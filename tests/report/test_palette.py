@@ -1,4 +1,4 @@
-"""Every figure: the size at which it is printed, in text that is read there, in colours that are told apart."""
+"""Every figure has its printed size, text that you can read at that size, and colours that you can tell apart."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Facts of a run: plain strings, no path of the machine in the command."""
+"""The facts of a run are plain strings, and its command holds no path of the machine."""
 
 import hashlib
 

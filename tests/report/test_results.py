@@ -1,4 +1,4 @@
-"""The results file: exact round trip, errors of one line, no crash on any bytes."""
+"""The results file makes an exact round trip, gives errors of one line, and crashes on no bytes."""
 
 import json
 import random

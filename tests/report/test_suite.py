@@ -1,4 +1,4 @@
-"""The suite's table and figure."""
+"""The suite's table and figure show the numbers and the verdicts."""
 
 from slms.measure.rows import MEAN, Row
 from slms.measure.suite import NUMBERS, SuiteModel, verdicts

@@ -1,4 +1,4 @@
-"""The closing table: at most 100 columns, the numbers of the results, plain text."""
+"""The closing table is plain text of at most 100 columns with the numbers of the results."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Options of a coder: what is refused, and how it says so."""
+"""Wrong options of a coder are refused, each with a clear message."""
 
 from typing import get_args
 

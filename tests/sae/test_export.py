@@ -1,4 +1,4 @@
-"""SAELens directories: what is written, what comes back bit for bit, and what is refused."""
+"""SAELens directories come back bit for bit as they were written, and damaged ones are refused."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The plain loop learns what planted data hold; that it is Lightning's run is tested with the run."""
+"""The plain loop learns what planted data hold; the test of the run shows that it equals Lightning's."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The MLP on tile registers against the reference in float64: sizes, edges, threads, CPUs without such registers."""
+"""The MLP on tile registers equals the reference in float64: sizes, edges, threads, CPUs without such registers."""
 
 import pytest
 import torch

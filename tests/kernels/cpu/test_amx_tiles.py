@@ -1,4 +1,4 @@
-"""What is done with tile registers, against products and transpositions of whole matrices."""
+"""The operations on tile registers equal products and transpositions of whole matrices."""
 
 import numba
 import numpy as np

@@ -1,4 +1,4 @@
-"""Compiled code is kept, in a place of its own for each version of the sources, and compiling is announced."""
+"""Compiled code is kept, in a separate folder for each version of the sources, and compiling is announced."""
 
 import functools
 import os

@@ -1,4 +1,4 @@
-"""The compiled loops alone: a team's shares, one after another on one thread, make up the whole."""
+"""The compiled loops alone: a team's shares, run one after another on one thread, add up to the whole."""
 
 import pytest
 import torch

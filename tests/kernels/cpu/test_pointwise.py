@@ -1,4 +1,4 @@
-"""Compiled activations against PyTorch's in float64, and at what is not finite."""
+"""Compiled activations equal PyTorch's in float64, also for numbers that are not finite."""
 
 import numba
 import numpy as np

@@ -1,4 +1,4 @@
-"""What is particular to the compiled loops beside the parity of all backends (test_ops.py): blocks, chunks, threads."""
+"""Properties of the compiled loops that the comparison of all backends (test_ops.py) omits: blocks, chunks, threads."""
 
 import multiprocessing
 

@@ -1,4 +1,4 @@
-"""One token's products: whole groups of rows and what is left of them, whole vectors and what is left of those."""
+"""The products of one token are right for whole groups of rows and whole vectors, and for what is left of them."""
 
 import numba
 import pytest

@@ -1,4 +1,4 @@
-"""Tiles against matrix products: every tile that ships, whole vectors and what is left of them."""
+"""Every shipped tile equals a matrix product, for whole vectors and for what is left of them."""
 
 import numba
 import numpy as np

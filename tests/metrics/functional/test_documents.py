@@ -1,4 +1,4 @@
-"""Specialization of labels of whole documents: the permuted null, on documents that differ for no reason of theirs."""
+"""The permuted null for labels of whole documents holds on documents that differ for reasons beside their labels."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The co-activation graph, partition quality and agreement against loops and networkx-free definitions."""
+"""The co-activation graph, partition quality and agreement equal loops over their definitions, without networkx."""
 
 import pytest
 import torch

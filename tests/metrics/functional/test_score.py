@@ -1,4 +1,4 @@
-"""How many units lie beyond chance."""
+"""The share of units beyond chance has the right false-discovery rate."""
 
 import pytest
 import torch
