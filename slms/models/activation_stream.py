@@ -32,7 +32,7 @@ SLOTS = 3  # the previous chunk, the current one, and the next
 
 @dataclass(frozen=True)
 class BufferConfig:
-    """How activations are gathered into batches.
+    """Options for gathering activations into batches.
 
     Args:
         batch_size: number of tokens of one training step on one device.

@@ -9,7 +9,7 @@ from slms.routing.rules import GATES, RULES
 
 @dataclass(frozen=True)
 class RoutingConfig:
-    """How the MLPs of a dense model are split into pathways and how a token chooses among them.
+    """Options for splitting the MLPs of a dense model into pathways and choosing among them for each token.
 
     Args:
         n_pathways: number of pathways that each MLP is split into; at most d_ff.
@@ -20,7 +20,7 @@ class RoutingConfig:
             model's last layer.
         layers: indices of the layers to route; they override `every_n_layers`, `first_layer` and `last_layer`.
         partition: how neurons are grouped into pathways; `coactivation` needs calibration tokens.
-        router: what scores the pathways. `static` is a control without parameters: every token gets the same pathways.
+        router: what scores the pathways. `static` is the control: no parameters, gates of 1, the same choice for all.
         router_hidden: hidden width of the `mlp` router.
         router_init: `norm` fits scores to pathways' output norms on calibration tokens (D2DMoE); `random` is seeded.
         rule: how scores decide which pathways a token executes.
@@ -122,7 +122,7 @@ class RoutingConfig:
 
 
 def _fits(kind: Any, value: Any) -> bool:
-    """Whether a plain JSON value is of a field's type."""
+    """Return whether a plain JSON value has a field's type."""
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if kind is float:
@@ -133,7 +133,7 @@ def _fits(kind: Any, value: Any) -> bool:
 
 
 def _kind(kind: Any) -> str:
-    """A field's type in words."""
+    """Describe a field's type in words."""
     if get_origin(kind) is Literal:
         return f"one of {', '.join(get_args(kind))}"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}.get(
