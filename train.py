@@ -17,7 +17,7 @@ from slms.models.activation_stream import ActivationData
 def main(args: list[str] | None = None) -> None:
     """Parse `args`, train, and write the run's results."""
     given = sys.argv[1:] if args is None else args
-    if given == ["--list"]:
+    if "--list" in given:
         return print(configs_in_words())
     with one_line_errors("train.py"):
         if trains_coders(given):

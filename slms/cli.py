@@ -3,14 +3,17 @@
 import contextlib
 import os
 import re
+import shutil
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Sequence
 
 from jsonargparse import ArgumentParser
 
 from slms.option_names import offered
 
 _NOISE = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given value", "usage:")
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 
 
 @contextlib.contextmanager
@@ -28,8 +31,21 @@ def one_line_errors(program: str) -> Iterator[None]:
 def _one_line(message: object) -> str:
     """Keep only what is wrong, without the parser's list of everything else that it tried."""
     lines = [line.strip().removeprefix("- ") for line in str(message).splitlines() if line.strip()]
-    kept = [line for line in lines if not line.startswith(_NOISE)]
-    return " ".join(kept or lines) or type(message).__name__
+    kept = " ".join([line for line in lines if not line.startswith(_NOISE)] or lines)
+    given = next((line.partition(": ")[2] for line in lines if line.startswith("Given value:")), "")
+    if wrong := re.fullmatch(r"Parser key \"([\w.]+)\": Expected a <class '(\w+)'>(?:\. Got value: (.*))?", kept):
+        return f"--{wrong[1]} {wrong[3] or given}: it must be {_KINDS.get(wrong[2], wrong[2])}"
+    return kept or type(message).__name__
+
+
+def hanging(items: Sequence[tuple[str, str]], width: int, indent: str = "") -> list[str]:
+    """Lines of a list of names padded to `width` and what each is, wrapped beside the name to fit the terminal."""
+    columns = max(shutil.get_terminal_size().columns, width + 40)
+    after = " " * (len(indent) + width + 2)
+    lines: list[str] = []
+    for name, text in items:
+        lines += textwrap.wrap(f"{indent}{name:{width}}  {text}", columns, subsequent_indent=after)
+    return lines
 
 
 class OneLineErrors(ArgumentParser):

@@ -1,9 +1,10 @@
-"""Both command lines take booleans as flags, and still refuse what is wrong."""
+"""Both command lines take booleans as flags, refuse what is wrong in plain words, and fit the terminal."""
 
 import pytest
 
 from callbacks import CALLBACKS
-from slms.cli import Parser
+from slms.cli import Parser, hanging
+from slms.commands import command, overview
 from slms.lit.parser import TrainParser
 from slms.measure.kernels import KernelOptions
 
@@ -43,3 +44,33 @@ def test_other_words_are_refused(make, capsys):
     with pytest.raises(SystemExit, match="2"):
         make().parse_args(["--kernels.calibrate", "maybe"])
     assert "kernels.calibrate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("make", [evaluation, training])
+@pytest.mark.parametrize(
+    ("kind", "rule"), [(int, "a whole number"), (int | None, "a whole number"), (float, "a number")]
+)
+def test_a_number_of_the_wrong_kind_is_named_with_its_option_and_rule(make, kind, rule, capsys):
+    parser = make()
+    parser.add_argument("--n_tokens", type=kind)
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(["--n_tokens", "12k"])
+    assert capsys.readouterr().err == f"{parser.prog}: error: --n_tokens 12k: it must be {rule}\n"
+
+
+def test_lists_fit_the_terminal_and_lose_nothing(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    text = "what it computes, in words " * 6
+    lines = hanging([("name", text), ("other", "short")], 5, indent="  ")
+    assert max(map(len, lines)) <= 60
+    assert " ".join(" ".join(lines).split()) == f"name {text}other short"
+    monkeypatch.setenv("COLUMNS", "80")
+    assert max(map(len, overview().splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("xyz", "xyz is no command. There are"), ("probe", "did you mean probes? There are")]
+)
+def test_an_unknown_command_is_answered_in_sentences(name, message):
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        command(name)

@@ -84,11 +84,13 @@ def test_the_sizes_of_the_scaling_suite():
     assert sizes == pytest.approx([0.1e6, 0.4e6, 1e6, 3e6], rel=0.1)
 
 
-def test_list_names_every_config_in_a_line(capsys):
+@pytest.mark.parametrize("args", [["--list"], ["--list", "--name", "x"]])
+def test_list_names_every_config_and_fits_the_terminal(args, capsys, monkeypatch):
     import train
 
-    train.main(["--list"])
+    monkeypatch.setenv("COLUMNS", "80")
+    train.main(args)
     lines = capsys.readouterr().out.splitlines()
     names = sorted(path.name for path in (Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
-    assert [line.split()[0] for line in lines] == names
-    assert all(len(line.split()) > 4 and len(line) <= 120 for line in lines)
+    assert [line.split()[0] for line in lines if line[0] != " "] == names
+    assert all(len(line) <= 80 for line in lines)

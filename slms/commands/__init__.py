@@ -58,7 +58,7 @@ def command(name: str) -> Callable[..., None]:
     """
     if name not in NAMES:
         near = difflib.get_close_matches(name, NAMES, n=1)
-        meant = f"; did you mean {near[0]}?" if near else ""
+        meant = f"; did you mean {near[0]}?" if near else "."
         raise ValueError(f"{name} is no command{meant} There are {', '.join(NAMES)}.")
     return getattr(importlib.import_module(f"slms.commands.{name}"), name)
 
@@ -76,8 +76,10 @@ def run(name: str, args: list[str], program: str) -> None:
 
 def overview() -> str:
     """List every command with the first line of its docstring, which is read from the source without importing it."""
+    from slms.cli import hanging
+
     width = max(map(len, NAMES))
-    lines = [f"  {name:{width}}  {_first_line(name)}" for name in NAMES]
+    lines = hanging([(name, _first_line(name)) for name in NAMES], width, indent="  ")
     usage = "usage: eval.py COMMAND [SUBJECT ...] [--option value ...]"
     return "\n".join([usage, "", "Measure models and runs; eval.py COMMAND --help lists the options.", "", *lines])
 

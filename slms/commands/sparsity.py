@@ -190,3 +190,7 @@ def _print(title: str, rows: Sequence[Row], names: dict[int, str], tolerance: fl
         f"  kept: {of[MODEL, 'kept', '']} of the neurons hold perplexity at {of[MODEL, 'perplexity', 'kept']}, within "
         f"{100 * tolerance:g} % of {of[MODEL, 'perplexity', 'dense']}; CETT {of[MODEL, 'cett', '']}"
     )
+    print(
+        "  CETT: norm of what an MLP skips over that of its output; .9 mass: share of neurons with .9 of Σ |a|·‖w_out‖"
+    )
+    print("  PR/N: participation ratio over neurons; frac, pr: the prototype's, of the MLP's outputs")

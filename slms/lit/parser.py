@@ -10,7 +10,7 @@ import yaml
 from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser
 
-from slms.cli import OneLineErrors
+from slms.cli import OneLineErrors, hanging
 from slms.option_names import OptionNames
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -28,14 +28,14 @@ def known_configs() -> str:
 
 
 def configs_in_words() -> str:
-    """The names in configs/, each with the first sentence of its file."""
-    lines = []
+    """The names in configs/, each with the first sentence of its file, in lines that fit the terminal."""
+    found = []
     for path in sorted(CONFIGS.glob("*.yaml")):
         comment = " ".join(
             line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#"
         )
-        lines.append(f"{path.name:28}{comment.partition('. ')[0].rstrip('.')[:91]}")
-    return "\n".join(lines)
+        found.append((path.name, comment.partition(". ")[0].rstrip(".")))
+    return "\n".join(hanging(found, max(len(name) for name, _ in found)))
 
 
 def trains_coders(args: list[str]) -> bool:

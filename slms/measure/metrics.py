@@ -38,7 +38,7 @@ class Metric(NamedTuple):
     meaning: str
     heading: str = ""
     """heading of its column in tables; a metric without one appears only in files"""
-    style: str = "{:.3f}"
+    style: str = "{:z.3f}"
     """format of its value in a table"""
     compared: bool = False
     """whether tables show the interval and the null beside the value"""
@@ -64,7 +64,7 @@ METRICS: dict[str, Metric] = {
         lambda e: e.mean(e.entropy),
         "H(t∣p), nats, load-weighted mean",
         heading="entropy",
-        style="{:.2f}",
+        style="{:z.2f}",
         title="Entropy of the tokens of a pathway (nats)",
     ),
     "purity_legacy": Metric(
@@ -110,7 +110,7 @@ METRICS: dict[str, Metric] = {
         lambda e: {} if e.graph is None else OfSample(e.graph.stability, e.graph.n),
         "agreement of its communities over seeds, adjusted Rand index",
         heading="stable",
-        style="{:.2f}",
+        style="{:z.2f}",
     ),
     "q_partition": Metric(
         Activities,
@@ -155,7 +155,7 @@ METRICS: dict[str, Metric] = {
     ),
     "accuracy": Metric(None, None, "share of items whose answer is more probable than the foil; a tie counts ½"),
     "blind": Metric(None, None, "the same without the prompt; null of pairs of whole sentences"),
-    "margin": Metric(None, None, "mean log p(answer) − log p(foil), nats", style="{:.2f}"),
+    "margin": Metric(None, None, "mean log p(answer) − log p(foil), nats", style="{:z.2f}"),
     "truncated": Metric(None, None, "items whose prompt lost its beginning to the model's context"),
     "left_out": Metric(None, None, "items that could not be scored: longer than the context, or alike in its tokens"),
     "kept": Metric(None, None, "share of neurons with which perplexity rises by the tolerance", style="{:.1%}"),

@@ -45,7 +45,7 @@ def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
 
 def number(value: float | None, digits: int = 3) -> str:
     """A value for a cell; "–" if it was not measured."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+    return "–" if value is None or not math.isfinite(value) else f"{value:z.{digits}f}"
 
 
 def share(value: float | None) -> str:
@@ -78,7 +78,8 @@ def amount(value: float) -> str:
 
 def _heading(results: Results) -> str:
     run, base, data = results.run, results.base, results.data
-    first = f"{run.name}: {run.role} run, {amount(run.tokens_trained)} tokens in {run.steps} steps, {run.seconds:.0f} s"
+    trained = f"trained on {amount(run.tokens_trained)} tokens in {run.steps} steps, "
+    first = f"{run.name}: {run.role} run, {trained if run.steps else 'measured in '}{run.seconds:.0f} s"
     asked = f" (asked for {base.asked})" if base.asked and base.asked != base.name else ""
     second = f"base {shortened(base.name)} from {base.source}{asked}, data {shortened(data.name)} from {data.source}"
     return "\n".join(line[:WIDTH] for line in (first, second))
@@ -226,4 +227,4 @@ def _null(row: Row) -> str:
         return number(row.null_mean)
     sd = row.null_sd
     small = f"{sd:.0e}".replace("e-0", "e-") if 0 < sd < 5e-4 else f"{sd:.4f}".removeprefix("0")
-    return f"{row.null_mean:.3f}±{small}"
+    return f"{row.null_mean:z.3f}±{small}"

@@ -24,7 +24,7 @@ class PathwayRouter(nn.Module):
     shift and one scale per layer. This keeps the order of the norms and gives the scores unit variance at any scale of
     the layer, as softmax and sigmoid expect. Scores are computed in fp32 under any autocast or parameter dtype (ST-MoE,
     arXiv:2202.08906). The gate ``graded`` adds a second, zero-initialised head to score and gate; ``blend`` adds a
-    learned scalar λ; ``ramp`` adds a scalar that training raises from 0 to 1 (:func:`slms.models.routed_mlp.set_ramp`).
+    learned scalar λ; ``ramp`` adds a scalar that training raises from 0 to 1 (:func:`slms.models.routed.set_ramp`).
     """
 
     static_mask: Tensor

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from slms.measure.rows import Row
-from slms.report.tables import WIDTH, amount, closing_table, interval, number, share, text_table
+from slms.report.tables import WIDTH, amount, cell, closing_table, interval, number, share, text_table
 
 
 @pytest.mark.parametrize("n_layers, role", [(0, "dense"), (1, "routed"), (4, "static"), (24, "routed")])
@@ -79,3 +79,17 @@ def test_cells():
     assert (share(None), share(0.125)) == ("–", "12.5 %")
     assert (interval(None, 1.0), interval(1, 2, 1)) == ("", "[1.0, 2.0]")
     assert text_table(["a"], []) == "  a\n  -"
+
+
+def test_a_measured_model_is_not_said_to_be_trained_on_nothing(results_factory):
+    results = results_factory(2)
+    trained = closing_table(results).splitlines()[0]
+    assert f"trained on {amount(results.run.tokens_trained)} tokens in {results.run.steps} steps, " in trained
+    measured = replace(results, run=replace(results.run, tokens_trained=0, steps=0, seconds=6.2))
+    assert closing_table(measured).splitlines()[0].endswith(" run, measured in 6 s")
+
+
+def test_zero_has_no_sign():
+    assert number(-1e-5) == "0.000"
+    assert cell(Row("L1.mlp", "purity", value=-1e-5)) == "0.000"
+    assert number(-0.0006) == "-0.001"
