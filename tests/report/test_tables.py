@@ -82,7 +82,7 @@ def test_cells():
 
 
 def test_a_measured_model_is_not_said_to_be_trained_on_nothing(results_factory):
-    results = results_factory(2)
+    results = results_factory()
     trained = closing_table(results).splitlines()[0]
     assert f"trained on {amount(results.run.tokens_trained)} tokens in {results.run.steps} steps, " in trained
     measured = replace(results, run=replace(results.run, tokens_trained=0, steps=0, seconds=6.2))
