@@ -75,6 +75,8 @@ class MetricsCsv(Callback):
         """Add the CSV logger behind the trainer's own."""
         directory = run_directory(trainer)
         if stage == "fit" and self.logger is None and not getattr(trainer, "fast_dev_run", False):
+            if (file := directory / METRICS_FILE).exists():
+                read_rows(file, torn_tail=True)  # a file that is no such table is refused before the run begins
             self.logger = TidyCsvLogger(directory / METRICS_FILE)
             trainer.loggers = [*trainer.loggers, self.logger]
 

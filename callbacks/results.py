@@ -25,7 +25,7 @@ from slms.measure.rows import MEAN
 from slms.measure.schema import Results, Role, Run
 from slms.models.base import random_twin
 from slms.models.flops import flops_per_token
-from slms.models.io import save_model
+from slms.models.io import check_replaceable, save_model
 from slms.report.card import run_card
 from slms.report.figures import monosemanticity_figure
 from slms.report.palette import write_figure
@@ -80,6 +80,7 @@ class ResultsWriter(Callback):
             with isolate_rng(), scratch(directory) as place:
                 try:
                     self._write(trainer, module, net, place, trial=True)
+                    _check_way(place, directory)
                 except (ValueError, OSError):
                     raise
                 except Exception as error:  # of whichever library; at the end it would cost the whole run
@@ -156,6 +157,16 @@ class ResultsWriter(Callback):
             versions=versions(),
             hardware=hardware(module.device) | machine,
         )
+
+
+def _check_way(made: Path, directory: Path) -> None:
+    """Raise ValueError if what is in `directory` already keeps a file or directory like those in `made` out."""
+    for path in made.iterdir():
+        there = directory / path.name
+        if path.is_dir():
+            check_replaceable(there)
+        elif there.is_dir():
+            raise ValueError(f"{there} is a directory; the run writes a file of that name")
 
 
 def _first_place(results: Results) -> Results:

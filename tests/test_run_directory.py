@@ -103,6 +103,7 @@ REFUSALS = {
     "blocks longer than the context": ["--data.block_size=128"],
     "an impossible k": ["--model.routing.k=9"],
     "more pathways than neurons": ["--model.routing.n_pathways=65"],
+    "another order of the text": ["--data.seed=7"],
     "another batch": ["--data.batch_size=4"],
     "another name of files": ["--checkpoint.filename=../../best"],
     "another place of checkpoints": ["--checkpoint.dirpath=ckpts"],
@@ -227,6 +228,28 @@ def test_what_the_end_cannot_write_is_refused_at_the_start(folder, tmp_path, mon
         train.main(flags(folder, "x", f"--output_dir={tmp_path / 'runs'}"))
     assert "what the run's end writes fails: RuntimeError: cannot be drawn" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["model", "llm_routing_results.json", "metrics.csv"])
+def test_what_is_in_the_way_of_the_end_is_refused_at_the_start(name, project, folder, capsys):
+    """The user has a file where the run would write a directory, or the other way round."""
+    there = project / RUN / name
+    (shutil.rmtree if there.is_dir() else Path.unlink)(there)
+    there.mkdir() if there.suffix else there.write_text("mine")
+    (there / "mine.txt" if there.is_dir() else there).write_text("mine")
+    before = everything(project)
+    with pytest.raises(SystemExit) as stop:
+        resume(folder, RUN, "--trainer.max_epochs=2")
+    assert stop.value.code == 2 and str(there) in capsys.readouterr().err
+    assert everything(project) == before
+
+
+def test_a_resumed_run_keeps_what_you_put_beside_its_model(project, folder):
+    mine = project / RUN / "model" / "model-q8.gguf"
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    resume(folder, RUN, "--trainer.max_epochs=2", "--trainer.max_steps=7")
+    assert mine.read_text() == "mine" and (mine.parent / "model.safetensors").is_file()
 
 
 def test_two_runs_of_one_second_have_two_directories(tmp_path):

@@ -28,7 +28,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from slms.commands.arguments import command_lines
+from slms.commands.arguments import CommandParser, command_lines
 
 NAMES = (
     "layers",
@@ -67,11 +67,9 @@ def run(name: str, args: list[str], program: str) -> None:
     """Run a command once for each subject that its arguments name."""
     from jsonargparse import auto_cli
 
-    from slms.cli import Parser
-
     function = command(name)
     for line in command_lines(args, function):
-        auto_cli(function, args=line, as_positional=False, parser_class=Parser, prog=program)
+        auto_cli(function, args=line, as_positional=False, parser_class=CommandParser, prog=program)
 
 
 def overview() -> str:

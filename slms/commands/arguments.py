@@ -7,7 +7,40 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
+from slms.cli import Parser
+
+LEAST = {
+    "batch_size": 1,
+    "block_size": 2,  # a token to predict, and one before it
+    "budget_tokens": 1,
+    "calibration_tokens": 1,
+    "control_tokens": 0,
+    "limit": 1,
+    "n_nulls": 2,
+    "n_random": 1,
+    "n_strongest": 1,
+    "n_tokens": 1,
+    "seconds": 0,
+    "shard_tokens": 1,
+    "shots": 0,
+    "threshold": 0,
+}
+"""Option → its least value, in every command that has it."""
+
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class CommandParser(Parser):
+    """The parser of the commands, which refuses numbers below `LEAST` before anything is read."""
+
+    def parse_args(self, *args, **kwargs):
+        """Parse, then compare with `LEAST`."""
+        config = super().parse_args(*args, **kwargs)
+        for name, least in LEAST.items():
+            value = config.get(name)
+            if value is not None and not value >= least:  # NaN is not
+                self.error(f"--{name} {value}: it must be at least {least}")
+        return config
 
 
 def published(**spellings: str) -> Callable[[Command], Command]:

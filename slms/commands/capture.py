@@ -57,9 +57,6 @@ def capture(
     for flag, value, known in (("site", site, SITES), ("dtype", dtype, DTYPES)):
         if value not in known:
             raise ValueError(f"--{flag} {value}: it must be one of {', '.join(known)}")
-    for flag, count in (("shard_tokens", shard_tokens), ("batch_size", batch_size)):
-        if count < 1:
-            raise ValueError(f"--{flag} {count}: it must be at least 1")
     by_task = task_id is not None or probe_manifest is not None
     tasks = read_tasks(probe_manifest or MANIFEST, task_id) if by_task else []
     net, tokenizer = open_model(model)

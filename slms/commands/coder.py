@@ -97,8 +97,6 @@ def open_coder(
     Raises:
         ValueError: the directory is damaged, does not fit the model or site, or its text cannot be read.
     """
-    if batch_size < 1:
-        raise ValueError(f"--batch_size {batch_size}: it must be at least 1")
     coder, metadata = load(Path(directory))
     run = Path(directory).resolve().parent.parent
     own = run_text(run) or _named_text(directory, metadata)

@@ -50,9 +50,6 @@ def features(
         n_random: how many uses, drawn at random, to show beside them.
         output_dir: features.json, features.csv and features.html go to OUTPUT_DIR/features/NAME/TEXT/.
     """
-    for flag, value in (("n_strongest", n_strongest), ("n_random", n_random)):
-        if value < 1:
-            raise ValueError(f"--{flag} {value}: it must be at least 1")
     for path in coder_directories(Path(directory)):
         opened = open_coder(str(path), batch_size=batch_size, n_tokens=n_tokens, **options)
         results, attributions = _results(str(path), opened, batch_size, n_strongest, n_random)

@@ -49,9 +49,6 @@ def harness(
         batch_size: sequences in one forward pass.
         output_dir: harness.csv and harness.json go to OUTPUT_DIR/harness/NAME/TASKS/.
     """
-    for name, value in (("limit", limit), ("batch_size", batch_size), ("calibration_tokens", calibration_tokens)):
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} is {value}; it must be at least 1")
     if (rule is None) != (density is None):
         raise ValueError("--rule and --density belong together: a rule keeps a density")
     if density is not None and not 0 < density <= 1:

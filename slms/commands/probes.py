@@ -47,8 +47,6 @@ def probes(
     tasks = [task for task in tasks if task.answered]
     if not tasks:
         raise ValueError(f"--probe_manifest {probe_manifest}: no item has an answer and a foil")
-    if batch_size < 1:
-        raise ValueError(f"--batch_size is {batch_size}; it must be at least 1")
     net, tokenizer = open_model(model)
     null = cache(lambda: random_twin(net))
     made_from = identity(net)

@@ -48,8 +48,6 @@ def sae(
             the control out.
         output_dir: quality.json, quality.csv, quality.png and .svg go to OUTPUT_DIR/sae/NAME/TEXT/.
     """
-    if control_tokens < 0:
-        raise ValueError(f"--control_tokens {control_tokens}: it must not be negative")
     for path in coder_directories(Path(directory)):
         opened = open_coder(str(path), batch_size=batch_size, n_tokens=n_tokens, **options)
         _report(path, opened, batch_size, baselines, control_tokens, output_dir)

@@ -78,8 +78,10 @@ def sparsity(
     """
     if dtype not in DTYPES:
         raise ValueError(f"--dtype {dtype}: it must be one of {', '.join(DTYPES)}")
-    if batch_size < 1 or not tolerance > 0 or (num_docs is not None and num_docs < 1 and num_docs != -1):
-        raise ValueError("--batch_size must be at least 1, --tolerance above 0, --num_docs at least 1, or −1")
+    if not tolerance > 0:
+        raise ValueError(f"--tolerance {tolerance}: it must be above 0")
+    if num_docs is not None and num_docs < 1 and num_docs != -1:
+        raise ValueError(f"--num_docs {num_docs}: it must be at least 1, or -1 for all")
     by_task = probe_manifest is not None or task_id is not None
     tasks = read_tasks(probe_manifest or MANIFEST, task_id) if by_task else []
     net, tokenizer = open_model(model)
@@ -90,8 +92,6 @@ def sparsity(
     context = getattr(net.config, "max_position_embeddings", None) or MOST_TOKENS
     own = run_text(model) | ({"files": {}} if by_task or prompt else {})  # whose text is then not read
     read = chosen_text(net, own, block_size=block_size or min(MOST_TOKENS, context), **text)
-    if read["block_size"] < 2:
-        raise ValueError(f"--block_size {block_size}: it must be at least 2, so that a token can be predicted")
     if not by_task:
         tasks = [_text(prompt, read, num_docs, n_tokens, tokenizer)]
     rows: dict[str, list[Row]] = {}

@@ -78,6 +78,8 @@ def specialization(
     """
     if units not in UNITS:
         raise ValueError(f"--units {units}: it must be one of {', '.join(UNITS)}")
+    if not 0 < active_share < 1:
+        raise ValueError(f"--active_share {active_share}: it must be above 0 and below 1")
     if units == "features":
         if sae is None:
             raise ValueError("--units features needs --sae, a SAELens directory or a run with saes/")

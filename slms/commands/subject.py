@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from slms.commands.arguments import LEAST
 from slms.data.corpora import EMBEDDED, CorpusConfig, absolute_name, check_unchanged, read_from
 from slms.data.text import Blocks, BlockSpec, load_blocks
 from slms.measure.journal import Journal, identity
@@ -110,8 +111,8 @@ def chosen_text(
     if block_size is None and "block_size" not in own:
         settings["block_size"] = min(settings["block_size"], limit)
     for flag in ("block_size", "n_tokens"):
-        if settings[flag] < 1:
-            raise ValueError(f"--{flag} {settings[flag]}: it must be at least 1")
+        if settings[flag] < LEAST[flag]:
+            raise ValueError(f"--{flag} {settings[flag]}: it must be at least {LEAST[flag]}")
     if settings["block_size"] > limit:
         raise ValueError(f"--block_size {settings['block_size']}: the model's context holds at most {limit} tokens")
     return settings

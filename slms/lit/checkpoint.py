@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
@@ -19,6 +20,7 @@ from slms.files import replacing
 
 logger = logging.getLogger(__name__)
 
+CONFIG_KEY = "config.yaml"  # where a checkpoint keeps its run's configuration, as text
 SHARDED = "meta.pt"  # the file that Lightning puts beside the shards
 
 
@@ -110,6 +112,13 @@ def step_of(path: Path) -> int:
     """The number of optimizer steps before a checkpoint, which :func:`find_checkpoint` must have passed."""
     file = path / SHARDED if path.is_dir() else path
     return int(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+
+
+def config_in(path: Path) -> dict[str, Any] | None:
+    """The resolved configuration that an intact checkpoint was written under; None if it records none."""
+    file = path / SHARDED if path.is_dir() else path
+    text = torch.load(file, map_location="cpu", weights_only=True, mmap=True).get(CONFIG_KEY)
+    return None if text is None else yaml.safe_load(text)
 
 
 def _fault(path: Path) -> str | None:

@@ -22,8 +22,10 @@ from slms.data.module import TextData
 from slms.files import write_atomic
 from slms.lit import strategies, trainer_options
 from slms.lit.checkpoint import (
+    CONFIG_KEY,
     WholeCheckpointIO,
     check_checkpoint,
+    config_in,
     find_checkpoint,
     newest_checkpoint,
     step_of,
@@ -65,6 +67,10 @@ class _RunFiles(SaveConfigCallback):
             for logger in trainer.loggers:
                 if not isinstance(logger, TensorBoardLogger):  # whose row is written with the final numbers
                     logger.log_hyperparams(yaml.safe_load(config))
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+        """Put the configuration into the checkpoint, which may be moved away from its run."""
+        checkpoint[CONFIG_KEY] = self.parser.dump(self.config, skip_none=False)
 
     def on_train_end(self, trainer, pl_module):
         """Save the last checkpoint before the results are measured."""
@@ -177,8 +183,9 @@ class TrainCLI(LightningCLI):
         """Continue in the checkpoint's run, or in a new one if it has none or if that would lose later steps."""
         self.checkpoint = find_checkpoint(path)
         home, step = run_of(self.checkpoint), step_of(self.checkpoint)
-        if home is not None:
-            check_resumed(read_yaml(home / CONFIG_FILE), self.plain_config())
+        before = config_in(self.checkpoint) if home is None else read_yaml(home / CONFIG_FILE)
+        if before is not None:
+            check_resumed(before, self.plain_config())
         if home is None:
             self._note = f"{self.checkpoint} lies in no run's directory"
         elif home == path.absolute() or (last := newest_checkpoint(home)) is None or step_of(last) <= step:

@@ -35,6 +35,16 @@ class OptimizedModule(L.LightningModule):
         if checkpoint.get("base_digest", self.base_digest) != self.base_digest:
             raise ValueError("model.base has other weights than the run was started from; a resumed run must keep them")
 
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load as torch does, but report in one line that the state is of another model."""
+        try:
+            return super().load_state_dict(*args, **kwargs)
+        except RuntimeError as error:
+            wrong = " ".join(str(error).split("\n\t")[1:2])
+            raise ValueError(
+                f"--ckpt_path: the checkpoint is of another model than the configuration's: {wrong:.200}"
+            ) from error
+
     def on_train_start(self) -> None:
         """Set the configured rates again, because a checkpoint restores its own run's rates with the moments."""
         (optimizer,), (config,) = self.trainer.optimizers, self.trainer.lr_scheduler_configs

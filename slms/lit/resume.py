@@ -34,6 +34,9 @@ def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     Raises:
         ValueError: an option that must be kept has changed; the message names it with both values.
     """
+    trained = ["coders" if "coders" in config.get("model", {}) else "a language model" for config in (before, now)]
+    if trained[0] != trained[1]:
+        raise ValueError(f"--ckpt_path is a checkpoint of {trained[0]}; the configuration trains {trained[1]}")
     streamed = bool(now.get("data", {}).get("stream"))  # a stream's text has no digest
     for option, old, new in changes(before, now):
         fate = fate_of(option)

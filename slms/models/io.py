@@ -7,6 +7,7 @@ import copy
 import logging
 import os
 import pickle
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -57,13 +58,14 @@ def save_model(
 ) -> Path:
     """Write model and tokenizer to a directory, which is replaced as a whole, or left unchanged if writing fails.
 
+    What else the directory holds, such as notes or a conversion to another format, stays in it.
+
     card: the text of its README.md, with the hub's metadata; by default generated from the model.
     first_rows: write only the first row of each weight, as a quick test that a model of any size can be written.
     """
     target = Path(directory)
+    check_replaceable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists() and not (target.is_dir() and ((target / "config.json").is_file() or not any(target.iterdir()))):
-        raise ValueError(f"`directory` is {target}; it exists and holds no model, so it is not replaced.")
     beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         new, old = beside / "new", beside / "old"
@@ -78,12 +80,44 @@ def save_model(
         write_atomic(new / CARD, card or model_card(model))
         for file in new.rglob("*"):
             make_readable(file)
-        if target.exists():
+        if os.path.lexists(target):
+            _keep_other_files(target, new)
             os.rename(target, old)
         os.rename(new, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return target
+
+
+def check_replaceable(target: Path) -> None:
+    """Raise ValueError if `save_model` must not replace `target`, which exists and holds no model."""
+    replaceable = target.is_dir() and ((target / "config.json").is_file() or not any(target.iterdir()))
+    if os.path.lexists(target) and not replaceable:
+        raise ValueError(f"`directory` is {target}; it exists and holds no model, so it is not replaced.")
+
+
+_OF_MODEL = re.compile(
+    r"(generation_|tokenizer_)?config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
+    r"|tokenizer\.(json|model)|vocab\.\w+|merges\.txt|special_tokens_map\.json|added_tokens\.json|chat_template\.jinja"
+)
+"""Files of a model that a smaller one, or one without a tokenizer, would otherwise inherit."""
+
+
+def _keep_other_files(old: Path, new: Path) -> None:
+    """Link into `new` what `old` holds beside its model; links, so that a crash at any time loses none of it."""
+    made = {path.name for path in new.iterdir()}
+
+    def left_out(place: str, names: list[str]) -> set[str]:
+        return {name for name in names if name in made or _OF_MODEL.fullmatch(name)} if Path(place) == old else set()
+
+    shutil.copytree(old, new, symlinks=True, ignore=left_out, copy_function=_link, dirs_exist_ok=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target, follow_symlinks=False)
 
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")
@@ -155,7 +189,15 @@ def read_model(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
         raise ValueError(
             f"{path}: {len(wrong)} weights are missing or of another shape than configured, as {wrong[0]}."
         )
+    if (name := _not_finite(model)) is not None:
+        raise ValueError(f"{path}: {name} holds NaN or infinity; every weight must be finite in {model.dtype}.")
     return prepare(model).eval()
+
+
+def _not_finite(model: PreTrainedModel) -> str | None:
+    """The first weight that is not finite, of which no measurement means anything."""
+    weights = ((name, weight) for name, weight in model.named_parameters() if weight.is_floating_point())
+    return next((name for name, weight in weights if not weight.isfinite().all()), None)
 
 
 def read_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:

@@ -1,11 +1,15 @@
 """Command lines reach the function with the arguments that were typed."""
 
+import inspect
+import re
 from typing import Any
 
 import pytest
 from jsonargparse import auto_cli
 
-from slms.commands.arguments import command_lines, published
+import eval as evaluation
+from slms.commands import NAMES, command
+from slms.commands.arguments import LEAST, command_lines, published
 
 
 @published(dataset="corpus")
@@ -70,3 +74,25 @@ def test_a_file_whose_name_has_a_comma_is_one_item(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a,b").mkdir()
     assert reached(suite, "a,b c,d") == [suite(models=["a,b", "c", "d"])]
+
+
+NUMBERS = [
+    (name, option)
+    for name in NAMES
+    for option, parameter in inspect.signature(command(name)).parameters.items()
+    if re.match("(int|float)( |$)", inspect.formatannotation(parameter.annotation))
+    and option not in ("seed", "num_docs", "density")  # which may be anything, −1, or need a rule beside them
+]
+
+
+@pytest.mark.parametrize(("name", "option"), NUMBERS)
+def test_no_number_is_too_small_for_its_option(name, option, tmp_path, monkeypatch, capsys):
+    """Whatever command: refused in one line that names option, value and rule, before a model is opened."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("slms.models.base.read_model", None)
+    value = LEAST.get(option, 0) - 1
+    with pytest.raises(SystemExit) as stop:
+        evaluation.main([name, "stories-1m", *["--tasks=x"] * (name == "harness"), f"--{option}={value}"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and f"--{option} {value}" in line and "must be" in line
+    assert not list(tmp_path.iterdir())

@@ -160,8 +160,6 @@ def test_refusals_lose_nothing(place, tmp_path):
         run(place, "coder", site="residual.7")
     with pytest.raises(ValueError, match="its input has 8 dimensions, but the model's site has 64"):
         run(place, "coder", model="stories-1m", corpus="stories")
-    with pytest.raises(ValueError, match="--n_strongest 0: it must be at least 1"):
-        run(place, "coder", n_strongest=0)
     with pytest.raises(ValueError, match="reconstructs worse than the mean"):
         run(place, shifted(place, tmp_path))
     (tmp_path / "cut").mkdir()

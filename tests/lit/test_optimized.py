@@ -75,3 +75,14 @@ def test_a_resumed_run_has_the_configured_rates_and_the_moments_of_the_checkpoin
     (group,) = trainer.optimizers[0].param_groups
     assert group["weight_decay"] == 0.5 and group["initial_lr"] == 1e-3
     assert trainer.optimizers[0].state[other.w]["step"] == 8
+
+
+def test_the_state_of_another_model_is_refused_in_one_line():
+    class Small(OptimizedModule):
+        def __init__(self, width):
+            super().__init__()
+            self.layer = torch.nn.Linear(width, 2)
+
+    with pytest.raises(ValueError, match=r"--ckpt_path: the checkpoint is of another model.*layer\.weight.*") as caught:
+        Small(3).load_state_dict(Small(4).state_dict())
+    assert "\n" not in str(caught.value)

@@ -193,3 +193,10 @@ def test_what_must_be_kept_is_refused_in_one_line_and_nothing_changes(started, t
         line = [line for line in capsys.readouterr().err.splitlines() if "error:" in line][-1]
         assert all(word in line for word in words), line
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_checkpoint_of_coders_is_no_checkpoint_of_a_language_model():
+    coders, language = {"model": {"coders": [1]}}, {"model": {"routing": None}}
+    for before, now in ((coders, language), (language, coders)):
+        with pytest.raises(ValueError, match=r"--ckpt_path is a checkpoint of .*; the configuration trains"):
+            check_resumed(before, now)

@@ -137,7 +137,7 @@ def refused(args, capsys) -> str:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--limit=0"], "--limit is 0; it must be at least 1"),
+        (["--limit=0"], "--limit 0: it must be at least 1"),
         (["--rule=cett"], "--rule and --density belong together"),
         (["--rule=cett", "--k=2"], "--density is 2.0; it must be above 0 and at most 1"),
     ],

@@ -77,9 +77,7 @@ def test_a_tokenizer_comes_back(shared_data, tmp_path):
 def test_a_model_is_replaced_as_a_whole(tiny, tokens, tmp_path):
     ids = tokens(1, 5)
     save_model(tiny("gpt2"), None, tmp_path / "m")
-    (tmp_path / "m" / "stale.txt").write_text("from before")
     save_model(tiny("gpt2", seed=1), None, tmp_path / "m")
-    assert not (tmp_path / "m" / "stale.txt").exists()
     torch.testing.assert_close(load_model(tmp_path / "m").model(ids).logits, tiny("gpt2", seed=1)(ids).logits)
     assert os.listdir(tmp_path) == ["m"]
 
@@ -210,3 +208,28 @@ def test_first_rows_are_a_trial_of_the_whole(tiny, tmp_path):
     assert sorted(p.name for p in (tmp_path / "trial").iterdir()) == sorted(
         p.name for p in (tmp_path / "whole").iterdir()
     )
+
+
+def test_what_lies_beside_a_model_stays(tiny, word_tokenizer, tmp_path):
+    """Your notes and conversions in a model's directory outlive the next save; files of the old model do not."""
+    place = save_model(tiny("gpt2"), word_tokenizer, tmp_path / "m")
+    (place / "model-q8.gguf").write_text("mine")
+    (place / "model-best.safetensors").write_text("mine too")
+    (place / "model-00001-of-00002.safetensors").write_text("a shard of the old model")
+    (place / "deep").mkdir()
+    (place / "deep" / "config.json").write_text("{}")
+    (place / "link").symlink_to("nowhere")
+    save_model(tiny("gpt2", seed=1), None, place)
+    assert (place / "model-q8.gguf").read_text() == "mine" and (place / "deep" / "config.json").read_text() == "{}"
+    assert (place / "model-best.safetensors").exists() and os.readlink(place / "link") == "nowhere"
+    assert not (place / "model-00001-of-00002.safetensors").exists()
+    assert load_model(place).tokenizer is None and list(tmp_path.iterdir()) == [place]
+
+
+def test_a_weight_that_is_not_finite_is_refused_by_name(tiny, tmp_path):
+    model = tiny("gpt2")
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_fc.weight[0, 0] = float("nan")
+    save_model(model, None, tmp_path / "m")
+    with pytest.raises(ValueError, match=r"h\.1\.mlp\.c_fc\.weight holds NaN or infinity"):
+        load_model(tmp_path / "m")
