@@ -210,9 +210,9 @@ def test_first_rows_are_a_trial_of_the_whole(tiny, tmp_path):
     )
 
 
-def test_what_lies_beside_a_model_stays(tiny, word_tokenizer, tmp_path):
+def test_what_lies_beside_a_model_stays(tiny, tmp_path):
     """Your notes and conversions in a model's directory outlive the next save; files of the old model do not."""
-    place = save_model(tiny("gpt2"), word_tokenizer, tmp_path / "m")
+    place = save_model(tiny("gpt2"), slms.load_base("stories-1m").tokenizer, tmp_path / "m")
     (place / "model-q8.gguf").write_text("mine")
     (place / "model-best.safetensors").write_text("mine too")
     (place / "model-00001-of-00002.safetensors").write_text("a shard of the old model")
