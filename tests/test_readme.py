@@ -12,7 +12,7 @@ from slms.commands import NAMES
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 RUN = "pip install -c constraints.txt -e . && python train.py --config routed_tinystories.yaml"
-TEST = "pip install -c constraints.txt -e '.[test]' && pytest"
+TEST = "pip install -c constraints.txt -e '.[test]' && pytest -n 2 --dist loadfile"
 
 
 def blocks(language: str) -> list[str]:
