@@ -136,3 +136,12 @@ def test_every_file_of_the_package_is_shipped():
 def test_no_path_of_a_machine_in_configs():
     for path in ROOT.glob("configs/*"):
         assert "/work" not in path.read_text() and "/home" not in path.read_text(), path
+
+
+def test_no_line_is_kept_from_the_formatter():
+    """An argument with a name, or a variable, says more than a hand-set line."""
+    mark = "fmt: " + "skip"
+    files = [
+        path for top in ("slms", "kernels", "callbacks", "benchmarks", "tests") for path in (ROOT / top).rglob("*.py")
+    ]
+    assert not [path for path in files if mark in path.read_text()]

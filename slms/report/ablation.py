@@ -26,17 +26,18 @@ def ablation_table(rows: Sequence[Row], found: Sequence[Ablation], by: str) -> s
     head = ["place", "class", "units", "classes", "SI-causal", "± 95 %", "null", "random sets"]
     of: Mapping[str, Ablation] = {a.place: a for a in found}
     names = dict(zip(of, short_names(list(of)), strict=True))
-    cells = [
-        [names[r.place], r.family, str(count_units(of[r.place].unit_of)), str(of[r.place].scores[r.family].n_classes),
-         number(r.value), number(r.half), number(r.null_mean), number(r.control)]
-        for r in rows
-    ]  # fmt: skip
-    return "\n".join([
+    cells = []
+    for r in rows:
+        units, classes = count_units(of[r.place].unit_of), of[r.place].scores[r.family].n_classes
+        numbers = map(number, (r.value, r.half, r.null_mean, r.control))
+        cells.append([names[r.place], r.family, str(units), str(classes), *numbers])
+    lines = [
         text_table(head, cells, left=2),
         f"  units: {', '.join(sorted({KINDS[a.kind] for a in found}))}, their activations replaced by {_BY[by]};",
         "  SI-causal: share of the loss increase on a unit's best class, classes weighing alike, minus that under",
         "  permuted labels (null); random sets: the same of random neurons in sets of the same sizes",
-    ])  # fmt: skip
+    ]
+    return "\n".join(lines)
 
 
 @styled

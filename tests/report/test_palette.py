@@ -159,11 +159,11 @@ def draw_ablation(make, n, name):
 
 def draw_attribution(make, n, name):
     draw = torch.Generator().manual_seed(0)
-    found = [
-        LayerAttribution(layer, torch.rand(16, generator=draw), torch.rand(16, 300, generator=draw) ** 6,
-                6 * torch.rand(16, 300, generator=draw), torch.ones(16, 300), Concentration(0.3, 0.2, 0.01, 10.0))
-        for layer in range(min(n, 3))
-    ]  # fmt: skip
+    found = []
+    for layer in range(min(n, 3)):
+        load, part = torch.rand(16, generator=draw), torch.rand(16, 300, generator=draw) ** 6
+        z, lift = 6 * torch.rand(16, 300, generator=draw), torch.ones(16, 300)
+        found.append(LayerAttribution(layer, load, part, z, lift, Concentration(0.3, 0.2, 0.01, 10.0)))
     return attribution_figure(found, 4.0, f"Which pathway writes which feature of residual.3: {name}")
 
 
@@ -171,8 +171,10 @@ def draw_suite(make, n, name):
     rng = random.Random(0)
 
     def model(i):
-        rows = {m: Row(MEAN, "si", "pos", v := 0.1 + 0.03 * i + rng.gauss(0, 0.01), v - 0.02, v + 0.02, control=0.05)
-                for m in NUMBERS}  # fmt: skip
+        rows = {}
+        for m in NUMBERS:
+            value = 0.1 + 0.03 * i + rng.gauss(0, 0.01)
+            rows[m] = Row(MEAN, "si", "pos", value, value - 0.02, value + 0.02, control=0.05)
         return SuiteModel(f"m{i}", int(10 ** (5 + i / 4)), 10**7, 8, 2, 2.0, 100_000, rows)
 
     models = [model(i) for i in range(max(n, 2))]
