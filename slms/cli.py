@@ -35,6 +35,8 @@ def _one_line(message: object) -> str:
     given = next((line.partition(": ")[2] for line in lines if line.startswith("Given value:")), "")
     if wrong := re.fullmatch(r"Parser key \"([\w.]+)\": Expected a <class '(\w+)'>(?:\. Got value: (.*))?", kept):
         return f"--{wrong[1]} {wrong[3] or given}: it must be {_KINDS.get(wrong[2], wrong[2])}"
+    if wrong := re.fullmatch(r"Parser key \"([\w.]+)\": Expected a typing\.Literal\[(.*)\]\. Got value: (.*)", kept):
+        return f"--{wrong[1]} {wrong[3]}: it must be one of {wrong[2]}".replace("'", "")
     return kept or type(message).__name__
 
 

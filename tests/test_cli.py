@@ -1,5 +1,7 @@
 """Both command lines take booleans as flags, refuse what is wrong in plain words, and fit the terminal."""
 
+from typing import Literal
+
 import pytest
 
 from callbacks import CALLBACKS
@@ -48,9 +50,15 @@ def test_other_words_are_refused(make, capsys):
 
 @pytest.mark.parametrize("make", [evaluation, training])
 @pytest.mark.parametrize(
-    ("kind", "rule"), [(int, "a whole number"), (int | None, "a whole number"), (float, "a number")]
+    ("kind", "rule"),
+    [
+        (int, "a whole number"),
+        (int | None, "a whole number"),
+        (float, "a number"),
+        (Literal["mean", "zero"], "one of mean, zero"),
+    ],
 )
-def test_a_number_of_the_wrong_kind_is_named_with_its_option_and_rule(make, kind, rule, capsys):
+def test_a_wrong_value_is_named_with_its_option_and_rule(make, kind, rule, capsys):
     parser = make()
     parser.add_argument("--n_tokens", type=kind)
     with pytest.raises(SystemExit, match="2"):

@@ -19,5 +19,5 @@ def test_route_by_hand(tmp_path):
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     dense, routed = (line.split()[2] for line in run.stdout.splitlines() if "perplexity" in line)
     assert 1 < float(dense) < float(routed) < 1.1 * float(dense), run.stdout
-    assert "32 pathways, the best 11 chosen by a linear router" in run.stdout
+    assert "32 pathways, the best 11 chosen by its linear router" in run.stdout
     assert (tmp_path / "routed-by-hand" / "model.safetensors").is_file()

@@ -117,7 +117,7 @@ MEMBERS[tiles_loop] = tiles_member
 
 
 def amx_forward(call: Call) -> Tensor:
-    """The same function as `kernels.cpu.grouped_forward`, for bfloat16, accumulated in float32."""
+    """The same function as `kernels.cpu.grouped.grouped_forward`, for bfloat16, accumulated in float32."""
     y = torch.empty(call.x.shape, dtype=call.x.dtype)
     # Held here, because the loop knows only addresses.
     held = (*map(contiguous, (call.x, *call.weights)), as_float(call.gates), call.chosen.contiguous(), y)

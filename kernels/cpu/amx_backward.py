@@ -166,7 +166,7 @@ MEMBERS[backward_tiles] = backward_tiles_member
 
 
 def amx_backward(grad: Tensor, call: Call) -> Gradients:
-    """The gradients of `kernels.cpu.amx.amx_forward`, as `kernels.cpu.grouped_backward` gives them."""
+    """The gradients of `kernels.cpu.amx.amx_forward`, as `kernels.cpu.grouped.grouped_backward` gives them."""
     x, (n, d) = call.x, call.x.shape
     most, neurons = int(call.chosen.sum(0).max()), max(b - a for a, b in pairwise(call.offsets))
     team = team_size(bytes_each=4 * n * d + 8 * most * d + 4 * most * neurons + 8 * neurons * d)

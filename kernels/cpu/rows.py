@@ -118,7 +118,7 @@ def _total(parts: Tensor) -> Tensor:
 
 
 def rows_forward(call: Call) -> Tensor:
-    """The same function as `kernels.cpu.grouped_forward`, for float32 and bfloat16, accumulated in float32."""
+    """The same function as `kernels.cpu.grouped.grouped_forward`, for float32 and bfloat16, accumulated in float32."""
     x, (n, d) = call.x, call.x.shape
     team = team_size(call.W_in.nbytes * n, 4 * x.numel())
     y = torch.zeros(team, n, d)

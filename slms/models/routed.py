@@ -63,12 +63,12 @@ class Routed(nn.Module):
 
         >>> from slms.models.routed_mlp import RoutedMLP
         >>> RoutedMLP(8, 64, RoutingConfig(n_pathways=16, k=4), activation="gelu", layer_index=3).summary()
-        '64 neurons in 16 pathways, the best 4 chosen by a mlp router, density 0.25'
+        '64 neurons in 16 pathways, the best 4 chosen by its mlp router, density 0.25'
         """
         config = self.config
         rule = RULES[config.rule]
         words = rule.words.format(**config.to_dict() | {"k": self._k})
-        chosen = f"{words} chosen by a {config.router} router"
+        chosen = f"{words} chosen by its {config.router} router"
         if config.router == "static":
             chosen = f"the same {self._k} for every token"
         density = f", density {self._k / config.n_pathways:.2g}" if rule.fixed else ""

@@ -49,8 +49,8 @@ def _estimates(axes: Axes, rows: Mapping[str, Sequence[Interval]], colours: Mapp
             axes.plot(e.value, at, "o", color=colours[name], mfc=face)
             axes.annotate(f"{e.value:.3f}", (e.high, at), xytext=(4, 0), textcoords="offset points", va="center")
         if not estimates:
-            place = {"xycoords": ("axes fraction", "data"), "va": "center"}
-            axes.annotate("ablating this site costs too little to tell", (0.02, y), color=GREY, **place)
+            said, across = "ablating this site costs too little to tell", ("axes fraction", "data")
+            axes.annotate(said, (0.02, y), xycoords=across, va="center", color=GREY)
     axes.set_yticks(range(len(rows)), list(rows) if names else [""] * len(rows))
     axes.set_ylim(len(rows) - 0.4, -0.6)
     if not any(rows.values()):

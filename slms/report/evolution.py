@@ -62,9 +62,9 @@ def _draw(axes: Axes, title: str, lines: dict[str, dict[int, float]], last_row: 
         colour, marker = look(i)
         steps, thin = sorted(points), name == "training"
         marker = "" if len(steps) > 30 else "." if many else marker
-        colour = _shade(i, len(lines)) if many else colour
+        shade = _shade(i, len(lines)) if many else colour
         values, width = [points[step] for step in steps], 0.5 if thin else None
-        axes.plot(steps, values, marker=marker, label=name, color=colour, linewidth=width)
+        axes.plot(steps, values, marker=marker, label=name, color=shade, linewidth=width)
     what, _, unit = title.partition(" (")
     axes.set(title=what, xlabel="optimizer step" if last_row else "", ylabel=unit.removesuffix(")"))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))

@@ -66,7 +66,7 @@ def test_print_shows_what_is_routed_at_a_glance(tiny, tokens, family):
     routed = route(tiny(family), CONFIG, tokens(4, 16))
     lines = repr(routed).splitlines()
     assert lines[0].startswith(f"{type(routed).__name__}, ") and len(lines) == 3
-    assert lines[1] == "  L0.mlp, L2.mlp: 37 neurons in 5 pathways, the best 2 chosen by a linear router, density 0.4"
+    assert lines[1] == "  L0.mlp, L2.mlp: 37 neurons in 5 pathways, the best 2 chosen by its linear router, density 0.4"
     assert lines[2] == "  60% of all MLP neurons execute for a token"
 
 
