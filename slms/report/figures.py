@@ -121,7 +121,7 @@ def _preferences(axes: Axes, results: Results, ranked: list[str]) -> None:
         axes.bar(range(len(places)), heights, 0.72, bottom, color=colour, edgecolor="white", linewidth=0.4, label=name)
         bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
     coverage = results.labels[family].coverage
-    axes.set(title=f"What they prefer: {visible(family, 14)} ({coverage:.0%} labelled)", ylabel="pathways")
+    axes.set(title=f"Preferred {visible(family, 14)}", ylabel=f"pathways ({coverage:.0%} labelled)")
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     place_ticks(axes, places)
     axes.legend(reverse=True, loc="center left", bbox_to_anchor=(1, 0.5))  # its top is the top of the stack
