@@ -149,7 +149,7 @@ def specialization(
 
         found.append(journal.part("model", lambda: of(subject.model, n_nulls, "model")))
         places = len(found[0][0].units)
-        print(f"{subject.name}: {places} {'place' if places == 1 else 'places'} measured", flush=True)
+        print(f"{short_name(subject.name)}: {places} {'place' if places == 1 else 'places'} measured", flush=True)
         if random:
             control.append(journal.part("random weights", lambda: of(random_twin(subject.model), 2, "random weights")))
             print("the same with random weights: measured", flush=True)

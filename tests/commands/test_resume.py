@@ -7,7 +7,7 @@ from transformers import GPTNeoModel
 
 import eval as evaluation
 import slms.measure.journal
-from slms.measure import metrics
+from slms.measure import evidence
 from slms.models.base import BaseConfig, load_base
 from slms.models.io import save_model
 from slms.sae.coders import build_coder
@@ -99,7 +99,7 @@ def test_scores_are_not_computed_again(place, tmp_path, monkeypatch):
         return call
 
     for name in calls:
-        monkeypatch.setattr(metrics, name, counted(name, getattr(metrics, name)))
+        monkeypatch.setattr(evidence, name, counted(name, getattr(evidence, name)))
     words = [str(place / "m"), *TEXT, "--task_id=toy_arithmetic", "--layers=0,1", "--n_nulls=2", "--random=false"]
     for _ in range(2):
         with contextlib.suppress(Killed):
