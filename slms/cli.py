@@ -37,6 +37,8 @@ def _one_line(message: object) -> str:
         return f"--{wrong[1]} {wrong[3] or given}: it must be {_KINDS.get(wrong[2], wrong[2])}"
     if wrong := re.fullmatch(r"Parser key \"([\w.]+)\": Expected a typing\.Literal\[(.*)\]\. Got value: (.*)", kept):
         return f"--{wrong[1]} {wrong[3]}: it must be one of {wrong[2]}".replace("'", "")
+    if wrong := re.match(r"Parser key \"([\w.]+)\": Unable to load config '(.*?)'", kept):
+        return f"--{wrong[1]} {wrong[2]}: a section of options takes a mapping or a YAML file"
     return kept or type(message).__name__
 
 

@@ -96,6 +96,7 @@ UNKNOWN = "there is no such option; the nearest are"
             f"--model.coders.coder.kk: {UNKNOWN} --model.coders.coder.k,",
         ),
         ([CONFIG, "--model.base", "."], "--model.base .: this is a section of options; a name is --model.base.name ."),
+        ([CONFIG, "--model.distill=null"], "--model.distill null: a section of options takes a mapping or a YAML file"),
         ([CONFIG, "--data.corpus=a.txt"], "--data.corpus a.txt: this is a section of options; a name is --data.corpus"),
         ([], "name a config: --config NAME; configs/ has dense_stories.yaml"),
     ],
