@@ -6,7 +6,7 @@ from typing import Any
 USED = """
     ckpt_path name output_dir seed_everything
     trainer checkpoint evolution examples kernels nan_guard progress results specialization
-    model.optimizer model.balance model.distill model.gate_ramp model.k_anneal
+    model.optimizer model.balance model.distill model.gate_ramp model.k_anneal model.recompute
     model.routing.backend model.routing.gate model.routing.k model.routing.rule model.routing.tau model.routing.top_p
     data.batch_size data.num_workers data.val_tokens data.corpus.validation data.buffer.cache data.buffer.prefetch
 """.split()

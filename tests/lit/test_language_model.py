@@ -9,15 +9,20 @@ from slms.data.corpora import CorpusConfig
 from slms.data.module import TextData
 from slms.lit.language_model import DistillConfig, LanguageModel
 from slms.models.base import BaseConfig
+from slms.models.routed_mlp import RoutedMLP
 from slms.routing import RoutingConfig
 
 STEPS = 4
 
 
-def fit(distill: DistillConfig) -> tuple[LanguageModel, list[float], list[int]]:
+def fit(distill: DistillConfig, recompute: bool = False) -> tuple[LanguageModel, list[float], list[int]]:
     """A routed model after four steps, its distillation losses as logged, and the steps at which the base was run."""
     model = LanguageModel(
-        BaseConfig(name="stories-1m"), RoutingConfig(layers=[1]), distill=distill, calibration_tokens=256
+        BaseConfig(name="stories-1m"),
+        RoutingConfig(layers=[1]),
+        distill=distill,
+        calibration_tokens=256,
+        recompute=recompute,
     )
     data = TextData(
         CorpusConfig(name="stories"),
@@ -65,7 +70,7 @@ def test_base_runs_as_long_as_it_teaches(anneal, steps):
 def test_terms_are_the_divergence_and_the_relative_error():
     model, _, _ = fit(DistillConfig(logits=1.0, mlp=1.0))
     model.zero_grad()
-    ids = torch.randint(3, 2000, (2, 16))
+    ids = torch.randint(3, 2000, (2, 16), generator=torch.Generator().manual_seed(0))
     wanted, logits = model.teacher[0](ids).logits, model.net(ids).logits
     log_p, log_q = logits.log_softmax(-1), wanted.log_softmax(-1)
     kl = (log_q.exp() * (log_q - log_p)).sum(-1).mean()
@@ -87,3 +92,17 @@ def test_terms_are_the_divergence_and_the_relative_error():
 def test_anneal_out_of_range_is_refused(anneal):
     with pytest.raises(ValueError, match=r"model.distill.anneal is .*; it must lie in \(0, 1\]"):
         DistillConfig(anneal=anneal)
+
+
+def test_recomputed_layers_give_the_same_training(monkeypatch):
+    """Losses, routes that the balance loss counts, and weights are equal; each layer runs twice in a step."""
+    ran = []
+    forward = RoutedMLP.forward
+    monkeypatch.setattr(RoutedMLP, "forward", lambda self, x: ran.append(torch.is_grad_enabled()) or forward(self, x))
+    kept, losses, _ = fit(DistillConfig(logits=1.0, mlp=0.1))
+    once = sum(ran)
+    again, same_losses, _ = fit(DistillConfig(logits=1.0, mlp=0.1), recompute=True)
+    assert once == STEPS and sum(ran) - once == 2 * STEPS
+    assert same_losses == pytest.approx(losses, rel=1e-6)
+    for name, tensor in kept.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
