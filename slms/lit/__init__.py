@@ -2,6 +2,7 @@
 
 checkpoint           writes checkpoints whole or not at all, and checks them before a run resumes from them
 cli                  the training command line: one YAML → one run directory
+distill              how much of a loss is distillation from the frozen base, and until when
 language_model       a causal language model under training
 lightning_internals  every place where SLMS reaches into Lightning beyond what it documents
 logger               TensorBoard that cannot end a run
@@ -13,6 +14,5 @@ run_directory        the directory that a run writes into
 sparse_autoencoder   sparse autoencoders and transcoders under training
 strategies           Lightning's own, with what these models need
 trainer_options      which of Lightning's Trainer options train.py takes
-
-sources  where a run's model and text come from
+sources              where a run's model and text come from
 """

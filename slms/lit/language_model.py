@@ -3,9 +3,7 @@
 Shapes: `b` blocks, `t` position.
 """
 
-import logging
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from slms.data.module import TextData
+from slms.lit.distill import DistillConfig
 from slms.lit.optim import OptimizerConfig, build_optimizer, lr_share
 from slms.lit.optimized import OptimizedModule
 from slms.lit.strategies import shard
@@ -30,39 +29,6 @@ from slms.models.token_loss import TokenLoss, next_tokens, token_loss
 from slms.models.weights import model_digest
 from slms.routing import Routes, RoutingConfig
 from slms.routing.balance import BalanceConfig, GlobalBalance, bias_update, z_loss
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class DistillConfig:
-    """Distillation from the frozen dense base.
-
-    Args:
-        logits: weight of KL(base ‖ model) per token, in nats.
-        mlp: weight of the squared error of each routed MLP's output, relative to the base output's variance.
-        anneal: share of the steps over which both weights fall linearly to 0; from then on the base is not run. null
-            keeps the weights.
-    """
-
-    logits: float = 0.0
-    mlp: float = 0.0
-    anneal: float | None = None
-
-    def __post_init__(self):
-        for name in ("logits", "mlp"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"model.distill.{name} is {getattr(self, name)}; it must not be negative")
-        if self.anneal is not None and not 0 < self.anneal <= 1:
-            raise ValueError(f"model.distill.anneal is {self.anneal}; it must lie in (0, 1]")
-
-    def share_at(self, share: float) -> float:
-        """The factor on both weights after `share` of the steps.
-
-        >>> [DistillConfig(anneal=0.5).share_at(share) for share in (0.0, 0.25, 0.5, 1.0)]
-        [1.0, 0.5, 0.0, 0.0]
-        """
-        return 1.0 if self.anneal is None else max(0.0, 1.0 - share / self.anneal)
 
 
 def annealed_k(share: float, n_pathways: int, k: int) -> int:
@@ -103,7 +69,7 @@ class LanguageModel(OptimizedModule):
         routing: RoutingConfig | None = None,
         balance: BalanceConfig = BalanceConfig(),  # noqa: B008  frozen
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
-        distill: DistillConfig = DistillConfig(),
+        distill: DistillConfig = DistillConfig(),  # noqa: B008
         gate_ramp: float = 0.3,
         k_anneal: float = 0.0,
         calibration_tokens: int = 65_536,
