@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torchmetrics.utilities import dim_zero_cat
 
 from slms.metrics.functional import ActivationSparsity, Interval, LegacySparsity, jackknife, sparsity_per_token
 from slms.metrics.states import Sums
@@ -142,7 +143,7 @@ class Rows(Sums):
 
     def compute(self) -> Tensor:
         """All rows [all n, f]."""
-        return torch.cat(list(self.rows))
+        return dim_zero_cat(self.rows)
 
 
 def _hash(doc_ids: Tensor, positions: Tensor, seed: int) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from slms.metrics.activations import CoActivation, SparsitySums
+from slms.metrics.activations import CoActivation, Rows, SparsitySums
 from slms.metrics.functional import activation_sparsity, activation_sparsity_legacy
 
 
@@ -68,3 +69,21 @@ def test_kept_tokens_are_true_rows_drawn_evenly():
 def test_fewer_tokens_than_places():
     activations, groups = kept([tuple(x[:10] for x in stream())]).compute()
     assert activations.shape == (10, 20) and groups.shape == (10,)
+
+
+def test_rows_stay_rows_where_processes_synchronise(tmp_path):
+    """Within a process group torchmetrics hands `compute` one tensor in place of the list."""
+    rows = Rows()
+    rows.update(torch.arange(6.0).view(2, 3))
+    rows.update(torch.ones(1, 3))
+    alone = rows.compute()
+    joined = not dist.is_initialized()  # an earlier test may have left its group
+    if joined:
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    again = Rows()
+    again.update(alone[:2])
+    again.update(alone[2:])
+    found = again.compute()
+    if joined:
+        dist.destroy_process_group()
+    assert alone.shape == (3, 3) and torch.equal(found, alone)
