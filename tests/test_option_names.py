@@ -109,6 +109,9 @@ def test_a_config_s_unknown_key_is_named_with_its_file(tmp_path, capsys, monkeyp
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({"model": {"routing": {"kk": 1}}}))
     line = error_of(train.main, [f"--config={tmp_path / 'c.yaml'}"], capsys, monkeypatch)
     assert f"{tmp_path / 'c.yaml'}: --model.routing.kk: there is no such option" in line
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"model": {"routing": {"n_pathways": "x"}}}))
+    line = error_of(train.main, [CONFIG, f"--config={tmp_path / 'c.yaml'}"], capsys, monkeypatch)
+    assert line == "train.py: error: --model.routing.n_pathways x: it must be a whole number"
 
 
 def test_eval_names_them(capsys, monkeypatch):

@@ -85,6 +85,7 @@ class TrainParser(OneLineErrors, LightningArgumentParser):
     """Lightning's parser with one-line errors, which name an unknown option in full."""
 
     _line: ClassVar[list[str]] = []  # the words being parsed, also by the parsers that jsonargparse makes for a class
+    _names: ClassVar[set[str]] = set()  # every option of the parser that the user called
 
     def option_names(self) -> OptionNames:
         """The options that exist; those of the Trainer may be classes, which have options of their own."""
@@ -94,16 +95,23 @@ class TrainParser(OneLineErrors, LightningArgumentParser):
     def parse_args(self, args=None, *more, **kwargs):
         """Check the options' names, then parse as jsonargparse does."""
         TrainParser._line = sys.argv[1:] if args is None else list(args)
+        options = self.option_names()
+        TrainParser._names = options.names
         try:
-            self.option_names().check_line(self._line)
+            options.check_line(self._line)
         except ValueError as error:
             self.error(error)
         return super().parse_args(args, *more, **kwargs)
 
     def error(self, message, ex=None):
         """Report an error in one line; jsonargparse names only the last part of an option that a class lacks."""
+        given = [word[2:].partition("=")[0] for word in self._line]
+        if part := re.match(r'Parser key "(\w+)":', str(message)):
+            named = [name for name in given if name.endswith(f".{part[1]}")]
+            named = named or [name for name in self._names if name.endswith(f".{part[1]}")]
+            if len(named) == 1:
+                message = str(message).replace(f'"{part[1]}"', f'"{named[0]}"', 1)
         if part := re.fullmatch(r"Option '([\w.]+)' is not accepted", str(message)):
-            given = [word[2:].partition("=")[0] for word in self._line]
             for name in [name for name in given if name.endswith(f".{part[1]}")]:
                 section = name.removesuffix(f".{part[1]}")
                 message = f"--{name}: its class has no such argument; --{section}.help=CLASS lists them"
