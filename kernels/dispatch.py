@@ -202,7 +202,7 @@ def routed_mlp(call: Call, backend: str = "auto", density: float | None = None) 
     if (why := refusal(backend, call.x.device.type, call.x.dtype, call.chosen.shape[1])) is not None:
         raise ValueError(f"`backend` is {backend!r}; {why}.")
     compiling = torch.compiler.is_compiling()
-    training = torch.is_grad_enabled() and bool(call.leaves)
+    training = torch.is_grad_enabled() and len(call.leaves) > 0  # torch 2.11 cannot trace bool of a list
     if backend == "auto":
         if density is None:
             counted = call.x.device.type == "cpu" and not compiling

@@ -6,13 +6,14 @@ import json
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFast
+from transformers import GPTNeoForCausalLM, PreTrainedTokenizerFast
 
 import eval as eval_py
 import slms
 from slms.commands.dynamick import dynamick, parse_densities
 from slms.measure.metrics import METRICS
 from slms.report.dynamick import POINT_COLUMNS
+from tests.tiny import tiny_config
 
 WORDS = [f"w{i}" for i in range(40)]
 
@@ -25,16 +26,7 @@ def place(tmp_path_factory):
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", model_max_length=64)
     torch.manual_seed(0)
-    config = GPTNeoConfig(
-        vocab_size=41,
-        hidden_size=8,
-        num_layers=2,
-        num_heads=2,
-        attention_types=[[["global"], 2]],
-        max_position_embeddings=64,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
+    config = tiny_config(41, bos_token_id=0, eos_token_id=0)
     model = GPTNeoForCausalLM(config).eval()
     slms.save_model(model, fast, directory / "dense")
     routing = slms.RoutingConfig(n_pathways=8, k=2, partition="random", router_init="random")

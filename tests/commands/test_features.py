@@ -9,7 +9,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFast
+from transformers import GPTNeoForCausalLM, PreTrainedTokenizerFast
 
 import slms
 from slms.commands.coder import open_coder
@@ -19,6 +19,7 @@ from slms.report.feature_schema import FeatureResults
 from slms.report.feature_tables import COLUMNS, PATHWAY_COLUMNS
 from slms.sae.baselines import random_coder
 from slms.sae.export import Provenance, load, save
+from tests.tiny import tiny_config
 
 WORDS = ["the", "dog", "cat", "ran", "sat", ".", "Lily", "and", "saw", "big", "<script>", "|"]
 SITE = "blocks.1.hook_resid_post"
@@ -32,17 +33,7 @@ def place(tmp_path_factory):
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", model_max_length=64)
     torch.manual_seed(0)
-    config = GPTNeoConfig(
-        vocab_size=13,
-        hidden_size=8,
-        num_layers=2,
-        num_heads=2,
-        attention_types=[[["global"], 2]],
-        max_position_embeddings=64,
-        bos_token_id=0,
-        eos_token_id=0,
-        initializer_range=0.5,
-    )
+    config = tiny_config(13, bos_token_id=0, eos_token_id=0, initializer_range=0.5)
     ids = torch.randint(13, (8, 16))
     routing = slms.RoutingConfig(n_pathways=4, k=2, every_n_layers=1)
     slms.save_model(slms.route(GPTNeoForCausalLM(config), routing, calibration=ids), fast, directory / "model")

@@ -8,7 +8,7 @@ import matplotlib.image
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFast
+from transformers import GPTNeoForCausalLM, PreTrainedTokenizerFast
 
 from callbacks.coders import CoderWriter
 from slms.commands.coder import open_coder
@@ -25,6 +25,7 @@ from slms.report.artifacts import artifact_directory
 from slms.sae.config import CoderConfig, CoderSpec
 from slms.sae.export import load
 from slms.sae.optim import CoderOptimizerConfig
+from tests.tiny import tiny_config
 
 WORDS = [f"w{i}" for i in range(40)]
 
@@ -49,16 +50,7 @@ def place(tmp_path_factory):
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", model_max_length=64)
     fast.save_pretrained(directory)
     torch.manual_seed(3)  # not the seed that `random_twin` takes: the control must be another model
-    config = GPTNeoConfig(
-        vocab_size=41,
-        hidden_size=8,
-        num_layers=2,
-        num_heads=2,
-        attention_types=[[["global"], 2]],
-        max_position_embeddings=64,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
+    config = tiny_config(41, bos_token_id=0, eos_token_id=0)
     GPTNeoForCausalLM(config).save_pretrained(directory)
     generator = torch.Generator().manual_seed(0)
     stories = [" ".join(WORDS[i] for i in torch.randint(40, (30,), generator=generator)) for _ in range(300)]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.testing import assert_close
-from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFast
+from transformers import GPTNeoForCausalLM, PreTrainedTokenizerFast
 
 from slms.data.corpora import CorpusConfig
 from slms.lit.sparse_autoencoder import SparseAutoencoder
@@ -18,6 +18,7 @@ from slms.sae.optim import CoderOptimizerConfig
 from slms.sae.quality import CoderQuality
 from slms.sae.sparse import Picks
 from slms.sae.training_coder import TrainingCoder, geometric_median
+from tests.tiny import tiny_config
 
 WORDS = [f"w{i}" for i in range(40)]
 
@@ -33,16 +34,7 @@ def place(tmp_path_factory):
         tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>", model_max_length=64
     ).save_pretrained(directory)
     torch.manual_seed(0)
-    config = GPTNeoConfig(
-        vocab_size=41,
-        hidden_size=8,
-        num_layers=2,
-        num_heads=2,
-        attention_types=[[["global"], 2]],
-        max_position_embeddings=64,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
+    config = tiny_config(41, bos_token_id=0, eos_token_id=0)
     GPTNeoForCausalLM(config).save_pretrained(directory)
     generator = torch.Generator().manual_seed(0)
     stories = [" ".join(WORDS[i] for i in torch.randint(40, (30,), generator=generator)) for _ in range(200)]

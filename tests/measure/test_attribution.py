@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import GPTNeoConfig, GPTNeoForCausalLM
+from transformers import GPTNeoForCausalLM
 
 import slms
 from slms.data.text import Blocks
@@ -14,6 +14,7 @@ from slms.models.sites import Site, read_sites
 from slms.sae.baselines import FixedCoder
 from slms.sae.coders import build_coder
 from slms.sae.config import CoderConfig
+from tests.tiny import tiny_config
 
 S, T = 15, 16
 SITE = Site("residual", 1)
@@ -23,16 +24,7 @@ SITE = Site("residual", 1)
 def place():
     """A routed model of two layers (3 pathways, 2 chosen), text, a coder of its residual stream, what they write."""
     torch.manual_seed(0)
-    config = GPTNeoConfig(
-        vocab_size=29,
-        hidden_size=8,
-        num_layers=2,
-        num_heads=2,
-        max_position_embeddings=T,
-        attention_types=[[["global"], 2]],
-        intermediate_size=13,
-        initializer_range=0.3,
-    )
+    config = tiny_config(29, max_position_embeddings=T, intermediate_size=13, initializer_range=0.3)
     dense = GPTNeoForCausalLM(config)
     ids = np.random.default_rng(0).integers(0, 29, (20, T)).astype(np.uint16)
     torch_ids = torch.from_numpy(ids.astype("int64"))

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import GPTNeoConfig, GPTNeoForCausalLM
+from transformers import GPTNeoForCausalLM
 
 import slms
 from slms.data.text import Blocks
@@ -14,6 +14,7 @@ from slms.measure.passes import token_nll
 from slms.models.dynamic import LEVELS, dynamic_mlps, masking, set_densities
 from slms.models.flops import flops_per_token
 from slms.models.routed import record_routes, routed_modules
+from tests.tiny import tiny_config
 
 IDS = torch.randint(40, (6, 16), generator=torch.Generator().manual_seed(1))
 
@@ -21,14 +22,7 @@ IDS = torch.randint(40, (6, 16), generator=torch.Generator().manual_seed(1))
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    config = GPTNeoConfig(
-        vocab_size=40,
-        hidden_size=16,
-        num_layers=2,
-        num_heads=2,
-        attention_types=[[["global"], 2]],
-        max_position_embeddings=32,
-    )
+    config = tiny_config(40, hidden_size=16, max_position_embeddings=32)
     return GPTNeoForCausalLM(config).eval()
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import GPTNeoConfig, GPTNeoForCausalLM
+from transformers import GPTNeoForCausalLM
 
 from slms.data.text import Blocks
 from slms.measure.features import BINS_AN_OCTAVE, OCTAVES, ContextReader, LatentStatistics, neighbours, read_uses
@@ -11,6 +11,7 @@ from slms.models.sites import Site, read_sites
 from slms.sae.baselines import FixedCoder
 from slms.sae.coders import build_coder
 from slms.sae.config import CoderConfig
+from tests.tiny import tiny_config
 
 S, T, N_BLOCKS, SPECIAL = 20, 8, 7, torch.tensor([0])
 
@@ -19,15 +20,7 @@ S, T, N_BLOCKS, SPECIAL = 20, 8, 7, torch.tensor([0])
 def place():
     """A tiny model, a coder of its residual stream, seven blocks of text, and all activations [n, s] at once."""
     torch.manual_seed(0)
-    config = GPTNeoConfig(
-        vocab_size=13,
-        hidden_size=6,
-        num_layers=2,
-        num_heads=2,
-        max_position_embeddings=T,
-        attention_types=[[["global"], 2]],
-        intermediate_size=12,
-    )
+    config = tiny_config(13, hidden_size=6, max_position_embeddings=T, intermediate_size=12)
     model = GPTNeoForCausalLM(config).eval()
     generator = np.random.default_rng(0)
     ids = generator.integers(0, 13, (N_BLOCKS, T)).astype(np.uint16)

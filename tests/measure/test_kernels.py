@@ -4,25 +4,19 @@ import json
 
 import pytest
 import torch
-from transformers import GPTNeoConfig, GPTNeoForCausalLM
+from transformers import GPTNeoForCausalLM
 
 import slms
 from kernels import costs, dispatch
 from slms.measure.kernels import calibrate_kernels
+from tests.tiny import tiny_config
 
 
 @pytest.fixture
 def routed(tmp_path, monkeypatch):
     monkeypatch.setenv("SLMS_CACHE", str(tmp_path))
     dispatch.forget_choices()
-    config = GPTNeoConfig(
-        vocab_size=40,
-        hidden_size=8,
-        num_layers=3,
-        num_heads=2,
-        attention_types=[[["global"], 3]],
-        max_position_embeddings=32,
-    )
+    config = tiny_config(40, num_layers=3, max_position_embeddings=32)
     routing = slms.RoutingConfig(n_pathways=8, k=2, partition="random", router_init="random")
     yield slms.route(GPTNeoForCausalLM(config), routing, torch.ones(2, 8, dtype=torch.int64))
     dispatch.forget_choices()

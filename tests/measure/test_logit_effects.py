@@ -2,23 +2,15 @@
 
 import pytest
 import torch
-from transformers import GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from slms.measure.logit_effects import final_norm, logit_effects, mean_jacobian, written
 from slms.models.sites import Site, read_sites
+from tests.tiny import tiny_config
 
 
 def gpt_neo():
-    return GPTNeoForCausalLM(
-        GPTNeoConfig(
-            vocab_size=23,
-            hidden_size=8,
-            num_layers=1,
-            num_heads=2,
-            max_position_embeddings=16,
-            attention_types=[[["global"], 1]],
-        )
-    )
+    return GPTNeoForCausalLM(tiny_config(23, num_layers=1, max_position_embeddings=16))
 
 
 def llama():

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import GPTNeoConfig, GPTNeoForCausalLM
+from transformers import GPTNeoForCausalLM
 
 import slms
 from slms.data.text import Blocks
@@ -15,6 +15,7 @@ from slms.measure.pathways import PathwayTables, measure_pathways
 from slms.measure.results import losses_of
 from slms.measure.rows import by_place
 from slms.models.routed import record_routes, routed_modules
+from tests.tiny import tiny_config
 
 NAMES = {"pos": ("none", "noun", "verb"), "half": ("first", "second")}
 
@@ -40,17 +41,7 @@ def blocks():
 
 @pytest.fixture(scope="module")
 def model(blocks):
-    config = GPTNeoConfig(
-        vocab_size=50,
-        hidden_size=8,
-        num_layers=2,
-        num_heads=2,
-        attention_types=[[["global"], 2]],
-        intermediate_size=20,
-        max_position_embeddings=32,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
+    config = tiny_config(50, intermediate_size=20, max_position_embeddings=32, bos_token_id=0, eos_token_id=0)
     torch.manual_seed(0)
     dense = GPTNeoForCausalLM(config)
     routing = slms.RoutingConfig(n_pathways=4, k=2, layers=[1], router_hidden=4)
@@ -135,16 +126,8 @@ def test_measuring_changes_nothing(model, blocks):
 
 
 def test_dense_models_have_losses_only(blocks):
-    config = GPTNeoConfig(
-        vocab_size=50,
-        hidden_size=8,
-        num_layers=1,
-        num_heads=2,
-        attention_types=[[["global"], 1]],
-        intermediate_size=8,
-        max_position_embeddings=32,
-        bos_token_id=0,
-        eos_token_id=0,
+    config = tiny_config(
+        50, num_layers=1, intermediate_size=8, max_position_embeddings=32, bos_token_id=0, eos_token_id=0
     )
     measured = measure_pathways(GPTNeoForCausalLM(config), Words(), blocks, 8)
     assert measured.rows == [] and measured.pathways == {} and int(measured.loss.tokens.sum()) == 24 * 15

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from transformers import GPTNeoConfig, GPTNeoForCausalLM
+from transformers import GPTNeoForCausalLM
 
 from slms.data.module import BlockOrder
 from slms.models.collect import ActivationCache, Collector
 from slms.models.sites import find_site, read_sites
 from slms.models.weights import model_digest
+from tests.tiny import tiny_config
 
 BLOCKS = np.random.default_rng(0).integers(2, 30, size=(10, 6)).astype(np.uint16)
 
@@ -16,14 +17,7 @@ BLOCKS = np.random.default_rng(0).integers(2, 30, size=(10, 6)).astype(np.uint16
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    config = GPTNeoConfig(
-        vocab_size=31,
-        hidden_size=8,
-        num_layers=2,
-        num_heads=2,
-        attention_types=[[["global"], 2]],
-        max_position_embeddings=16,
-    )
+    config = tiny_config(31, max_position_embeddings=16)
     return GPTNeoForCausalLM(config).eval()
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from slms.models.anatomy import find_mlps, replace_mlp
 from slms.models.routed import record_routes
@@ -21,21 +21,14 @@ from slms.models.sites import (
 )
 from slms.models.weights import read_mlp
 from slms.routing import RoutingConfig
+from tests.tiny import tiny_config
 
 IDS = torch.arange(24).view(2, 12) % 31
 
 
 def gpt_neo():
     torch.manual_seed(0)
-    config = GPTNeoConfig(
-        vocab_size=31,
-        hidden_size=8,
-        num_layers=3,
-        num_heads=2,
-        attention_types=[[["global"], 3]],
-        max_position_embeddings=16,
-        intermediate_size=20,
-    )
+    config = tiny_config(31, num_layers=3, max_position_embeddings=16, intermediate_size=20)
     return GPTNeoForCausalLM(config).eval()
 
 

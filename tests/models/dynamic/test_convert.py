@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from kernels import neurons
 from slms.models.anatomy import find_mlps
@@ -10,6 +10,7 @@ from slms.models.dynamic import RULES, apply_rule, dynamic_mlps, masking, set_de
 from slms.models.families import FAMILIES
 from slms.models.transformers_internals import CACHE
 from slms.models.weights import read_mlp
+from tests.tiny import tiny_config
 
 
 def make(kind):
@@ -24,14 +25,7 @@ def make(kind):
             max_position_embeddings=32,
         )
         return LlamaForCausalLM(config).eval()
-    config = GPTNeoConfig(
-        vocab_size=40,
-        hidden_size=16,
-        num_layers=2,
-        num_heads=2,
-        attention_types=[[["global"], 2]],
-        max_position_embeddings=32,
-    )
+    config = tiny_config(40, hidden_size=16, max_position_embeddings=32)
     return GPTNeoForCausalLM(config).eval()
 
 
