@@ -58,7 +58,7 @@ class LanguageModel(OptimizedModule):
         k_anneal: share of the steps over which k falls from `routing.n_pathways` to `routing.k`; 0 starts at k.
         calibration_tokens: training tokens that determine the partition and the routers' initialisation.
         recompute: keep only each layer's input and compute its inside again in the backward pass (gradient
-            checkpointing), which takes less memory and about a third more time.
+            checkpointing): less memory for one more forward pass a step.
 
     Each validation step leaves the batch's routes in `last_routes` and returns the losses of its tokens, for callbacks.
     """
