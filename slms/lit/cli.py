@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
@@ -38,6 +39,7 @@ from slms.lit.resume import check_resumed
 from slms.lit.run_directory import CONFIG_FILE, RunDirectory, run_of
 from slms.lit.sources import settle
 from slms.lit.trainer_options import run_directory
+from slms.routing import RoutingConfig
 
 
 class _RunFiles(SaveConfigCallback):
@@ -172,6 +174,8 @@ class TrainCLI(LightningCLI):
         if config.name is not None and (not config.name or set(config.name) & set("/\\\0") or config.name[0] == "."):
             raise ValueError(f"--name is {config.name!r}; it must be one file name: the run goes to OUTPUT_DIR/NAME/")
         check_checkpoint(config.checkpoint)
+        if config.model.get("routing") is not None:  # its defaults depend on each other
+            config.model.routing = Namespace(**RoutingConfig(**vars(config.model.routing)).to_dict())
         resolved = settle(config)
         stem = config.name or (Path(str(config.config[0])).stem if config.config else "run")
         self.run = RunDirectory.named(Path(config.output_dir), f"{stem}-embedded" if resolved.stand_in else stem)

@@ -125,16 +125,19 @@ def fit_router(
     shared = router.config.n_shared
     target = router.set_norm_scale(norms[:, shared:])
     target = torch.cat([(norms[:, :shared] - router.norm_shift) / router.norm_scale, target], 1).float()
+    first = router.out if router.hidden is None else router.hidden
     shift, scale = x.mean(0), x.std(0).clamp_min(1e-6)
+    if first.bias is None:
+        shift = torch.zeros_like(shift)
     features = (x - shift) / scale
     if router.hidden is not None:
         with torch.enable_grad():
             _descend(router.hidden, router.out, features, target, seed, steps, batch)
         features = router.hidden(features).relu()
     _solve(router.out, features, target)
-    first = router.out if router.hidden is None else router.hidden  # inputs come unstandardised from here on
-    first.weight.div_(scale)
-    first.bias.sub_(first.weight @ shift)
+    first.weight.div_(scale)  # inputs come unstandardised from here on
+    if first.bias is not None:
+        first.bias.sub_(first.weight @ shift)
     residual = target - router(x)
     return 1.0 - (residual.square().sum() / (target - target.mean(0)).square().sum()).item()
 
@@ -156,11 +159,15 @@ def _descend(hidden: nn.Linear, out: nn.Linear, x: Tensor, y: Tensor, seed: int,
 
 
 def _solve(layer: nn.Linear, x: Tensor, y: Tensor, ridge: float = 1e-4) -> None:
-    """Fit a linear layer to y [n, p] at x [n, d] by ridge regression in float64; the bias is not penalised."""
-    x_mean, y_mean = x.double().mean(0), y.double().mean(0)
-    a, b = x.double() - x_mean, y.double() - y_mean
+    """Fit a linear layer to y [n, p] at x [n, d] by ridge regression in float64; a bias is not penalised."""
+    a, b = x.double(), y.double()
+    penalty = ridge * a.var(0, correction=0).mean().clamp_min(1e-12)
+    x_mean, y_mean = a.mean(0), b.mean(0)
+    if layer.bias is not None:
+        a, b = a - x_mean, b - y_mean
     moment = einsum(a, a, "n i, n j -> i j") / len(x)
-    moment.diagonal().add_(ridge * moment.diagonal().mean().clamp_min(1e-12))
+    moment.diagonal().add_(penalty)
     weight = rearrange(torch.linalg.solve(moment, einsum(a, b, "n i, n p -> i p") / len(x)), "i p -> p i")
     layer.weight.copy_(weight)
-    layer.bias.copy_(y_mean - weight @ x_mean)
+    if layer.bias is not None:
+        layer.bias.copy_(y_mean - weight @ x_mean)

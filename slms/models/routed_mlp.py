@@ -146,7 +146,10 @@ class RoutedMLP(Routed):
             return prepared[1]
         W, b = (None, None) if hidden is None else (hidden.weight, hidden.bias)
         ramp = router.ramp if router.blend is None else router.blend
-        chooser = Router(W, b, out.weight, out.bias, router.selection_bias, self._k, router.gate, ramp)
+        b_out: Tensor | None = out.bias
+        if b_out is None:  # the compiled call always adds one
+            plain.append(b_out := torch.zeros_like(router.selection_bias))
+        chooser = Router(W, b, out.weight, b_out, router.selection_bias, self._k, router.gate, ramp)
         weights = (self.W_in, self.b_in, self.W_gate, self.b_gate, self.W_out, self.b_out, self.mean_out)
         known = {id(tensor) for tensor in plain}
         if any(t is not None and (t.dtype != dtype or id(t) not in known) for t in (*chooser[:5], ramp, *weights)):

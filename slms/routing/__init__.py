@@ -3,6 +3,7 @@
 config    the configuration of a routed model, with every routing default
 router    maps an MLP's input to a score for each pathway
 rules     map scores to the chosen pathways and to the gate on each one's output
+stock     names what keeps a routed model from being a stock mixture of experts
 balance   the losses that keep all pathways in use
 """
 

@@ -2,9 +2,17 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from slms.routing.rules import GATES, RULES
+from slms.routing.stock import check_stock
+
+_BY_STOCK: dict[bool, dict[str, Any]] = {
+    False: {"router": "mlp", "router_bias": True, "gate": "ramp"},
+    True: {"router": "linear", "router_bias": False, "gate": "softmax"},
+}
+"""The defaults of options that depend on `stock`."""
 
 
 @dataclass(frozen=True)
@@ -20,17 +28,22 @@ class RoutingConfig:
             model's last layer.
         layers: indices of the layers to route; they override `every_n_layers`, `first_layer` and `last_layer`.
         partition: how neurons are grouped into pathways; `coactivation` needs calibration tokens.
-        router: what scores the pathways. `static` is the control: no parameters, gates of 1, the same choice for all.
+        router: what scores the pathways; by default `mlp`, or `linear` under `stock`. `static` is the control: no
+            parameters, gates of 1, the same choice for all.
         router_hidden: hidden width of the `mlp` router.
+        router_bias: whether each pathway's score has a bias; by default true, or false under `stock`.
         router_init: `norm` fits scores to pathways' output norms on calibration tokens (D2DMoE); `random` is seeded.
         rule: how scores decide which pathways a token executes.
         top_p: share of router probability that the chosen pathways must reach under the rule `top_p`.
         tau: the rule `threshold` keeps pathways whose predicted norm is at least (1 − tau) of the token's largest.
-        gate: the factor on a chosen pathway's output; `slms.routing.rules` has the equations.
+        gate: the factor on a chosen pathway's output; `slms.routing.rules` has the equations. By default `ramp`, or
+            `softmax` under `stock`.
         n_shared: pathways 0 … n_shared − 1 run for every token and count towards `k`.
         mean_compensation: add the calibrated mean output of every skipped pathway.
         backend: the backend of `kernels.routed_mlp` that executes the MLP.
         seed: seeds the partition and the router's initial weights.
+        stock: route so that `eval.py export` can write the model as a stock mixture of experts (docs/leaving.md); it
+            changes the defaults of `router`, `router_bias` and `gate`, and refuses what cannot be exported.
     """
 
     n_pathways: int = 16
@@ -40,19 +53,24 @@ class RoutingConfig:
     last_layer: int = -1
     layers: list[int] | None = None
     partition: Literal["contiguous", "random", "kmeans", "coactivation"] = "coactivation"
-    router: Literal["mlp", "linear", "static"] = "mlp"
+    router: Literal["mlp", "linear", "static"] | None = None
     router_hidden: int = 128
+    router_bias: bool | None = None
     router_init: Literal["norm", "random"] = "norm"
     rule: Literal[*RULES] = "top_k"  # type: ignore[valid-type]  # names of a table
     top_p: float = 0.5
     tau: float = 0.5
-    gate: Literal[*GATES] = "ramp"  # type: ignore[valid-type]  # names of a table
+    gate: Literal[*GATES] | None = None  # type: ignore[valid-type]  # names of a table
     n_shared: int = 0
     mean_compensation: bool = False
     backend: str = "auto"
     seed: int = 0
+    stock: bool = False
 
     def __post_init__(self) -> None:
+        for name, value in _BY_STOCK[self.stock is True].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not _fits(field.type, value):
@@ -78,6 +96,8 @@ class RoutingConfig:
             raise ValueError(f"`routing.layers` is {layers}; it must name one or more layers, each once, from 0.")
         if self.router == "static" and self.rule != "top_k":
             raise ValueError(f"`routing.rule` is {self.rule}; with `routing.router` static it must be top_k.")
+        if self.stock:
+            check_stock(self)
 
     def routed_layers(self, n_layers: int) -> list[int]:
         """Indices of the layers to route in a model of ``n_layers``.
@@ -123,19 +143,23 @@ class RoutingConfig:
 
 def _fits(kind: Any, value: Any) -> bool:
     """Return whether a plain JSON value has a field's type."""
+    if get_origin(kind) in (Union, UnionType):
+        return value is None or any(_fits(inner, value) for inner in get_args(kind) if inner is not NoneType)
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if kind is float:
         return type(value) in (int, float)
     if kind in (int, bool, str):
         return type(value) is kind
-    return value is None or (isinstance(value, list) and all(type(item) is int for item in value))
+    return isinstance(value, list) and all(type(item) is int for item in value)
 
 
 def _kind(kind: Any) -> str:
     """Describe a field's type in words."""
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join("null" if inner is NoneType else _kind(inner) for inner in get_args(kind))
     if get_origin(kind) is Literal:
         return f"one of {', '.join(get_args(kind))}"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}.get(
-        kind, "a list of whole numbers or null"
+        kind, "a list of whole numbers"
     )

@@ -18,6 +18,7 @@ class PathwayRouter(nn.Module):
 
     ``mlp``      s = W₂ relu(W₁x + b₁) + b₂
     ``linear``   s = W₂x + b₂
+    (without b₂ if ``router_bias`` is false)
     ``static``   s = static_mask, which gives every token the same pathways (the control), with gates of 1
 
     A norm-regressed router (D2DMoE, arXiv:2310.04361) predicts (‖pathway output‖ − norm_shift)/norm_scale, with one
@@ -36,14 +37,15 @@ class PathwayRouter(nn.Module):
     def __init__(self, d_model: int, config: RoutingConfig) -> None:
         super().__init__()
         self.config, self.kind, self.n_pathways = config, config.router, config.n_pathways
+        assert config.gate is not None and config.router_bias is not None  # the configuration has filled them in
         self.gate = "unit" if config.router == "static" else config.gate
         width = config.router_hidden if self.kind == "mlp" else d_model
         self.hidden = nn.Linear(d_model, width) if self.kind == "mlp" else None
-        self.out = nn.Linear(width, self.n_pathways) if self.kind != "static" else None
-        self.grade = nn.Linear(width, self.n_pathways) if self.gate == "graded" else None
-        if self.grade is not None:
-            nn.init.zeros_(self.grade.weight)
-            nn.init.zeros_(self.grade.bias)
+        biased = config.router_bias
+        self.out = nn.Linear(width, self.n_pathways, bias=biased) if self.kind != "static" else None
+        self.grade = nn.Linear(width, self.n_pathways, bias=biased) if self.gate == "graded" else None
+        for parameter in () if self.grade is None else self.grade.parameters():
+            nn.init.zeros_(parameter)
         self.blend = nn.Parameter(torch.zeros(())) if self.gate == "blend" else None
         if self.kind == "static":
             self.register_buffer("static_mask", torch.arange(self.n_pathways) < config.k)
@@ -96,4 +98,5 @@ class PathwayRouter(nn.Module):
 
 
 def _linear(x: Tensor, layer: nn.Linear) -> Tensor:
-    return F.linear(x, layer.weight.float(), layer.bias.float())
+    bias: Tensor | None = layer.bias
+    return F.linear(x, layer.weight.float(), None if bias is None else bias.float())

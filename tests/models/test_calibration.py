@@ -78,6 +78,20 @@ def test_a_linear_router_recovers_linear_norms_exactly():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_a_router_without_bias_is_the_best_that_has_none(kind):
+    x = draw(2000, 12) * torch.linspace(0.01, 30, 12) + 5
+    norms = draw(2000, 6, seed=1).abs() + x @ draw(12, 6, seed=2)
+    r = router(kind, router_bias=False)
+    fit_router(r, x, norms, seed=0, steps=20)
+    inputs = x if r.hidden is None else r.hidden(x).relu()
+    target = ((norms - r.norm_shift) / r.norm_scale).double()
+    best = torch.linalg.lstsq(inputs.double(), target).solution
+    error = [(inputs.double() @ w - target).square().mean().item() for w in (best, r.out.weight.double().T)]
+    assert error[1] == pytest.approx(error[0], rel=1e-2)
+
+
+@torch.no_grad()
 def test_an_mlp_router_learns_what_a_linear_one_cannot():
     x = draw(8000, 12)
     norms = (x @ draw(12, 6, seed=1)).abs()

@@ -82,6 +82,13 @@ def test_inference_in_one_compiled_call(monkeypatch, gate, router):
         assert mlp._prepared is not before
 
 
+@torch.no_grad()
+def test_in_one_call_without_a_bias_of_the_router():
+    mlp = make(router="linear", router_bias=False, gate="softmax")
+    assert fuses(mlp, X)
+    torch.testing.assert_close(mlp(X), in_parts(mlp, X))
+
+
 def test_not_in_one_call_where_something_else_is_wanted():
     x = torch.randn(3, 12)
     with torch.no_grad():

@@ -36,12 +36,26 @@ def test_absent_fields_take_their_default_and_unknown_ones_are_named():
         ({"layers": [-1]}, r"`routing.layers` is \[-1\]"),
         ({"gate": "hard"}, "`routing.gate` is 'hard'; it must be one of unit, softmax, sigmoid"),
         ({"partition": "metis"}, "`routing.partition` is 'metis'"),
+        ({"router_bias": 1}, "`routing.router_bias` is 1; it must be true or false or null"),
+        ({"layers": [0.5]}, r"`routing.layers` is \[0.5\]; it must be a list of whole numbers or null"),
         ({"router": "static", "rule": "top_p"}, "`routing.rule` is top_p; with `routing.router` static"),
     ],
 )
 def test_an_impossible_configuration_names_flag_value_and_rule(fields, message):
     with pytest.raises(ValueError, match=message):
         RoutingConfig(**fields)
+
+
+def test_stock_changes_defaults_keeps_what_agrees_and_names_all_that_contradicts():
+    assert (RoutingConfig().router, RoutingConfig().router_bias, RoutingConfig().gate) == ("mlp", True, "ramp")
+    made = RoutingConfig(stock=True, k=2, gate="softmax")
+    assert (made.router, made.router_bias, made.gate) == ("linear", False, "softmax")
+    assert RoutingConfig.from_dict(made.to_dict()) == made
+    with pytest.raises(ValueError) as refused:
+        RoutingConfig(stock=True, router="mlp", gate="unit", mean_compensation=True)
+    assert "`routing.router` is mlp (--model.routing.router=linear)" in str(refused.value)
+    assert "`routing.gate` is unit (--model.routing.gate=softmax)" in str(refused.value)
+    assert "(--model.routing.mean_compensation=false)" in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_layers_win_over_every_n_layers():

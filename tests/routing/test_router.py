@@ -25,6 +25,15 @@ def test_linear_scores_from_the_definition():
     assert sum(p.numel() for p in r.parameters()) == 8 * D + 8
 
 
+def test_scores_without_bias_from_the_definition():
+    x = torch.randn(5, D)
+    for kind in ("linear", "mlp"):
+        r = router(router=kind, router_bias=False, gate="graded")
+        inputs = x if r.hidden is None else r.hidden(x).relu()
+        assert r.out.bias is r.grade.bias is None
+        torch.testing.assert_close(r(x), inputs @ r.out.weight.T)
+
+
 def test_static_router_has_no_parameters_and_always_takes_its_mask():
     r = router(router="static", gate="sigmoid")
     r.static_mask.copy_(torch.tensor([0, 1, 0, 0, 1, 0, 0, 1], dtype=torch.bool))
