@@ -8,6 +8,7 @@ from jsonargparse import Namespace
 from slms.data.corpora import CorpusConfig, described
 from slms.data.dataset import is_cached
 from slms.data.module import TextData
+from slms.models.from_gguf import PACKAGED
 from slms.models.io import read_tokenizer
 from slms.models.source import EMBEDDED, BaseConfig, Resolved, as_base, local_tokenizer, looks_like_path, resolve
 
@@ -27,9 +28,9 @@ def settle(config: Any) -> Resolved:
     resolved = resolve(base, lambda: _at_hand(corpus, base, config.data))
     config.data.corpus = Namespace(**vars(corpus))
     config.model.base.source = config.data.source = resolved.kind
-    if resolved.kind == "local":
+    if resolved.kind == "local" and resolved.name not in PACKAGED:
         config.model.base.name = _absolute(resolved.name)
-    if base.tokenizer is not None and base.tokenizer not in EMBEDDED and looks_like_path(base.tokenizer):
+    if base.tokenizer is not None and base.tokenizer not in EMBEDDED | PACKAGED and looks_like_path(base.tokenizer):
         config.model.base.tokenizer = _absolute(base.tokenizer)
     print(f"{resolved.note}; {described(corpus.resolve(resolved.kind), corpus.validation)}", flush=True)
     return resolved

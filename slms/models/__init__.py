@@ -1,6 +1,7 @@
 """Opens base models by name, finds their MLPs, turns dense models into routed ones, and saves and loads both.
 
 source, hub, directory   turn a name into files on this machine and check them before anything is built
+from_gguf                turns a GGUF file into such a directory
 base                     turns files into a dense model and its tokenizer, pretrained or random
 listing                  lists the MLPs of a model or base
 anatomy, activations     find the MLPs of every architecture and read what flows through them

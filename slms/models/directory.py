@@ -16,10 +16,6 @@ _IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_impl
 """Keys by which a configuration can ask transformers for kernels from the hub: `owner/name`."""
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "attention_types")
 _MOST_LAYERS = 4096
-_GGUF = (
-    "GGUF, which is not read; convert it with transformers' `from_pretrained(directory, gguf_file=…)` and "
-    "`save_pretrained`."
-)
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -46,7 +42,7 @@ def weight_files(path: Path) -> list[Path]:
 def check_directory(path: Path, weights: bool = True) -> dict[str, Any]:
     """Return a model directory's config; raise a one-line ValueError or OSError if it cannot be loaded safely."""
     if path.suffix == ".gguf" and path.is_file():
-        raise ValueError(f"base `{path}` is {_GGUF}")
+        raise ValueError(f"`{path}` is a GGUF file, no directory; `slms.load_base` and the commands open it.")
     if not path.is_dir():
         raise FileNotFoundError(f"base `{path}` is no directory.")
     if not (path / "config.json").is_file():
@@ -80,7 +76,7 @@ def check_directory(path: Path, weights: bool = True) -> dict[str, Any]:
 def _instead_of_a_model(path: Path) -> str:
     """Say what a directory without config.json holds."""
     if found := sorted(path.glob("*.gguf")):
-        return f"holds {found[0].name}, {_GGUF}"
+        return f"holds no config.json but {found[0].name}: name that file, `{found[0]}`."
     if (path / "adapter_config.json").is_file():
         base = read_object(path / "adapter_config.json").get("base_model_name_or_path")
         return (

@@ -166,11 +166,16 @@ def load_model(directory: str | Path, dtype: torch.dtype | None = None) -> Loade
 
 
 def read_model(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Load the model of a directory that :func:`check_directory` has passed; every weight must be in its files."""
+    """Load the model of a directory that :func:`check_directory` has passed, or of a GGUF file, dequantised to fp32.
+
+    Every weight must be there.
+    """
+    is_gguf = path.is_file()
     with quiet_transformers():
         try:
             model, info = cast(Any, AutoModelForCausalLM).from_pretrained(
-                path,
+                path.parent if is_gguf else path,
+                gguf_file=path.name if is_gguf else None,
                 dtype=dtype or "auto",
                 local_files_only=True,
                 trust_remote_code=False,

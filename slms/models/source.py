@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from slms.models.directory import check_directory
+from slms.models.from_gguf import PACKAGED, converted, gguf_file, is_gguf
 from slms.models.hub import cached_snapshot, download
 from slms.network import HUB_TIMEOUT_S, hub_trouble
 
@@ -19,11 +20,12 @@ class BaseConfig:
     """The dense model that a run starts from: ``name``, or ``hub`` with ``embedded`` as its declared stand-in.
 
     Args:
-        name: `stories-1m` (embedded), a Hugging Face id, or a directory in Hugging Face format; overrides `hub`.
+        name: `stories-1m` (embedded), `smollm2-135m` (in a Python package), a Hugging Face id, a directory in Hugging
+            Face format, or a .gguf file; overrides `hub`.
         hub: a Hugging Face id, used if there is no `name`.
         embedded: the embedded base to use if `hub` is neither cached nor reachable.
         source: `auto` tries the local cache, then the hub, then the stand-in; every other value allows only that one.
-        tokenizer: a name, id or directory to take the tokenizer from; by default the base.
+        tokenizer: a name, id, directory or .gguf file to take the tokenizer from; by default the base.
         init: `pretrained` loads the base's weights; `random` keeps its architecture and draws new weights.
         seed: seeds random weights.
         revision: branch, tag or commit on the hub.
@@ -102,11 +104,16 @@ def resolve(
         return Resolved("embedded", name, f"base {name} (embedded)")
     if base.source == "embedded":
         raise ValueError(f"`base.source` is embedded; `{name}` must then be one of {', '.join(EMBEDDED)}.")
+    if base.source in ("auto", "local") and is_gguf(name):
+        gguf_file(name)
+        return Resolved(
+            "local", name, f"base {name} ({f'package {PACKAGED[name].package}' if name in PACKAGED else 'GGUF'})"
+        )
     if base.source == "local" or (base.source == "auto" and base.hub is None and looks_like_path(name)):
         check_directory(Path(name).expanduser(), weights=base.init == "pretrained")
         return Resolved("local", name, f"base {name} (directory)")
     if not _is_hub_id(name):
-        raise ValueError(f"base `{name}` is no embedded name ({', '.join(EMBEDDED)}), directory or hub id.")
+        raise ValueError(f"base `{name}` is no embedded name ({', '.join(EMBEDDED)}), directory, .gguf file or hub id.")
     own_tokenizer = base.tokenizer is None
     cached = cached_snapshot(
         name, base.revision, weights=base.init == "pretrained", tokenizer=own_tokenizer
@@ -153,15 +160,22 @@ def fetch(resolved: Resolved, revision: str | None = None, weights: bool = True)
     Safetensors are preferred; pickled weights are used only if the repository has no others.
     """
     if resolved.kind != "hub":
-        return EMBEDDED.get(resolved.name, Path(resolved.name).expanduser())
+        return _at_hand(resolved.name, weights)
     path = cached_snapshot(resolved.name, revision, weights=weights) if resolved.cached else None
     return path or download(resolved.name, revision, ["config.json", "generation_config.json"], weights)
 
 
+def _at_hand(name: str, weights: bool) -> Path:
+    """Return the directory of a base that needs no network."""
+    if name in EMBEDDED:
+        return EMBEDDED[name]
+    return converted(gguf_file(name), weights) if is_gguf(name) else Path(name).expanduser()
+
+
 def local_tokenizer(name: str) -> Path | None:
     """Return the directory of a tokenizer that needs no network: embedded, local, or cached from the hub."""
-    if name in EMBEDDED or looks_like_path(name):
-        return EMBEDDED.get(name, Path(name).expanduser())
+    if name in EMBEDDED or is_gguf(name) or looks_like_path(name):
+        return _at_hand(name, weights=False)
     return cached_snapshot(name, config=False, weights=False, tokenizer=True)
 
 

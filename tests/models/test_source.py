@@ -105,7 +105,7 @@ def test_hub_ids_do_not_look_like_paths(name):
 
 @pytest.mark.parametrize("name", ["-x", "with space", "a..b", "x" * 200])
 def test_what_can_be_nothing_says_so(name, hub):
-    with pytest.raises(ValueError, match=r"is no embedded name \(stories-1m\), directory or hub id"):
+    with pytest.raises(ValueError, match=r"is no embedded name \(stories-1m\), directory, .gguf file or hub id"):
         resolve(name)
     assert hub.asked == []
 
