@@ -22,9 +22,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.backends import GPU_PATHWAYS, GPU_TOKENS
-from kernels.gpu import decode, gradients, grouped, routes, sparse, step, tiles
-from kernels.router import SOFTMAX, UNIT
+from slms.kernels.backends import GPU_PATHWAYS, GPU_TOKENS
+from slms.kernels.gpu import decode, gradients, grouped, routes, sparse, step, tiles
+from slms.kernels.router import SOFTMAX, UNIT
 
 CHIPS = (80, 90)
 PATHWAYS = (16, 32, 64, GPU_PATHWAYS)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kernels.costs import Shape
-from kernels.router import Router, choose
+from slms.kernels.costs import Shape
+from slms.kernels.router import Router, choose
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}
 

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.activations import ACTIVATIONS
-from kernels.call import Call
-from kernels.reference import all_neurons
+from slms.kernels.activations import ACTIVATIONS
+from slms.kernels.call import Call
+from slms.kernels.reference import all_neurons
 
 Forward = Callable[[], Tensor]
 

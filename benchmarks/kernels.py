@@ -34,14 +34,14 @@ from torch import Tensor
 
 from benchmarks.kernel_parity import TOLERANCE, decided, parity
 from benchmarks.kernel_rivals import dense_mlp, grouped_mm, scattermoe, scattermoe_runs
-from kernels.backends import BACKENDS, GPU_TOKENS, refusal
-from kernels.calibrate import one_pass
-from kernels.call import Call, Layer
-from kernels.costs import Shape, machine
-from kernels.dispatch import explain, fuses, prepare_fused, routed_mlp
-from kernels.reference import routed_mlp_reference
-from kernels.router import Router, choose
-from kernels.timing import Spread, graphed, random_call, time_together
+from slms.kernels.backends import BACKENDS, GPU_TOKENS, refusal
+from slms.kernels.calibrate import one_pass
+from slms.kernels.call import Call, Layer
+from slms.kernels.costs import Shape, machine
+from slms.kernels.dispatch import explain, fuses, prepare_fused, routed_mlp
+from slms.kernels.reference import routed_mlp_reference
+from slms.kernels.router import Router, choose
+from slms.kernels.timing import Spread, graphed, random_call, time_together
 
 # d_model, d_ff, gated; layers of models in use, and the embedded one.
 SHAPES = {

@@ -10,8 +10,8 @@ import argparse
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 
-from kernels.costs import machine
-from kernels.timing import Spread, time_together
+from slms.kernels.costs import machine
+from slms.kernels.timing import Spread, time_together
 from slms.models.base import load_base
 from slms.models.convert import route
 from slms.routing import RoutingConfig

@@ -14,15 +14,15 @@ parts        gives types to the parts of a run that callbacks read
 tensorboard  writes figures, text tables and the hyper-parameter row to TensorBoard
 """
 
-from callbacks.coders import CoderWriter
-from callbacks.evolution import Evolution
-from callbacks.examples import FeatureExamples
-from callbacks.kernels import KernelCalibration
-from callbacks.metrics_csv import MetricsCsv
-from callbacks.nan_guard import NanGuard
-from callbacks.progress import Progress
-from callbacks.results import ResultsWriter
-from callbacks.specialization import Specialization
+from slms.callbacks.coders import CoderWriter
+from slms.callbacks.evolution import Evolution
+from slms.callbacks.examples import FeatureExamples
+from slms.callbacks.kernels import KernelCalibration
+from slms.callbacks.metrics_csv import MetricsCsv
+from slms.callbacks.nan_guard import NanGuard
+from slms.callbacks.progress import Progress
+from slms.callbacks.results import ResultsWriter
+from slms.callbacks.specialization import Specialization
 
 # Their hooks run in this order: the CSV logger first, the results last.
 CALLBACKS = {

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from callbacks.parts import coders, leaves_files
+from slms.callbacks.parts import coders, leaves_files
 from slms.files import scratch
 from slms.lit.trainer_options import run_directory, undeclared
 from slms.report.tables import interval, number, share, text_table

@@ -8,9 +8,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.metrics_csv import log_at
-from callbacks.parts import language_model, leaves_files
-from callbacks.tensorboard import log_figure, writers
+from slms.callbacks.metrics_csv import log_at
+from slms.callbacks.parts import language_model, leaves_files
+from slms.callbacks.tensorboard import log_figure, writers
 from slms.lit.trainer_options import run_directory
 from slms.metrics.functional import router_saturation
 from slms.models.place import place_name

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.tensorboard import writers
+from slms.callbacks.tensorboard import writers
 from slms.measure.classes import token_texts
 from slms.measure.examples import BestUses
 from slms.report.words import markdown

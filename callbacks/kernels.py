@@ -5,8 +5,8 @@ import logging
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks.parts import text_data
-from kernels.dispatch import forget_choices
+from slms.callbacks.parts import text_data
+from slms.kernels.dispatch import forget_choices
 from slms.measure.kernels import calibrate_kernels
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from callbacks.parts import leaves_files
+from slms.callbacks.parts import leaves_files
 from slms.files import write_atomic
 from slms.lit.checkpoint import step_of
 from slms.lit.trainer_options import run_directory

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
-from callbacks.parts import release_memory
+from slms.callbacks.parts import release_memory
 from slms.progress import Pace, duration
 
 SHOWN = {"train/loss/lm": "train", "val/loss": "val nats", "val/perplexity": "perplexity"}

@@ -12,8 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from transformers import PreTrainedModel
 
-from callbacks.parts import language_model, leaves_files, text_data
-from callbacks.tensorboard import log_hyperparameters
+from slms.callbacks.parts import language_model, leaves_files, text_data
+from slms.callbacks.tensorboard import log_hyperparameters
 from slms.data.corpora import read_from
 from slms.files import scratch
 from slms.lit.language_model import LanguageModel

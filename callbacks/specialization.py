@@ -7,9 +7,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from callbacks.metrics_csv import log_at
-from callbacks.parts import language_model, text_data
-from callbacks.tensorboard import log_layout, log_pathways
+from slms.callbacks.metrics_csv import log_at
+from slms.callbacks.parts import language_model, text_data
+from slms.callbacks.tensorboard import log_layout, log_pathways
 from slms.lit.language_model import LanguageModel
 from slms.measure.classes import labels_of
 from slms.measure.pathways import PathwayTables, Tabulated

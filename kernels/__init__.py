@@ -6,13 +6,13 @@ implementations; dense -> the fallback; activations -> values and derivatives; n
 dense models; cache -> where a machine's measurements are kept; timing -> the clock.
 """
 
-from kernels.activations import ACTIVATIONS
-from kernels.backends import BACKENDS
-from kernels.calibrate import calibrate
-from kernels.call import Call, Layer
-from kernels.dispatch import explain, fuses, prepare_fused, routed_mlp
-from kernels.reference import routed_mlp_reference
-from kernels.router import Router, choose
+from slms.kernels.activations import ACTIVATIONS
+from slms.kernels.backends import BACKENDS
+from slms.kernels.calibrate import calibrate
+from slms.kernels.call import Call, Layer
+from slms.kernels.dispatch import explain, fuses, prepare_fused, routed_mlp
+from slms.kernels.reference import routed_mlp_reference
+from slms.kernels.router import Router, choose
 
 __all__ = [
     "ACTIVATIONS",

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kernels.call import Call
-from kernels.costs import Shape, save_measurements
-from kernels.dispatch import candidates, forget_choices, routed_mlp
-from kernels.timing import random_call, time_together
+from slms.kernels.call import Call
+from slms.kernels.costs import Shape, save_measurements
+from slms.kernels.dispatch import candidates, forget_choices, routed_mlp
+from slms.kernels.timing import random_call, time_together
 
 log = logging.getLogger(__name__)
 

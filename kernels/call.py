@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from kernels.router import Router
+from slms.kernels.router import Router
 
 Weights = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor]
 """W_in, b_in, W_gate, b_gate, W_out"""

@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import torch
 
-from kernels import backends
-from kernels.backends import GPU_TOKENS
-from kernels.cache import cache_file
-from kernels.cpu import team
+from slms.kernels import backends
+from slms.kernels.backends import GPU_TOKENS
+from slms.kernels.cache import cache_file
+from slms.kernels.cpu import team
 
 
 class Shape(NamedTuple):

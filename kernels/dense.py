@@ -8,8 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from kernels.call import Call
-from kernels.reference import all_neurons, neuron_weights
+from slms.kernels.call import Call
+from slms.kernels.reference import all_neurons, neuron_weights
 
 
 def dense(call: Call) -> Tensor:

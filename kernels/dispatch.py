@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kernels.activations import ACTIVATIONS
-from kernels.backends import GPU_TOKENS, forget_installed, refusal
-from kernels.call import Call, Layer
-from kernels.costs import Decision, Shape, cheapest
-from kernels.dense import dense
-from kernels.ops import IMPLEMENTATIONS, OPERATORS, load
-from kernels.reference import routed_mlp_reference
+from slms.kernels.activations import ACTIVATIONS
+from slms.kernels.backends import GPU_TOKENS, forget_installed, refusal
+from slms.kernels.call import Call, Layer
+from slms.kernels.costs import Decision, Shape, cheapest
+from slms.kernels.dense import dense
+from slms.kernels.ops import IMPLEMENTATIONS, OPERATORS, load
+from slms.kernels.reference import routed_mlp_reference
 
 if TYPE_CHECKING:
-    from kernels.cpu.fused import FusedMLP
-    from kernels.gpu.step import Step
+    from slms.kernels.cpu.fused import FusedMLP
+    from slms.kernels.gpu.step import Step
 
 log = logging.getLogger(__name__)
 
@@ -143,10 +143,10 @@ def prepare_fused(layer: Layer) -> "FusedMLP | Step":
     They must not move, but may change in place unless the function says that they were `copied`.
     """
     if layer.W_in.device.type == "cuda":
-        from kernels.gpu.step import Step  # Triton exists for Linux alone
+        from slms.kernels.gpu.step import Step  # Triton exists for Linux alone
 
         return Step(layer)
-    from kernels.cpu.fused import FusedMLP  # numba takes half a second to import and is optional
+    from slms.kernels.cpu.fused import FusedMLP  # numba takes half a second to import and is optional
 
     return FusedMLP(layer)
 

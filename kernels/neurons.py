@@ -17,9 +17,9 @@ from numba import types
 from numba.extending import overload
 from torch import Tensor
 
-from kernels.backends import GPU_TOKENS, refusal
-from kernels.cpu.compiled import njit
-from kernels.cpu.memory import bits_as_float
+from slms.kernels.backends import GPU_TOKENS, refusal
+from slms.kernels.cpu.compiled import njit
+from slms.kernels.cpu.memory import bits_as_float
 
 
 def can_skip(x: Tensor, n_tokens: int) -> bool:
@@ -129,7 +129,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 def _on_gpu():
-    from kernels.gpu import sparse  # Triton exists for Linux alone
+    from slms.kernels.gpu import sparse  # Triton exists for Linux alone
 
     return sparse
 

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, library
 
-from kernels.call import Call, Gradients
+from slms.kernels.call import Call, Gradients
 
 IMPLEMENTATIONS = {
-    "grouped": ("kernels.cpu.grouped:grouped_forward", "kernels.cpu.grouped:grouped_backward"),
-    "rows": ("kernels.cpu.rows:rows_forward", "kernels.cpu.rows:rows_backward"),
-    "amx": ("kernels.cpu.amx:amx_forward", "kernels.cpu.amx_backward:amx_backward"),
-    "triton": ("kernels.gpu.launch:on_gpu", "kernels.gpu.backward:on_gpu_backward"),
+    "grouped": ("slms.kernels.cpu.grouped:grouped_forward", "slms.kernels.cpu.grouped:grouped_backward"),
+    "rows": ("slms.kernels.cpu.rows:rows_forward", "slms.kernels.cpu.rows:rows_backward"),
+    "amx": ("slms.kernels.cpu.amx:amx_forward", "slms.kernels.cpu.amx_backward:amx_backward"),
+    "triton": ("slms.kernels.gpu.launch:on_gpu", "slms.kernels.gpu.backward:on_gpu_backward"),
 }
 """Backend → where its two functions are: call → y, and gradient of y, call → gradients."""
 INPUTS = (

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.activations import ACTIVATIONS
-from kernels.call import Call
+from slms.kernels.activations import ACTIVATIONS
+from slms.kernels.call import Call
 
 
 def neuron_weights(gates: Tensor, chosen: Tensor, offsets: Sequence[int]) -> Tensor:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.call import Call
-from kernels.costs import Shape
+from slms.kernels.call import Call
+from slms.kernels.costs import Shape
 
 FLUSH = 256 << 20  # bytes, several times a GPU's second cache
 

@@ -12,7 +12,11 @@ routed model) → logits and routes → metrics → results.
     report     presents numbers: tables, figures, pages, cards, results files
     lit        LightningModules and the training command line
     commands   the commands of eval.py: arguments → measure → report
+    callbacks  what a run logs and writes (at the top of a checkout)
+    kernels    operations of routed MLPs: Triton, CPU, reference, dispatch (at the top of a checkout)
+    configs    YAMLs of runs, probe tasks (at the top of a checkout)
 
+    main                 the programs slms-train and slms-eval, or train.py and eval.py of a checkout
     files, json_values   writes that are whole or absent; dataclasses as JSON
     cli, progress        one-line errors; progress bars and lines
 

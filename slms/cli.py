@@ -7,6 +7,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
@@ -14,6 +15,12 @@ from slms.option_names import offered
 
 _NOISE = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given value", "usage:")
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+
+
+def program(script: str) -> str:
+    """The name by which the user called `script`: `slms-train` or `slms-eval` where installed, else its own."""
+    called = Path(sys.argv[0]).stem
+    return called if called.startswith("slms-") else script
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The cache directory, writes that are whole or absent, and locks on directories.
+"""The packaged configs, the cache directory, writes that are whole or absent, and locks on directories.
 
 A crash or a full disk never costs an earlier result.
 """
@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
+CONFIGS = Path(__file__).with_name("configs")
+"""The configs and probe tasks that come with SLMS; in a checkout, a link to the directory at its top."""
 PART = ".part-"  # how the names of unfinished files begin
 
 

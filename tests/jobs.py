@@ -6,7 +6,7 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from callbacks import CALLBACKS, CODER_CALLBACKS
+from slms.callbacks import CALLBACKS, CODER_CALLBACKS
 from slms.cli import one_line_errors
 from slms.lit.cli import TrainCLI
 from slms.lit.sparse_autoencoder import SparseAutoencoder

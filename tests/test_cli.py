@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 
-from callbacks import CALLBACKS
+from slms.callbacks import CALLBACKS
 from slms.cli import Parser, hanging
 from slms.commands import command, overview
 from slms.lit.parser import TrainParser

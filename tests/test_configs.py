@@ -7,7 +7,7 @@ import pytest
 import yaml
 from transformers import GPTNeoXConfig
 
-from callbacks import CALLBACKS, CODER_CALLBACKS
+from slms.callbacks import CALLBACKS, CODER_CALLBACKS
 from slms.commands.suite import STORIES, WIDTHS
 from slms.lit.cli import TrainCLI
 from slms.lit.parser import trains_coders

@@ -75,8 +75,9 @@ def test_a_patch_touches_few_files(title):
 @pytest.mark.slow
 def test_every_patch_applies_and_what_it_adds_works(tmp_path):
     assert len(SECTIONS) == len(MOST)
-    for package in ("slms", "kernels", "callbacks"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("slms", "kernels", "callbacks", "configs"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / package, tmp_path / package, symlinks=True, ignore=ignored)
     for name in ("eval.py", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path / name)
     for title, patch in SECTIONS.items():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import train
-from callbacks import ResultsWriter
+from slms.callbacks import ResultsWriter
 from slms.files import sole_owner
 from slms.lit.checkpoint import damage, find_checkpoint, step_of
 from slms.lit.language_model import LanguageModel
@@ -125,7 +125,7 @@ def test_no_refusal_changes_a_byte(refusal, project, folder, capsys, monkeypatch
         for file in project.rglob("*.ckpt"):
             torch.save({"state_dict": {}}, file)
     elif refusal == "results that cannot be written":
-        monkeypatch.setattr("callbacks.results.monosemanticity_figure", fails)
+        monkeypatch.setattr("slms.callbacks.results.monosemanticity_figure", fails)
     elif refusal == "Ctrl-C while it starts":
 
         def interrupt(self, stage):
@@ -223,7 +223,7 @@ def test_a_longer_run_goes_on_in_the_text(first, then, folder, tmp_path, monkeyp
 
 def test_what_the_end_cannot_write_is_refused_at_the_start(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.setattr("callbacks.results.save_model", fails)
+    monkeypatch.setattr("slms.callbacks.results.save_model", fails)
     with pytest.raises(SystemExit):
         train.main(flags(folder, "x", f"--output_dir={tmp_path / 'runs'}"))
     assert "what the run's end writes fails: RuntimeError: cannot be drawn" in capsys.readouterr().err

@@ -3,14 +3,18 @@
 import ast
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-KERNELS = {"torch", "triton", "numba", "llvmlite", "numpy", "kernels"}  # llvmlite is numba's own
+KERNELS = {"torch", "triton", "numba", "llvmlite", "numpy"}  # llvmlite is numba's own
+LINKED = ("kernels", "callbacks")
+"""Packages of slms that lie at the top: `slms/kernels` is a link to `kernels/`."""
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """Dotted names of all modules that a file imports, wherever in it."""
     names = set()
@@ -23,22 +27,27 @@ def imported(path: Path) -> set[str]:
 
 
 ROOMS = (
-    {"slms.routing", "kernels"},
+    {"slms.routing", "slms.kernels"},
     {"slms.sae", "slms.metrics", "slms.models", "slms.data"},
     {"slms.measure"},
     {"slms.report", "slms.lit"},
-    {"slms.commands", "callbacks"},
+    {"slms.commands", "slms.callbacks"},
 )
 """From the ground up: a room knows its own floor and those below. `slms` itself (files, errors, …) serves them all."""
 
 
+BESIDE = (("slms.report", "slms.lit"), ("slms.lit", "slms.report"), ("slms.commands", "slms.callbacks"))
+
+
 def modules() -> dict[str, Path]:
     """Dotted name → file, of everything that is shipped."""
-    files = [path for top in ("slms", "kernels", "callbacks") for path in (ROOT / top).rglob("*.py")]
-    names = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in files}
-    return {name: path for path, name in names.items()}
+    files = [path for top in ("slms", *LINKED) for path in (ROOT / top).rglob("*.py")]
+    places = {path: path.relative_to(ROOT).with_suffix("").parts for path in files}
+    full = {path: ".".join(("slms", *parts) if parts[0] in LINKED else parts) for path, parts in places.items()}
+    return {name.removesuffix(".__init__"): path for path, name in full.items()}
 
 
+@cache
 def graph() -> dict[str, set[str]]:
     """Module → the modules that it imports anywhere, lazily too, or by name; not those for annotations alone."""
     known, arrows = modules(), {}
@@ -76,7 +85,7 @@ def test_no_import_points_up():
         f"{name} → {other}"
         for name, others in graph().items()
         for other in others
-        for room, closed in (("slms.report", "slms.lit"), ("slms.lit", "slms.report"), ("slms.commands", "callbacks"))
+        for room, closed in BESIDE
         if name.startswith(room) and other.startswith(closed)
     ]
     assert not up + beside
@@ -96,7 +105,9 @@ def third_party(names: set[str]) -> set[str]:
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("kernels/**/*.py")), ids=lambda p: str(p.relative_to(ROOT)))
 def test_kernels_know_torch_triton_and_numba_only(path):
-    assert third_party(imported(path)) <= KERNELS
+    names = imported(path)
+    assert third_party(names) <= {*KERNELS, "slms"}
+    assert all(name.startswith("slms.kernels") for name in names if name.startswith("slms."))
 
 
 def test_what_is_installed_never_imports_benchmarks():
@@ -112,11 +123,20 @@ def test_functional_metrics_know_torch_only():
         assert all(n.startswith("slms.metrics.functional") for n in imported(path) if n.startswith("slms")), path
 
 
-def test_slms_never_imports_callbacks():
-    paths = list(ROOT.glob("slms/**/*.py"))
-    assert len(paths) > 40
-    for path in paths:
-        assert "callbacks" not in third_party(imported(path)), path
+def test_only_the_program_imports_callbacks():
+    others = graph()
+    assert len(others) > 100
+    users = {name for name, known in others.items() if any(other.startswith("slms.callbacks") for other in known)}
+    assert {name for name in users if not name.startswith("slms.callbacks")} == {"slms.main"}
+
+
+def test_what_lies_at_the_top_is_imported_as_part_of_slms():
+    """`kernels` alone may be somebody else's package: write `from slms.kernels import …`."""
+    for top in ("slms", *LINKED, "tests", "benchmarks", "examples"):
+        for path in (ROOT / top).rglob("*.py"):
+            assert not third_party(imported(path)) & {*LINKED, "configs"}, f"{path}: import it from slms"
+    for name in (*LINKED, "configs"):
+        assert (ROOT / "slms" / name).resolve() == ROOT / name
 
 
 @pytest.mark.parametrize("name", ["train.py", "eval.py"])

@@ -22,8 +22,8 @@ from tests.jobs import BATCHES, JOBS, Outcome, run, start
 def _as_it_was(monkeypatch, tmp_path):
     """Each run in a directory of its own; what options set for the whole process is set back."""
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.setattr("callbacks.evolution.write_figure", lambda *args: None)  # half a second each
-    monkeypatch.setattr("callbacks.results.write_figure", lambda *args: None)
+    monkeypatch.setattr("slms.callbacks.evolution.write_figure", lambda *args: None)  # half a second each
+    monkeypatch.setattr("slms.callbacks.results.write_figure", lambda *args: None)
     monkeypatch.chdir(tmp_path)
     yield
     torch.use_deterministic_algorithms(False)

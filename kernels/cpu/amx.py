@@ -13,16 +13,16 @@ from numba import carray
 from numba.extending import register_jitable
 from torch import Tensor
 
-from kernels.call import Call
-from kernels.cpu import loops
-from kernels.cpu.amx_tiles import TILE, begin_tiles, end_tiles, pack_hidden, pack_rows
-from kernels.cpu.choice import choose, tile_scores
-from kernels.cpu.compiled import njit
-from kernels.cpu.memory import bytes_at, floats, keep, narrow, numbers
-from kernels.cpu.operands import add_products, aligned, pack_some, up, whole, whole_rows
-from kernels.cpu.pointwise import activate
-from kernels.cpu.rows import MEMBERS, arguments_of, as_float, contiguous, run, take_part
-from kernels.cpu.team import team_size
+from slms.kernels.call import Call
+from slms.kernels.cpu import loops
+from slms.kernels.cpu.amx_tiles import TILE, begin_tiles, end_tiles, pack_hidden, pack_rows
+from slms.kernels.cpu.choice import choose, tile_scores
+from slms.kernels.cpu.compiled import njit
+from slms.kernels.cpu.memory import bytes_at, floats, keep, narrow, numbers
+from slms.kernels.cpu.operands import add_products, aligned, pack_some, up, whole, whole_rows
+from slms.kernels.cpu.pointwise import activate
+from slms.kernels.cpu.rows import MEMBERS, arguments_of, as_float, contiguous, run, take_part
+from slms.kernels.cpu.team import team_size
 
 TOKENS = 512  # tokens whose inputs and sums stay in the second cache
 

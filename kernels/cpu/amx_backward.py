@@ -14,15 +14,15 @@ from numba import carray
 from numba.extending import register_jitable
 from torch import Tensor
 
-from kernels.call import Call, Gradients
-from kernels.cpu import loops
-from kernels.cpu.amx_tiles import TILE, begin_tiles, end_tiles, pack_hidden, pack_left, pack_rows
-from kernels.cpu.compiled import njit
-from kernels.cpu.memory import bytes_at, floats, halves, keep, narrow, numbers
-from kernels.cpu.operands import add_products, aligned, pack_pairs, pack_some, tiles_2_2, up, whole, whole_rows
-from kernels.cpu.pointwise import activate_and_derive
-from kernels.cpu.rows import MEMBERS, arguments_of, as_float, contiguous, empty_like_weights, run, take_part
-from kernels.cpu.team import team_size
+from slms.kernels.call import Call, Gradients
+from slms.kernels.cpu import loops
+from slms.kernels.cpu.amx_tiles import TILE, begin_tiles, end_tiles, pack_hidden, pack_left, pack_rows
+from slms.kernels.cpu.compiled import njit
+from slms.kernels.cpu.memory import bytes_at, floats, halves, keep, narrow, numbers
+from slms.kernels.cpu.operands import add_products, aligned, pack_pairs, pack_some, tiles_2_2, up, whole, whole_rows
+from slms.kernels.cpu.pointwise import activate_and_derive
+from slms.kernels.cpu.rows import MEMBERS, arguments_of, as_float, contiguous, empty_like_weights, run, take_part
+from slms.kernels.cpu.team import team_size
 
 
 @register_jitable

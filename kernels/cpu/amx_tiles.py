@@ -14,8 +14,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from kernels.cpu.memory import I32, I64, intrinsic, void
-from kernels.cpu.vectors import LANES, VECTOR
+from slms.kernels.cpu.memory import I32, I64, intrinsic, void
+from slms.kernels.cpu.vectors import LANES, VECTOR
 
 BYTE, SHORT = ir.IntType(8), ir.IntType(16)
 POINTER = BYTE.as_pointer()

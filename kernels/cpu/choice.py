@@ -7,13 +7,13 @@ import numpy as np
 from numba import carray
 from numba.extending import register_jitable
 
-from kernels.cpu import loops
-from kernels.cpu.loops import NOTHING
-from kernels.cpu.memory import floats, keep, numbers
-from kernels.cpu.operands import aligned, pack_some, spare_rows, up, whole, whole_rows
-from kernels.cpu.pointwise import exp, sigmoid
-from kernels.cpu.single import dot_one, to_lanes
-from kernels.router import SIGMOID, SOFTMAX
+from slms.kernels.cpu import loops
+from slms.kernels.cpu.loops import NOTHING
+from slms.kernels.cpu.memory import floats, keep, numbers
+from slms.kernels.cpu.operands import aligned, pack_some, spare_rows, up, whole, whole_rows
+from slms.kernels.cpu.pointwise import exp, sigmoid
+from slms.kernels.cpu.single import dot_one, to_lanes
+from slms.kernels.router import SIGMOID, SOFTMAX
 
 BLOCK = 64  # tokens whose scores are formed at a time
 

@@ -21,7 +21,7 @@ from typing import Any
 import numba
 from numba.core import event
 
-from kernels.cache import cache_file
+from slms.kernels.cache import cache_file
 
 log = logging.getLogger(__name__)
 

@@ -11,17 +11,17 @@ import torch
 from numba import carray
 from torch import Tensor
 
-from kernels.backends import tile_registers
-from kernels.call import Layer
-from kernels.cpu import loops
-from kernels.cpu.amx import tiles_loop
-from kernels.cpu.choice import choose, scores
-from kernels.cpu.compiled import njit
-from kernels.cpu.memory import bytes_at, floats, keep, narrow, numbers
-from kernels.cpu.pointwise import CODES
-from kernels.cpu.rows import address, as_float, contiguous, packed, run
-from kernels.cpu.team import team_size
-from kernels.router import GATES
+from slms.kernels.backends import tile_registers
+from slms.kernels.call import Layer
+from slms.kernels.cpu import loops
+from slms.kernels.cpu.amx import tiles_loop
+from slms.kernels.cpu.choice import choose, scores
+from slms.kernels.cpu.compiled import njit
+from slms.kernels.cpu.memory import bytes_at, floats, keep, narrow, numbers
+from slms.kernels.cpu.pointwise import CODES
+from slms.kernels.cpu.rows import address, as_float, contiguous, packed, run
+from slms.kernels.cpu.team import team_size
+from slms.kernels.router import GATES
 
 
 @njit

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.activations import ACTIVATIONS
-from kernels.call import Call, Gradients
+from slms.kernels.activations import ACTIVATIONS
+from slms.kernels.call import Call, Gradients
 
 
 class Block(NamedTuple):

@@ -11,11 +11,11 @@ import numpy as np
 from numba import carray
 from numba.extending import register_jitable
 
-from kernels.cpu.compiled import njit
-from kernels.cpu.memory import bytes_at, fetch_share, floats, keep, numbers, stay_apart
-from kernels.cpu.pointwise import activate
-from kernels.cpu.single import add_lanes, dot_one, sum_one, to_lanes
-from kernels.cpu.vectors import dots, sums
+from slms.kernels.cpu.compiled import njit
+from slms.kernels.cpu.memory import bytes_at, fetch_share, floats, keep, numbers, stay_apart
+from slms.kernels.cpu.pointwise import activate
+from slms.kernels.cpu.single import add_lanes, dot_one, sum_one, to_lanes
+from slms.kernels.cpu.vectors import dots, sums
 
 ALONE = 128  # neurons that a single token processes between its up- and its down-projection
 BLOCK = 128  # at most so many tokens, whose inputs and outputs stay in the second cache

@@ -7,8 +7,8 @@ import numpy as np
 from numba import carray
 from numba.extending import register_jitable
 
-from kernels.cpu.amx_tiles import TILE, add_row, pack_rows, pack_tokens, products
-from kernels.cpu.memory import floats, halves, keep, stay_apart
+from slms.kernels.cpu.amx_tiles import TILE, add_row, pack_rows, pack_tokens, products
+from slms.kernels.cpu.memory import floats, halves, keep, stay_apart
 
 tiles_2_2, tiles_2_1, tiles_1_2 = products(2, 2), products(2, 1), products(1, 2)
 

@@ -6,7 +6,7 @@
 import numpy as np
 from numba.extending import register_jitable
 
-from kernels.cpu.memory import bits_as_float
+from slms.kernels.cpu.memory import bits_as_float
 
 GELU, GELU_TANH, RELU, SILU = range(4)
 CODES = {"gelu": GELU, "gelu_new": GELU_TANH, "gelu_pytorch_tanh": GELU_TANH, "relu": RELU, "silu": SILU}

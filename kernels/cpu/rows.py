@@ -16,14 +16,14 @@ from numba import carray
 from numba.extending import register_jitable
 from torch import Tensor
 
-from kernels.call import Call, Gradients
-from kernels.cpu import loops
-from kernels.cpu.compiled import c_function
-from kernels.cpu.grouped import grouped_backward
-from kernels.cpu.memory import call_for_int
-from kernels.cpu.pointwise import CODES
-from kernels.cpu.rows_backward import backward_loop
-from kernels.cpu.team import gnu_openmp, team_size
+from slms.kernels.call import Call, Gradients
+from slms.kernels.cpu import loops
+from slms.kernels.cpu.compiled import c_function
+from slms.kernels.cpu.grouped import grouped_backward
+from slms.kernels.cpu.memory import call_for_int
+from slms.kernels.cpu.pointwise import CODES
+from slms.kernels.cpu.rows_backward import backward_loop
+from slms.kernels.cpu.team import gnu_openmp, team_size
 
 BEGUN, DONE = 1, 2
 

@@ -6,11 +6,11 @@ Shapes: n tokens, d model, f neurons, p pathways; inside a pathway: r tokens tha
 import numpy as np
 from numba import carray
 
-from kernels.cpu import loops
-from kernels.cpu.compiled import njit
-from kernels.cpu.loops import BLOCK, NOTHING, add_bias, dot_rows, name_neurons, sum_rows
-from kernels.cpu.memory import bytes_at, floats, numbers
-from kernels.cpu.pointwise import activate_and_derive
+from slms.kernels.cpu import loops
+from slms.kernels.cpu.compiled import njit
+from slms.kernels.cpu.loops import BLOCK, NOTHING, add_bias, dot_rows, name_neurons, sum_rows
+from slms.kernels.cpu.memory import bytes_at, floats, numbers
+from slms.kernels.cpu.pointwise import activate_and_derive
 
 
 @njit

@@ -16,8 +16,18 @@ from numba import carray
 from numba.core import cgutils
 from numba.extending import register_jitable
 
-from kernels.cpu.memory import FLOAT, HALF, I32, I64, floats, intrinsic, stay_apart, void
-from kernels.cpu.vectors import LANES, VECTOR, ZERO, add_product, lanes_below, load_lanes, spread, store_lanes, sums_of
+from slms.kernels.cpu.memory import FLOAT, HALF, I32, I64, floats, intrinsic, stay_apart, void
+from slms.kernels.cpu.vectors import (
+    LANES,
+    VECTOR,
+    ZERO,
+    add_product,
+    lanes_below,
+    load_lanes,
+    spread,
+    store_lanes,
+    sums_of,
+)
 
 WORDS = ir.VectorType(I32, LANES)
 ROWS = 8

@@ -16,8 +16,8 @@ from itertools import product
 from llvmlite import ir
 from numba.core import cgutils
 
-from kernels.cpu.compiled import MATH
-from kernels.cpu.memory import FLOAT, HALF, I32, I64, intrinsic, void
+from slms.kernels.cpu.compiled import MATH
+from slms.kernels.cpu.memory import FLOAT, HALF, I32, I64, intrinsic, void
 
 LANES = 16
 

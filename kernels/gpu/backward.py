@@ -7,12 +7,12 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.call import Call, Gradients
-from kernels.gpu import gradients
-from kernels.gpu.launch import combine, down, persistent
-from kernels.gpu.problem import Problem, problem
-from kernels.gpu.routes import RouteTable, find_routes
-from kernels.gpu.tiles import Tile
+from slms.kernels.call import Call, Gradients
+from slms.kernels.gpu import gradients
+from slms.kernels.gpu.launch import combine, down, persistent
+from slms.kernels.gpu.problem import Problem, problem
+from slms.kernels.gpu.routes import RouteTable, find_routes
+from slms.kernels.gpu.tiles import Tile
 
 
 def on_gpu_backward(grad: Tensor, call: Call) -> Gradients:

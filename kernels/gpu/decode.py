@@ -11,7 +11,7 @@ Shapes: n tokens (N, padded to what a tensor core takes), d model, f neurons, p 
 import triton
 import triton.language as tl
 
-from kernels.gpu.pieces import activate, multiply, narrow, span
+from slms.kernels.gpu.pieces import activate, multiply, narrow, span
 
 # Loads in flight at a time. Without a product of matrices, Triton plans ahead only if it is told to.
 STAGES = tl.constexpr(3)

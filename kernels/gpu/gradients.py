@@ -10,8 +10,8 @@ Shapes: n tokens, d model, f neurons, p pathways, m neurons of a pathway (M at m
 import triton
 import triton.language as tl
 
-from kernels.gpu.grouped import turn
-from kernels.gpu.pieces import activate, multiply, narrow, slope, span
+from slms.kernels.gpu.grouped import turn
+from slms.kernels.gpu.pieces import activate, multiply, narrow, slope, span
 
 
 @triton.jit(do_not_specialize=["cells"])

@@ -12,7 +12,7 @@ Shapes: n tokens, d model, f neurons, p pathways, m neurons of a pathway (M at m
 import triton
 import triton.language as tl
 
-from kernels.gpu.pieces import activate, multiply, narrow, span
+from slms.kernels.gpu.pieces import activate, multiply, narrow, span
 
 GROUP = tl.constexpr(8)
 

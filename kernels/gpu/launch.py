@@ -7,12 +7,12 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.backends import GPU_TOKENS
-from kernels.call import Call
-from kernels.gpu import decode, grouped
-from kernels.gpu.problem import Problem, places, problem
-from kernels.gpu.routes import RouteTable, find_routes
-from kernels.gpu.tiles import ADD, COMBINE_COLS, DECODE_TILES, Tile, combine_warps, family, upcast
+from slms.kernels.backends import GPU_TOKENS
+from slms.kernels.call import Call
+from slms.kernels.gpu import decode, grouped
+from slms.kernels.gpu.problem import Problem, places, problem
+from slms.kernels.gpu.routes import RouteTable, find_routes
+from slms.kernels.gpu.tiles import ADD, COMBINE_COLS, DECODE_TILES, Tile, combine_warps, family, upcast
 
 
 def on_gpu(call: Call) -> Tensor:

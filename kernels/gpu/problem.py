@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.call import Call
-from kernels.gpu.tiles import ACTS, Tiles, arithmetic, tiles_for
+from slms.kernels.call import Call
+from slms.kernels.gpu.tiles import ACTS, Tiles, arithmetic, tiles_for
 
 
 @functools.cache

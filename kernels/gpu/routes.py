@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.tiles import routes_sizes
+from slms.kernels.gpu.tiles import routes_sizes
 
 
 class RouteTable(NamedTuple):

@@ -12,10 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.backends import GPU_TOKENS
-from kernels.gpu.decode import STAGES, product
-from kernels.gpu.pieces import multiply, narrow
-from kernels.gpu.tiles import DECODE_TILES, SUMS_TILES, arithmetic, family
+from slms.kernels.backends import GPU_TOKENS
+from slms.kernels.gpu.decode import STAGES, product
+from slms.kernels.gpu.pieces import multiply, narrow
+from slms.kernels.gpu.tiles import DECODE_TILES, SUMS_TILES, arithmetic, family
 
 SLICES = 32
 

@@ -13,12 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.call import Call, Layer
-from kernels.gpu.decode import product
-from kernels.gpu.launch import decode_forward
-from kernels.gpu.problem import problem
-from kernels.gpu.tiles import FEATURES, pick_sizes
-from kernels.router import GATES, SIGMOID, SOFTMAX, Router
+from slms.kernels.call import Call, Layer
+from slms.kernels.gpu.decode import product
+from slms.kernels.gpu.launch import decode_forward
+from slms.kernels.gpu.problem import problem
+from slms.kernels.gpu.tiles import FEATURES, pick_sizes
+from slms.kernels.router import GATES, SIGMOID, SOFTMAX, Router
 
 SIGMOIDS, SOFTMAXES = tl.constexpr(SIGMOID), tl.constexpr(SOFTMAX)
 

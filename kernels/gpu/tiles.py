@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from kernels.backends import GPU_TOKENS
+from slms.kernels.backends import GPU_TOKENS
 
 ACTS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu"}
 COMBINE_COLS = 512

@@ -28,6 +28,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from slms.cli import program
 from slms.commands.arguments import CommandParser, command_lines
 
 NAMES = (
@@ -78,8 +79,8 @@ def overview() -> str:
 
     width = max(map(len, NAMES))
     lines = hanging([(name, _first_line(name)) for name in NAMES], width, indent="  ")
-    usage = "usage: eval.py COMMAND [SUBJECT ...] [--option value ...]"
-    return "\n".join([usage, "", "Measure models and runs; eval.py COMMAND --help lists the options.", "", *lines])
+    usage = f"usage: {program('eval.py')} COMMAND [SUBJECT ...] [--option value ...]"
+    return "\n".join([usage, "", "Measure models and runs; COMMAND --help lists the options.", "", *lines])
 
 
 def _first_line(name: str) -> str:
@@ -96,4 +97,4 @@ def main(args: list[str] | None = None) -> None:
     if args[0] in ("-h", "--help"):
         print(overview())
     else:
-        run(args[0], args[1:], f"eval.py {args[0]}")
+        run(args[0], args[1:], f"{program('eval.py')} {args[0]}")

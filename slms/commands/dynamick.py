@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kernels.costs import machine
 from slms.commands.arguments import published
 from slms.commands.subject import Subject, open_model, open_subject, results_of, run_base, short_name, with_text
+from slms.kernels.costs import machine
 from slms.measure.dynamick import (
     DENSE_RULES,
     ROUTED_RULES,

@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 from slms.data.corpora import documents, read_from
 from slms.data.stories.probes import KINDS, probes
 from slms.data.text import say_shortage
+from slms.files import CONFIGS
 
 MOST = 1_000_000
 """items, repetitions or tokens that one line of a manifest can ask for"""
-MANIFEST = Path(__file__).resolve().parents[2] / "configs" / "probe_tasks.jsonl"
+MANIFEST = CONFIGS / "probe_tasks.jsonl"
 
 
 class Item(NamedTuple):

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from slms.cli import program
 from slms.data.module import TextData
 from slms.files import write_atomic
 from slms.lit import strategies, trainer_options
@@ -122,7 +123,7 @@ class TrainCLI(LightningCLI):
             run=False,
             args=args,
             parser_class=TrainParser,
-            parser_kwargs={"prog": "train.py", "description": __doc__},
+            parser_kwargs={"prog": program("train.py"), "description": __doc__},
             auto_configure_optimizers=False,
             seed_everything_default=0,
             save_config_callback=_RunFiles,
@@ -136,9 +137,9 @@ class TrainCLI(LightningCLI):
         )
 
     def init_parser(self, **kwargs):
-        """Make the parser, whose `--config` also looks into configs/."""
+        """Make the parser, whose `--config` finds a config by its name."""
         parser = self.parser_class(**kwargs)
-        parser.add_argument("-c", "--config", action=FindConfig, help="a YAML file, or a name in configs/")
+        parser.add_argument("-c", "--config", action=FindConfig, help="a YAML file, or the name of one (see --list)")
         return parser
 
     def add_core_arguments_to_parser(self, parser, *args, **kwargs):

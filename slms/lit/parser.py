@@ -11,26 +11,33 @@ from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser
 
 from slms.cli import OneLineErrors, hanging
+from slms.files import CONFIGS
 from slms.option_names import OptionNames
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+OWN = Path("configs")  # of the current directory
 
 
 def find_config(name: str) -> Path | None:
-    """The first of X, X.yaml, configs/X and configs/X.yaml that is a file."""
-    places = [folder / f"{name}{ending}" for folder in (Path(), CONFIGS) for ending in ("", ".yaml")]
+    """The first of X and X.yaml that is a file: as a path, in configs/ of the current directory, or in the package."""
+    places = [folder / f"{name}{ending}" for folder in (Path(), OWN, CONFIGS) for ending in ("", ".yaml")]
     return next((place for place in places if place.is_file()), None)
 
 
 def known_configs() -> str:
     """The names that `--config` takes, in words."""
-    return f"configs/ has {', '.join(sorted(path.name for path in CONFIGS.glob('*.yaml')))}"
+    return f"there are {', '.join(path.name for path in configs())}"
+
+
+def configs() -> list[Path]:
+    """The YAML files in configs/ and in the package, by name; of equal names the one that `find_config` takes."""
+    found = {path.name: path for folder in (CONFIGS, OWN) for path in folder.glob("*.yaml")}
+    return [found[name] for name in sorted(found)]
 
 
 def configs_in_words() -> str:
-    """The names in configs/, each with the first sentence of its file, in lines that fit the terminal."""
+    """The names that `--config` takes, each with the first sentence of its file, in lines that fit the terminal."""
     found = []
-    for path in sorted(CONFIGS.glob("*.yaml")):
+    for path in configs():
         comment = " ".join(
             line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#"
         )
@@ -58,7 +65,7 @@ def read_yaml(path: Path | None) -> Any:
 
 
 class FindConfig(ActionConfigFile):
-    """Makes `--config X` also look into configs/, and refuses a config whose groups of options are no mappings."""
+    """Makes `--config X` find a config by its name, and refuses a config whose groups of options are no mappings."""
 
     def __call__(self, parser, cfg, values, *args, **kwargs):  # type: ignore[override]  # as jsonargparse's own
         """Replace a config's name with its path."""

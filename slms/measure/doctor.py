@@ -12,11 +12,10 @@ from pathlib import Path
 import yaml
 from packaging.version import Version
 
-from slms.files import cache_dir
+from slms.files import CONFIGS, cache_dir
 from slms.models.hub import cached_snapshot
 from slms.network import hub_trouble
 
-ROOT = Path(__file__).resolve().parents[2]
 CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"  # of a checkout, a link to the file at its top
 HUB_TIMEOUT_S = 2.0  # half as long as a run waits, so that the whole report takes less than 5 s
 MAIN = ("torch", "lightning", "transformers")
@@ -139,7 +138,7 @@ def look_at_kernels() -> list[Kernel]:
     """The backends that `auto` would choose for typical models and calls, at 4 of 16 pathways."""
     import torch
 
-    from kernels import explain
+    from slms.kernels import explain
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
@@ -156,7 +155,7 @@ def look_at_kernels() -> list[Kernel]:
 def hub_bases() -> list[str]:
     """The hub ids of base models that the configs name."""
     names = []
-    for path in sorted((ROOT / "configs").glob("*.yaml")):
+    for path in sorted(CONFIGS.glob("*.yaml")):
         model = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("model") or {}
         base = model.get("base") or {}
         name = base.get("hub") or base.get("name") if isinstance(base, dict) else base
@@ -177,7 +176,7 @@ def ask_hub(repo: str, timeout_s: float = HUB_TIMEOUT_S) -> str:
 
 def look_at_cache(bases: list[str]) -> Cache:
     """Count the token blocks, kernel calibrations and hub models that need not be made or fetched again."""
-    from kernels.costs import load_table
+    from slms.kernels.costs import load_table
 
     place = cache_dir()
     blocks = [file.stat().st_size for file in place.glob("blocks/*.npz")]

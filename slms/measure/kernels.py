@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from kernels.calibrate import calibrate
-from kernels.costs import Shape, key, load_table
-from kernels.dispatch import candidates, explain
+from slms.kernels.calibrate import calibrate
+from slms.kernels.costs import Shape, key, load_table
+from slms.kernels.dispatch import candidates, explain
 from slms.models.routed import routed_modules
 from slms.models.routed_mlp import RoutedMLP
 

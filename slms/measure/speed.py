@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kernels.timing import Spread, time_together
+from slms.kernels.timing import Spread, time_together
 from slms.models.activations import mlp_inputs
 from slms.models.anatomy import find_mlps
 from slms.models.transformers_internals import CACHE

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kernels.reference import neuron_weights
 from slms.data.text import Blocks
+from slms.kernels.reference import neuron_weights
 from slms.measure.journal import Journal
 from slms.metrics.activations import Rows
 from slms.models.activations import mlp_inputs, neuron_activations, run_up_to

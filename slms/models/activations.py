@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from kernels.reference import neuron_weights
+from slms.kernels.reference import neuron_weights
 from slms.models.anatomy import family_of, find_mlps
 from slms.models.routed_mlp import RoutedMLP
 from slms.models.weights import family_of_mlp, neurons, read_mlp

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from einops import einsum
 from torch import Tensor, nn
 
-from kernels import Call, Layer, Router, fuses, prepare_fused, routed_mlp
-from kernels.router import GATES
+from slms.kernels import Call, Layer, Router, fuses, prepare_fused, routed_mlp
+from slms.kernels.router import GATES
 from slms.models.partition import pathway_offsets
 from slms.models.routed import Routed
 from slms.models.weights import MLPWeights

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from kernels.reference import neuron_weights
+from slms.kernels.reference import neuron_weights
 from slms.models.anatomy import family_of, find_mlps
 from slms.models.routed_mlp import RoutedMLP
 from slms.models.weights import neurons, read_mlp

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
-from kernels.reference import ACTIVATIONS
+from slms.kernels.reference import ACTIVATIONS
 from slms.models.families import FAMILIES, Family
 from slms.models.speedups import FusedGELU
 

@@ -18,9 +18,12 @@ def command_line(argv: list[str] | None = None) -> str:
 
     >>> command_line(["/home/me/slms/train.py", "--name", "my run"])
     "python train.py --name 'my run'"
+    >>> command_line(["/home/me/bin/slms-train", "--name=x"])
+    'slms-train --name=x'
     """
     script, *options = sys.argv if argv is None else argv
-    return shlex.join(["python", Path(script).name, *options])
+    name = Path(script).name
+    return shlex.join([*(["python"] if name.endswith(".py") else []), name, *options])
 
 
 def versions() -> dict[str, str]:

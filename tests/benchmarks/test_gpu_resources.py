@@ -10,7 +10,7 @@ import pytest
 import triton
 
 from benchmarks.gpu_resources import VERSION, Resources, fault
-from kernels import backends, costs
+from slms.kernels import backends, costs
 
 pytestmark = [
     pytest.mark.slow,

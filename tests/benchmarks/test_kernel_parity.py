@@ -5,7 +5,7 @@ import torch
 
 from benchmarks import kernel_parity as parity
 from benchmarks.kernels import random_router
-from kernels.costs import Shape
+from slms.kernels.costs import Shape
 
 SHAPE = Shape(16, 64, 4, False, "float32", "cpu", False)
 

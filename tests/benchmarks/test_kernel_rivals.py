@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from benchmarks import kernel_rivals as rivals
-from kernels.costs import Shape
-from kernels.reference import routed_mlp_reference
-from kernels.timing import random_call
+from slms.kernels.costs import Shape
+from slms.kernels.reference import routed_mlp_reference
+from slms.kernels.timing import random_call
 
 
 def make(gated, density, training=True):

@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from benchmarks import kernels as bench
-from kernels.costs import Shape
+from slms.kernels.costs import Shape
 
 
 @pytest.fixture

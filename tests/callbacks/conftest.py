@@ -7,7 +7,7 @@ import lightning as L
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from callbacks import Evolution, MetricsCsv, ResultsWriter, Specialization
+from slms.callbacks import Evolution, MetricsCsv, ResultsWriter, Specialization
 from slms.data.corpora import CorpusConfig
 from slms.data.module import TextData
 from slms.lit.language_model import LanguageModel

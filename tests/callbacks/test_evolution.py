@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from callbacks import Evolution
+from slms.callbacks import Evolution
 from slms.report.metrics_csv import METRICS_FILE, read_rows
 
 

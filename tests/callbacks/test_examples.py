@@ -4,7 +4,7 @@ import lightning as L
 import pytest
 import torch
 
-from callbacks.examples import FeatureExamples, _spread
+from slms.callbacks.examples import FeatureExamples, _spread
 from slms.sae.evaluate import Used
 from slms.sae.sparse import Picks
 
@@ -35,7 +35,7 @@ class Writer:
 def logged(monkeypatch):
     """A trainer whose TensorBoard keeps texts, and the texts."""
     writer, trainer = Writer(), L.Trainer(logger=False, accelerator="cpu", enable_checkpointing=False)
-    monkeypatch.setattr("callbacks.examples.writers", lambda _: [writer])
+    monkeypatch.setattr("slms.callbacks.examples.writers", lambda _: [writer])
     return trainer, writer.texts
 
 

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-import callbacks.kernels as subject
-from callbacks import CALLBACKS
+import slms.callbacks.kernels as subject
+from slms.callbacks import CALLBACKS
 
 
 def fit(calibrate, monkeypatch, zero=True):

@@ -4,8 +4,8 @@ import lightning as L
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from callbacks import Evolution, MetricsCsv, Specialization
-from callbacks.metrics_csv import TidyCsvLogger
+from slms.callbacks import Evolution, MetricsCsv, Specialization
+from slms.callbacks.metrics_csv import TidyCsvLogger
 from slms.report.metrics_csv import METRICS_FILE, Logged, read_rows
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from callbacks import NanGuard
+from slms.callbacks import NanGuard
 
 
 class Line(L.LightningModule):

@@ -4,7 +4,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from callbacks import Progress
+from slms.callbacks import Progress
 from slms.progress import Pace
 
 

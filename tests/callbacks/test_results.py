@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import slms
-from callbacks import ResultsWriter
+from slms.callbacks import ResultsWriter
 from slms.measure.evidence import Choices, Evidence
 from slms.measure.metrics import METRICS
 from slms.measure.passes import document_loss

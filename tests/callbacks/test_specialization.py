@@ -2,7 +2,7 @@
 
 import pytest
 
-from callbacks import Specialization
+from slms.callbacks import Specialization
 from slms.measure.pathways import measure_pathways
 from slms.measure.rows import log_keys
 from slms.report.metrics_csv import METRICS_FILE, read_rows

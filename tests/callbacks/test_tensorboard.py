@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from callbacks.tensorboard import flatten, top_token_table
+from slms.callbacks.tensorboard import flatten, top_token_table
 from slms.measure.schema import Token
 
 

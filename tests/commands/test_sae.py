@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPTNeoForCausalLM, PreTrainedTokenizerFast
 
-from callbacks.coders import CoderWriter
+from slms.callbacks.coders import CoderWriter
 from slms.commands.coder import open_coder
 from slms.commands.sae import sae
 from slms.data.corpora import CorpusConfig

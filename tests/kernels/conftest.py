@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import Call, routed_mlp, routed_mlp_reference
+from slms.kernels import Call, routed_mlp, routed_mlp_reference
 
 
 class Case(Call):

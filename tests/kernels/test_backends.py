@@ -6,7 +6,7 @@ import importlib.util
 import pytest
 import torch
 
-from kernels import backends, costs, dispatch
+from slms.kernels import backends, costs, dispatch
 
 SHAPE = costs.Shape(8, 12, 3, False, "float32", "cpu", False)
 

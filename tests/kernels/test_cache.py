@@ -1,6 +1,6 @@
 """Where a machine's calibrations and compiled code are kept."""
 
-from kernels import cache
+from slms.kernels import cache
 
 
 def test_cache_location(monkeypatch, tmp_path):

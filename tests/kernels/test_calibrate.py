@@ -2,8 +2,8 @@
 
 import pytest
 
-import kernels
-from kernels import cache, costs, dispatch
+from slms import kernels
+from slms.kernels import cache, costs, dispatch
 
 
 @pytest.mark.parametrize("training", [False, True])

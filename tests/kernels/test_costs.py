@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from kernels import backends, cache, costs
-from kernels.cpu import team
+from slms.kernels import backends, cache, costs
+from slms.kernels.cpu import team
 
 SHAPE = costs.Shape(8, 12, 3, False, "float32", "cpu", False)
 

@@ -5,8 +5,8 @@ import logging
 import pytest
 import torch
 
-import kernels
-from kernels import backends, costs, dispatch
+from slms import kernels
+from slms.kernels import backends, costs, dispatch
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def test_a_calibration_decides(make_case, caplog):
         assert kernels.explain(7, 8, OFFSETS, 0.5).startswith(f"{winner} for 7 tokens at density 0.5: {winner} 1 µs")
         assert "calibrated at 8 tokens" in kernels.explain(7, 8, OFFSETS, 0.5)
         case = make_case()
-        with caplog.at_level(logging.INFO, "kernels.dispatch"), torch.no_grad():
+        with caplog.at_level(logging.INFO, "slms.kernels.dispatch"), torch.no_grad():
             caplog.clear()
             expected = case.run(winner)
             assert torch.equal(case.run("auto"), expected)
@@ -49,7 +49,7 @@ def test_a_calibration_without_a_backend_of_today_is_not_used():
 
 def test_logs_once_what_runs(make_case, caplog):
     case = make_case()
-    with caplog.at_level(logging.INFO, "kernels.dispatch"):
+    with caplog.at_level(logging.INFO, "slms.kernels.dispatch"):
         case.run("auto")
         case.run("auto")
     assert len(caplog.records) == 1

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kernels import neurons
-from kernels.neurons import dots, dots_reference, sums, sums_reference
+from slms.kernels import neurons
+from slms.kernels.neurons import dots, dots_reference, sums, sums_reference
 
 SIZES = [(1, 7, 5), (3, 16, 8), (2, 1, 1), (0, 4, 3), (2, 13, 1)]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import library
 
-from kernels import ACTIVATIONS, ops
+from slms.kernels import ACTIVATIONS, ops
 
 SKIPPING = ["grouped", "rows"]
 BACKENDS = ["dense", *SKIPPING]

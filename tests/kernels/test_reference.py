@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels import ACTIVATIONS
+from slms.kernels import ACTIVATIONS
 
 
 @pytest.mark.parametrize("gated", [False, True])

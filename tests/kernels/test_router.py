@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kernels.router import GATES, Router, choose
+from slms.kernels.router import GATES, Router, choose
 
 
 def make_router(d=24, p=6, h=10, k=2, gate="ramp", linear=False, seed=0) -> Router:

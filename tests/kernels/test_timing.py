@@ -5,8 +5,8 @@ import time
 import pytest
 import torch
 
-from kernels.costs import Shape
-from kernels.timing import graphed, random_call, time_together
+from slms.kernels.costs import Shape
+from slms.kernels.timing import graphed, random_call, time_together
 
 
 def test_random_call_has_the_density_asked_for():

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import train
-from callbacks import CALLBACKS, CODER_CALLBACKS
+from slms.callbacks import CALLBACKS, CODER_CALLBACKS
 from slms.lit.cli import TrainCLI
 from slms.lit.language_model import LanguageModel
 from slms.lit.resume import COMPARED, KEPT, USED, check_resumed, fate_of

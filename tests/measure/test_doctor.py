@@ -4,6 +4,7 @@ import importlib.metadata
 import itertools
 import json
 import tomllib
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -14,6 +15,8 @@ import eval as evaluation
 from slms.measure import doctor
 from slms.measure.doctor import ask_hub, hub_bases, look_at_cache
 from slms.models.source import EMBEDDED
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_doctor_sees_what_is_here_and_writes_it(tmp_path, capsys):
@@ -29,9 +32,9 @@ def test_the_doctor_sees_what_is_here_and_writes_it(tmp_path, capsys):
 
 def test_the_tested_versions_are_those_of_the_file_at_the_top_and_fit_the_ranges():
     versions = doctor.constraints()
-    assert doctor.CONSTRAINTS.read_bytes() == (doctor.ROOT / "constraints.txt").read_bytes()
+    assert doctor.CONSTRAINTS.read_bytes() == (ROOT / "constraints.txt").read_bytes()
     named = {canonicalize_name(name): version for name, version in versions.items()}
-    project = tomllib.loads((doctor.ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for need in map(
         Requirement, [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
     ):

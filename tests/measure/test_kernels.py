@@ -7,7 +7,7 @@ import torch
 from transformers import GPTNeoForCausalLM
 
 import slms
-from kernels import costs, dispatch
+from slms.kernels import costs, dispatch
 from slms.measure.kernels import calibrate_kernels
 from tests.tiny import tiny_config
 

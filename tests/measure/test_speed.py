@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from kernels.timing import Spread
+from slms.kernels.timing import Spread
 from slms.measure.speed import Pair, all_mlps, compare_speed, one_more_token
 from slms.models.anatomy import find_mlps
 

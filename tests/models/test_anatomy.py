@@ -6,7 +6,7 @@ import transformers as hf
 from torch import nn
 
 import slms
-from kernels import ACTIVATIONS
+from slms.kernels import ACTIVATIONS
 from slms.models.anatomy import family_of, find_mlps, list_layers, replace_mlp
 from slms.models.base import init_base
 from slms.models.speedups import FusedGELU, fuse_gelu

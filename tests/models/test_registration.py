@@ -14,7 +14,7 @@ PROGRAM = """
 import sys, slms
 heavy = {"torch", "transformers", "lightning", "numba", "matplotlib"} & set(sys.modules)
 assert not heavy, heavy
-import kernels
+from slms import kernels
 assert "torch._dynamo" not in sys.modules  # the compiler is imported by those who compile
 from transformers import AutoConfig, AutoModelForCausalLM
 assert "slms.models.routed_lm" not in sys.modules

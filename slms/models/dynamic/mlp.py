@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.activations import ACTIVATIONS
-from kernels.neurons import can_skip, dots, sums
+from slms.kernels.activations import ACTIVATIONS
+from slms.kernels.neurons import can_skip, dots, sums
 from slms.models.weights import MLPWeights, neurons
 
 FEW = 8

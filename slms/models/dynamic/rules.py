@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.neurons import can_skip, sums
+from slms.kernels.neurons import can_skip, sums
 from slms.models.dynamic.mlp import DynamicMLP, Kept
 from slms.models.dynamic.predictor import fit_low_rank
 from slms.models.weights import MLPWeights, neurons

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import library
 
-from kernels import ACTIVATIONS, backends, dispatch, ops
-from kernels.cpu import team
+from slms.kernels import ACTIVATIONS, backends, dispatch, ops
+from slms.kernels.cpu import team
 
 needs_amx = pytest.mark.skipif(
     backends.refusal("amx", "cpu", torch.bfloat16) is not None, reason="needs a CPU with AMX"

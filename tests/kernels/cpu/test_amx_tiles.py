@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import backends
-from kernels.cpu import amx_tiles
+from slms.kernels import backends
+from slms.kernels.cpu import amx_tiles
 
 pytestmark = pytest.mark.skipif(
     backends.refusal("amx", "cpu", torch.bfloat16) is not None, reason="needs a CPU with AMX"

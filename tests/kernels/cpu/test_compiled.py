@@ -9,7 +9,7 @@ from pathlib import Path
 import numba
 import pytest
 
-from kernels.cpu import compiled, loops
+from slms.kernels.cpu import compiled, loops
 
 INNER = "from numba.extending import register_jitable\n@register_jitable\ndef inner():\n    return {}\n"
 OUTER = "from inner import inner\ndef outer():\n    return inner()\n"

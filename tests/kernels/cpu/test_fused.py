@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from kernels import Call, Layer, Router, backends, choose, prepare_fused, routed_mlp_reference
-from kernels.cpu import team
-from kernels.router import GATES
+from slms.kernels import Call, Layer, Router, backends, choose, prepare_fused, routed_mlp_reference
+from slms.kernels.cpu import team
+from slms.kernels.router import GATES
 
 D, P, H = 24, 6, 10
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.cpu import grouped, rows
+from slms.kernels.cpu import grouped, rows
 
 
 @pytest.mark.parametrize("gated", [False, True])

@@ -4,8 +4,8 @@ import numba
 import pytest
 import torch
 
-from kernels.cpu import memory
-from kernels.cpu.compiled import OPTIONS
+from slms.kernels.cpu import memory
+from slms.kernels.cpu.compiled import OPTIONS
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])

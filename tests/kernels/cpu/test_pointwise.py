@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import ACTIVATIONS
-from kernels.cpu.compiled import OPTIONS
-from kernels.cpu.pointwise import CODES, activate, activate_and_derive, exp
+from slms.kernels import ACTIVATIONS
+from slms.kernels.cpu.compiled import OPTIONS
+from slms.kernels.cpu.pointwise import CODES, activate, activate_and_derive, exp
 
 COMPILED = OPTIONS
 

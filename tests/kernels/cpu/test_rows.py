@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from kernels.cpu import grouped, loops, rows, team
+from slms.kernels.cpu import grouped, loops, rows, team
 
 
 def detached(case):

@@ -4,8 +4,8 @@ import numba
 import pytest
 import torch
 
-from kernels.cpu import memory, single
-from kernels.cpu.compiled import OPTIONS
+from slms.kernels.cpu import memory, single
+from slms.kernels.cpu.compiled import OPTIONS
 
 
 @numba.njit(**OPTIONS)

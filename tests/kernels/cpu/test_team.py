@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.cpu import team
+from slms.kernels.cpu import team
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from kernels.cpu import compiled, vectors
+from slms.kernels.cpu import compiled, vectors
 
 COMPILED = compiled.OPTIONS
 

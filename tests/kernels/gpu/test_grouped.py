@@ -5,7 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.gpu.grouped import GROUP, turn
+from slms.kernels.gpu.grouped import GROUP, turn
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

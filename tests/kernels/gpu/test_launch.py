@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import library
 
-from kernels import ACTIVATIONS, ops
-from kernels.gpu import gradients, grouped, launch, problem, tiles
+from slms.kernels import ACTIVATIONS, ops
+from slms.kernels.gpu import gradients, grouped, launch, problem, tiles
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -5,9 +5,9 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.activations import ACTIVATIONS
-from kernels.gpu.pieces import activate, narrow, slope
-from kernels.gpu.tiles import ACTS, INTERPRETED
+from slms.kernels.activations import ACTIVATIONS
+from slms.kernels.gpu.pieces import activate, narrow, slope
+from slms.kernels.gpu.tiles import ACTS, INTERPRETED
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.gpu.routes import find_routes
+from slms.kernels.gpu.routes import find_routes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from kernels.gpu import sparse
-from kernels.gpu.sparse import dots, sums
-from kernels.neurons import dots_reference, sums_reference
+from slms.kernels.gpu import sparse
+from slms.kernels.gpu.sparse import dots, sums
+from slms.kernels.neurons import dots_reference, sums_reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}

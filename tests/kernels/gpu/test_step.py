@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-import kernels
-from kernels import Layer, Router
-from kernels.gpu.step import Step, choose
-from kernels.router import GATES
+from slms import kernels
+from slms.kernels import Layer, Router
+from slms.kernels.gpu.step import Step, choose
+from slms.kernels.router import GATES
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from kernels import neurons
+from slms.kernels import neurons
 from slms.models.anatomy import find_mlps
 from slms.models.dynamic import RULES, apply_rule, dynamic_mlps, masking, set_densities
 from slms.models.families import FAMILIES
