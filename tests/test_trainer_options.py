@@ -7,6 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import lightning as L
@@ -64,6 +65,12 @@ def two_loggers(o: Outcome) -> bool:
     return len(o.files("metrics.csv")) == 2
 
 
+def beside_tensorboard(o: Outcome) -> bool:
+    assert {path.parent for path in o.files("events*")} == {o.run}
+    csv = next(path for path in o.files("metrics.csv") if path.parent != o.run).read_text()
+    return all(row.metric in csv for row in o.rows("val"))
+
+
 def same_batches(o: Outcome) -> bool:
     first, second = o.watch.batches
     return len(first) == 2 and first == second and len(o.watch.validated) == 4
@@ -87,6 +94,7 @@ USED = [
         lambda o: not o.files("events*") and o.steps("train") == [1] and o.trainer.global_step == 2,
     ),
     Used(["logger=CSVLogger", "logger.save_dir=csv"], csv_logger),
+    Used(["logger=[TensorBoard, {class_path: CSVLogger, init_args: {save_dir: csv}}]"], beside_tensorboard),
     Used(
         [
             f"logger=[{CSV}, {{class_path: TensorBoardLogger, init_args: {{save_dir: tb}}}}]",
@@ -229,12 +237,27 @@ def test_a_stream_is_not_read_again_and_a_resumed_run_is_no_rehearsal(taken):
 
 @pytest.mark.parametrize(("option", "reason"), REFUSALS)
 def test_refused_in_one_line_before_anything_is_written(option, reason, folder, tmp_path, capsys):
+    if option == "logger=WandbLogger" and find_spec("wandb"):
+        pytest.skip("wandb is installed, so there is nothing to refuse")
     with pytest.raises(SystemExit) as stop:
         run(JOBS[REFUSALS.index((option, reason)) % 2], folder, tmp_path, [option], capsys)
     assert stop.value.code == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip() and "Seed set" not in line]
     assert len(lines) == 1 and lines[0].startswith("train.py: error: ") and reason in lines[0], lines
     assert not list(tmp_path.iterdir())
+
+
+def test_wandb_offline_gets_the_numbers_and_the_configuration(folder, tmp_path, capsys, monkeypatch):
+    offline = pytest.importorskip("wandb", reason="wandb is no dependency; `pip install wandb` runs this")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    wandb = f"{{class_path: WandbLogger, init_args: {{offline: true, save_dir: {tmp_path}}}}}"
+    out = run("language model", folder, tmp_path, [f"logger=[TensorBoard, {wandb}]"], capsys)
+    offline.finish()
+    (file,) = out.files("run-*.wandb")
+    content = file.read_bytes()
+    assert out.files("events*") and b"epoch_tokens" in content
+    metrics = {f"{row.stage}/{row.metric}" for row in out.rows("val")}
+    assert metrics and all(metric.encode() in content for metric in metrics)
 
 
 def test_devices_and_nodes_make_processes(folder, tmp_path):

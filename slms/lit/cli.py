@@ -211,7 +211,7 @@ class TrainCLI(LightningCLI):
         """Build the trainer, which writes logs, checkpoints and `--trainer.profiler`'s report in the run directory."""
         options, place = self.config_init.trainer, self.run.path.absolute()
         redone = None if self.checkpoint is None else step_of(self.checkpoint)  # TensorBoard forgets what came after
-        self._tensorboard = TensorBoard(place, "", "", default_hp_metric=False, purge_step=redone)
+        self._tensorboard = TensorBoard(place, redone)
         off = {"progress"} if options.enable_progress_bar is False else set()
         if options.enable_checkpointing is False or options.fast_dev_run:
             off.add("checkpoint")

@@ -5,6 +5,7 @@ warns once and continues without it.
 import logging
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -30,13 +31,17 @@ class TensorBoard(TensorBoardLogger):
 
     It writes each tag's first 4,096 scalars and 32 figures, texts or histograms, and ever fewer of later ones
     (`is_kept`). TensorBoard itself shows 1,000 scalars and 10 figures of a tag. `metrics.csv` has every number.
+
+    Args:
+        save_dir: the directory of the events; without one, a run writes them into its own directory.
+        purge_step: TensorBoard forgets what was written from this step on.
     """
 
     failed = False
     place: str | None = None
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(self, save_dir: str | Path = "", purge_step: int | None = None):
+        super().__init__(save_dir, "", "", default_hp_metric=False, purge_step=purge_step)
         self.written: Counter[tuple[str, str]] = Counter()  # entries so far by method and tag
 
     def move(self, directory: str) -> None:

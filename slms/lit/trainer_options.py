@@ -15,6 +15,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from slms.lit.logger import TensorBoard
+
 Data = TypeVar("Data", bound=LightningDataModule)
 
 STRATEGIES = ("auto", "ddp", "fsdp2", "fsdp2_sharded")
@@ -128,11 +130,15 @@ def logs_step(trainer: Trainer, step: int) -> bool:
     return step % undeclared(trainer).log_every_n_steps == 0 or step == trainer.estimated_stepping_batches
 
 
-def loggers(requested: Logger | Iterable[Logger] | bool | None, default: Logger) -> Logger | list[Logger] | bool:
-    """The loggers of a run: those requested, else `default`; none for False. `metrics.csv` is written in any case."""
+def loggers(requested: Logger | Iterable[Logger] | bool | None, default: TensorBoard) -> list[Logger]:
+    """The loggers of a run: those requested, else `default`; none for False. `metrics.csv` is written in any case.
+
+    `default` takes the place of a requested `TensorBoard` that names no directory.
+    """
     if requested is None or requested is True:
-        return default
-    return requested if isinstance(requested, Logger) or requested is False else list(requested)
+        return [default]
+    given = [requested] if isinstance(requested, Logger) else list(requested or [])
+    return [default if isinstance(one, TensorBoard) and not one.save_dir else one for one in given]
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from slms.lit.logger import TensorBoard
 
 
 def test_numbers_reach_the_event_file_until_the_writer_fails(tmp_path, caplog):
-    logger = TensorBoard(tmp_path, "name", "version", default_hp_metric=False)
+    logger = TensorBoard(tmp_path)
     logger.log_metrics({"loss": 1.0}, 0)
     logger.experiment.flush()
     written = list(tmp_path.rglob("events.*"))
@@ -25,11 +25,11 @@ def test_numbers_reach_the_event_file_until_the_writer_fails(tmp_path, caplog):
 
 def test_a_programming_error_is_not_hidden(tmp_path):
     with pytest.raises(AttributeError):
-        TensorBoard(tmp_path, "name", "version").experiment.add_nothing()
+        TensorBoard(tmp_path).experiment.add_nothing()
 
 
 def test_a_long_run_leaves_few_entries_of_a_tag(tmp_path):
-    logger = TensorBoard(tmp_path, "name", "version", default_hp_metric=False)
+    logger = TensorBoard(tmp_path)
     for step in range(3 * 4096):
         logger.log_metrics({"loss": float(step), "rare": 1.0} if step < 10 else {"loss": float(step)}, step)
     for step in range(3 * 32):
