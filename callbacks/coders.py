@@ -29,17 +29,17 @@ def coder_table(measured: Mapping[str, Quality]) -> str:
 class CoderWriter(Callback):
     """Writes `saes/NAME/` into the run directory; on an exception or a signal also `checkpoints/last.ckpt`.
 
-    The module has `export(directory)`, which returns one line for each coder that the format cannot hold.
+    The module has `export(directory)`, which returns lines about coders that other tools, or nobody, can read.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._started = False
         self._written = -1  # the step
-        self._said: set[str] = set()  # what is not exported, and why
+        self._said: set[str] = set()  # lines about the export
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Try the export before the first step, so that you learn now which coders cannot be written."""
+        """Try the export before the first step, so that you learn now which coders SAELens cannot read."""
         directory = run_directory(trainer)
         if leaves_files(trainer):
             with scratch(directory) as place:
@@ -76,5 +76,5 @@ class CoderWriter(Callback):
     def _say(self, lines: list[str]) -> None:
         for line in lines:
             if line not in self._said:
-                logger.warning("not exported: %s", line)
+                logger.warning("%s", line)
         self._said |= set(lines)

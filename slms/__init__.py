@@ -6,7 +6,7 @@ routed model) → logits and routes → metrics → results.
     data       text only: stories (the embedded corpus), corpora, token blocks, probe tasks, the Lightning data module
     models     base models by name, families, places and hooks, partition, routed modules, convert, save and load
     routing    router, selection rules and gates, balancing losses
-    sae        sparse autoencoders: coders, training step, export
+    sae        sparse autoencoders: coders, training step, export, load
     metrics    pure functions and thin torchmetrics classes
     measure    computes numbers: one file per measurement, all rows of one table
     report     presents numbers: tables, figures, pages, cards, results files
@@ -35,11 +35,12 @@ if TYPE_CHECKING:
     from slms.models.io import load_model, save_model
     from slms.models.listing import list_layers
     from slms.routing.config import RoutingConfig
+    from slms.sae.load import load_coder, load_many
 
 register_when_imported()  # AutoModelForCausalLM opens routed models
 
 __version__ = "0.1.0"
-__all__ = ["RoutingConfig", "list_layers", "load_base", "load_model", "route", "save_model"]
+__all__ = ["RoutingConfig", "list_layers", "load_base", "load_coder", "load_many", "load_model", "route", "save_model"]
 
 _HOME = {
     "load_base": "slms.models.base",
@@ -48,6 +49,8 @@ _HOME = {
     "load_model": "slms.models.io",
     "save_model": "slms.models.io",
     "RoutingConfig": "slms.routing.config",
+    "load_coder": "slms.sae.load",
+    "load_many": "slms.sae.load",
 }
 
 

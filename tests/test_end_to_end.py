@@ -22,7 +22,7 @@ import slms
 import train
 from slms.report.metrics_csv import read_rows
 from slms.report.results import read_results
-from slms.sae.export import load
+from slms.sae.load import load
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
@@ -210,8 +210,8 @@ def test_sigterm_saves_the_coders_and_the_run_resumes(tmp_path):
     (run,) = (tmp_path / "ended").iterdir()
     saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert 0 < saved["global_step"] < 512
-    weights = load(run / "saes" / "residual.3").coder.W_dec
+    weights = load(run / "saes" / "residual.3").W_dec
     trained = saved["state_dict"]["coders.0.coder.W_dec"]  # rows of any norm; saved ones have norm 1
     torch.testing.assert_close(weights, trained / trained.norm(dim=1, keepdim=True), atol=1e-6, rtol=0)
     train.main([*flags, f"--ckpt_path={run}", "--trainer.max_epochs=1"])
-    assert not torch.equal(load(run / "saes" / "residual.3").coder.W_dec, weights)
+    assert not torch.equal(load(run / "saes" / "residual.3").W_dec, weights)

@@ -29,7 +29,7 @@ from slms.models.routed_lm import routing_of
 from slms.models.source import EMBEDDED, as_base, resolve
 from slms.report.results import read_results, write_results
 from slms.routing import RoutingConfig
-from slms.sae.export import _read_config
+from slms.sae.load import _read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 INPUTS = int(os.environ.get("SLMS_FUZZ", "300"))

@@ -20,7 +20,8 @@ from slms.models.weights import model_digest
 from slms.progress import progress
 from slms.sae.base import Coder
 from slms.sae.baselines import FixedCoder
-from slms.sae.export import load
+from slms.sae.export import fold_scale
+from slms.sae.load import load
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,8 @@ def open_coder(
     Raises:
         ValueError: the directory is damaged, does not fit the model or site, or its text cannot be read.
     """
-    coder, metadata = load(Path(directory))
+    read = load(Path(directory))
+    coder, metadata = fold_scale(read, 1.0), read.metadata
     run = Path(directory).resolve().parent.parent
     own = run_text(run) or _named_text(directory, metadata)
     if model is not None:
@@ -132,20 +134,6 @@ def _named_text(directory: str, metadata: dict[str, Any]) -> dict:
         return named | {"corpus": corpus}
     logger.warning("%s was trained on %s, which is no file here: --corpus reads it elsewhere", directory, corpus)
     return named
-
-
-def coder_directories(directory: Path) -> list[Path]:
-    """List the SAELens directories of a run; a directory that is no run is returned as it is.
-
-    Raises:
-        ValueError: the run has none.
-    """
-    if (directory / "cfg.json").exists() or not (directory / "config.yaml").exists():
-        return [directory]
-    found = sorted(path.parent for path in (directory / "saes").glob("*/cfg.json"))
-    if not found:
-        raise ValueError(f"{directory}: a run without saes/; train one with `--config sae_tinystories.yaml`")
-    return found
 
 
 def _place(subject: Subject, directory: str, name: str | None, hook: str | None, flag: str) -> Site:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from slms.commands.coder import OpenCoder, coder_directories, open_coder
+from slms.commands.coder import OpenCoder, open_coder
 from slms.commands.subject import results_of
 from slms.data.tokenizer import special_ids
 from slms.measure.attribution import LayerAttribution, PathwayAttribution, contributing_layers
@@ -24,6 +24,7 @@ from slms.report.features import Vocabulary, describe_families, describe_feature
 from slms.report.palette import write_figure
 from slms.report.words import shorten
 from slms.sae.evaluate import Placed
+from slms.sae.load import coder_directories
 
 LINEARISED = 64  # tokens at which the final norm is linearised
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from slms.commands.coder import OpenCoder, coder_directories, open_coder
+from slms.commands.coder import OpenCoder, open_coder
 from slms.commands.subject import results_of, short_name
 from slms.data.text import BlockSpec, load_blocks
 from slms.data.tokenizer import special_ids
@@ -22,6 +22,7 @@ from slms.report.sae import quality_table, si_table
 from slms.sae.baselines import PCA, FixedCoder, random_coder
 from slms.sae.config import CoderConfig, Kind
 from slms.sae.control import control_of, train_control
+from slms.sae.load import coder_directories
 
 CONTROL = "random model"
 

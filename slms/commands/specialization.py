@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from slms.commands.coder import OpenCoder, coder_directories, open_coder
+from slms.commands.coder import OpenCoder, open_coder
 from slms.commands.subject import Subject, open_subject, results_of, short_name
 from slms.data.probe_tasks import MANIFEST, read_tasks
 from slms.data.prompts import prompt_blocks
@@ -24,6 +24,7 @@ from slms.report.palette import write_figure
 from slms.report.provenance import command_line, hardware, versions
 from slms.report.specialization import specialization_table, unit_csv
 from slms.report.specialization_figure import specialization_figure
+from slms.sae.load import coder_directories
 
 UNITS = ("neurons", "pathways", "features")
 DEFAULT_GIVEN = ("semantic", "domain")

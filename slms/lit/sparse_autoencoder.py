@@ -24,7 +24,7 @@ from slms.sae.base import CoderLosses
 from slms.sae.coders import BatchTopK
 from slms.sae.config import CoderSpec
 from slms.sae.evaluate import Used, update_qualities
-from slms.sae.export import Provenance, save
+from slms.sae.export import OURS, Provenance, architecture, save
 from slms.sae.optim import CoderOptimizerConfig
 from slms.sae.quality import CoderQuality, Quality
 from slms.sae.training_coder import TrainingCoder
@@ -216,11 +216,11 @@ class SparseAutoencoder(OptimizedModule):
     # --- export ------------------------------------------------------------------------------------------------------
 
     def export(self, directory: Path, trial: bool = False) -> list[str]:
-        """Write every coder to `directory`/LABEL in SAELens's format; returns the labels that failed, with reasons.
+        """Write every coder to `directory`/LABEL; returns a line for each that SAELens cannot read, or that failed.
 
         A trial also writes coders that have not learnt a threshold yet.
         """
-        refused = []
+        lines = []
         for training in self.coders:
             coder = training.folded()
             if trial and isinstance(coder, BatchTopK):
@@ -228,8 +228,10 @@ class SparseAutoencoder(OptimizedModule):
             try:
                 save(coder, directory / training.label, self._provenance(training))
             except ValueError as error:
-                refused.append(f"{training.label}: {error}")
-        return refused
+                lines.append(f"{training.label} is not exported: {error}")
+            if (name := architecture(coder)) in OURS:
+                lines.append(f"{training.label} is written as {name!r}: slms.load_coder reads it, SAELens has no such")
+        return lines
 
     def _provenance(self, training: TrainingCoder) -> Provenance:
         data, source, target = self.data, training.source, training.target

@@ -9,7 +9,8 @@ reference   the same losses in dense autograd, as the specification
 optim       Adam, its schedule, and the rule by which a latent counts as dead
 training_coder  a coder in training, with its site and data statistics
 fit         a plain training loop, without Lightning
-export      writes and reads SAELens directories
+export      writes SAELens directories
+load        reads coders: SAELens directories, those of a run, many at once
 quality     sums over documents, and the figures computed from them
 evaluate    measures coders inside the language model
 baselines   the baselines that a trained coder has to beat

@@ -9,7 +9,7 @@ Shapes: n tokens, d model (input i, output o), s latents, z picks, r dead latent
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +74,7 @@ class Coder(nn.Module):
         self.W_skip = nn.Parameter(torch.zeros(o, d_in)) if config.skip else None
         self.sparsity_share = 1.0  # of config.sparsity; a trainer warms it up
         self.unit_norm = True
+        self.metadata: dict[str, Any] = {}  # of a coder that was read: what `cfg.json` says of its origin
         self._scratch: Tensor | None = None
 
     @property
@@ -131,11 +132,12 @@ class Coder(nn.Module):
         return encode(x, self.shift, self.W_enc, self.b_enc, self.pick, self._workspace(x), norms)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return the activations [n, s] of x [n, i] by dense, differentiable products; the coder needs `unit_norm`."""
-        assert self.unit_norm, "fold_scale first"
+        """Return the activations [n, s] of x [n, i] by dense, differentiable products."""
         pre = self.project(x)
         if self.b_enc is not None:
             pre = pre + self.b_enc
+        if (norms := self.norms) is not None:
+            pre = pre * norms
         with torch.no_grad():
             picks = self.pick(pre)
         return picks.dense(self.activate(pre.view(-1)[picks.flat], picks.indices))
@@ -149,7 +151,9 @@ class Coder(nn.Module):
         return (x if self.shift is None else x - self.shift) @ W.T.contiguous()
 
     def decode(self, acts: Tensor) -> Tensor:
-        """Return Σ_s acts_s W_dec_s + b_dec, [n, o], without the skip connection."""
+        """Return Σ_s acts_s W_dec_s + b_dec, [n, o], with W_dec's rows at norm 1, without the skip connection."""
+        if (norms := self.norms) is not None:
+            acts = acts * (1 / norms)  # SAELens's order of rounding
         return acts @ self.W_dec + self.b_dec
 
     def forward(self, x: Tensor) -> Tensor:

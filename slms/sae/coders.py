@@ -30,8 +30,10 @@ class TopK(Coder):
     """f = relu(z) at the k largest z of each token (Gao et al., arXiv:2406.04093)."""
 
     def pick(self, pre: Tensor) -> Picks:
-        """Pick the k largest of each row."""
-        return Picks.of_rows(largest_columns(pre, self.config.k), self.d_sae)
+        """Pick the k largest of each row; half precision has many ties, and torch's choice among them is SAELens's."""
+        half = pre.element_size() < 4
+        columns = pre.topk(self.config.k, sorted=False).indices if half else largest_columns(pre, self.config.k)
+        return Picks.of_rows(columns, self.d_sae)
 
 
 class BatchTopK(Coder):

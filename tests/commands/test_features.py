@@ -18,7 +18,8 @@ from slms.json_values import from_json_values
 from slms.report.feature_schema import FeatureResults
 from slms.report.feature_tables import COLUMNS, PATHWAY_COLUMNS
 from slms.sae.baselines import random_coder
-from slms.sae.export import Provenance, load, save
+from slms.sae.export import Provenance, save
+from slms.sae.load import load
 from tests.tiny import tiny_config
 
 WORDS = ["the", "dog", "cat", "ran", "sat", ".", "Lily", "and", "saw", "big", "<script>", "|"]

@@ -23,7 +23,7 @@ from slms.models.base import BaseConfig
 from slms.models.sites import read_sites
 from slms.report.artifacts import artifact_directory
 from slms.sae.config import CoderConfig, CoderSpec
-from slms.sae.export import load
+from slms.sae.load import load
 from slms.sae.optim import CoderOptimizerConfig
 from tests.tiny import tiny_config
 
@@ -167,7 +167,7 @@ def test_a_transcoder_without_a_format_is_reported_not_lost(place):
 def test_interrupt_saves_weights(place, tmp_path):
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         fit(place, tmp_path, [Interrupt(20)])
-    coder = load(tmp_path / "saes" / "residual.0").coder
+    coder = load(tmp_path / "saes" / "residual.0")
     assert coder.threshold.min() > 0
     state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == 20

@@ -5,9 +5,11 @@ import torch
 
 from slms.sae.coders import build_coder
 from slms.sae.config import CoderConfig
-from slms.sae.export import Provenance, architecture, fold_scale, load, save
+from slms.sae.export import FORMAT, Provenance, architecture, fold_scale, save
+from slms.sae.load import load
 
 sae_lens = pytest.importorskip("sae_lens", reason="SAELens is not a dependency; pip install sae-lens beside slms")
+get_sae_training_class = pytest.importorskip("sae_lens.registry").get_sae_training_class
 
 D, S, N = 48, 384, 70
 # kind, output dimension of a transcoder, skip connection → the architecture's name in SAELens
@@ -44,7 +46,39 @@ def test_differ_by_nothing(case, tmp_path):
     assert torch.equal(theirs.encode(x), coder.encode(x))
     assert torch.equal(theirs(x), coder(x))
     theirs.save_model(tmp_path / "theirs")
-    back = load(tmp_path / "theirs").coder
+    back = load(tmp_path / "theirs")
     assert torch.equal(back.encode(x), coder.encode(x))
     assert torch.equal(back(x), coder(x))
     assert 0.005 < (coder.encode(x) > 0).float().mean() < 0.95
+
+
+TRAINED = {"standard": {}, "gated": {}, "topk": {"k": 8}, "jumprelu": {}, "batchtopk": {"k": 8}}
+TRAINED["matryoshka_batchtopk"] = {"k": 8, "matryoshka_widths": [64, 128, S]}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", TRAINED)
+@torch.no_grad()
+def test_what_saelens_trained_differs_by_nothing(name, dtype, tmp_path):
+    """TopK rescales by decoder norms unless told otherwise; a threshold stays fp32 beside bfloat16 weights."""
+    torch.manual_seed(0)
+    kind, config = get_sae_training_class(name)
+    trained = kind(config(d_in=D, d_sae=S, dtype=dtype, device="cpu", **TRAINED[name]))
+    for parameter in trained.parameters():
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    for threshold in ("threshold", "topk_threshold"):
+        if hasattr(trained, threshold):
+            getattr(trained, threshold).data.fill_(0.3)
+    trained.save_inference_model(tmp_path / "inference")
+    trained.save_model(tmp_path / "training")
+    # SAELens itself opens no training directory of these two kinds for inference
+    for place in ["inference"] + ["training"] * ("batchtopk" not in name):
+        theirs, ours = sae_lens.SAE.load_from_disk(tmp_path / place), load(tmp_path / place)
+        x = 2 * torch.randn(N, D).to(theirs.dtype)
+        assert torch.equal(theirs.encode(x), ours.encode(x))
+        assert torch.equal(theirs(x), ours(x))
+        assert 0.005 < (ours.encode(x) > 0).float().mean() < 0.95
+
+
+def test_newest_version_is_the_documented_one():
+    assert sae_lens.__version__ == FORMAT
