@@ -44,6 +44,7 @@ def kernel(place):
         "SLMS_OUT": str(place / "out"),
         "SLMS_FIGURES": str(place / "figures"),
         "SLMS_TOKENS": "2048",
+        "SLMS_STEPS": "2",
         "SLMS_TASKS": "agreement",
         "SLMS_DOCUMENTS": "2",
         "PYTHONPATH": str(ROOT),
@@ -60,6 +61,20 @@ def test_runs_from_top_to_bottom(name, kernel, place):
     shown = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     images = [output for output in shown if "image/png" in output.get("data", {})]
     assert images and not [output for output in shown if output.output_type == "error"]
+
+
+def test_the_first_cell_of_the_quickstart_installs_what_is_missing(tmp_path, monkeypatch):
+    """In Colab slms is missing at first: the cell installs SLMS_SOURCE, or says what to set."""
+    first = next(c for c in nbformat.read(ROOT / "notebooks" / "quickstart.ipynb", 4).cells if c.cell_type == "code")
+    ran = []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("subprocess.run", lambda command, check: ran.append(command[1:]))
+    monkeypatch.delenv("SLMS_SOURCE", raising=False)
+    with pytest.raises(SystemExit, match="slms is not installed"):
+        exec(first.source, {})
+    monkeypatch.setenv("SLMS_SOURCE", "git+https://example.org/slms")
+    exec(first.source, {})
+    assert ran == [["-m", "pip", "install", "-q", "git+https://example.org/slms"]]
 
 
 def test_notebooks_are_kept_without_outputs():

@@ -1,11 +1,14 @@
 """The ranges of pyproject.toml, the tested set and the script that tries them agree."""
 
+import os
 import re
+import subprocess
+import tomllib
 
 import pytest
 from packaging.requirements import Requirement
 
-from tests.versions import JOB, ROOT, constraints, lowest, pins, requirements
+from tests.versions import JOB, ROOT, constraints, lowest, pins, pythons, requirements
 
 
 def test_every_range_has_a_lower_bound_that_it_contains():
@@ -31,6 +34,27 @@ def test_another_torch_takes_the_place_of_the_pinned_one(which):
     kept = [pin for pin in pins(which, None) if not pin.startswith("torch==")]
     assert pins(which, "2.14.1") == [*kept, "torch==2.14.1"]
     assert pins(which, "tested") == [*kept, next(pin for pin in constraints() if pin.startswith("torch=="))]
+
+
+def test_stated_pythons_are_those_that_ci_tries():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    stated = [line.rpartition(" ")[2] for line in project["classifiers"]]
+    weekly = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert project["requires-python"] == f">={stated[0]}" and all(f'"{version}"' in weekly for version in stated)
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]["target-version"] == "py311"
+
+
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_every_file_compiles_without_a_warning(version, tmp_path):
+    """A newer Python warns of what a later one will refuse. Running the code there needs a torch: `versions.py`."""
+    if version not in pythons():
+        pytest.skip(f"Python {version} is not installed")
+    rooms = [ROOT / room for room in ("slms", "kernels", "callbacks", "benchmarks", "examples", "train.py", "eval.py")]
+    command = [pythons()[version], "-W", "error", "-m", "compileall", "-q", "-f", *rooms]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPYCACHEPREFIX": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_ci_runs_the_same_job_and_tries_both_ends():

@@ -4,13 +4,15 @@
     python tests/versions.py newest         whatever is newest within the ranges today
     python tests/versions.py constraints    the set that constraints.txt names
 
-Each makes a fresh virtual environment in a temporary directory, with the Python that runs this script, and removes it
-afterwards. A plain torch brings CUDA on Linux, some 5 GB; `--torch=tested` takes the version of constraints.txt.
+Each makes a fresh virtual environment in a temporary directory, with the Python that runs this script or that
+`--python` names, and removes it afterwards. A plain torch brings CUDA on Linux, some
+5 GB; `--torch=tested` takes the version of constraints.txt.
 """
 
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -61,18 +63,29 @@ def pins(which: str, torch: str | None) -> list[str]:
     return [pin for pin in held if not pin.startswith("torch==")] + [tested if torch == "tested" else f"torch=={torch}"]
 
 
+def pythons() -> dict[str, str]:
+    """Version → interpreter, of each version that pyproject.toml states and this machine has."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    stated = [line.rpartition(" ")[2] for line in project["classifiers"] if "Python :: 3." in line]
+    managed = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    found = {v: shutil.which(f"python{v}") for v in stated}  # pyenv's shims fail for versions that are not chosen
+    found |= {v: str(path) for v in stated for path in sorted(managed.glob(f"{v}.*/bin/python"))}
+    return {v: path for v, path in found.items() if path and "shims" not in path}
+
+
 def main() -> int:
     """Install, say what was installed, run; 1 where the job or a test fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", choices=["lowest", "newest", "constraints"])
     parser.add_argument("--torch", metavar="VERSION", help="this version of torch, or `tested`")
+    parser.add_argument("--python", default=sys.executable, help="the interpreter; found here: " + ", ".join(pythons()))
     parser.add_argument("--job-only", action="store_true", help="leave the tests out")
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory(prefix="slms-versions-") as temporary:
         place = Path(temporary)
         (place / "pins.txt").write_text("\n".join(pins(options.which, options.torch)), encoding="utf-8")
-        run(sys.executable, "-m", "venv", place / "venv")
+        run(options.python, "-m", "venv", place / "venv")
         python = place / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
         extra = "" if options.job_only else "[test]"
         run(python, "-m", "pip", "install", "-q", "-c", place / "pins.txt", "-e", f"{ROOT}{extra}")

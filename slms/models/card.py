@@ -14,7 +14,7 @@ from slms.models.routed import routed_modules
 from slms.routing import RULES
 
 CARD = "README.md"
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
 
@@ -42,8 +42,8 @@ def model_card(
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["slms", *(["routed", "conditional-computation"] if routed else [])],
-        base_model=base if base and _HUB_ID.fullmatch(base) else None,
-        datasets=[corpus] if corpus and _HUB_ID.fullmatch(corpus) else None,
+        base_model=base if base and HUB_ID.fullmatch(base) else None,
+        datasets=[corpus] if corpus and HUB_ID.fullmatch(corpus) else None,
         model_name=title if results else None,
         eval_results=list(results) or None,
     )

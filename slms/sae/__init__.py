@@ -10,6 +10,7 @@ optim       Adam, its schedule, and the rule by which a latent counts as dead
 training_coder  a coder in training, with its site and data statistics
 fit         a plain training loop, without Lightning
 export      writes SAELens directories
+card        writes the card beside an exported coder
 load        reads coders: SAELens directories, those of a run, many at once
 quality     sums over documents, and the figures computed from them
 evaluate    measures coders inside the language model

@@ -21,7 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from slms.files import replacing, write_atomic
+from slms.models.card import CARD
 from slms.sae.base import Coder
+from slms.sae.card import coder_card
 from slms.sae.coders import BatchTopK
 from slms.sae.config import Kind
 
@@ -148,7 +150,7 @@ def save(coder: Coder, directory: Path, provenance: Provenance) -> None:
     """
     name = architecture(coder)
     tensors = _tensors(coder, ARCHITECTURES[name][1])
-    config = {
+    config: dict[str, Any] = {
         "architecture": name,
         "d_in": coder.d_in,
         "d_sae": coder.d_sae,
@@ -164,4 +166,6 @@ def save(coder: Coder, directory: Path, provenance: Provenance) -> None:
         config["d_out"] = coder.d_out
     with replacing(directory / WEIGHTS) as temporary:
         save_file(tensors, temporary)
-    write_atomic(directory / CONFIG, json.dumps(config | {"metadata": provenance.metadata()}, indent=1))
+    config["metadata"] = provenance.metadata()
+    write_atomic(directory / CONFIG, json.dumps(config, indent=1))
+    write_atomic(directory / CARD, coder_card(config, name not in OURS))

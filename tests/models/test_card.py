@@ -4,10 +4,12 @@ import pytest
 import torch
 from huggingface_hub import EvalResult, ModelCard, metadata_load
 
+from slms.models.base import load_base
 from slms.models.card import model_card, portable
 from slms.models.convert import route
 from slms.models.io import save_model
 from slms.routing import RoutingConfig
+from tests.hub_folder import card_of
 
 CONFIG = RoutingConfig(n_pathways=5, k=2, router="linear")
 
@@ -22,6 +24,12 @@ def test_a_routed_model_says_what_it_is_made_of(tiny, tokens, tmp_path):
     assert "`L0.mlp`, `L2.mlp`: each is split into 5 pathways" in text
     assert "the best 2" in text and "import slms" in text
     assert f"{sum(p.numel() for p in routed.parameters()):,} parameters" in text
+
+
+def test_a_saved_model_is_ready_for_upload(tiny, tokens, tmp_path):
+    _, tokenizer = load_base("stories-1m")
+    save_model(route(tiny("llama"), CONFIG, tokens(4, 16)), tokenizer, tmp_path / "m")
+    assert card_of(tmp_path / "m")["library_name"] == "transformers"
 
 
 def test_a_dense_model_needs_no_slms(tiny, tmp_path):
