@@ -17,16 +17,19 @@ from slms.commands.arguments import published
 from slms.commands.subject import Subject, open_model, open_subject, results_of, run_base, short_name, with_text
 from slms.kernels.costs import machine
 from slms.measure.dynamick import (
+    BUDGETS,
     DENSE_RULES,
     ROUTED_RULES,
     Execution,
     costs_of,
     count_cost,
-    densities_for,
     measure_quality,
-    set_budget,
+    pathways_of,
     set_routed_rule,
+    share_out,
+    shares_of,
     sizes_of,
+    suitable,
     under_rule,
 )
 from slms.measure.frontier import Cost, Frontier, Point, point_rows
@@ -36,11 +39,9 @@ from slms.measure.rows import Row
 from slms.measure.speed import Pair, compare_speed
 from slms.metrics.loss import DocumentLoss
 from slms.metrics.states import restore
-from slms.models.anatomy import find_mlps
 from slms.models.base import Base, load_base
 from slms.models.dynamic import LEVELS
 from slms.models.routed import routed_modules
-from slms.models.weights import read_mlp
 from slms.progress import Progress, progress
 from slms.report.artifacts import write_csv, write_json
 from slms.report.dynamick import POINT_COLUMNS, closing_line, frontier_json, frontier_table, point_lines
@@ -57,7 +58,8 @@ def dynamick(
     density: list[str] | None = None,
     rule: list[str] | None = None,
     dense: str | None = None,
-    budget: str = "loss",
+    budget: str = "published",
+    centre: bool = False,
     n_tokens: int = 32_768,
     calibration_tokens: int = 8192,
     budget_tokens: int = 4096,
@@ -69,19 +71,24 @@ def dynamick(
 ) -> None:
     """Perplexity, FLOPs and measured speed when a share of the MLPs is executed, rule by rule, against the dense model.
 
-    Perplexity is measured on the second half of every block, given the first half. Each point is kept as soon as it is
-    measured; if the command is killed, give it again and it continues with the next point.
+    Perplexity is measured on the second half of every block; the first half is its prompt, which is dense under the
+    rules that run prompts dense, as in the timing. Each point is kept as soon as it is measured; if the command is
+    killed, give it again and it continues with the next point.
 
     Args:
         model: a dense model, to which rules apply without training, or a routed one (a run directory).
         density: the share of neurons to execute: one (0.35), several (0.35 0.5), or a sweep (0.1:1.0:0.1). For a
             routed model it counts its routed layers, by default at their trained density; the default for a dense
             model is 0.35 0.5. Published scripts call this option `--k`, which also works.
-        rule: one or several rules. For a dense model: oracle, cett, teal, cats, low_rank, griffin, static, router; by
-            default all that suit it. For a routed model: top_k, top_p, threshold; by default its own, and then every
-            dense rule that suits is measured too, on `dense`, at the densities that the routed model executed.
+        rule: one or several rules. For a dense model: oracle, cett, teal, wina, cats, low_rank, griffin, static,
+            router; by default all that suit it. For a routed model: top_k, top_p, threshold; by default its own, and
+            then every dense rule that suits is measured too, on `dense`, at the densities that the routed model
+            executed.
         dense: the dense model to compare a routed one with; by default the base of its run.
-        budget: how the layers of a dense model share the density: loss (greedily by measured loss) or uniform.
+        budget: how a dense model shares the density out: published (as each rule's paper: teal and wina greedily among
+            the matrices of an MLP, cett by one CETT for all layers, the others uniformly), uniform, or loss (among
+            layers, greedily by measured loss).
+        centre: let what a rule skips leave its calibrated mean. The papers of these rules do not do this.
         n_tokens: tokens of the split to measure on; calibration always uses the training split.
         calibration_tokens: training tokens that calibrate thresholds, predictors and routers.
         budget_tokens: how many of those tokens measure, layer by layer, what a density costs.
@@ -92,8 +99,8 @@ def dynamick(
         output_dir: dynamick.csv, dynamick.json, frontier.png and .svg go to OUTPUT_DIR/dynamick/NAME/TEXT/.
     """
     densities = None if density is None else parse_densities(density)
-    if budget not in ("loss", "uniform"):
-        raise ValueError(f"--budget {budget}: it must be loss or uniform")
+    if budget not in BUDGETS:
+        raise ValueError(f"--budget {budget}: it must be one of {', '.join(BUDGETS)}")
     _named(rule, (*DENSE_RULES, *ROUTED_RULES), "it")  # before model and text are read
     subject = open_subject(model, n_tokens=n_tokens, **text)
     base_of = Base(subject.model, subject.tokenizer)
@@ -101,13 +108,12 @@ def dynamick(
     routed = subject.model if routed_modules(subject.model) else None
     base = subject.model if routed is None else dense_of(model, dense)
     settings = {"calibration_tokens": calibration.numel(), "budget": budget, "budget_tokens": budget_tokens}
+    settings |= {"centre": centre, "pathways": pathways_of(routed)}
     options = settings | {"batch_size": batch_size, "seconds": seconds, "hardware": hardware(base.device)}
     options |= {"dense": identity(base)}
     directory, journal = results_of(subject, output_dir, "dynamick", **options, rule=rule, density=densities)
     journal.made_from |= options
-    session = _Session(
-        base, subject, calibration, budget_tokens, batch_size, seconds, kernels.calibrate, journal, directory
-    )
+    session = _Session(base, subject, calibration, settings, batch_size, seconds, kernels.calibrate, journal, directory)
     if routed is not None:
         session.routed_points(routed, _named(rule, ROUTED_RULES), densities)
     if routed is None or rule is None:
@@ -116,7 +122,7 @@ def dynamick(
         if routed is not None:
             targets = sorted({round(point.value("density"), 4) for point in session.points})
         for name in rules:
-            session.dense_points(name, targets, by_loss=budget == "loss")
+            session.dense_points(name, targets)
     frontier = session.frontier()
     compared = dense or (str(run_base(model)) if routed is not None else model)
     about = {"model": model, "dense": compared, **subject.text, **settings, "command": command_line()}
@@ -158,12 +164,6 @@ def _named(rule: Sequence[str] | None, known: Collection[str], what: str = "on t
     return list(rule or ())
 
 
-def suitable(model: PreTrainedModel) -> list[str]:
-    """The dense rules that suit a model: all but `cats`, which needs gated MLPs."""
-    gated = read_mlp(find_mlps(model)[0]).W_gate is not None
-    return [name for name in DENSE_RULES if gated or name != "cats"]
-
-
 def token_ids(subject: Subject) -> Tensor:
     """The subject's blocks as token ids [b, t]."""
     return torch.from_numpy(subject.blocks.input_ids.astype("int64"))
@@ -189,7 +189,7 @@ class _Session:
     dense: PreTrainedModel
     subject: Subject
     calibration: Tensor
-    budget_tokens: int
+    settings: dict[str, Any]
     batch_size: int
     seconds: float
     calibrate: bool
@@ -199,7 +199,7 @@ class _Session:
 
     def __post_init__(self) -> None:
         self.blocks, self.block_size = self.subject.blocks, self.subject.text["block_size"]
-        self.budget_blocks = self.calibration[: max(1, self.budget_tokens // self.block_size)]
+        self.budget_blocks = self.calibration[: max(1, self.settings["budget_tokens"] // self.block_size)]
         self.prompt = token_ids(self.subject)[:1, : self.block_size - 1].to(self.dense.device)
         self.cost = count_cost(self.dense, self.dense, {}, self.block_size)
 
@@ -236,10 +236,10 @@ class _Session:
         for name, target in progress(grid, "routed"):
             self.add("routed", name, target, partial(under, name, target))
 
-    def dense_points(self, rule: str, targets: list[float], by_loss: bool) -> None:
+    def dense_points(self, rule: str, targets: list[float]) -> None:
         @cache
         def ready() -> PreTrainedModel:
-            model = under_rule(self.dense, rule, self.calibration)
+            model = under_rule(self.dense, rule, self.calibration, self.settings["centre"], self.settings["pathways"])
             self.prepare(model)
             return model
 
@@ -248,8 +248,9 @@ class _Session:
                 return costs_of(ready(), self.budget_blocks, self.batch_size, steps.update)
 
         def under(target: float) -> PreTrainedModel:
-            costs = self.journal.part(f"{rule} budget", budget) if by_loss and min(targets) < 1 else None
-            set_budget(ready(), densities_for(ready(), costs, target))
+            by_loss = self.settings["budget"] == "loss" and min(targets) < 1
+            costs = self.journal.part(f"{rule} budget", budget) if by_loss else None
+            share_out(ready(), self.settings["budget"], target, costs)
             return ready()
 
         for target in progress(targets, rule):
@@ -282,7 +283,7 @@ class _Session:
             speed = compare_speed(self.dense, model, self.prompt, self.seconds)
             speeds["decode"] = _speeds(speed.decode, speed.decode_mlps, 1)
             speeds["prefill"] = _speeds(speed.prefill, speed.prefill_mlps, self.prompt.shape[1])
-        densities = {place: kept.neurons for place, kept in quality.kept.items()}
+        densities = shares_of(model, quality.kept)
         return Point(subject, rule, target, self.rows(quality.loss, cost, speeds, densities))
 
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from slms.commands.arguments import published
 from slms.commands.subject import open_model, run_text, with_text
-from slms.measure.dynamick import DENSE_RULES, ROUTED_RULES, set_budget, set_routed_rule, under_rule
+from slms.measure.dynamick import DENSE_RULES, ROUTED_RULES, set_routed_rule, share_out, under_rule
 from slms.measure.harness import TaskScore, installed, score
 from slms.measure.journal import identity
 from slms.models.base import Base
@@ -41,7 +41,8 @@ def harness(
         include_path: a directory with more task files; files that name Python code are refused.
         shots: worked examples before each question; by default the task's own number.
         limit: how many documents of each task to use; by default all.
-        rule: execute the MLPs under this rule of `eval.py dynamick`; needs --density.
+        rule: execute the MLPs under this rule of `eval.py dynamick`, for every token (`griffin`: for the second half of
+            a sequence); needs --density.
         density: the share of neurons that the rule executes; for a routed model, in its routed layers. Published
             scripts call this option `--k`, which also works.
         corpus: the text that calibrates a rule; by default that of the run, or `stories` if there is no run.
@@ -67,7 +68,7 @@ def harness(
         made_from |= identity(net, subject.blocks)
         ids = torch.from_numpy(subject.blocks.input_ids.astype("int64"))
         net = dynamic(net, rule, density, ids, batch_size)
-    with masking(net) if rule is not None else nullcontext():
+    with masking(net, prompt=False) if rule is not None else nullcontext():
         include = None if include_path is None else Path(include_path)
         scores = score(net, tokenizer, tasks, include, shots, limit, batch_size)
     named = "-".join(tasks) if len(tasks) <= 3 else f"{len(tasks)}-tasks"
@@ -97,7 +98,7 @@ def dynamic(
         set_routed_rule(net, rule, density, calibration, batch_size)
         return net
     made = under_rule(net, rule, calibration)
-    set_budget(made, density)
+    share_out(made, "published", density)
     return made
 
 

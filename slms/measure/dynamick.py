@@ -1,7 +1,8 @@
 """Measures, for `eval.py dynamick`, the quality and cost of executing a share of the MLPs, point by point.
 
-Quality is measured on the second half of every block, given the first, because every rule applies there, even one that
-reads its choice off a prompt. Rules on dense models apply to all tokens, but `griffin` only to those after the prompt.
+What is scored is what is timed: the first half of every block is its prompt, and quality is measured on the second
+half. Rules that choose for each token, and `griffin`, run prompts dense, so the scored tokens see a dense prompt.
+Routed models and `static` skip in prompts too.
 
 Shapes: b blocks, t position, n tokens, l layers.
 """
@@ -23,7 +24,17 @@ from slms.measure.frontier import Cost
 from slms.measure.passes import batches, token_nll
 from slms.metrics.loss import DocumentLoss
 from slms.models.anatomy import find_mlps
-from slms.models.dynamic import LEVELS, RULES, Kept, allocate, apply_rule, dynamic_mlps, masking, set_densities
+from slms.models.dynamic import (
+    LEVELS,
+    RULES,
+    Kept,
+    allocate,
+    apply_rule,
+    dynamic_mlps,
+    masking,
+    set_densities,
+    set_published,
+)
 from slms.models.flops import flops_per_token
 from slms.models.routed import routed_modules
 from slms.models.weights import read_mlp
@@ -33,7 +44,10 @@ from slms.routing import Routes, RoutingConfig
 ROUTER = "router"
 DENSE_RULES = (*RULES, ROUTER)
 """Rules for a dense model without training; `router` fits pathways and norm-predicting routers (`slms.route`)."""
-PATHWAYS = 16
+BUDGETS = ("published", "uniform", "loss")
+"""How layers and matrices share a density: as the rule's paper does, all alike, or layers by the loss they cost."""
+PATHWAYS = 32
+"""Pathways of `router` where no routed model says how many."""
 
 
 class Execution(NamedTuple):
@@ -100,25 +114,51 @@ def count_cost(dense: PreTrainedModel, model: PreTrainedModel, kept: dict[str, K
     whole = flops_per_token(dense, block_size)
     if routed := routed_modules(model):
         counted = flops_per_token(model, block_size, {place: kept[place].neurons for place in routed})
-        return Cost(counted.active_fraction, counted.mlp_routed, counted.total_routed)
+        return Cost(counted.active_fraction, *(counted.mlp_routed, counted.total_routed) * 2)
     mlps = dynamic_mlps(model)
     if not mlps:
-        return Cost(1.0, whole.mlp_dense, whole.total_dense)
+        return Cost(1.0, *(whole.mlp_dense, whole.total_dense) * 2)
     flops = sum(mlp.flops(kept[place]) for place, mlp in mlps.items())
-    density = sum(kept[place].neurons * mlp.f for place, mlp in mlps.items()) / sum(mlp.f for mlp in mlps.values())
-    return Cost(density, flops, whole.total_dense - whole.mlp_dense + flops)
+    shares = shares_of(model, kept)
+    density = sum(shares[place] * mlp.f for place, mlp in mlps.items()) / sum(mlp.f for mlp in mlps.values())
+    rest = whole.total_dense - whole.mlp_dense
+    prompt = sum(mlp.dense_flops() if mlp.dense_prompts else mlp.flops(kept[place]) for place, mlp in mlps.items())
+    return Cost(density, flops, rest + flops, prompt, rest + prompt)
 
 
-def under_rule(dense: PreTrainedModel, rule: str, calibration: Tensor) -> PreTrainedModel:
-    """The dense model under a training-free rule; raises ValueError if the rule is unknown or does not suit it."""
+def shares_of(model: PreTrainedModel, kept: dict[str, Kept]) -> dict[str, float]:
+    """By place, the share that a density counts: of the neurons, or of the weights for rules that choose inputs."""
+    mlps = dynamic_mlps(model)
+    return {place: mlps[place].share(found) if place in mlps else found.neurons for place, found in kept.items()}
+
+
+def under_rule(
+    dense: PreTrainedModel, rule: str, calibration: Tensor, centre: bool = False, pathways: int = PATHWAYS
+) -> PreTrainedModel:
+    """The dense model under a training-free rule; raises ValueError if the rule is unknown or does not suit it.
+
+    centre: what is skipped leaves its calibrated mean (`apply_rule`). pathways: how many `router` makes of an MLP.
+    """
     if rule != ROUTER:
         if rule not in RULES:
             raise ValueError(f"--rule {rule}: on a dense model it must be one of {', '.join(DENSE_RULES)}")
-        return apply_rule(dense, rule, calibration)
+        return apply_rule(dense, rule, calibration, centre)
     smallest = min(len(read_mlp(mlp).W_in) for mlp in find_mlps(dense).values())
-    n = min(PATHWAYS, smallest)
+    n = min(pathways, smallest)
     config = RoutingConfig(n_pathways=n, k=n, every_n_layers=1, router="linear", gate="unit", mean_compensation=True)
     return convert.route(dense, config, calibration).eval()
+
+
+def suitable(model: PreTrainedModel) -> list[str]:
+    """Return the dense rules that suit a model: all but `cats`, which needs gated MLPs."""
+    gated = read_mlp(find_mlps(model)[0]).W_gate is not None
+    return [name for name in DENSE_RULES if gated or name != "cats"]
+
+
+def pathways_of(routed: PreTrainedModel | None) -> int:
+    """Return how many pathways `router` makes of an MLP: as many as the routed model has."""
+    modules = routed_modules(routed) if routed is not None else {}
+    return max((module.config.n_pathways for module in modules.values()), default=PATHWAYS)
 
 
 def set_budget(model: PreTrainedModel, densities: dict[str, float] | float) -> None:
@@ -164,10 +204,11 @@ def costs_of(
     return costs
 
 
-def densities_for(model: PreTrainedModel, costs: dict[str, list[float]] | None, target: float) -> dict[str, float]:
-    """Densities by place that meet the target: greedily by measured cost, or all equal if there are no costs."""
-    sizes = sizes_of(model)
-    return dict.fromkeys(sizes, target) if costs is None else allocate(costs, sizes, target)
+def share_out(model: PreTrainedModel, budget: str, target: float, costs: dict[str, list[float]] | None = None) -> None:
+    """Set what each MLP executes for a mean density `target`, by one of `BUDGETS`; `loss` needs `costs_of` below 1."""
+    set_budget(model, target if costs is None else allocate(costs, sizes_of(model), target))
+    if budget == "published":
+        set_published(model, target)
 
 
 @torch.inference_mode()

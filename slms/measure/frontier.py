@@ -8,13 +8,13 @@ from typing import NamedTuple
 from slms.measure.rows import MODEL, Row, row_of
 from slms.metrics.functional import Interval
 
-DIRECTIONS = ("decode", "prefill")  # families of speeds: one more token, a prompt
+DECODE, PREFILL = DIRECTIONS = ("decode", "prefill")  # families of speeds: one more token, a prompt
 NEAR_DENSE = 1.01
 """The highest ratio of a point's perplexity to the dense model's that counts as near it."""
 
 
 class Cost(NamedTuple):
-    """FLOPs per token."""
+    """FLOPs per token: of one more token, and of a prompt, which some rules run dense."""
 
     density: float
     """share of all MLP neurons executed"""
@@ -22,6 +22,10 @@ class Cost(NamedTuple):
     """FLOPs of the MLPs, with the routers, predictors and dense parts of a rule"""
     model_flops: float
     """FLOPs of the whole model, with its head"""
+    prompt_mlp_flops: float
+    """FLOPs of the MLPs for a token of a prompt"""
+    prompt_model_flops: float
+    """FLOPs of the whole model for a token of a prompt"""
 
 
 class Point(NamedTuple):
@@ -67,17 +71,21 @@ def point_rows(
 ) -> list[Row]:
     """The numbers of a point (`METRICS` says what they are), then the density of each place.
 
+    FLOPs are of one more token; those of the family `prefill` are of a token of a prompt.
     `difference` is to the dense model's loss; `speeds` has metrics of `decode` and `prefill`, if they were timed.
     """
     numbers = {
         "nats": loss,
         "perplexity": _exp(loss),
         "ratio": _exp(difference),
-        **cost._asdict(),
-        "mlp_share": cost.mlp_flops / dense.mlp_flops,
-        "model_share": cost.model_flops / dense.model_flops,
+        "density": cost.density,
     }
     rows = [row_of(MODEL, metric, "", number, loss.n) for metric, number in numbers.items()]
+    flops = {"": (cost.mlp_flops, cost.model_flops), PREFILL: (cost.prompt_mlp_flops, cost.prompt_model_flops)}
+    for family, (mlp, model) in flops.items():
+        shares = {"mlp_share": mlp / dense.mlp_flops, "model_share": model / dense.model_flops}
+        counts = {"mlp_flops": mlp, "model_flops": model} | shares
+        rows += [row_of(MODEL, metric, family, number, loss.n) for metric, number in counts.items()]
     for direction, speed in speeds.items():
         rows += [row_of(MODEL, metric, direction, number) for metric, number in speed.items()]
     return rows + [row_of(place, "density", "", density, loss.n) for place, density in densities.items()]

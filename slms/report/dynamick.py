@@ -3,11 +3,15 @@
 from dataclasses import astuple
 from typing import Any
 
-from slms.measure.frontier import DIRECTIONS, NEAR_DENSE, Frontier, Point, best_point, break_evens, by_rule
+from slms.measure.frontier import DIRECTIONS, NEAR_DENSE, PREFILL, Frontier, Point, best_point, break_evens, by_rule
 from slms.measure.rows import COLUMNS
 from slms.report.tables import amount, cell, interval, number, share, text_table
 
 POINT_COLUMNS = (*Point._fields[:-1], *COLUMNS)
+SPEEDS = ("tokens_per_second", "dense_tokens_per_second", "mlp_speedup", "model_speedup")
+PROMPTS = (
+    "scored: the second half of each block; the first half is its prompt, dense under the rules that run prompts dense"
+)
 
 
 def point_lines(frontier: Frontier) -> list[tuple[Any, ...]]:
@@ -34,11 +38,14 @@ def frontier_table(frontier: Frontier) -> str:
         name = p.name, cell(p.row("density"))
         near = [(cell(r), interval(r.low, r.high, d)) for r, d in ((p.row("perplexity"), 3), (p.row("ratio"), 4))]
         flops = [(amount(p.value(f"{of}_flops")), cell(p.row(f"{of}_share"))) for of in ("mlp", "model")]
-        quality.append([*name, *near[0], *near[1], *flops[0], *flops[1]])
+        quality.append([*name, *near[0], *near[1], *flops[0], *flops[1], cell(p.row("model_share", PREFILL))])
         if p.timed:
-            speed.append([*name, *(cell(row) for row in p.rows if row.family)])
-    head = ["rule", "density", "perplexity", "95 %", "× dense", "95 %", "MLPs", "", "model", ""]
-    text = "FLOPs per token of the MLPs and of the whole model, head included\n\n" + text_table(head, quality)
+            speed.append([*name, *(cell(p.row(metric, way)) for way in DIRECTIONS for metric in SPEEDS)])
+    head = ["rule", "density", "perplexity", "95 %", "× dense", "95 %", "MLPs", "", "model", "", "prompt"]
+    text = (
+        f"{PROMPTS}\nFLOPs per token of the MLPs and of the whole model, head included; prompt: of the whole model, a "
+        f"token of the prompt\n\n{text_table(head, quality)}"
+    )
     if speed:
         head = ["rule", "density", "decode tok/s", "dense", "MLPs", "model", "prefill tok/s", "dense", "MLPs", "model"]
         text += f"\n\nin turns with the dense model on {frontier.device}, one sequence\n\n" + text_table(head, speed)

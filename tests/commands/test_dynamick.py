@@ -11,6 +11,7 @@ from transformers import GPTNeoForCausalLM, PreTrainedTokenizerFast
 import eval as eval_py
 import slms
 from slms.commands.dynamick import dynamick, parse_densities
+from slms.measure.dynamick import DENSE_RULES
 from slms.measure.metrics import METRICS
 from slms.report.dynamick import POINT_COLUMNS
 from tests.tiny import tiny_config
@@ -86,7 +87,7 @@ def test_a_routed_model_beside_the_rules_at_its_density(place):
     first, *others = points
     assert first == ("routed", "top_k", "")
     density = (0.25 + 1) / 2  # every second of two layers
-    assert {rule for _, rule, _ in others} == {"oracle", "cett", "teal", "low_rank", "griffin", "static", "router"}
+    assert {rule for _, rule, _ in others} == set(DENSE_RULES) - {"cats"}
     assert all(value(point, "density") == pytest.approx(density, abs=0.05) for point in points.values())
     assert results["dense"] == str(place / "dense") and ("model", "model_speedup", "decode") not in points[first]
 
@@ -118,7 +119,7 @@ def test_densities():
         (["--rule", "cats"], "needs a gated MLP"),
         (["--k", "2"], "--density 2: it must be a density"),
         (["--density", "0.5", "2", "--model", "./nowhere"], "--density 2: it must be a density"),
-        (["--budget", "big"], "--budget big: it must be loss or uniform"),
+        (["--budget", "big"], "--budget big: it must be one of published, uniform, loss"),
         (["--dense", "x", "--model", "routed"], "x"),
         (["--model", "routed"], "a routed model, and no run that names its base; give --dense"),
         (["--model", "routed", "--dense", "routed"], "this model is routed too"),

@@ -39,7 +39,7 @@ def test_the_dense_model(model, blocks):
     assert quality.loss.compute().value == pytest.approx(nll.mean().item(), abs=1e-5)
     assert quality.loss.compute().n == 6 * 7 and not quality.kept
     flops = flops_per_token(model, 16)
-    assert dynamick.count_cost(model, model, {}, 16) == (1.0, flops.mlp_dense, flops.total_dense)
+    assert dynamick.count_cost(model, model, {}, 16) == (1.0, *(flops.mlp_dense, flops.total_dense) * 2)
 
 
 def test_a_rule(model, blocks):
@@ -55,19 +55,22 @@ def test_a_rule(model, blocks):
     assert cost.density == pytest.approx(0.5)
     assert cost.mlp_flops == pytest.approx(0.75 * flops.mlp_dense)  # the up-projection and half of the down-projection
     assert cost.model_flops == pytest.approx(flops.total_dense - 0.25 * flops.mlp_dense)
+    assert cost[3:] == (flops.mlp_dense, flops.total_dense)  # prompts run dense
 
 
 def test_the_untrained_router(model, blocks):
     routed = dynamick.under_rule(model, "router", IDS)
-    assert {place: mlp.k for place, mlp in routed_modules(routed).items()} == {"L0.mlp": 16, "L1.mlp": 16}
+    assert {place: mlp.k for place, mlp in routed_modules(routed).items()} == {"L0.mlp": 32, "L1.mlp": 32}
+    assert {mlp.k for mlp in routed_modules(dynamick.under_rule(model, "router", IDS, pathways=8)).values()} == {8}
     dense = dynamick.measure_quality(model, blocks, 4).loss
     assert dynamick.measure_quality(routed, blocks, 4).loss.minus(dense).value == pytest.approx(0, abs=1e-5)
     dynamick.set_budget(routed, {"L0.mlp": 0.3, "L1.mlp": 0.01})
-    assert [mlp.k for mlp in routed_modules(routed).values()] == [5, 1]
+    assert [mlp.k for mlp in routed_modules(routed).values()] == [10, 1]
     quality = dynamick.measure_quality(routed, blocks, 4)
-    assert [quality.kept[place].neurons for place in ("L0.mlp", "L1.mlp")] == pytest.approx([5 / 16, 1 / 16])
+    assert [quality.kept[place].neurons for place in ("L0.mlp", "L1.mlp")] == pytest.approx([10 / 32, 1 / 32])
     cost = dynamick.count_cost(model, routed, quality.kept, 16)
-    assert cost.density == pytest.approx(3 / 16) and cost.mlp_flops > 3 / 16 * flops_per_token(model, 16).mlp_dense
+    assert cost.density == pytest.approx(11 / 64) and cost.mlp_flops > 11 / 64 * flops_per_token(model, 16).mlp_dense
+    assert cost[3:] == cost[1:3]  # prompts are routed too
 
 
 @torch.no_grad()
@@ -85,9 +88,28 @@ def test_costs_and_budgets(model):
     assert costs["L0.mlp"][1] == pytest.approx(nats(l0=LEVELS[1]) - nats(), abs=1e-5)
     assert costs["L1.mlp"][0] == pytest.approx(nats(l1=LEVELS[0]) - nats(), abs=1e-5)
     assert costs["L0.mlp"][-1] == costs["L1.mlp"][-1] == 0.0
-    found = dynamick.densities_for(dynamic, costs, 0.4)
-    assert sum(found.values()) / 2 == pytest.approx(0.4)
-    assert dynamick.densities_for(dynamic, None, 0.4) == {"L0.mlp": 0.4, "L1.mlp": 0.4}
+    dynamick.share_out(dynamic, "loss", 0.4, costs)
+    found = [mlp.density for mlp in dynamic_mlps(dynamic).values()]
+    assert sum(found) / 2 == pytest.approx(0.4) and found[0] != found[1]
+    for budget in ("uniform", "published"):
+        dynamick.share_out(dynamic, budget, 0.4)
+        assert [mlp.density for mlp in dynamic_mlps(dynamic).values()] == [0.4, 0.4]
+
+
+def test_published_budgets(model, blocks):
+    """One CETT for all layers, and TEAL's shares among matrices: densities and active shares are measured."""
+    for rule in ("cett", "teal", "wina"):
+        dynamic = dynamick.under_rule(model, rule, IDS)
+        dynamick.share_out(dynamic, "published", 0.5)
+        quality = dynamick.measure_quality(dynamic, blocks, 4)
+        shares = dynamick.shares_of(dynamic, quality.kept)
+        cost = dynamick.count_cost(model, dynamic, quality.kept, 16)
+        assert cost.density == pytest.approx(sum(shares.values()) / 2) == pytest.approx(0.5, abs=0.06)
+        if rule == "cett":
+            assert shares["L0.mlp"] != shares["L1.mlp"]
+        else:
+            assert cost.mlp_flops == pytest.approx(cost.density * flops_per_token(model, 16).mlp_dense)
+            assert any(len(set(mlp.shares.values())) == 2 for mlp in dynamic_mlps(dynamic).values())
 
 
 def test_rules_of_a_routed_model(model, blocks):

@@ -108,7 +108,7 @@ def test_lm_eval_gives_our_own_numbers(flags, task_directory, routed_directory, 
         ]
     )
     net, tokenizer = used[0], slms.load_base("stories-1m").tokenizer
-    with masking(net):
+    with masking(net, prompt=False):
         perplexity, accuracy = ours(net, tokenizer, texts, items)
     found = scores(tmp_path)
     assert abs(found["local_stories/byte_perplexity"] - perplexity) < 5e-5

@@ -17,8 +17,8 @@ def point(rule, density, ratio, model=None, mlp=None, subject="dense", flops=1.0
     rows = point_rows(
         Interval(1.0, 0.9, 1.1, 1000),
         Interval(*map(math.log, (ratio, ratio - 0.001, ratio + 0.001)), 1000),
-        Cost(density, mlps, 50 + mlps),
-        Cost(1.0, 50.0, 100.0),
+        Cost(density, mlps, 50 + mlps, 50.0, 100.0),
+        Cost(1.0, 50.0, 100.0, 50.0, 100.0),
         {} if model is None else {"decode": speed, "prefill": speed},
         {"L0.mlp": density},
     )

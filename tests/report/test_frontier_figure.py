@@ -12,13 +12,14 @@ from slms.report.frontier_figure import FLOOR, frontier_figure
 def point(rule, density, ratio, timed, subject="dense"):
     speeds = {"decode": {"mlp_speedup": 2.0, "model_speedup": 1.5}} if timed else {}
     loss, difference = Interval(1.0, 0.9, 1.1, 9), Interval(*[math.log(ratio)] * 3, 9)
-    rows = point_rows(loss, difference, Cost(density, density, 1 + density), Cost(1.0, 1.0, 2.0), speeds, {})
+    cost, dense = Cost(density, density, 1 + density, 1.0, 2.0), Cost(1.0, 1.0, 2.0, 1.0, 2.0)
+    rows = point_rows(loss, difference, cost, dense, speeds, {})
     return Point(subject, rule, density, rows)
 
 
 @pytest.mark.parametrize("timed", [True, False])
 def test_figure(timed):
-    names = ["oracle", "cett", "teal", "cats", "low_rank", "griffin", "static", "router"]
+    names = ["oracle", "cett", "teal", "wina", "cats", "low_rank", "griffin", "static", "router"]
     points = [point(name, rho, ratio, timed) for name in names for rho, ratio in ((0.5, 1.1), (0.25, 9.0))]
     points.append(point("top_k", 0.6, 0.99, timed, "routed"))
     found = Frontier(point("", 1.0, 1.0, False), points, "a chip")

@@ -93,12 +93,12 @@ def draw_frontier(make, n, name):
         "input",
         "x",
     ]
-    points, whole = [], Cost(1.0, 1.0, 2.0)
+    points, whole = [], Cost(1.0, 1.0, 2.0, 1.0, 2.0)
     dense = Point("dense", "", None, point_rows(near(1.0), near(0.0), whole, whole, {}, {}))
     for i, rule in enumerate(rules[:n]):
         for density in (0.2, 0.35, 0.5, 0.75, 1.0):
             speed = {"mlp_speedup": 2.0, "model_speedup": 1.6 - density + 0.05 * i}
-            cost = Cost(density, density + 0.01 * i, 1 + density)
+            cost = Cost(density, density + 0.01 * i, 1 + density, 1.0, 2.0)
             ratio = near(math.log1p(0.01 * 2.0 ** (i - 9 * density)))
             rows = point_rows(near(1.0), ratio, cost, whole, {"decode": speed, "prefill": speed}, {})
             points.append(Point("routed" if i == 1 else "dense", rule, density, rows))

@@ -1,12 +1,16 @@
 """Dynamic-k on dense models without training: rules, predictor, budgets by layer, conversion.
 
-budget   decides how much each layer may execute
-convert  makes a language model whose MLPs run under a rule and share their weights with the dense model
-mlp      the base class of dense MLPs under a rule
+budget       decides how much each layer and each matrix may execute
+convert      makes a language model whose MLPs run under a rule and share their weights with the dense model
+mlp          the base class of dense MLPs under a rule
+rules        the table of rules; neuron_rules choose a token's neurons, input_rules a token's inputs of each matrix,
+             set_rules one set of neurons for a whole text
+predictor    fits the low-rank map by which a rule predicts activations
+thresholds   chooses the largest scores
 """
 
 from slms.models.dynamic.budget import LEVELS, allocate
-from slms.models.dynamic.convert import apply_rule, dynamic_mlps, masking, set_densities
+from slms.models.dynamic.convert import apply_rule, dynamic_mlps, masking, set_densities, set_published
 from slms.models.dynamic.mlp import DynamicMLP, Kept
 from slms.models.dynamic.rules import RULES
 
@@ -20,4 +24,5 @@ __all__ = [
     "dynamic_mlps",
     "masking",
     "set_densities",
+    "set_published",
 ]

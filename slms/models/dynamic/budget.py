@@ -1,9 +1,6 @@
-"""Decides how much each layer may execute: greedily allocates densities to places for a target of the whole model.
+"""Decides how much each layer, and each matrix of an MLP, may execute for a target: greedily, by what it costs."""
 
-Shapes: l layers, s levels.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 LEVELS = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
 """Densities at which a layer's cost is measured, ascending."""
@@ -16,8 +13,8 @@ def allocate(
 
     costs: for each place, the cost (in nats, or error) of executing it at each level with everything else dense.
     sizes: the number of neurons of each place. Each step lowers the place that adds the least cost per saved neuron
-    (TEAL, arXiv:2408.14690, algorithm 1, one level at a time); the last step is shortened to meet the target. Below
-    the lowest level all places shrink alike. Raises ValueError unless the target is above 0 and at most 1.
+    (our own budget; TEAL's is `cheapest_step`); the last step is shortened to meet the target. Below the lowest level
+    all places shrink alike. Raises ValueError unless the target is above 0 and at most 1.
     """
     if not 0 < target <= 1:
         raise ValueError(f"`target` is {target}; it must be above 0 and at most 1.")
@@ -42,3 +39,15 @@ def allocate(
         shrink = target / levels[0]
         densities = {place: density * shrink for place, density in densities.items()}
     return densities
+
+
+def cheapest_step(
+    error: Callable[[dict[str, float]], float], sparsities: dict[str, float], step: float = 0.05
+) -> dict[str, float]:
+    """Raise by `step` the sparsity of the matrix for which the error is least (TEAL, arXiv:2408.14690, algorithm 1).
+
+    error: what the sparsities of an MLP's matrices, by name, cost. Matrices that are left out whole stay as they are;
+    one at least must not be.
+    """
+    raised = {name: min(1.0, round(sparsity + step, 6)) for name, sparsity in sparsities.items() if sparsity < 1}
+    return min((sparsities | {name: sparsity} for name, sparsity in raised.items()), key=error)

@@ -22,12 +22,12 @@ from slms.models.weights import dropout_of, read_mlp
 
 
 @torch.no_grad()
-def apply_rule(model: PreTrainedModel, rule: str, calibration: Tensor, centre: bool = True) -> PreTrainedModel:
+def apply_rule(model: PreTrainedModel, rule: str, calibration: Tensor, centre: bool = False) -> PreTrainedModel:
     """Copy a dense model so that every MLP runs under `rule`, at density 1 until you call `set_densities`.
 
     The copy is for inference. It shares the model's parameters, except matrices that the model stores by columns
     (down-projections, in GPT-2 up-projections): they are copied, because the rules read rows. calibration: token ids
-    [b, t]. centre: let skipped neurons contribute their calibrated mean; docs/log.md has the measurement. Raises
+    [b, t]. centre: let what is skipped contribute its calibrated mean, which no paper of these rules does. Raises
     ValueError for an unknown rule, a routed model, or an MLP that the rule does not support.
     """
     if rule not in RULES:
@@ -56,14 +56,24 @@ def set_densities(model: nn.Module, densities: dict[str, float] | float) -> None
         mlp.density = densities[place] if isinstance(densities, dict) else densities
 
 
+def set_published(model: nn.Module, density: float) -> None:
+    """Set the mean share that MLPs under a rule keep, shared out among layers and matrices as the rule's paper does."""
+    mlps = list(dynamic_mlps(model).values())
+    if mlps:
+        type(mlps[0]).spread(mlps, density)
+
+
 @contextmanager
-def masking(model: nn.Module) -> Iterator[None]:
-    """While open, MLPs under a rule compute everything and mask, to measure quality at any number of tokens."""
+def masking(model: nn.Module, prompt: bool = True) -> Iterator[None]:
+    """While open, MLPs under a rule compute everything and mask, to measure quality at any number of tokens.
+
+    prompt: the first half of each sequence is a prompt, which stays dense under rules that execute prompts dense.
+    """
     mlps = dynamic_mlps(model).values()
     for mlp in mlps:
-        mlp.masking = True
+        mlp.masking, mlp.with_prompt = True, prompt
     try:
         yield
     finally:
         for mlp in mlps:
-            mlp.masking = False
+            mlp.masking = mlp.with_prompt = False

@@ -6,7 +6,7 @@ Shapes: b blocks, t position, n tokens, d model, f neurons.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,18 +25,18 @@ class Kept(NamedTuple):
     """The shares of a layer's weights that a call used, averaged over tokens."""
 
     inputs: float
-    """share of the columns of W_in and W_gate; 1 for rules that choose neurons"""
+    """share of the columns of W_in and W_gate, their mean; 1 for rules that choose neurons"""
     neurons: float
-    """share of the neurons"""
+    """share of the neurons; for rules that choose inputs, of those of the down-projection"""
 
 
 class DynamicMLP(nn.Module, ABC):
     """A dense MLP under a rule. x [b, t, d] are calibration inputs at construction and the tokens to run in forward."""
 
-    per_token = True
-    """whether each token has its own set, which is faster only for a few tokens"""
+    dense_prompts = True
+    """whether prompts run dense: they would read all rows, where each token has its own set"""
 
-    def __init__(self, weights: MLPWeights, x: Tensor, centre: bool = True) -> None:
+    def __init__(self, weights: MLPWeights, x: Tensor, centre: bool = False) -> None:
         super().__init__()
         weights = weights.in_rows()  # copied once here, not for every token
         self.weights, self.act = weights, ACTIVATIONS[weights.activation]
@@ -48,22 +48,28 @@ class DynamicMLP(nn.Module, ABC):
         b_out = 0 if weights.b_out is None else weights.b_out
         self.constant = b_out + self.mean @ weights.W_out
         self.out_norm = weights.W_out.norm(dim=1)
-        self.masking = False
+        self.masking = self.with_prompt = False
         self.observe: Callable[[Kept], None] | None = None
         self.fit(x, h)
         self.density = 1.0
 
     @property
     def density(self) -> float:
-        """Share of the neurons (for `teal` also of the inputs) to keep; thresholds are quantiles of calibration."""
+        """Share of the neurons (or of the inputs of every matrix) to keep; thresholds are quantiles of calibration."""
         return self._density
 
     @density.setter
     def density(self, value: float) -> None:
         if not 0 < value <= 1:
             raise ValueError(f"`density` is {value}; it must be above 0 and at most 1.")
-        self._density, self.k = value, max(1, round(value * self.f))
+        self._density, self.k = value, max(1, int(value * self.f + 1e-6))  # rounded down, as the papers' code does
         self.set(value)
+
+    @classmethod
+    def spread(cls, mlps: Sequence[DynamicMLP], density: float) -> None:
+        """Set the shares of a model's MLPs as published, for a mean density of about `density`; here all alike."""
+        for mlp in mlps:
+            mlp.density = density
 
     def fit(self, x: Tensor, h: Tensor) -> None:
         """Compute what the rule needs from calibration inputs x [b, t, d] and activations h [b, t, f]."""
@@ -79,11 +85,25 @@ class DynamicMLP(nn.Module, ABC):
     def flops(self, kept: Kept) -> float:
         """Return the FLOPs of one token, 2 · (weights used), including the cost of choosing."""
 
+    def dense_flops(self) -> float:
+        """Return the FLOPs of one token of the dense MLP."""
+        return self._size() * (3 if self.gated else 2)
+
+    def share(self, kept: Kept) -> float:
+        """Return the share of the MLP that was used, which a density counts."""
+        return kept.neurons
+
+    def prompt(self, x: Tensor) -> int:
+        """Return how many of the first positions of x [b, t, d] are a prompt, which `masked` leaves dense."""
+        return x.shape[1] // 2 if self.with_prompt and self.dense_prompts else 0
+
     def masked(self, x: Tensor) -> Tensor:
         """Compute everything, then leave out what the rule skips; this serves to measure quality, never speed."""
-        h = neurons(self.weights, x)
+        h, prompt = neurons(self.weights, x), self.prompt(x)
         keep = self.keep(x, h)
-        self._observed(Kept(1.0, keep.float().mean().item()))
+        self._observed(Kept(1.0, keep[:, prompt:].float().mean().item()))
+        if prompt:
+            keep = torch.cat([torch.ones_like(keep[:, :prompt]), keep[:, prompt:]], 1)
         return ((h - self.mean) * keep) @ self.weights.W_out + self.constant
 
     @abstractmethod
@@ -99,7 +119,7 @@ class DynamicMLP(nn.Module, ABC):
         if self.masking:
             return self.masked(x)
         n = x.shape[:-1].numel()
-        if self.per_token and (n > FEW or not can_skip(x, n)):
+        if self.dense_prompts and (n > FEW or not can_skip(x, n)):
             return self.dense(x)
         return self.skipping(x.reshape(n, self.d)).view(x.shape)
 

@@ -1,0 +1,65 @@
+"""On real models, each published rule has the perplexity of the transcription of its authors' code, within .1 %.
+
+`python -m pytest tests/models/dynamic/test_published.py -s` prints the table; the log has one of more tokens.
+"""
+
+import math
+
+import pytest
+import torch
+
+import slms
+from slms.data.text import Blocks, encode
+from slms.measure.dynamick import measure_quality, share_out, under_rule
+from slms.models.routed import routed_modules
+from slms.routing.rules import threshold
+from tests.models.dynamic import transcriptions
+
+T = 128
+"""tokens of a block"""
+
+
+@pytest.fixture(scope="module", params=["stories260K", "tinystories656k"])
+def real(request, shared_data):
+    """A real model by name, with calibration and held-out token ids [b, t] of real stories."""
+    model, tokenizer = slms.load_base(shared_data / request.param)
+
+    def blocks(split, n):
+        ids = []
+        for story in (shared_data / "text" / f"tinystories_{split}.txt").read_text().split("<|endoftext|>"):
+            ids += encode(story.strip(), tokenizer)
+            if len(ids) >= n * T:
+                return torch.tensor(ids[: n * T]).view(n, T)
+
+    return request.param, model.eval(), blocks("train", 8), blocks("dev", 32)
+
+
+def ours(model, rule, calibration, held_out, budget):
+    under = under_rule(model, rule, calibration)
+    share_out(under, budget, 0.5)
+    quality = measure_quality(under, Blocks(held_out.numpy(), (held_out * 0).numpy(), {}, {}), 16)
+    return math.exp(quality.loss.compute().value)
+
+
+@pytest.mark.parametrize("rule", transcriptions.PUBLISHED)
+@torch.no_grad()
+def test_perplexity(real, rule):
+    name, model, calibration, held_out = real
+    xs, mlps = transcriptions.mlp_inputs(model, calibration), [layer.mlp for layer in model.model.layers]
+    wanted = transcriptions.perplexity(model, held_out, transcriptions.PUBLISHED[rule](mlps, xs, 0.5))
+    got = ours(model, rule, calibration, held_out, "published")
+    dense = transcriptions.perplexity(model, held_out)
+    print(f"\n{rule}, {name}: ours {got:.4f}, transcription {wanted:.4f}, ratio {got / wanted:.5f}, dense {dense:.4f}")
+    assert got == pytest.approx(wanted, rel=1e-3) and got > dense
+
+
+@torch.no_grad()
+def test_d2dmoe_chooses_by_the_largest_norm(real):
+    """On the norms that a fitted router predicts from real inputs, at every τ."""
+    _, model, calibration, _ = real
+    routed = under_rule(model, "router", calibration)
+    for x, module in zip(transcriptions.mlp_inputs(model, calibration), routed_modules(routed).values(), strict=True):
+        router = module.router
+        norms = (router.norm_shift + router.norm_scale * router(x.flatten(0, 1))).abs()  # their routers end in abs
+        for tau in (0.1, 0.5, 0.9):
+            assert torch.equal(threshold(norms, tau), transcriptions.dynk_max(norms, tau).bool())
