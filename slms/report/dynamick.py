@@ -9,9 +9,10 @@ from slms.report.tables import amount, cell, interval, number, share, text_table
 
 POINT_COLUMNS = (*Point._fields[:-1], *COLUMNS)
 SPEEDS = ("tokens_per_second", "dense_tokens_per_second", "mlp_speedup", "model_speedup")
-PROMPTS = (
-    "scored: the second half of each block; the first half is its prompt, dense under the rules that run prompts dense"
-)
+ABOUT = """\
+scored: the second half of each block; its first half is the prompt, dense under rules that run prompts dense
+FLOPs per token of the MLPs and of the whole model, head included; prompt: of the model, for the prompt's tokens
+"""
 
 
 def point_lines(frontier: Frontier) -> list[tuple[Any, ...]]:
@@ -42,10 +43,7 @@ def frontier_table(frontier: Frontier) -> str:
         if p.timed:
             speed.append([*name, *(cell(p.row(metric, way)) for way in DIRECTIONS for metric in SPEEDS)])
     head = ["rule", "density", "perplexity", "95 %", "× dense", "95 %", "MLPs", "", "model", "", "prompt"]
-    text = (
-        f"{PROMPTS}\nFLOPs per token of the MLPs and of the whole model, head included; prompt: of the whole model, a "
-        f"token of the prompt\n\n{text_table(head, quality)}"
-    )
+    text = f"{ABOUT}\n{text_table(head, quality)}"
     if speed:
         head = ["rule", "density", "decode tok/s", "dense", "MLPs", "model", "prefill tok/s", "dense", "MLPs", "model"]
         text += f"\n\nin turns with the dense model on {frontier.device}, one sequence\n\n" + text_table(head, speed)

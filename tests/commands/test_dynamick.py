@@ -70,12 +70,13 @@ def test_a_dense_model(place, capsys):
         assert value(point, "model_speedup", "decode") > 0 and value(point, "mlp_speedup", "prefill") > 0
         shares = [value(point, "density", place=place) for place in ("L0.mlp", "L1.mlp")]
         assert sum(shares) / 2 == pytest.approx(value(point, "density"))
-        (stored,) = (
+        stored = [
             row["value"]
             for row in results["rows"]
             if (row["rule"], row["target"], row["metric"]) == (rule, float(target), "mlp_flops")
-        )
-        assert stored == value(point, "mlp_flops")
+        ]
+        assert stored == [value(point, "mlp_flops", family) for family in ("", "prefill")]
+        assert value(point, "mlp_share", "prefill") == 1, "both rules run prompts dense"
     assert (directory / "frontier.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     assert results["closing"] in out and out.strip().splitlines()[-1] == results["closing"]

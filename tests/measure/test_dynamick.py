@@ -100,16 +100,16 @@ def test_published_budgets(model, blocks):
     """One CETT for all layers, and TEAL's shares among matrices: densities and active shares are measured."""
     for rule in ("cett", "teal", "wina"):
         dynamic = dynamick.under_rule(model, rule, IDS)
-        dynamick.share_out(dynamic, "published", 0.5)
+        dynamick.share_out(dynamic, "published", 0.475)  # an odd number of steps, which two matrices cannot share alike
         quality = dynamick.measure_quality(dynamic, blocks, 4)
         shares = dynamick.shares_of(dynamic, quality.kept)
         cost = dynamick.count_cost(model, dynamic, quality.kept, 16)
-        assert cost.density == pytest.approx(sum(shares.values()) / 2) == pytest.approx(0.5, abs=0.06)
+        assert cost.density == pytest.approx(sum(shares.values()) / 2) == pytest.approx(0.475, abs=0.06)
         if rule == "cett":
             assert shares["L0.mlp"] != shares["L1.mlp"]
         else:
             assert cost.mlp_flops == pytest.approx(cost.density * flops_per_token(model, 16).mlp_dense)
-            assert any(len(set(mlp.shares.values())) == 2 for mlp in dynamic_mlps(dynamic).values())
+            assert all(len(set(mlp.shares.values())) == 2 for mlp in dynamic_mlps(dynamic).values())
 
 
 def test_rules_of_a_routed_model(model, blocks):

@@ -86,6 +86,7 @@ def test_table_and_rows():
     assert break_evens(found)["static"] == {"decode": None, "prefill": None}
     table = frontier_table(found)
     assert max(len(line) for line in table.splitlines()) <= 110
+    assert "its first half is the prompt" in table and all(line.endswith("100.0 %") for line in table.splitlines()[5:9])
     assert "routed: top_k" in table and "oracle 0.62" in table and "routed: top_k faster" in table
     lines = frontier_json(found)["rows"]
     assert all(tuple(line) == POINT_COLUMNS for line in lines)

@@ -36,6 +36,7 @@ class InputRule(DynamicMLP):
             self.gate_constant = F.linear(self.x_mean, w.W_gate, w.b_gate)
         last = x[:, int(x.shape[1] * (1 - LAST)) :]
         self.last = last[: max(1, 2**20 // (last.shape[1] * self.f))]
+        self.shares: dict[str, float] = {}
         self.steps: list[dict[str, float]] = [dict.fromkeys(self.matrices, 0.0)]
 
     def set(self, density: float) -> None:

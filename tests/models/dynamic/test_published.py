@@ -11,6 +11,7 @@ import torch
 import slms
 from slms.data.text import Blocks, encode
 from slms.measure.dynamick import measure_quality, share_out, under_rule
+from slms.models.dynamic import set_densities
 from slms.models.routed import routed_modules
 from slms.routing.rules import threshold
 from tests.models.dynamic import transcriptions
@@ -34,9 +35,10 @@ def real(request, shared_data):
     return request.param, model.eval(), blocks("train", 8), blocks("dev", 32)
 
 
-def ours(model, rule, calibration, held_out, budget):
+def ours(model, rule, calibration, held_out, densities=None):
+    """Perplexity under our rule, at densities by place, or as published at .5."""
     under = under_rule(model, rule, calibration)
-    share_out(under, budget, 0.5)
+    share_out(under, "published", 0.5) if densities is None else set_densities(under, densities)
     quality = measure_quality(under, Blocks(held_out.numpy(), (held_out * 0).numpy(), {}, {}), 16)
     return math.exp(quality.loss.compute().value)
 
@@ -47,10 +49,23 @@ def test_perplexity(real, rule):
     name, model, calibration, held_out = real
     xs, mlps = transcriptions.mlp_inputs(model, calibration), [layer.mlp for layer in model.model.layers]
     wanted = transcriptions.perplexity(model, held_out, transcriptions.PUBLISHED[rule](mlps, xs, 0.5))
-    got = ours(model, rule, calibration, held_out, "published")
+    got = ours(model, rule, calibration, held_out)
     dense = transcriptions.perplexity(model, held_out)
     print(f"\n{rule}, {name}: ours {got:.4f}, transcription {wanted:.4f}, ratio {got / wanted:.5f}, dense {dense:.4f}")
     assert got == pytest.approx(wanted, rel=1e-3) and got > dense
+
+
+@torch.no_grad()
+def test_cats_of_a_histogram(real):
+    """The authors' histogram rounds a threshold down by up to .002: ours at the densities that it really keeps."""
+    _, model, calibration, held_out = real
+    xs, mlps = transcriptions.mlp_inputs(model, calibration), [layer.mlp for layer in model.model.layers]
+    histogram, densities = transcriptions.cats_histogram, {}
+    for i, (mlp, x, t) in enumerate(zip(mlps, xs, histogram(mlps, xs, 0.5), strict=True)):
+        densities[f"L{i}.mlp"] = (transcriptions.gates(mlp, x).abs() > t).float().mean().item()
+    assert all(0.5 <= density < 0.52 for density in densities.values())
+    wanted = transcriptions.perplexity(model, held_out, transcriptions.cats(mlps, xs, 0.5, histogram))
+    assert ours(model, "cats", calibration, held_out, densities) == pytest.approx(wanted, rel=1e-3)
 
 
 @torch.no_grad()

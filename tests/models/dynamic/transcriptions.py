@@ -10,7 +10,9 @@ microsoft/wina (utils/utils.py, wina/mlp.py), thunlp/SparsingLaw (src/model_util
 Shapes: b blocks, t position, d model, f neurons.
 """
 
+import math
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -99,62 +101,77 @@ def allocated(mlp, x, sparsifier, density, step=0.05, last=0.25):
 
 
 def teal(mlps, xs, density, greedy=True, signed=False):
-    """A threshold on |input| for each matrix, from calibration; `signed` is icdf(.5 + s/2) of the code's histogram."""
-    functions = []
-    for mlp, x in zip(mlps, xs, strict=True):
-        samples = {"gate": x, "up": x, "down": hidden(mlp, x)}
-        ordered = {name: (v if signed else v.abs()).flatten().sort().values for name, v in samples.items()}
+    """A threshold on |input| for each matrix, where the share 1 − density of calibration's |inputs| is below it (§4.1).
 
-        def sparsifier(name, sparsity, ordered=ordered):
-            values, q = ordered[name], 0.5 + sparsity / 2 if signed else sparsity
-            threshold = 0.0 if sparsity == 0.0 else values[min(int(q * len(values)), len(values) - 1)].item()
+    signed: the code's icdf(.5 + sparsity / 2) of the signed inputs, which it assumes to be symmetric.
+    """
 
-            def apply(part):
-                return part.abs().gt(threshold) * part
+    def sparsifier(ordered, name, sparsity):
+        values, q = ordered[name], 0.5 + sparsity / 2 if signed else sparsity
+        threshold = 0.0 if sparsity == 0.0 else values[max(round(q * len(values)) - 1, 0)].item()
+        return partial(second_half, lambda part: part.abs().gt(threshold) * part)
 
-            return lambda v: second_half(apply, v)
+    def ordered(v):
+        return (v if signed else v.abs()).flatten().sort().values
 
-        s = allocated(mlp, x, sparsifier, density) if greedy else dict.fromkeys(MATRICES, 1 - density)
-        functions.append(sparse_inputs(mlp, {name: sparsifier(name, s[name]) for name in MATRICES}))
-    return functions
+    samples = [{"gate": x, "up": x, "down": hidden(mlp, x)} for mlp, x in zip(mlps, xs, strict=True)]
+    samples = [{name: ordered(v) for name, v in sample.items()} for sample in samples]
+    return by_matrix(mlps, xs, [partial(sparsifier, sample) for sample in samples], density, greedy)
 
 
 def wina(mlps, xs, density, greedy=True):
     """The top k of |input| · column norm, by token and matrix (mask_by topk, the default; without --transform)."""
+
+    def sparsifier(mlp, name, sparsity):
+        norms = getattr(mlp, f"{name}_proj").weight.norm(dim=0)
+
+        def apply(part):
+            k = int(part.size(-1) * (1 - sparsity) + 1e-9)  # sums of .05 are not exact
+            top = (part * norms).abs().topk(k).indices
+            return part * torch.zeros_like(part).scatter(-1, top, 1)
+
+        return partial(second_half, apply)
+
+    return by_matrix(mlps, xs, [partial(sparsifier, mlp) for mlp in mlps], density, greedy)
+
+
+def by_matrix(mlps, xs, sparsifiers, density, greedy):
+    """MLPs whose matrices see inputs sparsified by their shares: greedy ones, or all alike."""
     functions = []
-    for mlp, x in zip(mlps, xs, strict=True):
-        norms = {name: getattr(mlp, f"{name}_proj").weight.norm(dim=0) for name in MATRICES}
-
-        def sparsifier(name, sparsity, norms=norms):
-            def apply(part):
-                k = int(part.size(-1) * (1 - sparsity) + 1e-9)
-                top = (part * norms[name]).abs().topk(k).indices
-                return part * torch.zeros_like(part).scatter(-1, top, 1)
-
-            return lambda v: second_half(apply, v)
-
+    for mlp, x, sparsifier in zip(mlps, xs, sparsifiers, strict=True):
         s = allocated(mlp, x, sparsifier, density) if greedy else dict.fromkeys(MATRICES, 1 - density)
         functions.append(sparse_inputs(mlp, {name: sparsifier(name, s[name]) for name in MATRICES}))
     return functions
 
 
-def cats(mlps, xs, density):
-    """Gates with |act| at most a threshold become 0; the threshold is an edge of a histogram of 999 bins."""
-    functions = []
+def gates(mlp, x):
+    return mlp.act_fn(mlp.gate_proj(x))
+
+
+def cats_quantiles(mlps, xs, density):
+    """By layer, the least t with F(t) ≥ 1 − density for the distribution F of |act(gate)| (the paper's equation)."""
+    ordered = [gates(mlp, x).abs().flatten().sort().values for mlp, x in zip(mlps, xs, strict=True)]
+    return [values[math.ceil((1 - density) * len(values)) - 1] for values in ordered]
+
+
+def cats_histogram(mlps, xs, density):
+    """By layer, the same in the code: the lower edge of the quantile's bin, of 997 bins of .002 and two open ones."""
+    infinity, found = torch.tensor([torch.inf]), []
+    bins = torch.cat([-infinity, torch.linspace(-1, 1, 998), infinity])
     for mlp, x in zip(mlps, xs, strict=True):
-        infinity = torch.tensor([torch.inf])
-        bins = torch.cat([-infinity, torch.linspace(-1, 1, 998), infinity])
-        counts = torch.histogram(mlp.act_fn(mlp.gate_proj(x)).abs(), bins=bins)[0]
-        threshold = bins[torch.searchsorted((counts / counts.sum()).cumsum(0), 1 - density, side="right")]
+        counts = torch.histogram(gates(mlp, x).abs(), bins=bins)[0]
+        found.append(bins[torch.searchsorted((counts / counts.sum()).cumsum(0), 1 - density, side="right")])
+    return found
 
-        def forward(x, mlp=mlp, threshold=threshold):
-            def apply(part):
-                return torch.where(part.abs() <= threshold, 0.0, part)
 
-            return mlp.down_proj(second_half(apply, mlp.act_fn(mlp.gate_proj(x))) * mlp.up_proj(x))
+def cats(mlps, xs, density, calibrate=cats_quantiles):
+    """Gates with |act| at most the layer's threshold become 0."""
 
-        functions.append(forward)
-    return functions
+    def forward(mlp, threshold, x):
+        kept = second_half(lambda act: torch.where(act.abs() <= threshold, 0.0, act), gates(mlp, x))
+        return mlp.down_proj(kept * mlp.up_proj(x))
+
+    return [partial(forward, mlp, t) for mlp, t in zip(mlps, calibrate(mlps, xs, density), strict=True)]
 
 
 def griffin(mlps, xs, density):
