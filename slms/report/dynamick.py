@@ -37,12 +37,13 @@ def frontier_table(frontier: Frontier) -> str:
     quality, speed = [], []
     for p in (frontier.dense, *frontier.points):
         name = p.name, cell(p.row("density"))
-        near = [(cell(r), interval(r.low, r.high, d)) for r, d in ((p.row("perplexity"), 3), (p.row("ratio"), 4))]
+        ratio = p.row("ratio")
+        near = cell(p.row("perplexity")), cell(ratio), interval(ratio.low, ratio.high, 4)
         flops = [(amount(p.value(f"{of}_flops")), cell(p.row(f"{of}_share"))) for of in ("mlp", "model")]
-        quality.append([*name, *near[0], *near[1], *flops[0], *flops[1], cell(p.row("model_share", PREFILL))])
+        quality.append([*name, *near, *flops[0], *flops[1], cell(p.row("model_share", PREFILL))])
         if p.timed:
             speed.append([*name, *(cell(p.row(metric, way)) for way in DIRECTIONS for metric in SPEEDS)])
-    head = ["rule", "density", "perplexity", "95 %", "× dense", "95 %", "MLPs", "", "model", "", "prompt"]
+    head = ["rule", "density", "perplexity", "× dense", "95 %", "MLPs", "", "model", "", "prompt"]
     text = f"{ABOUT}\n{text_table(head, quality)}"
     if speed:
         head = ["rule", "density", "decode tok/s", "dense", "MLPs", "model", "prefill tok/s", "dense", "MLPs", "model"]
