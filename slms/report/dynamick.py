@@ -11,7 +11,7 @@ POINT_COLUMNS = (*Point._fields[:-1], *COLUMNS)
 SPEEDS = ("tokens_per_second", "dense_tokens_per_second", "mlp_speedup", "model_speedup")
 ABOUT = """\
 scored: the second half of each block; its first half is the prompt, dense under rules that run prompts dense
-FLOPs per token of the MLPs and of the whole model, head included; prompt: of the model, for the prompt's tokens
+FLOPs per token of the MLPs and of the whole model, head included; prompt: of the model, in prompts
 """
 
 
