@@ -53,7 +53,7 @@ def features(
     """
     for path in coder_directories(Path(directory)):
         opened = open_coder(str(path), batch_size=batch_size, n_tokens=n_tokens, **options)
-        results, attributions = _results(str(path), opened, batch_size, n_strongest, n_random)
+        results, attributions = measured_features(str(path), opened, batch_size, n_strongest, n_random)
         shown = {"n_strongest": n_strongest, "n_random": n_random}
         subject = opened.subject._replace(name=str(path))
         place, _ = results_of(subject, output_dir, "features", **opened.made_from, **shown)
@@ -66,9 +66,10 @@ def features(
         print(f"{summary(results)}\n\nwritten to {place}")
 
 
-def _results(
+def measured_features(
     directory: str, opened: OpenCoder, batch_size: int, n_strongest: int, n_random: int
 ) -> tuple[FeatureResults, list[LayerAttribution]]:
+    """Measure a coder's features over its text; also the parts of a routed model's pathways, if there are any."""
     subject, blocks = opened.subject, opened.subject.blocks
     assert blocks.doc_ids is not None, "a subject's blocks carry their documents"
     coder = opened.placed

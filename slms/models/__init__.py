@@ -21,6 +21,7 @@ checksums          SHA-256 sums beside the weights of a model directory
 clustering         clustering into groups of given sizes
 families           the supported model families, one row each
 collect            chunks of a frozen language model's activations, computed or read from disk
+mlp_norm           the affine map of the norm in front of an MLP
 place              one name for every part of a model that can be routed, measured, hooked or logged
 sites              named points inside a language model, read and replaced through PyTorch's hooks
 weights            the weights of a dense MLP, with one row per neuron; a digest that names a model

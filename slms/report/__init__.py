@@ -9,5 +9,6 @@ heatmap                pathway × class                                 palette 
 card                   the model card of a run                         compare              runs side by side
 ablation, compare, doctor, dynamick, features, probes, sae, specialization, suite   of the commands of these names
 specialization_figure, frontier_figure, coder_figure                                 and their figures
+neuronpedia            features as a Neuronpedia export
 features, feature_schema, attribution, feature_tables, feature_page                 of `features`
 """

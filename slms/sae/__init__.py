@@ -12,6 +12,7 @@ fit         a plain training loop, without Lightning
 export      writes SAELens directories
 card        writes the card beside an exported coder
 load        reads coders: SAELens directories, those of a run, many at once
+circuit_tracer  writes the transcoders of a model's layers as a circuit-tracer transcoder set
 quality     sums over documents, and the figures computed from them
 evaluate    measures coders inside the language model
 baselines   the baselines that a trained coder has to beat

@@ -1,0 +1,79 @@
+"""How `eval.py export` writes the coders of a run: as a Neuronpedia export, or as a circuit-tracer transcoder set."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slms.commands.coder import OpenCoder, open_coder
+from slms.commands.features import measured_features
+from slms.commands.subject import short_name
+from slms.models.anatomy import find_mlps
+from slms.models.mlp_norm import mlp_norm
+from slms.models.weights import read_mlp
+from slms.report.neuronpedia import Subject, write_neuronpedia
+from slms.sae.circuit_tracer import fvu, layer_of, mean_threshold, thresholded, write_set
+from slms.sae.coders import TopK
+from slms.sae.load import coder_directories
+
+SHOWN = {"n_strongest": 20, "n_random": 10}  # uses of each feature that Neuronpedia shows
+
+
+def neuronpedia(run: str, new: Path, text: dict[str, Any]) -> str:
+    """Measure every coder of a run and write its features, activations and descriptions for Neuronpedia's importer."""
+    written = []
+    for path in coder_directories(Path(run)):
+        opened = open_coder(str(path), **text)
+        results, _ = measured_features(str(path), opened, opened.batch_size, **SHOWN)
+        mlps, layer = find_mlps(opened.subject.model), opened.source.layer
+        subject = Subject(
+            release=short_name(run),
+            layer=layer,
+            hook_name=opened.target.hook_name,
+            layers=len(mlps),
+            neurons=len(read_mlp(mlps[layer]).W_in),
+            block_size=opened.subject.blocks.input_ids.shape[1],
+        )
+        place = write_neuronpedia(new, results, subject)
+        written.append(f"{place.relative_to(new)}: {results.d_sae} features, {results.dead} of them never used")
+    return "\n".join(written)
+
+
+def circuit_tracer(run: str, new: Path, text: dict[str, Any]) -> str:
+    """Write the transcoders of a run, or of several (RUN,RUN), one for each layer's MLP, as a transcoder set."""
+    found: dict[int, OpenCoder] = {}
+    names: dict[int, str] = {}
+    for path in (path for one in run.split(",") for path in coder_directories(Path(one))):
+        opened = open_coder(str(path), **text)
+        layer = layer_of(opened.source.name, opened.target.name)
+        if layer is None:
+            continue
+        if layer in found:
+            raise ValueError(f"{path}: {names[layer]} is a transcoder of layer {layer} too; name only one of them")
+        found[layer], names[layer] = opened, str(path)
+    lines, thresholds, norms = [], {}, {}
+    for layer, opened in sorted(found.items()):
+        norms[layer] = mlp_norm(opened.subject.model, layer)
+        if isinstance(opened.coder, TopK):
+            thresholds[layer] = mean_threshold(opened.coder, opened.x)
+            lines.append(f"layer {layer}: {_cost(opened, thresholds[layer])}")
+    some = next(iter(found.values()), None)
+    n_layers = 1 if some is None else len(find_mlps(some.subject.model))
+    name = "" if some is None else some.subject.name
+    coders = {layer: opened.coder for layer, opened in found.items()}
+    write_set(coders, names, n_layers, thresholds, norms, new, name)
+    return "\n".join([*lines, f"{n_layers} layers, {coders[0].d_sae} features each"])
+
+
+@torch.no_grad()
+def _cost(opened: OpenCoder, threshold: Tensor) -> str:
+    """Say what a threshold in place of TopK costs on a sample of the text."""
+    coder, x, y = opened.coder, opened.x, opened.y
+    acts = thresholded(coder, x, threshold)
+    output = coder.decode(acts) if coder.W_skip is None else coder.decode(acts) + x @ coder.W_skip.T
+    l0 = float((acts > 0).sum(1).float().mean())
+    return (
+        f"TopK became a threshold of {threshold:.4g}, since circuit-tracer has no other form: FVU {fvu(output, y):.4f} "
+        f"instead of {fvu(coder(x), y):.4f}, L0 {l0:.1f} instead of {coder.config.k}"
+    )

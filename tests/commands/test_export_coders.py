@@ -1,0 +1,92 @@
+"""The coders of a run leave as a Neuronpedia export and as a transcoder set; what makes no set is refused."""
+
+import gzip
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPTNeoForCausalLM, PreTrainedTokenizerFast
+
+from slms.commands.coder import open_coder
+from slms.commands.export_coders import circuit_tracer, neuronpedia
+from slms.sae.baselines import random_coder
+from slms.sae.export import Provenance, save
+from tests.tiny import tiny_config
+
+WORDS = ["the", "dog", "cat", "ran", "sat", ".", "Lily", "and", "saw", "big", "<b>", "|"]
+SITES = {
+    "r": ("blocks.1.hook_resid_post", None),
+    "t0": ("blocks.0.ln2.hook_normalized", "blocks.0.hook_mlp_out"),
+    "t1": ("blocks.1.ln2.hook_normalized", "blocks.1.hook_mlp_out"),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A tiny model with text, an autoencoder and a TopK transcoder of each layer, of random directions."""
+    directory = tmp_path_factory.mktemp("tiny")
+    tokenizer = Tokenizer(models.WordLevel({"<eos>": 0, **{w: i + 1 for i, w in enumerate(WORDS)}}, unk_token="<eos>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", model_max_length=64)
+    torch.manual_seed(0)
+    model = GPTNeoForCausalLM(tiny_config(13, bos_token_id=0, eos_token_id=0, initializer_range=0.5))
+    model.save_pretrained(directory / "model")
+    fast.save_pretrained(directory / "model")
+    stories = [" ".join(WORDS[i] for i in torch.randint(12, (30,))) for _ in range(200)]
+    (directory / "text.txt").write_text("\n<|endoftext|>\n".join(stories))
+    for name, (hook, out) in SITES.items():
+        where = Provenance(
+            str(directory / "model"), hook, hook_name_out=out, context_size=16, dataset_path=str(directory / "text.txt")
+        )
+        x = torch.randn(50, 8)
+        save(random_coder("a", "a" if out is None else "b", x, x, 24, 3).coder, directory / "saes" / name, where)
+        opened = open_coder(str(directory / "saes" / name), n_tokens=512)
+        coder = random_coder(opened.source, opened.target, opened.x, opened.y, 24, 3).coder
+        with torch.no_grad():
+            coder.W_enc.mul_(coder.W_dec.norm(dim=1)[:, None])
+            coder.b_enc.mul_(coder.W_dec.norm(dim=1))
+            coder.W_dec.div_(coder.W_dec.norm(dim=1)[:, None])
+        save(coder, directory / "saes" / name, where)
+    return directory
+
+
+TEXT = {"n_tokens": 512}
+
+
+def test_every_coder_for_neuronpedia(place, tmp_path):
+    said = neuronpedia(str(place / "saes"), tmp_path, TEXT)
+    (model,) = (tmp_path / "v1").iterdir()
+    sources = {path.name for path in model.iterdir()}
+    assert sources == {"1-residual-topk-24", "0-mlp_in-to-mlp_out-topk-24", "1-mlp_in-to-mlp_out-topk-24"}
+    assert all(f"{model.name}/{name}: 24 features" in said for name in sources)
+    one = model / "1-residual-topk-24"
+    lines = gzip.decompress((one / "features" / "batch-0.jsonl.gz").read_bytes()).splitlines()
+    assert len(lines) == 24
+    assert len(json.loads(lines[0])["pos_str"]) == 10
+    described = json.loads((one / "model.jsonl").read_text())
+    assert (described["layers"], described["neuronsPerLayer"]) == (2, 32)
+    assert json.loads((one / "source.jsonl").read_text())["num_tokens_in_prompt"] == 16
+
+
+def test_the_transcoders_for_circuit_tracer(place, tmp_path):
+    said = circuit_tracer(f"{place / 'saes' / 't1'},{place / 'saes' / 't0'}", tmp_path, TEXT)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "layer_0.safetensors", "layer_1.safetensors"}
+    assert "layer 0: TopK became a threshold" in said and "L0 3.0 instead of 3" in said
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    circuit_tracer(str(place / "saes"), whole, TEXT)  # the autoencoder among them is left out
+    for name in ("layer_0.safetensors", "layer_1.safetensors"):
+        pair = load_file(tmp_path / name), load_file(whole / name)
+        assert all(torch.equal(pair[0][key], pair[1][key]) for key in pair[0])
+
+
+def test_what_makes_no_set(place, tmp_path):
+    with pytest.raises(ValueError, match="layer 0 has no transcoder"):
+        circuit_tracer(str(place / "saes" / "t1"), tmp_path, TEXT)
+    with pytest.raises(ValueError, match="layer 0 has no transcoder"):
+        circuit_tracer(str(place / "saes" / "r"), tmp_path, TEXT)
+    with pytest.raises(ValueError, match="t0 is a transcoder of layer 0 too"):
+        circuit_tracer(f"{place / 'saes'},{place / 'saes' / 't0'}", tmp_path, TEXT)
+    assert not list(tmp_path.iterdir())
