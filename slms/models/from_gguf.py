@@ -132,5 +132,5 @@ def _convert(file: Path, directory: Path, weights: bool) -> None:
 def _plain(model: PreTrainedModel) -> PreTrainedModel:
     """Make the model forget that it was quantised, without which transformers refuses to save it."""
     del model.config.quantization_config
-    model.hf_quantizer = None
+    model.hf_quantizer = None  # type: ignore[assignment]  # declared as a module
     return model
