@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from slms.models.registration import register_when_imported
 
 if TYPE_CHECKING:
+    from slms.commands.export import export_model
     from slms.models.base import load_base
     from slms.models.convert import route
     from slms.models.io import load_model, save_model
@@ -40,7 +41,17 @@ if TYPE_CHECKING:
 register_when_imported()  # AutoModelForCausalLM opens routed models
 
 __version__ = "0.1.0"
-__all__ = ["RoutingConfig", "list_layers", "load_base", "load_coder", "load_many", "load_model", "route", "save_model"]
+__all__ = [
+    "RoutingConfig",
+    "export_model",
+    "list_layers",
+    "load_base",
+    "load_coder",
+    "load_many",
+    "load_model",
+    "route",
+    "save_model",
+]
 
 _HOME = {
     "load_base": "slms.models.base",
@@ -48,6 +59,7 @@ _HOME = {
     "route": "slms.models.convert",
     "load_model": "slms.models.io",
     "save_model": "slms.models.io",
+    "export_model": "slms.commands.export",
     "RoutingConfig": "slms.routing.config",
     "load_coder": "slms.sae.load",
     "load_many": "slms.sae.load",

@@ -81,6 +81,28 @@ def scratch(directory: Path) -> Iterator[Path]:
         yield Path(place)
 
 
+@contextmanager
+def make_new(target: Path | str) -> Iterator[Path]:
+    """Yield an empty directory to fill; on success, move it to `target`, which must not exist, in one step.
+
+    On any error nothing is left behind, neither `target` nor its missing parents.
+
+    Raises:
+        ValueError: `target` exists.
+    """
+    target = Path(target).expanduser().absolute()
+    if os.path.lexists(target):
+        raise ValueError(f"--out {target} exists; name a new one")
+    with scratch(next(parent for parent in target.parents if parent.is_dir())) as place:
+        new = place / target.name
+        new.mkdir()
+        yield new
+        for file in new.rglob("*"):
+            make_readable(file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(new, target)
+
+
 def remove_unfinished(directory: Path) -> None:
     """Remove the half-written files that a killed process left below `directory`; only its owner may call this."""
     for unfinished in list(directory.rglob(f"{PART}*")):

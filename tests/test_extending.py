@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.+?)\n.*?```diff\n(.*?)```", PAGE, flags=re.M | re.S))
-MOST = {"rule": 2, "metric": 2, "autoencoder": 3, "command": 3, "family": 1, "plot": 1, "heads": 8}
+MOST = {"rule": 2, "metric": 2, "autoencoder": 3, "command": 3, "family": 1, "format": 1, "plot": 1, "heads": 8}
 """Files that an extension may touch, by the last word of its title that is a key."""
 
 CHECK = """
@@ -90,3 +90,7 @@ def test_every_patch_applies_and_what_it_adds_works(tmp_path):
     words = [sys.executable, "eval.py", "words", "stories-1m", "--n_tokens", "2048"]
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "pron " in done.stdout, done.stdout + done.stderr
+    leave = [sys.executable, "eval.py", "export", "stories-1m", "--format", "summary", "--out", "left"]
+    done = subprocess.run(leave, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "summary.txt\nwritten to left" in done.stdout, done.stdout + done.stderr
+    assert (tmp_path / "left" / "summary.txt").read_text().startswith("GPTNeoForCausalLM")

@@ -10,6 +10,7 @@ capture         writes the activations of a model's MLPs to disk
 compare         shows runs side by side
 doctor          what a run would find on this machine
 dynamick        what executing a share of the MLPs costs in quality and brings in speed
+export          a routed model as a checkpoint that transformers, vLLM and llama.cpp know
 features        what the latents of a sparse autoencoder mean
 harness         runs lm-eval's tasks on a dense, routed or dynamic-k model
 layers          lists the MLPs of a checkpoint
@@ -47,6 +48,7 @@ NAMES = (
     "features",
     "dynamick",
     "harness",
+    "export",
     "doctor",
 )
 """The commands in the order of `eval.py --help`; each is a function in the module of its name."""

@@ -118,6 +118,25 @@ def chosen_text(
     return settings
 
 
+def text_options(
+    corpus: str | None = None,
+    validation: str | None = None,
+    split: str = "validation",
+    block_size: int | None = None,
+    n_tokens: int | None = None,
+) -> dict[str, Any]:
+    """Gather the options of `chosen_text`, for a command that passes them on as a whole.
+
+    Args:
+        corpus: `stories`, a .txt/.jsonl/.parquet file or a dataset id; by default the run's, or `stories`.
+        validation: a second corpus that holds the validation split; without it, every 50th document of a file does.
+        split: train, validation or test; for a file also all.
+        block_size: context in tokens; by default the run's, or 256, at most the model's context.
+        n_tokens: tokens to measure on; by default the run's, or 131072.
+    """
+    return dict(locals())
+
+
 def results_of(subject: Subject, output_dir: str, command: str, **settings: Any) -> tuple[Path, Journal]:
     """The directory for the results of a measurement (`own_directory`), and the journal of its parts."""
     made_from = identity(subject.model, subject.blocks)

@@ -25,6 +25,7 @@ from slms.models.head import Head, separates, through_head
 from slms.models.place import place_name
 from slms.models.routed import record_routes, routed_modules, set_k, set_ramp
 from slms.models.routed_mlp import RoutedMLP
+from slms.models.stock import check_base
 from slms.models.token_loss import TokenLoss, next_tokens, token_loss
 from slms.models.weights import model_digest
 from slms.routing import Routes, RoutingConfig
@@ -84,6 +85,8 @@ class LanguageModel(OptimizedModule):
         self.optimizer_config, self.distill = optimizer, distill
         self.gate_ramp, self.k_anneal, self.calibration_tokens = gate_ramp, k_anneal, calibration_tokens
         self.net, self.tokenizer = load_base(base)
+        if routing is not None and routing.stock:
+            check_base(self.net.config, routing, balance.bias_rate)
         if recompute and not self.net.supports_gradient_checkpointing:
             raise ValueError(f"model.recompute is true; {type(self.net).__name__} cannot compute its layers again")
         self.recompute = recompute

@@ -26,6 +26,7 @@ logit_effects     what a latent writes to the logits
 attribution       which pathways write which latents
 harness           tasks of lm-eval
 suite             specialization across models of several sizes, and the rule of its verdict
+export            a model against its export, which stock_reader opens in a process without slms
 doctor            system, kernels, hub and cache of this machine
 journal           keeps each part of a measurement as soon as it is done, so that a killed measurement continues
                   where it stopped

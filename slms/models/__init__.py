@@ -13,6 +13,7 @@ convert, calibration     turn a dense model into a routed one, as close to it as
 routed_config, routed_lm the routed Hugging Face classes
 registration             registers these classes with transformers' Auto classes
 io, flops                save and load models; count the FLOPs of a token
+stock, stock_weights     which routed models are stock mixtures of experts, and writing them as such
 
 activation_stream  activations of a frozen language model as shuffled training batches
 capture            writes activations to shards of safetensors with token ids, positions and documents

@@ -22,6 +22,7 @@ from slms.models.routed_config import CONFIGS
 from slms.models.routed_lm import RoutedMixin, route_mlps, routed_class
 from slms.models.routed_mlp import RoutedMLP
 from slms.models.speedups import prepare
+from slms.models.stock import check_base
 from slms.models.transformers_internals import forget_renamed_weights
 from slms.models.weights import MLPWeights, neurons, read_mlp
 from slms.routing import RoutingConfig
@@ -48,6 +49,8 @@ def route(model: PreTrainedModel, config: RoutingConfig, calibration: Tensor | N
         raise ValueError(f"{type(model).__name__} is routed already; route its dense base instead.")
     if type(model).__name__ not in {family.model for family in FAMILIES.values()}:
         raise ValueError(f"{type(model).__name__} has no known MLP; the families are {', '.join(FAMILIES)}.")
+    if config.stock:
+        check_base(model.config, config)
     if calibration is None:
         config = _uncalibrated(config)
     else:

@@ -7,6 +7,7 @@ tables                 tables on the terminal                          words    
 figures                `llm_monosemanticity.png`                       evolution            metrics over training
 heatmap                pathway × class                                 palette              one look for every figure
 card                   the model card of a run                         compare              runs side by side
+export                 the card of an exported model
 ablation, compare, doctor, dynamick, features, probes, sae, specialization, suite   of the commands of these names
 specialization_figure, frontier_figure, coder_figure                                 and their figures
 neuronpedia            features as a Neuronpedia export

@@ -1,0 +1,139 @@
+"""`eval.py export`: a routed model as a checkpoint that transformers, vLLM and llama.cpp know."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from slms.commands.subject import open_model, run_base, run_text, short_name, text_options, with_text
+from slms.files import make_new, write_atomic
+from slms.measure.export import ARGMAX, PERPLEXITY, Comparison, compare_export
+from slms.models.card import CARD
+from slms.models.io import quiet_transformers, repair_generation
+from slms.models.stock import check_model
+from slms.models.stock_weights import write_stock
+from slms.report.export import export_card, export_lines
+from slms.report.provenance import command_line
+
+
+class Format(NamedTuple):
+    """A format in which a run can leave."""
+
+    write: Callable[..., str]
+    """Writes the run `run` into the empty directory `new` with the text options `text`, or raises ValueError; returns
+    what to print. What it leaves in `new` is moved to `--out` as a whole."""
+    words: str
+    """What it is, for `--help` and the guide."""
+
+
+def export_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    directory: str | Path,
+    input_ids: Tensor,
+    format: str = "mixtral",
+    *,
+    title: str | None = None,
+    base: str | None = None,
+    text: str = "the given tokens",
+    command: str = "slms.export_model(...)",
+) -> Comparison:
+    """Write a routed model to a new directory as a stock checkpoint, which is kept only if it computes the same.
+
+    Args:
+        model: a routed model; docs/leaving.md says which can be exported.
+        input_ids: token ids [b, t] on which transformers, in a process without slms, must give the same as the model.
+        format: `mixtral`, `qwen2_moe` or `qwen3_moe`.
+        title: the title of the card; the next three are also for the card.
+        base: the dense model that the routed one was made from.
+        text: what the tokens are, in words.
+        command: how it was made.
+
+    Raises:
+        ValueError: the directory exists, or the model cannot be exported; all that stands in the way is named.
+    """
+    with make_new(directory) as new:
+        check_model(model, format)
+        return _write(
+            new,
+            model,
+            tokenizer,
+            input_ids,
+            format,
+            title=title or type(model).__name__,
+            base=base,
+            text=text,
+            command=command,
+        )
+
+
+def _write(
+    new: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    input_ids: Tensor,
+    format: str,
+    **card: Any,
+) -> Comparison:
+    """Write checkpoint, tokenizer, generation configuration and card into `new`, and compare."""
+    write_stock(model, format, new)
+    repair_generation(model)
+    with quiet_transformers():
+        if tokenizer is not None:
+            tokenizer.save_pretrained(new)
+        if model.generation_config is not None:
+            model.generation_config.save_pretrained(new)
+    found = compare_export(model.eval(), new, input_ids)
+    if not found.equal:
+        lines = export_lines(found).replace("\n", "; ")
+        raise ValueError(
+            f"the export is not kept, since it computes something else: {lines}; it must be within {PERPLEXITY:g} and "
+            f"on at least {ARGMAX:.1%}"
+        )
+    write_atomic(new / CARD, export_card(model, format, found, **card))
+    return found
+
+
+def _stock(format: str, run: str, new: Path, text: dict[str, Any]) -> str:
+    """Write a run as a stock checkpoint."""
+    opened = open_model(run)
+    check_model(opened.model, format)
+    subject = with_text(run, opened, run_text(run), **text)
+    started = run_base(run)
+    base = None if started is None else started.name or (started.hub if started.source == "hub" else started.embedded)
+    card = {"title": short_name(run), "base": base, "text": subject.source, "command": command_line()}
+    ids = torch.as_tensor(subject.blocks.input_ids, dtype=torch.long)
+    return export_lines(_write(new, subject.model, subject.tokenizer, ids, format, **card))
+
+
+FORMATS = {
+    "mixtral": Format(partial(_stock, "mixtral"), "Llama or Mistral, all MLPs routed, no shared pathways"),
+    "qwen2_moe": Format(partial(_stock, "qwen2_moe"), "Llama, Mistral or Qwen2, with dense layers or shared pathways"),
+    "qwen3_moe": Format(partial(_stock, "qwen3_moe"), "Qwen3, with dense layers"),
+}
+
+
+def export(
+    run: str,
+    format: Literal[*FORMATS],  # type: ignore[valid-type]  # names of a table
+    out: str,
+    n_tokens: int | None = 4096,
+    **text,
+) -> None:
+    """Write a routed model as a checkpoint of stock transformers, kept only if it computes the same without slms.
+
+    docs/leaving.md says which models can be exported, and how other programs open them.
+
+    Args:
+        run: a run directory, a model directory or a Hugging Face id.
+        format: the architecture that it becomes; docs/leaving.md has the table.
+        out: a new directory.
+        n_tokens: tokens on which the export must give the same as the model.
+    """
+    with make_new(out) as new:
+        print(FORMATS[format].write(run=run, new=new, text=text_options(n_tokens=n_tokens, **text)))
+    print(f"written to {out}")

@@ -1,0 +1,154 @@
+"""Which routed models are stock mixtures of experts, and what stands in the way of the others.
+
+`slms.models.stock_weights` writes them; its head says why they compute the same.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from slms.models.families import family_name
+from slms.models.routed import routed_modules
+from slms.models.routed_mlp import RoutedMLP
+from slms.routing import RoutingConfig
+from slms.routing.stock import Obstacle, listed, routing_obstacles
+
+OWN = "save_model's format keeps it, which transformers reads once slms is imported"
+
+
+class Stock(NamedTuple):
+    """One architecture of transformers that routed models can become."""
+
+    config: str
+    """Configuration class."""
+    model: str
+    """Causal language model class."""
+    families: tuple[str, ...]
+    """The families of dense models whose attention, norms and head it has."""
+    block: str
+    """The MLP's name within a layer, in checkpoints."""
+    gate: str
+    up: str
+    down: str
+    """The matrices of an expert, in checkpoints."""
+    mixed: bool
+    """Whether layers may stay dense."""
+    shared: bool
+    """Whether it has a shared expert."""
+    windowed: bool
+    """Whether its attention may have a sliding window, in vLLM too."""
+
+
+ARCHITECTURES = {
+    "mixtral": Stock(
+        *("MixtralConfig", "MixtralForCausalLM", ("llama", "mistral")),
+        *("block_sparse_moe", "w1", "w3", "w2"),
+        mixed=False,
+        shared=False,
+        windowed=True,
+    ),
+    "qwen2_moe": Stock(
+        *("Qwen2MoeConfig", "Qwen2MoeForCausalLM", ("llama", "mistral", "qwen2")),
+        *("mlp", "gate_proj", "up_proj", "down_proj"),
+        mixed=True,
+        shared=True,
+        windowed=False,
+    ),
+    "qwen3_moe": Stock(
+        *("Qwen3MoeConfig", "Qwen3MoeForCausalLM", ("qwen3",)),
+        *("mlp", "gate_proj", "up_proj", "down_proj"),
+        mixed=True,
+        shared=False,
+        windowed=False,
+    ),
+}
+"""By transformers' `model_type`, which is also the name in `eval.py export --format`."""
+
+
+def base_obstacles(config: PreTrainedConfig, name: str) -> list[Obstacle]:
+    """Return what a dense (or routed) model's configuration has that the architecture `name` lacks."""
+    family, stock = family_name(config.model_type), ARCHITECTURES[name]
+    if family not in stock.families:
+        fits = [other for other, row in ARCHITECTURES.items() if family in row.families]
+        return [Obstacle(f"a {family} is no {name}", f"--format {' or '.join(fits)}" if fits else OWN)]
+    found = []
+    if config.hidden_act not in ("silu", "swish"):
+        found.append(Obstacle(f"the base's activation is {config.hidden_act}, and that of {name} silu", OWN))
+    for option in ("attention_bias", "mlp_bias"):
+        if getattr(config, option, False):
+            found.append(Obstacle(f"the base has `{option}`, and {name} does not", OWN))
+    heads, size = config.num_attention_heads, getattr(config, "head_dim", None)
+    if name == "qwen2_moe" and size is not None and size * heads != config.hidden_size:
+        found.append(
+            Obstacle(f"the base's {heads} heads of size {size} are no {config.hidden_size}", "--format mixtral")
+        )
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if not stock.windowed and window is not None and window < config.max_position_embeddings:
+        lift = "--format mixtral" if family == "mistral" else OWN
+        found.append(Obstacle(f"the base attends to {window} tokens, and {name} to all", lift))
+    return found
+
+
+def layout_obstacles(config: PreTrainedConfig, routing: RoutingConfig, name: str) -> list[Obstacle]:
+    """Return what stands in the way of routing this base so that it becomes the architecture `name`."""
+    stock, found = ARCHITECTURES[name], routing_obstacles(routing)
+    d_ff, p = getattr(config, "intermediate_size", 0), routing.n_pathways
+    if d_ff % p:
+        fits = [n for n in range(2, d_ff + 1) if d_ff % n == 0]
+        words = ", ".join(map(str, sorted(sorted(fits, key=lambda n: abs(n - p))[:8])))
+        found.append(Obstacle(f"`routing.n_pathways` is {p} and d_ff {d_ff}", f"--model.routing.n_pathways={words}"))
+    elsewhere = ", or --format qwen2_moe" if name == "mixtral" else ""
+    layers = config.num_hidden_layers
+    if not stock.mixed and len(routing.routed_layers(layers)) < layers:
+        every = "--model.routing.every_n_layers=1 --model.routing.first_layer=0 --model.routing.last_layer=-1"
+        every = every if routing.layers is None else f"--model.routing.layers=null {every}"
+        left = sorted(set(range(layers)) - set(routing.routed_layers(layers)))
+        found.append(Obstacle(f"layers {', '.join(map(str, left))} are dense", every + elsewhere))
+    if not stock.shared and routing.n_shared:
+        found.append(Obstacle(f"`routing.n_shared` is {routing.n_shared}", f"--model.routing.n_shared=0{elsewhere}"))
+    return found
+
+
+def check_base(config: PreTrainedConfig, routing: RoutingConfig, bias_rate: float = 0.0) -> None:
+    """Raise ValueError, naming all in the way, if a base routed so could become no architecture of `ARCHITECTURES`."""
+    family = family_name(config.model_type)
+    tried = [
+        base_obstacles(config, name) + layout_obstacles(config, routing, name)
+        for name, row in ARCHITECTURES.items()
+        if family in row.families
+    ]
+    families = sorted({family for row in ARCHITECTURES.values() for family in row.families})
+    none = Obstacle(
+        f"a {family} has no stock mixture of experts, only {', '.join(families)} have one",
+        "--model.routing.stock=false",
+    )
+    found = min(tried, key=len, default=[none])
+    if bias_rate:
+        found = [*found, _biased(f"`balance.bias_rate` is {bias_rate:g}")]
+    if found:
+        raise ValueError(f"`routing.stock` is true, but {listed(found)}.")
+
+
+def _biased(what: str) -> Obstacle:
+    return Obstacle(f"{what}, and no stock router chooses by a bias", "--model.balance.bias_rate=0")
+
+
+def check_model(model: PreTrainedModel, name: str) -> None:
+    """Raise ValueError, naming all that stands in the way, unless a routed model is the architecture `name`."""
+    mlps = routed_modules(model)
+    if not mlps:
+        raise ValueError(f"{type(model).__name__} is not routed; as it was saved, it is a stock checkpoint already.")
+    found = base_obstacles(model.config, name)
+    first = next(iter(mlps.values()))
+    if family_name(model.config.model_type) in ARCHITECTURES[name].families:
+        found += layout_obstacles(model.config, first.config, name)
+    if others := [place for place, mlp in mlps.items() if not isinstance(mlp, RoutedMLP)]:
+        found.append(Obstacle(f"{others[0]} is routed, and {name} routes MLPs only", OWN))
+    if len({mlp.k for mlp in mlps.values()}) > 1:
+        found.append(Obstacle("k differs between layers", "slms.models.routed.set_k"))
+    if any(mlp.router.selection_bias.any() for mlp in mlps.values()):
+        found.append(_biased("its routers have a selection bias"))
+    if found:
+        raise ValueError(f"this model is no {name}: {listed(found)}.")

@@ -1,0 +1,120 @@
+"""`eval.py export`."""
+
+import json
+import re
+import sys
+
+import pytest
+import torch
+import transformers as hf
+from transformers import AutoTokenizer
+
+import eval as evaluation
+import slms
+import train
+from tests.models.test_stock import SHAPE
+
+TEXT = ["--corpus=stories", "--block_size=32", "--n_tokens=320"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A tiny Llama with the tokenizer of stories-1m, d_ff 48."""
+    place = tmp_path_factory.mktemp("base") / "llama"
+    tokenizer = slms.load_base("stories-1m").tokenizer
+    torch.manual_seed(0)
+    config = hf.LlamaConfig(**SHAPE | {"vocab_size": len(tokenizer)}, bos_token_id=0, eos_token_id=0)
+    return slms.save_model(hf.LlamaForCausalLM(config), tokenizer, place)
+
+
+@pytest.fixture(scope="module")
+def run(base, tmp_path_factory):
+    """A run of two steps, routed for export."""
+    place, argv = tmp_path_factory.mktemp("runs"), sys.argv
+    sys.argv = ["train.py"]
+    try:
+        train.main(flags(base, place))
+    finally:
+        sys.argv = argv
+    (found,) = (place / "run").iterdir()
+    return found
+
+
+def flags(base, place, *more) -> list[str]:
+    routing = ["stock=true", "n_pathways=4", "k=2", "every_n_layers=1"]
+    data = ["corpus.name=stories", "block_size=32", "train_tokens=256", "epoch_tokens=256", "val_tokens=320"]
+    return [
+        f"--output_dir={place}",
+        "--name=run",
+        f"--model.base.name={base}",
+        *(f"--model.routing.{option}" for option in routing),
+        *(f"--data.{option}" for option in [*data, "batch_size=4"]),
+        "--model.calibration_tokens=128",
+        "--trainer.max_epochs=1",
+        "--trainer.accelerator=cpu",
+        *more,
+    ]
+
+
+def refused(main, args, capsys) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    assert stop.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_run_leaves_as_a_mixtral_with_tokenizer_and_card(run, tmp_path, capsys):
+    out = tmp_path / "deep" / "mixtral"
+    evaluation.main(["export", str(run), "--format", "mixtral", "--out", str(out), *TEXT])
+    printed = capsys.readouterr().out
+    assert "argmax      equal on" in printed and f"written to {out}" in printed
+    config = json.loads((out / "config.json").read_text())
+    assert (config["num_local_experts"], config["num_experts_per_tok"], config["intermediate_size"]) == (4, 2, 16)
+    assert (
+        len(AutoTokenizer.from_pretrained(out)) == config["vocab_size"] and (out / "generation_config.json").is_file()
+    )
+    card = (out / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n") and "4 experts, of which each token runs 2" in card
+    assert "export" in card and str(tmp_path) not in card and re.search(r"transformers \d", card)
+    assert "license:" not in card.split("---")[1]
+    assert [path.name for path in tmp_path.rglob(".*")] == []
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["--format=mixtral"], "--out"),
+        (["--format=onnx", "--out={new}"], "--format onnx: it must be one of mixtral"),
+        (["--format=mixtral", "--out={old}"], "exists; name a new one"),
+        (["--format=qwen3_moe", "--out={new}"], "a llama is no qwen3_moe (--format mixtral or qwen2_moe)"),
+    ],
+)
+def test_a_refused_export_is_one_line_and_leaves_nothing(run, tmp_path, capsys, args, named):
+    (tmp_path / "old").mkdir()
+    told = [arg.format(new=tmp_path / "deep" / "new", old=tmp_path / "old") for arg in args]
+    assert named in refused(evaluation.main, ["export", str(run), *told, *TEXT], capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_an_export_that_computes_something_else_is_not_kept(run, tmp_path, monkeypatch):
+    model, tokenizer = slms.load_model(run / "model")
+    ids = torch.randint(0, 100, (2, 32), generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("slms.commands.export.check_model", lambda model, name: None)
+    for layer in model.model.layers:  # an export cannot express this, and would have been refused
+        layer.mlp.router.selection_bias.copy_(torch.tensor([9.0, 0.0, 0.0, 0.0]))
+        layer.mlp.W_out.data *= 100
+    with pytest.raises(ValueError, match="the export is not kept"):
+        slms.export_model(model, tokenizer, tmp_path / "new", ids)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_refuses_what_could_not_be_exported(base, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    for more, named in (
+        (["--model.routing.gate=unit"], "--model.routing.gate=softmax"),
+        (["--model.routing.n_pathways=5"], "d_ff 48 (--model.routing.n_pathways=2, 3, 4, 6, 8, 12"),
+        (["--model.balance.bias_rate=0.001"], "--model.balance.bias_rate=0"),
+        (["--model.base.name=stories-1m"], "a gpt_neo has no stock mixture of experts"),
+    ):
+        assert named in refused(train.main, flags(base, tmp_path / "runs", *more), capsys)
+    assert not (tmp_path / "runs").exists()
