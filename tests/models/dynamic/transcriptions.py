@@ -10,7 +10,6 @@ microsoft/wina (utils/utils.py, wina/mlp.py), thunlp/SparsingLaw (src/model_util
 Shapes: b blocks, t position, d model, f neurons.
 """
 
-import math
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -108,7 +107,7 @@ def teal(mlps, xs, density, greedy=True, signed=False):
 
     def sparsifier(ordered, name, sparsity):
         values, q = ordered[name], 0.5 + sparsity / 2 if signed else sparsity
-        threshold = 0.0 if sparsity == 0.0 else values[max(round(q * len(values)) - 1, 0)].item()
+        threshold = 0.0 if sparsity == 0.0 else values[min(round(q * len(values)), len(values) - 1)].item()
         return partial(second_half, lambda part: part.abs().gt(threshold) * part)
 
     def ordered(v):
@@ -151,7 +150,7 @@ def gates(mlp, x):
 def cats_quantiles(mlps, xs, density):
     """By layer, the least t with F(t) ≥ 1 − density for the distribution F of |act(gate)| (the paper's equation)."""
     ordered = [gates(mlp, x).abs().flatten().sort().values for mlp, x in zip(mlps, xs, strict=True)]
-    return [values[math.ceil((1 - density) * len(values)) - 1] for values in ordered]
+    return [values[round((1 - density) * len(values))] for values in ordered]
 
 
 def cats_histogram(mlps, xs, density):
