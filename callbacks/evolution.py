@@ -1,4 +1,4 @@
-"""Shows how the routers settle, by comparing each validation's choices with the previous and with the final ones."""
+"""Shows how the routers settle, by comparing their choices from the conversion on with those before and at the end."""
 
 from pathlib import Path
 from typing import Any
@@ -6,17 +6,22 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from slms.callbacks.metrics_csv import log_at
-from slms.callbacks.parts import language_model, leaves_files
+from slms.callbacks.parts import language_model, leaves_files, text_data
 from slms.callbacks.tensorboard import log_figure, writers
 from slms.lit.trainer_options import run_directory
 from slms.metrics.functional import router_saturation
 from slms.models.place import place_name
+from slms.models.routed import record_routes, routed_modules
 from slms.report.evolution import EVOLUTION_FILE, evolution_figure
 from slms.report.metrics_csv import METRICS_FILE, read_rows
 from slms.report.palette import write_figure
+from slms.routing import Routes
+
+CONVERSION = -1  # the step of the snapshot before the first optimizer step
 
 
 class Evolution(Callback):
@@ -25,7 +30,8 @@ class Evolution(Callback):
     Each validation keeps, as bits, what each routed module chose for the first `probe_tokens` validation tokens.
     `val/stability/L3.mlp` is the share of these choices that the previous validation made too.
     `val/saturation/L3.mlp` is the share of the final choices that a validation had already made; it is written for
-    every kept validation when training ends.
+    every kept validation when training ends. The first snapshot is that of the model as converted, before the first
+    optimizer step; it is logged at step 0, and the first validation's stability is against it.
 
     Args:
         probe_tokens: validation tokens whose choices are kept, on the first device.
@@ -53,6 +59,23 @@ class Evolution(Callback):
             snapshot | {"choices": _by_place(snapshot["choices"])} for snapshot in state_dict["snapshots"]
         ]
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the choices of the model as converted, unless the run is a resumed one."""
+        module = language_model(pl_module)
+        if trainer.global_step or self.snapshots or not routed_modules(module.net):
+            return
+        self._filling = {}
+        was_training = module.net.training
+        module.net.eval()
+        with isolate_rng(), torch.no_grad():
+            for batch in text_data(trainer).val_dataloader():
+                with record_routes(module.net) as routes:  # on every rank: a sharded model is run by all
+                    module.net(batch["input_ids"].to(module.device), use_cache=False)
+                if self._fill(routes):
+                    break
+        module.net.train(was_training)
+        self._close(trainer, CONVERSION)
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start a snapshot."""
         self._filling = {}
@@ -63,21 +86,29 @@ class Evolution(Callback):
         """Keep the choices of the first tokens."""
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        for place, routes in language_model(pl_module).last_routes.items():
+        self._fill(language_model(pl_module).last_routes)
+
+    def _fill(self, routes: dict[str, Routes]) -> bool:
+        """Keep the choices of the tokens that are still missing; return whether none is."""
+        for place, found in routes.items():
             kept = self._filling.setdefault(place, [])
             missing = self.probe_tokens - sum(map(len, kept))
             if missing > 0:
-                kept.append(routes.chosen[:missing].cpu())
+                kept.append(found.chosen[:missing].cpu())
+        return all(sum(map(len, kept)) >= self.probe_tokens for kept in self._filling.values())
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the snapshot and log how many choices the previous one shares."""
-        if not self._filling:
-            return
+        if self._filling:
+            self._close(trainer, trainer.global_step - 1)  # as Lightning counts the steps of what it logs
+
+    def _close(self, trainer: Trainer, step: int) -> None:
         chosen = {place: torch.cat(parts) for place, parts in self._filling.items()}
         self._filling = {}
+        if not trainer.is_global_zero:
+            return
         self.n_pathways = {place: table.shape[1] for place, table in chosen.items()}
         packed = {place: torch.from_numpy(np.packbits(table.numpy(), axis=1)) for place, table in chosen.items()}
-        step = trainer.global_step - 1  # as Lightning counts the steps of what it logs
         # a resumed run may repeat the validation at its step
         self.snapshots = [snapshot for snapshot in self.snapshots if snapshot["step"] < step]
         if self.snapshots:
@@ -102,7 +133,7 @@ class Evolution(Callback):
                     f"val/saturation/{place}": _agreement(chosen, final[place])
                     for place, chosen in self._choices(snapshot).items()
                 }
-                log_at(trainer, values, snapshot["step"], snapshot["epoch"])
+                log_at(trainer, values, max(snapshot["step"], 0), snapshot["epoch"])
         self._draw(trainer, directory / METRICS_FILE)
 
     def _choices(self, snapshot: dict[str, Any]) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from slms.files import scratch
 from slms.lit.language_model import LanguageModel
 from slms.lit.strategies import whole
 from slms.lit.trainer_options import run_directory
+from slms.measure.controlled import ControlOptions, measure_controls
 from slms.measure.pathways import measure_pathways
 from slms.measure.results import assemble, base_of, data_of
 from slms.measure.rows import MEAN
@@ -42,11 +43,14 @@ class ResultsWriter(Callback):
     Args:
         save_model: also write `model/`, in Hugging Face format.
         random_model: also measure a randomly initialised model, the second null; this takes one more validation pass.
+        control_seeds: seeds of each control (random routers, k-means) with the routers' loads; 0 leaves controls out.
     """
 
-    def __init__(self, save_model: bool = True, random_model: bool = True):
+    def __init__(self, save_model: bool = True, random_model: bool = True, control_seeds: int = 5):
         super().__init__()
-        self.save_model, self.random_model = save_model, random_model
+        if control_seeds < 0:
+            raise ValueError(f"results.control_seeds is {control_seeds}; it must be at least 0")
+        self.save_model, self.random_model, self.control_seeds = save_model, random_model, control_seeds
         self.results: Results | None = None
         self._tokens = 0
         self._seconds = 0.0
@@ -121,10 +125,12 @@ class ResultsWriter(Callback):
         data = text_data(trainer)
         seconds = self.state_dict()["seconds"]  # of training; measuring is not part of it
         blocks = data.val_blocks.first(4) if trial else data.val_blocks
-        measured, control = measure_pathways(net, module.tokenizer, blocks, data.batch_size), []
+        measured, random = measure_pathways(net, module.tokenizer, blocks, data.batch_size), []
+        options = ControlOptions(min(self.control_seeds, 2)) if trial else ControlOptions(self.control_seeds)
+        controlled = measure_controls(net, blocks, data.batch_size, options=options)
         if self.random_model and measured.pathways:  # a trial costs one model less, which is made of the same parts
             twin = measured if trial else measure_pathways(random_twin(net), module.tokenizer, blocks, data.batch_size)
-            control = twin.rows
+            random = twin.rows
         return assemble(
             self._run(trainer, module, directory, seconds),
             base_of(module.base),
@@ -136,7 +142,8 @@ class ResultsWriter(Callback):
             ),
             measured,
             dense=measured.loss if trial else module.base_loss,
-            control=control,
+            controlled=controlled,
+            random_weights=random,
             flops=flops_per_token(net, data.block_size, measured.densities),
             routing=None if module.routing is None else module.routing.to_dict(),
         )

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from slms.files import write_atomic
 from slms.measure.compare import compare as compare_results
+from slms.models.saved_partition import saved_partitions
 from slms.report.artifacts import own_directory
 from slms.report.compare import compare_csv, compare_figure, compare_table, run_names
 from slms.report.palette import write_figure
@@ -11,7 +12,7 @@ from slms.report.results import read_results
 
 
 def compare(runs: list[str], output_dir: str = "artifacts") -> None:
-    """Show losses, savings and purity of runs side by side; with the dense and static controls, also the gap ratio.
+    """Show losses, savings and purity of runs side by side, the gap ratio, and how alike their pathways are.
 
     Args:
         runs: two or more run directories or results files.
@@ -20,7 +21,9 @@ def compare(runs: list[str], output_dir: str = "artifacts") -> None:
     """
     results = [read_results(path) for path in runs]
     named = list(zip(run_names(results, [Path(path) for path in runs]), results, strict=True))
-    found = compare_results(named)
+    models = {name: Path(path) / "model" for (name, _), path in zip(named, runs, strict=True)}
+    partitions = {name: saved_partitions(model) for name, model in models.items() if model.is_dir()}
+    found = compare_results(named, partitions)
     first, *others = (name for name, _ in named)
     directory = own_directory(output_dir, "compare", first, f"and-{len(others)}-others", {"runs": named})
     table = write_atomic(directory / "compare.csv", compare_csv(found.runs))

@@ -4,6 +4,7 @@ import datetime
 import time
 
 from slms.commands.subject import open_subject, results_of, run_base, short_name
+from slms.measure.controlled import ControlOptions, measure_controls
 from slms.measure.passes import document_loss
 from slms.measure.pathways import measure_pathways
 from slms.measure.results import assemble, base_of, data_of
@@ -22,6 +23,8 @@ def pathways(
     model: str,
     batch_size: int = 16,
     given_token: list[str] | None = None,
+    control_seeds: int = 5,
+    sample_tokens: int = 8192,
     output_dir: str = "artifacts",
     **text,
 ) -> None:
@@ -31,16 +34,20 @@ def pathways(
         model: a run directory, or the directory of a routed model.
         batch_size: blocks in one forward pass.
         given_token: label families (pos, semantic, …) whose SI is also computed given the token.
+        control_seeds: seeds of each control (random routers, k-means) with the routers' loads; 0 leaves controls out.
+        sample_tokens: tokens, spread evenly over the text, on which they are compared.
         output_dir: the results file and the figure go to OUTPUT_DIR/pathways/NAME/TEXT/.
     """
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     subject = open_subject(model, **text)
     if not routed_modules(subject.model):
         raise ValueError(f"--model {model}: a dense model has no pathways; `eval.py perplexity` measures it")
-    measured, control = (
+    measured, random = (
         measure_pathways(net, subject.tokenizer, subject.blocks, batch_size, given_token or ())
         for net in (subject.model, random_twin(subject.model))
     )
+    options = ControlOptions(control_seeds, sample_tokens)
+    controlled = measure_controls(subject.model, subject.blocks, batch_size, given_token or (), options)
     base = run_base(model)
     dense = None if base is None else document_loss(load_base(base).model, subject.blocks, batch_size)
     config = subject.model.config.routing
@@ -62,11 +69,12 @@ def pathways(
         data_of(subject.text["corpus"], subject.blocks, validated_on=subject.source),
         measured,
         dense=dense,
-        control=control.rows,
+        controlled=controlled,
+        random_weights=random.rows,
         flops=flops_per_token(subject.model, subject.text["block_size"], measured.densities),
         routing=config,
     )
-    directory, _ = results_of(subject, output_dir, "pathways", given_token=given_token)
+    directory, _ = results_of(subject, output_dir, "pathways", given_token=given_token, controls=options)
     write_results(results, directory / RESULTS_FILE)
     write_figure(directory / FIGURE_FILE, monosemanticity_figure(results))
     print(f"{closing_table(results)}\n\nwritten to {directory}")

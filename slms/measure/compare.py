@@ -2,13 +2,15 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from slms.measure.rows import log_name, mean_rows
 from slms.measure.schema import Results
+from slms.metrics.functional import adjusted_rand_index
 from slms.metrics.functional.intervals import paired_difference
 
 
@@ -43,19 +45,42 @@ class Comparison(NamedTuple):
     """mean routed gap / mean static gap, if dense, static and routed runs are all present"""
     differences: dict[str, list[str] | list[int]]
     """differences in data, base or token counts that make the runs hard to compare"""
+    partitions: dict[str, dict[str, float]]
+    """run → place → adjusted Rand index of its pathways and those of the first routed run of the same base"""
 
 
-def compare(named: Sequence[tuple[str, Results]]) -> Comparison:
+def compare(
+    named: Sequence[tuple[str, Results]], partitions: Mapping[str, Mapping[str, Tensor]] | None = None
+) -> Comparison:
     """Compare two or more results, each with the name of its run.
 
     The gap of a run is its validation loss minus that of the `dense` runs. The gap ratio is the mean gap of the
     `routed` runs over that of the `static` ones; if it is below 1, choosing by token beats the best fixed choice.
+
+    partitions: of the runs whose model is at hand, by place, the pathway of each neuron [f].
     """
     if len(named) < 2:
         raise ValueError(f"compare: {len(named)} run given; it takes at least two")
     dense = [r for _, r in named if r.run.role == "dense"]
     runs = [_compared(name, r, dense) for name, r in named]
-    return Comparison(runs, _gap_ratio(runs), _differences([r for _, r in named]))
+    agreement = partition_agreement({name: r.base.name for name, r in named}, partitions or {})
+    return Comparison(runs, _gap_ratio(runs), _differences([r for _, r in named]), agreement)
+
+
+def partition_agreement(
+    bases: Mapping[str, str], partitions: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, dict[str, float]]:
+    """The adjusted Rand index, run → place, of the pathways of each run and of the first run of the same base."""
+    routed = [run for run, found in partitions.items() if found]
+    if not routed:
+        return {}
+    first = routed[0]
+    found = {}
+    for run in routed[1:]:
+        shared = [p for p, labels in partitions[run].items() if len(partitions[first].get(p, ())) == len(labels)]
+        if bases[run] == bases[first] and shared:
+            found[run] = {p: adjusted_rand_index(partitions[first][p], partitions[run][p]) for p in shared}
+    return found
 
 
 def _compared(name: str, r: Results, dense: list[Results]) -> ComparedRun:

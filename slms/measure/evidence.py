@@ -72,6 +72,8 @@ class Choices(Evidence):
 
     offsets: tuple[int, ...]
     """bounds of the pathways' units (neurons, for an MLP)"""
+    captured: tuple[Tensor, Tensor] | None = field(default=None, kw_only=True)
+    """the share [n] of the best choice's output norm that each token's choice captures, and document groups [n]"""
 
     @cached_property
     def purity(self) -> Score:

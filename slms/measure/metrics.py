@@ -12,7 +12,7 @@ import torch
 
 from slms.measure.evidence import Activities, Choices, Evidence, OfSample
 from slms.measure.rows import Row, row_of
-from slms.metrics.functional.score import share_beyond_chance
+from slms.metrics.functional.score import mean_score, share_beyond_chance
 
 
 def si_units(e: Evidence) -> dict[str, float]:
@@ -44,6 +44,8 @@ class Metric(NamedTuple):
     """whether tables show the interval and the null beside the value"""
     title: str = ""
     """title of its panel in figures over training, with the unit in parentheses; empty for no panel"""
+    sampled: bool = False
+    """whether only the sample of tokens on which controls are measured has it"""
     families: Mapping[str, str] = MappingProxyType({})
     """headings of the families that tables show, if not all are shown under their own names"""
 
@@ -81,7 +83,17 @@ METRICS: dict[str, Metric] = {
         style="{:.0%}",
         title="Utilization (share of pathways used)",
     ),
-    "effective_pathways": Metric(Choices, lambda e: e.used.effective, "exp H(load)/P"),
+    "effective_pathways": Metric(
+        Choices, lambda e: e.used.effective, "exp H(load)/P", heading="effective", style="{:.0%}"
+    ),
+    "oracle_overlap": Metric(
+        Choices,
+        lambda e: {} if e.captured is None else mean_score(*e.captured, ceiling=1.0),
+        "Σ over chosen pathways of the output's norm, over the most that equally many reach; mean over tokens",
+        heading="captured",
+        compared=True,
+        sampled=True,
+    ),
     "max_load": Metric(
         Choices,
         lambda e: e.used.max_violation + 1,
@@ -152,6 +164,12 @@ METRICS: dict[str, Metric] = {
         None,
         "share of the final choices already made at this step; written when training ends",
         title="Choices that are already the final ones (share)",
+    ),
+    "choice_nats": Metric(
+        None,
+        None,
+        "loss per predicted token if every place executes the oracle's choice, or that of random routers",
+        style="{:.4f}",
     ),
     "accuracy": Metric(None, None, "share of items whose answer is more probable than the foil; a tie counts ½"),
     "blind": Metric(None, None, "the same without the prompt; null of pairs of whole sentences"),

@@ -8,11 +8,15 @@ from typing import Any
 
 from slms.data.corpora import kind
 from slms.data.text import Blocks
+from slms.measure.controlled import Controlled
+from slms.measure.controls import RANDOM_ROUTER
 from slms.measure.pathways import Measurement
-from slms.measure.rows import Row, beside
+from slms.measure.rows import Row, beside_control
 from slms.measure.schema import (
     Base,
     Compute,
+    Control,
+    ControlRow,
     Data,
     DocumentSums,
     LegacyLayer,
@@ -39,7 +43,8 @@ def assemble(
     measured: Measurement,
     *,
     dense: DocumentLoss | None = None,
-    control: Sequence[Row] = (),
+    controlled: Controlled | None = None,
+    random_weights: Sequence[Row] = (),
     flops: Flops | None = None,
     routing: dict[str, Any] | None = None,
 ) -> Results:
@@ -48,10 +53,17 @@ def assemble(
     Args:
         measured: the measurement of the model on the validation text.
         dense: losses of the dense base on the same text, for the paired difference.
-        control: the same rows for the control, a model with random weights.
+        controlled: the routers beside their controls, on a sample of the text.
+        random_weights: the rows of a model with random weights on the same text, itself a control.
         flops: FLOPs of the model at the measured density.
         routing: the routing configuration as plain values.
     """
+    controls = {} if controlled is None else dict(controlled.controls)
+    rows = measured.rows if controlled is None else [*measured.rows, *controlled.rows]
+    if random_weights:
+        controls["random_weights"] = of_random_weights(measured.rows, random_weights)
+    if RANDOM_ROUTER in controls:
+        rows = beside_control(rows, controls[RANDOM_ROUTER].rows)
     return Results(
         run=run,
         base=base,
@@ -59,11 +71,24 @@ def assemble(
         losses=losses_of(measured.loss, dense),
         compute=None if flops is None else compute_of(flops),
         routing=routing,
-        rows=[replace(row, seed=run.seed) for row in beside(measured.rows, control)],
+        rows=[replace(row, seed=run.seed) for row in rows],
+        controls=controls,
         pathways=measured.pathways,
         labels=measured.labels,
         legacy=legacy_block(measured.pathways),
     )
+
+
+def of_random_weights(rows: Sequence[Row], random: Sequence[Row]) -> Control:
+    """The rows of a model with random weights as a control of `rows`."""
+    known = {row.key: row.value for row in rows}
+    found = []
+    for row in random:
+        own, there = row.value, known.get(row.key)
+        apart = None if own is None or there is None else there - own
+        found.append(ControlRow(*row.key, own, difference=apart))
+    tokens = max((row.n or 0 for row in random), default=0)
+    return Control("the same model with random weights and routers, with its own loads", 1, tokens, found)
 
 
 def base_of(config: BaseConfig) -> Base:

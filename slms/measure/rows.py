@@ -26,7 +26,11 @@ class Row:
     high: float | None = None
     null_mean: float | None = None  # what chance scores, by the metric's own null
     null_sd: float | None = None  # standard deviation of the value under that null
-    control: float | None = None  # the same number for a model with random weights on the same text
+    control: float | None = None  # the same number for the row's rival: random routers, random weights, random sets
+    control_sd: float | None = None  # standard deviation of the control over its seeds
+    difference: float | None = None  # value − control, both on the same tokens, which may be a sample of the row's
+    difference_low: float | None = None  # 95 % interval over documents and the control's seeds
+    difference_high: float | None = None
     ceiling: float | None = None  # the most that the number can be
     n: int | None = None  # tokens (or what the metric counts) behind the number
     seed: int | None = None  # of the run that was measured
@@ -52,7 +56,7 @@ class Row:
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
-NUMBERS = ("value", "low", "high", "null_mean", "null_sd", "control", "ceiling")
+NUMBERS = tuple(name for name in COLUMNS if name not in ("place", "metric", "family", "n", "seed"))
 
 
 def row_of(place: str, metric: str, family: str, found: Any, n: int | None = None, seed: int | None = None) -> Row:
@@ -78,6 +82,19 @@ def beside(rows: Iterable[Row], control: Iterable[Row]) -> list[Row]:
     """The rows, each with the value of the control at the same place."""
     known = {row.key: row.value for row in control}
     return [replace(row, control=known.get(row.key, row.control)) for row in rows]
+
+
+def beside_control(rows: Iterable[Row], control: Iterable[Any]) -> list[Row]:
+    """The rows, each with the control's number of the same key and the difference to it."""
+    known = {(one.place, one.metric, one.family): one for one in control}
+    found = []
+    for row in rows:
+        one = known.get(row.key)
+        if one is not None:
+            apart = {name: getattr(one, name) for name in ("difference", "difference_low", "difference_high")}
+            row = replace(row, control=one.value, control_sd=one.sd, **apart)
+        found.append(row)
+    return found
 
 
 def frame(rows: Iterable[Row]) -> pd.DataFrame:

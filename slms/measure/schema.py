@@ -8,7 +8,7 @@ from typing import Any, Literal, final
 
 from slms.measure.rows import Row
 
-SCHEMA = 2
+SCHEMA = 3
 Role = Literal["dense", "static", "routed"]
 
 
@@ -128,6 +128,31 @@ class Run:
 
 
 @dataclass(frozen=True)
+class ControlRow:
+    """One number of a control, and how far the model's own is above it."""
+
+    place: str
+    metric: str
+    family: str
+    value: float | None  # mean over the control's seeds
+    sd: float | None = None  # standard deviation over seeds
+    difference: float | None = None  # the model's number minus the value, on the same tokens
+    difference_low: float | None = None  # 95 % interval over documents and seeds
+    difference_high: float | None = None
+
+
+@dataclass(frozen=True)
+class Control:
+    """A control at every place: what a rival of the routers scores."""
+
+    meaning: str
+    seeds: int
+    tokens: int  # on which control and model were measured for the differences
+    rows: list[ControlRow] = field(default_factory=list)
+    load_error: float | None = None  # largest relative error of a pathway's load against the trained router's
+
+
+@dataclass(frozen=True)
 class LegacyLayer:
     """The summary of `llm-routing.py`: purity is purity_legacy, means are over pathways with at least 10 tokens."""
 
@@ -149,6 +174,7 @@ class Results:
     compute: Compute | None = None
     routing: dict[str, Any] | None = None  # RoutingConfig.to_dict(), null for a dense run
     rows: list[Row] = field(default_factory=list)  # every number of every routed place
+    controls: dict[str, Control] = field(default_factory=dict)  # by name: `random_router`, `geometry`, …
     pathways: dict[str, list[Pathway]] = field(default_factory=dict)  # by place, all of them in order
     labels: dict[str, Labels] = field(default_factory=dict)
     legacy: dict[str, LegacyLayer] = field(default_factory=dict)  # "layer_3" → …

@@ -8,11 +8,11 @@ Shapes: n tokens (b·t), p pathways.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar, overload
 
-from torch import nn
+from torch import Tensor, nn
 
 from slms.models.place import parse_place, place_name
 from slms.routing import RULES, PathwayRouter, Routes, RoutingConfig
@@ -122,3 +122,21 @@ def record_routes(model: nn.Module) -> Iterator[dict[str, Routes]]:
     finally:
         for place, module in modules.items():
             module.recorder = before[place]
+
+
+Chooser = Callable[[Tensor, Routes], Tensor]
+"""Maps a router's inputs [n, d] and its own routes to another choice, bool [n, p]."""
+
+
+@contextmanager
+def choose_by(model: nn.Module, choosers: Mapping[str, Chooser]) -> Iterator[None]:
+    """Let other functions choose at these places; the gates follow from the routers' scores as before."""
+    modules = routed_modules(model)
+    routers = {place: modules[place].router for place in choosers}
+    try:
+        for place, router in routers.items():
+            router.chooser = choosers[place]
+        yield
+    finally:
+        for router in routers.values():
+            router.chooser = None

@@ -119,6 +119,7 @@ class RoutedMLP(Routed):
         config, p = self.config, self.config.n_pathways
         plain = (
             self.recorder is None
+            and self.router.chooser is None
             and not (self.training and self.dropout)
             and config.rule == "top_k"
             and config.n_shared == 0

@@ -1,12 +1,15 @@
 """Writes the model card of a finished run: what was measured on its model, in words and in the hub's metadata."""
 
+from collections.abc import Mapping, Sequence
+
 from huggingface_hub import EvalResult
 from transformers import PreTrainedModel
 
 from slms.measure.metrics import METRICS
+from slms.measure.rows import MODEL
 from slms.measure.schema import Loss, Results
 from slms.models.card import model_card, portable, shortened
-from slms.report.tables import flat_columns, place_names, share
+from slms.report.tables import Columns, control_notes, family_columns, flat_columns, place_names, share
 
 
 def run_card(model: PreTrainedModel, results: Results) -> str:
@@ -44,16 +47,15 @@ def measured_text(results: Results) -> str:
             f"{share(compute.active_fraction)} of all MLP neurons execute; FLOPs saved: {share(compute.mlp_saved)} of "
             f"the MLPs (routers included), {share(compute.total_saved)} of the whole model (head included)."
         )
-        columns = flat_columns(results.rows)
-        head = ["place", *(head for one in columns for head in one.heads)]
-        cells = [
-            [name, *(cell for one in columns for cell in one.cells[place])]
-            for place, name in place_names(results.rows).items()
-        ]
-        tables.append("\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *cells]))
-        said = {metric.heading: metric.meaning for metric in METRICS.values() if metric.heading in head}
-        said["control"] = "the same of the model with random weights"
+        rows = [row for row in results.rows if row.place != MODEL]
+        names = place_names(rows)
+        flat = flat_columns(rows, results.controls)
+        tables.append(_markdown(flat, names))
+        families = [one for one in family_columns(rows, results.controls) if one.heads[0].startswith("SI ")]
+        tables += [_markdown(families, names)] if families else []
+        said = {metric.heading: metric.meaning for metric in METRICS.values() if metric.heading in _heads(flat)}
         tables.append("; ".join(f"{heading}: {meaning}" for heading, meaning in said.items()) + ".")
+        tables.append("; ".join(control_notes(results.controls)) + ".")
     tokens = data.validation_tokens or losses.model.tokens
     place = shortened(data.validated_on or data.name)
     done = f"trained on {run.tokens_trained:,} tokens in {run.steps:,} steps (seed {run.seed})"
@@ -64,6 +66,16 @@ def measured_text(results: Results) -> str:
         "The run's `llm_routing_results.json` holds every number with its interval and null.",
     ]
     return "\n\n".join(tables)
+
+
+def _heads(columns: Sequence[Columns]) -> list[str]:
+    return [head for one in columns for head in one.heads]
+
+
+def _markdown(columns: Sequence[Columns], names: Mapping[str, str]) -> str:
+    head = ["place", *_heads(columns)]
+    cells = [[name, *(cell for one in columns for cell in one.cells[place])] for place, name in names.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *cells])
 
 
 def _loss_row(name: str, loss: Loss) -> str:

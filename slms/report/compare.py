@@ -1,6 +1,7 @@
 """Shows runs side by side, as table, CSV and figure."""
 
 import statistics
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,13 +11,13 @@ from matplotlib.figure import Figure
 from slms.measure.compare import ComparedRun, Comparison
 from slms.measure.rows import by_place
 from slms.measure.schema import Results
-from slms.models.place import in_order
+from slms.models.place import in_order, short_names
 from slms.report.artifacts import csv_text
 from slms.report.palette import (
     COLOURS,
     GREY,
+    MATCHED,
     PAGE,
-    RANDOM,
     beside,
     caption,
     draw_rows,
@@ -60,6 +61,14 @@ def compare_table(found: Comparison) -> str:
     lines.append("gap: nats above the dense runs; MLP, model: FLOPs saved; purity: mean of the routed places")
     if found.gap_ratio is not None:
         lines.append(f"gap ratio: the routed gap is {found.gap_ratio:.2f} of the static control's")
+    for run, of_place in found.partitions.items():
+        mean = statistics.fmean(of_place.values())
+        places = ", ".join(
+            f"{name} {value:.2f}" for name, value in zip(short_names(list(of_place)), of_place.values(), strict=True)
+        )
+        lines += textwrap.wrap(
+            f"pathways of {shorten(run)} against the first run's: adjusted Rand {mean:.2f} ({places})", 100
+        )
     for what, values in found.differences.items():
         shown = [amount(value) if isinstance(value, int) else value for value in values]
         lines.append(f"note: the runs differ in {what}: {', '.join(shown)}")
@@ -94,7 +103,8 @@ def compare_figure(runs: Sequence[ComparedRun], results: Sequence[Results]) -> F
         draw_rows(purity, list(rows), list(rows.values()), shorten(run.run), i)
     purity.set(title="c   Purity by place (marks as in a)", ylabel="share of H(token)")
     place_ticks(purity, shown, most=20)
-    note = f"bars: 95 % intervals over documents; dashed: mean of the dense runs; {RANDOM}"
+    matched = f"; {MATCHED}" if any(row.control_sd is not None for r in results for row in r.rows) else ""
+    note = f"bars: 95 % intervals over documents; dashed: mean of the dense runs{matched}"
     caption(figure, f"{len(runs)} runs beside each other", note)
     return figure
 

@@ -17,9 +17,9 @@ from slms.models.place import short_names
 from slms.report.palette import (
     COLOURS,
     GREY,
+    MATCHED,
     PAGE,
     PALE,
-    RANDOM,
     beside,
     caption,
     draw_rows,
@@ -48,8 +48,8 @@ def monosemanticity_figure(results: Results) -> Figure:
     _preferences(figure.add_subplot(right[1]), results, ranked)
     _top_pathways(figure.add_subplot(grid[1, :]), results, ranked)
     _utilization(figure.add_subplot(grid[2, :]), results.pathways, by_place(results.rows, "utilization"), "d   ")
-    random = f"; {RANDOM}" if any(row.control is not None for row in results.rows) else ""
-    note = f"{_facts(results)}\na: bars, 95 % intervals over documents; grey, ± 2 sd with labels permuted{random}"
+    matched = f"; {MATCHED}" if any(row.control_sd is not None for row in results.rows) else ""
+    note = f"{_facts(results)}\na: bars, 95 % intervals over documents{matched}"
     caption(figure, f"{shorten(results.run.name, 60)}: what each pathway is for", note)
     return figure
 
@@ -68,15 +68,11 @@ def _facts(results: Results) -> str:
 
 
 def _across_places(axes: Axes, results: Results, ranked: list[str]) -> None:
-    """Draw purity and SI with 95 % intervals, on the band that permuted labels give."""
+    """Draw purity and SI with 95 % intervals, beside what random routers with the same loads score."""
     series = [("purity", by_place(results.rows, "purity"))]
     series += [(f"SI {shorten(f, 13)}", by_place(results.rows, "si", f)) for f in ranked[: len(COLOURS) - 1]]
-    half = min(0.08, 0.35 / len(series))
     for i, (name, found) in enumerate(series):
         at = {x + beside(i, len(series)): found[p] for x, p in enumerate(results.places) if p in found}
-        for x, row in at.items():
-            if row.value is not None and row.null_sd is not None:
-                axes.add_patch(Rectangle((x - half, -2 * row.null_sd), 2 * half, 4 * row.null_sd, color=PALE, zorder=0))
         draw_rows(axes, list(at), list(at.values()), name, i)
     axes.axhline(0, color=GREY, linewidth=0.6, zorder=0.5)
     axes.set(title="a   Purity and specialization index (SI)", ylabel="share of H(token), of H(class); 0: chance")

@@ -24,6 +24,7 @@ GREY, PALE = "#6E6E6E", "#DDDDDD"
 PAGE = 7.0  # inches, two columns of a paper
 LEGEND_ROW = 10.5  # points, of text of 7 with the space below it
 RANDOM = "hollow: the same network with random weights"
+MATCHED = "hollow: random routers with the same loads, ± 2 sd over seeds"
 
 
 def caption(figure: Figure, heading: str, note: str = "") -> None:
@@ -43,7 +44,7 @@ def beside(i: int, n: int) -> float:
 
 
 def draw_rows(axes: Axes, at: Sequence[float], rows: Sequence[Row], label: str, i: int) -> None:
-    """Draw one series: values joined by a line, 95 % intervals as bars, and hollow marks for random weights."""
+    """Draw one series: values joined by a line, 95 % intervals as bars, and hollow marks for the control, ± 2 sd."""
     colour, marker = look(i)
     found = [(x, row) for x, row in zip(at, rows, strict=True) if row.value is not None]
     if not found:
@@ -53,6 +54,9 @@ def draw_rows(axes: Axes, at: Sequence[float], rows: Sequence[Row], label: str, 
     bars = [(x, row.low, row.high) for x, row in found if row.low is not None and row.high is not None]
     if bars:
         axes.vlines(*zip(*bars, strict=True), color=colour, linewidth=1.5)
+    spread = [(x, row.control, row.control_sd) for x, row in found if row.control is not None and row.control_sd]
+    for x, control, sd in spread:
+        axes.vlines(x, control - 2 * sd, control + 2 * sd, color=PALE, linewidth=4, zorder=0)
     random = [(x, row.control) for x, row in found if row.control is not None]
     if random:
         axes.plot(*zip(*random, strict=True), marker, ls="none", color=colour, mfc="white", mew=0.7, zorder=1.9)

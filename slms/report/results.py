@@ -9,6 +9,7 @@ from slms.files import write_atomic
 from slms.json_values import from_json_values, to_json_values
 from slms.measure.schema import SCHEMA, Results
 from slms.report.results_schema_1 import from_schema_1
+from slms.report.results_schema_2 import from_schema_2
 
 RESULTS_FILE = "llm_routing_results.json"
 FIGURE_FILE = "llm_monosemanticity.png"
@@ -43,9 +44,16 @@ def read_results(path: Path | str) -> Results:
     if type(version) is int and version > SCHEMA:
         raise ValueError(f"{path}: schema is {version}; this slms reads up to {SCHEMA}")
     try:
-        return from_json_values(Results, from_schema_1(data) if version == 1 else data)
+        return from_json_values(Results, _current(data, version))
     except ValueError as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def _current(data: Any, version: Any) -> Any:
+    """The content in the form of this schema."""
+    if version == 1:
+        data = from_schema_1(data)
+    return from_schema_2(data) if version in (1, 2) else data
 
 
 def _render(value: Any, depth: int = 0) -> str:

@@ -1,13 +1,13 @@
 """Makes the closing table: plain text of at most 100 columns, the same on a screen and in a file."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from slms.measure.metrics import METRICS
-from slms.measure.rows import MEAN, Row, by_place, families_of, places_of
-from slms.measure.schema import Loss, Results
+from slms.measure.rows import MEAN, MODEL, Row, by_place, families_of, places_of
+from slms.measure.schema import Control, Loss, Results
 from slms.models.card import shortened
 from slms.models.place import short_names
 from slms.report.words import visible
@@ -15,11 +15,15 @@ from slms.report.words import visible
 WIDTH = 100
 INDENT = "  "
 WHOLE = "whole model, head included"
+HEADS = {"random_router": "− random", "geometry": "− geometry"}
+"""Controls that tables show, each with the heading of the differences to it."""
+CHOICES = {"oracle": "largest outputs (oracle)", "random_router": "load-matched random routers"}
 
 
 def closing_table(results: Results) -> str:
     """A run's results as text: loss against the dense base, compute, and every metric by place with its null."""
-    blocks = [_heading(results), _loss_block(results), _compute_block(results), _place_block(results)]
+    blocks = [_heading(results), _loss_block(results), _compute_block(results), _choice_block(results)]
+    blocks.append(_place_block(results))
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -128,19 +132,45 @@ def _compute_block(results: Results) -> str:
 
 
 def _place_block(results: Results) -> str:
-    if not results.rows:
+    rows = [row for row in results.rows if row.place != MODEL]
+    if not rows:
         return ""
     tables = []
-    for part in place_tables(results.rows):
+    for part in place_tables(rows, results.controls):
         covered = [family for family in part.families if family in results.labels]
         said = ", ".join(f"{visible(name, 11)} {share(results.labels[name].coverage)}" for name in covered)
         tables.append(part.text + (f"\n{INDENT}tokens with a label: {said}" if said else ""))
-    note = "null: labels permuted (domain: by document), subtracted; control: the model with random weights"
-    return "\n\n".join(tables) + f"\n{INDENT}{note}\n{INDENT}max load: over the mean"
+    return "\n\n".join([*tables, "\n".join(INDENT + line for line in control_notes(results.controls))])
+
+
+def control_notes(controls: Mapping[str, Control]) -> list[str]:
+    """Lines that say what the differences in a table are."""
+    notes = ["purity, SI: chance subtracted; /ceiling: of the most that these loads allow; max load: over the mean"]
+    shown = {HEADS[name]: control for name, control in controls.items() if name in HEADS}
+    if shown:
+        seeds = {f"{control.seeds} seeds" for control in shown.values()}
+        tokens = {amount(control.tokens) for control in shown.values()}
+        about = f"± 95 % over documents and {' and '.join(sorted(seeds))}, on {' and '.join(sorted(tokens))} tokens"
+        notes += [f"{head}: minus {control.meaning}" for head, control in shown.items()] + [about]
+    return notes
+
+
+def _choice_block(results: Results) -> str:
+    """The losses with other choices than the routers'."""
+    rows = [row for row in results.rows if (row.place, row.metric) == (MODEL, "choice_nats")]
+    if not rows:
+        return ""
+    lines = [["the routers'", number(rows[0].control, 4), "", ""]]
+    for row in rows:
+        apart = "" if row.difference is None else f"{row.difference:+.4f}"
+        limits = _signed(row.difference_low, row.difference_high)
+        lines.append([CHOICES.get(row.family, row.family), number(row.value, 4), apart, limits])
+    head = ["choice executed in every place", "nats/token", "difference", "95 % interval"]
+    return f"{text_table(head, lines)}\n{INDENT}on {amount(rows[0].n or 0)} tokens, nothing trained"
 
 
 class Columns(NamedTuple):
-    """The columns that show one metric against one family: its value and, if it is compared, the interval and null."""
+    """The columns that show one metric against one family: its value and, if it is compared, what it stands beside."""
 
     family: str
     heads: list[str]
@@ -155,11 +185,11 @@ class PlaceTable(NamedTuple):
     text: str
 
 
-def place_tables(rows: Sequence[Row]) -> list[PlaceTable]:
+def place_tables(rows: Sequence[Row], controls: Mapping[str, Control] | None = None) -> list[PlaceTable]:
     """Tables, at most WIDTH characters wide, of every metric that has a heading; those without families come first."""
     names = place_names(rows)
     tables = []
-    for columns in (flat_columns(rows), family_columns(rows)):
+    for columns in (flat_columns(rows, controls), family_columns(rows, controls)):
         for part in packed(columns, max(map(len, names.values()), default=0)):
             head = ["place", *(head for one in part for head in one.heads)]
             lines = [[name, *(cell for one in part for cell in one.cells[place])] for place, name in names.items()]
@@ -175,35 +205,70 @@ def place_names(rows: Iterable[Row]) -> dict[str, str]:
     return names | ({MEAN: MEAN} if any(row.place == MEAN for row in found) else {})
 
 
-def flat_columns(rows: Sequence[Row]) -> list[Columns]:
+def flat_columns(rows: Sequence[Row], controls: Mapping[str, Control] | None = None) -> list[Columns]:
     """The columns of the metrics that have a heading and no families."""
     measured = {row.metric for row in rows if not row.family}
     shown = {name: metric.heading for name, metric in METRICS.items() if name in measured and metric.heading}
-    return [_columns(rows, name, "", heading) for name, heading in shown.items()]
+    return [_columns(rows, name, "", heading, controls) for name, heading in shown.items()]
 
 
-def family_columns(rows: Sequence[Row]) -> list[Columns]:
+def family_columns(rows: Sequence[Row], controls: Mapping[str, Control] | None = None) -> list[Columns]:
     """The columns of the metrics that have families; a metric that names none shows the highest mean first."""
     found = []
     for name, metric in METRICS.items():
         measured = [family for family in families_of(rows, name) if family]
         for family in (f for f in metric.families or measured if f in measured and metric.heading):
             heading = metric.families.get(family, f"{metric.heading} {visible(family, 11)}")
-            found.append(_columns(rows, name, family, heading))
+            found.append(_columns(rows, name, family, heading, controls))
     return found
 
 
-def _columns(rows: Sequence[Row], name: str, family: str, heading: str) -> Columns:
+def _columns(
+    rows: Sequence[Row], name: str, family: str, heading: str, controls: Mapping[str, Control] | None
+) -> Columns:
     found = by_place(rows, name, family)
-    metric, cells = METRICS[name], {}
-    controlled = any(row.control is not None for row in found.values())
-    for place in place_names(rows):
-        row = found.get(place, Row(place, name))
-        cells[place] = [cell(row)]
-        if metric.compared:
-            cells[place] += ["" if row.half is None else f"{row.half:.3f}", _null(row)]
-            cells[place] += [cell(replace(row, value=row.control))] if controlled else []
-    return Columns(family, [heading, "± 95 %", "null ± sd", "control"][: max(map(len, cells.values()))], cells)
+    metric, names = METRICS[name], place_names(rows)
+    of_place = {place: found.get(place, Row(place, name)) for place in names}
+    columns = {heading: {place: cell(row) for place, row in of_place.items()}}
+    if metric.compared:
+        columns |= _beside_controls(of_place, name, family, controls or {})
+    return Columns(family, list(columns), {place: [cells[place] for cells in columns.values()] for place in names})
+
+
+def _beside_controls(
+    rows: Mapping[str, Row], metric: str, family: str, controls: Mapping[str, Control]
+) -> dict[str, dict[str, str]]:
+    """What stands beside a compared value: differences to controls of equal load, else its interval, null, control."""
+    columns: dict[str, dict[str, str]] = {}
+    for control, head in HEADS.items():
+        known = controls[control].rows if control in controls else []
+        apart = {
+            r.place: _apart(r.difference, r.difference_low, r.difference_high)
+            for r in known
+            if (r.metric, r.family) == (metric, family)
+        }
+        if apart:
+            columns[head] = {place: apart.get(place, "") for place in rows}
+    if not columns:
+        columns["± 95 %"] = {place: "" if row.half is None else f"{row.half:.3f}" for place, row in rows.items()}
+        columns["null"] = {place: number(row.null_mean) for place, row in rows.items()}
+        if any(row.control is not None for row in rows.values()):
+            columns["control"] = {place: cell(replace(row, value=row.control)) for place, row in rows.items()}
+    elif any(row.ceiling not in (None, 1.0) for row in rows.values()):
+        columns["/ceiling"] = {place: _of_ceiling(row) for place, row in rows.items()}
+    return columns
+
+
+def _apart(value: float | None, low: float | None, high: float | None) -> str:
+    """A difference with half the width of its interval: +.012±.004."""
+    if value is None:
+        return "–"
+    half = "" if low is None or high is None else f"±{(high - low) / 2:.3f}".replace("0.", ".")
+    return f"{value:+z.3f}".replace("0.", ".") + half
+
+
+def _of_ceiling(row: Row) -> str:
+    return "" if row.value is None or not row.ceiling else f"{100 * row.value / row.ceiling:z.0f} %"
 
 
 def packed(columns: Iterable[Columns], first: int) -> list[list[Columns]]:
@@ -219,12 +284,3 @@ def packed(columns: Iterable[Columns], first: int) -> list[list[Columns]]:
         tables[-1].append(one)
         used += size
     return tables
-
-
-def _null(row: Row) -> str:
-    """The null as mean ± sd, the sd with one significant digit: 0.012±.0004, 0.012±4e-5."""
-    if row.null_mean is None or row.null_sd is None:
-        return number(row.null_mean)
-    sd = row.null_sd
-    small = f"{sd:.0e}".replace("e-0", "e-") if 0 < sd < 5e-4 else f"{sd:.4f}".removeprefix("0")
-    return f"{row.null_mean:z.3f}±{small}"

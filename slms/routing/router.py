@@ -5,12 +5,14 @@ Shapes: n tokens, d model, h router_hidden, p pathways.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slms.routing.config import RoutingConfig
-from slms.routing.rules import Routes, select
+from slms.routing.rules import Routes, gated, select
 
 
 class PathwayRouter(nn.Module):
@@ -26,6 +28,7 @@ class PathwayRouter(nn.Module):
     the layer, as softmax and sigmoid expect. Scores are computed in fp32 under any autocast or parameter dtype (ST-MoE,
     arXiv:2202.08906). The gate ``graded`` adds a second, zero-initialised head to score and gate; ``blend`` adds a
     learned scalar λ; ``ramp`` adds a scalar that training raises from 0 to 1 (:func:`slms.models.routed.set_ramp`).
+    A ``chooser`` replaces the choice, not the scores (:func:`slms.models.routed.choose_by`).
     """
 
     static_mask: Tensor
@@ -39,6 +42,7 @@ class PathwayRouter(nn.Module):
         self.config, self.kind, self.n_pathways = config, config.router, config.n_pathways
         assert config.gate is not None and config.router_bias is not None  # the configuration has filled them in
         self.gate = "unit" if config.router == "static" else config.gate
+        self.chooser: Callable[[Tensor, Routes], Tensor] | None = None
         width = config.router_hidden if self.kind == "mlp" else d_model
         self.hidden = nn.Linear(d_model, width) if self.kind == "mlp" else None
         biased = config.router_bias
@@ -82,7 +86,8 @@ class PathwayRouter(nn.Module):
         """Return the routes of inputs x [n, d]; k overrides the configuration's, for annealing."""
         cfg = self.config
         scores, grade = self._scores_and_grade(x)
-        return select(
+        modulation = next((m for m in (grade, self.blend, self.ramp) if m is not None), None)
+        routes = select(
             scores,
             rule=cfg.rule,
             k=cfg.k if k is None else k,
@@ -93,8 +98,11 @@ class PathwayRouter(nn.Module):
             bias=self.selection_bias.float(),
             norm_shift=self.norm_shift.float(),
             norm_scale=self.norm_scale.float(),
-            modulation=next((m for m in (grade, self.blend, self.ramp) if m is not None), None),
+            modulation=modulation,
         )
+        if self.chooser is None:
+            return routes
+        return gated(scores, routes.probs, self.chooser(x, routes), self.gate, cfg.n_shared, modulation)
 
 
 def _linear(x: Tensor, layer: nn.Linear) -> Tensor:

@@ -198,7 +198,15 @@ def select(
     ranked = scores if bias is None else scores + bias
     ranked = ranked.detach().masked_fill(shared, -math.inf)
     options = Options(k - n_shared, top_p_share, tau, norm_shift, norm_scale)
-    chosen = RULES[rule].choose(ranked, options) & ~shared
+    return gated(scores, probs, RULES[rule].choose(ranked, options), gate, n_shared, modulation)
+
+
+def gated(
+    scores: Tensor, probs: Tensor, chosen: Tensor, gate: str, n_shared: int = 0, modulation: Tensor | None = None
+) -> Routes:
+    """Give a choice [n, p] its gates; the shared pathways join it, with gate 1."""
+    shared = torch.arange(scores.shape[-1], device=scores.device) < n_shared
+    chosen = chosen & ~shared
     gates = torch.where(chosen, GATES[gate](scores, probs, chosen, modulation), 0.0)
     if n_shared:
         chosen, gates = chosen | shared, torch.where(shared, 1.0, gates)

@@ -1,11 +1,15 @@
 """Router saturation has the right numbers, bounded memory, and a state that survives a checkpoint."""
 
+import copy
 from types import SimpleNamespace
 
+import lightning as L
 import pytest
 import torch
 
 from slms.callbacks import Evolution
+from slms.callbacks.evolution import CONVERSION
+from slms.models.routed import record_routes
 from slms.report.metrics_csv import METRICS_FILE, read_rows
 
 
@@ -74,6 +78,32 @@ def test_saturation_and_stability_from_the_definition(parts):
     assert module.logged[-1][1]["val/saturation/L3.mlp"] == 1.0
 
 
+def test_the_first_snapshot_is_of_the_model_as_converted(make, tmp_path):
+    """What the untrained model chooses for the first tokens; neither its mode nor random numbers change."""
+    make_module, make_data, make_trainer = make
+    model, callback = make_module(), Evolution(probe_tokens=100)
+    data = make_data(model)
+    seen = {}
+
+    class Look(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            seen["net"], seen["training"] = copy.deepcopy(pl_module.net).eval(), pl_module.net.training
+            seen["random"] = torch.get_rng_state()
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.setdefault("after", pl_module.net.training)
+
+    make_trainer(tmp_path, [Look(), callback], max_steps=1, limit_val_batches=0).fit(model, data)
+    ids = torch.from_numpy(data.val_blocks.input_ids[:4].astype("int64"))
+    with torch.no_grad(), record_routes(seen["net"]) as routes:
+        seen["net"](ids)
+    (first,) = callback.snapshots
+    kept = callback._choices(first)
+    assert first["step"] == CONVERSION and seen["training"] and seen["after"]
+    assert list(kept) == list(routes)
+    assert all(kept[place].equal(found.chosen[:100]) for place, found in routes.items())
+
+
 def test_memory_is_bounded_and_first_and_last_stay(parts):
     module, trainer = parts
     callback = Evolution(probe_tokens=10, max_snapshots=5)
@@ -118,9 +148,11 @@ def test_sanity_check_and_other_ranks_keep_nothing(parts):
 def test_a_real_run_writes_rows_and_the_figure(fit):
     rows = read_rows(fit.directory / METRICS_FILE)
     final = {(row.step, row.place): row.value for row in rows if row.metric == "saturation"}
-    assert set(final) == {(3, "L0.mlp"), (7, "L0.mlp"), (3, "L1.mlp"), (7, "L1.mlp")}
+    assert set(final) == {(step, place) for step in (0, 3, 7) for place in ("L0.mlp", "L1.mlp")}
     assert final[7, "L0.mlp"] == final[7, "L1.mlp"] == 1.0 and 0 < final[3, "L0.mlp"] <= 1
-    assert {row.step for row in rows if row.metric == "stability"} == {7}
+    assert {row.step for row in rows if row.metric == "stability"} == {3, 7}
+    assert fit.callbacks["evolution"].snapshots[0]["step"] == CONVERSION
+    assert 0 < final[0, "L0.mlp"] <= 1 and final[0, "L1.mlp"] <= final[3, "L1.mlp"]
     assert (fit.directory / "evolution.png").read_bytes()[:4] == b"\x89PNG"
 
 

@@ -7,10 +7,11 @@ import torch
 
 import slms
 from slms.callbacks import ResultsWriter
+from slms.measure.controls import CONTROLS
 from slms.measure.evidence import Choices, Evidence
 from slms.measure.metrics import METRICS
 from slms.measure.passes import document_loss
-from slms.measure.rows import places_of
+from slms.measure.rows import MODEL, places_of
 from slms.models.flops import flops_per_token
 from slms.report.results import FIGURE_FILE, RESULTS_FILE, read_results
 from slms.report.tables import closing_table
@@ -43,7 +44,7 @@ def test_what_the_run_was(fit):
 
 def test_places_have_every_number_with_its_nulls_and_control(fit):
     results = read_results(fit.directory)
-    assert results.places == places_of(results.rows) == ["L0.mlp", "L1.mlp"]
+    assert results.places == ["L0.mlp", "L1.mlp"] and places_of(results.rows) == [*results.places, MODEL]
     for place in results.places:
         found = {row.key[1:]: row for row in results.rows if row.place == place}
         assert found["chosen_per_token", ""].value == 2 and found["density", ""].value == pytest.approx(0.5)
@@ -53,7 +54,11 @@ def test_places_have_every_number_with_its_nulls_and_control(fit):
         measured = {name for name, metric in METRICS.items() if metric.of in (Choices, Evidence)} - {"si_given_token"}
         assert {metric for metric, _ in found} == measured
         for row in found.values():
-            assert row.n > 0 and row.control is not None and row.seed == results.run.seed
+            assert row.n > 0 and row.seed == results.run.seed
+            assert (row.control is not None) == METRICS[row.metric].compared
+    assert list(results.controls) == [*CONTROLS, "random_weights"]
+    known = {(row.place, row.metric) for row in results.controls["random_weights"].rows}
+    assert {("L0.mlp", "purity"), ("L1.mlp", "entropy")} <= known
     assert set(results.legacy) == {"layer_0", "layer_1"}
 
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from slms.measure.results import compute_of, legacy_block, losses_of
-from slms.measure.schema import Pathway
+from slms.measure.results import compute_of, legacy_block, losses_of, of_random_weights
+from slms.measure.rows import Row
+from slms.measure.schema import ControlRow, Pathway
 from slms.metrics.loss import DocumentLoss
 from slms.models.flops import Flops
 
@@ -32,6 +33,13 @@ def test_legacy_utilization_counts_silent_pathways():
     quiet = [replace(p, tokens=9, purity_legacy=None) if p.index < 4 else p for p in made(16)]
     block = legacy_block({"L0.mlp": quiet})["layer_0"]
     assert (block.active_pathways, block.pathway_utilization) == (12, 0.75)
+
+
+def test_random_weights_are_a_control_under_their_own_name():
+    rows, random = [Row("L0.mlp", "purity", value=0.5, n=9)], [Row("L0.mlp", "purity", value=0.125, n=9)]
+    found = of_random_weights(rows, random)
+    assert (found.seeds, found.tokens, found.load_error) == (1, 9, None)
+    assert found.rows == [ControlRow("L0.mlp", "purity", "", 0.125, difference=0.375)]
 
 
 def test_the_sources_know_mlps_only():

@@ -5,7 +5,20 @@ import math
 import pytest
 import torch
 
-from slms.measure.rows import COLUMNS, MEAN, Row, beside, by_place, families_of, frame, log_keys, mean_rows, row_of
+from slms.measure.rows import (
+    COLUMNS,
+    MEAN,
+    Row,
+    beside,
+    beside_control,
+    by_place,
+    families_of,
+    frame,
+    log_keys,
+    mean_rows,
+    row_of,
+)
+from slms.measure.schema import ControlRow
 from slms.metrics.functional import Interval, Score
 
 ROWS = [
@@ -50,6 +63,15 @@ def test_a_control_stands_beside_the_row_of_its_place():
     found = beside(ROWS, control)
     assert [row.control for row in by_place(found, "purity").values()] == [0.01, 0.05]
     assert [row.control for row in found if row.metric != "purity"] == [None] * 4
+
+
+def test_a_control_of_equal_loads_brings_its_sd_and_the_difference():
+    control = [ControlRow("L1.mlp", "purity", "", 0.15, 0.01, 0.05, 0.02, 0.08)]
+    found = beside_control(ROWS, control)
+    row = found[0]
+    assert (row.value, row.control, row.control_sd) == (0.2, 0.15, 0.01)
+    assert (row.difference, row.difference_low, row.difference_high) == (0.05, 0.02, 0.08)
+    assert found[1:] == ROWS[1:]
 
 
 def test_the_data_frame_has_a_column_a_field():

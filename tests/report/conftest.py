@@ -8,10 +8,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from slms.measure.results import legacy_block
-from slms.measure.rows import Row
+from slms.measure.rows import MODEL, Row, beside_control
 from slms.measure.schema import (
     Base,
     Compute,
+    Control,
+    ControlRow,
     Data,
     Labels,
     Loss,
@@ -44,7 +46,6 @@ def measured(rng, place, metric, family, value, sd=0.004, chance=0.003):
         high=value + 4 * sd,
         null_mean=chance,
         null_sd=sd,
-        control=rng.gauss(0.01, sd),
         ceiling=0.9,
         n=N,
     )
@@ -93,6 +94,11 @@ def make_results(layers=(0, 2, 4, 6), n_pathways=16, k=4, role="routed", name="r
     pathways = {f"L{layer}.mlp": make_pathways(rng, layer, n_pathways) for layer in layers}
     rows = [row for place, found in pathways.items() for row in make_rows(rng, place, found, k)]
     share = {family: {name: 1 / len(names) for name in names} for family, names in CLASSES.items()}
+    controls = make_controls(rng, rows) if rows and role != "static" else {}
+    if controls:
+        apart = {"control": nats, "difference": 0.5, "difference_low": 0.48, "difference_high": 0.52}
+        rows = beside_control(rows, controls["random_router"].rows)
+        rows += [Row(MODEL, "choice_nats", name, nats + 0.5, n=8192, **apart) for name in ("oracle", "random_router")]
     return Results(
         run=Run(
             name,
@@ -117,6 +123,7 @@ def make_results(layers=(0, 2, 4, 6), n_pathways=16, k=4, role="routed", name="r
         compute=Compute(0.625, 2.6e5, 1.9e5, 1.1e6, 1.03e6, 0.27, 0.064),
         routing={"n_pathways": n_pathways, "k": k, "layers": None, "gate": "unit"} if pathways else None,
         rows=rows,
+        controls=controls,
         pathways=pathways,
         labels={
             "pos": Labels(0.97, share["pos"]),
@@ -127,6 +134,22 @@ def make_results(layers=(0, 2, 4, 6), n_pathways=16, k=4, role="routed", name="r
         else {},
         legacy=legacy_block(pathways),
     )
+
+
+def make_controls(rng, rows):
+    """Random routers and k-means beside every number that tables compare."""
+    controls = {}
+    for name in ("random_router", "geometry"):
+        found = []
+        for row in rows:
+            if row.metric in ("purity", "si", "si_given_token"):
+                value = row.value - rng.uniform(-0.02, 0.05)
+                apart = row.value - value
+                found.append(
+                    ControlRow(row.place, row.metric, row.family, value, 0.002, apart, apart - 0.01, apart + 0.01)
+                )
+        controls[name] = Control(f"what {name} chooses", 5, 16_384, found, 0.004)
+    return controls
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,10 @@ def test_the_card_holds_the_numbers_of_the_results_file(results):
     (found,) = card.data.eval_results
     assert found.metric_value == round(loss.perplexity, 4) and card.data.model_name == results.run.name
     for place, row in by_place(results.rows, "purity").items():
-        assert f"| {place.removesuffix('.mlp')} | {row.value:.3f} | {row.half:.3f} |" in card.content
+        apart = f"{row.difference:+.3f}±.010".replace("0.", ".")
+        assert f"| {place.removesuffix('.mlp')} | {row.value:.3f} | {apart} |" in card.content
+    for row in by_place(results.rows, "si", "pos").values():
+        assert f"| {row.value:.3f} | {f'{row.difference:+.3f}±.010'.replace('0.', '.')} |" in card.content
     assert "--output_dir=runs" in card.content and "/secret" not in card.content
 
 

@@ -9,6 +9,7 @@ import torch
 
 from slms.commands.compare import compare as command
 from slms.measure.compare import compare as compare_results
+from slms.measure.compare import partition_agreement
 from slms.measure.schema import DocumentSums
 from slms.report.compare import compare_csv, compare_table, run_names
 from slms.report.results import read_results, write_results
@@ -94,6 +95,20 @@ def test_files_and_width(runs, tmp_path, capsys):
     assert (directory / "compare.png").read_bytes()[:4] == b"\x89PNG"
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1].startswith("written to ") and max(map(len, printed[:-1])) <= 120
+
+
+def test_pathways_of_two_runs_are_compared_by_place(runs, monkeypatch):
+    """1 if equal whatever their names, near 0 if unrelated; a run without its model is left out."""
+    results = [read_results(path) for path in runs[2:]]
+    labels, generator = torch.arange(64) // 8, torch.Generator().manual_seed(0)
+    of = {
+        "a": {"L0.mlp": labels, "L2.mlp": labels},
+        "b": {"L0.mlp": 7 - labels, "L2.mlp": labels[torch.randperm(64, generator=generator)]},
+    }
+    found = compare_results(list(zip("ab", results, strict=True)), of)
+    assert found.partitions["b"]["L0.mlp"] == 1 and abs(found.partitions["b"]["L2.mlp"]) < 0.1
+    assert "pathways of b against the first run's: adjusted Rand" in compare_table(found)
+    assert partition_agreement({"a": "x", "b": "y"}, of) == {} == partition_agreement({"a": "x"}, {})
 
 
 def test_errors_are_one_line(runs, tmp_path):

@@ -25,7 +25,8 @@ def test_a_file_of_schema_1_is_read_with_every_number(tmp_path):
     """The file is the shortened main job's, written by the last version that had schema 1."""
     old, new = json.loads(OLD.read_text()), read_results(OLD)
     found = {row.key: row for row in new.rows}
-    assert new.places == ["L1.mlp", "L3.mlp"] and new.schema == 2
+    assert new.places == ["L1.mlp", "L3.mlp"] and new.schema == 3
+    random = {(r.place, r.metric, r.family): r for r in new.controls["random_weights"].rows}
     for layer in old["layers"]:
         place = f"L{layer['layer']}.mlp"
         estimates = {("purity", ""): layer["purity"], ("entropy", ""): layer["entropy"]}
@@ -34,7 +35,8 @@ def test_a_file_of_schema_1_is_read_with_every_number(tmp_path):
             row = found[place, *key]
             for name in ("value", "low", "high", "null_mean", "null_sd", "ceiling", "n"):
                 assert getattr(row, name) == estimate[name]
-            assert row.control == estimate["random_model"] and row.seed == old["run"]["seed"]
+            assert row.control is None and row.seed == old["run"]["seed"]
+            assert random[row.key].value == estimate["random_model"]
             assert estimate["z"] is None or row.z == pytest.approx(estimate["z"])
         for name in ("density", "chosen_per_token", "effective_pathways"):
             assert found[place, name, ""].value == layer[name]
@@ -46,6 +48,27 @@ def test_a_file_of_schema_1_is_read_with_every_number(tmp_path):
         assert (
             {k: v for k, v in now.items() if k not in later} == old[part] if isinstance(now, dict) else now == old[part]
         )
+    write_results(new, tmp_path)
+    assert read_results(tmp_path) == new
+
+
+def test_a_file_of_schema_2_keeps_random_weights_under_their_name(results_factory, tmp_path):
+    """Schema 2 had them as the rows' control; what a control is now was not measured then."""
+    results = results_factory(role="static")
+    data = json.loads(write_results(results, tmp_path).read_text())
+    del data["controls"]
+    data["schema"] = 2
+    later = ("control_sd", "difference", "difference_low", "difference_high")
+    for row in data["rows"]:
+        row |= {"control": 0.01} if row["metric"] == "purity" else {}
+        for name in later:
+            del row[name]
+    (tmp_path / RESULTS_FILE).write_text(json.dumps(data))
+    new = read_results(tmp_path)
+    assert new.rows == results.rows and new.schema == 3 and list(new.controls) == ["random_weights"]
+    assert [(r.value, r.difference) for r in new.controls["random_weights"].rows] == [
+        (0.01, row.value - 0.01) for row in results.rows if row.metric == "purity"
+    ]
     write_results(new, tmp_path)
     assert read_results(tmp_path) == new
 

@@ -38,7 +38,7 @@ def test_dense_run_claims_no_saving(results_factory):
     assert "saved" not in text and "active fraction" not in text and "purity" not in text
 
 
-def test_every_place_and_metric_with_its_interval_and_null(results_factory):
+def test_every_place_and_metric_with_its_distance_from_the_controls(results_factory):
     results = results_factory()
     text = closing_table(results)
     tables = text.count("  place ")
@@ -46,8 +46,31 @@ def test_every_place_and_metric_with_its_interval_and_null(results_factory):
         assert text.count(f"  {place.removesuffix('.mlp')} ") == tables
         for row in results.rows:
             if row.place == place and row.metric in ("purity", "si", "si_given_token"):
-                assert f"{row.value:.3f}" in text and f"{row.half:.3f}" in text and f"{row.control:.3f}" in text
+                assert f"{row.value:.3f}" in text and f"{100 * row.value / row.ceiling:.0f} %" in text
+                for control in results.controls.values():
+                    (other,) = [r for r in control.rows if (r.place, r.metric, r.family) == row.key]
+                    assert f"{other.difference:+.3f}±0.010".replace("0.", ".") in text
     assert "tokens with a label:" in text and "semantic 41.0 %" in text
+    assert "− random: minus what random_router chooses" in text and "5 seeds, on 16.4k tokens" in text
+
+
+def test_losses_with_other_choices(results_factory):
+    lines = closing_table(results_factory(nats=1.53)).splitlines()
+    oracle = next(line for line in lines if "oracle" in line)
+    assert oracle.split()[-4:] == ["2.0300", "+0.5000", "[+0.4800,", "+0.5200]"]
+    assert "choice executed" not in closing_table(results_factory(role="static"))
+
+
+def test_no_table_shows_z_or_the_sd_of_a_null(results_factory):
+    """Both measure the number of tokens; the sd stays in the files."""
+    for role in ("routed", "static"):
+        text = closing_table(results_factory(role=role))
+        assert " z " not in text and "null ± sd" not in text
+
+
+def test_without_controls_of_equal_load_the_interval_and_null_are_shown(results_factory):
+    text = closing_table(results_factory(role="static"))
+    assert "± 95 %" in text and "null" in text and "− random" not in text
 
 
 def test_places_of_several_parts_are_told_apart(results_factory):

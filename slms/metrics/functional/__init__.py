@@ -10,7 +10,8 @@ documents       specialization index of labels that whole documents carry
 entropy         entropy in nats of a distribution that is known only through counts
 graph           the co-activation graph of neurons and the modularity of a given partition of it
 intervals       95 % intervals over documents, by bootstrap or jackknife
-load            load of the pathways and stability of a router's choices
+load            load of the pathways, stability of a router's choices, and what they capture of the output
+matching        biases that give a control's choices the loads of a trained router
 purity          how much of the uncertainty about a token's class the chosen pathway removes
 score           value, interval, permutation null, ceiling
 sparsity        activation sparsity at the input of the down-projection
@@ -31,8 +32,16 @@ from slms.metrics.functional.graph import (
     partition_modularity,
     partition_quality,
 )
-from slms.metrics.functional.intervals import Interval, document_loss, jackknife, paired_difference
-from slms.metrics.functional.load import Utilization, router_saturation, utilization
+from slms.metrics.functional.intervals import (
+    Beyond,
+    Interval,
+    beyond_control,
+    document_loss,
+    jackknife,
+    paired_difference,
+)
+from slms.metrics.functional.load import Utilization, captured_share, largest, router_saturation, utilization
+from slms.metrics.functional.matching import load_error, matched_bias, matched_choice
 from slms.metrics.functional.purity import purity, purity_legacy
 from slms.metrics.functional.score import Score
 from slms.metrics.functional.sparsity import (
@@ -49,6 +58,7 @@ from slms.metrics.functional.specialization import event_information, mutual_inf
 
 __all__ = [
     "ActivationSparsity",
+    "Beyond",
     "Interval",
     "LegacySparsity",
     "PartitionModularity",
@@ -57,6 +67,8 @@ __all__ = [
     "activation_sparsity",
     "activation_sparsity_legacy",
     "adjusted_rand_index",
+    "beyond_control",
+    "captured_share",
     "cett_threshold",
     "coactivation",
     "document_loss",
@@ -67,7 +79,11 @@ __all__ = [
     "jackknife",
     "joint_choices",
     "joint_counts",
+    "largest",
     "largest_within",
+    "load_error",
+    "matched_bias",
+    "matched_choice",
     "modularity",
     "mutual_information",
     "paired_difference",

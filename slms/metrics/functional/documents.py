@@ -56,7 +56,8 @@ def document_specialization_index(counts: Tensor, totals: Tensor, n_permutations
     chance, scale = of_events.mean(), entropy - of_events.mean()
     value, null_sd = float((told - chance) / scale), float(of_events.std() / scale)
     left_out = [layer_information(everything - counts[i], every - totals[i]) for i in used.any(1).nonzero()[:, 0]]
-    half = float(jackknife(torch.stack(left_out)))
+    without = torch.stack(left_out)
+    half = float(jackknife(without))
     unit_chance = of_units.mean(0)
     excess = mutual_information(everything, every) - unit_chance
     return Score(
@@ -65,4 +66,5 @@ def document_specialization_index(counts: Tensor, totals: Tensor, n_permutations
         n=n,
         units=torch.where(on > 0, excess / (entropy - unit_chance), torch.nan),
         units_z=torch.where((on > 0) & (of_units.std(0) > 0), excess / of_units.std(0), torch.nan),
+        left_out=without,
     )

@@ -51,6 +51,46 @@ def jackknife(leave_one_out: Tensor) -> Tensor:
     return student_t(g - 1) * ((g - 1) / g * deviation.square().sum(0)).sqrt()
 
 
+class Beyond(NamedTuple):
+    """How far a number is above what a control gives over several seeds."""
+
+    control: float
+    """mean over seeds"""
+    control_sd: float
+    """standard deviation over seeds; NaN with one"""
+    difference: float
+    """value − control"""
+    difference_low: float
+    """lower end of the 95 % interval over documents and seeds"""
+    difference_high: float
+
+
+def beyond_control(value: float, left_out: Tensor, controls: Tensor, controls_left_out: Tensor) -> Beyond:
+    """The difference of a number to that of a control measured on the same documents with several seeds.
+
+    se² = se²_documents + sd²_seeds · (1 + 1/s), with the delete-a-group jackknife of the paired difference and the
+    sd of the controls; times the .975 quantile of Student's t at Welch–Satterthwaite degrees of freedom. The term 1
+    makes it a prediction: the interval of a control with one more seed holds 0 in 95 % of cases, so what lies outside
+    is more than a lucky seed. Without two seeds or two document groups the interval is NaN.
+
+    Args:
+        left_out: [g], the number without each document group; controls: [s]; controls_left_out: [s, g].
+    """
+    controls, left_out = controls.double(), left_out.double()
+    mean, n_seeds, g = float(controls.mean()), len(controls), len(left_out)
+    sd = float(controls.std()) if n_seeds > 1 else torch.nan
+    nan = torch.nan
+    if n_seeds < 2 or g < 2:
+        return Beyond(mean, sd, value - mean, nan, nan)
+    paired = left_out - controls_left_out.double().mean(0)
+    of_documents = float((g - 1) / g * (paired - paired.mean()).square().sum())
+    of_seeds = sd**2 * (1 + 1 / n_seeds)
+    total = of_documents + of_seeds
+    degrees = total**2 / (of_documents**2 / (g - 1) + of_seeds**2 / (n_seeds - 1)) if total > 0 else 1
+    half = student_t(max(1, int(degrees))) * total**0.5
+    return Beyond(mean, sd, value - mean, value - mean - half, value - mean + half)
+
+
 def _resampled(sums: Tensor, n_resamples: int, seed: int) -> Tensor:
     """Sums [r, k] of the rows of `sums` [d, k] over documents drawn with replacement."""
     generator = torch.Generator().manual_seed(seed)

@@ -1,7 +1,8 @@
-"""The load of the pathways and the stability of a router's choices. Shapes: n tokens, p pathways."""
+"""The load of the pathways, the stability of choices, and what they capture. Shapes: n tokens, p pathways."""
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from slms.metrics.functional.entropy import entropy
@@ -23,7 +24,6 @@ class Utilization(NamedTuple):
 def utilization(choices: Tensor) -> Utilization:
     """How evenly *all* P pathways are used, from the number of times [p] that each was chosen.
 
-    >>> import torch
     >>> used = utilization(torch.tensor([50, 50, 0, 0]))
     >>> used.share_used, used.effective, used.max_violation
     (0.5, 0.5, 1.0)
@@ -57,3 +57,34 @@ def router_saturation(chosen: Tensor, final: Tensor) -> Tensor:
     size = final.sum(-1)
     overlap = (chosen & final).sum(-1)
     return (overlap[size > 0] / size[size > 0]).double().mean()
+
+
+def captured_share(norms: Tensor, chosen: Tensor) -> Tensor:
+    """The share of the best choice's output norm that each token's choice captures, [n].
+
+    Σ_{p chosen} ‖o_p‖ over the largest sum that equally many pathways can have; 1 for the oracle's own choice. NaN for
+    a token that chooses nothing, or at which every norm is 0.
+
+    Args:
+        norms: [n, p], at least 0; chosen: bool [n, p].
+
+    >>> captured_share(torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([[True, False, True]]))
+    tensor([0.8000])
+    """
+    size = chosen.sum(1, keepdim=True)
+    best = norms.sort(dim=1, descending=True).values.cumsum(1).gather(1, (size - 1).clamp(min=0))[:, 0]
+    captured = (norms * chosen).sum(1)
+    return torch.where((size[:, 0] > 0) & (best > 0), captured / best, torch.nan)
+
+
+def largest(norms: Tensor, chosen: Tensor, n_shared: int = 0) -> Tensor:
+    """The oracle's choice: the pathways of largest norm, as many for each token as `chosen` has; bool [n, p].
+
+    The first `n_shared` pathways are always chosen and do not compete.
+    """
+    size = chosen[:, n_shared:].sum(1, keepdim=True)
+    order = norms[:, n_shared:].argsort(dim=1, descending=True)
+    ranks = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
+    return torch.cat([torch.ones_like(chosen[:, :n_shared]), ranks < size], 1)

@@ -94,7 +94,8 @@ def purity(counts: Tensor, totals: Tensor, together: Tensor | None = None) -> Sc
         rest_kl, rest_cross = _divergence(table, every - totals[group])
         weight = table.sum(-1) / table.sum()
         left_out.append((weight * (rest_kl - chance) * scale).nansum() / (weight * rest_cross).nansum())
-    half = float(jackknife(torch.stack(left_out)))
+    without = torch.stack(left_out)
+    half = float(jackknife(without))
 
     null_sd = layer_null_sd(load, scale * sd, None if together is None else together[used][:, used], n) / layer_cross
     blank = torch.full([len(used)], torch.nan, dtype=torch.float64)
@@ -104,6 +105,7 @@ def purity(counts: Tensor, totals: Tensor, together: Tensor | None = None) -> Sc
         n=n,
         units=blank.masked_scatter(used, (kl - chance) * scale / cross),
         units_z=blank.masked_scatter(used, (kl - chance) / sd),
+        left_out=without,
     )
 
 

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from slms.metrics.functional.intervals import jackknife
+
 
 class Score(NamedTuple):
     """The numbers of a layer and of its units; each is at most 1, and 0 in expectation for random choices."""
@@ -30,6 +32,8 @@ class Score(NamedTuple):
     """[u], value of each unit; NaN for a unit with too few events"""
     units_z: Tensor
     """[u], value / null_sd of each unit"""
+    left_out: Tensor | None = None
+    """[g], the layer's number without each document group, for paired intervals (`beyond_control`)"""
 
 
 def undefined(n: int, n_units: int) -> Score:
@@ -37,6 +41,22 @@ def undefined(n: int, n_units: int) -> Score:
     units = torch.full([n_units], torch.nan, dtype=torch.float64)
     nan = torch.nan
     return Score(nan, nan, nan, nan, nan, nan, nan, n=n, units=units, units_z=units.clone())
+
+
+def mean_score(values: Tensor, groups: Tensor, ceiling: float) -> Score:
+    """The mean of values [n] over tokens, those that are NaN left out, with its interval over document groups [n]."""
+    known = values.isfinite()
+    values, groups = values[known].double().cpu(), groups[known].cpu()
+    if not len(values):
+        return undefined(0, 0)
+    _, index = groups.unique(return_inverse=True)
+    n_groups = int(index.max()) + 1
+    sums = torch.zeros(n_groups, dtype=torch.float64).index_add_(0, index, values)
+    sizes = torch.bincount(index, minlength=n_groups)
+    left_out = (sums.sum() - sums) / (len(values) - sizes)
+    value, half = float(values.mean()), float(jackknife(left_out))
+    nothing, nan = torch.empty(0, dtype=torch.float64), torch.nan
+    return Score(value, value - half, value + half, nan, nan, nan, ceiling, len(values), nothing, nothing, left_out)
 
 
 def against_null(value: float, half: float, null_mean: float, null_sd: float) -> dict[str, float]:

@@ -92,7 +92,8 @@ def specialization_index(
     layer_chance = null.event_mean.sum() / events
     value = float((information - layer_chance) / (of_classes - layer_chance))
     left_out = [layer_information(everything - counts[group], every - totals[group]) for group in range(len(totals))]
-    half = float(jackknife(torch.stack(left_out)))
+    without = torch.stack(left_out)
+    half = float(jackknife(without))
     null_sd = layer_null_sd(torch.ones_like(on), null.event_sd, together, n_together or n)
     null_sd /= float(events * (of_classes - layer_chance))
     return Score(
@@ -101,6 +102,7 @@ def specialization_index(
         n=n,
         units=torch.where(on > 0, units, torch.nan),
         units_z=torch.where(on > 0, units * (of_classes - null.unit_mean) / null.unit_sd, torch.nan),
+        left_out=without,
     )
 
 

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from slms.metrics.functional import document_loss, jackknife, joint_counts, paired_difference, specialization_index
+from slms.metrics.functional import (
+    beyond_control,
+    document_loss,
+    jackknife,
+    joint_counts,
+    paired_difference,
+    specialization_index,
+)
 from slms.metrics.functional.intervals import proportion, student_t
 
 
@@ -98,3 +105,36 @@ def test_proportion_is_wilsons_interval():
 def test_one_document_has_no_interval():
     found = document_loss(torch.tensor([3.0, 0.0]), torch.tensor([2, 0]))
     assert found.value == 1.5 and found.low != found.low and found.high != found.high
+
+
+def _means_of_groups(noise, common, generator):
+    """A mean over 16 groups of documents, and the same without each group."""
+    x = common + noise * torch.randn(16, generator=generator).double()
+    return x.mean(), (x.sum() - x) / 15
+
+
+@pytest.mark.parametrize("of_seeds, of_documents", [(1.0, 0.2), (0.1, 1.0), (0.5, 1.0)])
+def test_a_control_with_one_more_seed_lies_within_the_interval(of_seeds, of_documents):
+    """95 % of 400 times, for three controls or six, whatever varies more, documents (that all share) or seeds."""
+    generator = torch.Generator().manual_seed(0)
+    for n_seeds in (3, 6):
+        inside = 0
+        for _ in range(400):
+            common = torch.randn(16, generator=generator).double()
+            level = of_seeds * torch.randn(n_seeds + 1, generator=generator).double()
+            found = [_means_of_groups(of_documents, common + one, generator) for one in level]
+            values, left_out = torch.stack([f[0] for f in found]), torch.stack([f[1] for f in found])
+            beyond = beyond_control(float(values[0]), left_out[0], values[1:], left_out[1:])
+            inside += beyond.difference_low <= 0 <= beyond.difference_high
+        assert 0.92 <= inside / 400 <= 0.995
+
+
+def test_difference_to_a_control_by_hand():
+    left_out, controls = torch.tensor([0.5, 0.7]), torch.tensor([0.1, 0.3])
+    found = beyond_control(0.6, left_out, controls, torch.tensor([[0.1, 0.1], [0.3, 0.3]]))
+    assert (found.control, found.difference) == (pytest.approx(0.2), pytest.approx(0.4))
+    assert found.control_sd == pytest.approx(0.02**0.5)
+    half = student_t(1) * (0.5 * 0.02 + 0.02 * 1.5) ** 0.5  # 1 degree of freedom each, 1.6 by Welch and Satterthwaite
+    assert found.difference_high == pytest.approx(0.4 + half)
+    one = beyond_control(0.6, left_out, controls[:1], torch.tensor([[0.1, 0.1]]))
+    assert one.difference == pytest.approx(0.5) and one.difference_low != one.difference_low

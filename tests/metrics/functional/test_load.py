@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from slms.metrics.functional import router_saturation, utilization
+from slms.metrics.functional import captured_share, largest, router_saturation, utilization
 
 
 def test_balanced_load():
@@ -40,3 +40,24 @@ def test_saturation_is_the_share_already_chosen():
     assert router_saturation(final, final) == 1
     with pytest.raises(ValueError, match="same tokens"):
         router_saturation(now[:2], final)
+
+
+def test_captured_share_by_hand():
+    norms = torch.tensor([[3.0, 2.0, 1.0], [0.0, 0.0, 0.0], [5.0, 1.0, 4.0], [1.0, 1.0, 1.0]])
+    chosen = torch.tensor([[True, False, True], [True, True, False], [False, True, False], [False, False, False]])
+    found = captured_share(norms, chosen)
+    assert found[[0, 2]].tolist() == pytest.approx([4 / 5, 1 / 5])
+    assert found[[1, 3]].isnan().all()
+
+
+def test_the_oracles_own_choice_captures_everything():
+    generator = torch.Generator().manual_seed(0)
+    norms, size = torch.rand(50, 7, generator=generator), torch.randint(1, 8, (50, 1), generator=generator)
+    chosen = torch.rand(50, 7, generator=generator).argsort(1).argsort(1) < size
+    best = largest(norms, chosen)
+    assert best.sum(1).equal(chosen.sum(1))
+    assert captured_share(norms, best).tolist() == pytest.approx([1.0] * 50)
+    for row, picked in zip(norms, best, strict=True):
+        assert row[picked].min() >= row[~picked].max() if not picked.all() else True
+    shared = largest(norms, chosen | (torch.arange(7) < 2), n_shared=2)
+    assert shared[:, :2].all() and shared.sum(1).equal((chosen | (torch.arange(7) < 2)).sum(1))

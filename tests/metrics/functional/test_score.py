@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from slms.metrics.functional.score import share_beyond_chance
+from slms.metrics.functional.score import mean_score, share_beyond_chance
 
 
 def test_share_is_that_of_benjamini_and_hochberg():
@@ -12,3 +12,11 @@ def test_share_is_that_of_benjamini_and_hochberg():
     assert share_beyond_chance(z) == pytest.approx(2 / 5)
     assert share_beyond_chance(torch.tensor([0.0, -1.0])) == 0.0
     assert torch.tensor(share_beyond_chance(torch.tensor([torch.nan]))).isnan()
+
+
+def test_mean_over_tokens_with_its_interval_over_documents():
+    values = torch.tensor([0.5, 1.0, torch.nan, 0.0, 0.5])
+    score = mean_score(values, torch.tensor([3, 3, 3, 9, 9]), ceiling=1.0)
+    assert (score.value, score.n, score.ceiling) == (0.5, 4, 1.0)
+    assert score.left_out.tolist() == [0.25, 0.75] and score.high - score.value == pytest.approx(12.706 * 0.25)
+    assert mean_score(torch.tensor([torch.nan]), torch.tensor([0]), 1.0).n == 0

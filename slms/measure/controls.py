@@ -1,0 +1,106 @@
+"""The table of controls, which choose pathways on the trained model's own inputs, with the trained router's loads.
+
+A new control is a function that makes a scorer from inputs, and an entry in `CONTROLS`. Each is fitted to the inputs of
+one place, gets the biases at which every pathway has the load of the trained router, and then chooses for the same
+tokens. It never changes the forward pass that it is measured on.
+
+Shapes: n tokens, d model, p pathways.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from slms.metrics.functional import load_error, matched_bias, matched_choice
+from slms.models.routed import Routed
+from slms.routing import RULES, Routes
+
+_MOST = 2048  # tokens that k-means clusters
+_ROUNDS = 6
+
+Scorer = Callable[[Tensor], Tensor]
+"""Maps standardised inputs [n, d] to scores [n, p]."""
+
+
+class ControlKind(NamedTuple):
+    """One kind of control."""
+
+    scorer: Callable[[Tensor, Tensor, torch.Generator], Scorer]
+    """(standardised inputs [n, d], loads [p], generator) → scorer"""
+    meaning: str
+
+
+def random_directions(z: Tensor, loads: Tensor, generator: torch.Generator) -> Scorer:
+    """Score pathways by a linear router with independent normal weights."""
+    weight = torch.randn(z.shape[1], len(loads), generator=generator).to(z) / z.shape[1] ** 0.5
+    return lambda z: z @ weight
+
+
+def nearest_centres(z: Tensor, loads: Tensor, generator: torch.Generator) -> Scorer:
+    """Score pathways by −‖z − c_p‖² + ‖z‖², with the centres c of k-means with clusters in proportion to the loads."""
+    rows = torch.randperm(len(z), generator=generator)[:_MOST].to(z.device)
+    few = z[rows]
+    sizes = _in_proportion(loads, len(few))
+    centres = few[: len(loads)].clone() if len(few) >= len(loads) else few[torch.arange(len(loads)) % len(few)]
+    for _ in range(_ROUNDS):
+        scores = few @ (2 * centres.T) - centres.square().sum(1)
+        label = matched_choice(scores, matched_bias(scores, sizes, 1, steps=4), 1).to(z)
+        size = label.sum(0)[:, None]
+        centres = torch.where(size > 0, label.T @ few / size.clamp(min=1), centres)
+    return lambda z: z @ (2 * centres.T) - centres.square().sum(1)
+
+
+RANDOM_ROUTER = "random_router"  # the control that stands beside each row; the others are in `Results.controls`
+CONTROLS: dict[str, ControlKind] = {
+    RANDOM_ROUTER: ControlKind(random_directions, "a random linear router on the same inputs, with the same loads"),
+    "geometry": ControlKind(nearest_centres, "nearest centres of k-means of the same inputs, with the same loads"),
+}
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A control fitted to one place; it may stand in for the place's router (`slms.models.routed.choose_by`)."""
+
+    shift: Tensor
+    scale: Tensor
+    scorer: Scorer
+    bias: Tensor
+    k: int | None
+    """pathways that a token chooses, shared ones not counted; None if the number varies"""
+    n_shared: int
+
+    def __call__(self, x: Tensor, routes: Routes | None = None) -> Tensor:
+        """The choices, bool [n, p], at inputs x [n, d]; shared pathways are always chosen."""
+        scores = self.scorer((x.float() - self.shift) / self.scale)
+        chosen = matched_choice(scores, self.bias, self.k)
+        return torch.cat([chosen.new_ones(len(x), self.n_shared), chosen], 1)
+
+
+def fit_control(control: ControlKind, module: Routed, x: Tensor, chosen: Tensor, seed: int) -> Fitted:
+    """Fit a control to the inputs x [n, d] of a place and its router's choices [n, p].
+
+    Inputs are standardised by dimension, so that directions are random whatever the scale of a dimension. If the rule
+    lets every token choose equally many pathways, so does the control; else a threshold for each pathway gives the
+    loads, and the number of a token's pathways is free.
+    """
+    config = module.config
+    loads = chosen[:, config.n_shared :].sum(0)
+    k = module.k - config.n_shared if RULES[config.rule].fixed else None
+    shift, scale = x.mean(0), x.std(0).clamp(min=1e-6)
+    z = (x - shift) / scale
+    scorer = control.scorer(z, loads, torch.Generator().manual_seed(seed))
+    return Fitted(shift, scale, scorer, matched_bias(scorer(z), loads, k), k, config.n_shared)
+
+
+def mismatch(found: Tensor, chosen: Tensor) -> float:
+    """The largest relative error of a load among those of choices `found` [n, p], against `chosen` [n, p]."""
+    return load_error(found, chosen.sum(0))
+
+
+def _in_proportion(loads: Tensor, n: int) -> Tensor:
+    """Whole numbers [p] in proportion to the loads that sum to n."""
+    bounds = (loads.double().cumsum(0) / loads.sum() * n).round().long()
+    return bounds.diff(prepend=bounds.new_zeros(1))

@@ -1,0 +1,143 @@
+"""A router that reads classes is above its controls, a random one is not, and oracles capture everything."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPTNeoForCausalLM
+
+import slms
+from slms.data.text import Blocks
+from slms.measure.controlled import (
+    ControlOptions,
+    Router,
+    Sample,
+    compare_router,
+    measure_controls,
+    oracle_choosers,
+    spread,
+)
+from slms.measure.controls import CONTROLS, RANDOM_ROUTER, fit_control
+from slms.measure.rows import MODEL
+from slms.models.contributions import contribution_norms
+from slms.models.routed import choose_by, record_routes, routed_modules
+from slms.models.routed_mlp import RoutedMLP
+from slms.routing import RoutingConfig
+from tests.tiny import tiny_config
+
+N, D, CLASSES = 3000, 12, 4
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """A text of 4 classes in 40 documents; the inputs tell the class in dimensions 0 to 3 among eight of noise."""
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, CLASSES, N)
+    ids = (classes + CLASSES * rng.integers(0, 10, N)).astype(np.uint16)[None]
+    documents = np.sort(rng.integers(0, 40, N))[None]
+    blocks = Blocks(ids, documents, {"pos": classes[None].astype(np.int16)}, {"pos": tuple("abcd")})
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(N, D, generator=generator)
+    x[:, :CLASSES] += 2 * torch.nn.functional.one_hot(torch.from_numpy(classes), CLASSES)
+    config = RoutingConfig(n_pathways=CLASSES, k=1, router="linear")
+    mlp = RoutedMLP(D, 16, config, activation="gelu", layer_index=0)
+    return mlp, x, torch.from_numpy(classes), Sample.of(blocks, (), torch.device("cpu"))
+
+
+def _apart(mlp, x, chosen, sample, seeds=4):
+    found = compare_router("L0.mlp", Router(mlp, x, chosen), sample, seeds)
+    return {(r.metric, r.family): r for r in found.rows[RANDOM_ROUTER]}, found
+
+
+def test_a_router_that_reads_classes_is_above_random_ones(planted):
+    mlp, x, classes, sample = planted
+    rows, found = _apart(mlp, x, torch.nn.functional.one_hot(classes, CLASSES).bool(), sample)
+    for key in (("purity", ""), ("si", "pos")):
+        row = rows[key]
+        assert row.difference_low > 0.1 and row.difference_low < row.difference < row.difference_high
+        assert row.difference == pytest.approx(found.own[key].value - row.value)
+    assert max(found.errors.values()) <= 0.02
+
+
+@pytest.mark.parametrize("seed", [100, 101])
+def test_a_random_router_is_not_above_random_ones(planted, seed):
+    """How often the interval holds 0 is tested where it is cheap (`beyond_control`)."""
+    mlp, x, _, sample = planted
+    even = torch.nn.functional.one_hot(torch.arange(N) % CLASSES, CLASSES).bool()
+    chosen = fit_control(CONTROLS[RANDOM_ROUTER], mlp, x, even, seed)(x)
+    rows, _ = _apart(mlp, x, chosen, sample, seeds=6)
+    for key in (("purity", ""), ("si", "pos")):
+        assert rows[key].difference_low < 0 < rows[key].difference_high
+
+
+@pytest.fixture(scope="module")
+def model():
+    rng = np.random.default_rng(0)
+    ids = rng.integers(3, 40, (24, 16))
+    documents = np.sort(rng.integers(0, 9, 24 * 16)).reshape(24, 16)
+    documents[-1, 8:] = -1  # padding
+    blocks = Blocks(ids.astype(np.uint16), documents, {"pos": (ids % 3).astype(np.int16)}, {"pos": tuple("abc")})
+    torch.manual_seed(0)
+    dense = GPTNeoForCausalLM(tiny_config(50, intermediate_size=20, max_position_embeddings=32))
+    for parameter in dense.parameters():
+        parameter.data.mul_(4)
+    routing = slms.RoutingConfig(n_pathways=5, k=2, every_n_layers=1, router_hidden=4, gate="unit")
+    return slms.route(dense, routing, torch.from_numpy(ids)), blocks
+
+
+def test_every_control_of_every_place(model):
+    net, blocks = model
+    net.train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    found = measure_controls(net, blocks, 7, options=ControlOptions(seeds=2))
+    assert net.training and all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert all(mlp.router.chooser is None for mlp in routed_modules(net).values())
+    assert list(found.controls) == list(CONTROLS)
+    for control in found.controls.values():
+        assert (control.seeds, control.tokens) == (2, 24 * 16 - 8) and control.load_error <= 0.02
+        keys = {(r.place, r.metric, r.family) for r in control.rows}
+        assert {
+            (p, m, f) for p in routed_modules(net) for m, f in (("purity", ""), ("si", "pos"), ("oracle_overlap", ""))
+        } <= keys
+    overlaps = [row for row in found.rows if row.metric == "oracle_overlap"]
+    assert [row.place for row in overlaps] == list(routed_modules(net))
+    assert all(0 < row.low <= row.value <= row.high and row.value <= 1 and row.ceiling == 1 for row in overlaps)
+    assert [row.key for row in found.rows if row.place == MODEL] == [
+        (MODEL, "choice_nats", "oracle"),
+        (MODEL, "choice_nats", "random_router"),
+    ]
+    assert measure_controls(net, blocks, 24, options=ControlOptions(seeds=2)) == found  # whatever the batch size
+    assert measure_controls(net, blocks, 7, options=ControlOptions(seeds=0)).controls == {}
+
+
+def test_the_oracles_choice_is_executed_and_captures_everything(model):
+    net, blocks = model
+    net.eval()
+    ids = torch.from_numpy(blocks.input_ids.astype("int64"))
+    with torch.no_grad(), choose_by(net, oracle_choosers(net)), record_routes(net) as routes:
+        oracle = net(ids).logits
+    for place in routed_modules(net):
+        assert routes[place].chosen.sum(1).eq(2).all() and routes[place].gates[routes[place].chosen].eq(1).all()
+    inputs = {}
+    handle = routed_modules(net)["L0.mlp"].register_forward_pre_hook(lambda m, i: inputs.update(x=i[0].flatten(0, 1)))
+    with torch.no_grad(), record_routes(net) as own:
+        mine = net(ids).logits
+    handle.remove()
+    best = contribution_norms(routed_modules(net)["L0.mlp"])(inputs["x"]).topk(2).indices
+    wanted = torch.zeros(len(best), 5, dtype=torch.bool).scatter_(1, best, True)
+    assert routes["L0.mlp"].chosen.equal(wanted) and not own["L0.mlp"].chosen.equal(wanted)
+    assert not torch.allclose(oracle, mine)
+
+
+def test_static_models_have_no_controls(model):
+    _, blocks = model
+    dense = GPTNeoForCausalLM(tiny_config(50, intermediate_size=20, max_position_embeddings=32))
+    routing = slms.RoutingConfig(n_pathways=4, k=2, every_n_layers=1, router="static")
+    static = slms.route(dense, routing, torch.from_numpy(blocks.input_ids.astype("int64")))
+    assert measure_controls(static, blocks, 8) == ([], {}) == measure_controls(dense, blocks, 8)
+
+
+def test_a_sample_is_spread_over_the_text(model):
+    _, blocks = model
+    part = spread(blocks, 5 * 16 + 3)
+    assert part.input_ids.tolist() == blocks.input_ids[[0, 6, 12, 17, 23]].tolist()
+    assert len(spread(blocks, 10**9).input_ids) == 24 and len(spread(blocks, 1).input_ids) == 1

@@ -1,0 +1,46 @@
+"""Controls choose on the router's own inputs, with its loads, under every rule, the same for a seed."""
+
+import pytest
+import torch
+
+from slms.measure.controls import CONTROLS, fit_control, mismatch
+from slms.models.routed_mlp import RoutedMLP
+from slms.routing import RoutingConfig
+
+N, D, P = 1500, 6, 8
+
+
+def _router(**options):
+    torch.manual_seed(1)
+    config = RoutingConfig(n_pathways=P, k=3, router="linear", **options)
+    mlp = RoutedMLP(D, 16, config, activation="gelu", layer_index=0)
+    x = torch.randn(N, D) * torch.tensor([9.0, 1, 1, 1, 1, 0.1]) + 3
+    mlp.router.out.weight.data.normal_()
+    return mlp, x, mlp.router.route(x).chosen
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+@pytest.mark.parametrize("options", [{}, {"n_shared": 2}, {"rule": "threshold", "tau": 0.4}, {"rule": "top_p"}])
+def test_loads_are_those_of_the_router(name, options):
+    mlp, x, chosen = _router(**options)
+    fitted = fit_control(CONTROLS[name], mlp, x, chosen, seed=0)
+    found = fitted(x)
+    assert mismatch(found, chosen) <= 0.02 and not found.equal(chosen)
+    if options.get("rule", "top_k") == "top_k":
+        assert found.sum(1).equal(chosen.sum(1))
+    assert found[:, : options.get("n_shared", 0)].all()
+    assert fit_control(CONTROLS[name], mlp, x, chosen, seed=0)(x).equal(found)
+    assert not fit_control(CONTROLS[name], mlp, x, chosen, seed=1)(x).equal(found)
+
+
+def test_geometry_finds_clusters():
+    """Pathways that serve one cluster each are found again by the inputs alone, which random directions are not."""
+    torch.manual_seed(0)
+    config = RoutingConfig(n_pathways=4, k=1, router="linear")
+    mlp = RoutedMLP(D, 16, config, activation="gelu", layer_index=0)
+    label = torch.randint(4, (N,))
+    x = 6 * torch.nn.functional.one_hot(label, D).float() + 0.3 * torch.randn(N, D)
+    chosen = torch.nn.functional.one_hot(label, 4).bool()
+    found = fit_control(CONTROLS["geometry"], mlp, x, chosen, seed=0)(x)
+    table = torch.zeros(4, 4).index_put_((label, found.float().argmax(1)), torch.ones(N), accumulate=True)
+    assert table.max(1).values.sum() > 0.9 * N
