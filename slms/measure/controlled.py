@@ -135,7 +135,7 @@ def measure_controls(
     controls = {
         name: Control(
             kind.meaning,
-            options.seeds,
+            min(options.seeds, kind.most_seeds),
             len(sample.groups),
             [row for one in found.values() for row in one.rows[name]],
             max(one.errors[name] for one in found.values()),
@@ -155,7 +155,9 @@ def compare_router(place: str, router: Router, sample: Sample, seeds: int) -> Co
     own = _numbers(place, router, router.chosen, norms, sample)
     found = Compared(own, {}, {}, {})
     for name, kind in CONTROLS.items():
-        fitted = [fit_control(kind, router.module, router.x, router.chosen, seed) for seed in range(seeds)]
+        fitted = [
+            fit_control(kind, router.module, router.x, router.chosen, s) for s in range(min(seeds, kind.most_seeds))
+        ]
         choices = [one(router.x) for one in fitted]
         found.fitted[name] = fitted
         found.errors[name] = max(mismatch(chosen, router.chosen) for chosen in choices)

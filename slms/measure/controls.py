@@ -31,6 +31,8 @@ class ControlKind(NamedTuple):
     scorer: Callable[[Tensor, Tensor, torch.Generator], Scorer]
     """(standardised inputs [n, d], loads [p], generator) → scorer"""
     meaning: str
+    most_seeds: int = 1000
+    """seeds of it that are measured at most; a control that costs more, or varies less, needs fewer"""
 
 
 def random_directions(z: Tensor, loads: Tensor, generator: torch.Generator) -> Scorer:
@@ -56,7 +58,7 @@ def nearest_centres(z: Tensor, loads: Tensor, generator: torch.Generator) -> Sco
 RANDOM_ROUTER = "random_router"  # the control that stands beside each row; the others are in `Results.controls`
 CONTROLS: dict[str, ControlKind] = {
     RANDOM_ROUTER: ControlKind(random_directions, "a random linear router on the same inputs, with the same loads"),
-    "geometry": ControlKind(nearest_centres, "nearest centres of k-means of the same inputs, with the same loads"),
+    "geometry": ControlKind(nearest_centres, "nearest centres of k-means of the same inputs, with the same loads", 3),
 }
 
 

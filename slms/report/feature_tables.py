@@ -64,17 +64,16 @@ def summary(results: FeatureResults) -> str:
     )
     rows = []
     for name, f in results.families.items():
-        null = number(f.si.null_mean), f"{f.si.null_sd or 0:.0e}", number(f.si.z, 0)
         counts = f"{f.significant} of {alive}", f"{100 * f.coverage:.1f} %"
-        rows.append([name, number(f.si.value), interval(f.si.low, f.si.high), *null, number(f.si.ceiling), *counts])
-    bound = f"features z > {results.z_bound:.1f}"
-    columns = ["labels", "SI of a use", "95 % interval", "null", "sd", "z", "ceiling", bound, "labelled"]
-    parts = [head, text_table(columns, rows)]
+        of_place = number(f.si.value), interval(f.si.low, f.si.high), number(f.si.null_mean), number(f.si.ceiling)
+        rows.append([name, *of_place, *counts])
+    columns = ["labels", "SI of a use", "95 % interval", "null", "ceiling", "beyond chance", "labelled"]
+    rate = "beyond chance: features whose SI any of as many with permuted labels reaches in 1 of 20 texts at most"
+    parts = [head, f"{text_table(columns, rows)}\n  {rate}"]
     if (g := results.graph) is not None:
         parts.append(
             f"  communities of features used together: {len(g.communities)}, of {g.features} features\n"
-            f"  Q {g.q:.3f} {interval(g.low, g.high)}, shuffled {g.null_mean:.3f} ± {g.null_sd:.4f}, "
-            f"z {number(g.z, 0)}, stability {g.stability:.2f}"
+            f"  Q {g.q:.3f} {interval(g.low, g.high)}, shuffled {g.null_mean:.3f}, stability {g.stability:.2f}"
         )
     parts.append(_most_specialized(results))
     parts += [_layer_pathways(results, layer) for layer in results.layers]
@@ -94,10 +93,10 @@ def _most_specialized(results: FeatureResults) -> str:
         tokens = " ".join(visible(t, 10) for t in peak_tokens(f, results.vocabulary)[:3])
         promotes = " ".join(visible(results.vocabulary[e.token], 10) for e in f.promoted[:3])
         prefers, density = f"{visible(p.prefers or '–', 12)} {p.lift:.1f}×", f"{100 * f.density:.2f} %"
-        rows.append([str(f.index), tokens[:30], promotes[:30], prefers, density, number(p.si), number(p.z, 0)])
-    head = ["feature", "strongest at", "promotes", "prefers", "density", "SI", "z"]
+        rows.append([str(f.index), tokens[:30], promotes[:30], prefers, density, number(p.si)])
+    head = ["feature", "strongest at", "promotes", "prefers", "density", "SI"]
     table = text_table(head, rows, left=4)
-    return table + "\n  SI: of use and class, chance subtracted; z: over the sd of permuted labels"
+    return table + "\n  SI: of use and class, chance subtracted"
 
 
 def _layer_pathways(results: FeatureResults, layer: LayerPathways) -> str:
@@ -107,8 +106,8 @@ def _layer_pathways(results: FeatureResults, layer: LayerPathways) -> str:
     table = text_table([f"L{layer.layer}", "its features are strongest at", "writes", "chosen"], rows, left=2)
     written = sum(p.n_features for p in layer.pathways)
     note = (
-        f"  {written} of {results.d_sae} features have a pathway with z > {results.z_bound:.1f}; median part of all "
+        f"  {written} of {results.d_sae} features have a pathway that writes them beyond chance; median part of all "
         f"pathways {number(layer.part, 2)}\n  gathered in one pathway {layer.concentration:.3f}; random groups of the "
-        f"same neurons {layer.null_mean:.3f} ± {layer.null_sd:.4f}, z {number(layer.z, 1)}"
+        f"same neurons {layer.null_mean:.3f}"
     )
     return f"{table}\n{note}"

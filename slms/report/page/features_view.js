@@ -129,7 +129,7 @@ function pathwayView(layer, p) {
 function pathways() {
   return data.layers.flatMap((layer) => [make("h3", {}, `Pathways of layer ${layer.layer}`),
     make("p", { class: "note" }, `Features gather in one pathway: ${layer.concentration.toFixed(3)} (1: one pathway alone moves each feature); `
-      + `random groups of the same neurons ${layer.null_mean.toFixed(3)} ± ${number(layer.null_sd, 1)}, z ${number(layer.z, 3)}.`),
+      + `random groups of the same neurons ${layer.null_mean.toFixed(3)}.`),
     table(["pathway", "its features are strongest at", "writes", "chosen"], layer.pathways.map((p) =>
       [make("a", { href: `#p=${layer.layer}.${p.index}` }, `p${p.index}`),
         make("span", {}, ...chips([...new Set(p.features.map((i) => summaries[i].tokens[0]))].slice(0, 6))),
@@ -150,7 +150,7 @@ function overview() {
         number(f.si.null_sd, 1), number(f.si.null_sd ? f.si.value / f.si.null_sd : null, 3), number(f.si.ceiling, 2), String(f.significant), percent(f.coverage)])),
     ...(g ? [make("h3", {}, "Features used together"),
       make("p", { class: "note" }, `Leiden communities of the positive co-activation graph of ${g.features} features at ${g.tokens} tokens. `
-        + `Q ${g.q.toFixed(3)}${between(g)}; with each feature's tokens shuffled ${g.null_mean.toFixed(3)} ± ${number(g.null_sd, 1)}, z ${number(g.z, 3)}; `
+        + `Q ${g.q.toFixed(3)}${between(g)}; with each feature's tokens shuffled ${g.null_mean.toFixed(3)}; `
         + `agreement of three seeds ${g.stability.toFixed(2)}.`),
       table(["community", "tokens that tell it from the others", "features", "uses"], g.communities.map((c) =>
         [make("a", { href: `#c=${c.index}` }, String(c.index)), make("span", {}, ...chips(c.tokens.map((t) => words[t]))),
