@@ -106,4 +106,5 @@ def semantic_coherence(
         n=n,
         units=units,
         units_z=torch.where(unit_sd > 0, units / unit_sd, torch.nan),
+        left_out=None,
     )
