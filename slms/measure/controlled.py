@@ -21,7 +21,7 @@ from slms.measure.evidence import Choices, Evidence
 from slms.measure.metrics import METRICS
 from slms.measure.passes import batches, token_nll
 from slms.measure.pathways import device_of
-from slms.measure.rows import MODEL, Row, finite, row_of
+from slms.measure.rows import MODEL, Row, beside_control, finite, row_of
 from slms.measure.schema import Control, ControlRow
 from slms.metrics.functional import Score, beyond_control, captured_share, document_loss, largest
 from slms.metrics.loss import DocumentLoss
@@ -179,8 +179,7 @@ def _routers(
     model: PreTrainedModel, modules: Mapping[str, Routed], blocks: Blocks, batch_size: int
 ) -> Iterator[tuple[str, Router]]:
     """Read the inputs and choices of as many places at a time as memory allows."""
-    d_model = model.get_input_embeddings().weight.shape[1]
-    group = max(1, _MEMORY_BYTES // (4 * blocks.input_ids.size * d_model))
+    group = max(1, _MEMORY_BYTES // (4 * blocks.input_ids.size * model.config.hidden_size))
     names = list(modules)
     for start in range(0, len(names), group):
         taken = names[start : start + group]
@@ -253,11 +252,12 @@ def _losses(
     rivals["random_router"] = mean
     rows = []
     for name, loss in rivals.items():
-        value, apart = document_loss(loss.nll, loss.tokens), loss.minus(own)
-        numbers = {"value": value.value, "low": value.low, "high": value.high}
-        numbers |= {"control": value.value - apart.value, "difference": apart.value}
-        numbers |= {"difference_low": apart.low, "difference_high": apart.high}
-        rows.append(Row(MODEL, "choice_nats", name, **{k: finite(v) for k, v in numbers.items()}, n=value.n))
+        value, minus = document_loss(loss.nll, loss.tokens), loss.minus(own)
+        row = row_of(MODEL, "choice_nats", name, value)
+        apart = ControlRow(
+            *row.key, value.value - minus.value, None, minus.value, finite(minus.low), finite(minus.high)
+        )
+        rows += beside_control([row], [apart])
     return rows
 
 

@@ -88,7 +88,7 @@ METRICS: dict[str, Metric] = {
     ),
     "oracle_overlap": Metric(
         Choices,
-        lambda e: {} if e.captured is None else mean_score(*e.captured, ceiling=1.0),
+        lambda e: {} if e.captured is None else mean_score(*e.captured),
         "Σ over chosen pathways of the output's norm, over the most that equally many reach; mean over tokens",
         heading="captured",
         compared=True,

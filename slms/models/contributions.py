@@ -5,6 +5,7 @@ Shapes: n tokens, d model, f neurons, p pathways.
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +23,8 @@ def contribution_norms(mlp: RoutedMLP) -> Callable[[Tensor], Tensor]:
     """
     order = mlp.permutation
     dense = mlp.dense_weights()
-    moved = {name: w.float() for name, w in dense._asdict().items() if isinstance(w, Tensor)}
-    moved |= {name: w[order] for name, w in moved.items() if name != "b_out"}
+    fp32 = {name: w.float() for name, w in dense._asdict().items() if isinstance(w, Tensor)}
+    moved: dict[str, Any] = fp32 | {name: w[order] for name, w in fp32.items() if name != "b_out"}
     weights = dense._replace(**moved)
     parts = list(pairwise(mlp.offsets))
     triangles = [torch.linalg.qr(weights.W_out[a:b].T).R.T for a, b in parts]

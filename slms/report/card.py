@@ -47,11 +47,10 @@ def measured_text(results: Results) -> str:
             f"{share(compute.active_fraction)} of all MLP neurons execute; FLOPs saved: {share(compute.mlp_saved)} of "
             f"the MLPs (routers included), {share(compute.total_saved)} of the whole model (head included)."
         )
-        rows = [row for row in results.rows if row.place != MODEL]
-        names = place_names(rows)
-        flat = flat_columns(rows, results.controls)
+        of_places = [row for row in results.rows if row.place != MODEL]
+        names, flat = place_names(of_places), flat_columns(of_places, results.controls)
         tables.append(_markdown(flat, names))
-        families = [one for one in family_columns(rows, results.controls) if one.heads[0].startswith("SI ")]
+        families = [one for one in family_columns(of_places, results.controls) if one.heads[0].startswith("SI ")]
         tables += [_markdown(families, names)] if families else []
         said = {metric.heading: metric.meaning for metric in METRICS.values() if metric.heading in _heads(flat)}
         tables.append("; ".join(f"{heading}: {meaning}" for heading, meaning in said.items()) + ".")

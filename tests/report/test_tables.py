@@ -81,7 +81,7 @@ def test_places_of_several_parts_are_told_apart(results_factory):
 
 def test_what_was_not_measured_is_a_dash(results_factory):
     rows = [Row("L0.mlp", "purity", value=0.3), Row("L0.mlp", "entropy", value=4.2), Row("L0.mlp", "utilization")]
-    text = closing_table(replace(results_factory(layers=(0,)), rows=rows))
+    text = closing_table(replace(results_factory(layers=(0,)), rows=rows, controls={}))
     row = next(line for line in text.splitlines() if "L0" in line)
     assert row.split() == ["L0", "0.300", "–", "4.20", "–"]
 

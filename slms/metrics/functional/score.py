@@ -43,8 +43,8 @@ def undefined(n: int, n_units: int) -> Score:
     return Score(nan, nan, nan, nan, nan, nan, nan, n=n, units=units, units_z=units.clone())
 
 
-def mean_score(values: Tensor, groups: Tensor, ceiling: float) -> Score:
-    """The mean of values [n] over tokens, those that are NaN left out, with its interval over document groups [n]."""
+def mean_score(values: Tensor, groups: Tensor) -> Score:
+    """The mean of shares [n], of tokens at which it is not NaN, with its interval over document groups [n]; at most 1."""
     known = values.isfinite()
     values, groups = values[known].double().cpu(), groups[known].cpu()
     if not len(values):
@@ -56,7 +56,7 @@ def mean_score(values: Tensor, groups: Tensor, ceiling: float) -> Score:
     left_out = (sums.sum() - sums) / (len(values) - sizes)
     value, half = float(values.mean()), float(jackknife(left_out))
     nothing, nan = torch.empty(0, dtype=torch.float64), torch.nan
-    return Score(value, value - half, value + half, nan, nan, nan, ceiling, len(values), nothing, nothing, left_out)
+    return Score(value, value - half, value + half, nan, nan, nan, 1.0, len(values), nothing, nothing, left_out)
 
 
 def against_null(value: float, half: float, null_mean: float, null_sd: float) -> dict[str, float]:

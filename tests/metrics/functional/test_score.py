@@ -16,7 +16,7 @@ def test_share_is_that_of_benjamini_and_hochberg():
 
 def test_mean_over_tokens_with_its_interval_over_documents():
     values = torch.tensor([0.5, 1.0, torch.nan, 0.0, 0.5])
-    score = mean_score(values, torch.tensor([3, 3, 3, 9, 9]), ceiling=1.0)
+    score = mean_score(values, torch.tensor([3, 3, 3, 9, 9]))
     assert (score.value, score.n, score.ceiling) == (0.5, 4, 1.0)
     assert score.left_out.tolist() == [0.25, 0.75] and score.high - score.value == pytest.approx(12.706 * 0.25)
-    assert mean_score(torch.tensor([torch.nan]), torch.tensor([0]), 1.0).n == 0
+    assert mean_score(torch.tensor([torch.nan]), torch.tensor([0])).n == 0
