@@ -44,7 +44,7 @@ def undefined(n: int, n_units: int) -> Score:
 
 
 def mean_score(values: Tensor, groups: Tensor) -> Score:
-    """The mean of shares [n], of tokens at which it is not NaN, with its interval over document groups [n]; at most 1."""
+    """The mean of shares [n] over tokens at which it is not NaN, with its interval over document groups [n]."""
     known = values.isfinite()
     values, groups = values[known].double().cpu(), groups[known].cpu()
     if not len(values):
