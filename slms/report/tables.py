@@ -145,7 +145,7 @@ def _place_block(results: Results) -> str:
 
 def control_notes(controls: Mapping[str, Control]) -> list[str]:
     """Lines that say what the differences in a table are."""
-    notes = ["purity, SI: chance subtracted; /ceiling: of the most that these loads allow; max load: over the mean"]
+    notes = ["purity, SI: chance subtracted; /ceiling: of the most that these loads allow", "max load: over the mean"]
     shown = {HEADS[name]: control for name, control in controls.items() if name in HEADS}
     if shown:
         seeds = {f"{control.seeds} seeds" for control in shown.values()}

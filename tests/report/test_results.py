@@ -100,8 +100,8 @@ def _message(path):
         (b"9" * 10_000, "is not JSON (Exceeds the limit"),
         (b"[]", "the content is []; it must be an object"),
         (b"{}", "run is missing"),
-        (b'{"schema": 99}', "schema is 99; this slms reads up to 2"),
-        (b'{"schema_version": 99}', "schema is 99; this slms reads up to 2"),
+        (b'{"schema": 99}', "schema is 99; this slms reads up to 3"),
+        (b'{"schema_version": 99}', "schema is 99; this slms reads up to 3"),
         (b'{"schema_version": 1}', "it has not the form of schema 1 (KeyError: 'layers')"),
     ],
 )
