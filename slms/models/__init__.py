@@ -9,8 +9,8 @@ speedups, small_heads    exact, faster substitutes for modules of transformers
 transformers_internals   everything that relies on undocumented parts of transformers
 partition, routed_mlp    group neurons into pathways; run only the chosen pathways
 dynamic                  rules that choose and execute neurons of dense MLPs without training
-contributions        what each pathway of a routed MLP adds to its output
-saved_partition      the pathway of each neuron, read from a model directory
+contributions            what each pathway of a routed MLP adds to its output
+saved_partition          the pathway of each neuron, read from a model directory
 convert, calibration     turn a dense model into a routed one, as close to it as calibration allows
 routed_config, routed_lm the routed Hugging Face classes
 registration             registers these classes with transformers' Auto classes
