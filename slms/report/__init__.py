@@ -1,6 +1,7 @@
 """Gives the numbers of `slms.measure` their shapes, for people and for programs: files, tables, figures, cards.
 
-results                writes and reads `llm_routing_results.json`     results_schema_1, results_schema_2: its earlier forms
+results                writes and reads `llm_routing_results.json`
+results_schema_1, results_schema_2                     its earlier forms
 metrics_csv            every logged number, one row each               provenance           command, versions, hardware
 artifacts              where a command's files go                      doctor               what `doctor` prints
 tables                 tables on the terminal                          words                tokens and names in cells
