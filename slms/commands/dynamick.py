@@ -33,6 +33,7 @@ from slms.measure.dynamick import (
     under_rule,
 )
 from slms.measure.frontier import Cost, Frontier, Point, point_rows
+from slms.measure.gguf import time_models
 from slms.measure.journal import Journal, identity
 from slms.measure.kernels import KernelOptions, calibrate_kernels
 from slms.measure.rows import Row
@@ -44,7 +45,15 @@ from slms.models.dynamic import LEVELS
 from slms.models.routed import routed_modules
 from slms.progress import Progress, progress
 from slms.report.artifacts import write_csv, write_json
-from slms.report.dynamick import POINT_COLUMNS, closing_line, frontier_json, frontier_table, point_lines
+from slms.report.dynamick import (
+    POINT_COLUMNS,
+    closing_line,
+    frontier_json,
+    frontier_table,
+    llama_cpp_json,
+    llama_cpp_lines,
+    point_lines,
+)
 from slms.report.frontier_figure import frontier_figure
 from slms.report.palette import write_figure
 from slms.report.provenance import command_line, hardware, versions
@@ -124,12 +133,16 @@ def dynamick(
         for name in rules:
             session.dense_points(name, targets)
     frontier = session.frontier()
+    timed = time_models({"dense": base}, subject.tokenizer, session.prompt.shape[1]) if seconds else []
     compared = dense or (str(run_base(model)) if routed is not None else model)
     about = {"model": model, "dense": compared, **subject.text, **settings, "command": command_line()}
     about |= {"hardware": hardware(base.device), "versions": versions()}
+    about |= {"llama_cpp": llama_cpp_json(timed)}
     write_json(directory / "dynamick.json", about | frontier_json(frontier))
     write_figure(directory / "frontier.png", frontier_figure(frontier, f"{short_name(model)}: what skipping costs"))
     print(f"{model} on {subject.source}, {frontier.dense.row('nats').n:,} tokens: {frontier_table(frontier)}")
+    if timed:
+        print(f"\n{llama_cpp_lines(timed)}")
     print(f"\nwritten to {directory}\n{closing_line(frontier)}")
 
 

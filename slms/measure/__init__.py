@@ -18,6 +18,8 @@ ablation          the loss without a unit
 probes            answer against foil
 dynamick          quality and cost of executing a share of the MLPs
 frontier          its points, and where each rule breaks even
+llama_cpp         the same in llama.cpp, where it is installed
+gguf              GGUF files of a model, compared with it in llama.cpp
 speed             how long a prompt and a token take
 kernels           which backend is fastest for a routed model here
 sae               how good sparse coders are

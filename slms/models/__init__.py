@@ -1,7 +1,8 @@
 """Opens base models by name, finds their MLPs, turns dense models into routed ones, and saves and loads both.
 
 source, hub, directory   turn a name into files on this machine and check them before anything is built
-from_gguf                turns a GGUF file into such a directory
+from_gguf, to_gguf       turn a GGUF file into such a directory, and a model into a GGUF file
+gguf_tokenizer           translates tokenizers between both formats
 base                     turns files into a dense model and its tokenizer, pretrained or random
 listing                  lists the MLPs of a model or base
 anatomy, activations     find the MLPs of every architecture and read what flows through them

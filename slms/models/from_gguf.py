@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+VERSION = 1
+"""of the conversion; another version converts again"""
+
 
 class Packaged(NamedTuple):
     """A model that an installed Python package carries as a GGUF file."""
@@ -96,7 +99,7 @@ def converted(file: Path, weights: bool = True) -> Path:
 def _directory(file: Path) -> Path:
     """Where the conversion of a file goes; a file that changed has another place."""
     stat = file.stat()
-    made_from = repr((str(file.resolve()), stat.st_size, stat.st_mtime_ns))
+    made_from = repr((VERSION, str(file.resolve()), stat.st_size, stat.st_mtime_ns))
     return cache_dir() / "gguf" / f"{file.stem}-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}"
 
 
@@ -107,6 +110,7 @@ def _is_whole(directory: Path, weights: bool) -> bool:
 def _convert(file: Path, directory: Path, weights: bool) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
+    from slms.models.gguf_tokenizer import with_pre
     from slms.models.io import quiet_transformers, read_model, save_model
 
     safely: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
@@ -114,11 +118,16 @@ def _convert(file: Path, directory: Path, weights: bool) -> None:
         try:
             config = AutoConfig.from_pretrained(file.parent, **safely)
             tokenizer = AutoTokenizer.from_pretrained(file.parent, **safely)
+            sizes, pre = _what_transformers_misses(file)
         except Exception as error:  # a reader that meets a damaged file raises anything
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(f"{file}: truncated, or no model that transformers can read ({said}).") from error
+        for name, size in sizes.items():
+            if hasattr(config, name):
+                setattr(config, name, size)
+        with_pre(tokenizer, pre)
         if weights:
-            save_model(_plain(read_model(file)), tokenizer, directory)
+            save_model(_plain(read_model(file, config=config)), tokenizer, directory)
             return
         with tempfile.TemporaryDirectory(dir=directory.parent) as beside:
             config.save_pretrained(beside)
@@ -127,6 +136,25 @@ def _convert(file: Path, directory: Path, weights: bool) -> None:
             directory.mkdir()
             for part in sorted(Path(beside).iterdir(), key=lambda part: part.name == "config.json"):
                 part.rename(directory / part.name)  # config.json last: it says that the rest is there
+
+
+_SIZES = {
+    "head_dim": "attention.key_length",
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
+}
+"""Sizes in a configuration that transformers does not read from the file for every architecture."""
+
+
+def _what_transformers_misses(file: Path) -> tuple[dict[str, int], str | None]:
+    """Return sizes of the model, and how a byte-level tokenizer splits text in llama.cpp's words (else None)."""
+    import gguf
+
+    fields = gguf.GGUFReader(file).fields
+    found = {key: field.contents() for key, field in fields.items() if len(field.data) == 1}
+    sizes = {name: found.get(f"{found['general.architecture']}.{key}") for name, key in _SIZES.items()}
+    pre = found.get("tokenizer.ggml.pre") if found.get("tokenizer.ggml.model") == "gpt2" else None
+    return {name: size for name, size in sizes.items() if size is not None}, pre
 
 
 def _plain(model: PreTrainedModel) -> PreTrainedModel:

@@ -20,6 +20,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -165,17 +166,17 @@ def load_model(directory: str | Path, dtype: torch.dtype | None = None) -> Loade
     return Loaded(read_model(path, dtype), read_tokenizer(path))
 
 
-def read_model(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Load the model of a directory that :func:`check_directory` has passed, or of a GGUF file, dequantised to fp32.
+def read_model(path: Path, dtype: torch.dtype | None = None, config: PreTrainedConfig | None = None) -> PreTrainedModel:
+    """Load the model of a directory that :func:`check_directory` has passed; every weight must be in its files.
 
-    Every weight must be there.
+    Or of a GGUF file, dequantised to fp32, with the configuration that is given.
     """
     is_gguf = path.is_file()
     with quiet_transformers():
         try:
             model, info = cast(Any, AutoModelForCausalLM).from_pretrained(
                 path.parent if is_gguf else path,
-                gguf_file=path.name if is_gguf else None,
+                **({"gguf_file": path.name, "config": config} if is_gguf else {}),
                 dtype=dtype or "auto",
                 local_files_only=True,
                 trust_remote_code=False,

@@ -1,9 +1,11 @@
 """Shows the frontier of dynamic-k execution as rows, as tables and in one closing line."""
 
+from collections.abc import Sequence
 from dataclasses import astuple
 from typing import Any
 
 from slms.measure.frontier import DIRECTIONS, NEAR_DENSE, PREFILL, Frontier, Point, best_point, break_evens, by_rule
+from slms.measure.gguf import Timed
 from slms.measure.rows import COLUMNS
 from slms.report.tables import amount, cell, interval, number, share, text_table
 
@@ -30,6 +32,21 @@ def frontier_json(frontier: Frontier) -> dict[str, object]:
         "best": None if best is None else [best.name, best.value("density")],
         "closing": closing_line(frontier),
     }
+
+
+def llama_cpp_json(timed: Sequence[Timed]) -> list[dict[str, object]]:
+    """The speeds in llama.cpp as the content of `dynamick.json`."""
+    return [{**one._asdict(), "times": one.times and one.times._asdict()} for one in timed]
+
+
+def llama_cpp_lines(timed: Sequence[Timed]) -> str:
+    """One line for each model and type: its speed in llama.cpp, or why there is none; then command and build."""
+    lines = []
+    for one in timed:
+        speed = one.times and f"decode {one.times.decode:.1f} tok/s, prefill {one.times.prompt:.1f}"
+        lines.append(f"llama.cpp, {one.model}, {one.type}: {speed or one.why_not}")
+    made = next((one.times for one in timed if one.times is not None), None)
+    return "\n".join(lines if made is None else [*lines, f"  {made.command}", f"  {made.build}"])
 
 
 def frontier_table(frontier: Frontier) -> str:

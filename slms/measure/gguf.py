@@ -1,0 +1,164 @@
+"""Writes a model as a GGUF file, and keeps it only if llama.cpp computes the same from it.
+
+Shapes: b blocks, t position, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from slms.files import PART
+from slms.measure.llama_cpp import Engine, Times, absent, build, in_turns
+from slms.models.to_gguf import BLOCK, TYPES, check, tensors, write_gguf
+
+PERPLEXITY = {"f32": 1e-4, "q8_0": 5e-3}
+"""The largest relative difference of perplexity with which a file is kept."""
+ARGMAX = {"f32": 0.999, "q8_0": 0.9}
+"""The smallest share of tokens on which model and file must predict the same token."""
+
+
+class GGUFComparison(NamedTuple):
+    """How a model and its GGUF file agree; without llama.cpp only the stored tensors were compared."""
+
+    engine: str
+    """the build of llama.cpp, or why it was not used"""
+    tokens: int = 0
+    perplexity: float | None = None
+    """of the model"""
+    exported: float | None = None
+    """perplexity of the file in llama.cpp"""
+    argmax: float | None = None
+    """share of tokens at which both have the same largest logit: greedy decoding's choice"""
+    retokenized: float | None = None
+    """share of blocks whose text llama.cpp's tokenizer turns into the same tokens as the model's"""
+
+    def equal(self, type: str) -> bool:
+        """Whether the file may be kept; without llama.cpp the stored tensors have been compared already."""
+        if self.perplexity is None or self.exported is None or self.argmax is None:
+            return True
+        return abs(self.exported / self.perplexity - 1) <= PERPLEXITY[type] and self.argmax >= ARGMAX[type]
+
+
+def export_gguf(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: str | Path, input_ids: Tensor, type: str = "f32"
+) -> GGUFComparison:
+    """Write a dense or mixture-of-experts model to a new GGUF file, which is kept only if it holds the same model.
+
+    Args:
+        input_ids: token ids [b, t] on which llama.cpp, where it is installed, must give the same as the model.
+        type: `f32` or `q8_0`.
+
+    Raises:
+        ValueError: the file exists, GGUF or llama.cpp cannot hold this model, or it computes something else.
+    """
+    file = Path(file)
+    if os.path.lexists(file):
+        raise ValueError(f"{file} exists; it is not replaced")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{PART}{file.name}")
+    try:
+        write_gguf(model, tokenizer, part, type, file.stem)
+        check_tensors(model, part, type)
+        found = compare_gguf(model, tokenizer, part, input_ids)
+        if not found.equal(type):
+            raise ValueError(
+                f"{file} is not kept, since llama.cpp computes something else: perplexity {found.exported:.6g}, the "
+                f"model's is {found.perplexity:.6g}; the same token is predicted on {found.argmax:.2%}"
+            )
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
+    return found
+
+
+class Timed(NamedTuple):
+    """The speed of a model in llama.cpp, or why there is none."""
+
+    model: str
+    type: str
+    times: Times | None
+    why_not: str | None = None
+
+
+def time_models(models: Mapping[str, PreTrainedModel], tokenizer: PreTrainedTokenizerBase, prompt: int) -> list[Timed]:
+    """Time models by name in llama.cpp, F32 and Q8_0, all in turns, on as many threads as PyTorch has.
+
+    prompt: tokens of a prompt. A model that cannot be timed has the reason in place of times.
+    """
+    cases = [(name, type) for name in models for type in TYPES]
+    if (why := absent(times_only=True)) is not None:
+        return [Timed(*case, None, why) for case in cases]
+    found: dict[tuple[str, str], Timed] = {}
+    with tempfile.TemporaryDirectory() as place:
+        files: dict[tuple[str, str], Path] = {}
+        for name, type in cases:
+            try:
+                files[name, type] = write_gguf(models[name], tokenizer, Path(place, f"{len(files)}.gguf"), type, name)
+            except ValueError as error:
+                found[name, type] = Timed(name, type, None, str(error))
+        if files:
+            times = in_turns(list(files.values()), torch.get_num_threads(), prompt)
+            found |= {case: Timed(*case, one) for case, one in zip(files, times, strict=True)}
+    return [found[case] for case in cases]
+
+
+@torch.inference_mode()
+def compare_gguf(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path, input_ids: Tensor
+) -> GGUFComparison:
+    """Run a model and its GGUF file on input_ids [b, t]; logits of one block are held at a time."""
+    if (why := absent()) is not None:
+        return GGUFComparison(f"{why}; only the stored tensors were compared")
+    nats, same, again = [0.0, 0.0], 0, 0
+    with Engine(file, torch.get_num_threads(), input_ids.shape[1], exact=True) as engine:
+        for ids in input_ids:
+            ours = model(ids[None].to(model.device)).logits[0].float().cpu()
+            theirs = engine.logits(ids.tolist())
+            for i, logits in enumerate((ours, theirs)):
+                nats[i] += F.cross_entropy(logits[:-1], ids[1:].cpu(), reduction="sum").double().item()
+            same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            again += engine.tokenize(text) == tokenizer(text).input_ids
+    predicted = input_ids.numel() - len(input_ids)
+    perplexities = [math.exp(total / predicted) for total in nats]
+    return GGUFComparison(
+        build(), input_ids.numel(), *perplexities, same / input_ids.numel(), again / max(len(input_ids), 1)
+    )
+
+
+def check_tensors(model: PreTrainedModel, file: Path, type: str) -> None:
+    """Raise ValueError unless the file holds every tensor of the model: exactly, or in Q8_0 to half a step."""
+    import gguf
+
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+    for name, weight in _all(model, type):
+        tensor = stored.pop(name, None)
+        read = None if tensor is None else gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        if read is None or read.shape != weight.shape or not _close(read, weight, type):
+            raise ValueError(f"{file}: {name} was not written as it is")
+    if stored:
+        raise ValueError(f"{file} holds {len(stored)} tensors that the model has not, as {next(iter(stored))}")
+
+
+def _all(model: PreTrainedModel, type: str) -> Iterable[tuple[str, np.ndarray]]:
+    return tensors(model, check(model.config, type))
+
+
+def _close(read: np.ndarray, weight: np.ndarray, type: str) -> bool:
+    if type == "f32" or weight.ndim == 1 or weight.shape[-1] % BLOCK:
+        return np.array_equal(read, weight)
+    blocks = weight.reshape(-1, BLOCK)
+    step = np.abs(blocks).max(axis=1, keepdims=True) / 127
+    # A scale is kept in fp16, which is off by at most 2⁻¹¹ of the largest of 127 steps.
+    return bool((np.abs(read.reshape(-1, BLOCK) - blocks) <= 0.5 * step + 127 * step * 2**-11 + 1e-7).all())
