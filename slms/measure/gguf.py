@@ -123,18 +123,17 @@ def compare_gguf(
     nats, same, again = [0.0, 0.0], 0, 0
     with Engine(file, torch.get_num_threads(), input_ids.shape[1], exact=True) as engine:
         for ids in input_ids:
-            ours = model(ids[None].to(model.device)).logits[0].float().cpu()
-            theirs = engine.logits(ids.tolist())
-            for i, logits in enumerate((ours, theirs)):
+            own = model(ids[None].to(model.device)).logits[0].float().cpu()
+            read = engine.logits(ids.tolist())
+            for i, logits in enumerate((own, read)):
                 nats[i] += F.cross_entropy(logits[:-1], ids[1:].cpu(), reduction="sum").double().item()
-            same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
-            text = tokenizer.decode(ids, skip_special_tokens=True)
+            same += int((own.argmax(-1) == read.argmax(-1)).sum())
+            text = str(tokenizer.decode(ids.tolist(), skip_special_tokens=True))
             again += engine.tokenize(text) == tokenizer(text).input_ids
     predicted = input_ids.numel() - len(input_ids)
-    perplexities = [math.exp(total / predicted) for total in nats]
-    return GGUFComparison(
-        build(), input_ids.numel(), *perplexities, same / input_ids.numel(), again / max(len(input_ids), 1)
-    )
+    ours, theirs = (math.exp(total / predicted) for total in nats)
+    shares = same / input_ids.numel(), again / max(len(input_ids), 1)
+    return GGUFComparison(build(), input_ids.numel(), ours, theirs, *shares)
 
 
 def check_tensors(model: PreTrainedModel, file: Path, type: str) -> None:

@@ -156,7 +156,9 @@ class Engine:
 def in_turns(
     files: Sequence[str | Path], threads: int = 1, prompt: int = 256, tokens: int = 32, rounds: int = 5
 ) -> list[Times]:
-    """Time several GGUF files in turns, so that a busy machine disturbs them alike; the best prompt and the 20th percentile of steps count.
+    """Time several GGUF files in turns, so that a busy machine disturbs them alike.
+
+    The best prompt and the 20th percentile of all steps count.
 
     threads: threads of each; prompt: tokens of a prompt; tokens: tokens of a decode from an empty cache.
     Uses the library where it can be loaded, else llama-bench. Raises ValueError if there is neither.
