@@ -146,6 +146,7 @@ class ResultsWriter(Callback):
             random_weights=random,
             flops=flops_per_token(net, data.block_size, measured.densities),
             routing=None if module.routing is None else module.routing.to_dict(),
+            control_run=module.made_control,
         )
 
     def _run(self, trainer: Trainer, module: LanguageModel, directory: Path, seconds: float) -> Run:

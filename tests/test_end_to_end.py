@@ -121,12 +121,15 @@ def test_the_saved_model_is_a_hugging_face_model(routed):
 
 
 def test_controls_are_one_flag_each_and_compare_puts_them_side_by_side(routed, tmp_path, capsys):
-    dense = run(tmp_path, "--model.routing=null", name="dense")
-    static = run(tmp_path, "--model.routing.router=static", name="static")
+    dense = run(tmp_path, "--model.control=dense", name="dense")
+    static = run(tmp_path, "--model.control=static_flops", name="static")
     assert [read_results(r).run.role for r in (dense, static)] == ["dense", "static"]
     assert read_results(dense).compute.active_fraction == 1.0
-    chosen = {place: [p.load > 0 for p in found] for place, found in read_results(static).pathways.items()}
-    assert all(sum(used) == 11 for used in chosen.values())
+    made = read_results(static)
+    assert made.control_run == {"name": "static_flops", "neurons": {f"L{i}.mlp": 120 for i in range(1, 7)}}
+    assert made.compute.mlp_routed == read_results(routed).compute.mlp_routed
+    rows = read_rows(dense / "metrics.csv")
+    assert {r.place for r in rows if (r.stage, r.metric) == ("train", "loss")} >= {"lm", "distill_logits"}
     evaluation.main(["compare", str(dense), str(static), str(routed), f"--output_dir={tmp_path}"])
     table = capsys.readouterr().out
     assert all(word in table for word in ("dense", "static", "routed"))

@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.+?)\n.*?```diff\n(.*?)```", PAGE, flags=re.M | re.S))
-MOST = {"rule": 2, "metric": 2, "autoencoder": 3, "command": 3, "family": 1, "format": 1, "plot": 1, "heads": 8}
+MOST = {"rule": 2, "metric": 2, "control": 1, "autoencoder": 3, "command": 3, "family": 1, "format": 1}
+MOST |= {"plot": 1, "heads": 8}
 """Files that an extension may touch, by the last word of its title that is a key."""
 
 CHECK = """
@@ -21,6 +22,7 @@ import transformers
 
 import slms
 from slms.data.stories import story
+from slms.lit.controls import Plan, make_control
 from slms.measure.metrics import METRICS
 from slms.models.routed import record_routes, routed_modules, set_k
 from slms.routing import RULES
@@ -48,6 +50,11 @@ assert list(routed_modules(routed)) == ["L0.attn", "L0.mlp", "L1.attn", "L1.mlp"
 assert "L0.attn, L1.attn: 4 heads in 4 pathways" in str(routed)
 set_k(routed, 4)
 torch.testing.assert_close(routed(ids).logits, llama(ids).logits, atol=1e-5, rtol=1e-5)
+
+# the control
+base, _ = slms.load_base("stories-1m")
+made = make_control("static_64", base, Plan(slms.RoutingConfig(layers=[1]), ids))
+assert [layer.d_ff for layer in slms.list_layers(made.net)[:3]] == [256, 64, 256]
 
 # the coder, and the metric
 coder = build_coder(CoderConfig(kind="shifted", d_sae=16, k=4), 8)

@@ -80,7 +80,7 @@ class Step:
     """See `kernels.prepare_fused`; on CUDA, for up to GPU_TOKENS tokens and GPU_PATHWAYS pathways.
 
     It covers every `Router`: linear or with a hidden layer, all its gates, any k, with or without pathways' means.
-    Others (rules other than top_k, shared pathways, static masks) run PyTorch's choice and then `kernels.routed_mlp`.
+    Others (rules other than top_k, shared pathways) run PyTorch's choice and then `kernels.routed_mlp`.
     """
 
     def __init__(self, layer: Layer) -> None:

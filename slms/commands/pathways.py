@@ -54,7 +54,7 @@ def pathways(
     results = assemble(
         Run(
             name=short_name(model),
-            role="static" if config["router"] == "static" else "routed",
+            role="routed",
             command=command_line(),
             config_digest=None,
             seed=None,

@@ -1,7 +1,8 @@
-"""LightningModules: a causal language model, dense or routed.
+"""LightningModules: a causal language model, dense or routed, or a control.
 
 checkpoint           writes checkpoints whole or not at all, and checks them before a run resumes from them
 cli                  the training command line: one YAML → one run directory
+controls             the rivals of a routed run, one entry each
 distill              how much of a loss is distillation from the frozen base, and until when
 language_model       a causal language model under training
 lightning_internals  every place where SLMS reaches into Lightning beyond what it documents

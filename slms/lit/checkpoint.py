@@ -21,6 +21,7 @@ from slms.files import replacing
 logger = logging.getLogger(__name__)
 
 CONFIG_KEY = "config.yaml"  # where a checkpoint keeps its run's configuration, as text
+CONTROL_KEY = "control"  # where it keeps how the control was made that it trains
 SHARDED = "meta.pt"  # the file that Lightning puts beside the shards
 
 
@@ -110,15 +111,23 @@ def _newest_first(paths: list[Path]) -> list[Path]:
 
 def step_of(path: Path) -> int:
     """The number of optimizer steps before a checkpoint, which :func:`find_checkpoint` must have passed."""
-    file = path / SHARDED if path.is_dir() else path
-    return int(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    return int(_content(path)["global_step"])
 
 
 def config_in(path: Path) -> dict[str, Any] | None:
     """The resolved configuration that an intact checkpoint was written under; None if it records none."""
-    file = path / SHARDED if path.is_dir() else path
-    text = torch.load(file, map_location="cpu", weights_only=True, mmap=True).get(CONFIG_KEY)
+    text = kept_in(path, CONFIG_KEY)
     return None if text is None else yaml.safe_load(text)
+
+
+def kept_in(path: Path, key: str) -> Any:
+    """What an intact checkpoint keeps under `key` beside its weights; None if nothing."""
+    return _content(path).get(key)
+
+
+def _content(path: Path) -> dict[str, Any]:
+    file = path / SHARDED if path.is_dir() else path
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
 
 
 def _fault(path: Path) -> str | None:

@@ -1,16 +1,20 @@
-"""A causal language model under training: dense, or routed with balanced pathways.
+"""A causal language model under training: dense, routed with balanced pathways, or a control of a routed one.
 
 Shapes: `b` blocks, `t` position.
 """
 
+import copy
 import math
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from slms.data.module import TextData
+from slms.lit.checkpoint import CONTROL_KEY, kept_in
+from slms.lit.controls import CONTROLS, Plan, check_control, make_control
 from slms.lit.distill import DistillConfig
 from slms.lit.optim import OptimizerConfig, build_optimizer, lr_share
 from slms.lit.optimized import OptimizedModule
@@ -19,12 +23,12 @@ from slms.lit.trainer_options import data_of, logs_step, undeclared
 from slms.measure.passes import document_loss, token_nll
 from slms.metrics.loss import DocumentLoss
 from slms.models.activations import mlp_outputs
+from slms.models.anatomy import find_mlps
 from slms.models.base import BaseConfig, load_base
 from slms.models.convert import route
 from slms.models.head import Head, separates, through_head
 from slms.models.place import place_name
 from slms.models.routed import record_routes, routed_modules, set_k, set_ramp
-from slms.models.routed_mlp import RoutedMLP
 from slms.models.stock import check_base
 from slms.models.token_loss import TokenLoss, next_tokens, token_loss
 from slms.models.weights import model_digest
@@ -51,7 +55,11 @@ class LanguageModel(OptimizedModule):
 
     Args:
         base: the dense model to start from.
-        routing: how to split and choose pathways; null trains the dense base itself, which is the dense control.
+        routing: how to split and choose pathways; null trains the dense base itself.
+        control: train, in place of the model that `routing` describes, one of its rivals with the same text, objective
+            and recipe (`slms.lit.controls`): `dense` (the base), `static` (its best fixed neurons, as many as the
+            routed model executes), `static_flops` and `static_time` (as many as take the routed model's FLOPs, or its
+            measured decode time) or `frozen_router`.
         balance: load balancing (GLBL), router z-loss and bias balancing.
         optimizer: AdamW and its schedule.
         distill: distillation from the frozen base.
@@ -68,6 +76,7 @@ class LanguageModel(OptimizedModule):
         self,
         base: BaseConfig,
         routing: RoutingConfig | None = None,
+        control: Literal[*CONTROLS] | None = None,  # type: ignore[valid-type]  # names of a table
         balance: BalanceConfig = BalanceConfig(),  # noqa: B008  frozen
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
         distill: DistillConfig = DistillConfig(),  # noqa: B008
@@ -81,7 +90,9 @@ class LanguageModel(OptimizedModule):
             raise ValueError(f"model.k_anneal is {k_anneal}; it must lie in [0, 1)")
         if not 0 < gate_ramp <= 1:
             raise ValueError(f"model.gate_ramp is {gate_ramp}; it must lie in (0, 1]")
-        self.base, self.routing, self.balance = base, routing, balance
+        if control is not None:
+            check_control(control, routing)
+        self.base, self.routing, self.control, self.balance = base, routing, control, balance
         self.optimizer_config, self.distill = optimizer, distill
         self.gate_ramp, self.k_anneal, self.calibration_tokens = gate_ramp, k_anneal, calibration_tokens
         self.net, self.tokenizer = load_base(base)
@@ -96,13 +107,15 @@ class LanguageModel(OptimizedModule):
         self.last_routes: dict[str, Routes] = {}
         self._sums: list[torch.Tensor] = []  # the losses of each micro-batch since the last optimizer step
         self.teacher: list[PreTrainedModel] = []  # a list, so that the frozen base stays out of the state dict
+        self._taught_layers: list[int] = []  # whose MLPs' outputs are taught
+        self.made_control: dict[str, Any] | None = None  # how the control was made
 
     @property
     def role(self) -> str:
-        """The kind of this run: `routed`, `static` (fixed pathways) or `dense`."""
-        if self.routing is None:
-            return "dense"
-        return "static" if self.routing.router == "static" else "routed"
+        """The kind of this run: `routed`, `static` (fixed neurons) or `dense`."""
+        if self.control is not None:
+            return CONTROLS[self.control].role
+        return "dense" if self.routing is None else "routed"
 
     def setup(self, stage: str) -> None:
         """Measure the base on the validation text, then convert it, calibrated on the first training blocks."""
@@ -114,20 +127,29 @@ class LanguageModel(OptimizedModule):
             raise ValueError(f"data.block_size is {data.block_size}; the base's context holds at most {limit} tokens")
         self.base_digest = model_digest(self.net)
         self.base_loss = document_loss(self.net, data.val_blocks, data.batch_size)
+        dense = self.net
         if self.routing is not None:
             self._convert(self.routing, data)
+            self._taught_layers = self.routing.routed_layers(len(find_mlps(dense)))
+        if self.distill.logits or self.distill.mlp:
+            self.net = copy.deepcopy(dense) if self.net is dense else self.net
+            self.teacher = [dense.eval().requires_grad_(False)]
+        separates(self.net)
         if self.recompute:
             self.net.gradient_checkpointing_enable({"use_reentrant": False})
         self.net.train()
 
     def _convert(self, routing: RoutingConfig, data: TextData) -> None:
-        dense = self.net
-        self.net = route(dense, routing, data.calibration(self.calibration_tokens))
+        calibration = data.calibration(self.calibration_tokens)
+        if self.control is None:
+            self.net = route(self.net, routing, calibration)
+        else:
+            resumed = self.trainer.ckpt_path
+            record = None if resumed is None else kept_in(Path(resumed), CONTROL_KEY)
+            plan = Plan(routing, calibration, self.trainer.strategy.broadcast, record)
+            self.net, self.made_control = make_control(self.control, self.net, plan)
         for place in routed_modules(self.net):
             self.balances[_key(place)] = GlobalBalance(routing.n_pathways, self.balance.momentum, routing.n_shared)
-        if self.distill.logits or self.distill.mlp:
-            self.teacher = [dense.eval().requires_grad_(False)]
-        separates(self.net)
 
     def configure_model(self) -> None:
         """Shard the model under `--trainer.strategy=fsdp2`; otherwise every process holds all of it."""
@@ -172,8 +194,7 @@ class LanguageModel(OptimizedModule):
         """The sum of cross-entropy, load balancing, z-loss and distillation of one batch."""
         ids = batch["input_ids"]
         taught = self.distill.share_at(self.global_step / self.total_steps) if self.teacher else 0.0
-        mlps = routed_modules(self.net, RoutedMLP).values() if taught and self.distill.mlp else ()
-        layers = [mlp.layer_index for mlp in mlps]
+        layers = self._taught_layers if taught and self.distill.mlp else []
         with record_routes(self.net) as routes, mlp_outputs(self.net, layers) as outputs:
             tokens, wanted = self._token_loss(ids, taught * self.distill.logits, layers if taught else None)
         loss, terms = tokens.total, {"lm": tokens.nll}
@@ -243,8 +264,13 @@ class LanguageModel(OptimizedModule):
         with undeclared(self.trainer).profiler.profile("GlobalBalance.step"):
             for place, module in routed.items():
                 load = self._balance(place).step()
-                if self.balance.bias_rate:
+                if self.balance.bias_rate and next(module.router.parameters()).requires_grad:
                     bias_update(module.router.selection_bias, load, self.balance.bias_rate)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep how the control was made, because times that decided it would be others when the run is resumed."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[CONTROL_KEY] = self.made_control
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Rename the keys of old checkpoints, which call the balance of L3.mlp `balances.3`."""

@@ -21,6 +21,7 @@ frontier          its points, and where each rule breaks even
 llama_cpp         the same in llama.cpp, where it is installed
 gguf              GGUF files of a model, compared with it in llama.cpp
 speed             how long a prompt and a token take
+equal_time        how wide a dense MLP may be to be as fast as a routed one
 kernels           which backend is fastest for a routed model here
 sae               how good sparse coders are
 features          the latents of a coder over a text
@@ -29,6 +30,7 @@ examples          the uses of a latent that are worth showing
 logit_effects     what a latent writes to the logits
 attribution       which pathways write which latents
 harness           tasks of lm-eval
+study             a routed run beside its controls over seeds, and the rule of its verdict
 suite             specialization across models of several sizes, and the rule of its verdict
 export            a model against its export, which stock_reader opens in a process without slms
 doctor            system, kernels, hub and cache of this machine

@@ -110,11 +110,8 @@ def measure_controls(
     given_token: Sequence[str] = (),
     options: ControlOptions = ControlOptions(),  # noqa: B008  immutable
 ) -> Controlled:
-    """Measure every routed place beside every control, on blocks that are spread evenly over the text.
-
-    Static places are left out: their choice has no alternative of equal loads.
-    """
-    modules = {place: m for place, m in routed_modules(model).items() if m.config.router != "static"}
+    """Measure every routed place beside every control, on blocks that are spread evenly over the text."""
+    modules = routed_modules(model)
     if not modules or not options.seeds:
         return Controlled([], {})
     training = model.training
@@ -274,8 +271,6 @@ def oracle_choosers(model: nn.Module) -> dict[str, Chooser]:
     """By place of routed MLPs, a function that chooses as many pathways as the router, those of largest output norm."""
     found: dict[str, Chooser] = {}
     for place, mlp in routed_modules(model, RoutedMLP).items():
-        if mlp.config.router == "static":
-            continue
         norms, shared = contribution_norms(mlp), mlp.config.n_shared
 
         def choose(x: Tensor, routes: Routes, norms=norms, shared: int = shared) -> Tensor:

@@ -47,6 +47,7 @@ def assemble(
     random_weights: Sequence[Row] = (),
     flops: Flops | None = None,
     routing: dict[str, Any] | None = None,
+    control_run: dict[str, Any] | None = None,
 ) -> Results:
     """Assemble the content of a results file.
 
@@ -57,6 +58,7 @@ def assemble(
         random_weights: the rows of a model with random weights on the same text, itself a control.
         flops: FLOPs of the model at the measured density.
         routing: the routing configuration as plain values.
+        control_run: how the control was made, if the run is one.
     """
     controls = {} if controlled is None else dict(controlled.controls)
     rows = measured.rows if controlled is None else [*measured.rows, *controlled.rows]
@@ -71,6 +73,7 @@ def assemble(
         losses=losses_of(measured.loss, dense),
         compute=None if flops is None else compute_of(flops),
         routing=routing,
+        control_run=control_run,
         rows=[replace(row, seed=run.seed) for row in rows],
         controls=controls,
         pathways=measured.pathways,

@@ -173,6 +173,7 @@ class Results:
     losses: Losses
     compute: Compute | None = None
     routing: dict[str, Any] | None = None  # RoutingConfig.to_dict(), null for a dense run
+    control_run: dict[str, Any] | None = None  # of a control: its name, neurons by place, the times that decided them
     rows: list[Row] = field(default_factory=list)  # every number of every routed place
     controls: dict[str, Control] = field(default_factory=dict)  # by name: `random_router`, `geometry`, …
     pathways: dict[str, list[Pathway]] = field(default_factory=dict)  # by place, all of them in order

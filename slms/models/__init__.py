@@ -13,7 +13,9 @@ dynamic                  rules that choose and execute neurons of dense MLPs wit
 contributions            what each pathway of a routed MLP adds to its output
 saved_partition          the pathway of each neuron, read from a model directory
 convert, calibration     turn a dense model into a routed one, as close to it as calibration allows
-routed_config, routed_lm the routed Hugging Face classes
+cut, pruning             cut a dense model's best fixed neurons out into smaller MLPs, the control of a routed one
+routed_config, routed_lm the routed Hugging Face classes; variants makes classes of both kinds
+cut_lm                   the cut Hugging Face classes
 registration             registers these classes with transformers' Auto classes
 io, flops                save and load models; count the FLOPs of a token
 stock, stock_weights     which routed models are stock mixtures of experts, and writing them as such

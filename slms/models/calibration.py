@@ -1,4 +1,4 @@
-"""Measures pathways' mean outputs, norms and interactions on calibration tokens, and fits routers to them.
+"""Measures pathways' mean outputs and norms on calibration tokens, and fits routers to them.
 
 Shapes: n calibration tokens, d model, f neurons, p pathways.
 """
@@ -6,7 +6,7 @@ Shapes: n calibration tokens, d model, f neurons, p pathways.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -34,52 +34,48 @@ class PathwayStatistics(NamedTuple):
     """[p, d]: E f_p"""
     norms: Tensor
     """[n, p]: ‖f_p(x)‖, or ‖f_p(x) − E f_p‖ if ``centred``"""
-    gram: Tensor
-    """[p, p] float64: E⟨f_p, f_q⟩, or E⟨f_p − E f_p, f_q − E f_q⟩ if ``centred``"""
 
 
 def layer_inputs(model: PreTrainedModel, layers: list[int], blocks: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Yield each layer's MLP inputs [n, d] over token blocks [b, t], in fp32 on the model's device.
 
-    As many layers as fit in 2 GiB are collected together; the model runs again for the others.
+    As many layers as fit in 2 GiB are collected together; the model runs again for the others. It is in evaluation
+    mode meanwhile.
     """
     keep = max(1, MAX_TOKENS // blocks.shape[1])
     if len(blocks) > keep:  # evenly spread
         blocks = blocks[torch.linspace(0, len(blocks) - 1, keep).round().long()]
     group = max(1, _MEMORY_BYTES // (4 * blocks.numel() * model.config.hidden_size))
-    for start in range(0, len(layers), group):
-        chosen = layers[start : start + group]
-        collected: dict[int, list[Tensor]] = {i: [] for i in chosen}
-        for batch in blocks.split(max(1, _FORWARD_TOKENS // blocks.shape[1])):
-            with mlp_inputs(model, chosen) as found:
-                model.base_model(batch.to(model.device), use_cache=False)
+    training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(layers), group):
+            chosen = layers[start : start + group]
+            collected: dict[int, list[Tensor]] = {i: [] for i in chosen}
+            for batch in blocks.split(max(1, _FORWARD_TOKENS // blocks.shape[1])):
+                with mlp_inputs(model, chosen) as found:
+                    model.base_model(batch.to(model.device), use_cache=False)
+                for i in chosen:
+                    collected[i].append(found[i].float())
             for i in chosen:
-                collected[i].append(found[i].float())
-        for i in chosen:
-            yield i, torch.cat(collected.pop(i))
+                yield i, torch.cat(collected.pop(i))
+    finally:
+        model.train(training)
 
 
 def pathway_statistics(weights: MLPWeights, x: Tensor, offsets: tuple[int, ...], centred: bool) -> PathwayStatistics:
     """Compute the statistics at inputs x [n, d] for weights in pathway order.
 
     Dropping a pathway loses f_p, or f_p − E f_p if means are compensated (``centred``). No tensor [n, p, d] is formed:
-    gram[p, q] = Σ_{i∈p, j∈q} C_ij (W_out W_outᵀ)_ij with C = E hᵀh, and ‖h W_out‖ = ‖h Rᵀ‖ with W_outᵀ = QR in each
-    pathway.
+    ‖h W_out‖ = ‖h Rᵀ‖ with W_outᵀ = QR in each pathway.
     """
     parts = list(pairwise(offsets))
-    second = torch.zeros(offsets[-1], offsets[-1], dtype=torch.float64, device=x.device)
     first = torch.zeros(offsets[-1], dtype=torch.float64, device=x.device)
     for chunk in x.split(_CHUNK):
-        h = neurons(weights, chunk)
-        first += h.sum(0).double()
-        second += (h.T @ h).double()
-    first, second = first / len(x), second / len(x)
-    W_out = weights.W_out.double()
+        first += neurons(weights, chunk).sum(0).double()
+    first, W_out = first / len(x), weights.W_out.double()
     mean = torch.stack([first[a:b] @ W_out[a:b] for a, b in parts])
     origin = first if centred else torch.zeros_like(first)
-    products = (second - torch.outer(origin, origin)) * (W_out @ W_out.T)
-    rows = torch.stack([products[a:b].sum(0) for a, b in parts])
-    gram = torch.stack([rows[:, a:b].sum(1) for a, b in parts], 1)
     triangles = [torch.linalg.qr(W_out[a:b].T).R.to(x.dtype) for a, b in parts]
     origin, norms = origin.to(x.dtype), []
     for chunk in x.split(_CHUNK):
@@ -87,30 +83,7 @@ def pathway_statistics(weights: MLPWeights, x: Tensor, offsets: tuple[int, ...],
         norms.append(
             torch.stack([(h[:, a:b] @ R.T).norm(dim=1) for (a, b), R in zip(parts, triangles, strict=True)], 1)
         )
-    return PathwayStatistics(mean.to(x.dtype), torch.cat(norms), gram)
-
-
-def best_fixed(gram: Tensor, k: int, always: Iterable[int] = ()) -> list[int]:
-    """Choose k pathways to keep so that the dropped ones, D, have the least E‖Σ_{p∈D} f_p‖² = Σ_{p,q∈D} gram[p, q].
-
-    The search drops greedily, then exchanges one kept for one dropped pathway until nothing helps; it keeps ``always``.
-    """
-    n, always = len(gram), set(always)
-    kept = set(range(n))
-
-    def error(kept: set[int]) -> float:
-        dropped = sorted(set(range(n)) - kept)
-        return gram[dropped][:, dropped].sum().item()
-
-    while len(kept) > k:
-        kept.remove(min(sorted(kept - always), key=lambda p: error(kept - {p})))
-    while kept and len(kept) < n:
-        swaps = [(kept - {a}) | {b} for a in sorted(kept - always) for b in sorted(set(range(n)) - kept)]
-        best = min(swaps, key=error, default=kept)
-        if error(best) >= error(kept) * (1 - 1e-9):
-            break
-        kept = best
-    return sorted(kept)
+    return PathwayStatistics(mean.to(x.dtype), torch.cat(norms))
 
 
 def fit_router(
@@ -121,7 +94,6 @@ def fit_router(
     This is the norm-predicting router of D2DMoE (arXiv:2310.04361). `linear` is solved by least squares in closed form.
     `mlp` is trained by Adam with a cosine schedule, then its last layer is solved on all tokens. x [n, d]; norms [n, p]
     """
-    assert router.out is not None, router.kind
     shared = router.config.n_shared
     target = router.set_norm_scale(norms[:, shared:])
     target = torch.cat([(norms[:, :shared] - router.norm_shift) / router.norm_scale, target], 1).float()

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
+from slms.models.families import dense_type
 from slms.models.routed import routed_modules
 from slms.routing import RULES
 
@@ -52,7 +53,7 @@ def model_card(
         data,
         template_path=str(_TEMPLATE),
         title=title,
-        family=model.config.model_type.removeprefix("routed_"),
+        family=dense_type(model.config.model_type),
         parameters=sum(p.numel() for p in model.parameters()),
         dtype=str(model.dtype).removeprefix("torch."),
         base=base and shortened(base),

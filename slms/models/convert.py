@@ -15,15 +15,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from slms.models.anatomy import find_mlps
-from slms.models.calibration import best_fixed, fit_router, layer_inputs, pathway_statistics
-from slms.models.families import FAMILIES, family_name
+from slms.models.calibration import fit_router, layer_inputs, pathway_statistics
+from slms.models.families import family_name
 from slms.models.partition import partition
 from slms.models.routed_config import CONFIGS
-from slms.models.routed_lm import RoutedMixin, route_mlps, routed_class
+from slms.models.routed_lm import route_mlps, routed_class
 from slms.models.routed_mlp import RoutedMLP
 from slms.models.speedups import prepare
 from slms.models.stock import check_base
-from slms.models.transformers_internals import forget_renamed_weights
+from slms.models.variants import changed_copy, check_dense
 from slms.models.weights import MLPWeights, neurons, read_mlp
 from slms.routing import RoutingConfig
 
@@ -38,49 +38,36 @@ def route(model: PreTrainedModel, config: RoutingConfig, calibration: Tensor | N
     """Make a routed copy of a dense causal language model; the model itself does not change.
 
     Each routed layer's neurons are grouped into pathways, and its router learns to predict how much every pathway
-    contributes (for the ``static`` control, the best fixed pathways are found instead). With k = P and gates of 1 the
-    copy computes what the model does. It keeps device, dtype, generation configuration and tied weights.
+    contributes. With k = P and gates of 1 the copy computes what the model does. It keeps device, dtype, generation
+    configuration and tied weights.
 
     calibration: token ids [b, t], of which up to 65k are used. Without them the partition is contiguous instead of
     ``coactivation``, the router is random, and a warning says so. Raises ValueError if model, configuration and
     tokens do not fit together.
     """
-    if isinstance(model, RoutedMixin):
-        raise ValueError(f"{type(model).__name__} is routed already; route its dense base instead.")
-    if type(model).__name__ not in {family.model for family in FAMILIES.values()}:
-        raise ValueError(f"{type(model).__name__} has no known MLP; the families are {', '.join(FAMILIES)}.")
+    check_dense(model)
     if config.stock:
         check_base(model.config, config)
     if calibration is None:
         config = _uncalibrated(config)
     else:
-        _check_tokens(calibration, model)
+        check_tokens(calibration, model)
 
-    routed, layers = _with_fresh_mlps(model, config)
-    dense = {i: _in_fp32(read_mlp(find_mlps(model)[i])) for i in layers}
+    routed, layers = with_fresh_mlps(model, config)
+    dense = {i: in_fp32(read_mlp(find_mlps(model)[i])) for i in layers}
     if calibration is None:
         for i, mlp in layers.items():
             _fill(mlp, dense[i], None)
         return routed
-    training = model.training
-    model.eval()
-    try:
-        for i, x in layer_inputs(model, list(layers), calibration):
-            _calibrate(layers[i], _fill(layers[i], dense[i], x), x)
-    finally:
-        model.train(training)
+    for i, x in layer_inputs(model, list(layers), calibration):
+        _calibrate(layers[i], _fill(layers[i], dense[i], x), x)
     return routed
 
 
-def _with_fresh_mlps(model: PreTrainedModel, config: RoutingConfig) -> tuple[PreTrainedModel, dict[int, RoutedMLP]]:
-    """Copy the model into its routed class; the routed MLPs do not hold the model's weights yet."""
-    routed = copy.deepcopy(model)
-    # The classes differ only in how __init__ builds MLPs. Changing the class of the copy, and of the configuration that
-    # all its modules share, keeps everything else; a model built anew would lose what was set later.
+def with_fresh_mlps(model: PreTrainedModel, config: RoutingConfig) -> tuple[PreTrainedModel, dict[int, RoutedMLP]]:
+    """Copy a dense model into its routed class; the routed MLPs, by layer, do not hold the model's weights yet."""
     family = family_name(model.config.model_type)
-    routed.__class__, routed.config.__class__ = routed_class(family), CONFIGS[family]
-    routed.config.routing = config.to_dict()
-    forget_renamed_weights(routed)
+    routed = changed_copy(model, routed_class(family), CONFIGS[family], routing=config.to_dict())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         layers = route_mlps(routed)
@@ -93,14 +80,15 @@ def _uncalibrated(config: RoutingConfig) -> RoutingConfig:
     changed: dict[str, Any] = {}
     if config.partition == "coactivation":
         changed["partition"] = "contiguous"
-    if config.router != "static" and config.router_init == "norm":
+    if config.router_init == "norm":
         changed["router_init"] = "random"
     told = ", ".join(f"{name} {value}" for name, value in changed.items())
-    logger.warning("route without calibration tokens: %s", told or f"first {config.k} pathways fixed, unmeasured")
+    logger.warning("route without calibration tokens: %s", told or f"partition {config.partition}, random router")
     return dataclasses.replace(config, **changed)
 
 
-def _check_tokens(tokens: Tensor, model: PreTrainedModel) -> None:
+def check_tokens(tokens: Tensor, model: PreTrainedModel) -> None:
+    """Raise ValueError if `tokens` are not token ids [b, t] that the model can read."""
     longest, vocab = getattr(model.config, "max_position_embeddings", None), model.config.vocab_size
     if tokens.ndim != 2 or tokens.is_floating_point() or not tokens.numel():
         raise ValueError(
@@ -112,7 +100,8 @@ def _check_tokens(tokens: Tensor, model: PreTrainedModel) -> None:
         raise ValueError(f"`calibration` holds token {tokens.max().item()}; the model knows 0 to {vocab - 1}.")
 
 
-def _in_fp32(weights: MLPWeights) -> MLPWeights:
+def in_fp32(weights: MLPWeights) -> MLPWeights:
+    """Return an MLP's weights in fp32."""
     fp32: dict[str, Any] = {
         name: value.float() for name, value in weights._asdict().items() if isinstance(value, Tensor)
     }
@@ -143,16 +132,12 @@ def _fill(mlp: RoutedMLP, dense: MLPWeights, x: Tensor | None) -> MLPWeights:
 
 
 def _calibrate(mlp: RoutedMLP, weights: MLPWeights, x: Tensor) -> None:
-    """Set mean outputs and the router's weights (or fixed choice) from inputs x [n, d] and weights in pathway order."""
+    """Set mean outputs and the router's weights from inputs x [n, d] and weights in pathway order."""
     config = mlp.config
     statistics = pathway_statistics(weights, x, mlp.offsets, centred=config.mean_compensation)
     if mlp.mean_out is not None:
         mlp.mean_out.copy_(statistics.mean)
-    if config.router == "static":
-        kept = best_fixed(statistics.gram, config.k, range(config.n_shared))
-        mlp.router.static_mask.fill_(False)[kept] = True
-        logger.info("%s: fixed pathways %s", mlp.place, kept)
-    elif config.router_init == "norm":
+    if config.router_init == "norm":
         router = copy.deepcopy(mlp.router).float()  # it is fitted in fp32 whatever the model's dtype
         explained = fit_router(router, x, statistics.norms, config.seed + mlp.layer_index)
         mlp.router.load_state_dict(router.state_dict())

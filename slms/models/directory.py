@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from slms.models.checksums import check_checksums
-from slms.models.families import FAMILIES
+from slms.models.families import FAMILIES, dense_type
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def _instead_of_a_model(path: Path) -> str:
 
 def _is_known(kind: str) -> bool:
     """Return whether transformers knows a model type; its own list is asked last, since it takes seconds to import."""
-    if kind.removeprefix("routed_") in FAMILIES:
+    if dense_type(kind) in FAMILIES:
         return True
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 

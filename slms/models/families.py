@@ -57,12 +57,25 @@ FAMILIES: dict[str, Family] = {
     "gemma2": _gated("Gemma2Config", "Gemma2ForCausalLM"),
     "gemma3_text": _gated("Gemma3TextConfig", "Gemma3ForCausalLM"),
 }
-"""By transformers' ``model_type``; a routed model's is the same with ``routed_`` before it."""
+"""By transformers' ``model_type``; a routed model's is the same with ``routed_`` before it, a cut model's with
+``cut_``."""
+
+VARIANTS = ("routed", "cut")
+
+
+def dense_type(model_type: str) -> str:
+    """Return the ``model_type`` of the dense model that a routed or cut one was made from.
+
+    >>> dense_type("routed_gpt_neo"), dense_type("cut_llama"), dense_type("gpt2")
+    ('gpt_neo', 'llama', 'gpt2')
+    """
+    kind, _, rest = model_type.partition("_")
+    return rest if kind in VARIANTS else model_type
 
 
 def family_name(model_type: str) -> str:
-    """Return the family of a dense or routed ``model_type``; raise ValueError, naming the families, if it has none."""
-    name = model_type.removeprefix("routed_")
+    """Return the family of any ``model_type``; raise ValueError, naming the families, if it has none."""
+    name = dense_type(model_type)
     if name not in FAMILIES:
         raise ValueError(f"model type `{name}` has no known MLP; the families are {', '.join(FAMILIES)}.")
     return name

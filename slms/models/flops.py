@@ -1,4 +1,4 @@
-"""Counts the matrix-product FLOPs per token of a causal language model, dense and routed, from its modules.
+"""Counts the matrix-product FLOPs per token of a causal language model, dense, routed or cut, from its modules.
 
 Shapes: t positions, d model, f neurons, p pathways.
 
@@ -25,7 +25,7 @@ class Flops(NamedTuple):
     """FLOPs per token of one forward pass."""
 
     mlp_dense: int
-    """All MLPs, with every neuron executed and no router."""
+    """All MLPs, with every neuron of the dense base executed and no router."""
     mlp_routed: float
     """All MLPs as they run, with routers, mean compensation and only the executed neurons."""
     total_dense: int
@@ -55,20 +55,39 @@ def flops_per_token(model: PreTrainedModel, seq_len: int, density: dict[str, flo
         raise ValueError(f"`seq_len` is {seq_len}; it must be at least 1.")
     dense = routed = 0.0
     neurons = active = 0.0
-    for mlp in find_mlps(model).values():
-        weights = read_mlp(mlp)
-        f, d = weights.W_in.shape
-        matrices = 2 if weights.W_gate is None else 3
-        cost, share, extra = 2 * matrices * f * d, 1.0, 0
-        if isinstance(mlp, RoutedMLP):
-            share, extra = _density(mlp, density), _linear_flops(mlp.router)
-            if mlp.mean_out is not None:
-                extra += 2 * mlp.mean_out.numel()
-        dense, routed = dense + cost, routed + share * cost + extra
-        neurons, active = neurons + f, active + share * f
+    widths: dict[int, int] = getattr(model, "dense_widths", {})  # of a cut model
+    for index, mlp in find_mlps(model).items():
+        here = mlp_flops(mlp, density)
+        f = widths.get(index, here.neurons)
+        dense, routed = dense + here.per_neuron * f, routed + here.run
+        neurons, active = neurons + f, active + here.active
     rest = _linear_flops(model.get_submodule(family_of(model).layers), skip=set(find_mlps(model).values()))
     rest += 2 * model.get_output_embeddings().weight.numel() + _attention_flops(model, seq_len)
     return Flops(int(dense), routed, int(dense + rest), routed + rest, active / neurons)
+
+
+class MLPFlops(NamedTuple):
+    """FLOPs per token of one MLP."""
+
+    neurons: int
+    """that the MLP has"""
+    active: float
+    """neurons that are executed"""
+    per_neuron: int
+    run: float
+    """of the MLP as it runs, with its router and mean compensation"""
+
+
+def mlp_flops(mlp: nn.Module, density: dict[str, float] | float | None = None) -> MLPFlops:
+    """Count the FLOPs per token of a dense or routed MLP; `density` as in :func:`flops_per_token`."""
+    weights = read_mlp(mlp)
+    f, d = weights.W_in.shape
+    per_neuron, share, extra = 2 * (2 if weights.W_gate is None else 3) * d, 1.0, 0
+    if isinstance(mlp, RoutedMLP):
+        share, extra = _density(mlp, density), _linear_flops(mlp.router)
+        if mlp.mean_out is not None:
+            extra += 2 * mlp.mean_out.numel()
+    return MLPFlops(f, share * f, per_neuron, share * per_neuron * f + extra)
 
 
 def _density(module: Routed, density: dict[str, float] | float | None) -> float:

@@ -69,8 +69,6 @@ class Routed(nn.Module):
         rule = RULES[config.rule]
         words = rule.words.format(**config.to_dict() | {"k": self._k})
         chosen = f"{words} chosen by its {config.router} router"
-        if config.router == "static":
-            chosen = f"the same {self._k} for every token"
         density = f", density {self._k / config.n_pathways:.2g}" if rule.fixed else ""
         return f"{self.offsets[-1]} {self.units} in {config.n_pathways} pathways, {chosen}{density}"
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import transformers
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from slms.models.anatomy import find_mlps, replace_mlp
 from slms.models.families import FAMILIES
@@ -14,6 +13,7 @@ from slms.models.flops import flops_per_token
 from slms.models.routed import routed_modules
 from slms.models.routed_mlp import RoutedMLP
 from slms.models.speedups import prepare
+from slms.models.variants import variant_class
 from slms.models.weights import dropout_of, read_mlp
 from slms.routing import RoutingConfig
 
@@ -40,12 +40,7 @@ class RoutedMixin(PreTrainedModel):
 @cache
 def routed_class(family: str) -> type[PreTrainedModel]:
     """Return the routed class of a family, which can be pickled, and register it with AutoModelForCausalLM."""
-    dense = getattr(transformers, FAMILIES[family].model)
-    config, name = CONFIG_MAPPING[f"routed_{family}"], f"Routed{dense.__name__}"
-    made = type(name, (RoutedMixin, dense), {"__module__": __name__, "config_class": config})
-    AutoModelForCausalLM.register(config, made, exist_ok=True)
-    globals()[name] = made
-    return made
+    return variant_class("routed", RoutedMixin, family)
 
 
 def __getattr__(name: str) -> type[PreTrainedModel]:

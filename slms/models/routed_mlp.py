@@ -123,7 +123,6 @@ class RoutedMLP(Routed):
             and not (self.training and self.dropout)
             and config.rule == "top_k"
             and config.n_shared == 0
-            and self.router.kind != "static"
             and self.router.gate in GATES
         )
         return fuses(x, self.W_in, self._k / p, p, self.W_gate is not None, config.backend) if plain else None
@@ -136,7 +135,6 @@ class RoutedMLP(Routed):
         """
         router = self.router
         hidden, out = router.hidden, router.out
-        assert out is not None, router.kind  # `_fuses` has checked this
         owners: list[dict] = [self._parameters, self._buffers, router._parameters, router._buffers, out._parameters]
         if hidden is not None:
             owners.append(hidden._parameters)

@@ -28,8 +28,8 @@ class RoutingConfig:
             model's last layer.
         layers: indices of the layers to route; they override `every_n_layers`, `first_layer` and `last_layer`.
         partition: how neurons are grouped into pathways; `coactivation` needs calibration tokens.
-        router: what scores the pathways; by default `mlp`, or `linear` under `stock`. `static` is the control: no
-            parameters, gates of 1, the same choice for all.
+        router: what scores the pathways: a linear map of the MLP's input, or two with a ReLU between; by default `mlp`,
+            or `linear` under `stock`.
         router_hidden: hidden width of the `mlp` router.
         router_bias: whether each pathway's score has a bias; by default true, or false under `stock`.
         router_init: `norm` fits scores to pathways' output norms on calibration tokens (D2DMoE); `random` is seeded.
@@ -53,7 +53,7 @@ class RoutingConfig:
     last_layer: int = -1
     layers: list[int] | None = None
     partition: Literal["contiguous", "random", "kmeans", "coactivation"] = "coactivation"
-    router: Literal["mlp", "linear", "static"] | None = None
+    router: Literal["mlp", "linear"] | None = None
     router_hidden: int = 128
     router_bias: bool | None = None
     router_init: Literal["norm", "random"] = "norm"
@@ -94,8 +94,6 @@ class RoutingConfig:
         layers = self.layers
         if layers is not None and (not layers or min(layers) < 0 or len(set(layers)) != len(layers)):
             raise ValueError(f"`routing.layers` is {layers}; it must name one or more layers, each once, from 0.")
-        if self.router == "static" and self.rule != "top_k":
-            raise ValueError(f"`routing.rule` is {self.rule}; with `routing.router` static it must be top_k.")
         if self.stock:
             check_stock(self)
 

@@ -21,7 +21,6 @@ class PathwayRouter(nn.Module):
     ``mlp``      s = W₂ relu(W₁x + b₁) + b₂
     ``linear``   s = W₂x + b₂
     (without b₂ if ``router_bias`` is false)
-    ``static``   s = static_mask, which gives every token the same pathways (the control), with gates of 1
 
     A norm-regressed router (D2DMoE, arXiv:2310.04361) predicts (‖pathway output‖ − norm_shift)/norm_scale, with one
     shift and one scale per layer. This keeps the order of the norms and gives the scores unit variance at any scale of
@@ -31,7 +30,6 @@ class PathwayRouter(nn.Module):
     A ``chooser`` replaces the choice, not the scores (:func:`slms.models.routed.choose_by`).
     """
 
-    static_mask: Tensor
     ramp: Tensor | None
     selection_bias: Tensor
     norm_shift: Tensor
@@ -41,18 +39,16 @@ class PathwayRouter(nn.Module):
         super().__init__()
         self.config, self.kind, self.n_pathways = config, config.router, config.n_pathways
         assert config.gate is not None and config.router_bias is not None  # the configuration has filled them in
-        self.gate = "unit" if config.router == "static" else config.gate
+        self.gate = config.gate
         self.chooser: Callable[[Tensor, Routes], Tensor] | None = None
         width = config.router_hidden if self.kind == "mlp" else d_model
         self.hidden = nn.Linear(d_model, width) if self.kind == "mlp" else None
         biased = config.router_bias
-        self.out = nn.Linear(width, self.n_pathways, bias=biased) if self.kind != "static" else None
+        self.out = nn.Linear(width, self.n_pathways, bias=biased)
         self.grade = nn.Linear(width, self.n_pathways, bias=biased) if self.gate == "graded" else None
         for parameter in () if self.grade is None else self.grade.parameters():
             nn.init.zeros_(parameter)
         self.blend = nn.Parameter(torch.zeros(())) if self.gate == "blend" else None
-        if self.kind == "static":
-            self.register_buffer("static_mask", torch.arange(self.n_pathways) < config.k)
         self.register_buffer("ramp", torch.zeros(()) if self.gate == "ramp" else None)
         self.register_buffer("selection_bias", torch.zeros(self.n_pathways))
         self.register_buffer("norm_shift", torch.zeros(()))
@@ -66,8 +62,6 @@ class PathwayRouter(nn.Module):
         return (norms - self.norm_shift) / self.norm_scale
 
     def _scores_and_grade(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self.out is None:
-            return self.static_mask.float().expand(x.shape[0], -1), None
         with torch.autocast(device_type=x.device.type, enabled=False):
             features = x.float()
             if self.hidden is not None:

@@ -19,6 +19,7 @@ from slms.measure.controlled import (
 from slms.measure.controls import CONTROLS, RANDOM_ROUTER, fit_control
 from slms.measure.rows import MODEL
 from slms.models.contributions import contribution_norms
+from slms.models.cut import cut
 from slms.models.routed import choose_by, record_routes, routed_modules
 from slms.models.routed_mlp import RoutedMLP
 from slms.routing import RoutingConfig
@@ -128,12 +129,11 @@ def test_the_oracles_choice_is_executed_and_captures_everything(model):
     assert not torch.allclose(oracle, mine)
 
 
-def test_static_models_have_no_controls(model):
+def test_models_without_routers_have_no_controls(model):
     _, blocks = model
     dense = GPTNeoForCausalLM(tiny_config(50, intermediate_size=20, max_position_embeddings=32))
-    routing = slms.RoutingConfig(n_pathways=4, k=2, every_n_layers=1, router="static")
-    static = slms.route(dense, routing, torch.from_numpy(blocks.input_ids.astype("int64")))
-    assert measure_controls(static, blocks, 8) == ([], {}) == measure_controls(dense, blocks, 8)
+    small = cut(dense, {0: 5}, torch.from_numpy(blocks.input_ids.astype("int64")))
+    assert measure_controls(small, blocks, 8) == ([], {}) == measure_controls(dense, blocks, 8)
 
 
 def test_a_sample_is_spread_over_the_text(model):

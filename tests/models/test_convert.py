@@ -109,8 +109,8 @@ def test_without_calibration_it_says_what_it_does_instead(tiny, tokens, caplog):
     set_k(routed, 5)
     torch.testing.assert_close(routed(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-5)
     with caplog.at_level(logging.WARNING):
-        route(model, RoutingConfig(**ALL | {"router": "static"}, partition="kmeans"))
-    assert caplog.messages[1] == "route without calibration tokens: first 2 pathways fixed, unmeasured"
+        route(model, RoutingConfig(**ALL, partition="kmeans", router_init="random"))
+    assert caplog.messages[1] == "route without calibration tokens: partition kmeans, random router"
 
 
 def test_dtype_tied_weights_generation_config_and_attention_are_kept(tiny, tokens):
@@ -151,7 +151,11 @@ def test_what_cannot_be_routed_is_refused_in_one_line(tiny, tokens):
     )
     cases = [
         (opt, None, "OPTForCausalLM has no known MLP; the families are gpt_neo"),
-        (route(model, RoutingConfig(**ALL), tokens(2, 8)), None, "is routed already; route its dense base instead"),
+        (
+            route(model, RoutingConfig(**ALL), tokens(2, 8)),
+            None,
+            "is routed already; start from its dense base",
+        ),
         (model, tokens(1, 65), "blocks of 65 tokens; the model takes at most 64"),
         (model, tokens(2, 8) + 60, "the model knows 0 to 60"),
         (model, torch.rand(2, 8), r"`calibration` is torch.float32 \(2, 8\)"),
@@ -171,23 +175,6 @@ def test_shared_pathways_run_for_every_token(tiny, tokens):
     with record_routes(routed) as routes:
         routed(ids)
     assert all(r.chosen[:, 0].all() and (r.chosen.sum(1) == 3).all() for r in routes.values())
-
-
-def test_static_keeps_the_pathways_without_which_the_error_is_least(tiny, tokens):
-    model, calibration = tiny("gpt_neox"), tokens(8, 16)
-    routed = route(model, RoutingConfig(**ALL | {"router": "static"}), calibration)
-    layer = routed_modules(routed)["L0.mlp"]
-    with torch.no_grad(), mlp_inputs(model, [0]) as x, mlp_outputs(model, [0]) as y:
-        model(calibration)
-    errors = {}
-    with torch.no_grad():
-        for a in range(5):
-            for b in range(a + 1, 5):
-                layer.router.static_mask.fill_(False)[[a, b]] = True
-                errors[a, b] = (layer(x[0]) - y[0].view(-1, 24)).square().sum().item()
-    again = routed_modules(route(model, RoutingConfig(**ALL | {"router": "static"}), calibration))["L0.mlp"]
-    kept = tuple(again.router.static_mask.nonzero().flatten().tolist())
-    assert errors[kept] == pytest.approx(min(errors.values()), rel=1e-4)
 
 
 def test_routers_get_gradients_from_the_loss(tiny, tokens):
@@ -231,9 +218,8 @@ def test_a_real_model_starts_near_its_dense_self(shared_data, name, worst):
     assert loss[1] - loss[0] < worst
     assert 0.6 < z[0].norm() / y[0].norm() < 1.2
     assert (z[0] - y[0]).norm() / y[0].norm() < 0.75
-    for changes in ({"partition": "contiguous", "router_init": "random"}, {"router": "static"}):
-        control = nats(route(model, RoutingConfig(**changes), calibration), held_out)
-        assert loss[1] - dense_loss < 0.6 * (control - dense_loss)
+    control = nats(route(model, RoutingConfig(partition="contiguous", router_init="random"), calibration), held_out)
+    assert loss[1] - dense_loss < 0.6 * (control - dense_loss)
     set_k(routed, 16)
     torch.testing.assert_close(routed(held_out).logits, model(held_out).logits, atol=1e-4, rtol=1e-4)
 

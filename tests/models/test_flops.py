@@ -40,7 +40,7 @@ def test_stories_1m_by_hand():
     assert got.total_dense == mlp + projections + head + round(4 * 4 * 64 * every) + round(4 * 4 * 64 * window)
 
 
-@pytest.mark.parametrize("router, cost", [("mlp", 2 * (64 * 128 + 128 * 16)), ("linear", 2 * 64 * 16), ("static", 0)])
+@pytest.mark.parametrize("router, cost", [("mlp", 2 * (64 * 128 + 128 * 16)), ("linear", 2 * 64 * 16)])
 def test_routers_and_mean_compensation_are_paid_for(router, cost):
     model = init_base("stories-1m")
     calibration = torch.arange(64).view(2, 32)
@@ -54,11 +54,11 @@ def test_routers_and_mean_compensation_are_paid_for(router, cost):
 
 
 def test_measured_density_counts():
-    model = route(init_base("stories-1m"), RoutingConfig(router="static", rule="top_k"))
-    layer = 4 * 64 * 256
-    assert flops_per_token(model, 8, 1.0).mlp_routed == 8 * layer
+    model = route(init_base("stories-1m"), RoutingConfig(router="linear", rule="top_k"))
+    layer, router = 4 * 64 * 256, 2 * 64 * 16
+    assert flops_per_token(model, 8, 1.0).mlp_routed == 8 * layer + 4 * router
     got = flops_per_token(model, 8, {"L0.mlp": 0.5, "L2.mlp": 0.25, "L4.mlp": 0.0, "L6.mlp": 1.0})
-    assert got.mlp_routed == 4 * layer + 1.75 * layer and got.active_fraction == (4 + 1.75) / 8
+    assert got.mlp_routed == 4 * layer + 1.75 * layer + 4 * router and got.active_fraction == (4 + 1.75) / 8
     with pytest.raises(ValueError, match=r"`density` of L0.mlp is 1\.5"):
         flops_per_token(model, 8, 1.5)
     with pytest.raises(ValueError, match="`seq_len` is 0"):

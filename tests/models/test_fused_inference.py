@@ -92,7 +92,7 @@ def test_in_one_call_without_a_bias_of_the_router():
 def test_not_in_one_call_where_something_else_is_wanted():
     x = torch.randn(3, 12)
     with torch.no_grad():
-        for change in (dict(), dict(rule="top_p"), dict(n_shared=1), dict(gate="graded"), dict(router="static")):
+        for change in (dict(), dict(rule="top_p"), dict(n_shared=1), dict(gate="graded")):
             config = RoutingConfig(n_pathways=5, k=2, **change)
             mlp = RoutedMLP(12, 33, config, activation="gelu", layer_index=0)
             assert mlp._fuses(x) == ("rows" if change == {} else None), change

@@ -38,7 +38,7 @@ def test_absent_fields_take_their_default_and_unknown_ones_are_named():
         ({"partition": "metis"}, "`routing.partition` is 'metis'"),
         ({"router_bias": 1}, "`routing.router_bias` is 1; it must be true or false or null"),
         ({"layers": [0.5]}, r"`routing.layers` is \[0.5\]; it must be a list of whole numbers or null"),
-        ({"router": "static", "rule": "top_p"}, "`routing.rule` is top_p; with `routing.router` static"),
+        ({"router": "static"}, "`routing.router` is 'static'; it must be one of mlp, linear"),
     ],
 )
 def test_an_impossible_configuration_names_flag_value_and_rule(fields, message):

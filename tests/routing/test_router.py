@@ -34,17 +34,6 @@ def test_scores_without_bias_from_the_definition():
         torch.testing.assert_close(r(x), inputs @ r.out.weight.T)
 
 
-def test_static_router_has_no_parameters_and_always_takes_its_mask():
-    r = router(router="static", gate="sigmoid")
-    r.static_mask.copy_(torch.tensor([0, 1, 0, 0, 1, 0, 0, 1], dtype=torch.bool))
-    routes = r.route(torch.randn(6, D))
-    assert list(r.parameters()) == []
-    assert torch.equal(routes.chosen, r.static_mask.expand(6, -1))
-    assert torch.equal(routes.gates, r.static_mask.float().expand(6, -1))
-    annealed = r.route(torch.randn(6, D), k=5).chosen
-    assert annealed[:, r.static_mask].all() and (annealed.sum(-1) == 5).all()
-
-
 @pytest.mark.parametrize("gate", ["unit", "graded"])
 def test_scores_are_fp32_under_autocast_and_bf16_parameters(gate):
     r, x = router(gate=gate), torch.randn(5, D)

@@ -1,0 +1,117 @@
+"""The rivals of a routed run, each with its text, objective and recipe: what a claim about routing must beat.
+
+A control is a row of `CONTROLS`: a function that makes the model to train from the dense base and the run's plan.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from slms.measure.equal_time import equal_time
+from slms.measure.schema import Role
+from slms.models.convert import route, with_fresh_mlps
+from slms.models.cut import cut
+from slms.models.flops import mlp_flops
+from slms.models.place import layer_of, place_name
+from slms.models.routed import routed_modules
+from slms.routing import RULES, RoutingConfig
+
+
+class Plan(NamedTuple):
+    """What a run and its controls share."""
+
+    routing: RoutingConfig
+    calibration: Tensor
+    """token ids [b, t]"""
+    agreed: Callable[[Any], Any] = lambda value: value
+    """the first process's value, on every process: measured times differ between them"""
+    record: dict[str, Any] | None = None
+    """of the run that is resumed"""
+
+
+class Made(NamedTuple):
+    """The model to train, and what a results file says of how it was made."""
+
+    net: PreTrainedModel
+    record: dict[str, Any]
+
+
+class Control(NamedTuple):
+    make: Callable[[PreTrainedModel, Plan], Made]
+    role: Role
+    words: str
+    """what it is, for tables"""
+
+
+def _dense(base: PreTrainedModel, plan: Plan) -> Made:
+    return Made(copy.deepcopy(base), {})
+
+
+def _frozen_router(base: PreTrainedModel, plan: Plan) -> Made:
+    net = route(base, plan.routing, plan.calibration)
+    for module in routed_modules(net).values():
+        module.router.requires_grad_(False)
+    return Made(net, {})
+
+
+def _static(size: Callable[[PreTrainedModel, RoutingConfig], dict[str, Any]]) -> Callable[..., Made]:
+    """The base cut down to the neurons that `size` gives, by place, beside what they were decided by."""
+
+    def make(base: PreTrainedModel, plan: Plan) -> Made:
+        record = plan.record or plan.agreed(size(base, plan.routing))
+        widths = {layer_of(place): width for place, width in record["neurons"].items()}
+        return Made(cut(base, widths, plan.calibration), record)
+
+    return make
+
+
+def equal_neurons(base: PreTrainedModel, routing: RoutingConfig) -> dict[str, Any]:
+    """As many neurons as the routed model executes for a token."""
+    _, layers = with_fresh_mlps(base, routing)
+    return {"neurons": {m.place: round(m.offsets[-1] * routing.k / routing.n_pathways) for m in layers.values()}}
+
+
+def equal_flops(base: PreTrainedModel, routing: RoutingConfig) -> dict[str, Any]:
+    """So many that the MLPs take the FLOPs of the routed ones, routers and mean compensation included; at most all."""
+    _, layers = with_fresh_mlps(base, routing)
+    costs = {m.place: mlp_flops(m) for m in layers.values()}
+    return {"neurons": {place: min(c.neurons, round(c.run / c.per_neuron)) for place, c in costs.items()}}
+
+
+def as_fast(base: PreTrainedModel, routing: RoutingConfig) -> dict[str, Any]:
+    """So many that the MLPs decode a token in the routed ones' time on this machine; at most all."""
+    found = equal_time(base, routing)
+    neurons = {place_name(i): width for i, width in found.widths.items()}
+    return {"neurons": neurons, "routed_us": found.routed_us, "dense_us": found.dense_us}
+
+
+CONTROLS: dict[str, Control] = {
+    "dense": Control(_dense, "dense", "the base, trained alike"),
+    "static": Control(_static(equal_neurons), "static", "the best fixed neurons, as many as the routed model executes"),
+    "static_flops": Control(_static(equal_flops), "static", "the best fixed neurons at the routed model's FLOPs"),
+    "static_time": Control(_static(as_fast), "static", "the best fixed neurons at the routed model's decode time"),
+    "frozen_router": Control(_frozen_router, "routed", "routers as converted, only the rest trained"),
+}
+"""`--model.control` takes these names."""
+
+
+def check_control(name: str, routing: RoutingConfig | None) -> None:
+    """Raise ValueError if a run with this routing cannot have this control."""
+    if routing is None:
+        raise ValueError(f"model.control is {name} and model.routing null; it is the control of a routed run")
+    if CONTROLS[name].role == "static" and not RULES[routing.rule].fixed:
+        raise ValueError(
+            f"model.control is {name} and model.routing.rule {routing.rule}; it needs a rule that executes as many "
+            f"pathways for every token: {', '.join(rule for rule in RULES if RULES[rule].fixed)}"
+        )
+
+
+def make_control(name: str, base: PreTrainedModel, plan: Plan) -> Made:
+    """Make the model that a control trains; the base does not change."""
+    made = CONTROLS[name].make(base, plan)
+    return made._replace(record={"name": name} | made.record)

@@ -1,0 +1,132 @@
+"""Each control is what its name says, has the routed run's objective, and comes back as it was when it is resumed."""
+
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+
+from slms.data.corpora import CorpusConfig
+from slms.data.module import TextData
+from slms.lit import controls
+from slms.lit.controls import CONTROLS, Plan, equal_flops, equal_neurons, make_control
+from slms.lit.distill import DistillConfig
+from slms.lit.language_model import LanguageModel
+from slms.models.anatomy import list_layers
+from slms.models.base import BaseConfig, init_base, load_base
+from slms.models.convert import route
+from slms.models.flops import flops_per_token
+from slms.models.routed import routed_modules
+from slms.routing import RoutingConfig
+from slms.routing.balance import BalanceConfig
+
+IDS = torch.randint(3, 2000, (8, 64), generator=torch.Generator().manual_seed(0))
+ROUTING = RoutingConfig(n_pathways=32, k=11, layers=[1, 3], router="linear", mean_compensation=True)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    """Widths by time without a clock."""
+    by_time = {"neurons": {"L1.mlp": 100, "L3.mlp": 90}, "routed_us": 9.0, "dense_us": {"1.0": 12.0}}
+    monkeypatch.setitem(
+        CONTROLS, "static_time", CONTROLS["static_time"]._replace(make=controls._static(lambda *_: by_time))
+    )
+
+
+def test_sizes_by_hand():
+    """Equal FLOPs: 11/32 of 4·64·256, a linear router 2·64·32 and means 2·32·64 are 120 neurons of 4·64."""
+    base = init_base("stories-1m")
+    assert equal_neurons(base, ROUTING) == {"neurons": {"L1.mlp": 88, "L3.mlp": 88}}
+    assert equal_flops(base, ROUTING) == {"neurons": {"L1.mlp": 120, "L3.mlp": 120}}
+    wide = RoutingConfig(n_pathways=32, k=31, layers=[1], router="mlp")
+    assert equal_flops(base, wide) == {"neurons": {"L1.mlp": 256}}  # never more than all
+
+
+def test_static_flops_takes_the_routed_model_s_flops():
+    base = init_base("stories-1m")
+    made = make_control("static_flops", base, Plan(ROUTING, IDS))
+    assert flops_per_token(made.net, 64).total_routed == flops_per_token(route(base, ROUTING, IDS), 64).total_routed
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_every_control_is_made_and_leaves_the_base_alone(name):
+    base = load_base("stories-1m").model
+    before = {key: value.clone() for key, value in base.state_dict().items()}
+    made = make_control(name, base, Plan(ROUTING, IDS))
+    assert made.record["name"] == name and made.net is not base
+    assert all(torch.equal(value, before[key]) for key, value in base.state_dict().items())
+    widths = {f"L{layer.index}.mlp": layer.d_ff for layer in list_layers(made.net) if layer.d_ff < 256}
+    assert widths == made.record.get("neurons", {})
+    trained = {key for key, p in made.net.named_parameters() if p.requires_grad}
+    assert (len(trained) < len(list(made.net.parameters()))) == (name == "frozen_router")
+    assert bool(routed_modules(made.net)) == (CONTROLS[name].role == "routed")
+    assert (made.net(IDS).logits - base(IDS).logits).abs().mean() < 1.0
+
+
+def test_a_record_decides_in_place_of_a_measurement():
+    record = {"name": "static_time", "neurons": {"L1.mlp": 31, "L3.mlp": 32}}
+    made = make_control("static_time", init_base("stories-1m"), Plan(ROUTING, IDS, record=record))
+    assert made.record == record and [layer.d_ff for layer in list_layers(made.net)[:4]] == [256, 31, 256, 32]
+    agreed = make_control("static", init_base("stories-1m"), Plan(ROUTING, IDS, agreed=lambda r: record))
+    assert [layer.d_ff for layer in list_layers(agreed.net)[:4]] == [256, 31, 256, 32]
+
+
+@pytest.mark.parametrize(
+    "control, routing, message",
+    [
+        ("dense", None, "model.control is dense and model.routing null"),
+        ("static", RoutingConfig(rule="top_p"), "model.routing.rule top_p; it needs a rule .* every token: top_k"),
+    ],
+)
+def test_a_control_without_a_routed_run_is_refused(control, routing, message):
+    with pytest.raises(ValueError, match=message):
+        LanguageModel(BaseConfig(name="stories-1m"), routing, control)
+
+
+def fit(control: str | None, directory: Path, steps: int = 2, resumed: Path | None = None) -> LanguageModel:
+    """A run of a few steps with every term of the loss, and a checkpoint `directory`/end.ckpt."""
+    base, distill = BaseConfig(name="stories-1m"), DistillConfig(logits=1.0, mlp=0.5)
+    balance = BalanceConfig(bias_rate=1e-3)
+    model = LanguageModel(base, ROUTING, control, balance=balance, distill=distill, calibration_tokens=256)
+    sizes = {"block_size": 32, "batch_size": 2, "train_tokens": 512, "epoch_tokens": 512, "val_tokens": 64}
+    trainer = lightning.Trainer(
+        max_steps=steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        limit_val_batches=0,
+        enable_model_summary=False,
+        accelerator="cpu",
+        log_every_n_steps=1,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(model, TextData(CorpusConfig(name="stories"), model.tokenizer, **sizes), ckpt_path=resumed)
+    trainer.save_checkpoint(directory / "end.ckpt")
+    model.losses = {key.rpartition("/")[2] for key in trainer.callback_metrics if key.startswith("train/loss/")}
+    return model
+
+
+@pytest.mark.parametrize("control", [None, *CONTROLS])
+def test_every_control_trains_with_the_routed_run_s_objective(control, tmp_path):
+    """All are taught by the base; the balance of pathways is a term where there are pathways."""
+    model = fit(control, tmp_path)
+    taught = {"lm", "distill_logits", "distill_mlp", "total"}
+    assert model.losses == (taught | {"balance", "z"} if model.role == "routed" else taught)
+    assert model.teacher[0] is not model.net
+    routers = [module.router for module in routed_modules(model.net).values()]
+    fresh = route(load_base("stories-1m").model, ROUTING, model.trainer.datamodule.calibration(256))
+    for router, other in zip(routers, [m.router for m in routed_modules(fresh).values()], strict=False):
+        for key in ("out.weight", "selection_bias"):
+            moved = (router.state_dict()[key] - other.state_dict()[key]).abs().max()
+            assert (moved < 1e-5) == (control == "frozen_router"), (key, moved)
+
+
+def test_a_resumed_control_keeps_the_widths_that_were_measured(tmp_path, monkeypatch):
+    first = fit("static_time", tmp_path)
+    slower = {"neurons": {"L1.mlp": 40, "L3.mlp": 40}}
+    monkeypatch.setitem(
+        CONTROLS, "static_time", CONTROLS["static_time"]._replace(make=controls._static(lambda *_: slower))
+    )
+    again = fit("static_time", tmp_path, steps=3, resumed=tmp_path / "end.ckpt")
+    assert again.made_control == first.made_control and again.global_step == 3
+    assert [layer.d_ff for layer in list_layers(again.net)[:4]] == [256, 100, 256, 90]
