@@ -1,5 +1,6 @@
 """`eval.py features`: what the latents of a sparse autoencoder mean; a table, and a page to browse them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,10 @@ def measured_features(
         attributions,
         vocabulary,
     )
+    if parts := opened.source.parts:
+        shares = opened.coder.source_norms / opened.coder.source_norms.sum(1, keepdim=True)
+        named = [dict(zip((part.name for part in parts), row, strict=True)) for row in shares.tolist()]
+        described = [replace(f, sources=sources) for f, sources in zip(described, named, strict=True)]
     bound = z_bound(opened.coder.d_sae)
     results = FeatureResults(
         directory=directory,
@@ -147,7 +152,12 @@ def _fits(directory: str, coder: Placed, opened: OpenCoder) -> None:
 
 def _effects(opened: OpenCoder) -> tuple[Effects | None, str]:
     model = opened.subject.model
-    directions = written(model, opened.target, opened.coder.W_dec)
+    target, W_dec = opened.target, opened.coder.W_dec
+    if target.parts:  # the last residual stream is nearest to the logits
+        residual = [part for part in target.parts if part.kind == "residual"]
+        target = max(residual or target.parts, key=lambda part: part.layer)
+        W_dec = W_dec.chunk(len(opened.target.parts), dim=1)[opened.target.parts.index(target)]
+    directions = written(model, target, W_dec)
     if isinstance(directions, str):
         return None, f"none: {directions}"
     last = Site("residual", max(find_mlps(model)))

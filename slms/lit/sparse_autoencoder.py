@@ -71,6 +71,10 @@ class SparseAutoencoder(OptimizedModule):
         self._frozen = [model.eval().requires_grad_(False)]  # a list keeps it out of the state dict
         self.sites = [find_pair(model, spec.site, spec.target) for spec in self.specs]
         for spec, (source, _) in zip(self.specs, self.sites, strict=True):
+            if source.parts and not spec.coder.fixed_k:
+                raise ValueError(
+                    f"coder.kind is {spec.coder.kind!r}; a crosscoder's must be topk, batch_topk or matryoshka"
+                )
             spec.coder.width(site_width(model, source))  # an impossible k is refused before anything is gathered
         self.special = special_ids(self.tokenizer)
         self.coders: Modules[TrainingCoder] = Modules()

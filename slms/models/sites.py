@@ -5,6 +5,7 @@
     neurons.L      [n, f] the activations of its neurons, at the input of the down-projection, in the dense order
     mlp_out.L      [n, d] the output of the MLP, before the residual is added
     pathway.L.P    [n, d] what pathway P of a routed MLP adds to that output; zero if P was not chosen
+    A+B            [n, 2d] the activations of several sites side by side, which a crosscoder reads
 
 Shapes: b blocks, t position, n tokens (b·t), d model, f neurons.
 """
@@ -39,20 +40,26 @@ _TRANSFORMER_LENS = {
 
 @dataclass(frozen=True)
 class Site:
-    """One site: its kind, its layer and, for `pathway`, the pathway."""
+    """One site: its kind, its layer and, for `pathway`, the pathway; or several sites side by side."""
 
     kind: str
     layer: int
     pathway: int | None = None
+    parts: tuple[Site, ...] = ()
+    """Of kind `cross`, the sites side by side; `layer` is then the last one's."""
 
     @property
     def name(self) -> str:
         """The site's name in a configuration."""
+        if self.parts:
+            return "+".join(part.name for part in self.parts)
         return ".".join(str(part) for part in (self.kind, self.layer, self.pathway) if part is not None)
 
     @property
     def hook_name(self) -> str:
         """TransformerLens's name of the site; a pathway gets a name in the same style."""
+        if self.parts:
+            return "+".join(part.hook_name for part in self.parts)
         return _TRANSFORMER_LENS[self.kind].format(self.layer, self.pathway)
 
 
@@ -72,12 +79,25 @@ def find_site(model: PreTrainedModel, name: str) -> Site:
     Raises:
         ValueError: there is no such site; the message gives the nearest names.
     """
+    if "+" in name:
+        return _side_by_side(model, [find_site(model, part) for part in name.split("+")])
     names = site_names(model)
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
         raise ValueError(f"site {name!r} is not in this model; the nearest of its {len(names)} are {', '.join(near)}")
     kind, layer, *pathway = name.split(".")
     return Site(kind, int(layer), int(pathway[0]) if pathway else None)
+
+
+def _side_by_side(model: PreTrainedModel, parts: list[Site]) -> Site:
+    names, widths = [part.name for part in parts], [site_width(model, part) for part in parts]
+    if len(set(widths)) > 1:
+        raise ValueError(
+            f"site {'+'.join(names)!r} has parts of {', '.join(map(str, widths))} dimensions; one is needed"
+        )
+    if len(set(names)) < len(names):
+        raise ValueError(f"site {'+'.join(names)!r} names one site twice")
+    return Site("cross", max(part.layer for part in parts), parts=tuple(parts))
 
 
 def find_pair(model: PreTrainedModel, source: str, target: str | None) -> tuple[Site, Site]:
@@ -88,17 +108,21 @@ def find_pair(model: PreTrainedModel, source: str, target: str | None) -> tuple[
     """
     x = find_site(model, source)
     y = x if target is None else find_site(model, target)
+    if x != y and (x.parts or y.parts):
+        raise ValueError(f"site {source!r} has target {target!r}; a crosscoder reconstructs what it reads")
     if _order(y) < _order(x):
         raise ValueError(f"site {source!r} has target {target!r}, which the model computes before it")
     return x, y
 
 
 def _order(site: Site) -> tuple[int, int]:
-    return site.layer, ("mlp_in", "neurons", "pathway", "mlp_out", "residual").index(site.kind)
+    return site.layer, ("mlp_in", "neurons", "pathway", "mlp_out", "residual", "cross").index(site.kind)
 
 
 def site_width(model: PreTrainedModel, site: Site) -> int:
     """Return the dimension of a site's activations."""
+    if site.parts:
+        return sum(site_width(model, part) for part in site.parts)
     weights = read_mlp(find_mlps(model)[site.layer])
     return weights.W_in.shape[0 if site.kind == "neurons" else 1]
 
@@ -109,6 +133,8 @@ def site_of_hook(model: PreTrainedModel, hook_name: str) -> Site:
     Raises:
         ValueError: this model has no such site; the message gives the nearest names.
     """
+    if "+" in hook_name:
+        return _side_by_side(model, [site_of_hook(model, part) for part in hook_name.split("+")])
     names = {site.hook_name: site for site in (find_site(model, name) for name in site_names(model))}
     if hook_name not in names:
         near = difflib.get_close_matches(hook_name, names, n=3, cutoff=0.0)
@@ -118,6 +144,8 @@ def site_of_hook(model: PreTrainedModel, hook_name: str) -> Site:
 
 def hf_name(model: PreTrainedModel, site: Site) -> str:
     """Return the path of the module whose output (for `mlp_in` and `neurons`, input) is the site."""
+    if site.parts:
+        return "+".join(hf_name(model, part) for part in site.parts)
     family = family_of(model)
     layer = f"{family.layers}.{site.layer}"
     down = "" if isinstance(find_mlps(model)[site.layer], RoutedMLP) else f".{family.down}"
@@ -180,21 +208,25 @@ class _Enough(Exception):
 def read_sites(model: PreTrainedModel, input_ids: Tensor, sites: Sequence[Site]) -> dict[str, Tensor]:
     """Return activations {name: [n, d]} for token blocks [b, t]; the model runs no further than the last site."""
     found: dict[str, Tensor] = {}
+    single = list(dict.fromkeys(part for site in sites for part in site.parts or (site,)))
 
     def reader(site: Site) -> Callable[[Tensor], None]:
         def see(x: Tensor) -> None:
             found[site.name] = rearrange(x.detach(), "b t d -> (b t) d").clone()  # later layers may write in place
-            if len(found) == len(sites):
+            if len(found) == len(single):
                 raise _Enough
 
         return see
 
     with ExitStack() as stack:
-        for site in sites:
+        for site in single:
             stack.callback(_attach(model, site, reader(site)).remove)
         with suppress(_Enough):
             model(input_ids, use_cache=False)
-    return found
+    for site in sites:
+        if site.parts:
+            found[site.name] = torch.cat([found[part.name] for part in site.parts], dim=1)
+    return {site.name: found[site.name] for site in sites}
 
 
 @contextmanager

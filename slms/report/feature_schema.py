@@ -65,6 +65,7 @@ class Feature:
     promoted: list[LogitEffect] = field(default_factory=list)
     suppressed: list[LogitEffect] = field(default_factory=list)
     pathways: list[PathwayPart] = field(default_factory=list)  # the largest of each routed layer, if there are any
+    sources: dict[str, float] = field(default_factory=dict)  # of a crosscoder: share of the decoder's norm at each site
     strongest: list[UseContext] = field(default_factory=list)  # at most one per block
     random: list[UseContext] = field(default_factory=list)  # drawn from all uses, at most one per block
 

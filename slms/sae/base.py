@@ -56,11 +56,14 @@ class Coder(nn.Module):
     were part of the encoder, where `slms.sae.export.fold_scale` moves it at the end.
     """
 
+    source_scales: Tensor | None
+    """[m], of a crosscoder: the scale of each source relative to their mean, once it is folded in; before that, 1."""
+
     def __init__(self, config: CoderConfig, d_in: int, d_out: int | None = None):
         super().__init__()
         s, o = config.width(d_in), d_out or d_in
         self.config, self.d_in, self.d_out, self.d_sae = config, d_in, o, s
-        self.is_transcoder = d_out is not None
+        self.is_transcoder, self.n_sources = d_out is not None, 1
         if config.skip and not self.is_transcoder:
             raise ValueError("coder.skip is true; only a transcoder (a site with a target) has a skip connection")
         generator = torch.Generator().manual_seed(config.seed)
@@ -72,6 +75,7 @@ class Coder(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(s)) if config.kind != "gated" else None
         self.b_dec = nn.Parameter(torch.zeros(o))
         self.W_skip = nn.Parameter(torch.zeros(o, d_in)) if config.skip else None
+        self.register_buffer("source_scales", None)
         self.sparsity_share = 1.0  # of config.sparsity; a trainer warms it up
         self.unit_norm = True
         self.metadata: dict[str, Any] = {}  # of a coder that was read: what `cfg.json` says of its origin
@@ -84,8 +88,28 @@ class Coder(nn.Module):
 
     @property
     def norms(self) -> Tensor | None:
-        """Norms [s] of W_dec's rows, without gradient; None if all are 1."""
-        return None if self.unit_norm else torch.linalg.vector_norm(self.W_dec.detach(), dim=1)
+        """Norms [s] of W_dec's rows, of a crosscoder summed over its sources, without gradient; None if all are 1."""
+        return None if self.unit_norm else self.source_norms.sum(1)
+
+    @property
+    def source_norms(self) -> Tensor:
+        """Norms [s, m] of W_dec's rows at each of the m sources, times `source_scales`, without gradient."""
+        norms = torch.linalg.vector_norm(self.W_dec.detach().unflatten(1, (self.n_sources, -1)), dim=2)
+        return norms if self.source_scales is None else norms * self.source_scales
+
+    def read_sources(self, n_sources: int) -> None:
+        """Make this a crosscoder of activations [n, m·e] of m sources side by side (Lindsey et al. 2024).
+
+        Its latents are shared: the encoder sums over the sources and each source has its own decoder, so it is the
+        autoencoder of the sources side by side, but for the weight of a latent, which is the sum of its decoders' norms
+        over the sources, where an autoencoder has the norm of all. With one source it is that autoencoder.
+        """
+        if not self.config.fixed_k:
+            raise ValueError(
+                f"coder.kind is {self.config.kind!r}; a crosscoder's must be topk, batch_topk or matryoshka"
+            )
+        self.n_sources = n_sources
+        self.source_scales = torch.ones(n_sources).to(self.W_dec)
 
     def release_norms(self) -> None:
         """Stop normalising W_dec's rows and shrink them: small rows turn quickly in Adam's first steps. Use this only

@@ -7,7 +7,8 @@ Shapes: b blocks, t position, n tokens (b·t), d width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple, Protocol
 
 import torch
@@ -84,7 +85,7 @@ def update_qualities(
         rows = measured_tokens(ids, x, special, coder.longest)
         picks, values = coder.latents(x[rows])
         quality.update(y[rows], coder.reconstruct(x[rows]), picks, values, docs.flatten()[rows])
-        with replaced(lm, coder.source, coder.target, _within(rows, coder.reconstruct)):
+        with _patched(lm, coder.target, rows, coder.reconstruct(x)):
             patched = _last_hidden(lm, ids)
         nats = {"ce_clean": ce_clean, "ce": _nll(patched, ids)}
         nats["ce_zero"] = constant.nll(coder.target, rows, torch.zeros_like(coder.mean))
@@ -107,15 +108,24 @@ class _Constant:
         for known_site, known_rows, known_value, nats in self.known:
             if known_site == site and torch.equal(known_rows, rows) and torch.equal(known_value, value):
                 return nats
-        with replaced(self.lm, site, site, _within(rows, lambda x: value.expand(len(x), -1))):
+        with _patched(self.lm, site, rows, value.expand(len(rows), -1)):
             nats = _nll(_last_hidden(self.lm, self.ids), self.ids)
         self.known.append((site, rows, value, nats))
         return nats
 
 
-def _within(rows: Tensor, new: Callable[[Tensor], Tensor]) -> Replace:
-    """Return a replacement that is `new` of x at `rows` and the site's own y elsewhere."""
-    return lambda x, y: torch.where(rows[:, None], new(x).to(y.dtype), y)
+@contextmanager
+def _patched(lm: PreTrainedModel, target: Site, rows: Tensor, new: Tensor) -> Iterator[None]:
+    """While open, activations at `target`, or at all its parts, are `new` [n, o] at `rows` and unchanged elsewhere."""
+    parts = target.parts or (target,)
+    with ExitStack() as stack:
+        for part, value in zip(parts, new.chunk(len(parts), dim=1), strict=True):
+            stack.enter_context(replaced(lm, part, part, _within(rows, value)))
+        yield
+
+
+def _within(rows: Tensor, new: Tensor) -> Replace:
+    return lambda x, y: torch.where(rows[:, None], new.to(y.dtype), y)
 
 
 def _last_hidden(lm: PreTrainedModel, ids: Tensor) -> tuple[Tensor, Head]:

@@ -45,9 +45,11 @@ ARCHITECTURES: dict[str, tuple[Kind, tuple[str, ...]]] = {
     "topk_skip_transcoder": ("topk", (*_BASE, "W_skip")),
     "gated_transcoder": ("gated", _GATED),
     "gated_skip_transcoder": ("gated", (*_GATED, "W_skip")),
+    "topk_crosscoder": ("topk", (*_BASE, "source_scales")),
+    "jumprelu_crosscoder": ("jump_relu", (*_BASE, "threshold", "source_scales")),
 }
 """Architecture in `cfg.json` → our kind, and the tensors its file holds: no more, no fewer."""
-OURS = tuple(name for name in ARCHITECTURES if name.startswith(("topk_", "gated_")))
+OURS = tuple(name for name in ARCHITECTURES if name.startswith(("topk_", "gated_")) or "crosscoder" in name)
 """Architectures that SAELens lacks."""
 
 
@@ -121,10 +123,30 @@ def fold_scale(coder: Coder, scale_in: float, scale_out: float | None = None) ->
     return folded
 
 
+@torch.no_grad()
+def fold_sources(coder: Coder, scale: Tensor) -> Coder:
+    """Copy a crosscoder, which was trained on scale ∘ x, so that the copy reads x; `scale` [i] is one number a source.
+
+    Activations become 1/c of the trained ones, c the mean scale. A latent's norms, times `source_scales`, sum to 1.
+    """
+    folded, mean = fold_scale(coder, 1.0), scale.mean()
+    relative = scale / mean
+    folded.W_enc.mul_(relative)
+    folded.W_dec.div_(relative)
+    folded.b_dec.div_(scale)
+    folded.source_scales = relative.view(coder.n_sources, -1)[:, 0].clone()
+    for name in ("b_enc", "threshold"):
+        if (tensor := getattr(folded, name, None)) is not None:
+            tensor.div_(mean)
+    return folded
+
+
 def architecture(coder: Coder) -> str:
     """Return the name of `coder`'s architecture in `cfg.json`; those in `OURS` are unknown to SAELens."""
     kind = "jump_relu" if isinstance(coder, BatchTopK) else coder.config.kind
     stem = {"relu": "standard", "jump_relu": "jumprelu"}.get(kind, kind)
+    if coder.n_sources > 1:
+        return f"{stem}_crosscoder"
     if not coder.is_transcoder:
         return stem
     skip = "skip_" if coder.W_skip is not None else ""
@@ -164,6 +186,8 @@ def save(coder: Coder, directory: Path, provenance: Provenance) -> None:
         config |= {"k": coder.config.k, "rescale_acts_by_decoder_norm": not coder.unit_norm}
     if coder.is_transcoder:
         config["d_out"] = coder.d_out
+    if coder.n_sources > 1:
+        config["n_sources"] = coder.n_sources
     with replacing(directory / WEIGHTS) as temporary:
         save_file(tensors, temporary)
     config["metadata"] = provenance.metadata()

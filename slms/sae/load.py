@@ -90,6 +90,8 @@ def load(directory: Path) -> Coder:
     s = config["d_sae"]
     made = CoderConfig(kind=kind, d_sae=s, k=config["k"] if kind == "topk" else min(32, s), skip="W_skip" in names)
     coder = build_coder(made, config["d_in"], tensors["W_dec"].shape[1] if transcoder else None)
+    if name.endswith("crosscoder"):
+        coder.n_sources, coder.source_scales = config["n_sources"], tensors["source_scales"]
     coder.unit_norm = not (kind == "topk" and config.get("rescale_acts_by_decoder_norm"))
     tensors["W_enc"] = tensors["W_enc"].T.contiguous()
     coder.to(tensors["W_enc"].dtype).load_state_dict(tensors)
@@ -108,16 +110,19 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not JSON: {str(error).splitlines()[0]}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path}: holds no object")
-    for key in ("d_in", "d_sae", "d_out", "k"):
+    for key in ("d_in", "d_sae", "d_out", "k", "n_sources"):
         if key in config and not (type(config[key]) is int and 0 < config[key] < 2**31):
             raise ValueError(f"{path}: {key} is {config[key]!r}; it must be a whole number above 0")
     if not isinstance(config.get("metadata") or {}, dict):
         raise ValueError(f"{path}: metadata is {config['metadata']!r}; it must be an object")
     picks_k = str(config.get("architecture")).startswith("topk")
-    required = ["architecture", "d_in", "d_sae", "dtype"] + ["k"] * picks_k
+    crosses = str(config.get("architecture")).endswith("crosscoder")
+    required = ["architecture", "d_in", "d_sae", "dtype"] + ["k"] * picks_k + ["n_sources"] * crosses
     for key in required:
         if key not in config:
             raise ValueError(f"{path}: key {key!r} is missing")
+    if crosses and config["d_in"] % config["n_sources"]:
+        raise ValueError(f"{path}: n_sources is {config['n_sources']}; it must divide d_in ({config['d_in']})")
     if picks_k and config["k"] > config["d_sae"]:
         raise ValueError(f"{path}: k is {config['k']}; it must be at most d_sae ({config['d_sae']})")
     if str(config["architecture"]) not in ARCHITECTURES:
@@ -142,7 +147,13 @@ def _read_tensors(path: Path, names: tuple[str, ...], config: dict[str, Any]) ->
         what = f"tensor {missing[0]!r} is missing" if missing else f"tensor {extra[0]!r} is none of the architecture's"
         raise ValueError(f"{path}: {what}; {config['architecture']} has {', '.join(names)}")
     i, s, o = config["d_in"], config["d_sae"], config.get("d_out", config["d_in"])
-    shapes = {"W_enc": (i, s), "W_dec": (s, o), "b_dec": (o,), "W_skip": (o, i)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "source_scales": (config.get("n_sources", 1),),
+        "W_enc": (i, s),
+        "W_dec": (s, o),
+        "b_dec": (o,),
+        "W_skip": (o, i),
+    }
     for name in names:
         found, wanted = tuple(tensors[name].shape), shapes.get(name, (s,))
         if found != wanted:

@@ -14,7 +14,7 @@ from slms.models.sites import Site
 from slms.sae.base import CoderLosses
 from slms.sae.coders import BatchTopK, build_coder
 from slms.sae.config import CoderSpec
-from slms.sae.export import fold_scale
+from slms.sae.export import fold_scale, fold_sources
 from slms.sae.sparse import Picks
 
 MAX_NORM = 10.0  # tokens whose input norm exceeds this many median norms are left out (attention sinks)
@@ -39,10 +39,12 @@ class TrainingCoder(nn.Module):
         self.spec, self.source, self.target = spec, source, target
         is_transcoder = source != target
         self.coder = build_coder(spec.coder, x.shape[1], y.shape[1] if is_transcoder else None)
+        if source.parts:
+            self.coder.read_sources(len(source.parts))
         if spec.coder.fixed_k:
             self.coder.release_norms()
-        self.register_buffer("scale_in", _scale(x))
-        self.register_buffer("scale_out", _scale(y))
+        self.register_buffer("scale_in", _scale(x, source))
+        self.register_buffer("scale_out", _scale(y, target))
         self.register_buffer("mean", y.mean(0))
         self.register_buffer("longest", MAX_NORM * torch.linalg.vector_norm(x, dim=1).median())
         self.register_buffer("since_fired", torch.zeros(self.coder.d_sae, dtype=torch.int64))
@@ -94,10 +96,16 @@ class TrainingCoder(nn.Module):
 
     def folded(self):
         """Return the coder of the model's unscaled activations."""
+        if self.source.parts:
+            return fold_sources(self.coder, self.scale_in)
         return fold_scale(self.coder, self.scale_in.item(), self.scale_out.item())
 
 
-def _scale(x: Tensor) -> Tensor:
+def _scale(x: Tensor, site: Site) -> Tensor:
+    """A factor for x [n, i], or factors [i], the same within each of several sources."""
+    if site.parts:
+        parts = x.chunk(len(site.parts), dim=1)
+        return torch.cat([_scale(part, one).expand(part.shape[1]) for part, one in zip(parts, site.parts, strict=True)])
     return (x - x.mean(0)).square().sum(1).mean().rsqrt()
 
 

@@ -92,6 +92,9 @@ function featureView(f) {
     f.pathways.length ? make("h3", {}, "Pathways that write it") : null,
     f.pathways.length ? table(["layer", "pathway", "part of its rise", "z", "chosen"], f.pathways.map((c) =>
       [`L${c.layer}`, make("a", { href: `#p=${c.layer}.${c.pathway}` }, `p${c.pathway}`), percent(c.part), score(c.z), `${number(c.lift, 2)}×`])) : null,
+    Object.keys(f.sources).length ? make("h3", {}, "Where it writes") : null,
+    Object.keys(f.sources).length ? table(["site", "share of its decoder's norm"], Object.entries(f.sources).map(([site, share]) =>
+      [site, percent(share)])) : null,
     make("h3", {}, "Nearest decoder directions"),
     table(["feature", "strongest at", "cosine"], f.neighbours.map((n) =>
       [link(n.feature), make("span", {}, ...chips(summaries[n.feature].tokens.slice(0, 4))), n.cosine.toFixed(2)]), 2));
