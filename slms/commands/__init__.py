@@ -10,7 +10,7 @@ capture         writes the activations of a model's MLPs to disk
 compare         shows runs side by side
 doctor          what a run would find on this machine
 dynamick        what executing a share of the MLPs costs in quality and brings in speed
-export          a routed model as a checkpoint that transformers, vLLM and llama.cpp know
+export          writes a routed model, or the coders of a run, in the formats of other programs
 features        what the latents of a sparse autoencoder mean
 harness         runs lm-eval's tasks on a dense, routed or dynamic-k model
 layers          lists the MLPs of a checkpoint

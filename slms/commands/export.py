@@ -1,4 +1,4 @@
-"""`eval.py export`: a routed model as a checkpoint that transformers, vLLM and llama.cpp know."""
+"""`eval.py export`: a routed model, or the coders of a run, in the formats of other programs."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from slms.commands.export_coders import circuit_tracer, neuronpedia
 from slms.commands.subject import open_model, run_base, run_text, short_name, text_options, with_text
 from slms.files import make_new, write_atomic
 from slms.measure.export import ARGMAX, PERPLEXITY, Comparison, compare_export
@@ -100,7 +101,7 @@ def _write(
 
 def _stock(format: str, run: str, new: Path, text: dict[str, Any]) -> str:
     """Write a run as a stock checkpoint."""
-    opened = open_model(run)
+    opened, text = open_model(run), text | {"n_tokens": text.get("n_tokens") or 4096}
     check_model(opened.model, format)
     subject = with_text(run, opened, run_text(run), **text)
     started = run_base(run)
@@ -114,6 +115,8 @@ FORMATS = {
     "mixtral": Format(partial(_stock, "mixtral"), "Llama or Mistral, all MLPs routed, no shared pathways"),
     "qwen2_moe": Format(partial(_stock, "qwen2_moe"), "Llama, Mistral or Qwen2, with dense layers or shared pathways"),
     "qwen3_moe": Format(partial(_stock, "qwen3_moe"), "Qwen3, with dense layers"),
+    "neuronpedia": Format(neuronpedia, "the features of every coder of a run, for Neuronpedia's importer"),
+    "circuit_tracer": Format(circuit_tracer, "the transcoders of a run, one for each layer's MLP, for circuit-tracer"),
 }
 
 
@@ -121,18 +124,21 @@ def export(
     run: str,
     format: Literal[*FORMATS],  # type: ignore[valid-type]  # names of a table
     out: str,
-    n_tokens: int | None = 4096,
+    n_tokens: int | None = None,
     **text,
 ) -> None:
-    """Write a routed model as a checkpoint of stock transformers, kept only if it computes the same without slms.
+    """Write a routed model as a checkpoint of stock transformers, or a run's coders for Neuronpedia or circuit-tracer.
 
-    docs/leaving.md says which models can be exported, and how other programs open them.
+    docs/leaving.md says what can be exported, and how other programs open it. A model's checkpoint is kept only if it
+    computes the same without slms.
 
     Args:
-        run: a run directory, a model directory or a Hugging Face id.
-        format: the architecture that it becomes; docs/leaving.md has the table.
+        run: a run directory, a model directory or a Hugging Face id; of coders a run, a directory that holds some, or
+            for circuit_tracer several (RUN,RUN).
+        format: the architecture or format that it becomes; docs/leaving.md has the tables.
         out: a new directory.
-        n_tokens: tokens on which the export must give the same as the model.
+        n_tokens: tokens on which a checkpoint must give the same as the model (by default 4096), or on which features
+            are measured (by default as many as the run validated on).
     """
     with make_new(out) as new:
         print(FORMATS[format].write(run=run, new=new, text=text_options(n_tokens=n_tokens, **text)))
