@@ -152,7 +152,7 @@ def _fits(directory: str, coder: Placed, opened: OpenCoder) -> None:
 
 def _effects(opened: OpenCoder) -> tuple[Effects | None, str]:
     model = opened.subject.model
-    target, W_dec = opened.target, opened.coder.W_dec
+    target, W_dec = opened.target, opened.coder.W_dec.detach()
     if target.parts:  # the last residual stream is nearest to the logits
         residual = [part for part in target.parts if part.kind == "residual"]
         target = max(residual or target.parts, key=lambda part: part.layer)
