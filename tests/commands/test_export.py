@@ -83,7 +83,7 @@ def test_a_run_leaves_as_a_mixtral_with_tokenizer_and_card(run, tmp_path, capsys
 @pytest.mark.parametrize(
     ("args", "named"),
     [
-        (["--format=mixtral"], "--out"),
+        (["--format=mixtral"], "required: out"),
         (["--format=onnx", "--out={new}"], "--format onnx: it must be one of mixtral"),
         (["--format=mixtral", "--out={old}"], "exists; name a new one"),
         (["--format=qwen3_moe", "--out={new}"], "a llama is no qwen3_moe (--format mixtral or qwen2_moe)"),
