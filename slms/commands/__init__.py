@@ -20,6 +20,7 @@ probes          how often a model prefers the answer to the foil
 sae             how good a sparse autoencoder is, beside PCA, a random coder and a coder of a random model
 sparsity        activation sparsity by layer
 specialization  how specialised the units of a model are
+study           whether routing beats its controls over seeds
 suite           specialization across models of several sizes
 """
 
@@ -44,6 +45,7 @@ NAMES = (
     "probes",
     "ablation",
     "suite",
+    "study",
     "sae",
     "features",
     "dynamick",

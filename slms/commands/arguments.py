@@ -61,6 +61,7 @@ def command_lines(args: list[str], function: Callable[..., Any]) -> list[list[st
     You may give the first parameter without its name. Several words there form one list if the parameter is a list;
     otherwise each word is a subject with its own call, so that `runs/*` measures every run. `--task-id` means
     `--task_id`. The items of a list follow their option, separated by spaces, by commas or by repeating the option.
+    If the command has a parameter `overrides`, an option with a dot in its name is an item of it, as it stands.
 
     >>> def compare(runs: list[str], output_dir: str = "artifacts"): ...
     >>> command_lines(["runs/a", "runs/b", "--output-dir=x"], compare)
@@ -68,6 +69,9 @@ def command_lines(args: list[str], function: Callable[..., Any]) -> list[list[st
     >>> def layers(model: str, families: list[str] | None = None): ...
     >>> command_lines(["gpt2", "m", "--families", "pos,number"], layers)
     [['--model=gpt2', '--families=["pos", "number"]'], ['--model=m', '--families=["pos", "number"]']]
+    >>> def study(config: str, overrides: list[str] | None = None): ...
+    >>> command_lines(["x", "--model.k=2", "--trainer.max_steps", "30"], study)
+    [['--config=x', '--overrides=["--model.k=2", "--trainer.max_steps=30"]']]
     """
     parameters = inspect.signature(function).parameters
     spellings: dict[str, str] = getattr(function, "spellings", {})
@@ -80,6 +84,11 @@ def command_lines(args: list[str], function: Callable[..., Any]) -> list[list[st
     options, items = list[str](), dict[str, list[str]]()
     while rest:
         name, equals, value = rest[0].partition("=")
+        if "overrides" in parameters and name.startswith("--") and "." in name:
+            after = [] if equals else rest[1:2]
+            items.setdefault("--overrides", []).append("=".join([rest[0], *after]))
+            rest = rest[1 + len(after) :]
+            continue
         if name.startswith("--"):
             name = name[2:].replace("-", "_")
             name = f"--{spellings.get(name, name)}"

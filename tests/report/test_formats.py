@@ -25,6 +25,7 @@ from slms.report import feature_schema, feature_tables
 from slms.report.compare import COLUMNS as COMPARE_COLUMNS
 from slms.report.metrics_csv import Logged
 from slms.report.specialization import UNIT_COLUMNS
+from slms.report.study import STUDY_COLUMNS
 from slms.sae.export import ARCHITECTURES
 from slms.sae.quality import Quality
 
@@ -86,6 +87,7 @@ def test_columns():
     assert [row[0] for row in table("column")] == list(Logged._fields)
     assert [row[0] for row in table("column of compare.csv")][:-1] == list(COMPARE_COLUMNS)
     assert [row[0] for row in table("column of matrix.csv")] == list(Cell._fields)
+    assert [row[0] for row in table("column of study.csv")] == list(STUDY_COLUMNS)
     for name, fields in (("suite", SuiteModel._fields), ("dynamick", Point._fields)):
         assert [row[0] for row in table(f"column of {name}.csv")][:-1] == list(fields[:-1])
     for name, columns in (("features.csv", feature_tables.COLUMNS), ("pathways.csv", feature_tables.PATHWAY_COLUMNS)):

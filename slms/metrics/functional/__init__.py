@@ -9,7 +9,7 @@ counts          everything that purity and SI need to know about a corpus, in co
 documents       specialization index of labels that whole documents carry
 entropy         entropy in nats of a distribution that is known only through counts
 graph           the co-activation graph of neurons and the modularity of a given partition of it
-intervals       95 % intervals over documents, by bootstrap or jackknife
+intervals       95 % intervals over documents and seeds, by bootstrap or jackknife
 load            load of the pathways, stability of a router's choices, and what they capture of the output
 matching        biases that give a control's choices the loads of a trained router
 purity          how much of the uncertainty about a token's class the chosen pathway removes
@@ -39,6 +39,7 @@ from slms.metrics.functional.intervals import (
     document_loss,
     jackknife,
     paired_difference,
+    paired_over_seeds,
 )
 from slms.metrics.functional.load import Utilization, captured_share, largest, router_saturation, utilization
 from slms.metrics.functional.matching import load_error, matched_bias, matched_choice
@@ -87,6 +88,7 @@ __all__ = [
     "modularity",
     "mutual_information",
     "paired_difference",
+    "paired_over_seeds",
     "partition_modularity",
     "partition_quality",
     "purity",

@@ -1,4 +1,4 @@
-"""95 % intervals over documents. Shapes: d documents, g document groups, r resamples.
+"""95 % intervals over documents and seeds. Shapes: d documents, g document groups, r resamples, s seeds.
 
 Ratios of sums (loss per token) are bootstrapped over documents. Entropies and mutual informations are not, because a
 bootstrap repeats documents, and repeated events look like structure. They use the delete-a-group jackknife, in which no
@@ -11,6 +11,9 @@ event occurs twice. How often nominal 95 % intervals cover the true specializati
            40       .88                    .08                                       +.0106
           400       .92                    .52                                       +.0013
     =========  =========  =====================  ==========================================
+
+Differences between arms of a study are resampled over seeds and documents, and their interval is Student's, since the
+percentiles of three resampled seeds are narrower than the truth (`paired_over_seeds` has the numbers).
 """
 
 from typing import NamedTuple
@@ -122,6 +125,68 @@ def paired_difference(nll: Tensor, other: Tensor, tokens: Tensor, n_resamples: i
     if nll.shape != other.shape:
         raise ValueError(f"nll is {tuple(nll.shape)}, other {tuple(other.shape)}; both must hold the same documents.")
     return _ratio(nll.double() - other.double(), tokens, n_resamples, seed)
+
+
+def paired_over_seeds(nll: Tensor, other: Tensor, tokens: Tensor, n_resamples: int = 2000, seed: int = 0) -> Interval:
+    """Difference in nats per token of two arms, `nll` − `other`, each the mean of the same seeds on the same documents.
+
+    Each resample draws seeds, then documents, with replacement (Owen 2007, the pigeonhole bootstrap: a document drawn
+    is drawn for all seeds and both arms). Seeds' deviations are widened by √(s / (s − 1)), so that the resamples'
+    variance is not too small by that share. The interval is value ± t · sd of the resamples, with Satterthwaite's
+    degrees of freedom ν of the two parts of the variance, V_seed = Var_s(δ_s) / s and V_document:
+
+        ν = (V_seed + V_document)² / (V_seed² / (s − 1) + V_document² / (d − 1)),    rounded down.
+
+    How often the interval covers the truth, in 1000 made studies of 60 documents (`tests/metrics/functional`):
+
+        =====  ===================================  ====  ===========
+        seeds  sd of seeds / of the documents' mean  this  percentiles
+        =====  ===================================  ====  ===========
+            3                                    0  .954         .944
+            3                                    1  .952         .928
+            3                                    4  .928         .818
+            5                                    1  .949         .943
+        =====  ===================================  ====  ===========
+
+    With one seed the interval is over documents alone and says nothing of seeds.
+
+    Args:
+        nll: [s, d], summed negative log-likelihood of each document by seed, nats.
+        other: [s, d], of the other arm with the same seeds.
+        tokens: [d], predicted tokens of each document, more than 0.
+
+    Raises:
+        ValueError: the shapes differ, or a document has no tokens.
+    """
+    if nll.shape != other.shape or nll.dim() != 2 or nll.shape[1:] != tokens.shape:
+        shapes = f"nll is {tuple(nll.shape)}, other {tuple(other.shape)}, tokens {tuple(tokens.shape)}"
+        raise ValueError(f"{shapes}; they must be [seeds, documents] twice and [documents].")
+    if not len(tokens) or tokens.min() <= 0:
+        raise ValueError("tokens must be more than 0 in every document.")
+    if len(nll) == 1:
+        return paired_difference(nll[0], other[0], tokens, n_resamples, seed)
+    difference, count = nll.double() - other.double(), tokens.double()
+    s, d = difference.shape
+    of_seed, n = difference.sum(1) / count.sum(), int(count.sum())
+    value = float(of_seed.mean())
+    if d == 1:
+        return Interval(value, torch.nan, torch.nan, n)
+    drawn = seed_resamples(difference, count, n_resamples, seed)
+    seeds, documents = float(of_seed.var() / s), float(drawn.mean(1).var())
+    generator = torch.Generator().manual_seed(seed + 1)
+    chosen = torch.randint(s, (n_resamples, s), generator=generator)
+    centre = drawn.mean(1, keepdim=True)
+    widened = centre + (s / (s - 1)) ** 0.5 * (drawn - centre)
+    sd = float(widened.gather(1, chosen).mean(1).std())
+    degrees = (seeds + documents) ** 2 / max(seeds**2 / (s - 1) + documents**2 / (d - 1), 1e-300)
+    half = student_t(max(1, int(degrees))) * sd
+    return Interval(value, value - half, value + half, n)
+
+
+def seed_resamples(difference: Tensor, tokens: Tensor, n_resamples: int, seed: int) -> Tensor:
+    """Differences per token [r, s] of each seed over documents drawn with replacement, the same for all seeds."""
+    sums = _resampled(torch.cat([difference.T, tokens[:, None]], 1), n_resamples, seed)
+    return sums[:, :-1] / sums[:, -1:]
 
 
 def _ratio(numerator: Tensor, tokens: Tensor, n_resamples: int, seed: int) -> Interval:

@@ -9,6 +9,7 @@ from slms.metrics.functional import (
     jackknife,
     joint_counts,
     paired_difference,
+    paired_over_seeds,
     specialization_index,
 )
 from slms.metrics.functional.intervals import proportion, student_t
@@ -138,3 +139,57 @@ def test_difference_to_a_control_by_hand():
     assert found.difference_high == pytest.approx(0.4 + half)
     one = beyond_control(0.6, left_out, controls[:1], torch.tensor([[0.1, 0.1]]))
     assert one.difference == pytest.approx(0.5) and one.difference_low != one.difference_low
+
+
+def arms(s: int, d: int, seed_sd: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed differences [s, d] of two arms without a true one, and tokens: documents, seeds and both together vary."""
+    tokens = torch.randint(50, 400, (d,), generator=generator).double()
+    of_seed = seed_sd / d**0.5 * torch.randn(s, 1, generator=generator).double()
+    per_token = of_seed + torch.randn(d, generator=generator) + 0.3 * torch.randn(s, d, generator=generator)
+    return per_token * tokens, tokens
+
+
+@pytest.mark.parametrize("s, seed_sd, least", [(3, 0.0, 0.91), (3, 4.0, 0.87), (5, 1.0, 0.91)])
+def test_intervals_over_seeds_and_documents_cover_the_truth(s, seed_sd, least):
+    """As often as they say, within sampling (± .03 of 200), also where seeds differ four times as much."""
+    generator = torch.Generator().manual_seed(1)
+    hits = 0
+    for _ in range(200):
+        difference, tokens = arms(s, 60, seed_sd, generator)
+        found = paired_over_seeds(difference, torch.zeros_like(difference), tokens, n_resamples=300)
+        hits += found.low <= 0 <= found.high
+    assert least <= hits / 200 <= 0.99
+
+
+def test_the_difference_of_seeds_is_that_of_their_means():
+    generator = torch.Generator().manual_seed(2)
+    a, tokens = arms(4, 30, 1.0, generator)
+    b = torch.randn(4, 30, generator=generator).double() * tokens
+    found = paired_over_seeds(a, b, tokens)
+    by_hand = torch.stack([(x - y).sum() / tokens.sum() for x, y in zip(a, b, strict=True)]).mean()
+    assert found.value == pytest.approx(float(by_hand)) and found.n == int(tokens.sum())
+    assert found == paired_over_seeds(a, b, tokens)  # its resamples have a seed
+    swapped = paired_over_seeds(b, a, tokens)
+    assert (swapped.low, swapped.high) == pytest.approx((-found.high, -found.low))
+
+
+def test_its_spread_is_that_of_the_two_parts():
+    """The variance of documents of the mean over seeds, and that of the seeds; by the formulas, not by resampling."""
+    a, tokens = arms(6, 80, 3.0, torch.Generator().manual_seed(3))
+    tokens = torch.full_like(tokens, 100.0)
+    found = paired_over_seeds(a, torch.zeros_like(a), tokens, n_resamples=20_000)
+    per_token = a / 100
+    seeds = per_token.mean(1).var() / 6
+    documents = per_token.mean(0).var() / 80
+    degrees = (seeds + documents) ** 2 / (seeds**2 / 5 + documents**2 / 79)
+    half = student_t(int(degrees)) * float((seeds + documents) ** 0.5)
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.06)
+
+
+def test_one_seed_is_over_documents_alone_and_shapes_are_checked():
+    a, tokens = arms(1, 20, 0.0, torch.Generator().manual_seed(4))
+    assert paired_over_seeds(a, a * 0, tokens) == paired_difference(a[0], a[0] * 0, tokens, 2000)
+    with pytest.raises(ValueError, match="must be \\[seeds, documents\\] twice and \\[documents\\]"):
+        paired_over_seeds(a[0], a[0], tokens)
+    with pytest.raises(ValueError, match="more than 0 in every document"):
+        paired_over_seeds(a, a, tokens * 0)

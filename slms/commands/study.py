@@ -1,0 +1,207 @@
+"""`eval.py study`: whether routing beats its controls, over seeds."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from slms.commands.arguments import published
+from slms.commands.subject import open_model, run_base
+from slms.files import sole_owner
+from slms.lit.checkpoint import newest_checkpoint
+from slms.lit.controls import CONTROLS
+from slms.lit.parser import find_config, known_configs, read_yaml, trains_coders
+from slms.measure.journal import Journal, digest
+from slms.measure.study import ROUTED, Arm, Documents, StudyRun, arms_of, decode_speedup, documents_of, study_run
+from slms.models.base import load_base
+from slms.report.artifacts import write_csv, write_json
+from slms.report.palette import write_figure
+from slms.report.provenance import command_line, hardware, versions
+from slms.report.results import RESULTS_FILE, read_results
+from slms.report.study import STUDY_COLUMNS, study_figure, study_table
+
+TRAIN = (sys.executable, "-c", "from slms.main import train; train()")
+OWN = (
+    "seed_everything",
+    "data.seed",
+    "model.routing.seed",
+    "model.control",
+    "name",
+    "output_dir",
+    "ckpt_path",
+    "config",
+)
+"""Options of train.py that the study itself sets."""
+
+
+class Job(NamedTuple):
+    """One run that a study needs."""
+
+    arm: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The run's name, and that of its directory in the study's."""
+        return f"{self.arm}-s{self.seed}"
+
+    @property
+    def flags(self) -> list[str]:
+        """The options of train.py that make it this run."""
+        seeds = [f"--{name}={self.seed}" for name in ("seed_everything", "data.seed", "model.routing.seed")]
+        return [*seeds, *([] if self.arm == ROUTED else [f"--model.control={self.arm}"])]
+
+
+@published(config="recipe")
+def study(
+    recipe: str,
+    seeds: list[int] = [0, 1, 2],  # noqa: B006  a default for the help; it is not changed
+    controls: list[str] | None = None,
+    overrides: list[str] | None = None,
+    runs: str = "runs",
+    seconds: float = 4.0,
+    output_dir: str = "artifacts",
+) -> None:
+    """Train a routed config and its controls over seeds, and say by a fixed rule which beats which.
+
+    What is missing is trained, one run after the other, and a stopped run is resumed; the table is written after every
+    run. The verdict needs three seeds (slms/measure/study.py has the rule).
+
+    Args:
+        recipe: a config of train.py that routes; you may also write --config.
+        seeds: the seeds of every arm, each once.
+        controls: dense, static, static_flops, static_time, frozen_router; by default all.
+        overrides: options of train.py for every run; you may also give them as they are (--trainer.max_steps=30).
+        runs: the runs go to RUNS/study-NAME/ARM-sSEED/, with what they print in study.log.
+        seconds: how long to time the decoding of each arm; 0 does not time it.
+        output_dir: study.csv, study.json, study.png and .svg go to OUTPUT_DIR/study/NAME/.
+    """
+    changed = _checked(recipe, seeds, controls, overrides or [])
+    names = [ROUTED, *(CONTROLS if controls is None else controls)]
+    path = find_config(recipe)
+    assert path is not None, recipe  # it has been checked
+    name = f"{path.stem}-{digest({'config': read_yaml(path), 'overrides': sorted(changed)})}"
+    place, directory = Path(runs) / f"study-{name}", Path(output_dir) / "study" / name
+    place.mkdir(parents=True, exist_ok=True)
+    about = {
+        "config": path.name,
+        "overrides": changed,
+        "command": command_line(),
+        "seeds": seeds,
+        "controls": names[1:],
+    }
+    made: list[StudyRun] = []
+    documents: dict[tuple[str, int], Documents] = {}
+    arms: list[Arm] = []
+    jobs = [Job(arm, seed) for seed in seeds for arm in names]
+    with sole_owner(place):
+        for i, job in enumerate(jobs, start=1):
+            run = _finished(place, job)
+            if run is None:
+                print(f"{job.name}: training, run {i} of {len(jobs)}, log in {place / 'study.log'}", flush=True)
+                run = _train(place, job, path, changed)
+            results = read_results(run)
+            speed = _speed(directory, run, seconds) if job.seed == seeds[0] and seconds else None
+            made.append(study_run(job.arm, job.seed, str(run), results, speed))
+            documents[job.arm, job.seed] = documents_of(results)
+            print(f"{job.name}: {made[-1].nats:.4f} nats after {made[-1].steps} steps", flush=True)
+            arms = arms_of(sorted(made, key=lambda run: names.index(run.arm)), documents)
+            _write(directory, path.stem, made, arms, about)
+    print(f"\n{study_table(made, arms)}\n\nwritten to {directory}")
+
+
+def _checked(config: str, seeds: Sequence[int], controls: Sequence[str] | None, overrides: Sequence[str]) -> list[str]:
+    """The overrides as options, with two dashes; raises ValueError for what no study can be made of."""
+    if find_config(config) is None:
+        raise ValueError(f"--config {config}: no such file; {known_configs()}")
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ValueError(f"--seeds {','.join(map(str, seeds))}: give one or more, each once, from 0")
+    for name in controls or ():
+        if name not in CONTROLS:
+            raise ValueError(f"--controls {name}: it must be one of {', '.join(CONTROLS)}")
+    if controls is not None and len(set(controls)) < len(controls):
+        raise ValueError(f"--controls {','.join(controls)}: give each once")
+    options = [f"--{word.removeprefix('--')}" for word in overrides]
+    for option in options:
+        name = option[2:].partition("=")[0]
+        if "=" not in option:
+            raise ValueError(f"--overrides {option}: it must be an option with its value, as in --trainer.max_steps=30")
+        if name in OWN:
+            raise ValueError(f"--overrides {option}: the study sets {name} itself")
+    if trains_coders(["--config", config, *options]):
+        raise ValueError(f"--config {config}: it trains sparse autoencoders; a study compares routed models")
+    model = (read_yaml(find_config(config)) or {}).get("model") or {}
+    given = {option[2:].partition("=")[0]: option.partition("=")[2] for option in options}
+    if given.get("model.routing", model.get("routing")) in (None, "null") and not any(
+        name.startswith("model.routing.") for name in given
+    ):
+        raise ValueError(f"--config {config}: it routes nothing (model.routing is null), so it has no controls")
+    return options
+
+
+def _runs_of(place: Path, job: Job) -> list[Path]:
+    """The directories of a job's runs, the newest last; an embedded stand-in adds to the name."""
+    found = [path for name in (job.name, f"{job.name}-embedded") for path in (place / name).glob("*/config.yaml")]
+    return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime)]
+
+
+def _finished(place: Path, job: Job) -> Path | None:
+    return next((run for run in reversed(_runs_of(place, job)) if (run / RESULTS_FILE).is_file()), None)
+
+
+def _train(place: Path, job: Job, config: Path, overrides: Sequence[str]) -> Path:
+    """Train a job in a process of its own, or go on with its stopped run; return the run's directory.
+
+    Raises:
+        ValueError: the training failed; the message is the last line that it printed.
+    """
+    flags = [f"--config={config}", *overrides, *job.flags, f"--output_dir={place}", f"--name={job.name}"]
+    stopped = [run for run in _runs_of(place, job) if (run / "checkpoints").is_dir() and newest_checkpoint(run)]
+    if stopped:
+        flags.append(f"--ckpt_path={stopped[-1]}")
+    log = place / "study.log"
+    with log.open("a", encoding="utf-8") as file:
+        print(f"\n== {job.name}: train.py {' '.join(flags)}", file=file, flush=True)
+        start = log.stat().st_size
+        process = subprocess.Popen([*TRAIN, *flags], stdout=file, stderr=subprocess.STDOUT)
+        try:
+            code = process.wait()
+        finally:  # also where this process is interrupted
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    run = _finished(place, job)
+    if code or run is None:
+        with log.open(encoding="utf-8", errors="replace") as file:
+            file.seek(start)
+            said = [line.strip() for line in re.split(r"[\r\n]+", file.read()) if line.strip()]
+        raise ValueError(
+            f"{job.name} ended with code {code} ({said[-1] if said else 'it said nothing'}); {log} has more"
+        )
+    return run
+
+
+def _speed(directory: Path, run: Path, seconds: float) -> float:
+    """The run's decoding speed over its base's, measured once."""
+
+    def measure() -> float:
+        base = run_base(str(run))
+        assert base is not None, run
+        return decode_speedup(load_base(base).model, open_model(str(run)).model, seconds)
+
+    written = (run / RESULTS_FILE).stat().st_mtime_ns
+    return Journal(directory / "measured").part(f"decode-{run.parent.name}", measure, run=str(run), written=written)
+
+
+def _write(directory: Path, name: str, runs: Sequence[StudyRun], arms: Sequence[Arm], about: dict) -> None:
+    write_csv(directory / "study.csv", STUDY_COLUMNS, runs)
+    found = {
+        "command": command_line(),
+        "arms": [arm._asdict() for arm in arms],
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+    write_json(directory / "study.json", about | found)
+    write_figure(directory / "study.png", study_figure(name, runs, arms))

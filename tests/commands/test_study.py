@@ -1,0 +1,79 @@
+"""`eval.py study` trains what is missing, goes on where it stopped, and refuses in one line."""
+
+import csv
+import json
+
+import pytest
+
+import eval as evaluation
+import slms.commands.study as command
+
+SMALL = """
+--model.base.source=embedded --model.calibration_tokens=1024 --data.block_size=64 --data.batch_size=2
+--data.train_tokens=2048 --data.epoch_tokens=1024 --data.val_tokens=2048 --trainer.max_epochs=1 --trainer.max_steps=2
+--trainer.accelerator=cpu --results.random_model=false
+""".split()
+
+
+def study(*args: str, out) -> None:
+    evaluation.main(["study", "--config=routed_tinystories", *args, f"--runs={out / 'runs'}", f"--output_dir={out}"])
+
+
+@pytest.mark.slow
+def test_trains_what_is_missing_and_writes_after_every_run(tmp_path, capsys, monkeypatch):
+    flags = ["--seeds=0", "--controls=dense", "--seconds=0.2", *SMALL]
+    trained, train = [], command._train
+
+    def stopped(place, job, *rest):
+        if job.arm == "dense" and len(trained) == 1:
+            raise OSError("no space left")
+        trained.append(job.name)
+        return train(place, job, *rest)
+
+    monkeypatch.setattr(command, "_train", stopped)
+    with pytest.raises(SystemExit) as stop:
+        study(*flags, out=tmp_path)
+    assert stop.value.code == 2 and "no space left" in capsys.readouterr().err
+    (directory,) = (tmp_path / "study").iterdir()
+    assert [row["arm"] for row in csv.DictReader((directory / "study.csv").open())] == ["routed"]
+    trained.append("on")
+    study(*flags, out=tmp_path)
+    assert trained == ["routed-s0", "on", "dense-s0"]  # the first was not trained again
+    rows = list(csv.DictReader((directory / "study.csv").open()))
+    assert [(row["arm"], row["seed"], row["steps"]) for row in rows] == [("routed", "0", "2"), ("dense", "0", "2")]
+    found = json.loads((directory / "study.json").read_text())
+    assert [arm["verdict"] for arm in found["arms"]] == ["", "not shown (1 seed of 3)"]
+    assert found["arms"][1]["low"] <= found["arms"][1]["minus_routed"] <= found["arms"][1]["high"]
+    assert (directory / "study.png").stat().st_size > 5000
+    printed = capsys.readouterr().out
+    assert "dense-s0: training, run 2 of 2" in printed and "not shown (1 seed of 3)" in printed
+
+
+def test_a_training_that_fails_is_one_line_with_its_reason(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        study("--seeds=0", "--controls=dense", *SMALL, "--model.routing.k=99", out=tmp_path)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1
+    assert "routed-s0 ended with code 2" in said and "routing.k" in said and "study.log has more" in said
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--controls=dense,statik"], "--controls statik: it must be one of dense, static, static_flops"),
+        (["--controls=dense,dense"], "--controls dense,dense: give each once"),
+        (["--seeds=0,1,0"], "--seeds 0,1,0: give one or more, each once"),
+        (["--seeds=a"], "--seeds"),
+        (["--model.control=dense"], "--overrides --model.control=dense: the study sets model.control itself"),
+        (["--overrides", "max_steps"], "it must be an option with its value"),
+        (["--model.routing=null"], "it routes nothing (model.routing is null)"),
+        (["--config=sae_tinystories"], "it trains sparse autoencoders"),
+        (["--config=nothing"], "--config nothing: no such file; there are dense_stories.yaml"),
+    ],
+)
+def test_what_no_study_can_be_made_of_is_refused(args, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        study(*args, out=tmp_path)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and message in said and said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
