@@ -18,7 +18,7 @@ from slms.models.cut_lm import narrow
 from slms.routing import RoutingConfig
 
 SECONDS = 4.0
-"""How long the alternatives are timed; p20s of 4 s agree within 2 % on a machine with other work."""
+"""How long the nine alternatives are timed, in turns."""
 SHARES = tuple(i / 8 for i in range(1, 9))
 """The widths that are timed, as shares of the dense one."""
 LAYERS = 4
