@@ -7,17 +7,20 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from slms.commands.export_coders import circuit_tracer, neuronpedia
 from slms.commands.subject import open_model, run_base, run_text, short_name, text_options, with_text
-from slms.files import make_new, write_atomic
+from slms.files import make_new, scratch, write_atomic
 from slms.measure.export import ARGMAX, PERPLEXITY, Comparison, compare_export
+from slms.measure.gguf import export_gguf
 from slms.models.card import CARD
+from slms.models.families import family_name
 from slms.models.io import quiet_transformers, repair_generation
+from slms.models.routed import routed_modules
 from slms.models.stock import check_model
 from slms.models.stock_weights import write_stock
-from slms.report.export import export_card, export_lines
+from slms.report.export import export_card, export_lines, gguf_lines
 from slms.report.provenance import command_line
 
 
@@ -111,12 +114,30 @@ def _stock(format: str, run: str, new: Path, text: dict[str, Any]) -> str:
     return export_lines(_write(new, subject.model, subject.tokenizer, ids, format, **card))
 
 
+def _gguf(run: str, new: Path, text: dict[str, Any], type: str = "f32") -> str:
+    """Write a dense model, or a routed one as the mixture of experts that it is, as one GGUF file."""
+    opened, text = open_model(run), text | {"n_tokens": text.get("n_tokens") or 4096}
+    routed = bool(routed_modules(opened.model))
+    stock = "qwen3_moe" if family_name(opened.model.config.model_type) == "qwen3" else "mixtral"
+    if routed:
+        check_model(opened.model, stock)
+    subject = with_text(run, opened, run_text(run), **text)
+    model = subject.model
+    if routed:
+        with scratch(new.parent) as place, quiet_transformers():
+            write_stock(model, stock, place)
+            model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, local_files_only=True).eval()
+    ids = torch.as_tensor(subject.blocks.input_ids, dtype=torch.long)
+    return gguf_lines(export_gguf(model, subject.tokenizer, new / f"model-{type}.gguf", ids, type))
+
+
 FORMATS = {
     "mixtral": Format(partial(_stock, "mixtral"), "Llama or Mistral, all MLPs routed, no shared pathways"),
     "qwen2_moe": Format(partial(_stock, "qwen2_moe"), "Llama, Mistral or Qwen2, with dense layers or shared pathways"),
     "qwen3_moe": Format(partial(_stock, "qwen3_moe"), "Qwen3, with dense layers"),
     "neuronpedia": Format(neuronpedia, "the features of every coder of a run, for Neuronpedia's importer"),
     "circuit_tracer": Format(circuit_tracer, "the transcoders of a run, one for each layer's MLP, for circuit-tracer"),
+    "gguf": Format(_gguf, "llama.cpp's file: what leaves as mixtral, Qwen3 with every layer routed, or a dense model"),
 }
 
 
@@ -125,9 +146,10 @@ def export(
     format: Literal[*FORMATS],  # type: ignore[valid-type]  # names of a table
     out: str,
     n_tokens: int | None = None,
+    type: Literal["f32", "q8_0"] | None = None,
     **text,
 ) -> None:
-    """Write a routed model as a checkpoint of stock transformers, or a run's coders for Neuronpedia or circuit-tracer.
+    """Write a routed model as a checkpoint of transformers, as GGUF, or a run's coders for other tools.
 
     docs/leaving.md says what can be exported, and how other programs open it. A model's checkpoint is kept only if it
     computes the same without slms.
@@ -139,7 +161,11 @@ def export(
         out: a new directory.
         n_tokens: tokens on which a checkpoint must give the same as the model (by default 4096), or on which features
             are measured (by default as many as the run validated on).
+        type: of the weights in a `gguf`: f32, or q8_0 (one byte each); by default f32.
     """
+    if type is not None and format != "gguf":
+        raise ValueError(f"--type {type}: only --format gguf has types")
+    options = {} if type is None else {"type": type}
     with make_new(out) as new:
-        print(FORMATS[format].write(run=run, new=new, text=text_options(n_tokens=n_tokens, **text)))
+        print(FORMATS[format].write(run=run, new=new, text=text_options(n_tokens=n_tokens, **text), **options))
     print(f"written to {out}")

@@ -4,6 +4,7 @@ from huggingface_hub import ModelCardData
 from transformers import PreTrainedModel
 
 from slms.measure.export import Comparison
+from slms.measure.gguf import GGUFComparison
 from slms.models.card import HUB_ID, portable, shortened
 from slms.models.routed import routed_modules
 from slms.models.stock import ARCHITECTURES
@@ -85,4 +86,15 @@ def export_lines(found: Comparison) -> str:
     return (
         f"perplexity  {found.perplexity:.6f}, exported {found.exported:.6f} ({change:+.1e}), {found.tokens:,} tokens\n"
         f"argmax      equal on {found.argmax:.3%} of the tokens; logits differ by at most {found.largest:.1e}"
+    )
+
+
+def gguf_lines(found: GGUFComparison) -> str:
+    """How a GGUF file and its model agree, and in which engine, in lines for the terminal."""
+    if found.perplexity is None:
+        return found.engine
+    return (
+        f"perplexity {found.perplexity:.6g}, of the file {found.exported:.6g}, on {found.tokens:,} tokens\n"
+        f"the same token predicted on {found.argmax:.2%}; {found.retokenized:.1%} of the texts get the same tokens\n"
+        f"{found.engine}"
     )

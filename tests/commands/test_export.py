@@ -118,3 +118,18 @@ def test_training_refuses_what_could_not_be_exported(base, tmp_path, capsys, mon
     ):
         assert named in refused(train.main, flags(base, tmp_path / "runs", *more), capsys)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_leaves_as_gguf(run, tmp_path, capsys):
+    gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
+    out = tmp_path / "out"
+    evaluation.main(["export", str(run), "--format=gguf", "--type=f32", f"--out={out}", "--n_tokens=512"])
+    assert [path.name for path in out.iterdir()] == ["model-f32.gguf"]
+    fields = gguf.GGUFReader(out / "model-f32.gguf").fields
+    assert fields["llama.expert_used_count"].contents() == 2 and "llama.cpp" in capsys.readouterr().out
+    again = ["export", str(run), f"--out={out}2", "--n_tokens=512"]
+    said = refused(evaluation.main, [*again, "--format=mixtral", "--type=f32"], capsys)
+    assert "--type f32: only --format gguf has types" in said
+    said = refused(evaluation.main, [*again, "--format=gguf", "--type=q8_0"], capsys)
+    assert "`hidden_size` is 24; it must be a multiple of 32" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
