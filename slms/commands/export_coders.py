@@ -52,17 +52,18 @@ def circuit_tracer(run: str, new: Path, text: dict[str, Any]) -> str:
         if layer in found:
             raise ValueError(f"{path}: {names[layer]} is a transcoder of layer {layer} too; name only one of them")
         found[layer], names[layer] = opened, str(path)
+    if not found:
+        raise ValueError(f"{run}: no transcoder from mlp_in.L to mlp_out.L; circuit_tracer needs one for each layer")
     lines, thresholds, norms = [], {}, {}
     for layer, opened in sorted(found.items()):
         norms[layer] = mlp_norm(opened.subject.model, layer)
         if isinstance(opened.coder, TopK):
             thresholds[layer] = mean_threshold(opened.coder, opened.x)
             lines.append(f"layer {layer}: {_cost(opened, thresholds[layer])}")
-    some = next(iter(found.values()), None)
-    n_layers = 1 if some is None else len(find_mlps(some.subject.model))
-    name = "" if some is None else some.subject.name
+    subject = next(iter(found.values())).subject
+    n_layers = len(find_mlps(subject.model))
     coders = {layer: opened.coder for layer, opened in found.items()}
-    write_set(coders, names, n_layers, thresholds, norms, new, name)
+    write_set(coders, names, n_layers, thresholds, norms, new, subject.name)
     return "\n".join([*lines, f"{n_layers} layers, {coders[0].d_sae} features each"])
 
 

@@ -50,7 +50,8 @@ def slug(text: str) -> str:
 def source_set(results: FeatureResults, layer: int) -> str:
     """Return the name of the set of sources: the site or sites without the layer, the kind and the width."""
     sites = dict.fromkeys((results.site, results.target))
-    stem = "-to-".join(re.sub(rf"\.{layer}(\.|$)", r"\1", site) for site in sites)
+    one = not any("+" in site for site in sites)
+    stem = "-to-".join(re.sub(rf"\.{layer}(\.|$)", r"\1", site) if one else site for site in sites)
     return slug(f"{stem}-{results.kind}-{results.d_sae}")
 
 
