@@ -244,6 +244,8 @@ class TrainCLI(LightningCLI):
         with self.run.hold() if writes else contextlib.nullcontext(), trainer_options.one_line():
             if writes:
                 self._move_in()
+            if isinstance(self.model, LanguageModel):
+                self.model.resumed_from = self.checkpoint
             try:
                 self.trainer.fit(self.model, self.datamodule, ckpt_path=self.checkpoint, weights_only=True)
             except Exception as error:

@@ -109,6 +109,7 @@ class LanguageModel(OptimizedModule):
         self.teacher: list[PreTrainedModel] = []  # a list, so that the frozen base stays out of the state dict
         self._taught_layers: list[int] = []  # whose MLPs' outputs are taught
         self.made_control: dict[str, Any] | None = None  # how the control was made
+        self.resumed_from: Path | None = None  # the checkpoint, which the command line sets
 
     @property
     def role(self) -> str:
@@ -144,8 +145,7 @@ class LanguageModel(OptimizedModule):
         if self.control is None:
             self.net = route(self.net, routing, calibration)
         else:
-            resumed = self.trainer.ckpt_path
-            record = None if resumed is None else kept_in(Path(resumed), CONTROL_KEY)
+            record = None if self.resumed_from is None else kept_in(self.resumed_from, CONTROL_KEY)
             plan = Plan(routing, calibration, self.trainer.strategy.broadcast, record)
             self.net, self.made_control = make_control(self.control, self.net, plan)
         for place in routed_modules(self.net):

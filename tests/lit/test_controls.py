@@ -88,6 +88,7 @@ def fit(control: str | None, directory: Path, steps: int = 2, resumed: Path | No
     base, distill = BaseConfig(name="stories-1m"), DistillConfig(logits=1.0, mlp=0.5)
     balance = BalanceConfig(bias_rate=1e-3)
     model = LanguageModel(base, ROUTING, control, balance=balance, distill=distill, calibration_tokens=256)
+    model.resumed_from = resumed
     sizes = {"block_size": 32, "batch_size": 2, "train_tokens": 512, "epoch_tokens": 512, "val_tokens": 64}
     trainer = lightning.Trainer(
         max_steps=steps,
