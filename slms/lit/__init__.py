@@ -15,5 +15,6 @@ run_directory        the directory that a run writes into
 sparse_autoencoder   sparse autoencoders and transcoders under training
 strategies           Lightning's own, with what these models need
 trainer_options      which of Lightning's Trainer options train.py takes
+trained              the model of a training checkpoint, as it was at that step
 sources              where a run's model and text come from
 """

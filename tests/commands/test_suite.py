@@ -4,10 +4,12 @@ import csv
 import json
 
 import pytest
+import torch
 
 import eval as evaluation
 import slms.commands.suite as command
 from slms.models.base import BaseConfig, load_base
+from tests.processes import Run, flags
 
 
 @pytest.fixture(scope="module")
@@ -29,32 +31,39 @@ def test_measures_and_goes_on_where_it_stopped(runs, tmp_path, capsys, monkeypat
     names = [str(runs / name) for name in "abc"]
     measure, measured = command._measure, []
 
-    def stopped(name, *rest, **text):
+    def stopped(journal, name, *rest, **text):
         if name == names[2] and len(measured) < 3:
             raise OSError("the hub cannot be reached")
         measured.append(name)
-        return measure(name, *rest, **text)
+        return measure(journal, name, *rest, **text)
 
     monkeypatch.setattr(command, "_measure", stopped)
     with pytest.raises(SystemExit) as stop:
         suite("--models", *names, out=tmp_path)
     assert stop.value.code == 2 and "the hub cannot be reached" in capsys.readouterr().err
     assert not list(tmp_path.rglob("suite.csv"))
-    monkeypatch.setattr(
-        command, "_measure", lambda name, *rest, **text: measured.append(name) or measure(name, *rest, **text)
-    )
+
+    def counted(journal, name, *rest, **text):
+        measured.append(name)
+        return measure(journal, name, *rest, **text)
+
+    monkeypatch.setattr(command, "_measure", counted)
     suite("--models", *names, out=tmp_path)
     assert measured == names  # the first two were not measured again
     printed = capsys.readouterr().out
     (directory,) = (tmp_path / "suite" / "models").iterdir()
     rows = list(csv.DictReader((directory / "suite.csv").open()))
     found = {(row["metric"], row["family"]) for row in rows}
-    assert len(rows) == 12 and found == {("sparsity", "gini"), ("si", "pos"), ("si", "semantic"), ("q", "")}
+    assert (
+        len(rows) == 12
+        and {row["run"] for row in rows} == set("abc")
+        and found == {("sparsity", "gini"), ("si", "pos"), ("si", "semantic"), ("q", "")}
+    )
     assert all(float(row["low"]) <= float(row["value"]) <= float(row["high"]) for row in rows)
     kept = json.loads((directory / "suite.json").read_text())
-    assert [verdict["metric"] for verdict in kept["verdicts"]] == ["AS", "SI pos", "SI semantic", "Q"]
+    assert [verdict["metric"] for verdict in kept["verdicts"]] == ["AS", "SI pos", "SI semantic"]
     assert (directory / "suite.png").stat().st_size > 5000
-    assert "verdict" in printed and "slope per decade" in printed
+    assert "verdict" in printed and "a decade" in printed
 
 
 @pytest.mark.parametrize(
@@ -76,12 +85,41 @@ def test_bad_input_is_one_line(flags, told, tmp_path, capsys):
     assert not any(tmp_path.iterdir())
 
 
-def test_the_stories_suite_takes_the_last_finished_run_of_each_width(tmp_path):
-    for width in (*command.WIDTHS, 32):
-        for when in "12":
-            model = tmp_path / command.STORIES / f"{width}-{when}" / "model"
-            model.mkdir(parents=True)
-            (model / "config.json").write_text(json.dumps({"hidden_size": width}))
-    (tmp_path / command.STORIES / "9-unfinished").mkdir()
-    wanted = [str(tmp_path / command.STORIES / f"{width}-2") for width in command.WIDTHS]
-    assert command.stories_runs(str(tmp_path)) == wanted
+def finished_run(place, width: int, seed: int) -> None:
+    """The files of a finished run by which the suite finds it."""
+    (place / "model").mkdir(parents=True)
+    (place / "model" / "config.json").write_text(json.dumps({"hidden_size": width}))
+    (place / "llm_routing_results.json").write_text(json.dumps({"run": {"seed": seed}}))
+    (place / "checkpoints").mkdir()
+    for tokens in (499_712, 999_424, 1_499_136, 1_998_848, 3_997_696):
+        torch.save({"callbacks": {"ResultsWriter": {"tokens": tokens}}}, place / "checkpoints" / f"epoch={tokens}.ckpt")
+
+
+def test_the_stories_suite_takes_the_last_finished_run_of_each_width_and_seed(tmp_path):
+    runs = tmp_path / command.STORIES
+    for seed in (*command.SEEDS, 7):
+        for width in command.WIDTHS:
+            for when in "12" if (width, seed) == (16, 0) else "2":
+                finished_run(runs / f"{width}-{seed}-{when}", width, seed)
+    (runs / "9-unfinished").mkdir()
+    found = command.stories_runs(str(tmp_path))
+    assert len(found) == len(set(found)) == 6 * 3 * 4 and all("-2/checkpoints" in path for path in found)
+    assert not any("1499136" in path or "-7-" in path for path in found)
+    next((runs / "48-1-2" / "checkpoints").glob("*999424*")).unlink()
+    with pytest.raises(ValueError, match=r"48-1-2 has no checkpoint at 1,000,000 tokens; .*--seed_everything=1"):
+        command.stories_runs(str(tmp_path))
+
+
+def test_checkpoints_of_a_run_share_its_random_weights(folder, tmp_path, capsys, monkeypatch):
+    run = Run(folder / "sizes.log", flags(folder, "sizes", "--model.routing=null", "--checkpoint.save_top_k=-1"))
+    assert run.join() == [0], run.said()
+    (place,) = (folder / "sizes").iterdir()
+    names = [str(path) for path in sorted((place / "checkpoints").glob("*step=[24].ckpt"))]
+    twins, twin = [], command.random_twin
+    monkeypatch.setattr(command, "random_twin", lambda *args: twins.append(args[1]) or twin(*args))
+    suite("--models", *names, out=tmp_path)
+    assert len(names) == 2 and len(twins) == 1
+    (file,) = tmp_path.rglob("suite.csv")
+    rows = list(csv.DictReader(file.open()))
+    assert {row["run"] for row in rows} == {str(place)} and len({row["nats"] for row in rows}) == 2
+    assert len({row["control"] for row in rows if row["metric"] == "q"}) == 1

@@ -16,7 +16,6 @@ purity          how much of the uncertainty about a token's class the chosen pat
 score           value, interval, permutation null, ceiling
 sparsity        activation sparsity at the input of the down-projection
 specialization  adjusted mutual information of a unit and a class
-trend           whether a number rises with scale
 """
 
 import importlib
