@@ -14,7 +14,8 @@ from slms.commands.subject import Subject, open_model, run_base, run_text, with_
 from slms.data.corpora import EMBEDDED
 from slms.data.tokenizer import special_ids
 from slms.measure.passes import batches
-from slms.models.base import load_base
+from slms.models.base import Base, load_base
+from slms.models.pair import Models, open_pair
 from slms.models.sites import Site, find_pair, find_site, read_sites, site_of_hook
 from slms.models.weights import model_digest
 from slms.progress import progress
@@ -34,6 +35,10 @@ class OpenCoder:
 
     coder: Coder
     subject: Subject
+    lm: Models
+    """The subject's model, or that and the second one that a crosscoder of two models reads."""
+    versus: str | None
+    """The name of the second model."""
     source: Site
     target: Site
     batch_size: int
@@ -56,14 +61,15 @@ class OpenCoder:
     @property
     def made_from(self) -> dict[str, str]:
         """What a measurement of the coder depends on, besides its model and text."""
-        return {"coder": model_digest(self.coder), "site": self.source.name, "target": self.target.name}
+        made = {"coder": model_digest(self.coder), "site": self.source.name, "target": self.target.name}
+        return made if self.versus is None else made | {"models": model_digest(self.lm)}
 
     @cached_property
     def _sample(self) -> tuple[Tensor, Tensor]:
         xs, ys, special = [], [], special_ids(self.subject.tokenizer)
         first = islice(batches(self.subject.blocks, self.batch_size), -(-SAMPLE_BLOCKS // self.batch_size))
         for batch in progress(first, "sampling"):
-            found = read_sites(self.subject.model, batch["input_ids"], list(dict.fromkeys((self.source, self.target))))
+            found = read_sites(self.lm, batch["input_ids"], list(dict.fromkeys((self.source, self.target))))
             kept = ~torch.isin(batch["input_ids"].flatten(), special) & found[self.source.name].any(1)
             xs.append(found[self.source.name][kept])
             ys.append(found[self.target.name][kept])
@@ -80,6 +86,7 @@ def open_coder(
     model: str | None = None,
     site: str | None = None,
     target: str | None = None,
+    versus: str | None = None,
     batch_size: int = 16,
     **text,
 ) -> OpenCoder:
@@ -92,6 +99,7 @@ def open_coder(
         model: the model it reads: a run or model directory, `stories-1m` or a hub id; by default what cfg.json names.
         site: the site it reads (`residual.3`); by default what its cfg.json names.
         target: the site that a transcoder writes; by default what its cfg.json names.
+        versus: the second model that a crosscoder of two models reads; by default what its cfg.json names.
         batch_size: blocks in one forward pass.
         text: the options of `chosen_text`.
 
@@ -110,18 +118,26 @@ def open_coder(
         subject = with_text(metadata["model_name"], open_model(metadata["model_name"]), own, **text)
     else:
         raise ValueError(f"{directory}/cfg.json names no model; give --model")
-    source = _place(subject, directory, site, metadata.get("hook_name"), "site")
+    second, named = versus or metadata.get("versus_model_name"), site or str(metadata.get("hook_name") or "")
+    if second is None and ":" in named:
+        raise ValueError(
+            f"{directory}: reads {named} of two models, but its cfg.json names no second one; give --versus"
+        )
+    lm: Models = subject.model
+    if second is not None:
+        lm = open_pair(Base(subject.model, subject.tokenizer), second, "--versus")
+    source = _place(lm, directory, site, metadata.get("hook_name"), "site")
     written = metadata.get("hook_name_out")
-    to = _place(subject, directory, target, written, "target") if target or written else source
-    find_pair(subject.model, source.name, to.name)
+    to = _place(lm, directory, target, written, "target") if target or written else source
+    find_pair(lm, source.name, to.name)
     if coder.is_transcoder and to == source:
         raise ValueError(f"{directory}: a transcoder whose cfg.json names no target; give --target")
     one = torch.from_numpy(subject.blocks.input_ids[:1, :1].astype("int64"))
-    width = {name: x.shape[1] for name, x in read_sites(subject.model, one, list(dict.fromkeys((source, to)))).items()}
+    width = {name: x.shape[1] for name, x in read_sites(lm, one, list(dict.fromkeys((source, to)))).items()}
     for what, site_, wanted in (("input", source, coder.d_in), ("output", to, coder.d_out)):
         if (found := width[site_.name]) != wanted:
             raise ValueError(f"{directory}: its {what} has {wanted} dimensions, but the model's site has {found}")
-    return OpenCoder(coder, subject, source, to, batch_size)
+    return OpenCoder(coder, subject, lm, second, source, to, batch_size)
 
 
 def _named_text(directory: str, metadata: dict[str, Any]) -> dict:
@@ -136,9 +152,9 @@ def _named_text(directory: str, metadata: dict[str, Any]) -> dict:
     return named
 
 
-def _place(subject: Subject, directory: str, name: str | None, hook: str | None, flag: str) -> Site:
+def _place(lm: Models, directory: str, name: str | None, hook: str | None, flag: str) -> Site:
     if name is not None:
-        return find_site(subject.model, name)
+        return find_site(lm, name)
     if not hook:
         raise ValueError(f"{directory}/cfg.json names no hook; give --{flag}")
-    return site_of_hook(subject.model, hook)
+    return site_of_hook(lm, hook)

@@ -25,6 +25,8 @@ def neuronpedia(run: str, new: Path, text: dict[str, Any]) -> str:
     written = []
     for path in coder_directories(Path(run)):
         opened = open_coder(str(path), **text)
+        if opened.versus is not None:
+            raise ValueError(f"{path}: reads two models; Neuronpedia shows coders of one")
         results, _ = measured_features(str(path), opened, opened.batch_size, **SHOWN)
         mlps, layer = find_mlps(opened.subject.model), opened.source.layer
         subject = Subject(

@@ -14,6 +14,7 @@ from slms.measure.feature_graph import communities
 from slms.measure.features import ContextReader, LatentStatistics, neighbours, read_uses, z_bound
 from slms.measure.logit_effects import METHOD, Effects, logit_effects, written
 from slms.models.anatomy import find_mlps
+from slms.models.pair import models_of
 from slms.models.sites import Site, read_sites
 from slms.progress import Progress, progress
 from slms.report.artifacts import write_csv
@@ -21,7 +22,7 @@ from slms.report.attribution import attribution_figure, describe_layer_pathways
 from slms.report.feature_page import write_features
 from slms.report.feature_schema import FeatureResults
 from slms.report.feature_tables import COLUMNS, PATHWAY_COLUMNS, feature_rows, pathway_rows, summary
-from slms.report.features import Vocabulary, describe_families, describe_features, describe_graph
+from slms.report.features import Vocabulary, describe_families, describe_features, describe_graph, describe_writers
 from slms.report.palette import write_figure
 from slms.report.words import shorten
 from slms.sae.evaluate import Placed
@@ -79,7 +80,7 @@ def measured_features(
     n_batches = -(-len(blocks.input_ids) // batch_size)
 
     def uses(what: str):
-        found = read_uses(subject.model, blocks, coder, special_ids(subject.tokenizer), batch_size)
+        found = read_uses(opened.lm, blocks, coder, special_ids(subject.tokenizer), batch_size)
         return progress(found, what, n_batches)
 
     for batch in uses("uses"):
@@ -110,13 +111,15 @@ def measured_features(
         vocabulary,
     )
     if parts := opened.source.parts:
-        shares = opened.coder.source_norms / opened.coder.source_norms.sum(1, keepdim=True)
-        named = [dict(zip((part.name for part in parts), row, strict=True)) for row in shares.tolist()]
+        norms = opened.coder.source_norms
+        shares = (norms / norms.sum(1, keepdim=True)).tolist()
+        named = [dict(zip((part.name for part in parts), row, strict=True)) for row in shares]
         described = [replace(f, sources=sources) for f, sources in zip(described, named, strict=True)]
     bound = z_bound(opened.coder.d_sae)
     results = FeatureResults(
         directory=directory,
         model=subject.name,
+        versus=opened.versus,
         kind=opened.coder.config.kind,
         site=opened.source.name,
         target=opened.target.name,
@@ -131,6 +134,7 @@ def measured_features(
         z_bound=bound,
         families=describe_families(reader, scores, blocks),
         graph=None if graph is None else describe_graph(graph, described),
+        writers=describe_writers(described, {part.name: part.of or part.name for part in opened.source.parts}),
         layers=[describe_layer_pathways(found, bound) for found in attributions],
         vocabulary=vocabulary.texts(subject.tokenizer),
         features=described,
@@ -151,12 +155,25 @@ def _fits(directory: str, coder: Placed, opened: OpenCoder) -> None:
 
 
 def _effects(opened: OpenCoder) -> tuple[Effects | None, str]:
-    model = opened.subject.model
-    target, W_dec = opened.target, opened.coder.W_dec.detach()
-    if target.parts:  # the last residual stream is nearest to the logits
-        residual = [part for part in target.parts if part.kind == "residual"]
-        target = max(residual or target.parts, key=lambda part: part.layer)
-        W_dec = W_dec.chunk(len(opened.target.parts), dim=1)[opened.target.parts.index(target)]
+    """Logit effects; of two models, each feature's in the one to which it writes more."""
+    found = {of: _effects_in(opened, of) for of in models_of(opened.lm)}
+    if any(effects is None for effects, _ in found.values()) or len(found) == 1:
+        return next((one for one in found.values() if one[0] is None), next(iter(found.values())))
+    of_base, of_second = (effects for effects, _ in found.values())
+    assert of_base is not None and of_second is not None
+    second = [part.of != next(iter(found)) for part in opened.target.parts]
+    shares = opened.coder.source_norms / opened.coder.source_norms.sum(1, keepdim=True)
+    more = (shares[:, second].sum(1) > 0.5)[:, None]
+    chosen = (torch.where(more, b, a) for a, b in zip(of_base, of_second, strict=True))
+    return Effects(*chosen), f"{METHOD}; of two models, the one to which the feature writes more"
+
+
+def _effects_in(opened: OpenCoder, of: str) -> tuple[Effects | None, str]:
+    model, target, W_dec = models_of(opened.lm)[of], opened.target, opened.coder.W_dec.detach()
+    if parts := target.parts:  # the last residual stream is nearest to the logits
+        mine = [part for part in parts if part.of == of]
+        target = max([part for part in mine if part.kind == "residual"] or mine, key=lambda part: part.layer)
+        W_dec = W_dec.chunk(len(parts), dim=1)[parts.index(target)]
     directions = written(model, target, W_dec)
     if isinstance(directions, str):
         return None, f"none: {directions}"

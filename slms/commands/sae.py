@@ -15,6 +15,7 @@ from slms.measure.rows import COLUMNS
 from slms.measure.sae import CoderNumbers, coder_rows, density_quantiles, measure_coders
 from slms.models.base import random_twin
 from slms.models.card import shortened
+from slms.models.pair import Models, Pair
 from slms.report.artifacts import write_csv, write_json
 from slms.report.coder_figure import coder_figure
 from slms.report.palette import write_figure
@@ -22,6 +23,7 @@ from slms.report.sae import quality_table, si_table
 from slms.sae.baselines import PCA, FixedCoder, random_coder
 from slms.sae.config import CoderConfig, Kind
 from slms.sae.control import control_of, train_control
+from slms.sae.evaluate import AtSource
 from slms.sae.load import coder_directories
 
 CONTROL = "random model"
@@ -72,13 +74,15 @@ def _report(
     k = cache(lambda: journal.part("latents used", used))
 
     def measured() -> dict[str, CoderNumbers]:
-        coders: dict[str, FixedCoder | PCA] = {"this coder": opened.placed}
+        placed = opened.placed
+        coders: dict[str, FixedCoder | PCA | AtSource] = {"this coder": placed}
+        coders |= {f"this coder, {part.name}": AtSource(placed, i) for i, part in enumerate(to.parts)}
         if baselines:
             coders["random coder"] = random_coder(source, to, opened.x, opened.y, coder.d_sae, k())
             coders["PCA"] = PCA(source, to, opened.x, opened.y, k())
-        return measure_coders(subject.model, blocks, coders, special, batch_size, journal)
+        return measure_coders(opened.lm, blocks, coders, special, batch_size, journal)
 
-    twin = cache(lambda: random_twin(subject.model))
+    twin = cache(lambda: _random(opened.lm))
     kind: Kind = "topk" if coder.config.kind == "topk" else "batch_topk"
     config = cache(lambda: CoderConfig(kind=kind, d_sae=coder.d_sae, k=k()))
 
@@ -105,11 +109,14 @@ def _report(
     results, rows = {name: one.quality for name, one in found.items()}, coder_rows(found)
     print(f"{directory}: {coder.config.kind}, {coder.d_sae} latents, of {subject.name} at {opened.place}\n")
     print(f"{quality_table(results)}\n\n{si_table({name: one.si for name, one in found.items() if one.si})}")
+    if opened.versus is not None:
+        print("  losses of a coder as a whole: the mean of the two models', each read through its own part")
     if control_tokens:
         print(f"  {CONTROL}: a {kind} coder of the model with random weights, {control_tokens:,} tokens")
     content = {
         "directory": str(directory),
         "model": subject.name,
+        "versus": opened.versus,
         "site": source.name,
         "target": to.name,
         **subject.text,
@@ -126,3 +133,8 @@ def _report(
     subtitle = f"{shortened(subject.source)}, {tokens:,} tokens; 95 % intervals over documents"
     write_figure(place / "quality.png", coder_figure(results, title, subtitle))
     print(f"\nwritten to {place}")
+
+
+def _random(lm: Models) -> Models:
+    """The model, or both, with random weights."""
+    return Pair(*(random_twin(lm[of]) for of in lm.names)) if isinstance(lm, Pair) else random_twin(lm)

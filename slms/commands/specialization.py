@@ -124,7 +124,7 @@ def specialization(
             journal.made_from |= options | {"coders": opened.made_from}
 
             def features(opened: OpenCoder = opened, journal: Journal = journal, name: str = path.name) -> Pair:
-                net, W_dec = opened.subject.model, opened.coder.W_dec
+                net, W_dec = opened.lm, opened.coder.W_dec
                 reader = LatentReader(
                     net, opened.placed, W_dec, name, opened.source, special_ids(opened.subject.tokenizer)
                 )

@@ -10,7 +10,7 @@ from slms.commands.arguments import LEAST
 from slms.data.corpora import EMBEDDED, CorpusConfig, absolute_name, check_unchanged, read_from
 from slms.data.text import Blocks, BlockSpec, load_blocks
 from slms.measure.journal import Journal, identity
-from slms.models.base import Base, load_base
+from slms.models.base import Base, open_model
 from slms.models.source import BaseConfig
 from slms.report.artifacts import own_directory
 
@@ -143,20 +143,6 @@ def results_of(subject: Subject, output_dir: str, command: str, **settings: Any)
     text = f"{Path(subject.text['corpus']).stem}-{subject.text['split']}"
     directory = own_directory(output_dir, command, subject.name, text, made_from | settings)
     return directory, Journal(directory.parent / "parts", made_from)
-
-
-def open_model(model: str) -> Base:
-    """Load the model and tokenizer of a run directory, a model directory, an embedded name or a hub id.
-
-    Raises:
-        ValueError: the model does not exist, or the run has no finished model.
-    """
-    path = Path(model)
-    is_run = (path / "config.yaml").is_file()
-    if is_run and not (path / "model").is_dir():
-        raise ValueError(f"--model {model}: the run has no finished model/ directory")
-    net, tokenizer = load_base(str(path / "model") if is_run else model)
-    return Base(net.eval(), tokenizer)
 
 
 def short_name(model: str) -> str:

@@ -13,7 +13,7 @@ USED = """
 """Sections and options whose new values apply from the resumed step on. The checkpoint's loader refuses a batch_size
 that changes the blocks of a step."""
 
-COMPARED = ["model.base", "data.corpus"]
+COMPARED = ["model.base", "model.versus", "data.corpus"]
 """Sources that you may name differently, as when a directory moves; the checkpoint has digests of weights and text."""
 
 KEPT = """

@@ -30,6 +30,9 @@ def settle(config: Any) -> Resolved:
     config.model.base.source = config.data.source = resolved.kind
     if resolved.kind == "local" and resolved.name not in PACKAGED:
         config.model.base.name = _absolute(resolved.name)
+    versus = config.model.get("versus")
+    if versus is not None and versus not in EMBEDDED | PACKAGED and looks_like_path(versus):
+        config.model.versus = _absolute(versus)
     if base.tokenizer is not None and base.tokenizer not in EMBEDDED | PACKAGED and looks_like_path(base.tokenizer):
         config.model.base.tokenizer = _absolute(base.tokenizer)
     print(f"{resolved.note}; {described(corpus.resolve(resolved.kind), corpus.validation)}", flush=True)

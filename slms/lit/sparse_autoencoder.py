@@ -1,4 +1,4 @@
-"""Sparse autoencoders and transcoders under training, on the activations of one frozen language model.
+"""Sparse autoencoders, transcoders and crosscoders under training, on activations of one or two frozen language models.
 
 Shapes: b blocks, t position, n tokens (b·t), d width of a site, s latents.
 """
@@ -11,13 +11,13 @@ from typing import Generic, TypeVar, cast
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from slms.data.tokenizer import special_ids
 from slms.lit.optimized import OptimizedModule
 from slms.lit.trainer_options import data_of, logs_step
 from slms.models.activation_stream import ActivationData, ActivationStream
 from slms.models.base import BaseConfig, load_base
+from slms.models.pair import Models, models_of, open_pair
 from slms.models.sites import find_pair, hf_name, site_width
 from slms.models.weights import model_digest
 from slms.sae.base import CoderLosses
@@ -43,12 +43,14 @@ class Modules(nn.ModuleList, Generic[Kind]):
 
 
 class SparseAutoencoder(OptimizedModule):
-    """Trains one or more coders, each at its site, from one pass of the language model.
+    """Trains one or more coders, each at its site, from one pass of the language model, or of each of two.
 
     Args:
         base: the model to study: a base, or a directory with a routed model.
         coders: which coders to train, and at which sites.
         optimizer: Adam and its schedule.
+        versus: a second model that reads the same tokens (a run directory, a model directory, or a name): every coder
+            is then a crosscoder that reads its site in both models; null reads only the base.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class SparseAutoencoder(OptimizedModule):
         base: BaseConfig,
         coders: list[CoderSpec],
         optimizer: CoderOptimizerConfig = CoderOptimizerConfig(),  # noqa: B008  frozen
+        versus: str | None = None,
     ):
         super().__init__()
         labels = [spec.label for spec in coders]
@@ -66,8 +69,10 @@ class SparseAutoencoder(OptimizedModule):
                 raise ValueError(f"model.coders has {label!r} twice; give each its own `name`")
             if label.strip(".") != label or "/" in label:
                 raise ValueError(f"model.coders has the name {label!r}; it must be fit for a directory")
-        self.base, self.specs, self.optimizer_config = base, coders, optimizer
-        model, self.tokenizer = load_base(base)
+        self.base, self.specs, self.optimizer_config, self.versus = base, coders, optimizer, versus
+        opened = load_base(base)
+        self.tokenizer = opened.tokenizer
+        model: Models = opened.model if versus is None else open_pair(opened, versus, "model.versus")
         self._frozen = [model.eval().requires_grad_(False)]  # a list keeps it out of the state dict
         self.sites = [find_pair(model, spec.site, spec.target) for spec in self.specs]
         for spec, (source, _) in zip(self.specs, self.sites, strict=True):
@@ -84,8 +89,8 @@ class SparseAutoencoder(OptimizedModule):
         """By label, the qualities that the last validation measured."""
 
     @property
-    def lm(self) -> PreTrainedModel:
-        """The frozen language model."""
+    def lm(self) -> Models:
+        """The frozen language model, or both."""
         return self._frozen[0]
 
     @property
@@ -98,9 +103,12 @@ class SparseAutoencoder(OptimizedModule):
         if stage != "fit" or self.stream is not None:
             return
         block_size = self.data.block_size
-        limit = getattr(self.lm.config, "max_position_embeddings", block_size)
-        if block_size > limit:
-            raise ValueError(f"data.block_size is {block_size}; the base's context holds at most {limit} tokens")
+        for of, net in models_of(self.lm).items():
+            limit = getattr(net.config, "max_position_embeddings", block_size)
+            if block_size > limit:
+                raise ValueError(
+                    f"data.block_size is {block_size}; the {of or 'base'}'s context holds at most {limit} tokens"
+                )
         self.base_digest = model_digest(self.lm)
         self.lm.to(self.trainer.strategy.root_device)  # type: ignore[arg-type]  # of a decorated method
         unique = list(dict.fromkeys(site for pair in self.sites for site in pair))
@@ -248,4 +256,5 @@ class SparseAutoencoder(OptimizedModule):
             hook_name_out=None if source == target else target.hook_name,
             context_size=data.block_size,
             dataset_path=data.corpus_name,
+            versus=self.versus,
         )

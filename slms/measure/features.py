@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from slms.data.text import Blocks
 from slms.measure.classes import TextClasses
@@ -23,6 +22,7 @@ from slms.measure.examples import BestUses, KeptUses
 from slms.measure.passes import batches
 from slms.metrics.units import UnitCounts
 from slms.metrics.units import Uses as UsesOfBatch
+from slms.models.pair import Models
 from slms.models.sites import read_sites
 from slms.sae.evaluate import Placed, measured_tokens
 
@@ -46,9 +46,7 @@ class Uses(NamedTuple):
 
 
 @torch.no_grad()
-def read_uses(
-    model: PreTrainedModel, blocks: Blocks, coder: Placed, special: Tensor, batch_size: int
-) -> Iterator[Uses]:
+def read_uses(model: Models, blocks: Blocks, coder: Placed, special: Tensor, batch_size: int) -> Iterator[Uses]:
     """Yield the uses of every batch of the text, in order."""
     first = 0
     for batch in batches(blocks, batch_size):

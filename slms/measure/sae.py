@@ -4,11 +4,10 @@ Shapes: n tokens, i width of a site, s latents.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from slms.data.text import Blocks
 from slms.measure.classes import TextClasses
@@ -18,8 +17,9 @@ from slms.measure.rows import Row, row_of
 from slms.metrics.functional import Score
 from slms.metrics.functional.score import share_beyond_chance
 from slms.metrics.units import UnitCounts, Uses
+from slms.models.pair import Models
 from slms.sae.baselines import PCA, FixedCoder
-from slms.sae.evaluate import update_qualities
+from slms.sae.evaluate import AtSource, update_qualities
 from slms.sae.quality import CoderQuality, Quality
 from slms.sae.training_coder import TrainingCoder
 
@@ -31,14 +31,15 @@ class CoderNumbers(NamedTuple):
 
     quality: Quality
     si: dict[str, Score]
-    """specialization of its latents by label family; empty for PCA, which has no latents"""
+    """specialization of its latents by label family; empty for PCA, which has no latents, and at one of several
+    sites"""
 
 
 @torch.no_grad()
 def measure_coders(
-    model: PreTrainedModel,
+    model: Models,
     blocks: Blocks,
-    coders: Mapping[str, FixedCoder | TrainingCoder | PCA],
+    coders: Mapping[str, FixedCoder | TrainingCoder | PCA | AtSource],
     special: Tensor,
     batch_size: int,
     journal: Journal | None = None,
@@ -51,12 +52,12 @@ def measure_coders(
         journal: journal of this model, these blocks and coders, from which a killed pass continues.
     """
     classes = TextClasses(blocks)
-    widths = {name: c.k if isinstance(c, PCA) else c.coder.d_sae for name, c in coders.items()}
+    widths = {name: _width(coder) for name, coder in coders.items()}
     qualities = {name: CoderQuality(len(coder.mean), widths[name]) for name, coder in coders.items()}
     counts = {
         name: UnitCounts(classes.layout, widths[name], together=True)
         for name, coder in coders.items()
-        if not isinstance(coder, PCA)
+        if not isinstance(coder, PCA | AtSource)
     }
     sums = [*qualities.values(), *counts.values()]
     name, read = f"pass of {', '.join(coders)}", batches(blocks, batch_size)
@@ -71,6 +72,11 @@ def measure_coders(
         name: CoderNumbers(quality.compute(), counts[name].compute() if name in counts else {})
         for name, quality in qualities.items()
     }
+
+
+def _width(coder: Any) -> int:
+    whole: Any = coder.whole if isinstance(coder, AtSource) else coder
+    return whole.k if isinstance(whole, PCA) else whole.coder.d_sae
 
 
 def coder_rows(found: Mapping[str, CoderNumbers]) -> list[Row]:

@@ -18,6 +18,7 @@ from slms.measure.journal import Journal
 from slms.metrics.activations import Rows
 from slms.models.activations import mlp_inputs, neuron_activations, run_up_to
 from slms.models.anatomy import find_mlps, list_layers
+from slms.models.pair import Models, models_of
 from slms.models.place import place_name
 from slms.models.routed import record_routes, routed_modules
 from slms.models.routed_mlp import RoutedMLP
@@ -182,8 +183,9 @@ class LatentReader:
 
     kind = "features"
 
-    def __init__(self, model: PreTrainedModel, coder: Placed, W_dec: Tensor, name: str, site: Site, special: Tensor):
-        self.model, self.coder, self.site, self.special = model, coder, site, special
+    def __init__(self, lm: Models, coder: Placed, W_dec: Tensor, name: str, site: Site, special: Tensor):
+        self.lm, self.coder, self.site, self.special = lm, coder, site, special
+        self.model = next(iter(models_of(lm).values()))  # of two, the one whose embedding is looked at
         self.places: Mapping[str, int] = {name: len(W_dec)}
         self.n_activations: Mapping[str, int] = self.places
         self.out_norm: Mapping[str, Tensor] = {name: W_dec.detach().norm(dim=1)}
@@ -193,7 +195,7 @@ class LatentReader:
     def read(self, input_ids: Tensor) -> dict[str, Activity]:
         """Run the model on token blocks [b, t]."""
         start = time.process_time()
-        x = read_sites(self.model, input_ids, [self.site])[self.site.name]
+        x = read_sites(self.lm, input_ids, [self.site])[self.site.name]
         self.forward_seconds += time.process_time() - start
         kept = measured_tokens(input_ids, x, self.special, self.coder.longest)
         latents = x.new_zeros(len(x), self.places[self.name])

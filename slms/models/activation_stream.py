@@ -18,12 +18,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from slms.data.corpora import CorpusConfig
 from slms.data.module import BlockOrder, TextData, text_digest
 from slms.data.tokenizer import special_ids
 from slms.models.collect import ActivationCache, Chunk, Collector
+from slms.models.pair import Models
 from slms.models.sites import Site
 from slms.models.weights import model_digest
 
@@ -244,7 +244,7 @@ class ActivationData(TextData):
         """Return what must be unchanged for a position to keep its meaning."""
         return {"text": text_digest(self.train_blocks.input_ids), "world": self.rank_and_world[1]}
 
-    def stream(self, model: PreTrainedModel, sites: Sequence[Site]) -> ActivationStream:
+    def stream(self, model: Models, sites: Sequence[Site]) -> ActivationStream:
         """Return this rank's share of the shuffled activations of `model` at `sites`."""
         assert self.tokenizer is not None  # linked from the model
         b, (rank, world), blocks = self.buffer, self.rank_and_world, self.train_blocks.input_ids

@@ -15,7 +15,7 @@ from slms.models.routed import routed_modules
 from slms.models.source import BaseConfig, Resolved, as_base, fetch, fetch_tokenizer, resolve
 from slms.models.speedups import prepare
 
-__all__ = ["Base", "BaseConfig", "Resolved", "build_meta", "init_base", "load_base", "resolve"]
+__all__ = ["Base", "BaseConfig", "Resolved", "build_meta", "init_base", "load_base", "open_model", "resolve"]
 
 
 def load_base(
@@ -50,6 +50,20 @@ def load_base(
             "`model: {base: {tokenizer: NAME}}`, in Python `tokenizer=`)"
         )
     return Base(model, _with_special_tokens(found, model.config))
+
+
+def open_model(model: str, option: str = "--model") -> Base:
+    """Load the model and tokenizer of a run directory, a model directory, an embedded name or a hub id.
+
+    Raises:
+        ValueError: the model does not exist, or the run has no finished model; `option` is what named it.
+    """
+    path = Path(model)
+    is_run = (path / "config.yaml").is_file()
+    if is_run and not (path / "model").is_dir():
+        raise ValueError(f"{option} {model}: the run has no finished model/ directory")
+    net, tokenizer = load_base(str(path / "model") if is_run else model)
+    return Base(net.eval(), tokenizer)
 
 
 def init_base(base: BaseConfig | str | Path, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from slms.data.module import BlockOrder
 from slms.files import write_atomic, write_npz
+from slms.models.pair import Models
 from slms.models.sites import Site, read_sites
 from slms.progress import progress
 
@@ -34,7 +34,7 @@ class Collector:
     """Computes chunk k of a frozen model's activations, which depends only on k, the blocks and the seed.
 
     Args:
-        model: the language model, in eval mode.
+        model: the language model, or the two that a crosscoder compares, in eval mode.
         sites: the sites to read.
         blocks: token ids [b, t].
         order: the order of blocks; chunk k reads the blocks of its epoch k.
@@ -45,7 +45,7 @@ class Collector:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: Models,
         sites: Sequence[Site],
         blocks: np.ndarray,
         order: BlockOrder,

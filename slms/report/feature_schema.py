@@ -112,6 +112,16 @@ class LayerPathways:
 
 
 @dataclass(frozen=True)
+class Writer:
+    """One of the sites, or of the two models, to which a crosscoder's features write."""
+
+    name: str
+    histogram: list[int]  # used features by the share of their decoder's norm here, in ten bins from 0 to 1
+    n_features: int  # used features of whose decoder's norm at least .9 lies here
+    features: list[int]  # the most used of them, at most 20
+
+
+@dataclass(frozen=True)
 class CoActivationGraph:
     """Communities of features used together and their modularity Q against token-shuffled features."""
 
@@ -145,6 +155,8 @@ class FeatureResults:
     z_bound: float  # z above which one of d_sae features is expected by chance in 20 texts (Bonferroni)
     families: dict[str, FeatureFamily] = field(default_factory=dict)
     graph: CoActivationGraph | None = None  # null with too few features or tokens
+    versus: str | None = None  # the second model, if the coder reads two
+    writers: list[Writer] = field(default_factory=list)  # of a crosscoder: the two models, or the sites of one
     layers: list[LayerPathways] = field(default_factory=list)  # routed layers that add directly to what is read
     vocabulary: list[str] = field(default_factory=list)  # texts of the tokens that occur below
     features: list[Feature] = field(default_factory=list)

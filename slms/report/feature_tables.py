@@ -75,9 +75,22 @@ def summary(results: FeatureResults) -> str:
             f"  communities of features used together: {len(g.communities)}, of {g.features} features\n"
             f"  Q {g.q:.3f} {interval(g.low, g.high)}, shuffled {g.null_mean:.3f}, stability {g.stability:.2f}"
         )
+    if results.writers:
+        parts.append(_writers(results))
     parts.append(_most_specialized(results))
     parts += [_layer_pathways(results, layer) for layer in results.layers]
     return "\n\n".join(parts)
+
+
+def _writers(results: FeatureResults) -> str:
+    rows = []
+    for w in results.writers:
+        tokens = [peak_tokens(results.features[i], results.vocabulary)[0] for i in w.features]
+        said = " ".join(visible(token, 10) for token in dict.fromkeys(tokens))
+        rows.append([w.name, said[:40], *map(str, w.histogram), str(w.n_features)])
+    head = ["features", "only here: strongest at", *(f"<.{i}" for i in range(1, 10)), "≤1", "≥.9"]
+    note = "features by the share of their decoder's norm at each; ≥.9: those that only this one has"
+    return f"{text_table(head, rows, left=2)}\n  {note}"
 
 
 def _most_specialized(results: FeatureResults) -> str:

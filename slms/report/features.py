@@ -4,6 +4,7 @@ Shapes: s latents, c classes, k shown.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -27,9 +28,11 @@ from slms.report.feature_schema import (
     Neighbour,
     Preference,
     UseContext,
+    Writer,
 )
 
 COMMUNITY_TOKENS = 8
+ONLY = 0.9  # share of a decoder's norm from which on a feature counts as written in one place only
 
 
 class Vocabulary:
@@ -45,6 +48,22 @@ class Vocabulary:
     def texts(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """The texts of the ids. Half a character, which UTF-8 cannot hold and browsers stumble over, is escaped."""
         return [text.encode("utf-8", "backslashreplace").decode() for text in token_texts(tokenizer, list(self.ids))]
+
+
+def describe_writers(features: list[Feature], owners: Mapping[str, str]) -> list[Writer]:
+    """Describe how far features write to one site, or one model, only.
+
+    Args:
+        features: the features of a crosscoder, with their shares by site.
+        owners: site → the name that its share counts for: its model's, or its own.
+    """
+    described = []
+    for name in dict.fromkeys(owners.values()):
+        shares = {f.index: sum(f.sources[s] for s in owners if owners[s] == name) for f in features if f.uses}
+        bins = Counter(min(int(10 * share), 9) for share in shares.values())
+        only = sorted((features[i] for i, share in shares.items() if share >= ONLY), key=lambda f: -f.uses)
+        described.append(Writer(name, [bins[i] for i in range(10)], len(only), [f.index for f in only[:20]]))
+    return described
 
 
 def describe_graph(graph: Graph, features: list[Feature]) -> CoActivationGraph:

@@ -13,7 +13,7 @@ _TEXT = """---
 
 # {title}
 
-A {kind} of type `{architecture}` at `{hook}` of `{model}`: {d_in} inputs, {d_sae} latents{skip}. It was trained by
+A {kind} of type `{architecture}` at `{hook}` of {models}: {d_in} inputs, {d_sae} latents{skip}. It was trained by
 slms on `{corpus}`, in blocks of {context} tokens. The files are {form}:
 `cfg.json` says what the coder is, `sae_weights.safetensors` holds its tensors; no code comes with them.
 
@@ -61,10 +61,12 @@ def coder_card(config: Mapping[str, Any], in_saelens: bool) -> str:
         form="SAELens's format" if in_saelens else "SAELens's format, but of an architecture that only slms opens",
         opens=_SAELENS if in_saelens else "",
         title=f"{hook} of {shortened(model)}",
-        kind="transcoder" if is_transcoder else "sparse autoencoder",
+        kind=next(
+            (kind for kind in ("crosscoder", "transcoder") if kind in config["architecture"]), "sparse autoencoder"
+        ),
         architecture=config["architecture"],
         hook=hook if out is None else f"{hook} → {out}",
-        model=shortened(model),
+        models=" and ".join(f"`{shortened(name)}`" for name in (model, metadata.get("versus_model_name")) if name),
         d_in=config["d_in"],
         d_sae=config["d_sae"],
         skip=" and a linear skip" if "skip" in config["architecture"] else "",

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from slms.data.module import BlockOrder
 from slms.models.activation_stream import ActivationStream, BufferConfig
 from slms.models.collect import Collector
+from slms.models.pair import Models
 from slms.models.sites import Site
 from slms.sae.config import CoderConfig, CoderSpec
 from slms.sae.fit import fit
@@ -26,7 +26,7 @@ BUFFER = BufferConfig(batch_size=2048, chunk_tokens=65_536)
 
 
 def train_control(
-    model: PreTrainedModel,
+    model: Models,
     source: Site,
     target: Site,
     blocks: np.ndarray,
@@ -38,7 +38,7 @@ def train_control(
     """Train a coder of `model` at `source`; return it ready for inference.
 
     Args:
-        model: the model with random weights.
+        model: the model with random weights, or two.
         source: the site where the coder reads; target: the site that it reconstructs.
         blocks: training text, token ids [b, t].
         special: token ids that are left out.

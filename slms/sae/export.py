@@ -66,6 +66,7 @@ class Provenance:
         dataset_path: the corpus.
         prepend_bos: whether each block began with a BOS token.
         exclude_special_tokens: whether special tokens were left out of training.
+        versus: the second language model, if the coder reads two.
     """
 
     model_name: str
@@ -76,10 +77,12 @@ class Provenance:
     dataset_path: str = ""
     prepend_bos: bool = False
     exclude_special_tokens: bool = True
+    versus: str | None = None
 
     def metadata(self) -> dict[str, Any]:
         """Return the `metadata` object of `cfg.json`."""
-        out = {} if self.hook_name_out is None else {"hook_name_out": self.hook_name_out}
+        ours = {"hook_name_out": self.hook_name_out, "versus_model_name": self.versus}
+        given = {key: value for key, value in ours.items() if value is not None}
         return {
             "sae_lens_version": FORMAT,
             "sae_lens_training_version": None,
@@ -94,7 +97,7 @@ class Provenance:
             "dataset_path": self.dataset_path,
             "model_from_pretrained_kwargs": {},
             "exclude_special_tokens": self.exclude_special_tokens,
-            **out,
+            **given,
         }
 
 

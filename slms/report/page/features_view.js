@@ -139,6 +139,16 @@ function pathways() {
         String(p.n_features), percent(p.load)]), 2)]);
 }
 
+function writers() {
+  if (!data.writers.length) return [];
+  return [make("h3", {}, data.versus === null ? "Where features write" : "What only one model has"),
+    make("p", { class: "note" }, "Used features by the share of their decoder's norm at each, sources at equal scale. "
+      + `Only here: at least .9 of it.${data.versus === null ? "" : ` Second model: ${data.versus}.`}`),
+    table(["", "only here, strongest at", ...data.writers[0].histogram.map((_, i) => `${i / 10} to ${(i + 1) / 10}`), "only here"],
+      data.writers.map((w) => [w.name, make("span", {}, ...w.features.flatMap((i) => [link(i), " ", ...chips(summaries[i].tokens.slice(0, 1))])),
+        ...w.histogram.map(String), String(w.n_features)]), 2)];
+}
+
 function overview() {
   const g = data.graph, between = (e) => (e.low === null ? "" : ` [${e.low.toFixed(3)}, ${e.high.toFixed(3)}]`);
   const place = data.site === data.target ? data.site : `${data.site} to ${data.target}`;
@@ -158,6 +168,7 @@ function overview() {
       table(["community", "tokens that tell it from the others", "features", "uses"], g.communities.map((c) =>
         [make("a", { href: `#c=${c.index}` }, String(c.index)), make("span", {}, ...chips(c.tokens.map((t) => words[t]))),
           String(c.size), c.uses.toLocaleString("en")]), 2)] : []),
+    ...writers(),
     ...pathways(),
     make("h3", {}, "Logit effects"), make("p", { class: "note" }, data.logits),
     make("h3", {}, "Keys"),
