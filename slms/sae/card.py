@@ -32,6 +32,9 @@ sae = SAE.load_from_disk("path/of/this/directory")  # or, the same in slms:
 """
 
 
+KINDS = ("crosscoder", "transcoder")
+
+
 def coder_card(config: Mapping[str, Any], in_saelens: bool) -> str:
     """The card of a coder with the `cfg.json` in `config`.
 
@@ -61,9 +64,7 @@ def coder_card(config: Mapping[str, Any], in_saelens: bool) -> str:
         form="SAELens's format" if in_saelens else "SAELens's format, but of an architecture that only slms opens",
         opens=_SAELENS if in_saelens else "",
         title=f"{hook} of {shortened(model)}",
-        kind=next(
-            (kind for kind in ("crosscoder", "transcoder") if kind in config["architecture"]), "sparse autoencoder"
-        ),
+        kind=next((kind for kind in KINDS if kind in config["architecture"]), "sparse autoencoder"),
         architecture=config["architecture"],
         hook=hook if out is None else f"{hook} → {out}",
         models=" and ".join(f"`{shortened(name)}`" for name in (model, metadata.get("versus_model_name")) if name),

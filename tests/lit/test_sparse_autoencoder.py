@@ -46,9 +46,12 @@ AUTOENCODER = CoderSpec("residual.0", coder=CoderConfig(kind="batch_topk", d_sae
 TRANSCODER = CoderSpec("mlp_in.1", "mlp_out.1", coder=CoderConfig(kind="topk", d_sae=24, k=4, skip=True))
 
 
-def make(place, coders=(AUTOENCODER, TRANSCODER), **optimizer):
+def make(place, coders=(AUTOENCODER, TRANSCODER), versus=None, **optimizer):
     module = SparseAutoencoder(
-        BaseConfig(name=str(place)), list(coders), CoderOptimizerConfig(**{"lr": 1e-2, "dead_tokens": 400} | optimizer)
+        BaseConfig(name=str(place)),
+        list(coders),
+        CoderOptimizerConfig(**{"lr": 1e-2, "dead_tokens": 400} | optimizer),
+        versus,
     )
     data = ActivationData(
         CorpusConfig(name=str(place / "text.txt")),
@@ -139,6 +142,23 @@ def test_resumes_bit_for_bit(place, tmp_path, whole, save):
     assert record.losses == losses[save:]
     for name, tensor in state.items():
         assert torch.equal(module.state_dict()[name], tensor), name
+
+
+def test_a_model_against_itself_shares_every_latent_and_resumes(place, tmp_path):
+    """Both decoders of a latent in use end alike, and a run resumes bit for bit with two models too."""
+    record, (module, data) = Record((27,)), make(place, [AUTOENCODER], str(place), lr=5e-3)
+    record.directory = tmp_path
+    run = trainer(tmp_path, callbacks=[record])
+    run.fit(module, data)
+    coder = module.coders[0].folded()
+    used = module.coders[0].since_fired < 400
+    shares = (coder.source_norms / coder.source_norms.sum(1, keepdim=True))[used]
+    assert used.sum() > 8 and ((shares - 0.5).abs() < 0.1).all()
+    assert module.coders[0].source.name == "base:residual.0+versus:residual.0"
+    assert 0 < float(run.callback_metrics["val/fvu/residual.0"]) < 0.6
+    again, (other, data) = Record(), make(place, [AUTOENCODER], str(place), lr=5e-3)
+    trainer(tmp_path, callbacks=[again]).fit(other, data, ckpt_path=tmp_path / "27.ckpt", weights_only=True)
+    assert again.losses == record.losses[27:]
 
 
 def test_the_plain_loop_ends_with_the_same_weights(place, tmp_path):

@@ -8,6 +8,8 @@ from slms.models.sites import Site
 from slms.sae.coders import build_coder
 from slms.sae.config import CoderConfig, CoderSpec
 from slms.sae.export import Provenance, architecture, save
+from slms.sae.fit import fit
+from slms.sae.optim import CoderOptimizerConfig
 from slms.sae.training_coder import TrainingCoder
 
 E, M, S, K, N = 6, 3, 40, 4, 30
@@ -91,6 +93,31 @@ def test_folded_and_saved_it_computes_the_same(kind, tmp_path):
     assert architecture(back) == ("topk_crosscoder" if kind == "topk" else "jumprelu_crosscoder")
     assert torch.equal(back(x), folded(x))
     assert torch.equal(back.source_norms, folded.source_norms)
+
+
+def test_what_only_one_model_writes_is_found():
+    """Planted: 6 directions that only the base has, 6 of the second model only, 6 that both have."""
+    torch.manual_seed(0)
+    of_models = Site("cross", 0, parts=tuple(Site("residual", 0, of=of) for of in ("base", "routed")))
+    directions = torch.nn.functional.normalize(torch.randn(2, 18, 16), dim=2)
+    directions[0, 6:12], directions[1, :6] = 0, 0
+
+    def batch(n=256):
+        strength = (torch.rand(n, 18) < 0.08) * (1 + torch.rand(n, 18))
+        return {of_models.name: torch.cat([strength @ directions[0], strength @ directions[1]], 1)}
+
+    x = batch(2000)[of_models.name]
+    training = TrainingCoder(
+        CoderSpec("residual.0", coder=CoderConfig(kind="batch_topk", d_sae=36, k=2)), of_models, of_models, x, x
+    )
+    coder = fit(training, iter(batch, None), 600, CoderOptimizerConfig(lr=3e-3)).folded()
+    shares = coder.source_norms / coder.source_norms.sum(1, keepdim=True)
+    both = torch.nn.functional.normalize(torch.cat(list(directions), 1), dim=1)
+    near = (both @ torch.nn.functional.normalize(coder.W_dec, dim=1).T).max(1)
+    second, found = shares[near.indices, 1].view(3, 6), (near.values > 0.9).view(3, 6)
+    assert (found.sum(1) >= 4).all()
+    wanted = torch.tensor([[0.0], [1.0], [0.5]])
+    assert ((second - wanted).abs() < 0.1)[found].all()
 
 
 @pytest.mark.parametrize("kind", ["relu", "jump_relu", "gated"])
