@@ -28,8 +28,10 @@ clustering         clustering into groups of given sizes
 families           the supported model families, one row each
 collect            chunks of a frozen language model's activations, computed or read from disk
 mlp_norm           the affine map of the norm in front of an MLP
+pair               two language models that read the same tokens, which a crosscoder compares
 place              one name for every part of a model that can be routed, measured, hooked or logged
 sites              named points inside a language model, read and replaced through PyTorch's hooks
+site_hooks         the hooks that do so for one site
 weights            the weights of a dense MLP, with one row per neuron; a digest that names a model
 
 head        separates the embedding head of a causal language model from its body
