@@ -20,6 +20,7 @@ from slms.measure.dynamick import (
     BUDGETS,
     DENSE_RULES,
     ROUTED_RULES,
+    WITHOUT_PAPER,
     Execution,
     costs_of,
     count_cost,
@@ -95,8 +96,8 @@ def dynamick(
             executed.
         dense: the dense model to compare a routed one with; by default the base of its run.
         budget: how a dense model shares the density out: published (as each rule's paper: teal and wina greedily among
-            the matrices of an MLP, cett by one CETT for all layers, the others uniformly), uniform, or loss (among
-            layers, greedily by measured loss).
+            the matrices of an MLP, cett by one CETT for all layers, cats and griffin uniformly, the rules of no paper
+            by loss), uniform, or loss (among layers, greedily by measured loss).
         centre: let what a rule skips leave its calibrated mean. The papers of these rules do not do this.
         n_tokens: tokens of the split to measure on; calibration always uses the training split.
         calibration_tokens: training tokens that calibrate thresholds, predictors and routers.
@@ -261,8 +262,9 @@ class _Session:
                 return costs_of(ready(), self.budget_blocks, self.batch_size, steps.update)
 
         def under(target: float) -> PreTrainedModel:
-            by_loss = self.settings["budget"] == "loss" and min(targets) < 1
-            costs = self.journal.part(f"{rule} budget", budget) if by_loss else None
+            chosen = self.settings["budget"]
+            by_loss = chosen == "loss" or (chosen == "published" and rule in WITHOUT_PAPER)
+            costs = self.journal.part(f"{rule} budget", budget) if by_loss and min(targets) < 1 else None
             share_out(ready(), self.settings["budget"], target, costs)
             return ready()
 

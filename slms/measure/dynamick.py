@@ -46,6 +46,8 @@ DENSE_RULES = (*RULES, ROUTER)
 """Rules for a dense model without training; `router` fits pathways and norm-predicting routers (`slms.route`)."""
 BUDGETS = ("published", "uniform", "loss")
 """How layers and matrices share a density: as the rule's paper does, all alike, or layers by the loss they cost."""
+WITHOUT_PAPER = ("oracle", "low_rank", "static", ROUTER)
+"""Rules of no paper; `published` gives them the budget by loss, so that the controls among them are strong."""
 PATHWAYS = 32
 """Pathways of `router` where no routed model says how many."""
 
@@ -205,9 +207,12 @@ def costs_of(
 
 
 def share_out(model: PreTrainedModel, budget: str, target: float, costs: dict[str, list[float]] | None = None) -> None:
-    """Set what each MLP executes for a mean density `target`, by one of `BUDGETS`; `loss` needs `costs_of` below 1."""
+    """Set what each MLP executes for a mean density `target`, by one of `BUDGETS`.
+
+    costs: from `costs_of`; `loss` needs them below 1, and so does `published` for the rules `WITHOUT_PAPER`.
+    """
     set_budget(model, target if costs is None else allocate(costs, sizes_of(model), target))
-    if budget == "published":
+    if budget == "published" and costs is None:
         set_published(model, target)
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from slms.measure.rows import COLUMNS
 from slms.measure.suite import AT_ONE_LOSS, JUDGED, SuiteModel, Verdict, has_checkpoints, one_loss, trend_of
 from slms.metrics.trend import FEWEST
-from slms.report.palette import COLOURS, GREY, LEGEND_ROW, MARKERS, PAGE, RANDOM, caption, legend_above, styled
+from slms.report.palette import COLOURS, GREY, LEGEND_ROW, MARKERS, PAGE, RANDOM, caption, styled
 from slms.report.tables import amount, interval, number, text_table
 
 SUITE_COLUMNS = (*SuiteModel._fields[:-1], *COLUMNS)
@@ -72,6 +72,11 @@ def _mean(values: Any) -> float | None:
     return fmean(known) if known else None
 
 
+def _values(models: Sequence[SuiteModel], what: str) -> list[float]:
+    """A number of each model; NaN, which is not drawn, where it was not measured."""
+    return [math.nan if (value := m.rows[what].value) is None else value for m in models]
+
+
 def _interval(low: float, high: float) -> str:
     return interval(low, high) if math.isfinite(low) else ""
 
@@ -90,14 +95,15 @@ def suite_figure(
     for column, what in enumerate(JUDGED):
         if runs:
             _over_loss(grid[0][column], models, aside, what, "abc"[column])
-            if column == 0:
-                legend_above(grid[0][0], 4)
         judged = next(v for v in verdicts if v.metric == what)
         _over_size(grid[-1][column], models, aside, judged, "abcdef"[column + (3 if runs else 0)])
+    if runs:
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), title="parameters")
     counted = f"{len({m.run for m in models})} runs, {len(models)} checkpoints" if runs else f"{len(models)} models"
-    note = (
-        f"{counted} on the same {amount(models[0].tokens)} tokens; means over layers; {RANDOM}; line: the judged slope"
-    )
+    text = f"{counted} on the same {amount(models[0].tokens)} tokens"
+    line = "the judged slope, at equal loss" if runs else "the judged slope"
+    note = f"{text}; means over layers; {RANDOM}; line: {line}"
     if aside:
         note += "; grey: " + ", ".join(m.model for m in aside) + ", not in the slope"
     caption(figure, "Specialization against scale" + (f": {name}" if name else ""), note)
@@ -105,7 +111,7 @@ def suite_figure(
 
 
 _WHAT = {
-    "AS": ("AS: inequality of contributions", "Gini"),
+    "AS": ("AS: inequality", "Gini"),
     "SI pos": ("SI: part of speech", "share of H(class)"),
     "SI semantic": ("SI: semantic class", "share of H(class)"),
 }
@@ -122,9 +128,10 @@ def _over_loss(axes: Axes, models: Sequence[SuiteModel], aside: Sequence[SuiteMo
         size = points[0].parameters
         label = None if size in labelled else amount(size)
         labelled.add(size)
-        values = [m.rows[what].value for m in points]
-        axes.plot([m.nats for m in points], values, "o-", color=shades[size], label=label, markersize=2.5)
-    axes.plot([m.nats for m in aside], [m.rows[what].value for m in aside], MARKERS[1], color=GREY)
+        axes.plot(
+            [m.nats for m in points], _values(points, what), "o-", color=shades[size], label=label, markersize=2.5
+        )
+    axes.plot([m.nats for m in aside], _values(aside, what), MARKERS[1], color=GREY)
     axes.invert_xaxis()
     title, unit = _WHAT[what]
     axes.set(xlabel="nats per token", ylabel=unit)
@@ -151,7 +158,7 @@ def _over_size(
     random = {m.run: (m.parameters, m.rows[what].control) for m in models}
     axes.plot(*zip(*random.values(), strict=True), "o", color=COLOURS[0], mfc="white", mew=0.7)
     if not has_checkpoints(models):
-        axes.plot([m.parameters for m in aside], [m.rows[what].value for m in aside], MARKERS[1], color=GREY)
+        axes.plot([m.parameters for m in aside], _values(aside, what), MARKERS[1], color=GREY)
     sizes = sorted({m.parameters for m in models})
     if line.n >= FEWEST and math.isfinite(line.slope):
         ends = [sizes[0], sizes[-1]]
@@ -163,10 +170,9 @@ def _over_size(
             apart.append(size)
     axes.set_xticks(sizes, [amount(n) if n in apart else "" for n in sizes])
     axes.minorticks_off()
-    title, unit = _WHAT[what]
-    equal = ", at equal loss" if has_checkpoints(models) else ""
+    _, unit = _WHAT[what]
     axes.set(xlabel="parameters without embeddings", ylabel=unit)
-    axes.set_title(f"{letter}   {title}{equal}", pad=4 + LEGEND_ROW)
-    slope = f"{verdict.slope:+.3f} a decade {_interval(verdict.low, verdict.high)}: {verdict.verdict}"
-    slope = slope if math.isfinite(verdict.slope) else verdict.verdict
+    axes.set_title(f"{letter}   {what}: {verdict.verdict}", pad=4 + LEGEND_ROW)
+    slope = f"{verdict.slope:+.3f} a decade {_interval(verdict.low, verdict.high)}"
+    slope = slope if math.isfinite(verdict.slope) else ""
     axes.text(0, 1.02, slope, transform=axes.transAxes, color=COLOURS[1])

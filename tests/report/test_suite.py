@@ -18,7 +18,7 @@ def test_table_and_figure():
     table = suite_table(models, aside, verdicts(models))
     assert "rises" in table and "guest" in table and max(map(len, table.splitlines())) <= 120
     figure = suite_figure("stories", models, aside, verdicts(models))
-    assert len(figure.axes) == 3 and any("rises" in text.get_text() for text in figure.axes[0].texts)
+    assert len(figure.axes) == 3 and "rises" in figure.axes[0].get_title("left")
     assert "guest, not in the slope" in figure._supxlabel.get_text()
     assert "a slope needs models of at least 3 sizes" in suite_table(models[:2], [], verdicts(models[:2]))
     suite_figure("two", models[:2], [], verdicts(models[:2]))
