@@ -166,7 +166,7 @@ def test_refusals_lose_nothing(place, tmp_path):
 
 def shifted(place, tmp_path):
     """A coder of the right shape that belongs elsewhere: its decoder's bias is far off."""
-    coder, _ = load(place / "coder")
+    coder = load(place / "coder")
     tensors = load_file(place / "coder" / "sae_weights.safetensors")
     tensors["b_dec"] = tensors["b_dec"] + 500 * torch.randn(coder.d_in, generator=torch.Generator().manual_seed(1))
     (tmp_path / "other").mkdir()

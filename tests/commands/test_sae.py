@@ -159,8 +159,9 @@ def test_specialization_of_latents_is_that_of_their_definition(place):
     assert by_coder(out)["this coder"]["si", family]["value"] == pytest.approx(found.value, rel=1e-6)
 
 
-def test_a_transcoder_without_a_format_is_reported_not_lost(place):
-    assert not (place / "run" / "saes" / "topk").exists()
+def test_a_transcoder_that_saelens_lacks_is_written_under_our_name(place):
+    config = json.loads((place / "run" / "saes" / "topk" / "cfg.json").read_text())
+    assert config["architecture"] == "topk_transcoder"
     assert (place / "run" / "saes" / "mlp" / "cfg.json").exists()
 
 
