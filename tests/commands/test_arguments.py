@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from jsonargparse import auto_cli
@@ -85,6 +85,13 @@ NUMBERS = [
 ]
 
 
+def required(name: str) -> list[str]:
+    """What a command takes beside its subject, with any value that is allowed."""
+    _, *more = inspect.signature(command(name)).parameters.values()
+    needed = [p for p in more if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    return [f"--{p.name}={get_args(p.annotation)[0] if get_origin(p.annotation) is Literal else 'x'}" for p in needed]
+
+
 @pytest.mark.parametrize(("name", "option"), NUMBERS)
 def test_no_number_is_too_small_for_its_option(name, option, tmp_path, monkeypatch, capsys):
     """Whatever command: refused in one line that names option, value and rule, before a model is opened."""
@@ -92,7 +99,7 @@ def test_no_number_is_too_small_for_its_option(name, option, tmp_path, monkeypat
     monkeypatch.setattr("slms.models.base.read_model", None)
     value = LEAST.get(option, 0) - 1
     with pytest.raises(SystemExit) as stop:
-        evaluation.main([name, "stories-1m", *["--tasks=x"] * (name == "harness"), f"--{option}={value}"])
+        evaluation.main([name, "stories-1m", *required(name), f"--{option}={value}"])
     (line,) = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2 and f"--{option} {value}" in line and "must be" in line
     assert not list(tmp_path.iterdir())
