@@ -134,11 +134,11 @@ def dynamick(
         for name in rules:
             session.dense_points(name, targets)
     frontier = session.frontier()
-    timed = time_models({"dense": base}, subject.tokenizer, session.prompt.shape[1]) if seconds else []
+    models = {"dense": base} | ({} if routed is None else {"routed": open_model(model).model})  # as trained
+    timed = time_models(models, subject.tokenizer, session.prompt.shape[1]) if seconds else []
     compared = dense or (str(run_base(model)) if routed is not None else model)
     about = {"model": model, "dense": compared, **subject.text, **settings, "command": command_line()}
-    about |= {"hardware": hardware(base.device), "versions": versions()}
-    about |= {"llama_cpp": llama_cpp_json(timed)}
+    about |= {"hardware": hardware(base.device), "versions": versions(), "llama_cpp": llama_cpp_json(timed)}
     write_json(directory / "dynamick.json", about | frontier_json(frontier))
     write_figure(directory / "frontier.png", frontier_figure(frontier, f"{short_name(model)}: what skipping costs"))
     print(f"{model} on {subject.source}, {frontier.dense.row('nats').n:,} tokens: {frontier_table(frontier)}")

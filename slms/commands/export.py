@@ -7,17 +7,15 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slms.commands.export_coders import circuit_tracer, neuronpedia
 from slms.commands.subject import open_model, run_base, run_text, short_name, text_options, with_text
-from slms.files import make_new, scratch, write_atomic
+from slms.files import make_new, write_atomic
 from slms.measure.export import ARGMAX, PERPLEXITY, Comparison, compare_export
-from slms.measure.gguf import export_gguf
+from slms.measure.gguf import as_experts, export_gguf
 from slms.models.card import CARD
-from slms.models.families import family_name
 from slms.models.io import quiet_transformers, repair_generation
-from slms.models.routed import routed_modules
 from slms.models.stock import check_model
 from slms.models.stock_weights import write_stock
 from slms.report.export import export_card, export_lines, gguf_lines
@@ -117,16 +115,8 @@ def _stock(format: str, run: str, new: Path, text: dict[str, Any]) -> str:
 def _gguf(run: str, new: Path, text: dict[str, Any], type: str = "f32") -> str:
     """Write a dense model, or a routed one as the mixture of experts that it is, as one GGUF file."""
     opened, text = open_model(run), text | {"n_tokens": text.get("n_tokens") or 4096}
-    routed = bool(routed_modules(opened.model))
-    stock = "qwen3_moe" if family_name(opened.model.config.model_type) == "qwen3" else "mixtral"
-    if routed:
-        check_model(opened.model, stock)
+    model = as_experts(opened.model)
     subject = with_text(run, opened, run_text(run), **text)
-    model = subject.model
-    if routed:
-        with scratch(new.parent) as place, quiet_transformers():
-            write_stock(model, stock, place)
-            model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, local_files_only=True).eval()
     ids = torch.as_tensor(subject.blocks.input_ids, dtype=torch.long)
     return gguf_lines(export_gguf(model, subject.tokenizer, new / f"model-{type}.gguf", ids, type))
 

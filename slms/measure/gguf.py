@@ -16,10 +16,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from slms.files import PART
 from slms.measure.llama_cpp import Engine, Times, absent, build, in_turns
+from slms.models.families import family_name
+from slms.models.io import quiet_transformers
+from slms.models.routed import routed_modules
+from slms.models.stock import check_model
+from slms.models.stock_weights import write_stock
 from slms.models.to_gguf import BLOCK, TYPES, check, tensors, write_gguf
 
 PERPLEXITY = {"f32": 1e-4, "q8_0": 5e-3}
@@ -82,6 +87,20 @@ def export_gguf(
     return found
 
 
+def as_experts(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a routed model as the mixture of experts of transformers that llama.cpp has, and a dense one as it is.
+
+    Raises ValueError, naming all that stands in the way, if a routed model is none.
+    """
+    if not routed_modules(model):
+        return model
+    name = "qwen3_moe" if family_name(model.config.model_type) == "qwen3" else "mixtral"
+    check_model(model, name)
+    with tempfile.TemporaryDirectory() as place, quiet_transformers():
+        write_stock(model, name, Path(place))
+        return AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, local_files_only=True).eval()
+
+
 class Timed(NamedTuple):
     """The speed of a model in llama.cpp, or why there is none."""
 
@@ -94,7 +113,8 @@ class Timed(NamedTuple):
 def time_models(models: Mapping[str, PreTrainedModel], tokenizer: PreTrainedTokenizerBase, prompt: int) -> list[Timed]:
     """Time models by name in llama.cpp, F32 and Q8_0, all in turns, on as many threads as PyTorch has.
 
-    prompt: tokens of a prompt. A model that cannot be timed has the reason in place of times.
+    A routed model is timed as the mixture of experts that it is. A model that cannot be timed has the reason in place
+    of times. prompt: tokens of a prompt.
     """
     cases = [(name, type) for name in models for type in TYPES]
     if (why := absent(times_only=True)) is not None:
@@ -103,8 +123,9 @@ def time_models(models: Mapping[str, PreTrainedModel], tokenizer: PreTrainedToke
     with tempfile.TemporaryDirectory() as place:
         files: dict[tuple[str, str], Path] = {}
         for name, type in cases:
+            file = Path(place, f"{name}-{type}.gguf")
             try:
-                files[name, type] = write_gguf(models[name], tokenizer, Path(place, f"{len(files)}.gguf"), type, name)
+                files[name, type] = write_gguf(as_experts(models[name]), tokenizer, file, type, name)
             except ValueError as error:
                 found[name, type] = Timed(name, type, None, str(error))
         if files:

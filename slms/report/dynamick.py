@@ -40,10 +40,17 @@ def llama_cpp_json(timed: Sequence[Timed]) -> list[dict[str, object]]:
 
 
 def llama_cpp_lines(timed: Sequence[Timed]) -> str:
-    """One line for each model and type: its speed in llama.cpp, or why there is none; then command and build."""
+    """One line for each model and type: its speed in llama.cpp, or why there is none; then command and build.
+
+    The speeds of models after the first are also given in times those of the first.
+    """
+    first = {one.type: one.times for one in timed if one.model == timed[0].model}
     lines = []
     for one in timed:
         speed = one.times and f"decode {one.times.decode:.1f} tok/s, prefill {one.times.prompt:.1f}"
+        if one.model != timed[0].model and one.times is not None and (dense := first[one.type]) is not None:
+            ratios = one.times.decode / dense.decode, one.times.prompt / dense.prompt
+            speed = f"{speed}; × {timed[0].model}: {ratios[0]:.2f} and {ratios[1]:.2f}"
         lines.append(f"llama.cpp, {one.model}, {one.type}: {speed or one.why_not}")
     made = next((one.times for one in timed if one.times is not None), None)
     return "\n".join(lines if made is None else [*lines, f"  {made.command}", f"  {made.build}"])

@@ -12,7 +12,9 @@ import eval as eval_py
 import slms
 from slms.commands.dynamick import dynamick, parse_densities
 from slms.measure.dynamick import DENSE_RULES
+from slms.measure.gguf import Timed
 from slms.measure.metrics import METRICS
+from slms.models.routed import routed_modules
 from slms.report.dynamick import POINT_COLUMNS
 from tests.tiny import tiny_config
 
@@ -91,6 +93,23 @@ def test_a_routed_model_beside_the_rules_at_its_density(place):
     assert {rule for _, rule, _ in others} == set(DENSE_RULES) - {"cats"}
     assert all(value(point, "density") == pytest.approx(density, abs=0.05) for point in points.values())
     assert results["dense"] == str(place / "dense") and ("model", "model_speedup", "decode") not in points[first]
+
+
+def test_both_models_are_timed_in_llama_cpp_or_have_the_reason(place, monkeypatch):
+    seen = {}
+
+    def times(models, tokenizer, prompt):
+        seen.update({name: {mlp.k for mlp in routed_modules(model).values()} for name, model in models.items()})
+        return [Timed(name, "f32", None, f"no {name} here") for name in models]
+
+    monkeypatch.setattr("slms.commands.dynamick.time_models", times)
+    options = {"dense": str(place / "dense"), "rule": ["top_k"], "density": ["1.0"], "seconds": 0.02}
+    _, results, _ = run(place, "routed", **options)
+    assert seen == {"dense": set(), "routed": {2}}, "the routed model is timed as trained, not at --density"
+    assert [(row["model"], row["why_not"]) for row in results["llama_cpp"]] == [
+        ("dense", "no dense here"),
+        ("routed", "no routed here"),
+    ]
 
 
 def test_rules_of_a_routed_model(place):

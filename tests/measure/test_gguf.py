@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+import slms
 from slms.measure import gguf as measured
-from slms.measure.gguf import export_gguf, time_models
+from slms.measure.gguf import as_experts, export_gguf, time_models
 from slms.measure.llama_cpp import absent
+from slms.measure.llama_cpp import build as build_of_llama_cpp
 from tests.models.test_to_gguf import build, byte_level
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
@@ -41,6 +43,33 @@ def test_a_file_that_differs_is_not_kept(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"output_norm.weight was not written as it is"):
         export_gguf(model, byte_level(), tmp_path / "m.gguf", IDS)
     assert not list(tmp_path.iterdir())
+
+
+def routed(**options):
+    """The tiny Llama without biases, every MLP routed, as 4 pathways of width 16."""
+    config = slms.RoutingConfig(
+        n_pathways=4, k=2, every_n_layers=1, partition="random", router_init="random", **options
+    )
+    return slms.route(build("llama-tied"), config, IDS).eval()
+
+
+def test_a_routed_model_becomes_the_mixture_that_it_is():
+    model, dense = routed(stock=True), build("llama-tied")
+    mixture = as_experts(model)
+    assert mixture.config.model_type == "mixtral" and mixture.config.num_experts_per_tok == 2
+    torch.testing.assert_close(mixture(IDS % 256).logits, model(IDS % 256).logits, atol=1e-5, rtol=1e-4)
+    assert as_experts(dense) is dense
+    with pytest.raises(ValueError, match=r"no mixtral: .*--model\.routing\.gate=softmax"):
+        as_experts(routed(gate="unit"))
+
+
+@installed
+def test_a_routed_model_is_timed_or_has_the_reason():
+    models = {"dense": build("llama-tied"), "stock": routed(stock=True), "other": routed(gate="unit")}
+    timed = {(one.model, one.type): one for one in time_models(models, byte_level(), 16)}
+    assert timed["stock", "f32"].times.decode > 0 and timed["stock", "f32"].times.build == build_of_llama_cpp()
+    assert "must be a multiple of 32" in timed["stock", "q8_0"].why_not  # a pathway has 16 neurons
+    assert all("this model is no mixtral" in timed["other", type].why_not for type in ("f32", "q8_0"))
 
 
 @installed

@@ -5,9 +5,18 @@ import math
 import pytest
 
 from slms.measure.frontier import Cost, Frontier, Point, best_point, break_even, break_evens, point_rows
+from slms.measure.gguf import Timed
+from slms.measure.llama_cpp import Times
 from slms.measure.rows import Row
 from slms.metrics.functional import Interval
-from slms.report.dynamick import POINT_COLUMNS, closing_line, frontier_json, frontier_table
+from slms.report.dynamick import (
+    POINT_COLUMNS,
+    closing_line,
+    frontier_json,
+    frontier_table,
+    llama_cpp_json,
+    llama_cpp_lines,
+)
 
 
 def point(rule, density, ratio, model=None, mlp=None, subject="dense", flops=1.0):
@@ -101,3 +110,22 @@ def test_table_and_rows():
     assert of["routed", "top_k", 0.625, "model", "perplexity", ""]["low"] == pytest.approx(math.exp(0.9))
     assert ("dense", "static", 0.25, "model", "mlp_speedup", "prefill") not in of
     assert "in turns" not in frontier_table(frontier(point("static", 0.25, 1.5)))
+
+
+def test_speeds_in_llama_cpp():
+    timed = [
+        Timed("dense", "f32", Times(300.0, 40.0, "llama_decode", "b1")),
+        Timed("dense", "q8_0", None, "too narrow"),
+        Timed("routed", "f32", Times(360.0, 60.0, "llama_decode", "b1")),
+        Timed("routed", "q8_0", Times(500.0, 90.0, "llama_decode", "b1")),
+    ]
+    assert llama_cpp_lines(timed).splitlines() == [
+        "llama.cpp, dense, f32: decode 40.0 tok/s, prefill 300.0",
+        "llama.cpp, dense, q8_0: too narrow",
+        "llama.cpp, routed, f32: decode 60.0 tok/s, prefill 360.0; × dense: 1.50 and 1.20",
+        "llama.cpp, routed, q8_0: decode 90.0 tok/s, prefill 500.0",
+        "  llama_decode",
+        "  b1",
+    ]
+    first, second, *_ = llama_cpp_json(timed)
+    assert first["times"]["decode"] == 40.0 and (second["times"], second["why_not"]) == (None, "too narrow")
