@@ -16,7 +16,7 @@ from slms.lit.parser import find_config, known_configs, read_yaml, trains_coders
 from slms.measure.journal import Journal, digest
 from slms.measure.study import ROUTED, Arm, Documents, StudyRun, arms_of, decode_speedup, documents_of, study_run
 from slms.models.base import load_base
-from slms.report.artifacts import write_csv, write_json
+from slms.report.artifacts import own_directory, write_csv, write_json
 from slms.report.palette import write_figure
 from slms.report.provenance import command_line, hardware, versions
 from slms.report.results import RESULTS_FILE, read_results
@@ -76,14 +76,15 @@ def study(
         overrides: options of train.py for every run; you may also give them as they are (--trainer.max_steps=30).
         runs: the runs go to RUNS/study-NAME/ARM-sSEED/, with what they print in study.log.
         seconds: how long to time the decoding of each arm; 0 does not time it.
-        output_dir: study.csv, study.json, study.png and .svg go to OUTPUT_DIR/study/NAME/.
+        output_dir: study.csv, study.json, study.png and .svg go to OUTPUT_DIR/study/CONFIG/ARMS/.
     """
     changed = _checked(recipe, seeds, controls, overrides or [])
     names = [ROUTED, *(CONTROLS if controls is None else controls)]
     path = find_config(recipe)
     assert path is not None, recipe  # it has been checked
-    name = f"{path.stem}-{digest({'config': read_yaml(path), 'overrides': sorted(changed)})}"
-    place, directory = Path(runs) / f"study-{name}", Path(output_dir) / "study" / name
+    made_from = {"config": read_yaml(path), "overrides": sorted(changed)}
+    directory = own_directory(output_dir, "study", path.stem, "arms", made_from)
+    place = Path(runs) / f"study-{path.stem}-{digest(made_from)}"
     place.mkdir(parents=True, exist_ok=True)
     about = {
         "config": path.name,

@@ -34,7 +34,7 @@ def test_trains_what_is_missing_and_writes_after_every_run(tmp_path, capsys, mon
     with pytest.raises(SystemExit) as stop:
         study(*flags, out=tmp_path)
     assert stop.value.code == 2 and "no space left" in capsys.readouterr().err
-    (directory,) = (tmp_path / "study").iterdir()
+    (directory,) = (tmp_path / "study" / "routed_tinystories").iterdir()
     assert [row["arm"] for row in csv.DictReader((directory / "study.csv").open())] == ["routed"]
     trained.append("on")
     study(*flags, out=tmp_path)
