@@ -31,6 +31,7 @@ from slms.models.place import place_name
 from slms.models.routed import record_routes, routed_modules, set_k, set_ramp
 from slms.models.stock import check_base
 from slms.models.token_loss import TokenLoss, next_tokens, token_loss
+from slms.models.transformers_internals import compute_again
 from slms.models.weights import model_digest
 from slms.routing import Routes, RoutingConfig
 from slms.routing.balance import BalanceConfig, GlobalBalance, bias_update, z_loss
@@ -137,7 +138,7 @@ class LanguageModel(OptimizedModule):
             self.teacher = [dense.eval().requires_grad_(False)]
         separates(self.net)
         if self.recompute:
-            self.net.gradient_checkpointing_enable({"use_reentrant": False})
+            compute_again(self.net)
         self.net.train()
 
     def _convert(self, routing: RoutingConfig, data: TextData) -> None:

@@ -4,6 +4,7 @@ CACHE                   the name of the cache of keys and values, renamed in 5.2
 SDPASelfAttention       GPT-Neo's attention: forward, and the names of its layers and buffers
 UnpaddedGPTNeoModel     GPT-Neo's stack: forward, and that it passes on a four-dimensional mask unchanged
 forget_renamed_weights  what from_pretrained notes for save_pretrained
+compute_again           the method that turns gradient checkpointing on
 
 An override names only the arguments that it uses and passes on the others unchanged. If it meets an argument that it
 does not know, transformers' own class runs: slower, but never wrong. A test fails if that happens to a plain call.
@@ -98,3 +99,9 @@ def forget_renamed_weights(model: PreTrainedModel) -> None:
     Only dense classes know the old names, so a routed class could not load them again.
     """
     vars(model).pop("_weight_conversions", None)
+
+
+def compute_again(model: PreTrainedModel) -> None:
+    """Let every layer compute its inside again in the backward pass; transformers 5.24 renamed the method."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoModel, GPTNeoSelfAttention
 
 from slms.models.speedups import prepare
-from slms.models.transformers_internals import CACHE, SDPASelfAttention, UnpaddedGPTNeoModel
+from slms.models.transformers_internals import CACHE, SDPASelfAttention, UnpaddedGPTNeoModel, compute_again
 
 
 @pytest.fixture
@@ -167,3 +168,12 @@ def test_a_prepared_model_pickles(pair):
     _, fast = pair()
     again = pickle.loads(pickle.dumps(fast))
     assert torch.equal(again(ids(2, 9)).logits, fast(ids(2, 9)).logits)
+
+
+def test_layers_compute_again_without_a_warning():
+    config = GPTNeoConfig(hidden_size=8, num_layers=2, num_heads=2, attention_types=[[["global"], 2]], vocab_size=9)
+    model = GPTNeoForCausalLM(config).train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compute_again(model)
+    assert model.is_gradient_checkpointing
