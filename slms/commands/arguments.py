@@ -2,7 +2,8 @@
 
 import inspect
 import json
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
@@ -111,3 +112,27 @@ def _parted(words: Iterable[str]) -> list[str]:
     """Split words at their commas, except those that name a file or directory."""
     parts = [part for word in words for part in ([word] if Path(word).exists() else word.split(","))]
     return [part.strip() for part in parts if part.strip()] or list(words)
+
+
+def parse_densities(words: Sequence[str]) -> list[float]:
+    """Read words such as `0.35` or `first:last:step` into ascending densities.
+
+    >>> parse_densities(["0.1:0.4:0.1"]), parse_densities(["0.5", "0.35"])
+    ([0.1, 0.2, 0.3, 0.4], [0.35, 0.5])
+    """
+    rule = "it must be a density (0.35), several (0.35 0.5) or a sweep (0.1:1.0:0.1), each above 0 and at most 1"
+    found: set[float] = set()
+    for word in words:
+        try:
+            first, last, step = map(float, word.split(":") if ":" in word else (word, word, "1"))
+            if not step >= 1e-3 or not math.isfinite(last - first):
+                raise ValueError
+        except ValueError:
+            raise ValueError(f"--density {word}: {rule}") from None
+        sweep = {round(first + i * step, 6) for i in range(int((last - first) / step + 1e-6) + 1)}
+        if not sweep or not all(0 < density <= 1 for density in sweep):
+            raise ValueError(f"--density {word}: {rule}")
+        found |= sweep
+    if not found:
+        raise ValueError(f"--density is empty: {rule}")
+    return sorted(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from slms.commands.arguments import published
+from slms.commands.arguments import parse_densities, published
 from slms.commands.subject import Subject, open_model, open_subject, results_of, run_base, short_name, with_text
 from slms.kernels.costs import machine
 from slms.measure.dynamick import (
@@ -145,30 +144,6 @@ def dynamick(
     if timed:
         print(f"\n{llama_cpp_lines(timed)}")
     print(f"\nwritten to {directory}\n{closing_line(frontier)}")
-
-
-def parse_densities(words: Sequence[str]) -> list[float]:
-    """Read words such as `0.35` or `first:last:step` into ascending densities.
-
-    >>> parse_densities(["0.1:0.4:0.1"]), parse_densities(["0.5", "0.35"])
-    ([0.1, 0.2, 0.3, 0.4], [0.35, 0.5])
-    """
-    rule = "it must be a density (0.35), several (0.35 0.5) or a sweep (0.1:1.0:0.1), each above 0 and at most 1"
-    found: set[float] = set()
-    for word in words:
-        try:
-            first, last, step = map(float, word.split(":") if ":" in word else (word, word, "1"))
-            if not step >= 1e-3 or not math.isfinite(last - first):
-                raise ValueError
-        except ValueError:
-            raise ValueError(f"--density {word}: {rule}") from None
-        sweep = {round(first + i * step, 6) for i in range(int((last - first) / step + 1e-6) + 1)}
-        if not sweep or not all(0 < density <= 1 for density in sweep):
-            raise ValueError(f"--density {word}: {rule}")
-        found |= sweep
-    if not found:
-        raise ValueError(f"--density is empty: {rule}")
-    return sorted(found)
 
 
 def _named(rule: Sequence[str] | None, known: Collection[str], what: str = "on this model it") -> list[str]:

@@ -10,7 +10,8 @@ from transformers import GPTNeoForCausalLM, PreTrainedTokenizerFast
 
 import eval as eval_py
 import slms
-from slms.commands.dynamick import dynamick, parse_densities
+from slms.commands.arguments import parse_densities
+from slms.commands.dynamick import dynamick
 from slms.measure.dynamick import DENSE_RULES
 from slms.measure.gguf import Timed
 from slms.measure.metrics import METRICS
