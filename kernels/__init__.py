@@ -6,13 +6,18 @@ implementations; dense -> the fallback; activations -> values and derivatives; n
 dense models; cache -> where a machine's measurements are kept; timing -> the clock.
 """
 
-from slms.kernels.activations import ACTIVATIONS
-from slms.kernels.backends import BACKENDS
-from slms.kernels.calibrate import calibrate
-from slms.kernels.call import Call, Layer
-from slms.kernels.dispatch import explain, fuses, prepare_fused, routed_mlp
-from slms.kernels.reference import routed_mlp_reference
-from slms.kernels.router import Router, choose
+if __name__ == "slms.kernels":
+    from slms.kernels.activations import ACTIVATIONS
+    from slms.kernels.backends import BACKENDS
+    from slms.kernels.calibrate import calibrate
+    from slms.kernels.call import Call, Layer
+    from slms.kernels.dispatch import explain, fuses, prepare_fused, routed_mlp
+    from slms.kernels.reference import routed_mlp_reference
+    from slms.kernels.router import Router, choose
+else:
+    # In a checkout this directory lies where transformers looks for Hugging Face's package `kernels`. Without a file it
+    # is no package to transformers, and nothing is imported a second time.
+    __file__ = None
 
 __all__ = [
     "ACTIVATIONS",

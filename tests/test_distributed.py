@@ -15,6 +15,7 @@ from slms.models.io import read_tokenizer
 from slms.models.source import EMBEDDED
 from slms.report.metrics_csv import read_rows
 from slms.report.results import read_results
+from tests.alike import assert_alike
 from tests.processes import Run, directory, flags, slurm, torchrun
 
 
@@ -36,7 +37,8 @@ def assert_same_run(folder, name):
         is_loss = key[2] == "loss" or key[2] in ("loss", "perplexity") or key[1:3] == ("train", "loss")
         assert abs(other[key] - value) <= (1e-5 * max(1, abs(value)) if is_loss else 0), (key, value, other[key])
     first, second = (read_results(directory(folder, which)) for which in ("one", name))
-    assert first.rows == second.rows and first.pathways == second.pathways
+    assert_alike(first.rows, second.rows)
+    assert first.pathways == second.pathways
     assert first.run.tokens_trained == second.run.tokens_trained
     assert abs(first.losses.model.nats - second.losses.model.nats) < 1e-5
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from transformers import AutoConfig, GPTNeoConfig, GPTNeoForCausalLM
 
-import train
+from slms.callbacks import CALLBACKS
 from slms.commands.subject import run_base, run_text
 from slms.data.corpora import CorpusConfig
 from slms.data.probe_tasks import MANIFEST, read_tasks
@@ -167,7 +167,7 @@ def parser():
             raise Built(parser)
 
     with pytest.raises(Built) as caught:
-        OnlyParser(train.CALLBACKS, [])
+        OnlyParser(CALLBACKS, [])
     return caught.value.args[0]
 
 

@@ -9,6 +9,8 @@ import importlib
 import inspect
 import pkgutil
 import re
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -159,3 +161,9 @@ def test_overrides_hand_on_what_they_are_given():
                 assert [ast.unparse(k.value) for k in call.keywords if k.arg is None] == ["kwargs"], (cls, mine)
             checked += 1
     assert checked > 10
+
+
+def test_transformers_does_not_take_our_kernels_for_hugging_faces_package():
+    line = "import sys, transformers; print(transformers.utils.is_kernels_available(), 'slms' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", line], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]

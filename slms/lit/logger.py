@@ -41,7 +41,7 @@ class TensorBoard(TensorBoardLogger):
     place: str | None = None
 
     def __init__(self, save_dir: str | Path = "", purge_step: int | None = None):
-        super().__init__(save_dir, "", "", default_hp_metric=False, purge_step=purge_step)
+        super().__init__(save_dir=save_dir, name="", version="", default_hp_metric=False, purge_step=purge_step)
         self.written: Counter[tuple[str, str]] = Counter()  # entries so far by method and tag
 
     def move(self, directory: str) -> None:

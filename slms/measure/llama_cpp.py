@@ -6,6 +6,7 @@ Two ways lead there: `llama-cpp-py-sync` (its library in this process), and a `l
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import shlex
@@ -61,7 +62,7 @@ def _library() -> tuple[Any, Any, ModuleType]:
 def build() -> str:
     """Return which llama.cpp the library is, and for which processor features it was built."""
     ffi, lib, package = _library()
-    version = package._version
+    version = importlib.import_module(f"{package.__name__}._version")
     system = ffi.string(lib.llama_print_system_info()).decode()
     return f"llama.cpp {version.__llama_cpp_tag__} ({version.__llama_cpp_commit__}); {system.strip(' |')}"
 

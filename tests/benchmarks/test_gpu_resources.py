@@ -10,7 +10,7 @@ import pytest
 import triton
 
 from benchmarks.gpu_resources import VERSION, Resources, fault
-from slms.kernels import backends, costs
+from slms.kernels import backends
 
 pytestmark = [
     pytest.mark.slow,
@@ -25,7 +25,7 @@ def table():
     """Every tile in bfloat16 and float32; the command without --quick checks all types, activations and odd sizes."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu_resources", "--quick", "--json"]
-    root = Path(costs.__file__).parents[1]
+    root = Path(__file__).parents[2]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=root)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)

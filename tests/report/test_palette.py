@@ -175,10 +175,10 @@ def draw_suite(make, n, name):
         for m in NUMBERS:
             value = 0.1 + 0.03 * i + rng.gauss(0, 0.01)
             rows[m] = Row(MEAN, "si", "pos", value, value - 0.02, value + 0.02, control=0.05)
-        return SuiteModel(f"m{i}", int(10 ** (5 + i / 4)), 10**7, 8, 2, 2.0, 100_000, rows)
+        return SuiteModel(f"m{i}", f"m{i}", int(10 ** (5 + i / 4)), 10**7, 8, 2, 2.0, 100_000, rows)
 
     models = [model(i) for i in range(max(n, 2))]
-    return suite_figure(name, models, verdicts(models))
+    return suite_figure(name, models, [], verdicts(models))
 
 
 FIGURES = {name.removeprefix("draw_"): draw for name, draw in globals().items() if name.startswith("draw_")}
