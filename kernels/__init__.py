@@ -17,7 +17,7 @@ if __name__ == "slms.kernels":
 else:
     # In a checkout this directory lies where transformers looks for Hugging Face's package `kernels`. Without a file it
     # is no package to transformers, and nothing is imported a second time.
-    __file__ = None
+    __file__ = None  # type: ignore[assignment]
 
 __all__ = [
     "ACTIVATIONS",
