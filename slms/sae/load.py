@@ -5,7 +5,6 @@ Shapes: d model (input i, output o), s latents.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from slms.models.directory import read_object
 from slms.sae.base import Coder
 from slms.sae.coders import build_coder
 from slms.sae.config import CoderConfig
@@ -101,15 +101,9 @@ def load(directory: Path) -> Coder:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_bytes())
+        config = read_object(path)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; an SAE directory holds {CONFIG} and {WEIGHTS}") from None
-    except RecursionError:
-        raise ValueError(f"{path}: not JSON: nested too deeply") from None
-    except ValueError as error:  # the file is malformed, not UTF-8, or has a number of thousands of digits
-        raise ValueError(f"{path}: not JSON: {str(error).splitlines()[0]}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: holds no object")
     for key in ("d_in", "d_sae", "d_out", "k", "n_sources"):
         if key in config and not (type(config[key]) is int and 0 < config[key] < 2**31):
             raise ValueError(f"{path}: {key} is {config[key]!r}; it must be a whole number above 0")

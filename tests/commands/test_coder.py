@@ -6,8 +6,7 @@ import shutil
 import lightning as L
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPTNeoForCausalLM, PreTrainedTokenizerFast
+from transformers import GPTNeoForCausalLM
 
 import slms
 from slms.callbacks.coders import CoderWriter
@@ -21,7 +20,7 @@ from slms.models.activation_stream import ActivationData, BufferConfig
 from slms.models.base import BaseConfig
 from slms.sae.config import CoderConfig, CoderSpec
 from slms.sae.optim import CoderOptimizerConfig
-from tests.tiny import tiny_config
+from tests.tiny import tiny_config, word_tokenizer
 
 WORDS = [f"w{i}" for i in range(40)]
 
@@ -30,9 +29,7 @@ WORDS = [f"w{i}" for i in range(40)]
 def place(tmp_path_factory):
     """A base, a finished run of its routed model, a text, and a run's directory with their crosscoder."""
     directory = tmp_path_factory.mktemp("two")
-    tokenizer = Tokenizer(models.WordLevel({"<eos>": 0, **{w: i + 1 for i, w in enumerate(WORDS)}}, unk_token="<eos>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", model_max_length=64)
+    fast = word_tokenizer(WORDS)
     torch.manual_seed(3)
     base = GPTNeoForCausalLM(tiny_config(41, bos_token_id=0, eos_token_id=0, initializer_range=0.3)).eval()
     slms.save_model(base, fast, directory / "base")

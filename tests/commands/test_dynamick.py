@@ -5,8 +5,7 @@ import json
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPTNeoForCausalLM, PreTrainedTokenizerFast
+from transformers import GPTNeoForCausalLM
 
 import eval as eval_py
 import slms
@@ -17,7 +16,7 @@ from slms.measure.gguf import Timed
 from slms.measure.metrics import METRICS
 from slms.models.routed import routed_modules
 from slms.report.dynamick import POINT_COLUMNS
-from tests.tiny import tiny_config
+from tests.tiny import tiny_config, word_tokenizer
 
 WORDS = [f"w{i}" for i in range(40)]
 
@@ -26,9 +25,7 @@ WORDS = [f"w{i}" for i in range(40)]
 def place(tmp_path_factory):
     """A directory with a dense model in dense/, a routed one in routed/ and text."""
     directory = tmp_path_factory.mktemp("tiny")
-    tokenizer = Tokenizer(models.WordLevel({"<eos>": 0, **{w: i + 1 for i, w in enumerate(WORDS)}}, unk_token="<eos>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", model_max_length=64)
+    fast = word_tokenizer(WORDS)
     torch.manual_seed(0)
     config = tiny_config(41, bos_token_id=0, eos_token_id=0)
     model = GPTNeoForCausalLM(config).eval()

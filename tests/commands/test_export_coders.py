@@ -6,14 +6,13 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPTNeoForCausalLM, PreTrainedTokenizerFast
+from transformers import GPTNeoForCausalLM
 
 from slms.commands.coder import open_coder
 from slms.commands.export_coders import circuit_tracer, neuronpedia
 from slms.sae.baselines import random_coder
 from slms.sae.export import Provenance, save
-from tests.tiny import tiny_config
+from tests.tiny import tiny_config, word_tokenizer
 
 WORDS = ["the", "dog", "cat", "ran", "sat", ".", "Lily", "and", "saw", "big", "<b>", "|"]
 SITES = {
@@ -27,9 +26,7 @@ SITES = {
 def place(tmp_path_factory):
     """A tiny model with text, an autoencoder and a TopK transcoder of each layer, of random directions."""
     directory = tmp_path_factory.mktemp("tiny")
-    tokenizer = Tokenizer(models.WordLevel({"<eos>": 0, **{w: i + 1 for i, w in enumerate(WORDS)}}, unk_token="<eos>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", model_max_length=64)
+    fast = word_tokenizer(WORDS)
     torch.manual_seed(0)
     model = GPTNeoForCausalLM(tiny_config(13, bos_token_id=0, eos_token_id=0, initializer_range=0.5))
     model.save_pretrained(directory / "model")

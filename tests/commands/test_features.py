@@ -8,8 +8,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPTNeoForCausalLM, PreTrainedTokenizerFast
+from transformers import GPTNeoForCausalLM
 
 import slms
 from slms.commands.coder import open_coder
@@ -20,7 +19,7 @@ from slms.report.feature_tables import COLUMNS, PATHWAY_COLUMNS
 from slms.sae.baselines import random_coder
 from slms.sae.export import Provenance, save
 from slms.sae.load import load
-from tests.tiny import tiny_config
+from tests.tiny import tiny_config, word_tokenizer
 
 WORDS = ["the", "dog", "cat", "ran", "sat", ".", "Lily", "and", "saw", "big", "<script>", "|"]
 SITE = "blocks.1.hook_resid_post"
@@ -30,9 +29,7 @@ SITE = "blocks.1.hook_resid_post"
 def place(tmp_path_factory):
     """A tiny routed model with tokenizer and text, a coder of its residual stream, and what the command wrote."""
     directory = tmp_path_factory.mktemp("tiny")
-    tokenizer = Tokenizer(models.WordLevel({"<eos>": 0, **{w: i + 1 for i, w in enumerate(WORDS)}}, unk_token="<eos>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", model_max_length=64)
+    fast = word_tokenizer(WORDS)
     torch.manual_seed(0)
     config = tiny_config(13, bos_token_id=0, eos_token_id=0, initializer_range=0.5)
     ids = torch.randint(13, (8, 16))

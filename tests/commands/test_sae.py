@@ -7,8 +7,7 @@ import lightning as L
 import matplotlib.image
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPTNeoForCausalLM, PreTrainedTokenizerFast
+from transformers import GPTNeoForCausalLM
 
 from slms.callbacks.coders import CoderWriter
 from slms.commands.coder import open_coder
@@ -25,7 +24,7 @@ from slms.report.artifacts import artifact_directory
 from slms.sae.config import CoderConfig, CoderSpec
 from slms.sae.load import load
 from slms.sae.optim import CoderOptimizerConfig
-from tests.tiny import tiny_config
+from tests.tiny import tiny_config, word_tokenizer
 
 WORDS = [f"w{i}" for i in range(40)]
 
@@ -45,9 +44,7 @@ class Interrupt(L.Callback):
 def place(tmp_path_factory):
     """A tiny language model with its tokenizer and text, and a run's directory of coders of it."""
     directory = tmp_path_factory.mktemp("tiny")
-    tokenizer = Tokenizer(models.WordLevel({"<eos>": 0, **{w: i + 1 for i, w in enumerate(WORDS)}}, unk_token="<eos>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", model_max_length=64)
+    fast = word_tokenizer(WORDS)
     fast.save_pretrained(directory)
     torch.manual_seed(3)  # not the seed that `random_twin` takes: the control must be another model
     config = tiny_config(41, bos_token_id=0, eos_token_id=0)

@@ -137,5 +137,5 @@ def test_missing_and_truncated_files(tmp_path):
     with pytest.raises(ValueError, match="missing or damaged"):
         load(tmp_path)
     (tmp_path / "cfg.json").write_text("{")
-    with pytest.raises(ValueError, match="not JSON"):
+    with pytest.raises(ValueError, match="no JSON"):
         load(tmp_path)
