@@ -6,7 +6,7 @@ Two ways lead there: `llama-cpp-py-sync` (its library in this process), and a `l
 from __future__ import annotations
 
 import contextlib
-import importlib
+import importlib.metadata
 import json
 import os
 import shlex
@@ -62,9 +62,9 @@ def _library() -> tuple[Any, Any, ModuleType]:
 def build() -> str:
     """Return which llama.cpp the library is, and for which processor features it was built."""
     ffi, lib, package = _library()
-    version = importlib.import_module(f"{package.__name__}._version")
+    version = importlib.metadata.version("llama-cpp-py-sync")
     system = ffi.string(lib.llama_print_system_info()).decode()
-    return f"llama.cpp {version.__llama_cpp_tag__} ({version.__llama_cpp_commit__}); {system.strip(' |')}"
+    return f"llama.cpp of {package.__name__} {version}; {system.strip(' |')}"
 
 
 class Engine:

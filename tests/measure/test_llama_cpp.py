@@ -79,7 +79,7 @@ def test_logits_and_tokens_are_those_of_the_model(file):
 def test_times_come_with_command_and_build(file):
     one, two = in_turns([file, file], prompt=16, tokens=4, rounds=2)
     assert min(one.prompt, one.decode, two.prompt, two.decode) > 0
-    assert "1 threads" in one.command and one.build.startswith("llama.cpp b")
+    assert "1 threads" in one.command and one.build.startswith("llama.cpp of llama_cpp_py_sync ")
 
 
 @installed
