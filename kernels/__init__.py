@@ -3,7 +3,8 @@
 call -> inputs and outputs; reference -> the specification; dispatch -> chooses the backend, by costs and calibrate;
 backends -> tells which can run here; ops -> the backends as PyTorch operators; router -> the choice; cpu/, gpu/ ->
 implementations; dense -> the fallback; activations -> values and derivatives; neurons -> single rows, for the rules of
-dense models; cache -> where a machine's measurements are kept; timing -> the clock.
+dense models; gate_reference, gate -> neurons chosen by their own gates; cache -> where a machine's measurements are
+kept; timing -> the clock.
 """
 
 if __name__ == "slms.kernels":
@@ -12,6 +13,8 @@ if __name__ == "slms.kernels":
     from slms.kernels.calibrate import calibrate
     from slms.kernels.call import Call, Layer
     from slms.kernels.dispatch import explain, fuses, prepare_fused, routed_mlp
+    from slms.kernels.gate import gate_mlp, gate_select
+    from slms.kernels.gate_reference import GateCall, gate_mlp_reference
     from slms.kernels.reference import routed_mlp_reference
     from slms.kernels.router import Router, choose
 else:
@@ -23,12 +26,16 @@ __all__ = [
     "ACTIVATIONS",
     "BACKENDS",
     "Call",
+    "GateCall",
     "Layer",
     "Router",
     "calibrate",
     "choose",
     "explain",
     "fuses",
+    "gate_mlp",
+    "gate_mlp_reference",
+    "gate_select",
     "prepare_fused",
     "routed_mlp",
     "routed_mlp_reference",

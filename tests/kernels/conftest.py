@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from slms.kernels import Call, routed_mlp, routed_mlp_reference
+from slms.kernels import Call, GateCall, routed_mlp, routed_mlp_reference
 
 
 class Case(Call):
@@ -61,6 +61,33 @@ def make(
     )
 
 
+def gate_call(
+    n=7, d=8, offsets=range(13), k=6, n_shared=0, activation="silu", biased=True, some_whole=False, seed=0
+) -> GateCall:
+    """Random inputs of gate-selected neurons, in float32, whose weights need gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    offsets = tuple(offsets)
+    f = offsets[-1]
+
+    def normal(*size, scale=1.0):
+        return (torch.randn(*size, generator=generator) * scale).requires_grad_()
+
+    return GateCall(
+        x=normal(n, d),
+        W_in=normal(f, d, scale=d**-0.5),
+        b_in=normal(f) if biased else None,
+        W_gate=normal(f, d, scale=d**-0.5),
+        b_gate=normal(f) if biased else None,
+        W_out=normal(f, d, scale=max(f, 1) ** -0.5),
+        scale=torch.rand(f, generator=generator) + 0.5,
+        offsets=offsets,
+        k=k,
+        n_shared=n_shared,
+        activation=activation,
+        whole=torch.rand(n, generator=generator) < 0.3 if some_whole else None,
+    )
+
+
 # Relative to the largest number of the expected tensor, as the sums have that scale.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
@@ -91,6 +118,11 @@ def check(case: Case, backend: str) -> None:
 @pytest.fixture(scope="session")
 def make_case():
     return make
+
+
+@pytest.fixture(scope="session")
+def make_gate_call():
+    return gate_call
 
 
 @pytest.fixture(scope="session")

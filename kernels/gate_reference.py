@@ -1,0 +1,96 @@
+"""Gated MLPs whose neurons are chosen by their own gates: the inputs, and the specification in plain PyTorch.
+
+The gate matrix runs whole; up and down run only where chosen, which costs (1 + 2ρ)/3 of the dense MLP at density ρ.
+
+Shapes: n tokens, d model, f neurons, p units.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slms.kernels.activations import ACTIVATIONS
+
+
+class GateCall(NamedTuple):
+    """The inputs of `kernels.gate_mlp`. The first six have gradients; the choice has none."""
+
+    x: Tensor
+    """[n, d]"""
+    W_in: Tensor
+    """[f, d]"""
+    b_in: Tensor | None
+    """[f]"""
+    W_gate: Tensor
+    """[f, d]"""
+    b_gate: Tensor | None
+    """[f]"""
+    W_out: Tensor
+    """[f, d]"""
+    scale: Tensor
+    """[f] fp32, at least 0: what one unit of |act(gate)| is worth, E|up_i| · ‖w_out_i‖"""
+    offsets: Sequence[int]
+    """p + 1 ints: unit i owns neurons offsets[i] to offsets[i + 1]; single neurons are units of one"""
+    k: int
+    """units per token, shared ones included"""
+    n_shared: int
+    """units 0 to n_shared - 1 run for every token"""
+    activation: str
+    """a key of `kernels.ACTIVATIONS`"""
+    whole: Tensor | None = None
+    """[n] bool: tokens that keep every unit"""
+
+
+def unit_scores(gate: Tensor, scale: Tensor, offsets: Sequence[int]) -> Tensor:
+    """Scores [n, p] of units: the 2-norm of c = |gate| · scale over each unit's neurons; gate [n, f] is activated.
+
+    They are float32, or float64 if the gate is.
+
+    >>> unit_scores(torch.tensor([[3.0, -4.0, 2.0]]), torch.ones(3), (0, 2, 3))
+    tensor([[5., 2.]])
+    """
+    wide = torch.promote_types(gate.dtype, torch.float32)
+    c = gate.detach().to(wide).abs() * scale.detach()
+    sizes = [end - start for start, end in pairwise(offsets)]
+    if set(sizes) == {1}:
+        return c
+    return torch.stack([unit.square().sum(1).sqrt() for unit in c.split(sizes, 1)], 1)
+
+
+def select_reference(scores: Tensor, k: int, n_shared: int, whole: Tensor | None = None) -> Tensor:
+    """Choose [n, p] bool: the shared units and the k − n_shared largest of the others; every unit where `whole`.
+
+    Of equal scores the left one is chosen; NaN counts as largest.
+    """
+    order = scores[:, n_shared:].sort(dim=1, descending=True, stable=True).indices[:, : k - n_shared]
+    chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(1, order + n_shared, True)
+    chosen[:, :n_shared] = True
+    return chosen if whole is None else chosen | whole.unsqueeze(1)
+
+
+def per_neuron(chosen: Tensor, offsets: Sequence[int]) -> Tensor:
+    """Each unit's choice repeated over its neurons: [n, p] -> [n, f]."""
+    if len(offsets) - 1 == offsets[-1] and all(end - start == 1 for start, end in pairwise(offsets)):
+        return chosen
+    sizes = torch.tensor([end - start for start, end in pairwise(offsets)], device=chosen.device)
+    return chosen.repeat_interleave(sizes, dim=1, output_size=offsets[-1])
+
+
+def gate_activations(call: GateCall) -> Tensor:
+    """act(x W_gateᵀ + b_gate) [n, f]"""
+    return ACTIVATIONS[call.activation](F.linear(call.x, call.W_gate, call.b_gate))
+
+
+def gate_mlp_reference(call: GateCall) -> Tensor:
+    """y [n, d] = Σ over neurons i of chosen units of act(g_i) · u_i · W_out[i], g and u the two projections of x.
+
+    It executes dense FLOPs.
+    """
+    gate = gate_activations(call)
+    scores = unit_scores(gate, call.scale, call.offsets)
+    kept = per_neuron(select_reference(scores, call.k, call.n_shared, call.whole), call.offsets)
+    return torch.where(kept, gate * F.linear(call.x, call.W_in, call.b_in), 0) @ call.W_out
