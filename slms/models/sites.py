@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from slms.models.anatomy import family_of, find_mlps
 from slms.models.pair import Models, Pair, models_of
+from slms.models.resumed import Enough
 from slms.models.routed_mlp import RoutedMLP
 from slms.models.site_hooks import attach
 from slms.models.weights import read_mlp
@@ -194,10 +195,6 @@ def hf_name(model: Models, site: Site) -> str:
     return site.owner + name
 
 
-class _Enough(Exception):
-    """Raised once every site has been read, since the rest of the forward pass is not needed."""
-
-
 @torch.no_grad()
 def read_sites(model: Models, input_ids: Tensor, sites: Sequence[Site]) -> dict[str, Tensor]:
     """Return activations {name: [n, d]} for token blocks [b, t]; no model runs further than its last site."""
@@ -219,14 +216,14 @@ def _read(model: PreTrainedModel, input_ids: Tensor, sites: Sequence[Site]) -> d
         def see(x: Tensor) -> None:
             found[site.name] = rearrange(x.detach(), "b t d -> (b t) d").clone()  # later layers may write in place
             if len(found) == len(sites):
-                raise _Enough
+                raise Enough
 
         return see
 
     with ExitStack() as stack:
         for site in sites:
             stack.callback(attach(model, site.kind, site.layer, site.pathway, reader(site)).remove)
-        with suppress(_Enough):
+        with suppress(Enough):
             model(input_ids, use_cache=False)
     return found
 

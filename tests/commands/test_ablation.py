@@ -22,7 +22,7 @@ def model(request, tmp_path_factory) -> tuple[str, str]:
     return str(directory), request.param
 
 
-FLAGS = ["--n_tokens=2048", "--block_size=64", "--families", "token_class"]
+FLAGS = ["--n_tokens=2048", "--block_size=64", "--families", "token_class", "--n_random=8"]
 
 
 def test_files_and_table(model, tmp_path, capsys):
@@ -31,18 +31,24 @@ def test_files_and_table(model, tmp_path, capsys):
     evaluation.main(["ablation", path, *FLAGS, *layers, f"--output_dir={tmp_path}"])
     printed = capsys.readouterr().out
     (directory,) = (path.parent for path in (tmp_path / "ablation").rglob("ablation.csv"))
-    (row,) = csv.DictReader((directory / "ablation.csv").open())
+    row, detectable = csv.DictReader((directory / "ablation.csv").open())
     cells = list(csv.DictReader((directory / "matrix.csv").open()))
     about = json.loads((directory / "ablation.json").read_text())
     assert (row["place"], row["metric"], row["family"]) == ("L1.mlp", "si_causal", "token_class")
-    assert row["control"] and float(row["low"]) <= float(row["value"]) <= float(row["high"])
+    assert float(row["low"]) <= float(row["value"]) <= float(row["high"])
+    assert float(row["difference"]) == pytest.approx(float(row["value"]) - float(row["control"]))
+    assert float(row["difference_low"]) < float(row["difference"]) < float(row["difference_high"])
+    assert detectable["metric"] == "si_causal_detectable" and float(detectable["value"]) > 0
     units = about["units"]["L1.mlp"]
     assert units["kind"] == {"dense": "community", "routed": "pathway"}[kind]
     assert {cell["unit"] for cell in cells} == {str(u) for u in range(units["units"])}
     assert about["rows"][0]["value"] == float(row["value"])
     assert (directory / "ablation.png").stat().st_size > 5000
     assert "SI-causal" in printed and "token_class" in printed
-    assert all(f"without L1.mlp {units['kind']} {u}: " in printed for u in range(units["units"])), "a line a unit"
+    named = [f"without L1.mlp {units['kind']} {u}: " for u in range(units["units"])]
+    assert all(name in printed for name in named), "a line a unit"
+    assert printed.index("random set 0") < printed.index("a power of 80 %") < printed.index(named[0]), "power first"
+    assert units["random_sets"] == 8 and units["contribution_error"] < 0.3
 
 
 @pytest.mark.parametrize(
@@ -51,6 +57,7 @@ def test_files_and_table(model, tmp_path, capsys):
         (["--layers", "7"], ["--layers 7", "0 to 1"]),
         (["--families", "colour"], ["--families colour", "pos"]),
         (["--by=noise"], ["by", "noise"]),
+        (["--n_random=3"], ["--n_random 3", "at least 4"]),
         (["--corpus=none.txt"], ["none.txt", "no such file"]),
     ],
 )

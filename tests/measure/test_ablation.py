@@ -8,8 +8,11 @@ import torch
 
 from slms import RoutingConfig, route
 from slms.data.text import Blocks
-from slms.measure.ablation import ablate, ablation_rows, cells_of, mean_activations, measure_ablation, whole_losses
+from slms.measure.ablation import Ablated, ablate, whole_losses
+from slms.measure.causal import unit_sets
+from slms.measure.journal import Journal
 from slms.measure.passes import token_nll
+from slms.measure.random_sets import read_neurons
 from slms.models.base import BaseConfig, init_base
 
 T, VOCAB, CLASSES = 12, 40, 3
@@ -41,45 +44,53 @@ def brute(changed, model, blocks, family: str, c: int) -> float:
     return float(rise[torch.from_numpy(blocks.labels[family])[:, 1:] == c].sum())
 
 
-def test_ablating_equals_cutting_the_rows_out(model, blocks):
+def sums_without(model, blocks, place, unit_of, families: dict, by="zero", n_permutations=3):
+    """The class sums of every unit of a place."""
+    whole = whole_losses(model, blocks, list(families), n_permutations, batch_size=4)
+    mean = read_neurons(model, blocks, [place], 4)[place].mean if by == "mean" else None
+    done = []
+    names = [f"unit {i}" for i in range(int(unit_of.max()) + 1)]
+    ablated = Ablated(model, blocks, place, mean, 4)
+    found = ablate(ablated, unit_sets(unit_of), whole, families, names, lambda name, nats: done.append(name))
+    assert done == names
+    return found
+
+
+@pytest.mark.parametrize("place", ["L0.mlp", "L1.mlp"])
+def test_ablating_equals_cutting_the_rows_out(model, blocks, place):
     unit_of = torch.arange(32) % 4
     unit_of[5] = -1
     n_classes = {"kind": CLASSES, "even": 2}
-    whole = whole_losses(model, blocks, list(n_classes), 3, batch_size=4)
-    done = []
-    found = ablate(
-        model, blocks, "L1.mlp", unit_of, whole, n_classes, "zero", 4, told=lambda name, nats: done.append(name)
-    )
-    assert done == [f"L1.mlp unit {unit}" for unit in range(4)]
+    found = sums_without(model, blocks, place, unit_of, n_classes)
     for unit in range(4):
         cut = copy.deepcopy(model)
         with torch.no_grad():
-            cut.transformer.h[1].mlp.c_proj.weight[:, unit_of == unit] = 0
+            cut.transformer.h[int(place[1])].mlp.c_proj.weight[:, unit_of == unit] = 0
         for family, c in n_classes.items():
             for label in range(c):
                 wanted = brute(cut, model, blocks, family, label)
-                assert float(found[family].sums[0, :, unit, label].sum()) == pytest.approx(wanted, abs=1e-3)
+                assert float(found[family].sums[:, unit, label].sum()) == pytest.approx(wanted, abs=1e-3)
+    kind = found["kind"]
     known = blocks.labels["kind"][:, 1:] >= 0
-    assert found["kind"].totals.sum((1, 2)).tolist() == [known.sum()] * 4
-    # permuted labels keep how many tokens each class has and what all tokens lose
-    assert torch.equal(found["kind"].totals.sum(1), found["kind"].totals.sum(1)[:1].expand(4, -1))
-    assert torch.allclose(found["kind"].sums.sum((1, 3)), found["kind"].sums[:1].sum((1, 3)).expand(4, -1))
-    assert not torch.equal(found["kind"].totals[0], found["kind"].totals[1])
+    assert kind.totals.sum() == known.sum() and len(kind.totals) == 6
+    assert kind.null_totals.sum((1, 2)).tolist() == [known.sum()] * 3
+    # permuted labels keep how many tokens each class has and what all tokens of a half lose
+    assert torch.equal(kind.null_totals.sum(1), kind.totals.sum(0).expand(3, -1))
+    halves = torch.stack([kind.sums[0::2].sum((0, 2)), kind.sums[1::2].sum((0, 2))])
+    assert torch.allclose(kind.null_sums.sum(3), halves.expand(3, -1, -1))
+    assert not torch.equal(kind.null_totals[0], kind.totals[0::2].sum(0))
 
 
 def test_the_mean_keeps_what_is_constant(model, blocks):
-    mean = mean_activations(model, blocks, "L0.mlp", 4)
-    unit_of = torch.zeros(32, dtype=torch.int64)
-    whole = whole_losses(model, blocks, ["even"], 1, 4)
-    found = ablate(model, blocks, "L0.mlp", unit_of, whole, {"even": 2}, "mean", 4)
+    mean = read_neurons(model, blocks, ["L0.mlp"], 4)["L0.mlp"].mean
+    found = sums_without(model, blocks, "L0.mlp", torch.zeros(32, dtype=torch.int64), {"even": 2}, "mean", 1)
     fixed = copy.deepcopy(model)
     with torch.no_grad():
         proj = fixed.transformer.h[0].mlp.c_proj
         proj.bias += proj.weight @ mean
         proj.weight.zero_()
-    assert float(found["even"].sums[0, :, 0, 0].sum()) == pytest.approx(
-        brute(fixed, model, blocks, "even", 0), abs=1e-3
-    )
+    wanted = brute(fixed, model, blocks, "even", 0)
+    assert float(found["even"].sums[:, 0, 0].sum()) == pytest.approx(wanted, abs=1e-3)
 
 
 def test_a_pathway_of_a_routed_model(model, blocks):
@@ -89,26 +100,24 @@ def test_a_pathway_of_a_routed_model(model, blocks):
     mlp = routed.transformer.h[1].mlp
     unit_of = torch.full((32,), -1)
     unit_of[mlp.permutation[mlp.offsets[2] : mlp.offsets[3]]] = 0
-    whole = whole_losses(routed, blocks, ["even"], 1, 4)
-    found = ablate(routed, blocks, "L1.mlp", unit_of, whole, {"even": 2}, "zero", 4)
+    found = sums_without(routed, blocks, "L1.mlp", unit_of, {"even": 2}, "zero", 1)
     cut = copy.deepcopy(routed)
     with torch.no_grad():
         cut.transformer.h[1].mlp.W_out[mlp.offsets[2] : mlp.offsets[3]] = 0
     wanted = brute(cut, routed, blocks, "even", 1)
-    assert wanted != 0 and float(found["even"].sums[0, :, 0, 1].sum()) == pytest.approx(wanted, abs=1e-3)
+    assert wanted != 0 and float(found["even"].sums[:, 0, 1].sum()) == pytest.approx(wanted, abs=1e-3)
 
 
-def test_rows_and_cells_are_those_of_the_sums(model, blocks):
-    units = ("community", torch.arange(32) // 16)
-    whole = whole_losses(model, blocks, ["even"], 3, 4)
-    found = measure_ablation(model, blocks, "L1.mlp", units, whole, ["even"], batch_size=4)
-    (row,) = ablation_rows([found], seed=5)
-    assert row.key == ("L1.mlp", "si_causal", "even") and row.seed == 5
-    assert row.n == int(found.classes["even"].totals[0].sum()) == 6 * (T - 1)
-    assert (row.value is None) == (not np.isfinite(found.scores["even"].value))
-    cells = cells_of([found], blocks.label_names)
-    assert [(cell.unit, cell.neurons, cell.label) for cell in cells] == [
-        (unit, 16, label) for unit in range(2) for label in ("even", "odd")
-    ]
-    rise = sum(cell.rise * cell.tokens for cell in cells if cell.unit == 1)
-    assert rise == pytest.approx(float(found.classes["even"].sums[0, :, 1].sum()))
+def test_a_kept_set_is_not_ablated_again(model, blocks, tmp_path):
+    whole = whole_losses(model, blocks, ["even"], 1, 4)
+    journal = Journal(tmp_path)
+    ablated = Ablated(model, blocks, "L1.mlp", None, 4)
+    sets = torch.arange(32) // 8 == torch.arange(4)[:, None]
+    names = ["a", "b", "c", "d"]
+    first = ablate(ablated, sets[:3], whole, {"even": 2}, names[:3], journal=journal, by="zero")
+    seen = []
+    ablated.without = lambda taken: seen.append(taken) or Ablated.without(ablated, taken)
+    second = ablate(ablated, sets, whole, {"even": 2}, names, journal=journal, by="zero")
+    assert len(seen) == 1 and torch.equal(seen[0], sets[3])
+    assert torch.equal(second["even"].sums[:, :3], first["even"].sums)
+    assert ablate(ablated, sets[:0], whole, {"even": 2}, [])["even"].sums.shape == (6, 0, 2)

@@ -13,7 +13,7 @@ import torch
 from slms.commands.sparsity import COLUMNS as SPARSITY_COLUMNS
 from slms.data.probe_tasks import Task
 from slms.measure import rows, schema
-from slms.measure.ablation import Cell
+from slms.measure.causal import Cell
 from slms.measure.evidence import Activities, Evidence
 from slms.measure.frontier import Point
 from slms.measure.metrics import METRICS

@@ -11,8 +11,9 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 
-from slms.measure.ablation import Ablation, CausalScore, ClassSums
+from slms.measure.ablation import CausalScore, ClassSums
 from slms.measure.attribution import Concentration, LayerAttribution
+from slms.measure.causal import Ablation
 from slms.measure.compare import compare
 from slms.measure.frontier import Cost, Frontier, Point, point_rows
 from slms.measure.rows import MEAN, MODEL, Row
@@ -148,10 +149,11 @@ def draw_ablation(make, n, name):
     classes = ["noun", "verb", "adjective", "punctuation", "pronoun", "preposition", "conjunction", "determiner"]
 
     def found(place):
-        sums = torch.rand(1, 2, 16, len(classes), generator=draw).double() ** 6
-        counts = ClassSums(sums, torch.full((1, 2, len(classes)), 500.0).double())
-        empty = torch.zeros(16)
-        score, control = (CausalScore(v, v - 0.03, v + 0.04, 0.1, 0.01, 9.0, empty, empty, 8) for v in (0.3, 0.05))
+        sums = torch.rand(2, 16, len(classes), generator=draw).double() ** 6
+        totals, empty = torch.full((2, len(classes)), 500.0).double(), torch.zeros(16)
+        counts = ClassSums(sums, totals, sums[None], totals[None])
+        rest = (empty, empty, 8, empty, empty, (empty, empty), 2)
+        score, control = (CausalScore(v, v - 0.03, v + 0.04, 0.1, 0.01, *rest) for v in (0.3, 0.05))
         return Ablation(place, "pathway", torch.arange(64) // 4, {"pos": counts}, {"pos": score}, {"pos": control})
 
     return ablation_figure(name, [found(place) for place in places(min(n, 5))], "pos", classes)

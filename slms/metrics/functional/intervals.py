@@ -16,6 +16,8 @@ Differences between arms of a study are resampled over seeds and documents, and 
 percentiles of three resampled seeds are narrower than the truth (`paired_over_seeds` has the numbers).
 """
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -50,8 +52,30 @@ def jackknife(leave_one_out: Tensor) -> Tensor:
     g = len(leave_one_out)
     if g < 2:
         return torch.full(leave_one_out.shape[1:], torch.nan, dtype=torch.float64)
-    deviation = leave_one_out.double() - leave_one_out.double().mean(0)
-    return student_t(g - 1) * ((g - 1) / g * deviation.square().sum(0)).sqrt()
+    return student_t(g - 1) * jackknife_variance(leave_one_out).sqrt()
+
+
+def jackknife_variance(leave_one_out: Tensor) -> Tensor:
+    """(g − 1)/g · Σ (θ₍ᵢ₎ − θ̄)² of a statistic's values [g, ...] without each group; NaN with fewer than two."""
+    g = len(leave_one_out)
+    if g < 2:
+        return torch.full(leave_one_out.shape[1:], torch.nan, dtype=torch.float64)
+    return (g - 1) / g * (leave_one_out.double() - leave_one_out.double().mean(0)).square().sum(0)
+
+
+def widened(parts: Sequence[tuple[float, int]]) -> tuple[float, float]:
+    """Half the width of a 95 % interval, and the standard error, whose square is a sum of independent variances.
+
+    Student's t at Welch–Satterthwaite degrees of freedom, rounded down.
+
+    Args:
+        parts: each variance with its degrees of freedom.
+    """
+    total = sum(variance for variance, _ in parts)
+    if not math.isfinite(total):
+        return torch.nan, torch.nan
+    degrees = total**2 / sum(variance**2 / free for variance, free in parts) if total > 0 else 1
+    return student_t(max(1, int(degrees))) * total**0.5, total**0.5
 
 
 class Beyond(NamedTuple):
@@ -85,24 +109,21 @@ def beyond_control(value: float, left_out: Tensor, controls: Tensor, controls_le
     nan = torch.nan
     if n_seeds < 2 or g < 2:
         return Beyond(mean, sd, value - mean, nan, nan)
-    paired = left_out - controls_left_out.double().mean(0)
-    of_documents = float((g - 1) / g * (paired - paired.mean()).square().sum())
-    of_seeds = sd**2 * (1 + 1 / n_seeds)
-    total = of_documents + of_seeds
-    degrees = total**2 / (of_documents**2 / (g - 1) + of_seeds**2 / (n_seeds - 1)) if total > 0 else 1
-    half = student_t(max(1, int(degrees))) * total**0.5
+    of_documents = float(jackknife_variance(left_out - controls_left_out.double().mean(0)))
+    half, _ = widened([(of_documents, g - 1), (sd**2 * (1 + 1 / n_seeds), n_seeds - 1)])
     return Beyond(mean, sd, value - mean, value - mean - half, value - mean + half)
 
 
 def _resampled(sums: Tensor, n_resamples: int, seed: int) -> Tensor:
     """Sums [r, k] of the rows of `sums` [d, k] over documents drawn with replacement."""
-    generator = torch.Generator().manual_seed(seed)
-    d = len(sums)
+    return torch.einsum("rd,dk->rk", times_drawn(len(sums), n_resamples, torch.Generator().manual_seed(seed)), sums)
+
+
+def times_drawn(d: int, n_resamples: int, generator: torch.Generator) -> Tensor:
+    """How often each of d documents is drawn in each resample of d with replacement, float64 [r, d]."""
     drawn = torch.randint(d, (n_resamples, d), generator=generator)
-    times = torch.zeros(n_resamples, d, dtype=torch.float64).scatter_add_(
-        1, drawn, torch.ones(1).double().expand(drawn.shape)
-    )
-    return torch.einsum("rd,dk->rk", times, sums)
+    ones = torch.ones(1).double().expand(drawn.shape)
+    return torch.zeros(n_resamples, d, dtype=torch.float64).scatter_add_(1, drawn, ones)
 
 
 def document_loss(nll: Tensor, tokens: Tensor, n_resamples: int = 1000, seed: int = 0) -> Interval:
