@@ -143,8 +143,8 @@ def ablation(
         }
         for a in found
     }
-    about = {"model": model, **subject.text, "by": by, "seed": seed, "command": command_line(), "nats": nats}
-    write_json(directory / "ablation.json", about | {"rows": rows, "units": ablated})
+    written = {"model": model, **subject.text, "by": by, "seed": seed, "command": command_line(), "nats": nats}
+    write_json(directory / "ablation.json", written | {"rows": rows, "units": ablated})
     figure = ablation_figure(short_name(model), found, families[0], blocks.label_names[families[0]])
     write_figure(directory / "ablation.png", figure)
     print(ablation_table(rows, found, by))

@@ -14,7 +14,9 @@ compare           runs side by side
 specialization    neurons, pathways or latents: sparsity, specialization, coherence, modularity
 units             the units of a model, read during its forward pass
 sparsity          activation sparsity by layer
-ablation          the loss without a unit
+ablation          the loss without a set of neurons
+random_sets       random sets of neurons that match a unit in number and contribution
+causal            causal specialization of the units of a place, beside that of random sets
 probes            answer against foil
 dynamick          quality and cost of executing a share of the MLPs
 frontier          its points, and where each rule breaks even

@@ -32,6 +32,7 @@ pair               two language models that read the same tokens, which a crossc
 place              one name for every part of a model that can be routed, measured, hooked or logged
 sites              named points inside a language model, read and replaced through PyTorch's hooks
 site_hooks         the hooks that do so for one site
+resumed            forward passes that begin at a layer
 weights            the weights of a dense MLP, with one row per neuron; a digest that names a model
 
 head        separates the embedding head of a causal language model from its body
