@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slms.data.text import Blocks
-from slms.measure.classes import TextClasses
+from slms.measure.classes import OF_DOCUMENTS, TextClasses
 from slms.measure.controls import CONTROLS, RANDOM_ROUTER, Fitted, fit_control, mismatch
-from slms.measure.evidence import Choices, Evidence
+from slms.measure.evidence import Choices, Evidence, Sampled
 from slms.measure.metrics import METRICS
-from slms.measure.passes import batches, token_nll
+from slms.measure.passes import batches, predicted_tokens, token_nll
 from slms.measure.pathways import device_of
 from slms.measure.rows import MODEL, Row, beside_control, finite, row_of
 from slms.measure.schema import Control, ControlRow
@@ -61,10 +61,14 @@ class Sample(NamedTuple):
     cells: Cells
     groups: Tensor
     """int64 [n], document groups"""
+    ids: dict[str, Tensor]
+    """int64 [n], as in `Sampled`"""
+    documents: dict[str, Tensor]
+    """as in `Sampled`"""
 
     @classmethod
-    def of(cls, blocks: Blocks, given_token: Sequence[str], device: torch.device) -> Sample:
-        """The tokens of blocks, padding left out."""
+    def of(cls, blocks: Blocks, given_token: Sequence[str], device: torch.device, predicted: Tensor) -> Sample:
+        """The tokens of blocks, padding left out; `predicted` [n] are those that the model predicts after each."""
         assert blocks.doc_ids is not None
         real = blocks.doc_ids >= 0
         found = {"input_ids": blocks.input_ids, "doc_ids": blocks.doc_ids}
@@ -73,7 +77,12 @@ class Sample(NamedTuple):
             name: torch.from_numpy(column[real].astype("int64"))[None].to(device) for name, column in found.items()
         }
         classes = TextClasses(blocks, given_token=given_token, tokens=True)
-        return cls(classes, classes.cells(columns), columns["doc_ids"][0] % N_GROUPS)
+        after = np.full(blocks.input_ids.shape, -1)
+        after[:, :-1] = np.where(real[:, 1:], blocks.input_ids[:, 1:].astype(np.int64), -1)
+        following = torch.from_numpy(after[real]).to(device)
+        ids = {"input": columns["input_ids"][0], "next": following, "predicted": predicted}
+        documents = {family: columns[f"labels_{family}"][0] for family in OF_DOCUMENTS if family in blocks.labels}
+        return cls(classes, classes.cells(columns), columns["doc_ids"][0] % N_GROUPS, ids, documents)
 
 
 class Router(NamedTuple):
@@ -117,7 +126,7 @@ def measure_controls(
     training = model.training
     model.eval()
     part = spread(blocks, options.tokens)
-    sample = Sample.of(part, given_token, device_of(model))
+    sample = Sample.of(part, given_token, device_of(model), predicted_tokens(model, part, batch_size))
     rows: list[Row] = []
     found: dict[str, Compared] = {}
     for place, router in _routers(model, modules, part, batch_size):
@@ -214,7 +223,8 @@ def _numbers(place: str, router: Router, chosen: Tensor, norms: Tensor | None, s
     counts.update(chosen, sample.cells)
     shared = router.module.config.n_shared
     captured = None if norms is None else (captured_share(norms[:, shared:], chosen[:, shared:]), sample.groups)
-    evidence = Choices(place, counts, router.module.offsets, captured=captured)
+    sampled = Sampled(chosen, sample.groups, sample.ids, sample.documents)
+    evidence = Choices(place, counts, router.module.offsets, captured=captured, sampled=sampled)
     numbers: Numbers = {}
     for name, metric in METRICS.items():
         if metric.compared and metric.of in (Choices, Evidence) and metric.measure is not None:

@@ -1,6 +1,7 @@
 """The evidence from which metrics are measured, gathered at one place while the text went by.
 
-Shapes: g document groups, u units (pathways, neurons, latents), c classes, r sampled tokens, f neurons.
+Shapes: g document groups, u units (pathways, neurons, latents), p pathways, c classes, n tokens, r sampled tokens,
+f neurons.
 """
 
 from collections.abc import Callable
@@ -20,13 +21,14 @@ from slms.metrics.functional import (
     Utilization,
     coactivation,
     entropy,
+    joint_choices,
     partition_modularity,
     purity,
     purity_legacy,
     semantic_coherence,
     utilization,
 )
-from slms.metrics.units import MOST_TOGETHER, UnitCounts
+from slms.metrics.units import MOST_TOGETHER, N_GROUPS, UnitCounts
 
 FEWEST_USES = 20  # uses among the sampled tokens that a unit needs to be placed in the graph
 
@@ -66,6 +68,37 @@ class Evidence:
         }
 
 
+class Sampled(NamedTuple):
+    """The choices at a sample of tokens [n], and what these tokens are."""
+
+    chosen: Tensor
+    """bool [n, p]"""
+    groups: Tensor
+    """int64 [n], document groups below `N_GROUPS`"""
+    ids: dict[str, Tensor]
+    """int64 [n], the token that is read (`input`), that follows (`next`) and that the model predicts (`predicted`);
+    −1 if there is none"""
+    documents: dict[str, Tensor]
+    """family → int64 [n], the class of the token's document, −1 if unknown"""
+
+    def counts(self, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """How often each pathway is chosen in each class [n], [g, p, c], and tokens [g, c]; −1 does not count."""
+        known = classes >= 0
+        classes, groups = classes[known], self.groups[known]
+        kinds, column = classes.unique(return_inverse=True)
+        c = len(kinds)
+        cell = groups * c + column
+        totals = torch.bincount(cell, minlength=N_GROUPS * c).view(N_GROUPS, c)
+        sums = self.chosen.new_zeros(N_GROUPS * c, self.chosen.shape[1], dtype=torch.float32)
+        sums.index_add_(0, cell, self.chosen[known].float())
+        return sums.view(N_GROUPS, c, -1).movedim(-1, -2), totals
+
+    @property
+    def together(self) -> Tensor:
+        """How often two pathways are chosen together, int64 [g, p, p]."""
+        return torch.stack([joint_choices(self.chosen[self.groups == g]) for g in range(N_GROUPS)])
+
+
 @dataclass
 class Choices(Evidence):
     """Which pathways of a routed module were chosen for which tokens."""
@@ -74,6 +107,8 @@ class Choices(Evidence):
     """bounds of the pathways' units (neurons, for an MLP)"""
     captured: tuple[Tensor, Tensor] | None = field(default=None, kw_only=True)
     """the share [n] of the best choice's output norm that each token's choice captures, and document groups [n]"""
+    sampled: Sampled | None = field(default=None, kw_only=True)
+    """the choices themselves, if controls stand beside them"""
 
     @cached_property
     def purity(self) -> Score:

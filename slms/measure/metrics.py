@@ -12,7 +12,8 @@ import torch
 
 from slms.measure.evidence import Activities, Choices, Evidence, OfSample
 from slms.measure.rows import Row, row_of
-from slms.metrics.functional.score import mean_score, share_beyond_chance
+from slms.metrics.functional.olmoe import coactivation_share, domain_specialization, vocabulary_specialization
+from slms.metrics.functional.score import Score, mean_score, share_beyond_chance
 
 
 def si_units(e: Evidence) -> dict[str, float]:
@@ -26,6 +27,24 @@ def chosen_per_token(e: Choices) -> float:
 def density(e: Choices) -> float:
     choices, sizes = e.counts.uses.cpu().double(), torch.tensor(e.offsets).diff().double()
     return float((choices / e.n * sizes).sum() / sizes.sum())
+
+
+def vocabulary(e: Choices) -> dict[str, Score]:
+    sampled = e.sampled
+    return (
+        {}
+        if sampled is None
+        else {name: vocabulary_specialization(*sampled.counts(ids)) for name, ids in sampled.ids.items()}
+    )
+
+
+def domains(e: Choices) -> dict[str, Score]:
+    sampled = e.sampled
+    return (
+        {}
+        if sampled is None
+        else {family: domain_specialization(*sampled.counts(classes)) for family, classes in sampled.documents.items()}
+    )
 
 
 class Metric(NamedTuple):
@@ -91,6 +110,30 @@ METRICS: dict[str, Metric] = {
         lambda e: {} if e.captured is None else mean_score(*e.captured),
         "Σ over chosen pathways of the output's norm, over the most that equally many reach; mean over tokens",
         heading="captured",
+        compared=True,
+        sampled=True,
+    ),
+    "vocabulary": Metric(
+        Choices,
+        vocabulary,
+        "OLMoE's vocabulary specialization: the largest share of a token id's tokens on one pathway, mean over ids",
+        heading="vocab.",
+        compared=True,
+        sampled=True,
+    ),
+    "domains": Metric(
+        Choices,
+        domains,
+        "OLMoE's domain specialization: a domain's share of tokens on a pathway, mean distance to the pathway's load",
+        heading="domains",
+        compared=True,
+        sampled=True,
+    ),
+    "coactivation": Metric(
+        Choices,
+        lambda e: {} if e.sampled is None else coactivation_share(e.sampled.together),
+        "OLMoE's co-activation: the largest share of a pathway's tokens that another runs too, mean over pathways",
+        heading="co-act.",
         compared=True,
         sampled=True,
     ),

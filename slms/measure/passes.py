@@ -12,8 +12,10 @@ from slms.data.module import BlockDataset
 from slms.data.text import Blocks
 from slms.measure.journal import Journal
 from slms.metrics.loss import DocumentLoss
-from slms.models.head import separates, through_head
+from slms.models.head import Head, separates, through_head
 from slms.models.token_loss import nll_of
+
+_HEAD_TOKENS = 1024  # whose logits are held at a time
 
 
 @torch.no_grad()
@@ -28,6 +30,25 @@ def batches(blocks: Blocks, batch_size: int) -> DataLoader:
         list(range(i, min(i + batch_size, len(blocks.input_ids)))) for i in range(0, len(blocks.input_ids), batch_size)
     ]
     return DataLoader(BlockDataset(blocks), sampler=rows, batch_size=None)
+
+
+@torch.no_grad()
+def predicted_tokens(net: PreTrainedModel, blocks: Blocks, batch_size: int) -> Tensor:
+    """The token that the model finds most probable after each token of the blocks, int64 [n], padding left out."""
+
+    def best(hidden: Tensor, head: Head) -> Tensor:
+        found = []
+        for part in hidden.flatten(0, 1).split(_HEAD_TOKENS):
+            width = part.shape[-1] if head.weight is None else head.weight.shape[0]
+            out = torch.empty(len(part), width, device=part.device, dtype=torch.promote_types(part.dtype, torch.float))
+            found.append(head.cast(part).logits(part, out).argmax(-1))
+        return torch.cat(found)
+
+    device, found = next(net.parameters()).device, []
+    for batch in batches(blocks, batch_size):
+        real = (batch["doc_ids"].flatten() >= 0).to(device)
+        found.append(through_head(net, batch["input_ids"].to(device), best)[real])
+    return torch.cat(found)
 
 
 @torch.inference_mode()

@@ -17,6 +17,8 @@ from slms.measure.controlled import (
     spread,
 )
 from slms.measure.controls import CONTROLS, RANDOM_ROUTER, fit_control
+from slms.measure.evidence import Sampled
+from slms.measure.passes import predicted_tokens
 from slms.measure.rows import MODEL
 from slms.models.contributions import contribution_norms
 from slms.models.cut import cut
@@ -41,7 +43,7 @@ def planted():
     x[:, :CLASSES] += 2 * torch.nn.functional.one_hot(torch.from_numpy(classes), CLASSES)
     config = RoutingConfig(n_pathways=CLASSES, k=1, router="linear")
     mlp = RoutedMLP(D, 16, config, activation="gelu", layer_index=0)
-    return mlp, x, torch.from_numpy(classes), Sample.of(blocks, (), torch.device("cpu"))
+    return mlp, x, torch.from_numpy(classes), Sample.of(blocks, (), torch.device("cpu"), torch.zeros(N))
 
 
 def _apart(mlp, x, chosen, sample, seeds=4):
@@ -99,6 +101,9 @@ def test_every_control_of_every_place(model):
         assert {
             (p, m, f) for p in routed_modules(net) for m, f in (("purity", ""), ("si", "pos"), ("oracle_overlap", ""))
         } <= keys
+    for family in ("input", "next", "predicted"):
+        keys = {(r.place, r.metric, r.family) for r in found.controls[RANDOM_ROUTER].rows}
+        assert {(p, "vocabulary", family) for p in routed_modules(net)} <= keys
     overlaps = [row for row in found.rows if row.metric == "oracle_overlap"]
     assert [row.place for row in overlaps] == list(routed_modules(net))
     assert all(0 < row.low <= row.value <= row.high and row.value <= 1 and row.ceiling == 1 for row in overlaps)
@@ -108,6 +113,30 @@ def test_every_control_of_every_place(model):
     ]
     assert measure_controls(net, blocks, 24, options=ControlOptions(seeds=2)) == found  # whatever the batch size
     assert measure_controls(net, blocks, 7, options=ControlOptions(seeds=0)).controls == {}
+
+
+def test_olmoes_measures_count_what_the_tokens_are(model):
+    """The tokens of a sample and what follows them, padding left out, against a loop over the blocks."""
+    net, blocks = model
+    sample = Sample.of(blocks, (), torch.device("cpu"), predicted_tokens(net.eval(), blocks, 7))
+    read = [(b, t) for b in range(24) for t in range(16) if blocks.doc_ids[b, t] >= 0]
+    assert sample.ids["input"].tolist() == [int(blocks.input_ids[at]) for at in read]
+    after = [int(blocks.input_ids[b, t + 1]) if t < 15 and blocks.doc_ids[b, t + 1] >= 0 else -1 for b, t in read]
+    assert sample.ids["next"].tolist() == after
+    with torch.no_grad():
+        best = net(torch.from_numpy(blocks.input_ids.astype("int64"))).logits.argmax(-1)
+    assert sample.ids["predicted"].tolist() == [int(best[at]) for at in read]
+    chosen = torch.arange(len(read))[:, None] % 5 != torch.arange(5)
+    sampled = Sampled(chosen, sample.groups, sample.ids, {})
+    counts, totals = sampled.counts(sample.ids["next"])
+    kinds = sorted(set(after) - {-1})
+    group = sample.groups.tolist()
+    for column, kind in enumerate(kinds):
+        mine = [i for i, x in enumerate(after) if x == kind]
+        assert totals[:, column].tolist() == [sum(group[i] == g for i in mine) for g in range(16)]
+        assert counts[:, 3, column].tolist() == [sum(group[i] == g and i % 5 != 3 for i in mine) for g in range(16)]
+    pairs = sampled.together
+    assert int(pairs[2, 0, 1]) == sum(group[i] == 2 and i % 5 not in (0, 1) for i in range(len(read)))
 
 
 def test_the_oracles_choice_is_executed_and_captures_everything(model):

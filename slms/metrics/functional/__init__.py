@@ -12,6 +12,7 @@ graph           the co-activation graph of neurons and the modularity of a given
 intervals       95 % intervals over documents and seeds, by bootstrap or jackknife
 load            load of the pathways, stability of a router's choices, and what they capture of the output
 matching        biases that give a control's choices the loads of a trained router
+olmoe           vocabulary and domain specialization and co-activation of experts
 purity          how much of the uncertainty about a token's class the chosen pathway removes
 score           value, interval, permutation null, ceiling
 sparsity        activation sparsity at the input of the down-projection

@@ -11,7 +11,8 @@ from slms.metrics.functional.score import Score, against_null, undefined
 from slms.metrics.functional.specialization import (
     class_entropy,
     event_information,
-    layer_information,
+    in_parts,
+    information_left_out,
     mutual_information,
     stratified,
 )
@@ -42,21 +43,21 @@ def document_specialization_index(counts: Tensor, totals: Tensor, n_permutations
     cell_counts, cell_totals = counts.permute(0, 3, 1, 2)[used], totals.permute(0, 2, 1)[used]
     label = used.nonzero()[:, 1]
     generator = torch.Generator().manual_seed(seed)
+    drawn = label[torch.stack([torch.randperm(len(label), generator=generator) for _ in range(n_permutations)])]
     null_units, null_events = [], []
-    for _ in range(n_permutations):
-        drawn = label[torch.randperm(len(label), generator=generator)]
-        member = torch.nn.functional.one_hot(drawn, totals.shape[2]).double()
-        permuted = torch.einsum("ksu,kc->suc", cell_counts, member), torch.einsum("ks,kc->sc", cell_totals, member)
+    for part in in_parts(drawn, everything.numel()):
+        member = torch.nn.functional.one_hot(part, totals.shape[2]).double()
+        permuted = torch.einsum("ksu,qkc->qsuc", cell_counts, member), torch.einsum("ks,qkc->qsc", cell_totals, member)
         null_units.append(mutual_information(*permuted))
-        null_events.append(event_information(*permuted)[0].sum() / events)
-    of_units, of_events = torch.stack(null_units), torch.stack(null_events)
+        null_events.append(event_information(*permuted)[0].sum(-1) / events)
+    of_units, of_events = torch.cat(null_units), torch.cat(null_events)
 
     entropy = class_entropy(every)
     told, bound = (part.sum() / events for part in event_information(everything, every))
     chance, scale = of_events.mean(), entropy - of_events.mean()
     value, null_sd = float((told - chance) / scale), float(of_events.std() / scale)
-    left_out = [layer_information(everything - counts[i], every - totals[i]) for i in used.any(1).nonzero()[:, 0]]
-    without = torch.stack(left_out)
+    some = used.any(1)
+    without = information_left_out(counts[some], totals[some])
     half = float(jackknife(without))
     unit_chance = of_units.mean(0)
     excess = mutual_information(everything, every) - unit_chance

@@ -54,9 +54,14 @@ def mean_score(values: Tensor, groups: Tensor) -> Score:
     sums = torch.zeros(n_groups, dtype=torch.float64).index_add_(0, index, values)
     sizes = torch.bincount(index, minlength=n_groups)
     left_out = (sums.sum() - sums) / (len(values) - sizes)
-    value, half = float(values.mean()), float(jackknife(left_out))
-    nothing, nan = torch.empty(0, dtype=torch.float64), torch.nan
-    return Score(value, value - half, value + half, nan, nan, nan, 1.0, len(values), nothing, nothing, left_out)
+    return measured(float(values.mean()), left_out, len(values), ceiling=1.0)
+
+
+def measured(value: float, left_out: Tensor, n: int, ceiling: float = torch.nan) -> Score:
+    """The score of a number without a null of its own, from its values [g] without each document group."""
+    half, nan = float(jackknife(left_out)), torch.nan
+    nothing = torch.empty(0, dtype=torch.float64)
+    return Score(value, value - half, value + half, nan, nan, nan, ceiling, n, nothing, nothing, left_out)
 
 
 def against_null(value: float, half: float, null_mean: float, null_sd: float) -> dict[str, float]:

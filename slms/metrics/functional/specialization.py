@@ -12,6 +12,8 @@ from slms.metrics.functional.chance import moments, sum_variance
 from slms.metrics.functional.intervals import jackknife
 from slms.metrics.functional.score import Score, against_null, layer_null_sd, undefined
 
+_MOST = 2**19  # numbers of the tables that are made at a time; many small calls cost several times as much
+
 
 def stratified(counts: Tensor, totals: Tensor) -> tuple[Tensor, Tensor]:
     """Counts as float64 [g, s, u, c] and totals as [g, s, c] on the CPU; without strata, s is 1."""
@@ -26,31 +28,31 @@ def stratified(counts: Tensor, totals: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mutual_information(counts: Tensor, totals: Tensor) -> Tensor:
-    """Plug-in I(U; C | S) in nats of each binary unit and the class, [u], given the stratum.
+    """Plug-in I(U; C | S) in nats of each binary unit and the class, [..., u], given the stratum.
 
     Σ_s n_s/n · I_s, with I_s = [Σ_c x(n_uc) + x(n_c − n_uc)] − x(n_u) − x(n − n_u) − Σ_c x(n_c) + x(n), all over n, and
     x(y) = y ln y.
 
     Args:
-        counts: [s, u, c], how often the unit is on; totals: [s, c].
+        counts: [..., s, u, c], how often the unit is on; totals: [..., s, c].
     """
     n, on = totals.sum(-1), counts.sum(-1)
-    joint = (_x(counts) + _x(totals[:, None] - counts)).sum(-1)
-    of_unit = _x(on) + _x(n[:, None] - on)
-    of_class = (_x(totals).sum(-1) - _x(n))[:, None]
-    return (joint - of_unit - of_class).sum(0) / n.sum()
+    joint = (_x(counts) + _x(totals[..., None, :] - counts)).sum(-1)
+    of_unit = _x(on) + _x(n[..., None] - on)
+    of_class = (_x(totals).sum(-1) - _x(n))[..., None]
+    return (joint - of_unit - of_class).sum(-2) / n.sum(-1, keepdim=True)
 
 
 def event_information(counts: Tensor, totals: Tensor) -> tuple[Tensor, Tensor]:
     """How much the choices of each unit tell about the class: events · KL(p(c|u,s) ‖ p(c|s)), and its upper bound.
 
-    Both are plug-in, in nats, summed over strata, [u]. The first, summed over units and divided by all events, is
+    Both are plug-in, in nats, summed over strata, [..., u]. The first, summed over units and divided by all events, is
     I(pathway; C | S) of one choice; the second is events · min(−Σ_c p(c|u,s) ln p(c|s), −ln p(u|s)), as in `purity`.
     """
-    n, on = totals.sum(-1)[:, None], counts.sum(-1)
-    cross = torch.special.xlogy(on, n) - torch.special.xlogy(counts, totals[:, None]).sum(-1)
+    n, on = totals.sum(-1)[..., None], counts.sum(-1)
+    cross = torch.special.xlogy(on, n) - torch.special.xlogy(counts, totals[..., None, :]).sum(-1)
     bound = torch.minimum(cross, torch.special.xlogy(on, n) - _x(on))
-    return (cross + _x(counts).sum(-1) - _x(on)).sum(0), bound.sum(0)
+    return (cross + _x(counts).sum(-1) - _x(on)).sum(-2), bound.sum(-2)
 
 
 def specialization_index(
@@ -91,8 +93,7 @@ def specialization_index(
     information, bound = (part.sum() / events for part in event_information(everything, every))
     layer_chance = null.event_mean.sum() / events
     value = float((information - layer_chance) / (of_classes - layer_chance))
-    left_out = [layer_information(everything - counts[group], every - totals[group]) for group in range(len(totals))]
-    without = torch.stack(left_out)
+    without = information_left_out(counts, totals)
     half = float(jackknife(without))
     null_sd = layer_null_sd(torch.ones_like(on), null.event_sd, together, n_together or n)
     null_sd /= float(events * (of_classes - layer_chance))
@@ -136,11 +137,23 @@ def _x(y: Tensor) -> Tensor:
 
 
 def layer_information(counts: Tensor, totals: Tensor) -> Tensor:
-    """I(pathway; C | S) / H(C | S), not adjusted for chance."""
-    return event_information(counts, totals)[0].sum() / counts.sum() / class_entropy(totals)
+    """I(pathway; C | S) / H(C | S), not adjusted for chance, [...], of counts [..., s, u, c] and totals [..., s, c]."""
+    return event_information(counts, totals)[0].sum(-1) / counts.sum((-3, -2, -1)) / class_entropy(totals)
+
+
+def information_left_out(counts: Tensor, totals: Tensor) -> Tensor:
+    """`layer_information` [g] without each document group, of counts [g, s, u, c] and totals [g, s, c]."""
+    everything, every = counts.sum(0), totals.sum(0)
+    parts = zip(in_parts(counts, everything.numel()), in_parts(totals, everything.numel()), strict=True)
+    return torch.cat([layer_information(everything - part, every - total) for part, total in parts])
+
+
+def in_parts(x: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Split x [q, ...] along q, so that tables of `size` numbers each are made a few megabytes at a time."""
+    return x.split(max(1, _MOST // max(1, size)))
 
 
 def class_entropy(totals: Tensor) -> Tensor:
-    """H(C | S) in nats, plug-in, of totals [s, c]."""
+    """H(C | S) in nats, plug-in, [...], of totals [..., s, c]."""
     n = totals.sum(-1)
-    return (_x(n) - _x(totals).sum(-1)).sum() / n.sum()
+    return (_x(n) - _x(totals).sum(-1)).sum(-1) / n.sum(-1)
