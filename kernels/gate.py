@@ -1,23 +1,65 @@
 """Runs a gated MLP whose neurons are chosen by their own gates: checks, choice, and the implementations by name.
 
+rows: few tokens in one compiled call, which reads of W_in and W_out only what was chosen; it has no gradient. dense:
+library products, a compiled choice between them. Tokens choose apart, so many of them together need all rows.
+
 Shapes: n tokens, d model, f neurons, p units.
 """
 
+import functools
+import logging
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from slms.kernels.activations import ACTIVATIONS
+from slms.kernels.backends import refusal
 from slms.kernels.gate_reference import (
     GateCall,
-    gate_activations,
     gate_mlp_reference,
+    per_neuron,
     select_reference,
     unit_scores,
 )
 
-GATE_BACKENDS = ("auto", "reference")
+log = logging.getLogger(__name__)
+
+GATE_BACKENDS = ("auto", "reference", "dense", "rows")
+# Measured at d 576, f 1,536, one thread with AVX2 (docs/log.md): up to FEW tokens at any density, up to MORE at SPARSE.
+FEW, MORE, SPARSE = 4, 8, 0.6
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(limit: int, density: float, gradients: bool, device: str, dtype: torch.dtype) -> tuple[str, str]:
+    why = refusal("rows", device, dtype)
+    if why is None and gradients:
+        why = "rows has no gradient"
+    if why is None and limit > (MORE if density <= SPARSE else FEW):
+        bounds = f"{MORE} at density {SPARSE} and below, {FEW} above"
+        why = f"tokens that choose apart need nearly all rows; break-even measured at {bounds}"
+    plan = ("rows", "it reads only the chosen rows") if why is None else ("dense", why)
+    tokens = f"up to {limit}" if limit <= MORE else f"more than {MORE}"
+    log.info("%s for %s gate-selected tokens at density %.2f: %s", plan[0], tokens, density, plan[1])
+    return plan
+
+
+def gate_plan(n_tokens: int, density: float, gradients: bool, device: str, dtype: torch.dtype) -> tuple[str, str]:
+    """Return the backend that "auto" picks, and why, in words; each choice is logged once."""
+    # Three classes of numbers of tokens: when compiled with dynamic shapes, each is one guard and one graph.
+    return _constant_plan(
+        FEW if n_tokens <= FEW else MORE if n_tokens <= MORE else MORE + 1, density, gradients, device, dtype
+    )
+
+
+def _constant_plan(*arguments: Any) -> tuple[str, str]:
+    return _plan(*arguments)
+
+
+_constant_plan._dynamo_marked_constant = True  # type: ignore[attr-defined]  # see kernels.backends
 
 
 def check_gate_call(call: GateCall) -> None:
@@ -25,11 +67,9 @@ def check_gate_call(call: GateCall) -> None:
     x, offsets = call.x, call.offsets
     if call.activation not in ACTIVATIONS:
         raise ValueError(f"`activation` is {call.activation!r}; it must be one of {', '.join(ACTIVATIONS)}.")
-    if len(offsets) < 2 or offsets[0] != 0 or any(a > b for a, b in pairwise(offsets)):
-        raise ValueError(f"`offsets` is {tuple(offsets)}; it must start at 0, never decrease and name a unit.")
     if x.dim() != 2:
         raise ValueError(f"`x` has shape {tuple(x.shape)}; it must be tokens × d_model.")
-    (n, d), f, p = x.shape, offsets[-1], len(offsets) - 1
+    (n, d), f, p = x.shape, offsets[-1] if offsets else 0, len(offsets) - 1
     if not 0 <= call.n_shared <= call.k <= p:
         raise ValueError(f"`k` is {call.k} of {p} units, {call.n_shared} shared; it must be between these two.")
     matrix, vector = (f, d), (f,)
@@ -50,6 +90,31 @@ def check_gate_call(call: GateCall) -> None:
         raise ValueError(f"`whole` is {call.whole.dtype}; it must be torch.bool.")
 
 
+def _units(offsets: Sequence[int]) -> tuple[int, ...]:
+    """The offsets, checked, as a tuple; empty for single neurons."""
+    if isinstance(offsets, range) and offsets.start == 0 and offsets.step == 1:
+        return ()
+    if len(offsets) < 2 or offsets[0] != 0 or any(a > b for a, b in pairwise(offsets)):
+        raise ValueError(f"`offsets` is {tuple(offsets)}; it must start at 0, never decrease and name a unit.")
+    single = len(offsets) - 1 == offsets[-1] and all(b - a == 1 for a, b in pairwise(offsets))
+    return () if single else tuple(offsets)
+
+
+_seen: dict[int, tuple[Sequence[int], tuple[int, ...]]] = {}
+
+
+def units_of(offsets: Sequence[int]) -> tuple[int, ...]:
+    """`_units`, computed once for each tuple: walking 1,537 offsets takes as long as a fifth of a token's MLP."""
+    if torch.compiler.is_compiling() or not isinstance(offsets, tuple):
+        return _units(offsets)
+    known = _seen.get(id(offsets))
+    if known is None or known[0] is not offsets:
+        if len(_seen) > 4096:
+            _seen.clear()
+        known = _seen[id(offsets)] = offsets, _units(offsets)  # held, so that the id stays its own
+    return known[1]
+
+
 def _cast(call: GateCall) -> GateCall:
     """Cast the call to the autocast type under autocast, as `F.linear` would."""
     device = call.x.device.type
@@ -57,6 +122,17 @@ def _cast(call: GateCall) -> GateCall:
         return call
     dtype = torch.get_autocast_dtype(device)
     return GateCall._make([*(None if tensor is None else tensor.to(dtype) for tensor in call[:6]), *call[6:]])
+
+
+def _chosen(gate: Tensor, call: GateCall, units: tuple[int, ...]) -> Tensor:
+    """Choose [n, p] by the gates [n, f] before their activation."""
+    gate = gate.detach()
+    if refusal("rows", gate.device.type, gate.dtype) is None:
+        from slms.kernels.gate_ops import choose  # numba takes half a second to import and is optional
+
+        return choose(gate, call, units)
+    scores = unit_scores(ACTIVATIONS[call.activation](gate), call.scale, call.offsets)
+    return select_reference(scores, call.k, call.n_shared, call.whole)
 
 
 def gate_select(call: GateCall) -> Tensor:
@@ -67,20 +143,47 @@ def gate_select(call: GateCall) -> Tensor:
     `whole`. Raises ValueError if shapes do not fit.
     """
     call = _cast(call)
+    units = units_of(call.offsets)
     check_gate_call(call)
     with torch.no_grad():
-        scores = unit_scores(gate_activations(call), call.scale, call.offsets)
-        return select_reference(scores, call.k, call.n_shared, call.whole)
+        return _chosen(F.linear(call.x, call.W_gate, call.b_gate), call, units)
+
+
+def _dense(call: GateCall, units: tuple[int, ...], gradients: bool) -> Tensor:
+    up, gate = F.linear(call.x, call.W_in, call.b_in), F.linear(call.x, call.W_gate, call.b_gate)
+    if gradients or torch.compiler.is_compiling() or refusal("rows", up.device.type, up.dtype) is not None:
+        kept = per_neuron(_chosen(gate, call, units), call.offsets)
+        return torch.where(kept, ACTIVATIONS[call.activation](gate) * up, 0) @ call.W_out
+    from slms.kernels.cpu.gate_rows import multiply_chosen
+
+    multiply_chosen(up, gate, call, units)
+    return up @ call.W_out
 
 
 def gate_mlp(call: GateCall, backend: str = "auto") -> Tensor:
     """Return y [n, d] = Σ over neurons i of the units that `gate_select` chooses of act(g_i) · u_i · W_out[i].
 
     g = x W_gateᵀ + b_gate, u = x W_inᵀ + b_in. The output bias is not added here. It is differentiable in x, W_in,
-    b_in, W_gate, b_gate and W_out. Raises ValueError if shapes do not fit or a backend does not exist.
+    b_in, W_gate, b_gate and W_out, except by "rows". Raises ValueError if shapes do not fit, or if a backend does not
+    exist, cannot run here or has no gradient where one is needed.
     """
     call = _cast(call)
+    units = units_of(call.offsets)
     check_gate_call(call)
+    x = call.x
+    gradients = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in call[:6])
     if backend not in GATE_BACKENDS:
         raise ValueError(f"`backend` is {backend!r}; it must be one of {', '.join(GATE_BACKENDS)}.")
-    return gate_mlp_reference(call)
+    if backend == "auto":
+        density = call.k / max(1, len(call.offsets) - 1)
+        backend, _ = gate_plan(len(x), density, gradients, x.device.type, x.dtype)
+    elif backend == "rows" and (gradients or refusal("rows", x.device.type, x.dtype) is not None):
+        why = refusal("rows", x.device.type, x.dtype) or "it has no gradient, and an input needs one"
+        raise ValueError(f"`backend` is 'rows'; {why}.")
+    if backend == "reference":
+        return gate_mlp_reference(call)
+    if backend == "dense":
+        return _dense(call, units, gradients)
+    from slms.kernels.gate_ops import few_tokens
+
+    return few_tokens(call, units)

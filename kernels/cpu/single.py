@@ -43,7 +43,7 @@ def _wide(builder, row, i, half):
     return [builder.bitcast(bits, VECTOR) for bits in (lower, upper)]
 
 
-def _steps(builder, d, half, step):
+def steps(builder, d, half, step):
     """Call step(i, load, mask) for every step's first number; load gives a row's vectors from there on."""
     width = 2 * LANES if half else LANES
     kind = HALF if half else FLOAT
@@ -80,7 +80,7 @@ def dot_tile(n_rows: int, half: bool) -> Callable:
                     for vector, total in zip(vectors, sums, strict=True):
                         builder.store(add_product(builder, vector[part], numbers, builder.load(total)), total)
 
-            _steps(builder, d, half, step)
+            steps(builder, d, half, step)
             results = sums_of(builder, [builder.load(total) for total in sums])
             for k, target in enumerate(_apart(builder, out, out_gap, n_rows, FLOAT)):
                 builder.store(builder.extract_element(results, I32(k)), target)
@@ -112,7 +112,7 @@ def sum_tile(n_rows: int, half: bool) -> Callable:
                         total = add_product(builder, vector[part], scale, total)
                     store_lanes(builder, total, target, at, mask)
 
-            _steps(builder, d, half, step)
+            steps(builder, d, half, step)
             return context.get_dummy_value()
 
         return void(6), codegen

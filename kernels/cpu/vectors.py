@@ -31,7 +31,7 @@ def _element(builder, address, index, kind):
     return builder.gep(builder.inttoptr(address, kind.as_pointer()), [index])
 
 
-def _rows(builder, table, count, kind):
+def rows_of(builder, table, count, kind):
     """The first `count` rows that a table of addresses names."""
     entries = [_element(builder, table, I64(k), I64) for k in range(count)]
     return [builder.inttoptr(builder.load(entry), kind.as_pointer()) for entry in entries]
@@ -116,7 +116,7 @@ def dots(n_rows: int, n_tokens: int, half: bool = False) -> Callable:
     def tile(typing_context, rows, tokens, d, out, stride):
         def codegen(context, builder, signature, arguments):
             rows, tokens, d, out, stride = arguments
-            w, x = _rows(builder, rows, n_rows, kind), _rows(builder, tokens, n_tokens, FLOAT)
+            w, x = rows_of(builder, rows, n_rows, kind), rows_of(builder, tokens, n_tokens, FLOAT)
 
             def step(i, sums, mask=None):
                 xs = [load_lanes(builder, row, i, FLOAT, mask) for row in x]
@@ -160,7 +160,7 @@ def sums(n_out: int, width: int, half: bool = False) -> Callable:
     def tile(typing_context, out, rows, n, d, factors, by_row, by_out):
         def codegen(context, builder, signature, arguments):
             out, rows, n, d, factors, by_row, by_out = arguments
-            targets = _rows(builder, out, n_out, FLOAT)
+            targets = rows_of(builder, out, n_out, FLOAT)
 
             def columns(first, vectors, mask=None):
                 cells = [(t, builder.add(first, I64(v * LANES)), v) for t, v in product(range(n_out), range(vectors))]

@@ -1,9 +1,144 @@
 """Gate-selected neurons: every implementation against the reference, and what does not fit."""
 
+import itertools
+import math
+
 import pytest
 import torch
 
-from slms.kernels import gate_mlp, gate_mlp_reference, gate_select
+from slms.kernels import ACTIVATIONS, gate_mlp, gate_mlp_reference, gate_select
+from slms.kernels.gate import _plan, gate_plan, units_of
+from slms.kernels.gate_reference import select_reference, unit_scores
+
+UNITS = {"single neurons": range(33), "equal": range(0, 65, 8), "uneven": (0, 1, 1, 20, 37, 38)}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+def detached(call, dtype=torch.float32):
+    return call._make([None if t is None else t.detach().to(dtype) for t in call[:6]] + list(call[6:]))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("backend", ["dense", "rows"])
+@pytest.mark.parametrize("units", UNITS)
+@pytest.mark.parametrize(("n", "d"), [(0, 8), (1, 33), (1, 64), (3, 40), (9, 5)])
+def test_parity(make_gate_call, close, units, backend, n, d, dtype):
+    """In bfloat16 near equals may be chosen otherwise, so what each chose is compared in float32 alone."""
+    p = len(UNITS[units]) - 1
+    for k, n_shared, biased, some_whole in itertools.product((1, p // 2, p), (0, 1), (False, True), (False, True)):
+        made = make_gate_call(n, d, UNITS[units], k, n_shared, biased=biased, some_whole=some_whole)
+        call = detached(made, dtype)
+        if dtype == torch.bfloat16 and k < p:  # scores far apart, whatever the rounding
+            call = call._replace(scale=torch.logspace(-30, 30, len(call.scale)))
+        with torch.no_grad():
+            close(gate_mlp(call, backend), gate_mlp_reference(detached(call)), dtype, f"{k} {n_shared} {biased}")
+
+
+@pytest.mark.parametrize("backend", ["dense", "rows"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations(make_gate_call, close, activation, backend):
+    call = detached(make_gate_call(d=32, offsets=range(65), k=20, activation=activation))
+    close(gate_mlp(call, backend), gate_mlp_reference(call), torch.float32, "output")
+
+
+@pytest.mark.parametrize("units", UNITS)
+@pytest.mark.parametrize("backend", ["auto", "dense"])
+def test_gradients(make_gate_call, close, units, backend):
+    call = make_gate_call(9, 16, UNITS[units], 3, 1, some_whole=True)
+    leaves, upstream = list(call[:6]), torch.randn(9, 16, generator=torch.Generator().manual_seed(1))
+    actual = torch.autograd.grad(gate_mlp(call, backend), leaves, upstream)
+    wanted = torch.autograd.grad(gate_mlp_reference(call), leaves, upstream)
+    for name, one, other in zip(call._fields, actual, wanted, strict=False):
+        close(one, other, torch.float32, name)
+
+
+@pytest.mark.parametrize("n_shared", [0, 2])
+@pytest.mark.parametrize("units", UNITS)
+def test_the_choice_of_equals_zeros_infinity_and_nan(make_gate_call, units, n_shared):
+    """Gates of a few values have many equal scores."""
+    p = len(UNITS[units]) - 1
+    call = detached(make_gate_call(40, 6, UNITS[units], activation="relu", biased=False, n_shared=n_shared))
+    generator = torch.Generator().manual_seed(0)
+    pick = torch.tensor([0.0, 1.0, 2.0, -1.0, 1e-40, math.inf, math.nan])
+    f = len(call.scale)
+    gate = pick[torch.randint(0, 7, (40, f), generator=generator)]
+    gate[:20] = gate[:20].nan_to_num(1.0, 1.0)
+    call = call._replace(
+        x=gate, W_gate=torch.eye(f), W_in=torch.zeros(f, f), W_out=torch.zeros(f, f), scale=torch.ones(f)
+    )
+    call = call._replace(x=torch.where(gate.isfinite(), gate, 3.0))
+    for k in {n_shared, max(n_shared, p // 3), p}:
+        scores = unit_scores(call.x.relu(), call.scale, call.offsets)
+        wanted = select_reference(scores, k, n_shared)
+        assert torch.equal(gate_select(call._replace(k=k)), wanted)
+
+
+@pytest.mark.parametrize("units", UNITS)
+@pytest.mark.parametrize("n", [1, 3])
+def test_rows_not_chosen_are_never_read(make_gate_call, units, n):
+    call = detached(make_gate_call(n, 40, UNITS[units], 2))
+    sizes = torch.tensor(UNITS[units]).diff()
+    skipped = ~gate_select(call).any(0).repeat_interleave(sizes)
+    assert skipped.any()
+    before = gate_mlp(call, "rows")
+    for tensor in (call.W_in, call.b_in, call.W_out):
+        tensor[skipped] = math.nan
+    assert torch.equal(gate_mlp(call, "rows"), before)
+
+
+@pytest.mark.parametrize("backend", ["dense", "rows"])
+def test_nan_propagates_to_its_token_alone(make_gate_call, backend):
+    call = detached(make_gate_call(5))
+    call.x[2, 3] = math.nan
+    y = gate_mlp(call, backend)
+    assert y[2].isnan().all() and not y[[0, 1, 3, 4]].isnan().any()
+
+
+@pytest.mark.parametrize("backend", ["dense", "rows"])
+def test_strided_inputs(make_gate_call, backend):
+    call = detached(make_gate_call(3, some_whole=True))
+    turned = call._make(
+        [t.t().contiguous().t() if t.dim() == 2 else torch.stack([t, t], 1)[:, 0] for t in call[:7]] + list(call[7:])
+    )
+    torch.testing.assert_close(gate_mlp(turned, backend), gate_mlp(call, backend))
+
+
+def test_auto_says_what_it_picks(make_gate_call, caplog):
+    caplog.set_level("INFO", "slms.kernels.gate")
+    _plan.cache_clear()
+    call = detached(make_gate_call(5, k=12))
+    gate_mlp(call)
+    assert (
+        "dense for up to 8 gate-selected tokens at density 1.00: tokens that choose apart need nearly all"
+        in caplog.text
+    )
+    assert gate_plan(8, 0.5, False, "cpu", torch.float32)[0] == "rows"
+    assert gate_plan(1, 1.0, False, "cpu", torch.bfloat16)[0] == "rows"
+    assert gate_plan(1, 0.5, True, "cpu", torch.float32) == ("dense", "rows has no gradient")
+    assert gate_plan(1, 0.5, False, "cpu", torch.float64)[0] == "dense"
+    assert gate_plan(1, 0.5, False, "cuda", torch.float32)[0] == "dense"
+
+
+def test_offsets_are_walked_once():
+    offsets = tuple(range(0, 9, 4))
+    assert units_of(offsets) is units_of(offsets) == offsets
+    assert units_of(tuple(range(9))) == units_of(range(9)) == units_of([0, 1, 2]) == ()
+
+
+@pytest.mark.parametrize("n", [1, 9])
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("units", ["single neurons", "uneven"])
+def test_compiles_as_one_graph(make_gate_call, units, gradients, n):
+    torch._dynamo.reset()
+    call = make_gate_call(n, 16, tuple(UNITS[units]), 3, 1)
+    compiled = torch.compile(lambda x: gate_mlp(call._replace(x=x)).sin(), fullgraph=True, backend="aot_eager")
+    with torch.set_grad_enabled(gradients):
+        torch.testing.assert_close(compiled(call.x), gate_mlp_reference(call).sin(), rtol=1e-5, atol=1e-5)
+        if gradients:
+            one, other = (
+                torch.autograd.grad(y.sum(), call.x)[0] for y in (compiled(call.x), gate_mlp_reference(call).sin())
+            )
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_every_unit_is_the_dense_mlp(make_gate_call):
@@ -48,5 +183,14 @@ def test_what_does_not_fit(make_gate_call, change, message):
 
 
 def test_an_unknown_backend(make_gate_call):
-    with pytest.raises(ValueError, match="`backend` is 'fast'; it must be one of auto, reference"):
+    with pytest.raises(ValueError, match="`backend` is 'fast'; it must be one of auto, reference, dense, rows"):
         gate_mlp(make_gate_call(), "fast")
+
+
+def test_rows_gives_no_gradient(make_gate_call):
+    with pytest.raises(ValueError, match="`backend` is 'rows'; it has no gradient, and an input needs one"):
+        gate_mlp(make_gate_call(), "rows")
+    with pytest.raises(
+        ValueError, match=r"`backend` is 'rows'; it knows float32 and bfloat16, and x is torch\.float64"
+    ):
+        gate_mlp(detached(make_gate_call(), torch.float64), "rows")

@@ -1,0 +1,220 @@
+"""The compiled loops of gate-selected neurons for few tokens: gates, choice, and one pass over the chosen rows.
+
+Shapes: n tokens, d model, f neurons, p units.
+"""
+
+import numpy as np
+from numba import carray
+from numba.extending import register_jitable
+
+from slms.kernels.cpu import loops
+from slms.kernels.cpu.compiled import njit
+from slms.kernels.cpu.gate_choice import choose_units, score_bits
+from slms.kernels.cpu.gathered import ROWS, dots_1, dots_1h, dots_4, dots_4h, sums_1, sums_1h, sums_4, sums_4h
+from slms.kernels.cpu.memory import bits_as_float, bytes_at, floats, halves, integers, keep, narrow, numbers, stay_apart
+from slms.kernels.cpu.pointwise import activate
+from slms.kernels.cpu.single import add_lanes, dot_one, to_lanes
+
+# Besides those of `loops`. GATES: [n, f] float32, written; INDEX: [n, f + 1] int64, written: each token's neurons, and
+# last their number. For single neurons, P is 1, and SINGLE is set.
+SCALE, SHARED, WHOLE, SINGLE, INDEX = loops.ROUTER_IN, 24, 25, 26, 27
+BLOCK = 64  # rows of the gate matrix that tokens share
+
+
+@register_jitable
+def widen(source, target, size):
+    """Fill target [f] with the numbers at an address, of `size` bytes each."""
+    n = target.shape[0]
+    if size == 4:
+        whole = carray(floats(source), (n,))
+        for i in range(n):
+            target[i] = whole[i]
+    else:
+        half = carray(halves(source), (n,))
+        for i in range(n):
+            target[i] = bits_as_float(np.uint32(half[i]) << np.uint32(16))
+
+
+@register_jitable
+def put(source, target, count, size):
+    """Write float32 numbers from one address to another, there of `size` bytes each."""
+    if size == 2:
+        narrow(source, target, count)
+    else:
+        numbers, stored = carray(floats(source), (count,)), carray(floats(target), (count,))
+        for i in range(count):
+            stored[i] = numbers[i]
+
+
+@register_jitable
+def form_gates(a, thread, threads):
+    """Write this thread's share of GATES, activated; a block of rows stays in the second cache for all tokens."""
+    n, d, f, size = a[loops.N], a[loops.D], a[loops.OFFSETS + a[loops.P]], a[loops.SIZE]
+    low, high = f * thread // threads, f * (thread + 1) // threads
+    gates, bias, lanes = (
+        carray(floats(a[loops.GATES]), (n, f)),
+        numbers(a[loops.B_GATE], f, size),
+        np.empty((n, d), np.float32),
+    )
+    for t in range(n):
+        lanes[t] = to_lanes(a[loops.X] + 4 * d * t, d, size)
+    block = BLOCK if n > 1 else f
+    for first in range(low, high, block):
+        few = min(block, high - first)
+        for t in range(n):
+            there = a[loops.GATES] + 4 * (t * f + first)
+            dot_one(a[loops.W_GATE] + first * d * size, few, lanes.ctypes.data + 4 * d * t, d, there, size)
+    for t in range(n):
+        loops.add_bias(gates[t, low:], bias, low, high - low, 1)
+        activate(gates[t, low:], a[loops.CODE], high - low)
+    keep(lanes)
+
+
+@register_jitable
+def choose(a):
+    """Write INDEX, and how many units of each token."""
+    n, p, f = a[loops.N], a[loops.P], a[loops.OFFSETS + a[loops.P]]
+    gates, scale = carray(floats(a[loops.GATES]), (n, f)), carray(floats(a[SCALE]), (f,))
+    offsets = a[loops.OFFSETS : loops.OFFSETS + (0 if a[SINGLE] else p + 1)]
+    units = f if a[SINGLE] else p
+    bits, chosen = np.empty(units, np.int32), np.empty(units, np.uint8)
+    index = carray(integers(a[INDEX]), (n, f + 1))
+    for t in range(n):
+        whole = a[WHOLE] != 0 and carray(bytes_at(a[WHOLE]), (n,))[t] != 0
+        score_bits(gates[t], scale, offsets, bits)
+        choose_units(bits, a[loops.K], a[SHARED], whole, chosen)
+        count = 0
+        if a[SINGLE]:
+            for i in range(f):
+                index[t, count] = i  # written over if i was not chosen; a branch would be guessed wrong half the time
+                count += np.int64(chosen[i])
+        else:
+            for u in range(p):
+                if chosen[u]:
+                    for i in range(offsets[u], offsets[u + 1]):
+                        index[t, count] = i
+                        count += 1
+        index[t, f] = count
+
+
+@register_jitable
+def _add_token(a, t, thread, threads, y):
+    """Add to y [d] the output of this thread's share of token t's neurons, reading a row of each matrix at a time."""
+    stay_apart()
+    n, d, size, f = a[loops.N], a[loops.D], a[loops.SIZE], a[loops.OFFSETS + a[loops.P]]
+    chosen = carray(integers(a[INDEX]), (n, f + 1))[t]
+    index = chosen[chosen[f] * thread // threads : chosen[f] * (thread + 1) // threads]
+    count, row = index.shape[0], d * size
+    gates, bias = carray(floats(a[loops.GATES]), (n, f))[t], numbers(a[loops.B_IN], f, size)
+    lanes, total = to_lanes(a[loops.X] + 4 * d * t, d, size), np.zeros(d, np.float32)
+    w_in, w_out = np.empty(count + ROWS, np.int64), np.empty(count + ROWS, np.int64)
+    for j in range(count + ROWS):  # at the end, what is fetched ahead is the last row again
+        i = index[min(j, count - 1)] if count > 0 else 0
+        w_in[j], w_out[j] = a[loops.W_IN] + i * row, a[loops.W_OUT] + i * row
+    u, x, y_at, groups = np.empty(ROWS, np.float32), lanes.ctypes.data, total.ctypes.data, count // ROWS * ROWS
+    u_at = u.ctypes.data
+    for j in range(0, groups, ROWS):
+        up, down = w_in.ctypes.data + 8 * j, w_out.ctypes.data + 8 * j
+        if size == 4:
+            dots_4(up, down, x, d, u_at)
+        else:
+            dots_4h(up, down, x, d, u_at)
+        for k in range(ROWS):
+            i = index[j + k]
+            u[k] = (u[k] + bias[i] if bias.shape[0] > 0 else u[k]) * gates[i]
+        if size == 4:
+            sums_4(down, up + 8 * ROWS, u_at, d, y_at)
+        else:
+            sums_4h(down, up + 8 * ROWS, u_at, d, y_at)
+    for j in range(groups, count):
+        up, down, i = w_in.ctypes.data + 8 * j, w_out.ctypes.data + 8 * j, index[j]
+        if size == 4:
+            dots_1(up, down, x, d, u_at)
+        else:
+            dots_1h(up, down, x, d, u_at)
+        u[0] = (u[0] + bias[i] if bias.shape[0] > 0 else u[0]) * gates[i]
+        if size == 4:
+            sums_1(down, down, u_at, d, y_at)
+        else:
+            sums_1h(down, down, u_at, d, y_at)
+    add_lanes(y, total, size)
+    keep(lanes, total, w_in, w_out, u)
+
+
+@register_jitable
+def add_rows(a, thread, threads):
+    """Add to Y [threads, n, d] the output of this thread's share of INDEX.
+
+    Tokens that chose the same row find it in a cache; to form their products at once gained nothing.
+    """
+    n, d = a[loops.N], a[loops.D]
+    for t in range(n):
+        _add_token(a, t, thread, threads, a[loops.Y] + (thread * n + t) * d * 4)
+
+
+@njit
+def mask_loop(a, thread, threads):
+    """Choose for this thread's share of the tokens of X [n, f], gates before their activation, of SIZE bytes.
+
+    Write CHOSEN [n, units], if there is one; multiply Y [n, f], if there is one, by the activated gates, zero where not
+    chosen.
+    """
+    n, p, f, size = a[loops.N], a[loops.P], a[loops.OFFSETS + a[loops.P]], a[loops.SIZE]
+    offsets = a[loops.OFFSETS : loops.OFFSETS + (0 if a[SINGLE] else p + 1)]
+    units = f if a[SINGLE] else p
+    scale, bits, chosen = carray(floats(a[SCALE]), (f,)), np.empty(units, np.int32), np.empty(units, np.uint8)
+    gate, factor = np.empty(f, np.float32), np.empty(f, np.float32)
+    for t in range(n * thread // threads, n * (thread + 1) // threads):
+        widen(a[loops.X] + t * f * size, gate, size)
+        activate(gate, a[loops.CODE], f)
+        score_bits(gate, scale, offsets, bits)
+        whole = a[WHOLE] != 0 and carray(bytes_at(a[WHOLE]), (n,))[t] != 0
+        choose_units(bits, a[loops.K], a[SHARED], whole, chosen)
+        if a[loops.CHOSEN]:
+            carray(bytes_at(a[loops.CHOSEN]), (n, units))[t] = chosen
+        if a[loops.Y]:
+            widen(a[loops.Y] + t * f * size, factor, size)
+            if a[SINGLE]:
+                for i in range(f):
+                    value = gate[i] * factor[i]
+                    factor[i] = value if chosen[i] else np.float32(0)
+            else:
+                for u in range(p):
+                    for i in range(offsets[u], offsets[u + 1]):
+                        factor[i] = gate[i] * factor[i] if chosen[u] else np.float32(0)
+            put(factor.ctypes.data, a[loops.Y] + t * f * size, f, size)
+    keep(gate, factor)
+
+
+@njit
+def gates_loop(a, thread, threads):
+    form_gates(a, thread, threads)
+
+
+@njit
+def choose_loop(a):
+    choose(a)
+
+
+@njit
+def chosen_rows_loop(a, thread, threads):
+    add_rows(a, thread, threads)
+
+
+@njit
+def gate_loop(a):
+    """Compute the whole MLP on one thread; X and Y have the type of the weights."""
+    n, d, f, size, target = a[loops.N], a[loops.D], a[loops.OFFSETS + a[loops.P]], a[loops.SIZE], a[loops.Y]
+    x, y = numbers(a[loops.X], n * d, size), np.zeros(n * d, np.float32)
+    gates, index = np.empty(n * f, np.float32), np.empty(n * (f + 1), np.int64)
+    a[loops.X], a[loops.Y], a[loops.GATES], a[INDEX] = (
+        x.ctypes.data,
+        y.ctypes.data,
+        gates.ctypes.data,
+        index.ctypes.data,
+    )
+    form_gates(a, 0, 1)
+    choose(a)
+    add_rows(a, 0, 1)
+    put(y.ctypes.data, target, n * d, size)
+    keep(x, y, gates, index)

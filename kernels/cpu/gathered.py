@@ -1,0 +1,101 @@
+"""The products of a single token with rows that lie anywhere, at the speed of memory.
+
+They differ from those of `single` in that a table of addresses names the rows, and in that a second table names the
+rows needed next, which are fetched meanwhile: a processor fetches ahead on its own only after it has seen the beginning
+of a row, which of a row of 2 KB is too late. Numbers lie in lanes as there.
+
+All arguments of a tile are int64: addresses and counts. Shapes: d model.
+"""
+
+from collections.abc import Callable
+
+from llvmlite import ir
+from numba.core import cgutils
+
+from slms.kernels.cpu.memory import FLOAT, HALF, I32, I64, intrinsic, void
+from slms.kernels.cpu.single import steps
+from slms.kernels.cpu.vectors import ZERO, add_product, load_lanes, rows_of, spread, store_lanes, sums_of
+
+ROWS = 4
+
+
+def _fetcher(builder, table, count, kind):
+    """A function of i that asks for the memory of these rows from their i-th number on."""
+    rows = rows_of(builder, table, count, kind)
+    signature = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), I32, I32, I32])
+    fetch = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+
+    def ahead(i):
+        for row in rows:
+            place = builder.bitcast(builder.gep(row, [i]), ir.IntType(8).as_pointer())
+            builder.call(fetch, [place, I32(0), I32(3), I32(1)])  # to read, soon, data
+
+    return ahead
+
+
+def dots_at(n_rows: int, half: bool) -> Callable:
+    """out[k] = row_k · x for the rows that a table names; x [d] float32."""
+    kind = HALF if half else FLOAT
+
+    @intrinsic
+    def tile(typing_context, table, after, x, d, out):
+        def codegen(context, builder, signature, arguments):
+            table, after, x, d, out = arguments
+            w, ahead = rows_of(builder, table, n_rows, kind), _fetcher(builder, after, n_rows, kind)
+            token = builder.inttoptr(x, FLOAT.as_pointer())
+            sums = [cgutils.alloca_once_value(builder, ZERO) for _ in w]
+            for total in sums:
+                builder.store(ZERO, total)
+
+            def step(i, load, mask):
+                ahead(i)
+                vectors = [load(row) for row in w]
+                for part in range(len(vectors[0])):
+                    numbers = load_lanes(builder, token, builder.add(i, I64(part * 16)), FLOAT, mask)
+                    for vector, total in zip(vectors, sums, strict=True):
+                        builder.store(add_product(builder, vector[part], numbers, builder.load(total)), total)
+
+            steps(builder, d, half, step)
+            results = sums_of(builder, [builder.load(total) for total in sums])
+            target = builder.inttoptr(out, FLOAT.as_pointer())
+            for k in range(n_rows):
+                builder.store(builder.extract_element(results, I32(k)), builder.gep(target, [I64(k)]))
+            return context.get_dummy_value()
+
+        return void(5), codegen
+
+    return tile
+
+
+def sums_at(n_rows: int, half: bool) -> Callable:
+    """y += Σ_k factors[k] row_k for the rows that a table names; y [d] float32."""
+    kind = HALF if half else FLOAT
+
+    @intrinsic
+    def tile(typing_context, table, after, factors, d, y):
+        def codegen(context, builder, signature, arguments):
+            table, after, factors, d, y = arguments
+            w, ahead = rows_of(builder, table, n_rows, kind), _fetcher(builder, after, n_rows, kind)
+            target, first = (builder.inttoptr(place, FLOAT.as_pointer()) for place in (y, factors))
+            scales = [spread(builder, builder.load(builder.gep(first, [I64(k)]))) for k in range(n_rows)]
+
+            def step(i, load, mask):
+                ahead(i)
+                vectors = [load(row) for row in w]
+                for part in range(len(vectors[0])):
+                    at = builder.add(i, I64(part * 16))
+                    total = load_lanes(builder, target, at, FLOAT, mask)
+                    for vector, scale in zip(vectors, scales, strict=True):
+                        total = add_product(builder, vector[part], scale, total)
+                    store_lanes(builder, total, target, at, mask)
+
+            steps(builder, d, half, step)
+            return context.get_dummy_value()
+
+        return void(5), codegen
+
+    return tile
+
+
+dots_4, dots_1, dots_4h, dots_1h = (dots_at(n, half) for half in (False, True) for n in (ROWS, 1))
+sums_4, sums_1, sums_4h, sums_1h = (sums_at(n, half) for half in (False, True) for n in (ROWS, 1))

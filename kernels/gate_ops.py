@@ -1,0 +1,61 @@
+"""Gate-selected neurons as PyTorch operators: `torch.compile(fullgraph=True)` passes through them.
+
+`kernels::gate_choice` chooses, for the dense implementation, whose products PyTorch differentiates; a choice has no
+gradient. `kernels::gate_rows` is the whole MLP for few tokens, for inference. Eager calls go past the operators, which
+cost some 30 µs. Offsets are empty for single neurons: an operator's list of 1,537 numbers costs more than its choice.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, library
+
+from slms.kernels.cpu import gate_rows as cpu
+from slms.kernels.gate_reference import GateCall
+
+CHOICE = "Tensor scale, int[] offsets, SymInt k, SymInt n_shared, str activation, Tensor? whole=None"
+there: Any = dict(mutates_args=(), device_types="cpu")
+
+
+def _choice(gate: Tensor, *choice: Any) -> Tensor:
+    return cpu.gate_choice(gate, GateCall(gate, gate, None, gate, None, gate, *choice), choice[1])
+
+
+def _rows(*inputs: Any) -> Tensor:
+    call = GateCall(*inputs)
+    return cpu.gate_rows(call, call.offsets)
+
+
+GATE_CHOICE = library.custom_op("kernels::gate_choice", _choice, schema=f"(Tensor gate, {CHOICE}) -> Tensor", **there)
+GATE_ROWS = library.custom_op(
+    "kernels::gate_rows",
+    _rows,
+    schema=f"(Tensor x, Tensor W_in, Tensor? b_in, Tensor W_gate, Tensor? b_gate, Tensor W_out, {CHOICE}) -> Tensor",
+    **there,
+)
+
+
+@GATE_CHOICE.register_fake
+def _fake_choice(gate: Tensor, scale: Tensor, offsets: Sequence[int], *others: Any) -> Tensor:
+    n, f = gate.shape
+    return gate.new_empty((n, len(offsets) - 1 if offsets else f), dtype=torch.bool)
+
+
+@GATE_ROWS.register_fake
+def _fake_rows(x: Tensor, *others: Any) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def choose(gate: Tensor, call: GateCall, units: tuple[int, ...]) -> Tensor:
+    """Choose units [n, p] by the gates [n, f] before their activation; `units` stand for the offsets."""
+    if torch.compiler.is_compiling():
+        return GATE_CHOICE(gate, call.scale, units, *call[8:])
+    return cpu.gate_choice(gate, call, units)
+
+
+def few_tokens(call: GateCall, units: tuple[int, ...]) -> Tensor:
+    """Run the MLP by `kernels.cpu.gate_rows`; `units` stand for the offsets."""
+    if torch.compiler.is_compiling():
+        return GATE_ROWS(*call[:7], units, *call[8:])
+    return cpu.gate_rows(call, units)
