@@ -1,9 +1,10 @@
 """Implementations on the CPU; all but `grouped` are compiled by numba, an optional package that is slow to import.
 
 grouped -> library products, pathway by pathway; rows, rows_backward -> neurons' rows read in place, in vector code;
-amx, amx_backward -> bfloat16 on tile registers; fused -> router, choice and MLP of a layer in one call.
+amx, amx_backward -> bfloat16 on tile registers; fused -> router, choice and MLP of a layer in one call; gate_rows ->
+neurons chosen by their own gates.
 
 Beneath: choice -> the router in loops; loops, pointwise -> what all threads run; operands, amx_tiles -> tile registers;
-vectors, single -> products in vector code; memory -> addresses and bits; compiled -> numba and where its code is kept;
-team -> how many threads.
+gate_loops, gate_choice -> the same for gate-selected neurons; vectors, single, gathered -> products in vector code;
+memory -> addresses and bits; compiled -> numba and where its code is kept; team -> how many threads.
 """

@@ -87,7 +87,7 @@ def choose(a):
         if a[SINGLE]:
             for i in range(f):
                 index[t, count] = i  # written over if i was not chosen; a branch would be guessed wrong half the time
-                count += np.int64(chosen[i])
+                count += int(chosen[i])
         else:
             for u in range(p):
                 if chosen[u]:
@@ -163,7 +163,7 @@ def mask_loop(a, thread, threads):
     offsets = a[loops.OFFSETS : loops.OFFSETS + (0 if a[SINGLE] else p + 1)]
     units = f if a[SINGLE] else p
     scale, bits, chosen = carray(floats(a[SCALE]), (f,)), np.empty(units, np.int32), np.empty(units, np.uint8)
-    gate, factor = np.empty(f, np.float32), np.empty(f, np.float32)
+    gate, factor, spread = np.empty(f, np.float32), np.empty(f, np.float32), np.empty(f, np.uint8)
     for t in range(n * thread // threads, n * (thread + 1) // threads):
         widen(a[loops.X] + t * f * size, gate, size)
         activate(gate, a[loops.CODE], f)
@@ -174,14 +174,14 @@ def mask_loop(a, thread, threads):
             carray(bytes_at(a[loops.CHOSEN]), (n, units))[t] = chosen
         if a[loops.Y]:
             widen(a[loops.Y] + t * f * size, factor, size)
-            if a[SINGLE]:
-                for i in range(f):
-                    value = gate[i] * factor[i]
-                    factor[i] = value if chosen[i] else np.float32(0)
-            else:
+            kept = chosen
+            if not a[SINGLE]:
+                kept = spread
                 for u in range(p):
-                    for i in range(offsets[u], offsets[u + 1]):
-                        factor[i] = gate[i] * factor[i] if chosen[u] else np.float32(0)
+                    spread[offsets[u] : offsets[u + 1]] = chosen[u]
+            for i in range(f):
+                value = gate[i] * factor[i]
+                factor[i] = value if kept[i] else np.float32(0)
             put(factor.ctypes.data, a[loops.Y] + t * f * size, f, size)
     keep(gate, factor)
 

@@ -54,7 +54,7 @@ def gate_rows(call: GateCall, offsets: Sequence[int]) -> Tensor:
     """
     n, d = call.x.shape
     # Held here, because the loops know only addresses.
-    x, *_ = held = [contiguous(tensor) for tensor in call[:6]]
+    held = [contiguous(tensor) for tensor in call[:6]]
     scale, whole = contiguous(call.scale), contiguous(call.whole)
     f, p = len(call.scale), max(1, len(offsets) - 1)
     numbers = n, d, p, CODES[call.activation], call.x.element_size()
@@ -62,11 +62,11 @@ def gate_rows(call: GateCall, offsets: Sequence[int]) -> Tensor:
     a = _arguments(numbers, [*addresses], choice, offsets)
     team = team_size(call.W_in.nbytes * 2)
     if team == 1:
-        y = torch.empty_like(x)
+        y = torch.empty(n, d, dtype=call.x.dtype)
         a[loops.Y] = y.data_ptr()
         gate_loops.gate_loop(a)
         return y
-    wide, y = as_float(x), torch.zeros(team, n, d)
+    wide, y = as_float(call.x), torch.zeros(team, n, d)
     gates, index = torch.empty(n, f), torch.empty(n, f + 1, dtype=torch.int64)
     a[loops.X], a[loops.Y], a[loops.GATES], a[gate_loops.INDEX] = map(address, (wide, y, gates, index))
     run(gate_loops.gates_loop, team, a)
