@@ -19,6 +19,7 @@ from slms.models.cut import cut
 from slms.models.flops import mlp_flops
 from slms.models.place import layer_of, place_name
 from slms.models.routed import routed_modules
+from slms.models.routed_mlp import RoutedMLP
 from slms.routing import RULES, RoutingConfig
 
 
@@ -54,8 +55,11 @@ def _dense(base: PreTrainedModel, plan: Plan) -> Made:
 
 def _frozen_router(base: PreTrainedModel, plan: Plan) -> Made:
     net = route(base, plan.routing, plan.calibration)
-    for module in routed_modules(net).values():
+    for module in routed_modules(net, RoutedMLP).values():
         module.router.requires_grad_(False)
+        for gate in (module.W_gate, module.b_gate) if plan.routing.router == "gate" else ():
+            if gate is not None:
+                gate.requires_grad_(False)
     return Made(net, {})
 
 
@@ -95,7 +99,9 @@ CONTROLS: dict[str, Control] = {
     "static": Control(_static(equal_neurons), "static", "the best fixed neurons, as many as the routed model executes"),
     "static_flops": Control(_static(equal_flops), "static", "the best fixed neurons at the routed model's FLOPs"),
     "static_time": Control(_static(as_fast), "static", "the best fixed neurons at the routed model's decode time"),
-    "frozen_router": Control(_frozen_router, "routed", "routers as converted, only the rest trained"),
+    "frozen_router": Control(
+        _frozen_router, "routed", "what chooses (a router, or the MLPs' gates) as converted, the rest trained"
+    ),
 }
 """`--model.control` takes these names."""
 

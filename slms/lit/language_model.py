@@ -5,6 +5,7 @@ Shapes: `b` blocks, `t` position.
 
 import copy
 import math
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +34,7 @@ from slms.models.stock import check_base
 from slms.models.token_loss import TokenLoss, next_tokens, token_loss
 from slms.models.transformers_internals import compute_again
 from slms.models.weights import model_digest
-from slms.routing import Routes, RoutingConfig
+from slms.routing import PathwayRouter, Routes, RoutingConfig
 from slms.routing.balance import BalanceConfig, GlobalBalance, bias_update, z_loss
 
 
@@ -61,7 +62,8 @@ class LanguageModel(OptimizedModule):
             and recipe (`slms.lit.controls`): `dense` (the base), `static` (its best fixed neurons, as many as the
             routed model executes), `static_flops` and `static_time` (as many as take the routed model's FLOPs, or its
             measured decode time) or `frozen_router`.
-        balance: load balancing (GLBL), router z-loss and bias balancing.
+        balance: load balancing (GLBL), router z-loss and bias balancing; null takes its defaults, or with the selector
+            `gate`, which has no router to balance, none.
         optimizer: AdamW and its schedule.
         distill: distillation from the frozen base.
         gate_ramp: share of the steps over which gates of kind `ramp` go from 1 to σ(score).
@@ -78,8 +80,8 @@ class LanguageModel(OptimizedModule):
         base: BaseConfig,
         routing: RoutingConfig | None = None,
         control: Literal[*CONTROLS] | None = None,  # type: ignore[valid-type]  # names of a table
-        balance: BalanceConfig = BalanceConfig(),  # noqa: B008  frozen
-        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
+        balance: BalanceConfig | None = None,
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008  frozen
         distill: DistillConfig = DistillConfig(),  # noqa: B008
         gate_ramp: float = 0.3,
         k_anneal: float = 0.0,
@@ -93,12 +95,14 @@ class LanguageModel(OptimizedModule):
             raise ValueError(f"model.gate_ramp is {gate_ramp}; it must lie in (0, 1]")
         if control is not None:
             check_control(control, routing)
-        self.base, self.routing, self.control, self.balance = base, routing, control, balance
+        if balance is not None and routing is not None and routing.router == "gate":
+            raise ValueError("model.balance is given and model.routing.router gate, which has no router to balance")
+        self.base, self.routing, self.control, self.balance = base, routing, control, balance or BalanceConfig()
         self.optimizer_config, self.distill = optimizer, distill
         self.gate_ramp, self.k_anneal, self.calibration_tokens = gate_ramp, k_anneal, calibration_tokens
         self.net, self.tokenizer = load_base(base)
         if routing is not None and routing.stock:
-            check_base(self.net.config, routing, balance.bias_rate)
+            check_base(self.net.config, routing, self.balance.bias_rate)
         if recompute and not self.net.supports_gradient_checkpointing:
             raise ValueError(f"model.recompute is true; {type(self.net).__name__} cannot compute its layers again")
         self.recompute = recompute
@@ -149,7 +153,7 @@ class LanguageModel(OptimizedModule):
             record = None if self.resumed_from is None else kept_in(self.resumed_from, CONTROL_KEY)
             plan = Plan(routing, calibration, self.trainer.strategy.broadcast, record)
             self.net, self.made_control = make_control(self.control, self.net, plan)
-        for place in routed_modules(self.net):
+        for place in routed_modules(self.net) if routing.router != "gate" else ():
             self.balances[_key(place)] = GlobalBalance(routing.n_pathways, self.balance.momentum, routing.n_shared)
 
     def configure_model(self) -> None:
@@ -196,10 +200,13 @@ class LanguageModel(OptimizedModule):
         ids = batch["input_ids"]
         taught = self.distill.share_at(self.global_step / self.total_steps) if self.teacher else 0.0
         layers = self._taught_layers if taught and self.distill.mlp else []
-        with record_routes(self.net) as routes, mlp_outputs(self.net, layers) as outputs:
+        observed: AbstractContextManager[dict[str, Routes]] = (
+            record_routes(self.net) if self.balances else nullcontext({})
+        )
+        with observed as routes, mlp_outputs(self.net, layers) as outputs:
             tokens, wanted = self._token_loss(ids, taught * self.distill.logits, layers if taught else None)
         loss, terms = tokens.total, {"lm": tokens.nll}
-        if self.role == "routed":
+        if self.balances:
             terms |= self._balance_terms(routes)
             weight = self.balance.weight_at(self.global_step, self.total_steps)
             loss = loss + weight * terms["balance"] + self.balance.z_weight * terms["z"]
@@ -261,9 +268,9 @@ class LanguageModel(OptimizedModule):
         """After the optimizer's step, close the balance's global batch and move the selection biases."""
         super().optimizer_step(*args, **kwargs)
         self._sums.clear()
-        routed = routed_modules(self.net)
         with undeclared(self.trainer).profiler.profile("GlobalBalance.step"):
-            for place, module in routed.items():
+            for place, module in routed_modules(self.net).items() if self.balances else ():
+                assert isinstance(module.router, PathwayRouter)
                 load = self._balance(place).step()
                 if self.balance.bias_rate and next(module.router.parameters()).requires_grad:
                     bias_update(module.router.selection_bias, load, self.balance.bias_rate)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slms.data.text import Blocks
-from slms.measure.classes import OF_DOCUMENTS, TextClasses
+from slms.measure.classes import MOST_BY_TOKEN, OF_DOCUMENTS, TextClasses
 from slms.measure.controls import CONTROLS, RANDOM_ROUTER, Fitted, fit_control, mismatch
 from slms.measure.evidence import Choices, Evidence, Sampled
 from slms.measure.metrics import METRICS
@@ -67,8 +67,15 @@ class Sample(NamedTuple):
     """as in `Sampled`"""
 
     @classmethod
-    def of(cls, blocks: Blocks, given_token: Sequence[str], device: torch.device, predicted: Tensor) -> Sample:
-        """The tokens of blocks, padding left out; `predicted` [n] are those that the model predicts after each."""
+    def of(
+        cls, blocks: Blocks, given_token: Sequence[str], device: torch.device, predicted: Tensor, by_token: bool = True
+    ) -> Sample:
+        """The tokens of blocks, padding left out.
+
+        Args:
+            predicted: [n], the tokens that the model predicts after each.
+            by_token: whether the token ids form a family.
+        """
         assert blocks.doc_ids is not None
         real = blocks.doc_ids >= 0
         found = {"input_ids": blocks.input_ids, "doc_ids": blocks.doc_ids}
@@ -76,7 +83,7 @@ class Sample(NamedTuple):
         columns = {
             name: torch.from_numpy(column[real].astype("int64"))[None].to(device) for name, column in found.items()
         }
-        classes = TextClasses(blocks, given_token=given_token, tokens=True)
+        classes = TextClasses(blocks, given_token=given_token, tokens=by_token)
         after = np.full(blocks.input_ids.shape, -1)
         after[:, :-1] = np.where(real[:, 1:], blocks.input_ids[:, 1:].astype(np.int64), -1)
         following = torch.from_numpy(after[real]).to(device)
@@ -126,7 +133,9 @@ def measure_controls(
     training = model.training
     model.eval()
     part = spread(blocks, options.tokens)
-    sample = Sample.of(part, given_token, device_of(model), predicted_tokens(model, part, batch_size))
+    coarse = all(module.config.n_pathways <= MOST_BY_TOKEN for module in modules.values())
+    predicted = predicted_tokens(model, part, batch_size)
+    sample = Sample.of(part, given_token, device_of(model), predicted, coarse)
     rows: list[Row] = []
     found: dict[str, Compared] = {}
     for place, router in _routers(model, modules, part, batch_size):

@@ -110,6 +110,11 @@ class Choices(Evidence):
     sampled: Sampled | None = field(default=None, kw_only=True)
     """the choices themselves, if controls stand beside them"""
 
+    @property
+    def by_token(self) -> bool:
+        """Whether the tokens of each pathway were counted by their ids."""
+        return TOKEN in self.counts.layout.families
+
     @cached_property
     def purity(self) -> Score:
         """The purity of the choices against token ids."""

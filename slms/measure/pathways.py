@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slms.data.text import Blocks
-from slms.measure.classes import TOKEN, TextClasses, distinctive, divergence_terms, labels_of, token_texts
+from slms.measure.classes import (
+    MOST_BY_TOKEN,
+    TOKEN,
+    TextClasses,
+    distinctive,
+    divergence_terms,
+    labels_of,
+    token_texts,
+)
 from slms.measure.evidence import Choices
 from slms.measure.metrics import rows_of
 from slms.measure.passes import batches, token_nll
@@ -38,7 +46,9 @@ class PathwayTables:
 
     Args:
         modules: the routed modules by place.
-        blocks: the text to measure; it gives the label families, and its distinct tokens are classes too.
+        blocks: the text to measure; it gives the label families, and its distinct tokens are classes too, unless a
+            place has more than `MOST_BY_TOKEN` pathways. Such fine units have no purity and are not described one by
+            one.
         given_token: families whose SI is also computed given the token; slow, for final measurements.
         alone: whether one rank counts everything by itself, instead of every rank its share.
     """
@@ -46,7 +56,8 @@ class PathwayTables:
     def __init__(
         self, modules: Mapping[str, Routed], blocks: Blocks, given_token: Sequence[str] = (), alone: bool = False
     ):
-        self.classes = TextClasses(blocks, given_token=given_token, tokens=True)
+        coarse = all(module.config.n_pathways <= MOST_BY_TOKEN for module in modules.values())
+        self.classes = TextClasses(blocks, given_token=given_token, tokens=coarse)
         self._texts: list[str] = []
         self.offsets = {place: module.offsets for place, module in modules.items()}
         self.counts = {
@@ -70,14 +81,15 @@ class PathwayTables:
 
     def compute(self, tokenizer: PreTrainedTokenizerBase | None) -> Tabulated:
         """The rows and pathways of every place. Under DDP they cover all ranks' tokens, so every rank calls this."""
-        assert self.classes.token_ids is not None
-        self._texts = self._texts or token_texts(tokenizer, self.classes.token_ids.tolist())
+        if self.classes.token_ids is not None:
+            self._texts = self._texts or token_texts(tokenizer, self.classes.token_ids.tolist())
         found = Tabulated([], {})
         for place, counts in self.counts.items():
             with counts.sync_context():
                 choices = Choices(place, counts, self.offsets[place])
                 found.rows.extend(rows_of(choices))
-                found.pathways[place] = describe_pathways(choices, self._texts, self.classes.label_names)
+                if choices.by_token:
+                    found.pathways[place] = describe_pathways(choices, self._texts, self.classes.label_names)
         return found
 
 

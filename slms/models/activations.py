@@ -105,6 +105,6 @@ def neuron_activations(model: PreTrainedModel, layers: Iterable[int] | None = No
 
 @torch.no_grad()
 def _routed_neurons(mlp: RoutedMLP, x: Tensor) -> Tensor:
-    routes = mlp.router.route(x, mlp.k)
+    routes = mlp.routes(x)
     weight = neuron_weights(routes.gates, routes.chosen, mlp.offsets)[:, mlp.permutation.argsort()]
     return neurons(read_mlp(mlp), x) * weight.to(x.dtype)

@@ -11,9 +11,11 @@ import logging
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from slms.kernels.activations import ACTIVATIONS
 from slms.models.anatomy import find_mlps
 from slms.models.calibration import fit_router, layer_inputs, pathway_statistics
 from slms.models.families import family_name
@@ -25,7 +27,7 @@ from slms.models.speedups import prepare
 from slms.models.stock import check_base
 from slms.models.variants import changed_copy, check_dense
 from slms.models.weights import MLPWeights, neurons, read_mlp
-from slms.routing import RoutingConfig
+from slms.routing import GateSelector, RoutingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +59,9 @@ def route(model: PreTrainedModel, config: RoutingConfig, calibration: Tensor | N
     dense = {i: in_fp32(read_mlp(find_mlps(model)[i])) for i in layers}
     if calibration is None:
         for i, mlp in layers.items():
-            _fill(mlp, dense[i], None)
+            weights = _fill(mlp, dense[i], None)
+            if isinstance(mlp.router, GateSelector):
+                mlp.router.scale.copy_(weights.W_out.norm(dim=1))
         return routed
     for i, x in layer_inputs(model, list(layers), calibration):
         _calibrate(layers[i], _fill(layers[i], dense[i], x), x)
@@ -132,8 +136,10 @@ def _fill(mlp: RoutedMLP, dense: MLPWeights, x: Tensor | None) -> MLPWeights:
 
 
 def _calibrate(mlp: RoutedMLP, weights: MLPWeights, x: Tensor) -> None:
-    """Set mean outputs and the router's weights from inputs x [n, d] and weights in pathway order."""
+    """Set what chooses, and mean outputs, from inputs x [n, d] and weights in pathway order."""
     config = mlp.config
+    if isinstance(mlp.router, GateSelector):
+        return _calibrate_gate(mlp, mlp.router, weights, x)
     statistics = pathway_statistics(weights, x, mlp.offsets, centred=config.mean_compensation)
     if mlp.mean_out is not None:
         mlp.mean_out.copy_(statistics.mean)
@@ -142,3 +148,12 @@ def _calibrate(mlp: RoutedMLP, weights: MLPWeights, x: Tensor) -> None:
         explained = fit_router(router, x, statistics.norms, config.seed + mlp.layer_index)
         mlp.router.load_state_dict(router.state_dict())
         logger.info("%s: the router explains %.2f of the variance of norms", mlp.place, explained)
+
+
+def _calibrate_gate(mlp: RoutedMLP, selector: GateSelector, weights: MLPWeights, x: Tensor) -> None:
+    assert weights.W_gate is not None
+    x = x[:: max(1, x.shape[0] * len(weights.W_in) // _PARTITION_ELEMENTS)]
+    gate = ACTIVATIONS[weights.activation](F.linear(x, weights.W_gate, weights.b_gate))
+    massive = selector.calibrate(gate, F.linear(x, weights.W_in, weights.b_in), weights.W_out.norm(dim=1))
+    if massive:
+        logger.info("%s: %d of %d tokens are massive; such tokens keep all neurons", mlp.place, massive, len(x))

@@ -18,7 +18,7 @@ from slms.models.anatomy import family_of, find_mlps
 from slms.models.routed import Routed
 from slms.models.routed_mlp import RoutedMLP
 from slms.models.weights import read_mlp
-from slms.routing import RULES
+from slms.routing import RULES, GateSelector
 
 
 class Flops(NamedTuple):
@@ -82,9 +82,11 @@ def mlp_flops(mlp: nn.Module, density: dict[str, float] | float | None = None) -
     """Count the FLOPs per token of a dense or routed MLP; `density` as in :func:`flops_per_token`."""
     weights = read_mlp(mlp)
     f, d = weights.W_in.shape
-    per_neuron, share, extra = 2 * (2 if weights.W_gate is None else 3) * d, 1.0, 0
+    per_neuron, share, extra = 2 * (2 if weights.W_gate is None else 3) * d, 1.0, 0.0
     if isinstance(mlp, RoutedMLP):
         share, extra = _density(mlp, density), _linear_flops(mlp.router)
+        if isinstance(mlp.router, GateSelector):
+            extra += (1 - share) * 2 * f * d  # the gate of what is skipped
         if mlp.mean_out is not None:
             extra += 2 * mlp.mean_out.numel()
     return MLPFlops(f, share * f, per_neuron, share * per_neuron * f + extra)

@@ -65,6 +65,8 @@ def partition(
     """
     d_ff = W_in.shape[0]
     offsets = pathway_offsets(d_ff, n_pathways)
+    if n_pathways == d_ff and kind == "kmeans":
+        kind = "contiguous"  # single neurons need no grouping
     rng = np.random.default_rng(seed)
     if kind == "contiguous":
         order = np.arange(d_ff)
@@ -100,6 +102,8 @@ def _coactivation_order(
     shared = np.argsort(-mean, kind="stable")[: offsets[n_shared]]
     rest = np.setdiff1d(np.arange(len(mean)), shared)
     sizes = np.diff(offsets)[n_shared:]
+    if sizes.max() == 1:
+        return np.concatenate([shared, rest])
 
     covariance, mean = covariance[np.ix_(rest, rest)], mean[rest]
     deviation = np.sqrt(np.diag(covariance))

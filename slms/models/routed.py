@@ -15,21 +15,21 @@ from typing import Any, ClassVar, TypeVar, overload
 from torch import Tensor, nn
 
 from slms.models.place import parse_place, place_name
-from slms.routing import RULES, PathwayRouter, Routes, RoutingConfig
+from slms.routing import RULES, GateSelector, PathwayRouter, Routes, RoutingConfig
 
 
 class Routed(nn.Module):
     """A module whose router chooses, for each token, which of its pathways are executed.
 
     Pathway p consists of units (in an MLP, neurons) ``offsets[p]`` to ``offsets[p + 1]``. A subclass sets ``router``,
-    takes its routes from ``router.route(x, k)`` and passes them to ``recorder`` if there is one.
+    passes its :meth:`routes` to ``recorder`` if there is one.
     """
 
     units: ClassVar[str]
     """The word for what its pathways consist of, such as `neurons`."""
     part: ClassVar[str]
     """The part of a layer that it replaces, one of ``slms.models.place.PARTS``."""
-    router: PathwayRouter
+    router: PathwayRouter | GateSelector
 
     def __init__(self, layer_index: int, offsets: tuple[int, ...], k: int) -> None:
         super().__init__()
@@ -58,6 +58,11 @@ class Routed(nn.Module):
             raise ValueError(f"k is {value}; it must be from {low} to `routing.n_pathways` ({high}).")
         self._k = value
 
+    def routes(self, x: Tensor) -> Routes:
+        """Return the routes of inputs x [n, d]."""
+        assert isinstance(self.router, PathwayRouter)
+        return self.router.route(x, self._k)
+
     def summary(self) -> str:
         """Describe in one line how the module routes.
 
@@ -68,7 +73,7 @@ class Routed(nn.Module):
         config = self.config
         rule = RULES[config.rule]
         words = rule.words.format(**config.to_dict() | {"k": self._k})
-        chosen = f"{words} chosen by its {config.router} router"
+        chosen = f"{words} chosen by its {'own gate' if config.router == 'gate' else f'{config.router} router'}"
         density = f", density {self._k / config.n_pathways:.2g}" if rule.fixed else ""
         return f"{self.offsets[-1]} {self.units} in {config.n_pathways} pathways, {chosen}{density}"
 

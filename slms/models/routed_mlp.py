@@ -5,6 +5,7 @@ Shapes: b batch, t position, n tokens (b·t), d model, f neurons, p pathways.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,12 +13,15 @@ import torch.nn.functional as F
 from einops import einsum
 from torch import Tensor, nn
 
-from slms.kernels import Call, Layer, Router, fuses, prepare_fused, routed_mlp
+from slms.kernels import Call, GateCall, Layer, Router, fuses, gate_mlp, prepare_fused, routed_mlp
+from slms.kernels.activations import ACTIVATIONS
+from slms.kernels.gate_reference import unit_scores
+from slms.kernels.reference import neuron_weights
 from slms.kernels.router import GATES
 from slms.models.partition import pathway_offsets
 from slms.models.routed import Routed
 from slms.models.weights import MLPWeights
-from slms.routing import RULES, PathwayRouter, RoutingConfig
+from slms.routing import RULES, GateSelector, PathwayRouter, Routes, RoutingConfig
 
 
 class RoutedMLP(Routed):
@@ -59,7 +63,9 @@ class RoutedMLP(Routed):
                 nn.init.normal_(weight, std=0.02)
         self.register_buffer("permutation", torch.arange(d_ff))
         self.register_buffer("mean_out", torch.zeros(config.n_pathways, d_model) if config.mean_compensation else None)
-        self.router = PathwayRouter(d_model, config)
+        if config.router == "gate" and not gated:
+            raise ValueError("`routing.router` is gate; the MLPs have no gate, so it must be mlp or linear.")
+        self.router = GateSelector(self.offsets, config) if config.router == "gate" else PathwayRouter(d_model, config)
         self._prepared: tuple | None = None
 
     @torch.no_grad()
@@ -93,9 +99,12 @@ class RoutedMLP(Routed):
     def forward(self, x: Tensor) -> Tensor:
         """Return the output [..., d] for x [..., d], in x's dtype."""
         flat = x.reshape(-1, x.shape[-1])
+        if isinstance(self.router, GateSelector):
+            y = self._by_gate(flat, self.router)
+            return F.dropout(y.to(x.dtype), self.dropout, self.training).reshape(x.shape)
         if (backend := self._fuses(flat)) is not None and (run := self._fused(flat.dtype)) is not None:
             return run(flat, backend).reshape(x.shape)
-        routes = self.router.route(flat, self._k)
+        routes = self.routes(flat)
         if self.recorder is not None:
             self.recorder(routes)
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
@@ -113,6 +122,35 @@ class RoutedMLP(Routed):
         if self.b_out is not None:
             y = y + self.b_out.to(dtype)
         return F.dropout(y.to(x.dtype), self.dropout, self.training).reshape(x.shape)
+
+    def routes(self, x: Tensor) -> Routes:
+        """Return the routes of inputs x [n, d]."""
+        if isinstance(self.router, GateSelector):
+            return self.router.route(x, self._k, self._gates(x))
+        return super().routes(x)
+
+    def _gates(self, x: Tensor) -> Tensor:
+        assert self.W_gate is not None
+        return ACTIVATIONS[self.activation](F.linear(x, self.W_gate, self.b_gate))
+
+    def _by_gate(self, x: Tensor, selector: GateSelector) -> Tensor:
+        """Return the output [n, d] for x [n, d] if the gate chooses; what is observed is computed whole and masked."""
+        if self.recorder is not None or selector.chooser is not None:
+            gates = self._gates(x)
+            routes = selector.route(x, self._k, gates)
+            if self.recorder is not None:
+                self.recorder(routes)
+            keep = neuron_weights(routes.gates, routes.chosen, self.offsets).to(gates.dtype)
+            y = (gates * F.linear(x, self.W_in, self.b_in) * keep) @ self.W_out
+        else:
+            assert self.W_gate is not None
+            whole = None
+            if selector.whole_above < math.inf:
+                whole = selector.massive(unit_scores(self._gates(x), selector.scale, self.offsets))
+            weights = (self.W_in, self.b_in, self.W_gate, self.b_gate, self.W_out)
+            units = (selector.scale.float(), self.offsets, self._k, self.config.n_shared)
+            y = gate_mlp(GateCall(x, *weights, *units, self.activation, whole))
+        return y if self.b_out is None else y + self.b_out
 
     def _fuses(self, x: Tensor) -> str | None:
         """Return the backend of a single compiled call if this is unobserved inference and the call is faster."""
@@ -134,6 +172,7 @@ class RoutedMLP(Routed):
         parametrization, hook or adapter, and sharded or fake tensors.
         """
         router = self.router
+        assert isinstance(router, PathwayRouter)
         hidden, out = router.hidden, router.out
         owners: list[dict] = [self._parameters, self._buffers, router._parameters, router._buffers, out._parameters]
         if hidden is not None:

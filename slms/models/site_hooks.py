@@ -66,7 +66,7 @@ def attach(
 def _routed_part(mlp: RoutedMLP, x: Tensor, pathway: int | None) -> tuple[Tensor, Tensor]:
     """Return W_out [f, d] and the gated activations [..., f] of all neurons or one pathway's, in dense order."""
     flat = rearrange(x, "... d -> (...) d")
-    routes = mlp.router.route(flat, mlp.k)
+    routes = mlp.routes(flat)
     order = mlp.permutation.argsort()
     weights = read_mlp(mlp)
     gated = neurons(weights, flat) * neuron_weights(routes.gates, routes.chosen, mlp.offsets)[:, order].to(x.dtype)

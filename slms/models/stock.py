@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from slms.models.families import family_name
 from slms.models.routed import routed_modules
 from slms.models.routed_mlp import RoutedMLP
-from slms.routing import RoutingConfig
+from slms.routing import PathwayRouter, RoutingConfig
 from slms.routing.stock import Obstacle, listed, routing_obstacles
 
 OWN = "save_model's format keeps it, which transformers reads once slms is imported"
@@ -148,7 +148,8 @@ def check_model(model: PreTrainedModel, name: str) -> None:
         found.append(Obstacle(f"{others[0]} is routed, and {name} routes MLPs only", OWN))
     if len({mlp.k for mlp in mlps.values()}) > 1:
         found.append(Obstacle("k differs between layers", "slms.models.routed.set_k"))
-    if any(mlp.router.selection_bias.any() for mlp in mlps.values()):
+    routers = [mlp.router for mlp in mlps.values() if isinstance(mlp.router, PathwayRouter)]
+    if any(router.selection_bias.any() for router in routers):
         found.append(_biased("its routers have a selection bias"))
     if found:
         raise ValueError(f"this model is no {name}: {listed(found)}.")

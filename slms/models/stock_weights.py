@@ -27,6 +27,7 @@ from slms.files import write_atomic
 from slms.models.routed import routed_modules
 from slms.models.routed_mlp import RoutedMLP
 from slms.models.stock import ARCHITECTURES, Stock
+from slms.routing import PathwayRouter
 
 WIDTH = 8
 """The width of every expert is a multiple of this, filled up with neurons of zeros, which change nothing. The grouped
@@ -86,8 +87,8 @@ def stock_state(model: PreTrainedModel, name: str) -> dict[str, Tensor]:
         state.pop("lm_head.weight", None)
     for mlp in mlps.values():
         block = f"model.layers.{mlp.layer_index}.{stock.block}"
+        assert mlp.W_gate is not None and isinstance(mlp.router, PathwayRouter), mlp
         n, router = mlp.config.n_shared, mlp.router.out
-        assert mlp.W_gate is not None and router is not None, mlp
         state[f"{block}.gate.weight"] = router.weight[n:].clone()
         for expert, (start, end) in enumerate(list(pairwise(mlp.offsets))[n:]):
             state |= _expert(mlp, slice(start, end), mlp.k - n, f"{block}.experts.{expert}", stock)

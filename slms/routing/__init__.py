@@ -2,6 +2,7 @@
 
 config    the configuration of a routed model, with every routing default
 router    maps an MLP's input to a score for each pathway
+gate      scores the units of a gated MLP by its own gate activations
 rules     map scores to the chosen pathways and to the gate on each one's output
 stock     names what keeps a routed model from being a stock mixture of experts
 balance   the losses that keep all pathways in use
@@ -9,12 +10,14 @@ balance   the losses that keep all pathways in use
 
 from slms.routing.balance import BalanceConfig, GlobalBalance, bias_update, z_loss
 from slms.routing.config import RoutingConfig
+from slms.routing.gate import GateSelector
 from slms.routing.router import PathwayRouter
 from slms.routing.rules import RULES, Routes, select
 
 __all__ = [
     "RULES",
     "BalanceConfig",
+    "GateSelector",
     "GlobalBalance",
     "PathwayRouter",
     "Routes",

@@ -8,11 +8,20 @@ from typing import Any, Literal, Union, get_args, get_origin
 from slms.routing.rules import GATES, RULES
 from slms.routing.stock import check_stock
 
-_BY_STOCK: dict[bool, dict[str, Any]] = {
-    False: {"router": "mlp", "router_bias": True, "gate": "ramp"},
-    True: {"router": "linear", "router_bias": False, "gate": "softmax"},
+_ROUTED: dict[bool, dict[str, Any]] = {
+    False: {"router": "mlp", "router_bias": True, "router_init": "norm", "gate": "ramp"},
+    True: {"router": "linear", "router_bias": False, "router_init": "norm", "gate": "softmax"},
 }
-"""The defaults of options that depend on `stock`."""
+"""The defaults of options that depend on `stock`, of a router that learns."""
+_GATE: dict[str, Any] = {
+    "router_bias": None,
+    "router_init": None,
+    "rule": "top_k",
+    "gate": "unit",
+    "mean_compensation": False,
+    "stock": False,
+}
+"""What the selector `gate`, which has no weights of its own, can be combined with."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +37,18 @@ class RoutingConfig:
             model's last layer.
         layers: indices of the layers to route; they override `every_n_layers`, `first_layer` and `last_layer`.
         partition: how neurons are grouped into pathways; `coactivation` needs calibration tokens.
-        router: what scores the pathways: a linear map of the MLP's input, or two with a ReLU between; by default `mlp`,
-            or `linear` under `stock`.
+        router: what scores the pathways: `linear`, a map of the MLP's input; `mlp`, two with a ReLU between; or, in a
+            gated MLP, `gate`, its own gate activations, best with few neurons a pathway, down to one (`n_pathways`
+            = d_ff). By default `mlp`, or `linear` under `stock`.
         router_hidden: hidden width of the `mlp` router.
         router_bias: whether each pathway's score has a bias; by default true, or false under `stock`.
-        router_init: `norm` fits scores to pathways' output norms on calibration tokens (D2DMoE); `random` is seeded.
+        router_init: `norm`, the default, fits scores to pathways' output norms on calibration tokens (D2DMoE); `random`
+            is seeded.
         rule: how scores decide which pathways a token executes.
         top_p: share of router probability that the chosen pathways must reach under the rule `top_p`.
         tau: the rule `threshold` keeps pathways whose predicted norm is at least (1 − tau) of the token's largest.
         gate: the factor on a chosen pathway's output; `slms.routing.rules` has the equations. By default `ramp`, or
-            `softmax` under `stock`.
+            `softmax` under `stock` and `unit` with the router `gate`.
         n_shared: pathways 0 … n_shared − 1 run for every token and count towards `k`.
         mean_compensation: add the calibrated mean output of every skipped pathway.
         backend: the backend of `kernels.routed_mlp` that executes the MLP.
@@ -53,10 +64,10 @@ class RoutingConfig:
     last_layer: int = -1
     layers: list[int] | None = None
     partition: Literal["contiguous", "random", "kmeans", "coactivation"] = "coactivation"
-    router: Literal["mlp", "linear"] | None = None
+    router: Literal["mlp", "linear", "gate"] | None = None
     router_hidden: int = 128
     router_bias: bool | None = None
-    router_init: Literal["norm", "random"] = "norm"
+    router_init: Literal["norm", "random"] | None = None
     rule: Literal[*RULES] = "top_k"  # type: ignore[valid-type]  # names of a table
     top_p: float = 0.5
     tau: float = 0.5
@@ -68,7 +79,7 @@ class RoutingConfig:
     stock: bool = False
 
     def __post_init__(self) -> None:
-        for name, value in _BY_STOCK[self.stock is True].items():
+        for name, value in (_GATE if self.router == "gate" else _ROUTED[self.stock is True]).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         for field in dataclasses.fields(self):
@@ -94,6 +105,12 @@ class RoutingConfig:
         layers = self.layers
         if layers is not None and (not layers or min(layers) < 0 or len(set(layers)) != len(layers)):
             raise ValueError(f"`routing.layers` is {layers}; it must name one or more layers, each once, from 0.")
+        for name, value in _GATE.items() if self.router == "gate" else ():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"`routing.{name}` is {getattr(self, name)}; with `routing.router` gate it must be "
+                    f"{'null' if value is None else value}."
+                )
         if self.stock:
             check_stock(self)
 

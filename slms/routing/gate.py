@@ -1,0 +1,72 @@
+"""The selector `gate`, which scores the units of a gated MLP by the MLP's own gate activations.
+
+Shapes: n tokens, f neurons, p units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from slms.kernels.gate_reference import unit_scores
+from slms.routing.config import RoutingConfig
+from slms.routing.rules import Routes, gated, top_k
+
+MASSIVE = 8.0
+"""A token whose gates weigh this many times the calibration tokens' median is massive; docs/log.md says why."""
+
+
+class GateSelector(nn.Module):
+    """Chooses units by c_i = |act(gate_i)| · scale_i, neuron i's expected contribution to the output given its gate.
+
+    scale_i = rms(up_i) · ‖w_out_i‖ on calibration tokens, ‖w_out_i‖ alone without them. A unit's score is the 2-norm of
+    c over its neurons. The gate matrix runs whole; the other two run where chosen. The choice has no gradient; the
+    weights of what is chosen have theirs. A token for which ‖c‖ exceeds ``whole_above``, one with massive activations
+    (arXiv:2402.17762), keeps every unit; calibration sets it where it finds such tokens.
+    """
+
+    scale: Tensor
+    whole_above: Tensor
+    ramp = blend = None  # it has no graded gates
+
+    def __init__(self, offsets: Sequence[int], config: RoutingConfig) -> None:
+        super().__init__()
+        self.config, self.kind, self.offsets = config, "gate", tuple(offsets)
+        self.gate = "unit"
+        self.chooser: Callable[[Tensor, Routes], Tensor] | None = None
+        self.register_buffer("scale", torch.ones(offsets[-1]))
+        self.register_buffer("whole_above", torch.full((), math.inf))
+
+    def massive(self, scores: Tensor) -> Tensor | None:
+        """Return which tokens keep every unit, bool [n], by their units' scores [n, p]; None if none can."""
+        return scores.norm(dim=1) > self.whole_above if self.whole_above < math.inf else None
+
+    @torch.no_grad()
+    def calibrate(self, activated: Tensor, up: Tensor, out_norm: Tensor) -> int:
+        """Set scale and ``whole_above`` from gate and up activations [n, f] and ‖w_out‖ [f]; count massive tokens."""
+        self.scale.copy_(up.float().square().mean(0).sqrt() * out_norm)
+        norms = unit_scores(activated, self.scale, self.offsets).norm(dim=1)
+        above = MASSIVE * norms.median()
+        massive = int((norms > above).sum())
+        self.whole_above.fill_(above if massive else math.inf)
+        return massive
+
+    @torch.no_grad()
+    def route(self, x: Tensor, k: int, activated: Tensor) -> Routes:
+        """Return the routes of inputs x [n, d] with gate activations [n, f]; probs are shares of the scores."""
+        n_shared = self.config.n_shared
+        scores = unit_scores(activated, self.scale, self.offsets)
+        competing = scores.clone()
+        competing[:, :n_shared] = 0
+        probs = competing / competing.sum(1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
+        competing[:, :n_shared] = -math.inf
+        chosen = top_k(competing, k - n_shared)
+        if (whole := self.massive(scores)) is not None:
+            chosen = chosen | whole[:, None]
+        routes = gated(scores, probs, chosen, self.gate, n_shared)
+        if self.chooser is None:
+            return routes
+        return gated(scores, probs, self.chooser(x, routes), self.gate, n_shared)
