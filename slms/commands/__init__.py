@@ -18,6 +18,7 @@ pathways        which tokens and word classes the pathways of a routed model ser
 perplexity      the loss of a model on text, with its interval
 probes          how often a model prefers the answer to the foil
 sae             how good a sparse autoencoder is, beside PCA, a random coder and a coder of a random model
+redundancy      what a routed model loses without its best pathways, or with those of a domain alone
 sparsity        activation sparsity by layer
 specialization  how specialised the units of a model are
 study           whether routing beats its controls over seeds
@@ -39,6 +40,7 @@ NAMES = (
     "perplexity",
     "pathways",
     "compare",
+    "redundancy",
     "capture",
     "sparsity",
     "specialization",

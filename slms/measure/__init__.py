@@ -17,6 +17,8 @@ sparsity          activation sparsity by layer
 ablation          the loss without a set of neurons
 random_sets       random sets of neurons that match a unit in number and contribution
 causal            causal specialization of the units of a place, beside that of random sets
+redundancy        the loss without each token's best pathways
+retention         the loss with the pathways of one domain alone
 probes            answer against foil
 dynamick          quality and cost of executing a share of the MLPs
 frontier          its points, and where each rule breaks even

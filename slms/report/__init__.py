@@ -9,7 +9,7 @@ figures                `llm_monosemanticity.png`                       evolution
 heatmap                pathway × class                                 palette              one look for every figure
 card                   the model card of a run                         compare              runs side by side
 export                 the card of an exported model
-ablation, compare, doctor, dynamick, features, probes, sae, specialization, study, suite   of these commands
+ablation, compare, doctor, dynamick, features, probes, redundancy, sae, specialization, study, suite   of these commands
 specialization_figure, frontier_figure, coder_figure                                 and their figures
 neuronpedia            features as a Neuronpedia export
 features, feature_schema, attribution, feature_tables, feature_page                 of `features`
