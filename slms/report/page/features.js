@@ -22,7 +22,6 @@ const number = (x, digits = 3) => {
   return Math.abs(x) >= 10 ** digits ? Math.round(x).toLocaleString("en") : Number(x).toPrecision(digits);
 };
 const fixed = (x, digits) => x.toFixed(digits).replace(/^-(?=[0.]*$)/, "");
-const score = (z) => (z === null || Math.abs(z) >= 10 ? number(z) : fixed(z, 1));
 const percent = (x) => `${x === 0 ? 0 : Number((100 * x).toPrecision(2))}\u00a0%`;
 // A token in a list shows its whitespace; in a context only what would break the line.
 const marked = (text) => text.replace(/ /g, "␣").replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/\r/g, "␍") || "(empty)";

@@ -81,17 +81,17 @@ function featureView(f) {
     f.random.length ? make("h3", {}, "Uses drawn at random") : null, ...f.random.map((c) => context(c, top)));
   const preferences = Object.entries(f.preferences).filter(([, p]) => p.prefers !== null)
     .map(([family, p]) => [family, p.prefers, p.share === null ? "–" : percent(p.share), `${number(p.lift, 2)}×`,
-      p.si === null ? "–" : fixed(p.si, 3), score(p.z)]);
+      p.si === null ? "–" : fixed(p.si, 3)]);
   const right = make("section", {},
     f.promoted.length ? make("div", { class: "effects" }, effects("Promotes", "up", f.promoted),
       effects("Suppresses", "down", f.suppressed)) : null,
     f.promoted.length ? make("p", { class: "note" }, "Logits per unit of activation, direct path.") : null,
     f.uses ? make("h3", {}, `Activations of ${f.uses.toLocaleString("en")} ${f.uses === 1 ? "use" : "uses"}`) : null, f.uses ? histogram(f) : null,
     preferences.length ? make("h3", {}, "What its use tells about the word") : null,
-    preferences.length ? table(["labels", "prefers", "share", "lift", "SI", "z"], preferences, 2) : null,
+    preferences.length ? table(["labels", "prefers", "share", "lift", "SI"], preferences, 2) : null,
     f.pathways.length ? make("h3", {}, "Pathways that write it") : null,
-    f.pathways.length ? table(["layer", "pathway", "part of its rise", "z", "chosen"], f.pathways.map((c) =>
-      [`L${c.layer}`, make("a", { href: `#p=${c.layer}.${c.pathway}` }, `p${c.pathway}`), percent(c.part), score(c.z), `${number(c.lift, 2)}×`])) : null,
+    f.pathways.length ? table(["layer", "pathway", "part of its rise", "chosen"], f.pathways.map((c) =>
+      [`L${c.layer}`, make("a", { href: `#p=${c.layer}.${c.pathway}` }, `p${c.pathway}`), percent(c.part), `${number(c.lift, 2)}×`])) : null,
     Object.keys(f.sources).length ? make("h3", {}, "Where it writes") : null,
     Object.keys(f.sources).length ? table(["site", "share of its decoder's norm"], Object.entries(f.sources).map(([site, share]) =>
       [site, percent(share)])) : null,
@@ -157,10 +157,10 @@ function overview() {
       ["features a token", data.l0.toFixed(1)], ["text", `${data.tokens.toLocaleString("en")} tokens of ${data.corpus}`]]),
     make("h3", {}, "What features tell about the word"),
     make("p", { class: "note" }, "SI: adjusted mutual information of one use and the word's class; 0 is what permuted labels give, "
-      + "which is subtracted, 1 a use that tells the class for certain. 95 % interval over documents; z over the standard deviation of permuted labels."),
-    table(["labels", "SI", "null sd", "z", "ceiling", `features with z > ${data.z_bound.toFixed(1)}`, "labelled tokens"],
+      + "which is subtracted, 1 a use that tells the class for certain. 95 % interval over documents. A feature tells something if fewer than one of all features would tell as much under permuted labels in 95 % of texts."),
+    table(["labels", "SI", "ceiling", "features that tell something", "labelled tokens"],
       Object.entries(data.families).map(([name, f]) => [name, f.si.value === null ? "–" : f.si.value.toFixed(3) + between(f.si),
-        number(f.si.null_sd, 1), number(f.si.null_sd ? f.si.value / f.si.null_sd : null, 3), number(f.si.ceiling, 2), String(f.significant), percent(f.coverage)])),
+        number(f.si.ceiling, 2), String(f.significant), percent(f.coverage)])),
     ...(g ? [make("h3", {}, "Features used together"),
       make("p", { class: "note" }, `Leiden communities of the positive co-activation graph of ${g.features} features at ${g.tokens} tokens. `
         + `Q ${g.q.toFixed(3)}${between(g)}; with each feature's tokens shuffled ${g.null_mean.toFixed(3)}; `
