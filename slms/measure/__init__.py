@@ -11,6 +11,7 @@ controlled        trained routers beside these controls, and beside the oracle
 results           assembles the content of a results file
 schema            that content, one dataclass for each object
 compare           runs side by side
+agreement         how far the choices of two routed models agree
 specialization    neurons, pathways or latents: sparsity, specialization, coherence, modularity
 units             the units of a model, read during its forward pass
 sparsity          activation sparsity by layer

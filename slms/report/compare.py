@@ -2,14 +2,14 @@
 
 import statistics
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from slms.measure.compare import ComparedRun, Comparison
-from slms.measure.rows import by_place
+from slms.measure.rows import Row, by_place
 from slms.measure.schema import Results
 from slms.models.place import in_order, short_names
 from slms.report.artifacts import csv_text
@@ -73,6 +73,22 @@ def compare_table(found: Comparison) -> str:
         shown = [amount(value) if isinstance(value, int) else value for value in values]
         lines.append(f"note: the runs differ in {what}: {', '.join(shown)}")
     return "\n".join(lines)
+
+
+def agreement_table(first: str, rows: Mapping[str, Sequence[Row]]) -> str:
+    """How far each run's choices agree with those of the first, by place."""
+    lines = [
+        [shorten(run), name, number(r.value), number(r.control), f"{r.difference:+.3f}", interval(*_limits(r))]
+        for run, of_run in rows.items()
+        for r, name in zip(of_run, short_names([r.place for r in of_run]), strict=True)
+    ]
+    head = ["run", "place", "both execute", "independent", "difference", "95 % interval"]
+    note = f"share of tokens × neurons that the run and {shorten(first)} both execute; independent: with equal loads"
+    return f"{text_table(head, lines, left=2, indent='')}\n{note}"
+
+
+def _limits(r: Row) -> tuple[float | None, float | None]:
+    return r.difference_low, r.difference_high
 
 
 def _whole(value: float | None) -> str:
