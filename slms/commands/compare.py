@@ -27,8 +27,8 @@ def compare(runs: list[str], n_tokens: int = 8192, batch_size: int = 16, output_
         n_tokens: tokens of the first routed run's text on which choices are compared; 0 leaves this out.
         batch_size: blocks in one forward pass of these models.
         output_dir: compare.csv, agreement.csv (if choices are compared), compare.png and .svg go to
-            OUTPUT_DIR/compare/RUNS/, where RUNS joins the first run's name, the number of other runs and a digest of all
-            results.
+            OUTPUT_DIR/compare/RUNS/, where RUNS joins the first run's name, the number of other runs and a digest of
+            all results.
     """
     results = [read_results(path) for path in runs]
     named = list(zip(run_names(results, [Path(path) for path in runs]), results, strict=True))
