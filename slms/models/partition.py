@@ -95,16 +95,15 @@ def _coactivation_order(
     acts: Tensor, W_out: Tensor, offsets: tuple[int, ...], n_shared: int, rng: np.random.Generator
 ) -> np.ndarray:
     contribution = acts.detach().float().abs() * W_out.detach().float().norm(dim=1)
-    mean = contribution.mean(0)
-    centred = contribution - mean
-    covariance = _array(centred.T @ centred / len(centred))
-    mean = _array(mean)
+    mean = _array(contribution.mean(0))
     shared = np.argsort(-mean, kind="stable")[: offsets[n_shared]]
     rest = np.setdiff1d(np.arange(len(mean)), shared)
     sizes = np.diff(offsets)[n_shared:]
-    if sizes.max() == 1:
+    if sizes.max() == 1:  # single neurons need no grouping
         return np.concatenate([shared, rest])
 
+    centred = contribution - contribution.mean(0)
+    covariance = _array(centred.T @ centred / len(centred))
     covariance, mean = covariance[np.ix_(rest, rest)], mean[rest]
     deviation = np.sqrt(np.diag(covariance))
     scale = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 1e-6 * deviation.max())

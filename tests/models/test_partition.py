@@ -135,3 +135,14 @@ def test_offsets():
     assert np.diff(pathway_offsets(172, 16)).tolist() == [11] * 12 + [10] * 4
     result = doctest.testmod(module)
     assert result.attempted > 0 and result.failed == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_single_neurons_are_not_grouped_and_the_shared_ones_contribute_most(kind):
+    acts, W_out, _ = planted()
+    order = partition(kind, W_out, acts, len(W_out), W_out=W_out, n_shared=3).permutation
+    assert sorted(order.tolist()) == list(range(len(W_out)))
+    if kind == "coactivation":
+        mean = (acts.abs() * W_out.norm(dim=1)).mean(0)
+        assert set(order[:3].tolist()) == set(mean.topk(3).indices.tolist())
+        assert order[3:].tolist() == sorted(order[3:].tolist())
