@@ -79,11 +79,11 @@ class ResultsWriter(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write trial results from a few blocks of text, so that a run whose results cannot be written fails now."""
         directory, module = run_directory(trainer), language_model(pl_module)
-        net = whole(module.net)
+        net, base = whole(module.net), _whole_base(module)
         if leaves_files(trainer):
             with isolate_rng(), scratch(directory) as place:
                 try:
-                    self._write(trainer, module, net, place, trial=True)
+                    self._write(trainer, module, net, base, place, trial=True)
                     _check_way(place, directory)
                 except (ValueError, OSError):
                     raise
@@ -95,9 +95,9 @@ class ResultsWriter(Callback):
         """Measure and write on the first rank while the others wait."""
         directory, module = run_directory(trainer), language_model(pl_module)
         self._directory = directory
-        net = whole(module.net)
+        net, base = whole(module.net), _whole_base(module)
         if leaves_files(trainer):
-            self.results = self._write(trainer, module, net, directory)
+            self.results = self._write(trainer, module, net, base, directory)
             if trainer.enable_autolog_hparams:
                 log_hyperparameters(trainer, _config(directory, module), self.results, trainer.global_step - 1)
         trainer.strategy.barrier("results")
@@ -108,10 +108,16 @@ class ResultsWriter(Callback):
             print(f"\n{closing_table(self.results)}\n\nwritten to {self._directory}", flush=True)
 
     def _write(
-        self, trainer: Trainer, module: LanguageModel, net: PreTrainedModel, directory: Path, trial: bool = False
+        self,
+        trainer: Trainer,
+        module: LanguageModel,
+        net: PreTrainedModel,
+        base: PreTrainedModel | None,
+        directory: Path,
+        trial: bool = False,
     ) -> Results:
         """Measure the model and write all its results into `directory`; a trial measures less."""
-        results = self._measure(trainer, module, net, directory, trial)
+        results = self._measure(trainer, module, net, base, directory, trial)
         write_results(results, directory)
         if results.pathways:
             write_figure(directory / FIGURE_FILE, monosemanticity_figure(_first_place(results) if trial else results))
@@ -120,12 +126,18 @@ class ResultsWriter(Callback):
         return results
 
     def _measure(
-        self, trainer: Trainer, module: LanguageModel, net: PreTrainedModel, directory: Path, trial: bool
+        self,
+        trainer: Trainer,
+        module: LanguageModel,
+        net: PreTrainedModel,
+        base: PreTrainedModel | None,
+        directory: Path,
+        trial: bool,
     ) -> Results:
         data = text_data(trainer)
         seconds = self.state_dict()["seconds"]  # of training; measuring is not part of it
         blocks = data.val_blocks.first(4) if trial else data.val_blocks
-        measured, random = measure_pathways(net, module.tokenizer, blocks, data.batch_size), []
+        measured, random = measure_pathways(net, module.tokenizer, blocks, data.batch_size, base=base), []
         options = ControlOptions(min(self.control_seeds, 2)) if trial else ControlOptions(self.control_seeds)
         controlled = measure_controls(net, blocks, data.batch_size, options=options)
         if self.random_model and measured.pathways:  # a trial costs one model less, which is made of the same parts
@@ -165,6 +177,11 @@ class ResultsWriter(Callback):
             versions=versions(),
             hardware=hardware(module.device) | machine,
         )
+
+
+def _whole_base(module: LanguageModel) -> PreTrainedModel | None:
+    """The frozen base that taught the run, whole and on the model's device."""
+    return whole(module.teacher[0].to(module.device)) if module.teacher else None  # type: ignore[arg-type]
 
 
 def _check_way(made: Path, directory: Path) -> None:

@@ -3,11 +3,11 @@
 checkpoint           writes checkpoints whole or not at all, and checks them before a run resumes from them
 cli                  the training command line: one YAML → one run directory
 controls             the rivals of a routed run, one entry each
-distill              how much of a loss is distillation from the frozen base, and until when
+distill              what a run learns: the text, what its frozen base predicts, or both
 language_model       a causal language model under training
 lightning_internals  every place where SLMS reaches into Lightning beyond what it documents
 logger               TensorBoard that cannot end a run
-optim                AdamW with decoupled parameter groups and a warm-up–cosine schedule
+optim                which weights change, AdamW for them, and a warm-up–cosine schedule
 optimized            what training modules share about an optimizer's step
 parser               finds configs by name and reports mistakes in one line
 resume               what a resumed run may change

@@ -32,9 +32,11 @@ from slms.lit.checkpoint import (
     newest_checkpoint,
     step_of,
 )
+from slms.lit.distill import DistillConfig
 from slms.lit.language_model import LanguageModel
 from slms.lit.lightning_internals import FinishingLoop, StepCheckpoint, move_root
 from slms.lit.logger import TensorBoard
+from slms.lit.optim import trained_by_default
 from slms.lit.parser import FindConfig, TrainParser, known_configs, read_yaml
 from slms.lit.resume import check_resumed
 from slms.lit.run_directory import CONFIG_FILE, RunDirectory, run_of
@@ -177,6 +179,11 @@ class TrainCLI(LightningCLI):
         check_checkpoint(config.checkpoint)
         if config.model.get("routing") is not None:  # its defaults depend on each other
             config.model.routing = Namespace(**RoutingConfig(**vars(config.model.routing)).to_dict())
+        if "distill" in config.model:  # so have these, which depend on whether the run routes
+            routing = config.model.routing is not None
+            distill = DistillConfig(**vars(config.model.distill)).resolved(routing)
+            config.model.distill = Namespace(**vars(distill))
+            config.model.train = config.model.train or trained_by_default(routing)
         resolved = settle(config)
         stem = config.name or (Path(str(config.config[0])).stem if config.config else "run")
         self.run = RunDirectory.named(Path(config.output_dir), f"{stem}-embedded" if resolved.stand_in else stem)

@@ -16,22 +16,21 @@ from transformers import PreTrainedModel
 from slms.data.module import TextData
 from slms.lit.checkpoint import CONTROL_KEY, kept_in
 from slms.lit.controls import CONTROLS, Plan, check_control, make_control
-from slms.lit.distill import DistillConfig
-from slms.lit.optim import OptimizerConfig, build_optimizer, lr_share
+from slms.lit.distill import DistillConfig, losses_of
+from slms.lit.optim import OptimizerConfig, Trained, build_optimizer, lr_share, train_only, trained_by_default
 from slms.lit.optimized import OptimizedModule
 from slms.lit.strategies import shard
 from slms.lit.trainer_options import data_of, logs_step, undeclared
-from slms.measure.passes import document_loss, token_nll
+from slms.measure.passes import document_loss, token_nats
 from slms.metrics.loss import DocumentLoss
 from slms.models.activations import mlp_outputs
 from slms.models.anatomy import find_mlps
 from slms.models.base import BaseConfig, load_base
 from slms.models.convert import route
-from slms.models.head import Head, separates, through_head
+from slms.models.head import separates
 from slms.models.place import place_name
 from slms.models.routed import record_routes, routed_modules, set_k, set_ramp
 from slms.models.stock import check_base
-from slms.models.token_loss import TokenLoss, next_tokens, token_loss
 from slms.models.transformers_internals import compute_again
 from slms.models.weights import model_digest
 from slms.routing import PathwayRouter, Routes, RoutingConfig
@@ -65,7 +64,9 @@ class LanguageModel(OptimizedModule):
         balance: load balancing (GLBL), router z-loss and bias balancing; null takes its defaults, or with the selector
             `gate`, which has no router to balance, none.
         optimizer: AdamW and its schedule.
-        distill: distillation from the frozen base.
+        distill: what is learnt: the frozen base's predictions, the text, or both.
+        train: which weights change: `all`, `mlps` (every MLP and routed module, routers included) or `routers`. null
+            means `mlps` if there is `routing`, else `all`. The controls of a routed run train the same.
         gate_ramp: share of the steps over which gates of kind `ramp` go from 1 to σ(score).
         k_anneal: share of the steps over which k falls from `routing.n_pathways` to `routing.k`; 0 starts at k.
         calibration_tokens: training tokens that determine the partition and the routers' initialisation.
@@ -83,6 +84,7 @@ class LanguageModel(OptimizedModule):
         balance: BalanceConfig | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008  frozen
         distill: DistillConfig = DistillConfig(),  # noqa: B008
+        train: Trained | None = None,
         gate_ramp: float = 0.3,
         k_anneal: float = 0.0,
         calibration_tokens: int = 65_536,
@@ -98,7 +100,8 @@ class LanguageModel(OptimizedModule):
         if balance is not None and routing is not None and routing.router == "gate":
             raise ValueError("model.balance is given and model.routing.router gate, which has no router to balance")
         self.base, self.routing, self.control, self.balance = base, routing, control, balance or BalanceConfig()
-        self.optimizer_config, self.distill = optimizer, distill
+        self.optimizer_config, self.distill = optimizer, distill.resolved(routing is not None)
+        self.trained = train or trained_by_default(routing is not None)
         self.gate_ramp, self.k_anneal, self.calibration_tokens = gate_ramp, k_anneal, calibration_tokens
         self.net, self.tokenizer = load_base(base)
         if routing is not None and routing.stock:
@@ -108,6 +111,7 @@ class LanguageModel(OptimizedModule):
         self.recompute = recompute
         self.balances = nn.ModuleDict()  # one for each routed module, by `_key` of its place
         self.val_loss = DocumentLoss()
+        self.val_kl = DocumentLoss()  # KL(base ‖ model), if there is a teacher
         self.base_loss: DocumentLoss | None = None  # the base's loss by document, before any tuning
         self.last_routes: dict[str, Routes] = {}
         self._sums: list[torch.Tensor] = []  # the losses of each micro-batch since the last optimizer step
@@ -137,9 +141,10 @@ class LanguageModel(OptimizedModule):
         if self.routing is not None:
             self._convert(self.routing, data)
             self._taught_layers = self.routing.routed_layers(len(find_mlps(dense)))
-        if self.distill.logits or self.distill.mlp:
+        if self.distill.teaches:
             self.net = copy.deepcopy(dense) if self.net is dense else self.net
             self.teacher = [dense.eval().requires_grad_(False)]
+        train_only(self.net, self.trained)
         separates(self.net)
         if self.recompute:
             compute_again(self.net)
@@ -200,11 +205,13 @@ class LanguageModel(OptimizedModule):
         ids = batch["input_ids"]
         taught = self.distill.share_at(self.global_step / self.total_steps) if self.teacher else 0.0
         layers = self._taught_layers if taught and self.distill.mlp else []
+        base = self._base_on(ids.device) if taught else None
+        weights = self.distill.lm or 0.0, taught * (self.distill.logits or 0.0)
         observed: AbstractContextManager[dict[str, Routes]] = (
             record_routes(self.net) if self.balances else nullcontext({})
         )
         with observed as routes, mlp_outputs(self.net, layers) as outputs:
-            tokens, wanted = self._token_loss(ids, taught * self.distill.logits, layers if taught else None)
+            tokens, wanted = losses_of(self.net, base, ids, *weights, layers)
         loss, terms = tokens.total, {"lm": tokens.nll}
         if self.balances:
             terms |= self._balance_terms(routes)
@@ -241,29 +248,6 @@ class LanguageModel(OptimizedModule):
         assert isinstance(balance, GlobalBalance)
         return balance
 
-    def _token_loss(
-        self, ids: torch.Tensor, kl_weight: float, layers: list[int] | None
-    ) -> tuple[TokenLoss, dict[int, torch.Tensor]]:
-        """Losses of the tokens; if `layers` is a list, also those against the base, and its outputs of those MLPs.
-
-        The model runs within the base's forward pass, so that the weights of both heads are whole at once, sharded or
-        not, and the logits of neither need to be kept.
-        """
-        targets = next_tokens(ids)
-
-        def student(theirs: tuple[torch.Tensor, Head] | None = None) -> TokenLoss:
-            def against(hidden: torch.Tensor, head: Head) -> TokenLoss:
-                return token_loss(hidden, head, targets, theirs, kl_weight=kl_weight)
-
-            with torch.enable_grad():
-                return through_head(self.net, ids, against)
-
-        if layers is None:
-            return student(), {}
-        teacher = self.teacher[0].to(ids.device)  # type: ignore[arg-type]  # of a decorated method
-        with torch.no_grad(), mlp_outputs(teacher, layers) as wanted:
-            return through_head(teacher, ids, lambda *theirs: student(theirs)), wanted
-
     def optimizer_step(self, *args, **kwargs):
         """After the optimizer's step, close the balance's global batch and move the selection biases."""
         super().optimizer_step(*args, **kwargs)
@@ -292,15 +276,25 @@ class LanguageModel(OptimizedModule):
     def on_validation_epoch_start(self):
         """Forget the tokens of earlier validations."""
         self.val_loss.reset()
+        self.val_kl.reset()
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> dict[str, torch.Tensor]:
         """Per-token losses of one batch: `nll` [b, t − 1]; its routes stay in `last_routes`."""
+        ids, documents = batch["input_ids"], batch["doc_ids"][:, 1:].flatten()
         with record_routes(self.net) as self.last_routes:
-            nll = token_nll(self.net, batch["input_ids"])
-        self.val_loss.update(nll.flatten(), batch["doc_ids"][:, 1:].flatten())
-        return {"nll": nll}
+            nats = token_nats(self.net, ids, self._base_on(ids.device) if self.teacher else None)
+        self.val_loss.update(nats.nll.flatten(), documents)
+        if nats.kl is not None:
+            self.val_kl.update(nats.kl.flatten(), documents)
+        return {"nll": nats.nll}
 
     def on_validation_epoch_end(self):
-        """Log the loss over all validation tokens, exact across ranks."""
+        """Log the losses over all validation tokens, exact across ranks."""
         nats = self.val_loss.compute().value
         self.log_dict({"val/loss": nats, "val/perplexity": math.exp(nats)}, prog_bar=True)
+        if self.teacher:
+            self.log("val/kl", self.val_kl.compute().value, prog_bar=True)
+
+    def _base_on(self, device: torch.device) -> PreTrainedModel:
+        """The frozen base, which Lightning does not move, because it is no submodule."""
+        return self.teacher[0].to(device)  # type: ignore[arg-type]  # of a decorated method

@@ -1,10 +1,18 @@
-"""AdamW with decoupled parameter groups and a warm-up–cosine schedule."""
+"""Which weights change, AdamW with decoupled parameter groups for them, and a warm-up–cosine schedule."""
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
+
+from slms.models.anatomy import find_mlps
+from slms.models.routed import routed_modules
+
+Trained = Literal["all", "mlps", "routers"]
+"""What may change; the rest of the model is frozen."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,31 @@ class OptimizerConfig:
         for name in ("warmup", "lr_end"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"model.optimizer.{name} is {getattr(self, name)}; it must lie in [0, 1]")
+
+
+def trained_by_default(routing: bool) -> Trained:
+    """What a run with or without `model.routing` trains if nothing is said.
+
+    A conversion changes MLPs only; embeddings and attention that stay the base's cost no gradients and no moments.
+    """
+    return "mlps" if routing else "all"
+
+
+def train_only(model: PreTrainedModel, trained: Trained) -> None:
+    """Freeze every weight of `model` that is not `trained`; what is frozen already stays so.
+
+    Raises:
+        ValueError: no weight is left to train.
+    """
+    if trained == "all":
+        return
+    routed = routed_modules(model).values()
+    modules = (module.router for module in routed) if trained == "routers" else (*find_mlps(model).values(), *routed)
+    kept = {parameter for module in modules for parameter in module.parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.requires_grad and parameter in kept)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"model.train is {trained}; this model has no such weights that are not frozen")
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, fused: bool = True) -> torch.optim.AdamW:

@@ -3,6 +3,8 @@
 Shapes: `b` blocks, `t` position, `v` vocabulary.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -13,9 +15,34 @@ from slms.data.text import Blocks
 from slms.measure.journal import Journal
 from slms.metrics.loss import DocumentLoss
 from slms.models.head import Head, separates, through_head
-from slms.models.token_loss import nll_of
+from slms.models.token_loss import kl_of, nll_of
 
 _HEAD_TOKENS = 1024  # whose logits are held at a time
+
+
+class TokenNats(NamedTuple):
+    """Losses of each next token, in nats, [b, t − 1] fp32."""
+
+    nll: Tensor
+    kl: Tensor | None
+    """KL(base ‖ model), if there is a base"""
+
+
+@torch.no_grad()
+def token_nats(net: PreTrainedModel, input_ids: Tensor, base: PreTrainedModel | None = None) -> TokenNats:
+    """Compute each next token's −ln p and, if there is a base, KL(base ‖ model), from input_ids [b, t]."""
+    if base is None:
+        return TokenNats(token_nll(net, input_ids), None)
+
+    def of(theirs: Tensor, head: Head) -> TokenNats:
+        teacher = theirs[:, :-1], head
+        return through_head(
+            net,
+            input_ids,
+            lambda x, head: TokenNats(nll_of(x[:, :-1], head, input_ids[:, 1:]), kl_of(x[:, :-1], head, teacher)),
+        )
+
+    return through_head(base, input_ids, of)
 
 
 @torch.no_grad()

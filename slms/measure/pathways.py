@@ -22,7 +22,7 @@ from slms.measure.classes import (
 )
 from slms.measure.evidence import Choices
 from slms.measure.metrics import rows_of
-from slms.measure.passes import batches, token_nll
+from slms.measure.passes import batches, token_nats
 from slms.measure.rows import Row, finite
 from slms.measure.schema import Labels, Pathway, Token
 from slms.metrics.loss import DocumentLoss
@@ -100,6 +100,8 @@ class Measurement(NamedTuple):
     rows: list[Row]
     pathways: dict[str, list[Pathway]]
     labels: dict[str, Labels]
+    kl: DocumentLoss | None = None
+    """KL(base ‖ model), if there is a base"""
 
     @property
     def densities(self) -> dict[str, float]:
@@ -114,6 +116,7 @@ def measure_pathways(
     blocks: Blocks,
     batch_size: int,
     given_token: Sequence[str] = (),
+    base: PreTrainedModel | None = None,
 ) -> Measurement:
     """Measure, over all `blocks`, the loss by document and what the pathways of every routed module serve.
 
@@ -121,19 +124,23 @@ def measure_pathways(
         blocks: validation blocks, with documents and labels.
         batch_size: blocks in one forward pass.
         given_token: as in `PathwayTables`.
+        base: the dense model whose predictions the model should keep; null measures no KL.
     """
     device, was_training = device_of(model), model.training
     tables = PathwayTables(routed_modules(model), blocks, given_token, alone=True)
-    loss = DocumentLoss().to(device)
+    loss, kl = DocumentLoss().to(device), DocumentLoss().to(device)
     model.eval()
     for batch in batches(blocks, batch_size):
         batch = {name: column.to(device) for name, column in batch.items()}
         with record_routes(model) as routes:
-            nll = token_nll(model, batch["input_ids"])
-        loss.update(nll.flatten(), batch["doc_ids"][:, 1:].flatten())
+            nats = token_nats(model, batch["input_ids"], base)
+        documents = batch["doc_ids"][:, 1:].flatten()
+        loss.update(nats.nll.flatten(), documents)
+        if nats.kl is not None:
+            kl.update(nats.kl.flatten(), documents)
         tables.update(routes, batch)
     model.train(was_training)
-    return Measurement(loss.cpu(), *tables.compute(tokenizer), labels_of(blocks))
+    return Measurement(loss.cpu(), *tables.compute(tokenizer), labels_of(blocks), None if base is None else kl.cpu())
 
 
 def describe_pathways(

@@ -27,7 +27,7 @@ from slms.measure.schema import (
     Results,
     Run,
 )
-from slms.metrics.functional import document_loss
+from slms.metrics.functional import Interval, document_loss
 from slms.metrics.loss import DocumentLoss
 from slms.models.flops import Flops
 from slms.models.place import parse_place
@@ -70,7 +70,7 @@ def assemble(
         run=run,
         base=base,
         data=data,
-        losses=losses_of(measured.loss, dense),
+        losses=losses_of(measured.loss, dense, measured.kl),
         compute=None if flops is None else compute_of(flops),
         routing=routing,
         control_run=control_run,
@@ -132,16 +132,20 @@ def loss_of(sums: DocumentLoss) -> Loss:
     return Loss(nats.value, nats.low, nats.high, math.exp(nats.value), int((tokens > 0).sum()), nats.n)
 
 
-def losses_of(model: DocumentLoss, dense: DocumentLoss | None) -> Losses:
-    """The losses of the model and of the dense base it started from, with the paired difference."""
+def losses_of(model: DocumentLoss, dense: DocumentLoss | None, kl: DocumentLoss | None = None) -> Losses:
+    """The losses of the model and of the dense base it started from, with their paired difference and KL."""
     nll, tokens = model.nll, model.tokens
     counted = tokens > 0
-    documents = DocumentSums(nll[counted].tolist(), tokens[counted].tolist())
-    if dense is None:
-        return Losses(loss_of(model), by_document=documents)
-    apart = model.minus(dense)
-    difference = LossDifference(apart.value, apart.low, apart.high, int(counted.sum()))
-    return Losses(loss_of(model), loss_of(dense), difference, documents)
+    found = Losses(loss_of(model), by_document=DocumentSums(nll[counted].tolist(), tokens[counted].tolist()))
+    if dense is not None:
+        found = replace(found, dense=loss_of(dense), difference=_difference(model.minus(dense), int(counted.sum())))
+    if kl is not None:
+        found = replace(found, kl=_difference(document_loss(kl.nll, kl.tokens), int(counted.sum())))
+    return found
+
+
+def _difference(nats: Interval, documents: int) -> LossDifference:
+    return LossDifference(nats.value, nats.low, nats.high, documents)
 
 
 def legacy_block(pathways: Mapping[str, list[Pathway]]) -> dict[str, LegacyLayer]:

@@ -52,6 +52,7 @@ class Losses:
     dense: Loss | None = None  # the base that the run started from, before any tuning
     difference: LossDifference | None = None
     by_document: DocumentSums | None = None  # of the model
+    kl: LossDifference | None = None  # KL(base ‖ model), if the base taught the run
 
 
 @final

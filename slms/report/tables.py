@@ -95,11 +95,13 @@ def _loss_block(results: Results) -> str:
     rows.append(
         _loss_row(f"{results.run.role}, trained" if results.run.role == "dense" else results.run.role, losses.model)
     )
-    if (difference := losses.difference) is not None:
+    for name, difference in (("difference", losses.difference), ("KL to the base", losses.kl)):
+        if difference is None:
+            continue
         ratio = [math.exp(x) if x is not None else None for x in (difference.nats, difference.low, difference.high)]
         nats = f"{difference.nats:+.4f}", _signed(difference.low, difference.high)
         perplexity = f"×{ratio[0]:.4f}", interval(ratio[1], ratio[2], 4)
-        rows.append(["difference", *nats, *perplexity, str(difference.documents), ""])
+        rows.append([name, *nats, *perplexity, str(difference.documents), ""])
     head = ["validation loss", "nats/token", "95 % interval", "perplexity", "95 % interval", "documents", "tokens"]
     return text_table(head, rows)
 

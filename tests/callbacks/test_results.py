@@ -26,7 +26,9 @@ def test_results_are_those_of_the_final_model(fit):
     assert results.losses.model.perplexity == pytest.approx(math.exp(loss.value), rel=1e-6)
     base = fit.model.base_loss.compute()
     assert results.losses.dense.nats == base.value
-    assert results.losses.difference.nats == pytest.approx(loss.value - base.value)
+    assert results.losses.difference.nats == pytest.approx(loss.value - base.value, abs=1e-7)
+    assert results.losses.kl.nats == pytest.approx(float(fit.trainer.callback_metrics["val/kl"]), rel=1e-4)
+    assert "KL to the base" in closing_table(results)
     assert sum(results.losses.by_document.nats) / sum(results.losses.by_document.tokens) == pytest.approx(loss.value)
 
 

@@ -7,16 +7,17 @@ import torch.nn.functional as F
 
 from slms.data.corpora import CorpusConfig
 from slms.data.module import TextData
-from slms.lit.distill import DistillConfig
+from slms.lit.distill import DistillConfig, losses_of
 from slms.lit.language_model import LanguageModel
 from slms.models.base import BaseConfig
 from slms.models.routed_mlp import RoutedMLP
 from slms.routing import RoutingConfig
+from slms.routing.balance import BalanceConfig
 
 STEPS = 4
 
 
-def fit(distill: DistillConfig, recompute: bool = False) -> tuple[LanguageModel, list[float], list[int]]:
+def fit(distill: DistillConfig, recompute: bool = False, **more) -> tuple[LanguageModel, list[float], list[int]]:
     """A routed model after four steps, its distillation losses as logged, and the steps at which the base was run."""
     model = LanguageModel(
         BaseConfig(name="stories-1m"),
@@ -24,6 +25,7 @@ def fit(distill: DistillConfig, recompute: bool = False) -> tuple[LanguageModel,
         distill=distill,
         calibration_tokens=256,
         recompute=recompute,
+        **more,
     )
     data = TextData(
         CorpusConfig(name="stories"),
@@ -63,7 +65,7 @@ def fit(distill: DistillConfig, recompute: bool = False) -> tuple[LanguageModel,
 
 @pytest.mark.parametrize("anneal, steps", [(None, [0, 1, 2, 3]), (0.5, [0, 1])])
 def test_base_runs_as_long_as_it_teaches(anneal, steps):
-    _, losses, asked = fit(DistillConfig(logits=1.0, anneal=anneal))
+    _, losses, asked = fit(DistillConfig(lm=1.0, logits=1.0, anneal=anneal))
     assert asked == steps
     assert losses[0] > 0
 
@@ -78,15 +80,37 @@ def test_terms_are_the_divergence_and_the_relative_error():
     nll = F.cross_entropy(log_p[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     seen: list[torch.Tensor] = []
     handle = model.teacher[0].transformer.h[1].mlp.register_forward_hook(lambda module, args, out: seen.append(out))
-    found, outputs = model._token_loss(ids, 0.7, [1])
+    found, outputs = losses_of(model.net, model.teacher[0], ids, 0.3, 0.7, [1])
     handle.remove()
     torch.testing.assert_close(found.kl, kl)
     torch.testing.assert_close(found.nll, nll)
     torch.testing.assert_close(outputs[1], seen[0])
     parameters = [p for p in model.net.parameters() if p.requires_grad]
-    gradients = (torch.autograd.grad(total, parameters, allow_unused=True) for total in (found.total, nll + 0.7 * kl))
+    gradients = (
+        torch.autograd.grad(total, parameters, allow_unused=True) for total in (found.total, 0.3 * nll + 0.7 * kl)
+    )
     for mine, of in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, of, rtol=1e-4, atol=5e-6)
+
+
+def test_a_conversion_learns_the_base_alone_and_keeps_all_but_its_mlps():
+    model, losses, _ = fit(DistillConfig(), balance=BalanceConfig(weight=0.0, weight_start=0.0, z_weight=0.0))
+    assert model.trainer.callback_metrics["train/loss/total"] == pytest.approx(losses[-1], rel=1e-5)
+    base = model.teacher[0].state_dict()
+    changed = {name for name, weight in model.net.state_dict().items() if name in base and not weight.equal(base[name])}
+    assert changed and all(".mlp." in name for name in changed)
+    held = {id(p) for group in model.trainer.optimizers[0].param_groups for p in group["params"]}
+    assert held == {id(p) for name, p in model.net.named_parameters() if ".mlp." in name}
+
+
+def test_validation_reports_the_divergence_from_the_base():
+    model, _, _ = fit(DistillConfig())
+    ids = torch.randint(3, 2000, (2, 16), generator=torch.Generator().manual_seed(0))
+    model.on_validation_epoch_start()
+    model.validation_step({"input_ids": ids, "doc_ids": torch.zeros_like(ids)}, 0)
+    with torch.no_grad():
+        q, p = (net.eval()(ids).logits[:, :-1].log_softmax(-1) for net in (model.teacher[0], model.net))
+    assert float(model.val_kl.compute().value) == pytest.approx(float((q.exp() * (q - p)).sum(-1).mean()), rel=1e-4)
 
 
 def test_recomputed_layers_give_the_same_training(monkeypatch):

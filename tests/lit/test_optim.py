@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from slms.lit.optim import OptimizerConfig, build_optimizer, lr_share
+from slms.lit.optim import OptimizerConfig, build_optimizer, lr_share, train_only
+from slms.models.base import init_base
+from slms.models.convert import route
+from slms.models.source import BaseConfig
+from slms.routing import RoutingConfig
 
 
 class Net(nn.Module):
@@ -49,3 +53,16 @@ def test_frozen_parameters_are_left_out():
     net.body.weight.requires_grad_(True)
     groups = build_optimizer(net, OptimizerConfig()).param_groups
     assert [p.shape for g in groups for p in g["params"]] == [torch.Size([4, 3])]
+
+
+@pytest.mark.parametrize("trained, part", [("all", ""), ("mlps", ".mlp."), ("routers", ".router.")])
+def test_only_what_is_named_is_trained(trained, part):
+    base = init_base(BaseConfig(name="stories-1m", init="random", d_model=16, n_layers=2, n_heads=2))
+    net = route(base, RoutingConfig(n_pathways=4, k=2, layers=[1], router_hidden=8))
+    train_only(net, trained)
+    assert {n for n, p in net.named_parameters() if p.requires_grad} == {
+        n for n, _ in net.named_parameters() if part in n
+    }
+    if trained == "routers":
+        with pytest.raises(ValueError, match=r"model\.train is routers; this model has no such weights"):
+            train_only(base, trained)
