@@ -7,58 +7,35 @@ no GPU.
 """
 
 import argparse
-import itertools
 import json
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from slms.kernels.backends import GPU_PATHWAYS, GPU_TOKENS
-from slms.kernels.gpu import decode, gradients, grouped, routes, sparse, step, tiles
-from slms.kernels.router import SOFTMAX, UNIT
+from benchmarks.gpu_variants import Variant, variants
 
 CHIPS = (80, 90)
-PATHWAYS = (16, 32, 64, GPU_PATHWAYS)
 VERSION = "3.9."  # of Triton, from whose registers `Tile.resident` was read; more programs than fit only wait
 # What these chips have: registers and threads of a multiprocessor, shared bytes of a program, of a multiprocessor.
 REGISTERS, THREADS = 65536, 2048
 SHARED = {80: (163 * 1024, 164 * 1024), 90: (227 * 1024, 228 * 1024)}
-TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 WIDE = r"ld\.global[.\w]*\.v4\.b32|ld\.global[.\w]*\.v2\.b64|cp\.async[.\w]*\.shared\.global[^;]*, 0x10"
 NARROW = r"ld\.global[.\w]*(?<!v2)(?<!v4)\.b(16)|cp\.async[.\w]*\.shared\.global[^;]*, 0x([48])\b"
 # As at run time: tensors are aligned, and d_model and the pathway size divide by 16.
-MULTIPLES = ("d", "M", "r", "c", "LENGTH", "width", "H")
+MULTIPLES = ("d", "M", "r", "c", "f", "U", "LENGTH", "width", "H")
 
-
-PRODUCTS = ("up", "down", "hidden_gradients", "weight_gradient")
-READERS = ("slices", "combine", "dot_rows", "sum_rows", "features")
-
-
-class Variant(NamedTuple):
-    """One kernel with one configuration."""
-
-    name: str
-    """kernel, arithmetic, size of its tiles"""
-    kernel: triton.JITFunction
-    types: Mapping[str, str]
-    """pointer and scalar types of its arguments; "i32" where not named"""
-    constants: Mapping[str, object]
-    warps: int
-    stages: int
-    resident: tuple[int, int] | None = None
-    """programs of a persistent kernel that one multiprocessor of each chip must take"""
-    odd: bool = False
-    """sizes that do not divide by 16"""
+PRODUCTS = ("up", "down", "hidden_gradients", "weight_gradient", "masked_up")
+READERS = ("slices", "combine", "dot_rows", "sum_rows", "features", "chosen_rows", "score")
+ELEMENTWISE = ("masked_product", "product_gradients")
 
 
 class Resources(NamedTuple):
@@ -83,104 +60,6 @@ class Resources(NamedTuple):
     """"wgmma", "mma" or "" for none"""
     wide_loads: bool
     """whether over three quarters of the bytes are loaded 16 at a time; numbers of tokens and biases are not"""
-
-
-def _pointers(names: str, element: str) -> dict[str, str]:
-    return {name: f"*{element}" for name in names.split()}
-
-
-def variants(quick: bool) -> Iterator[Variant]:
-    """Every kernel at every configuration of `kernels.gpu.tiles`, as the launches start them.
-
-    quick: leave out float16, whose machine code differs from bfloat16's only in the names of types, all activations but
-    GELU's approximation, ungated MLPs except in bfloat16, odd sizes and TF32.
-    """
-    metadata = _pointers("token pair starts tile_pathway tile_row n_tiles offsets counts before", "i32")
-    metadata |= _pointers("chosen keep", "u8")
-    for p in PATHWAYS:
-        sizes, label = tiles.routes_sizes(p), f"{p} pathways"
-        yield Variant(f"count {label}", routes._count, metadata, sizes, 4, 3)
-        yield Variant(f"scan {label}", routes._scan, metadata, sizes | {"ROWS": 128}, 4, 3)
-        yield Variant(f"place {label}", routes._place, metadata, sizes, 4, 3)
-    for dtype, short in TYPES.items():
-        if quick and dtype == torch.float16:
-            continue
-        family = tiles.family(dtype)
-        data = _pointers("x grad W W_in b_in W_gate b_gate W_out hidden hidden_gate du dv", short)
-        data |= _pointers("left right out b bias ramp rows y v b_out mean_out", short)
-        data |= metadata | _pointers("gates d_gates partial inputs", "fp32")
-        yield Variant(f"features {short}", step.features, data | {"out": "*fp32"}, tiles.FEATURES, 4, 3)
-        for p, (kind, inputs) in itertools.product(PATHWAYS, ((UNIT, short), (SOFTMAX, "fp32"))):
-            router = {"KIND": kind, "RAMPED": kind == SOFTMAX, **tiles.pick_sizes(p)}
-            warps = router.pop("num_warps")
-            # A linear router's inputs are the tokens, others' are features.
-            yield Variant(f"pick {short} {p} pathways", step.pick, data | {"inputs": f"*{inputs}"}, router, warps, 3)
-        columns = {
-            "P": 16,
-            "COLS": tiles.COMBINE_COLS,
-            "UPCAST": False,
-        }  # over P, as in add_slices, there is but a loop
-        yield Variant(f"combine {short}", grouped.combine, data, columns, tiles.combine_warps(dtype), 3)
-        for end in (False, True):
-            added = columns | tiles.ADD | {"BIASED": end, "MEANS": end}
-            yield Variant(f"add_slices {short}{' and means' * end}", decode.add_slices, data, added, 4, 3)
-        math = {"PRECISION": "ieee", "UPCAST": False}
-        for size, odd in itertools.product(("one", "few"), (False,) if quick else (False, True)):
-            count = {"ONE": size == "one", "N": 1 if size == "one" else GPU_TOKENS}
-            row_tile, sum_tile = (shipped[family, size] for shipped in (tiles.DECODE_TILES, tiles.SUMS_TILES))
-            constants = math | count | {"BIASED": True, "ROWS": row_tile.rows, "INNER": row_tile.inner}
-            yield Variant(f"dot_rows {short} {size}", sparse.dot_rows, data, constants, row_tile.warps, 3, None, odd)
-            constants = math | count | {"ROWS": sum_tile.rows, "COLS": sum_tile.inner}
-            yield Variant(f"sum_rows {short} {size}", sparse.sum_rows, data, constants, sum_tile.warps, 3, None, odd)
-        for gated, activation, odd, precision in _settings(short, quick):
-            product = {"ALIGNED": not odd, "PRECISION": precision, "UPCAST": False}
-            common = product | {"ACT": activation, "BIASED": True, "GATED": gated, "GATE_BIASED": gated}
-            label = short if precision == "ieee" else precision
-            yield from _grouped(dtype, label, data, product, common, activation == "gelu_tanh", odd)
-            for size in ("one", "few"):
-                slice_tile = tiles.DECODE_TILES[family, size]
-                constants = common | {"ONE": size == "one", "N": 1 if size == "one" else GPU_TOKENS}
-                constants |= {"ROWS": slice_tile.rows, "INNER": slice_tile.inner}
-                yield Variant(f"slices {label} {size}", decode.slices, data, constants, slice_tile.warps, 3, None, odd)
-
-
-def _settings(short: str, quick: bool) -> Iterator[tuple[bool, str, bool, str]]:
-    """What a type is compiled for, one departure from the usual at a time: gate, activation, odd sizes, precision."""
-    for gated in (True, False):
-        if quick and not gated and short != "bf16":
-            continue
-        yield gated, "gelu_tanh", False, "ieee"
-        if quick:
-            continue
-        for activation in ("gelu", "relu", "silu"):
-            yield gated, activation, False, "ieee"
-        yield gated, "gelu_tanh", True, "ieee"
-        if short == "fp32":
-            yield gated, "gelu_tanh", False, "tf32"
-
-
-def _grouped(dtype, label, data, product, common, products_too, odd) -> Iterator[Variant]:
-    """The grouped kernels in all sizes of tiles; down and weight_gradient, which know no activation, if asked for."""
-    gated = common["GATED"]
-    for size in ("odd",) if odd else ("large", "small"):
-        shipped = tiles.TILES[tiles.family(dtype), size]
-        kernels = [
-            ("up", grouped.up, shipped.gated_up if gated else shipped.up, common),
-            ("hidden_gradients", gradients.hidden_gradients, shipped.gated_hidden if gated else shipped.hidden, common),
-        ]
-        if products_too:
-            kernels.append(
-                ("down", grouped.down, shipped.gated_down if gated else shipped.down, product | {"GATED": gated})
-            )
-        if products_too and gated:
-            kernels.append(("down", grouped.down, shipped.down, product | {"GATED": False}))
-            biased = product | {"BIASED": True}
-            kernels.append(("weight_gradient", gradients.weight_gradient, shipped.weight, biased))
-        for name, kernel, tile, constants in kernels:
-            settings = tile.launch()
-            warps, stages = settings.pop("num_warps"), settings.pop("num_stages")
-            resident = None if name == "weight_gradient" else tile.resident
-            yield Variant(f"{name} {label} {size}", kernel, data, constants | settings, warps, stages, resident, odd)
 
 
 def compile_variant(variant: Variant, chip: int) -> Resources:
@@ -231,7 +110,7 @@ def fault(row: Resources) -> str | None:
         return f"a multiprocessor takes {row.programs} programs with {row.shared} shared bytes"
     if half and kernel in PRODUCTS and row.tensor_core not in (("wgmma",) if better else ("mma", "wgmma")):
         return "the tensor cores are not used as they could be"
-    if kernel in (*PRODUCTS, *READERS) and not row.odd and "tf32" not in rest and not row.wide_loads:
+    if kernel in (*PRODUCTS, *READERS, *ELEMENTWISE) and not row.odd and "tf32" not in rest and not row.wide_loads:
         return "operands are not loaded 16 bytes at a time"
     return None
 

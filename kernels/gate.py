@@ -1,7 +1,8 @@
 """Runs a gated MLP whose neurons are chosen by their own gates: checks, choice, and the implementations by name.
 
 rows: few tokens in one compiled call, which reads of W_in and W_out only what was chosen; it has no gradient. dense:
-library products, a compiled choice between them. Tokens choose apart, so many of them together need all rows.
+library products, a compiled choice between them. Tokens choose apart, so many of them together need all rows. grouped:
+units as the pathways of `kernels.routed_mlp`. On a GPU, Triton's kernels are behind these names.
 
 Shapes: n tokens, d model, f neurons, p units.
 """
@@ -17,7 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slms.kernels.activations import ACTIVATIONS
-from slms.kernels.backends import refusal
+from slms.kernels.backends import GPU_TOKENS, refusal
+from slms.kernels.call import Call
+from slms.kernels.dispatch import routed_mlp
+from slms.kernels.gate_gpu import gate_refusal, gpu_plan, size_class
 from slms.kernels.gate_reference import (
     GateCall,
     gate_mlp_reference,
@@ -28,31 +32,54 @@ from slms.kernels.gate_reference import (
 
 log = logging.getLogger(__name__)
 
-GATE_BACKENDS = ("auto", "reference", "dense", "rows")
+GATE_BACKENDS = ("auto", "reference", "dense", "rows", "grouped")
 # Measured at d 576, f 1,536, one thread with AVX2 (docs/log.md): up to FEW tokens at any density, up to MORE at SPARSE.
 FEW, MORE, SPARSE = 4, 8, 0.6
 
 
+def _refusal(device: str, dtype: torch.dtype, n_units: int) -> str | None:
+    """Why the compiled kernels cannot run there, or None if they can."""
+    return gate_refusal(device, dtype, n_units) if device == "cuda" else refusal("rows", device, dtype)
+
+
 @functools.lru_cache(maxsize=4096)
-def _plan(limit: int, density: float, gradients: bool, device: str, dtype: torch.dtype) -> tuple[str, str]:
-    why = refusal("rows", device, dtype)
-    if why is None and gradients:
-        why = "rows has no gradient"
-    if why is None and limit > (MORE if density <= SPARSE else FEW):
-        bounds = f"{MORE} at density {SPARSE} and below, {FEW} above"
-        why = f"tokens that choose apart need nearly all rows; break-even measured at {bounds}"
-    plan = ("rows", "it reads only the chosen rows") if why is None else ("dense", why)
-    tokens = f"up to {limit}" if limit <= MORE else f"more than {MORE}"
+def _plan(
+    limit: int, density: float, gradients: bool, device: str, dtype: torch.dtype, n_units: int, smallest: int
+) -> tuple[str, str]:
+    why = _refusal(device, dtype, n_units)
+    if why is None and device == "cuda":
+        plan = gpu_plan(limit, density, gradients, n_units, smallest)
+        tokens = f"up to {limit}" if limit <= GPU_TOKENS else f"more than {GPU_TOKENS}"
+    else:
+        if why is None and gradients:
+            why = "rows has no gradient"
+        if why is None and limit > (MORE if density <= SPARSE else FEW):
+            bounds = f"{MORE} at density {SPARSE} and below, {FEW} above"
+            why = f"tokens that choose apart need nearly all rows; break-even measured at {bounds}"
+        plan = ("rows", "it reads only the chosen rows") if why is None else ("dense", why)
+        tokens = f"up to {limit}" if limit <= MORE else f"more than {MORE}"
     log.info("%s for %s gate-selected tokens at density %.2f: %s", plan[0], tokens, density, plan[1])
     return plan
 
 
-def gate_plan(n_tokens: int, density: float, gradients: bool, device: str, dtype: torch.dtype) -> tuple[str, str]:
-    """Return the backend that "auto" picks, and why, in words; each choice is logged once."""
-    # Three classes of numbers of tokens: when compiled with dynamic shapes, each is one guard and one graph.
-    return _constant_plan(
-        FEW if n_tokens <= FEW else MORE if n_tokens <= MORE else MORE + 1, density, gradients, device, dtype
-    )
+def gate_plan(
+    n_tokens: int,
+    density: float,
+    gradients: bool,
+    device: str,
+    dtype: torch.dtype,
+    n_units: int = 1,
+    smallest: int = 1,
+) -> tuple[str, str]:
+    """Return the backend that "auto" picks, and why, in words; each choice is logged once.
+
+    smallest: neurons of the smallest unit.
+    """
+    # A few classes of numbers of tokens: when compiled with dynamic shapes, each is one guard and one graph.
+    limit = FEW if n_tokens <= FEW else MORE if n_tokens <= MORE else MORE + 1
+    if device == "cuda":
+        limit = size_class(n_tokens)
+    return _constant_plan(limit, density, gradients, device, dtype, n_units, smallest)
 
 
 def _constant_plan(*arguments: Any) -> tuple[str, str]:
@@ -127,7 +154,7 @@ def _cast(call: GateCall) -> GateCall:
 def _chosen(gate: Tensor, call: GateCall, units: tuple[int, ...]) -> Tensor:
     """Choose [n, p] by the gates [n, f] before their activation."""
     gate = gate.detach()
-    if refusal("rows", gate.device.type, gate.dtype) is None:
+    if _refusal(gate.device.type, gate.dtype, len(call.offsets) - 1) is None:
         from slms.kernels.gate_ops import choose  # numba takes half a second to import and is optional
 
         return choose(gate, call, units)
@@ -150,14 +177,30 @@ def gate_select(call: GateCall) -> Tensor:
 
 
 def _dense(call: GateCall, units: tuple[int, ...], gradients: bool) -> Tensor:
+    x, compiling = call.x, torch.compiler.is_compiling()
+    compiled = _refusal(x.device.type, x.dtype, len(call.offsets) - 1) is None
+    if compiled and x.is_cuda and not compiling:
+        from slms.kernels.gpu.gate_many import gate_many  # Triton exists for Linux alone
+
+        return gate_many(call, units, gradients)
     up, gate = F.linear(call.x, call.W_in, call.b_in), F.linear(call.x, call.W_gate, call.b_gate)
-    if gradients or torch.compiler.is_compiling() or refusal("rows", up.device.type, up.dtype) is not None:
+    if gradients or compiling or not compiled:
         kept = per_neuron(_chosen(gate, call, units), call.offsets)
         return torch.where(kept, ACTIVATIONS[call.activation](gate) * up, 0) @ call.W_out
     from slms.kernels.cpu.gate_rows import multiply_chosen
 
     multiply_chosen(up, gate, call, units)
     return up @ call.W_out
+
+
+def _grouped(call: GateCall, units: tuple[int, ...]) -> Tensor:
+    """The units as pathways whose gates are 1, chosen by the gates, which the grouped kernels compute once more."""
+    with torch.no_grad():
+        chosen = _chosen(F.linear(call.x, call.W_gate, call.b_gate), call, units)
+    most = call.k if call.whole is None else None
+    ones = torch.ones_like(chosen, dtype=call.x.dtype)
+    routed = Call(*call[:6], ones, chosen, call.offsets, call.activation, most)
+    return routed_mlp(routed, "triton" if call.x.is_cuda else "grouped")
 
 
 def gate_mlp(call: GateCall, backend: str = "auto") -> Tensor:
@@ -174,16 +217,22 @@ def gate_mlp(call: GateCall, backend: str = "auto") -> Tensor:
     gradients = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in call[:6])
     if backend not in GATE_BACKENDS:
         raise ValueError(f"`backend` is {backend!r}; it must be one of {', '.join(GATE_BACKENDS)}.")
+    device, p = x.device.type, len(call.offsets) - 1
     if backend == "auto":
-        density = call.k / max(1, len(call.offsets) - 1)
-        backend, _ = gate_plan(len(x), density, gradients, x.device.type, x.dtype)
-    elif backend == "rows" and (gradients or refusal("rows", x.device.type, x.dtype) is not None):
-        why = refusal("rows", x.device.type, x.dtype) or "it has no gradient, and an input needs one"
-        raise ValueError(f"`backend` is 'rows'; {why}.")
+        smallest = min(end - start for start, end in pairwise(units)) if units and x.is_cuda else 1
+        backend, _ = gate_plan(len(x), call.k / max(1, p), gradients, device, x.dtype, p, smallest)
+    elif backend == "rows":
+        why = _refusal(device, x.dtype, p) or ("it has no gradient, and an input needs one" if gradients else None)
+        if why is None and x.is_cuda and len(x) > GPU_TOKENS:
+            why = f"it takes up to {GPU_TOKENS} tokens on a GPU, and there are {len(x)}"
+        if why is not None:
+            raise ValueError(f"`backend` is 'rows'; {why}.")
     if backend == "reference":
         return gate_mlp_reference(call)
     if backend == "dense":
         return _dense(call, units, gradients)
+    if backend == "grouped":
+        return _grouped(call, units)
     from slms.kernels.gate_ops import few_tokens
 
     return few_tokens(call, units)

@@ -1,30 +1,37 @@
 """Gate-selected neurons as PyTorch operators: `torch.compile(fullgraph=True)` passes through them.
 
 `kernels::gate_choice` chooses, for the dense implementation, whose products PyTorch differentiates; a choice has no
-gradient. `kernels::gate_rows` is the whole MLP for few tokens, for inference. Eager calls go past the operators, which
-cost some 30 µs. Offsets are empty for single neurons: an operator's list of 1,537 numbers costs more than its choice.
+gradient. `kernels::gate_rows` is the whole MLP for few tokens, for inference. On CUDA both are Triton's. Eager calls go
+past the operators, which cost some 30 µs. Offsets are empty for single neurons: an operator's list of 1,537 numbers
+costs more than its choice.
 """
 
+import importlib
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, library
 
-from slms.kernels.cpu import gate_rows as cpu
 from slms.kernels.gate_reference import GateCall
 
 CHOICE = "Tensor scale, int[] offsets, SymInt k, SymInt n_shared, str activation, Tensor? whole=None"
-there: Any = dict(mutates_args=(), device_types="cpu")
+there: Any = dict(mutates_args=(), device_types=("cpu", "cuda"))
+
+
+def _on(tensor: Tensor) -> ModuleType:
+    """The implementation on the tensor's device, each of which needs a package of its own."""
+    return importlib.import_module("slms.kernels.gpu.gate" if tensor.is_cuda else "slms.kernels.cpu.gate_rows")
 
 
 def _choice(gate: Tensor, *choice: Any) -> Tensor:
-    return cpu.gate_choice(gate, GateCall(gate, gate, None, gate, None, gate, *choice), choice[1])
+    return _on(gate).gate_choice(gate, GateCall(gate, gate, None, gate, None, gate, *choice), tuple(choice[1]))
 
 
 def _rows(*inputs: Any) -> Tensor:
     call = GateCall(*inputs)
-    return cpu.gate_rows(call, call.offsets)
+    return _on(call.x).gate_rows(call, tuple(call.offsets))
 
 
 GATE_CHOICE = library.custom_op("kernels::gate_choice", _choice, schema=f"(Tensor gate, {CHOICE}) -> Tensor", **there)
@@ -51,11 +58,11 @@ def choose(gate: Tensor, call: GateCall, units: tuple[int, ...]) -> Tensor:
     """Choose units [n, p] by the gates [n, f] before their activation; `units` stand for the offsets."""
     if torch.compiler.is_compiling():
         return GATE_CHOICE(gate, call.scale, units, *call[8:])
-    return cpu.gate_choice(gate, call, units)
+    return _on(gate).gate_choice(gate, call, units)
 
 
 def few_tokens(call: GateCall, units: tuple[int, ...]) -> Tensor:
-    """Run the MLP by `kernels.cpu.gate_rows`; `units` stand for the offsets."""
+    """Run the MLP by the device's `gate_rows`; `units` stand for the offsets."""
     if torch.compiler.is_compiling():
         return GATE_ROWS(*call[:7], units, *call[8:])
-    return cpu.gate_rows(call, units)
+    return _on(call.x).gate_rows(call, units)

@@ -140,6 +140,39 @@ SUMS_TILES = {
 }
 
 
+# Elementwise passes over [n, f]: cells of a program.
+CELLS = {"BLOCK": 1024}
+
+
+def score_sizes(longest: int) -> dict[str, int]:
+    """Sizes for scores of units: about 2,048 neurons for a program, each unit's side by side."""
+    members = min(256, triton_size(longest))
+    return {"UNITS": 2048 // members, "MEMBERS": members}
+
+
+def select_sizes(p: int) -> dict[str, int]:
+    """Sizes for a choice among p units, which one program holds in registers, at most 32 in a thread."""
+    padded = triton_size(p)
+    return {"UU": padded, "num_warps": max(1, min(32, padded // 512))}
+
+
+def triton_size(count: int) -> int:
+    """The next power of two, as Triton's blocks are."""
+    return 1 << max(count - 1, 0).bit_length()
+
+
+def gate_tile(dtype: torch.dtype, n_tokens: int, chosen: int) -> DecodeTile:
+    """The tile for rows chosen by gates; `chosen`: neurons of a token.
+
+    One token takes few rows for a program while there are few, or most multiprocessors would have nothing to do, and
+    more later, because a program writes a whole partial sum. Estimates: no GPU has run them.
+    """
+    shipped = DECODE_TILES[family(dtype), "one" if n_tokens == 1 else "few"]
+    if n_tokens > 1:
+        return shipped._replace(rows=16)
+    return shipped._replace(rows=4 if chosen <= 1024 else 8) if chosen <= 4096 else shipped._replace(rows=16, inner=256)
+
+
 def combine_warps(dtype: torch.dtype) -> int:
     """The number of warps at which each thread loads 16 bytes."""
     return COMBINE_COLS * dtype.itemsize // (16 * 32)
@@ -163,3 +196,9 @@ def arithmetic(dtype: torch.dtype) -> dict:
 def tiles_for(dtype: torch.dtype, n_tokens: int, odd: bool) -> Tiles:
     """The tiles for a call; odd: whether a size does not divide by 16."""
     return TILES[family(dtype), "odd" if odd else "large" if n_tokens >= 512 else "small"]
+
+
+def masked_tile(dtype: torch.dtype, n_tokens: int, odd: bool) -> Tile:
+    """The tile for an up-projection whose epilogue reads gates and choices, for which fp32 needs spare registers."""
+    shipped = tiles_for(dtype, n_tokens, odd)
+    return shipped.gated_up if dtype == torch.float32 else shipped.up

@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="Triton exists for Linux alone"),
 ]
-PRODUCTS = ("up", "down", "hidden_gradients", "weight_gradient")
+PRODUCTS = ("up", "down", "hidden_gradients", "weight_gradient", "masked_up")
 PERSISTENT = PRODUCTS[:3]
 
 
@@ -34,7 +34,7 @@ def table():
 def test_all_are_compiled(table):
     names = {row["name"] for row in table}
     assert {row["chip"] for row in table} == {80, 90}
-    assert len(table) == 2 * 76
+    assert len(table) == 2 * 100
     kernels = ("count", "scan", "place", "pick bf16", "pick fp32")
     assert {f"{kernel} {p} pathways" for kernel in kernels for p in (16, 32, 64, backends.GPU_PATHWAYS)} <= names
     for kernel in PRODUCTS:
@@ -57,7 +57,17 @@ def test_they_fit(table):
 def test_tensor_cores_and_wide_loads(table):
     for row in table:
         kernel, *rest = row["name"].split()
-        if kernel in (*PRODUCTS, "slices", "combine", "dot_rows", "sum_rows", "features"):
+        if kernel in (
+            *PRODUCTS,
+            "slices",
+            "combine",
+            "dot_rows",
+            "sum_rows",
+            "features",
+            "chosen_rows",
+            "score",
+            "masked_product",
+        ):
             assert row["wide_loads"], row
         if "bf16" in rest and kernel in PRODUCTS:
             expected = ("wgmma",) if row["chip"] == 90 and "large" in rest else ("mma", "wgmma")
