@@ -181,7 +181,7 @@ class ResultsWriter(Callback):
 
 def _whole_base(module: LanguageModel) -> PreTrainedModel | None:
     """The frozen base that taught the run, whole and on the model's device."""
-    return whole(module.teacher[0].to(module.device)) if module.teacher else None  # type: ignore[arg-type]
+    return whole(module.teacher.on(module.device)) if module.teacher else None
 
 
 def _check_way(made: Path, directory: Path) -> None:

@@ -10,14 +10,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
-from transformers import PreTrainedModel
 
 from slms.data.module import TextData
 from slms.lit.checkpoint import CONTROL_KEY, kept_in
 from slms.lit.controls import CONTROLS, Plan, check_control, make_control
-from slms.lit.distill import DistillConfig, losses_of
-from slms.lit.optim import OptimizerConfig, Trained, build_optimizer, lr_share, train_only, trained_by_default
+from slms.lit.distill import DistillConfig, Teacher, kept_states, losses_of
+from slms.lit.optim import (
+    OptimizerConfig,
+    Trained,
+    annealed_k,
+    build_optimizer,
+    lr_share,
+    train_only,
+    trained_by_default,
+)
 from slms.lit.optimized import OptimizedModule
 from slms.lit.strategies import shard
 from slms.lit.trainer_options import data_of, logs_step, undeclared
@@ -35,15 +43,6 @@ from slms.models.transformers_internals import compute_again
 from slms.models.weights import model_digest
 from slms.routing import PathwayRouter, Routes, RoutingConfig
 from slms.routing.balance import BalanceConfig, GlobalBalance, bias_update, z_loss
-
-
-def annealed_k(share: float, n_pathways: int, k: int) -> int:
-    """Pathways per token after `share` of the annealing, which goes from all of them down to k in equal steps.
-
-    >>> [annealed_k(share, 16, 4) for share in (0.0, 0.5, 0.99, 1.0, 2.0)]
-    [16, 10, 4, 4, 4]
-    """
-    return max(k, round(n_pathways - min(share, 1.0) * (n_pathways - k)))
 
 
 def _key(place: str) -> str:
@@ -115,7 +114,7 @@ class LanguageModel(OptimizedModule):
         self.base_loss: DocumentLoss | None = None  # the base's loss by document, before any tuning
         self.last_routes: dict[str, Routes] = {}
         self._sums: list[torch.Tensor] = []  # the losses of each micro-batch since the last optimizer step
-        self.teacher: list[PreTrainedModel] = []  # a list, so that the frozen base stays out of the state dict
+        self.teacher: Teacher | None = None
         self._taught_layers: list[int] = []  # whose MLPs' outputs are taught
         self.made_control: dict[str, Any] | None = None  # how the control was made
         self.resumed_from: Path | None = None  # the checkpoint, which the command line sets
@@ -143,7 +142,11 @@ class LanguageModel(OptimizedModule):
             self._taught_layers = self.routing.routed_layers(len(find_mlps(dense)))
         if self.distill.teaches:
             self.net = copy.deepcopy(dense) if self.net is dense else self.net
-            self.teacher = [dense.eval().requires_grad_(False)]
+            key = self.base_digest, str(self.trainer.precision)
+            if self.distill.cache and isinstance(self.trainer.strategy, ModelParallelStrategy):
+                raise ValueError("model.distill.cache is true; --trainer.strategy=fsdp2 needs the base at each step")
+            states = kept_states(self.distill, dense, data, key) if self.distill.cache else None
+            self.teacher = Teacher(dense, states)
         train_only(self.net, self.trained)
         separates(self.net)
         if self.recompute:
@@ -164,7 +167,7 @@ class LanguageModel(OptimizedModule):
     def configure_model(self) -> None:
         """Shard the model under `--trainer.strategy=fsdp2`; otherwise every process holds all of it."""
         if self.device_mesh is not None:
-            for net in (self.net, *self.teacher):
+            for net in (self.net, *([self.teacher.base] if self.teacher else [])):
                 shard(net, self.device_mesh)
 
     @property
@@ -202,16 +205,15 @@ class LanguageModel(OptimizedModule):
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """The sum of cross-entropy, load balancing, z-loss and distillation of one batch."""
-        ids = batch["input_ids"]
         taught = self.distill.share_at(self.global_step / self.total_steps) if self.teacher else 0.0
         layers = self._taught_layers if taught and self.distill.mlp else []
-        base = self._base_on(ids.device) if taught else None
+        teacher = self.teacher if taught else None
         weights = self.distill.lm or 0.0, taught * (self.distill.logits or 0.0)
         observed: AbstractContextManager[dict[str, Routes]] = (
             record_routes(self.net) if self.balances else nullcontext({})
         )
         with observed as routes, mlp_outputs(self.net, layers) as outputs:
-            tokens, wanted = losses_of(self.net, base, ids, *weights, layers)
+            tokens, wanted = losses_of(self.net, teacher, batch, *weights, layers)
         loss, terms = tokens.total, {"lm": tokens.nll}
         if self.balances:
             terms |= self._balance_terms(routes)
@@ -282,7 +284,7 @@ class LanguageModel(OptimizedModule):
         """Per-token losses of one batch: `nll` [b, t − 1]; its routes stay in `last_routes`."""
         ids, documents = batch["input_ids"], batch["doc_ids"][:, 1:].flatten()
         with record_routes(self.net) as self.last_routes:
-            nats = token_nats(self.net, ids, self._base_on(ids.device) if self.teacher else None)
+            nats = token_nats(self.net, ids, self.teacher.on(ids.device) if self.teacher else None)
         self.val_loss.update(nats.nll.flatten(), documents)
         if nats.kl is not None:
             self.val_kl.update(nats.kl.flatten(), documents)
@@ -294,7 +296,3 @@ class LanguageModel(OptimizedModule):
         self.log_dict({"val/loss": nats, "val/perplexity": math.exp(nats)}, prog_bar=True)
         if self.teacher:
             self.log("val/kl", self.val_kl.compute().value, prog_bar=True)
-
-    def _base_on(self, device: torch.device) -> PreTrainedModel:
-        """The frozen base, which Lightning does not move, because it is no submodule."""
-        return self.teacher[0].to(device)  # type: ignore[arg-type]  # of a decorated method

@@ -103,3 +103,12 @@ def lr_share(step: int, total: int, config: OptimizerConfig) -> float:
         return (step + 1) / warm
     progress = min((step - warm) / max(total - warm, 1), 1.0)
     return config.lr_end + (1 - config.lr_end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def annealed_k(share: float, n_pathways: int, k: int) -> int:
+    """Pathways per token after `share` of the annealing, which goes from all of them down to k in equal steps.
+
+    >>> [annealed_k(share, 16, 4) for share in (0.0, 0.5, 0.99, 1.0, 2.0)]
+    [16, 10, 4, 4, 4]
+    """
+    return max(k, round(n_pathways - min(share, 1.0) * (n_pathways - k)))

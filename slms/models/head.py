@@ -109,6 +109,12 @@ def separates(model: PreTrainedModel) -> bool:
     )
 
 
+def head_of(model: PreTrainedModel) -> Head | None:
+    """Return the head of a model that `through_head` separates, else None."""
+    read = _read(model) if separates(model) else None
+    return None if read is None else read.head()
+
+
 def _read(model: PreTrainedModel) -> _Read | None:
     """Return the head if it is a Linear that nothing else modifies, else None."""
     module, config = model.get_output_embeddings(), model.config.get_text_config()

@@ -113,7 +113,7 @@ def test_every_control_trains_with_the_routed_run_s_objective(control, tmp_path)
     model = fit(control, tmp_path)
     taught = {"lm", "distill_logits", "distill_mlp", "total"}
     assert model.losses == (taught | {"balance", "z"} if model.role == "routed" else taught)
-    assert model.teacher[0] is not model.net
+    assert model.teacher.base is not model.net
     routers = [module.router for module in routed_modules(model.net).values()]
     fresh = route(load_base("stories-1m").model, ROUTING, model.trainer.datamodule.calibration(256))
     for router, other in zip(routers, [m.router for m in routed_modules(fresh).values()], strict=False):

@@ -39,6 +39,9 @@ def test_weights_by_default(given, routing, lm, logits):
         ({"lm": 0.0}, False, "one must be positive"),
         ({"anneal": 0.5}, False, "anneal is 0.5; it needs a positive model.distill.logits or mlp"),
         ({"anneal": 0.5}, True, "anneal is 0.5 and lm 0"),
+        ({"cache_dir": "x"}, True, "cache_dir is x and cache false"),
+        ({"cache": True}, False, "cache is true, logits 0.0 and mlp 0.0"),
+        ({"cache": True, "mlp": 1.0}, True, "cache is true, logits 1.0 and mlp 1.0"),
     ],
 )
 def test_what_cannot_be_is_refused(given, routing, message):

@@ -41,7 +41,7 @@ def fit(distill: DistillConfig, recompute: bool = False, **more) -> tuple[Langua
 
     class Watch(lightning.Callback):
         def on_train_start(self, trainer, module):
-            module.teacher[0].register_forward_hook(lambda *_: asked.append(module.global_step))
+            module.teacher.base.register_forward_hook(lambda *_: asked.append(module.global_step))
 
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
             losses.append(float(trainer.callback_metrics.get("train/loss/distill_logits", torch.nan)))
@@ -74,13 +74,13 @@ def test_terms_are_the_divergence_and_the_relative_error():
     model, _, _ = fit(DistillConfig(logits=1.0, mlp=1.0))
     model.zero_grad()
     ids = torch.randint(3, 2000, (2, 16), generator=torch.Generator().manual_seed(0))
-    wanted, logits = model.teacher[0](ids).logits, model.net(ids).logits
+    wanted, logits = model.teacher.base(ids).logits, model.net(ids).logits
     log_p, log_q = logits.log_softmax(-1), wanted.log_softmax(-1)
     kl = (log_q.exp() * (log_q - log_p)).sum(-1).mean()
     nll = F.cross_entropy(log_p[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     seen: list[torch.Tensor] = []
-    handle = model.teacher[0].transformer.h[1].mlp.register_forward_hook(lambda module, args, out: seen.append(out))
-    found, outputs = losses_of(model.net, model.teacher[0], ids, 0.3, 0.7, [1])
+    handle = model.teacher.base.transformer.h[1].mlp.register_forward_hook(lambda module, args, out: seen.append(out))
+    found, outputs = losses_of(model.net, model.teacher, {"input_ids": ids}, 0.3, 0.7, [1])
     handle.remove()
     torch.testing.assert_close(found.kl, kl)
     torch.testing.assert_close(found.nll, nll)
@@ -96,7 +96,7 @@ def test_terms_are_the_divergence_and_the_relative_error():
 def test_a_conversion_learns_the_base_alone_and_keeps_all_but_its_mlps():
     model, losses, _ = fit(DistillConfig(), balance=BalanceConfig(weight=0.0, weight_start=0.0, z_weight=0.0))
     assert model.trainer.callback_metrics["train/loss/total"] == pytest.approx(losses[-1], rel=1e-5)
-    base = model.teacher[0].state_dict()
+    base = model.teacher.base.state_dict()
     changed = {name for name, weight in model.net.state_dict().items() if name in base and not weight.equal(base[name])}
     assert changed and all(".mlp." in name for name in changed)
     held = {id(p) for group in model.trainer.optimizers[0].param_groups for p in group["params"]}
@@ -109,8 +109,16 @@ def test_validation_reports_the_divergence_from_the_base():
     model.on_validation_epoch_start()
     model.validation_step({"input_ids": ids, "doc_ids": torch.zeros_like(ids)}, 0)
     with torch.no_grad():
-        q, p = (net.eval()(ids).logits[:, :-1].log_softmax(-1) for net in (model.teacher[0], model.net))
+        q, p = (net.eval()(ids).logits[:, :-1].log_softmax(-1) for net in (model.teacher.base, model.net))
     assert float(model.val_kl.compute().value) == pytest.approx(float((q.exp() * (q - p)).sum(-1).mean()), rel=1e-4)
+
+
+def test_kept_states_of_the_base_teach_alike_and_another_run_needs_no_base(tmp_path):
+    _, losses, asked = fit(DistillConfig())
+    kept = DistillConfig(cache=True, cache_dir=str(tmp_path))
+    for steps in (asked, []):
+        _, same, again = fit(kept)
+        assert same == pytest.approx(losses, rel=2e-3) and again == steps
 
 
 def test_recomputed_layers_give_the_same_training(monkeypatch):
