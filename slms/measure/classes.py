@@ -16,8 +16,9 @@ from slms.measure.schema import Labels
 from slms.metrics.units import Cells, CountLayout, Family, ambiguous_tokens
 
 TOKEN = "token"  # the family of token ids, beside the label families
-MOST_BY_TOKEN = 256
-"""Units of a place up to which they are counted by token id: that table has 16 · units · distinct tokens numbers."""
+MOST_BY_CLASS = 256
+"""Pathways of a place up to which they are counted by class. Finer units, as single neurons, are counted by load alone:
+a table by token id has 16 · units · distinct tokens numbers, and `eval.py specialization` measures neurons anyway."""
 GIVEN_TOKEN = " | token"  # suffix of the name of a family that is conditional on the token
 OF_DOCUMENTS = ("domain", "task")  # families whose class is that of the whole document
 

@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slms.data.text import Blocks
-from slms.measure.classes import MOST_BY_TOKEN, OF_DOCUMENTS, TextClasses
-from slms.measure.controls import CONTROLS, RANDOM_ROUTER, Fitted, fit_control, mismatch
+from slms.measure.classes import OF_DOCUMENTS, TextClasses
+from slms.measure.controls import CONTROLS, RANDOM_ROUTER, ControlKind, Fitted, fit_control, mismatch
 from slms.measure.evidence import Choices, Evidence, Sampled
 from slms.measure.metrics import METRICS
 from slms.measure.passes import batches, predicted_tokens, token_nll
-from slms.measure.pathways import device_of
+from slms.measure.pathways import classes_for, device_of
 from slms.measure.rows import MODEL, Row, beside_control, finite, row_of
 from slms.measure.schema import Control, ControlRow
 from slms.metrics.functional import Score, beyond_control, captured_share, document_loss, largest
+from slms.metrics.functional.matching import STEPS
 from slms.metrics.loss import DocumentLoss
 from slms.metrics.units import N_GROUPS, Cells, UnitCounts
 from slms.models.contributions import contribution_norms
@@ -34,6 +35,10 @@ from slms.routing import Routes
 TOKENS = 8192  # the sd over seeds outweighs that over documents from 4k tokens on (docs/log.md)
 LOSS_TOKENS = 4096  # of them, those on which the loss with other choices is measured
 LOSS_SEEDS = 3
+FINE_TOKENS, FINE_STEPS = (
+    1024,
+    8,
+)  # tokens, and steps to their loads, for places with more than `MOST_BY_CLASS` pathways
 _MEMORY_BYTES = 2**30  # of inputs that are kept at a time; the model runs again for the other places
 
 
@@ -67,15 +72,8 @@ class Sample(NamedTuple):
     """as in `Sampled`"""
 
     @classmethod
-    def of(
-        cls, blocks: Blocks, given_token: Sequence[str], device: torch.device, predicted: Tensor, by_token: bool = True
-    ) -> Sample:
-        """The tokens of blocks, padding left out.
-
-        Args:
-            predicted: [n], the tokens that the model predicts after each.
-            by_token: whether the token ids form a family.
-        """
+    def of(cls, blocks: Blocks, classes: TextClasses, device: torch.device, predicted: Tensor) -> Sample:
+        """The tokens of blocks, padding left out; `predicted` [n] are those that the model predicts after each."""
         assert blocks.doc_ids is not None
         real = blocks.doc_ids >= 0
         found = {"input_ids": blocks.input_ids, "doc_ids": blocks.doc_ids}
@@ -83,7 +81,6 @@ class Sample(NamedTuple):
         columns = {
             name: torch.from_numpy(column[real].astype("int64"))[None].to(device) for name, column in found.items()
         }
-        classes = TextClasses(blocks, given_token=given_token, tokens=by_token)
         after = np.full(blocks.input_ids.shape, -1)
         after[:, :-1] = np.where(real[:, 1:], blocks.input_ids[:, 1:].astype(np.int64), -1)
         following = torch.from_numpy(after[real]).to(device)
@@ -133,13 +130,16 @@ def measure_controls(
     training = model.training
     model.eval()
     part = spread(blocks, options.tokens)
-    coarse = all(module.config.n_pathways <= MOST_BY_TOKEN for module in modules.values())
-    predicted = predicted_tokens(model, part, batch_size)
-    sample = Sample.of(part, given_token, device_of(model), predicted, coarse)
+    classes = classes_for(modules, part, given_token)
+    kinds = CONTROLS
+    if not classes.layout.families:  # only losses are compared, with random routers
+        options = ControlOptions(min(options.seeds, LOSS_SEEDS), min(options.tokens, FINE_TOKENS))
+        part, kinds = spread(part, options.tokens), {RANDOM_ROUTER: CONTROLS[RANDOM_ROUTER]}
+    sample = Sample.of(part, classes, device_of(model), predicted_tokens(model, part, batch_size))
     rows: list[Row] = []
     found: dict[str, Compared] = {}
     for place, router in _routers(model, modules, part, batch_size):
-        found[place] = compare_router(place, router, sample, options.seeds)
+        found[place] = compare_router(place, router, sample, options.seeds, kinds)
         rows += [row_of(place, *key, score) for key, score in found[place].own.items() if METRICS[key[0]].sampled]
     random = [
         {place: one.fitted[RANDOM_ROUTER][seed] for place, one in found.items()}
@@ -155,13 +155,15 @@ def measure_controls(
             [row for one in found.values() for row in one.rows[name]],
             max(one.errors[name] for one in found.values()),
         )
-        for name, kind in CONTROLS.items()
+        for name, kind in kinds.items()
     }
     return Controlled(rows, controls)
 
 
 @torch.no_grad()
-def compare_router(place: str, router: Router, sample: Sample, seeds: int) -> Compared:
+def compare_router(
+    place: str, router: Router, sample: Sample, seeds: int, kinds: Mapping[str, ControlKind] = CONTROLS
+) -> Compared:
     """Measure each number that `METRICS` compares, for a router's choices and for those of each control and seed.
 
     All are measured on the same tokens with the same tables, so that differences are paired by document.
@@ -169,11 +171,13 @@ def compare_router(place: str, router: Router, sample: Sample, seeds: int) -> Co
     norms = contribution_norms(router.module)(router.x) if isinstance(router.module, RoutedMLP) else None
     own = _numbers(place, router, router.chosen, norms, sample)
     found = Compared(own, {}, {}, {})
-    for name, kind in CONTROLS.items():
+    steps = STEPS if sample.classes.layout.families else FINE_STEPS
+    for name, kind in kinds.items():
         fitted = [
-            fit_control(kind, router.module, router.x, router.chosen, s) for s in range(min(seeds, kind.most_seeds))
+            fit_control(kind, router.module, router.x, router.chosen, s, steps)
+            for s in range(min(seeds, kind.most_seeds))
         ]
-        choices = [one(router.x) for one in fitted]
+        choices = [one.choose(router.x, router.chosen) for one in fitted]
         found.fitted[name] = fitted
         found.errors[name] = max(mismatch(chosen, router.chosen) for chosen in choices)
         numbers = [_numbers(place, router, chosen, norms, sample) for chosen in choices]
@@ -227,12 +231,13 @@ def _inputs(modules: Mapping[str, Routed], places: Sequence[str]) -> Iterator[di
 
 def _numbers(place: str, router: Router, chosen: Tensor, norms: Tensor | None, sample: Sample) -> Numbers:
     """Every number that `METRICS` compares, of choices [n, p]."""
-    counts = UnitCounts(sample.classes.layout, chosen.shape[1], together=True).to(chosen.device)
+    by_class = bool(sample.classes.layout.families)
+    counts = UnitCounts(sample.classes.layout, chosen.shape[1], together=by_class).to(chosen.device)
     counts.distributed_available_fn = lambda: False  # one process measures by itself
     counts.update(chosen, sample.cells)
     shared = router.module.config.n_shared
     captured = None if norms is None else (captured_share(norms[:, shared:], chosen[:, shared:]), sample.groups)
-    sampled = Sampled(chosen, sample.groups, sample.ids, sample.documents)
+    sampled = Sampled(chosen, sample.groups, sample.ids, sample.documents) if by_class else None
     evidence = Choices(place, counts, router.module.offsets, captured=captured, sampled=sampled)
     numbers: Numbers = {}
     for name, metric in METRICS.items():

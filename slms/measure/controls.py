@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from slms.metrics.functional import load_error, matched_bias, matched_choice
+from slms.metrics.functional.matching import STEPS
 from slms.models.routed import Routed
 from slms.routing import RULES, Routes
 
@@ -74,27 +75,40 @@ class Fitted:
     """pathways that a token chooses, shared ones not counted; None if the number varies"""
     n_shared: int
 
-    def __call__(self, x: Tensor, routes: Routes | None = None) -> Tensor:
-        """The choices, bool [n, p], at inputs x [n, d]; shared pathways are always chosen."""
+    def __call__(self, x: Tensor, routes: Routes) -> Tensor:
+        """As :meth:`choose`, in place of the router that gave these routes."""
+        return self.choose(x, routes.chosen)
+
+    def choose(self, x: Tensor, own: Tensor) -> Tensor:
+        """The choices, bool [n, p], at inputs x [n, d].
+
+        Shared pathways are always chosen, and all by a token that keeps all of them in the router's `own` choices.
+        """
         scores = self.scorer((x.float() - self.shift) / self.scale)
         chosen = matched_choice(scores, self.bias, self.k)
-        return torch.cat([chosen.new_ones(len(x), self.n_shared), chosen], 1)
+        chosen = torch.cat([chosen.new_ones(len(x), self.n_shared), chosen], 1)
+        return chosen if self.k is None else chosen | own.all(1, keepdim=True)
 
 
-def fit_control(control: ControlKind, module: Routed, x: Tensor, chosen: Tensor, seed: int) -> Fitted:
+def fit_control(
+    control: ControlKind, module: Routed, x: Tensor, chosen: Tensor, seed: int, steps: int = STEPS
+) -> Fitted:
     """Fit a control to the inputs x [n, d] of a place and its router's choices [n, p].
 
     Inputs are standardised by dimension, so that directions are random whatever the scale of a dimension. If the rule
     lets every token choose equally many pathways, so does the control; else a threshold for each pathway gives the
-    loads, and the number of a token's pathways is free.
+    loads, and the number of a token's pathways is free. steps: as in `matched_bias`.
     """
     config = module.config
+    if RULES[config.rule].fixed and not chosen.all():
+        competing = ~chosen.all(1)  # not massive tokens, which keep every unit (slms.routing.gate)
+        x, chosen = x[competing], chosen[competing]
     loads = chosen[:, config.n_shared :].sum(0)
     k = module.k - config.n_shared if RULES[config.rule].fixed else None
     shift, scale = x.mean(0), x.std(0).clamp(min=1e-6)
     z = (x - shift) / scale
     scorer = control.scorer(z, loads, torch.Generator().manual_seed(seed))
-    return Fitted(shift, scale, scorer, matched_bias(scorer(z), loads, k), k, config.n_shared)
+    return Fitted(shift, scale, scorer, matched_bias(scorer(z), loads, k, steps), k, config.n_shared)
 
 
 def mismatch(found: Tensor, chosen: Tensor) -> float:

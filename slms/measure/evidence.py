@@ -111,8 +111,8 @@ class Choices(Evidence):
     """the choices themselves, if controls stand beside them"""
 
     @property
-    def by_token(self) -> bool:
-        """Whether the tokens of each pathway were counted by their ids."""
+    def by_class(self) -> bool:
+        """Whether the tokens of each pathway were counted by class, and by their ids."""
         return TOKEN in self.counts.layout.families
 
     @cached_property

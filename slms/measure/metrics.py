@@ -33,7 +33,7 @@ def vocabulary(e: Choices) -> dict[str, Score]:
     sampled = e.sampled
     return (
         {}
-        if sampled is None or not e.by_token
+        if sampled is None or not e.by_class
         else {name: vocabulary_specialization(*sampled.counts(ids)) for name, ids in sampled.ids.items()}
     )
 
@@ -74,7 +74,7 @@ METRICS: dict[str, Metric] = {
     "density": Metric(Choices, density, "share of the place's units (of an MLP, neurons) executed"),
     "purity": Metric(
         Choices,
-        lambda e: e.purity if e.by_token else {},
+        lambda e: e.purity if e.by_class else {},
         "how much of the uncertainty about the token the pathway removes, chance subtracted",
         heading="purity",
         compared=True,
@@ -82,7 +82,7 @@ METRICS: dict[str, Metric] = {
     ),
     "entropy": Metric(
         Choices,
-        lambda e: e.mean(e.entropy) if e.by_token else {},
+        lambda e: e.mean(e.entropy) if e.by_class else {},
         "H(t∣p), nats, load-weighted mean",
         heading="entropy",
         style="{:z.2f}",
@@ -90,7 +90,7 @@ METRICS: dict[str, Metric] = {
     ),
     "purity_legacy": Metric(
         Choices,
-        lambda e: e.mean(e.purity_legacy) if e.by_token else {},
+        lambda e: e.mean(e.purity_legacy) if e.by_class else {},
         "1 − H(t∣p)/ln(distinct tokens of p), load-weighted mean; grows with the number of tokens",
         heading="legacy purity",
     ),

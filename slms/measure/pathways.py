@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slms.data.text import Blocks
 from slms.measure.classes import (
-    MOST_BY_TOKEN,
+    MOST_BY_CLASS,
     TOKEN,
     TextClasses,
     distinctive,
@@ -41,14 +41,20 @@ class Tabulated(NamedTuple):
     """by place"""
 
 
+def classes_for(modules: Mapping[str, Routed], blocks: Blocks, given_token: Sequence[str] = ()) -> TextClasses:
+    """The classes by which the choices of modules are counted: none if one has more than `MOST_BY_CLASS` pathways."""
+    if any(module.config.n_pathways > MOST_BY_CLASS for module in modules.values()):
+        return TextClasses(blocks, families=())
+    return TextClasses(blocks, given_token=given_token, tokens=True)
+
+
 class PathwayTables:
     """Counts, for every routed module, the classes of each pathway's tokens, from the routes of each forward pass.
 
     Args:
         modules: the routed modules by place.
-        blocks: the text to measure; it gives the label families, and its distinct tokens are classes too, unless a
-            place has more than `MOST_BY_TOKEN` pathways. Such fine units have no purity and are not described one by
-            one.
+        blocks: the text to measure; it gives the label families, and its distinct tokens are classes too. If a place
+            has more than `MOST_BY_CLASS` pathways, only loads are counted.
         given_token: families whose SI is also computed given the token; slow, for final measurements.
         alone: whether one rank counts everything by itself, instead of every rank its share.
     """
@@ -56,12 +62,12 @@ class PathwayTables:
     def __init__(
         self, modules: Mapping[str, Routed], blocks: Blocks, given_token: Sequence[str] = (), alone: bool = False
     ):
-        coarse = all(module.config.n_pathways <= MOST_BY_TOKEN for module in modules.values())
-        self.classes = TextClasses(blocks, given_token=given_token, tokens=coarse)
+        self.classes = classes_for(modules, blocks, given_token)
+        coarse = bool(self.classes.layout.families)
         self._texts: list[str] = []
         self.offsets = {place: module.offsets for place, module in modules.items()}
         self.counts = {
-            place: UnitCounts(self.classes.layout, module.config.n_pathways, together=True).to(device_of(module))
+            place: UnitCounts(self.classes.layout, module.config.n_pathways, together=coarse).to(device_of(module))
             for place, module in modules.items()
         }
         if alone:
@@ -88,7 +94,7 @@ class PathwayTables:
             with counts.sync_context():
                 choices = Choices(place, counts, self.offsets[place])
                 found.rows.extend(rows_of(choices))
-                if choices.by_token:
+                if choices.by_class:
                     found.pathways[place] = describe_pathways(choices, self._texts, self.classes.label_names)
         return found
 

@@ -129,11 +129,12 @@ class CountLayout:
                 cell = groups * family.n_classes + c
             known = known if kept is None else known & kept
             of_token.append(torch.where(known, cell + self.slices[name].start, -1))
-        flat = torch.stack(of_token).flatten()
+        table = torch.stack(of_token) if of_token else tokens.new_empty(0, len(tokens))
+        flat = table.flatten()
         order = flat.argsort(stable=True)
         order = order[int((flat < 0).sum()) :]
         cell, size = flat[order].unique_consecutive(return_counts=True)
-        return Cells(torch.stack(of_token), cell, size, order % len(tokens), kept)
+        return Cells(table, cell, size, order % len(tokens), kept)
 
 
 class UnitCounts(Sums):

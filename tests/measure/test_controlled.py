@@ -7,6 +7,7 @@ from transformers import GPTNeoForCausalLM
 
 import slms
 from slms.data.text import Blocks
+from slms.measure.classes import TextClasses
 from slms.measure.controlled import (
     ControlOptions,
     Router,
@@ -43,7 +44,8 @@ def planted():
     x[:, :CLASSES] += 2 * torch.nn.functional.one_hot(torch.from_numpy(classes), CLASSES)
     config = RoutingConfig(n_pathways=CLASSES, k=1, router="linear")
     mlp = RoutedMLP(D, 16, config, activation="gelu", layer_index=0)
-    return mlp, x, torch.from_numpy(classes), Sample.of(blocks, (), torch.device("cpu"), torch.zeros(N))
+    sample = Sample.of(blocks, TextClasses(blocks, tokens=True), torch.device("cpu"), torch.zeros(N))
+    return mlp, x, torch.from_numpy(classes), sample
 
 
 def _apart(mlp, x, chosen, sample, seeds=4):
@@ -66,7 +68,7 @@ def test_a_random_router_is_not_above_random_ones(planted, seed):
     """How often the interval holds 0 is tested where it is cheap (`beyond_control`)."""
     mlp, x, _, sample = planted
     even = torch.nn.functional.one_hot(torch.arange(N) % CLASSES, CLASSES).bool()
-    chosen = fit_control(CONTROLS[RANDOM_ROUTER], mlp, x, even, seed)(x)
+    chosen = fit_control(CONTROLS[RANDOM_ROUTER], mlp, x, even, seed).choose(x, even)
     rows, _ = _apart(mlp, x, chosen, sample, seeds=6)
     for key in (("purity", ""), ("si", "pos")):
         assert rows[key].difference_low < 0 < rows[key].difference_high
@@ -118,7 +120,8 @@ def test_every_control_of_every_place(model):
 def test_olmoes_measures_count_what_the_tokens_are(model):
     """The tokens of a sample and what follows them, padding left out, against a loop over the blocks."""
     net, blocks = model
-    sample = Sample.of(blocks, (), torch.device("cpu"), predicted_tokens(net.eval(), blocks, 7))
+    predicted = predicted_tokens(net.eval(), blocks, 7)
+    sample = Sample.of(blocks, TextClasses(blocks, tokens=True), torch.device("cpu"), predicted)
     read = [(b, t) for b in range(24) for t in range(16) if blocks.doc_ids[b, t] >= 0]
     assert sample.ids["input"].tolist() == [int(blocks.input_ids[at]) for at in read]
     after = [int(blocks.input_ids[b, t + 1]) if t < 15 and blocks.doc_ids[b, t + 1] >= 0 else -1 for b, t in read]

@@ -24,13 +24,13 @@ def _router(**options):
 def test_loads_are_those_of_the_router(name, options):
     mlp, x, chosen = _router(**options)
     fitted = fit_control(CONTROLS[name], mlp, x, chosen, seed=0)
-    found = fitted(x)
+    found = fitted.choose(x, chosen)
     assert mismatch(found, chosen) <= 0.02 and not found.equal(chosen)
     if options.get("rule", "top_k") == "top_k":
         assert found.sum(1).equal(chosen.sum(1))
     assert found[:, : options.get("n_shared", 0)].all()
-    assert fit_control(CONTROLS[name], mlp, x, chosen, seed=0)(x).equal(found)
-    assert not fit_control(CONTROLS[name], mlp, x, chosen, seed=1)(x).equal(found)
+    assert fit_control(CONTROLS[name], mlp, x, chosen, seed=0).choose(x, chosen).equal(found)
+    assert not fit_control(CONTROLS[name], mlp, x, chosen, seed=1).choose(x, chosen).equal(found)
 
 
 def test_geometry_finds_clusters():
@@ -41,6 +41,16 @@ def test_geometry_finds_clusters():
     label = torch.randint(4, (N,))
     x = 6 * torch.nn.functional.one_hot(label, D).float() + 0.3 * torch.randn(N, D)
     chosen = torch.nn.functional.one_hot(label, 4).bool()
-    found = fit_control(CONTROLS["geometry"], mlp, x, chosen, seed=0)(x)
+    found = fit_control(CONTROLS["geometry"], mlp, x, chosen, seed=0).choose(x, chosen)
     table = torch.zeros(4, 4).index_put_((label, found.float().argmax(1)), torch.ones(N), accumulate=True)
     assert table.max(1).values.sum() > 0.9 * N
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_a_token_that_keeps_every_unit_keeps_them_under_a_control_too(name):
+    mlp, x, chosen = _router()
+    chosen = chosen.clone()
+    chosen[[3, 700]] = True
+    found = fit_control(CONTROLS[name], mlp, x, chosen, seed=0).choose(x, chosen)
+    assert found.sum(1).equal(chosen.sum(1)) and found[[3, 700]].all()
+    assert mismatch(found, chosen) <= 0.02

@@ -5,12 +5,12 @@ from torch import Tensor
 
 TOLERANCE = 0.005
 """Relative error of the worst load at which the search for biases ends; `load_error` tells what was reached."""
-_STEPS = 40
+STEPS = 40
 _DAMPING = 0.7  # of a step that all pathways take at once; 1 overshoots, because they take tokens from each other
 _FIRST = 2048  # tokens on which the search starts
 
 
-def matched_bias(scores: Tensor, loads: Tensor, k: int | None, steps: int = _STEPS) -> Tensor:
+def matched_bias(scores: Tensor, loads: Tensor, k: int | None, steps: int = STEPS) -> Tensor:
     """The bias [p] with which pathway p is chosen by loads[p] of the n tokens.
 
     With k, each token chooses the k largest `scores + bias`; loads then sum to n·k. The right biases are the prices of
