@@ -45,7 +45,7 @@ def variants(quick: bool) -> Iterator[Variant]:
     GELU's approximation, ungated MLPs except in bfloat16, odd sizes, TF32, and of gate-selected neurons some sizes.
     """
     metadata = _pointers("token pair starts tile_pathway tile_row n_tiles offsets counts before", "i32")
-    metadata |= _pointers("index count unit", "i32") | _pointers("chosen keep whole used", "u8")
+    metadata |= _pointers("index count unit", "i32") | _pointers("chosen keep used", "u8")
     for p in PATHWAYS:
         sizes, label = tiles.routes_sizes(p), f"{p} pathways"
         yield Variant(f"count {label}", routes._count, metadata, sizes, 4, 3)
@@ -57,7 +57,7 @@ def variants(quick: bool) -> Iterator[Variant]:
         family = tiles.family(dtype)
         data = _pointers("x grad W W_in b_in W_gate b_gate W_out hidden hidden_gate du dv", short)
         data |= _pointers("left right out b bias ramp rows y v b_out mean_out gate up d_gate d_up", short)
-        data |= metadata | _pointers("gates d_gates partial inputs scale scores", "fp32")
+        data |= metadata | _pointers("gates d_gates partial inputs scale scores whole_above", "fp32")
         yield Variant(f"features {short}", step.features, data | {"out": "*fp32"}, tiles.FEATURES, 4, 3)
         for p, (kind, inputs) in itertools.product(PATHWAYS, ((UNIT, short), (SOFTMAX, "fp32"))):
             router = {"KIND": kind, "RAMPED": kind == SOFTMAX, **tiles.pick_sizes(p)}

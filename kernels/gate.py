@@ -11,7 +11,7 @@ import functools
 import logging
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,9 @@ from slms.kernels.gate_reference import (
     select_reference,
     unit_scores,
 )
+
+if TYPE_CHECKING:
+    from slms.kernels.cpu.gate_rows import GateMLP
 
 log = logging.getLogger(__name__)
 
@@ -96,12 +99,12 @@ def check_gate_call(call: GateCall) -> None:
         raise ValueError(f"`activation` is {call.activation!r}; it must be one of {', '.join(ACTIVATIONS)}.")
     if x.dim() != 2:
         raise ValueError(f"`x` has shape {tuple(x.shape)}; it must be tokens × d_model.")
-    (n, d), f, p = x.shape, offsets[-1] if offsets else 0, len(offsets) - 1
+    d, f, p = x.shape[1], offsets[-1] if offsets else 0, len(offsets) - 1
     if not 0 <= call.n_shared <= call.k <= p:
         raise ValueError(f"`k` is {call.k} of {p} units, {call.n_shared} shared; it must be between these two.")
     matrix, vector = (f, d), (f,)
     shapes = {"W_in": matrix, "W_gate": matrix, "W_out": matrix, "b_in": vector, "b_gate": vector}
-    for name, shape in {**shapes, "scale": vector, "whole": (n,)}.items():
+    for name, shape in {**shapes, "scale": vector, "whole_above": ()}.items():
         tensor = getattr(call, name)
         if tensor is None:
             continue
@@ -111,10 +114,9 @@ def check_gate_call(call: GateCall) -> None:
             raise ValueError(f"`{name}` is {tensor.dtype}; it must be of the type of x ({x.dtype}).")
         if tensor.device != x.device:
             raise ValueError(f"`{name}` is on {tensor.device}; it must be where x is ({x.device}).")
-    if call.scale.dtype != torch.float32:
-        raise ValueError(f"`scale` is {call.scale.dtype}; it must be torch.float32.")
-    if call.whole is not None and call.whole.dtype != torch.bool:
-        raise ValueError(f"`whole` is {call.whole.dtype}; it must be torch.bool.")
+    for name in ("scale", "whole_above"):
+        if (tensor := getattr(call, name)) is not None and tensor.dtype != torch.float32:
+            raise ValueError(f"`{name}` is {tensor.dtype}; it must be torch.float32.")
 
 
 def _units(offsets: Sequence[int]) -> tuple[int, ...]:
@@ -159,15 +161,15 @@ def _chosen(gate: Tensor, call: GateCall, units: tuple[int, ...]) -> Tensor:
 
         return choose(gate, call, units)
     scores = unit_scores(ACTIVATIONS[call.activation](gate), call.scale, call.offsets)
-    return select_reference(scores, call.k, call.n_shared, call.whole)
+    return select_reference(scores, call.k, call.n_shared, call.whole_above)
 
 
 def gate_select(call: GateCall) -> Tensor:
     """Return the units [n, p] bool that each token runs; it has no gradient.
 
     c = |act(x W_gateᵀ + b_gate)| · scale; a unit's score is c of its neuron, or the 2-norm of c over its neurons. The
-    shared units run, and of the others the k − n_shared of largest score, the left one of equals; every unit where
-    `whole`. Raises ValueError if shapes do not fit.
+    shared units run, and of the others the k − n_shared of largest score, the left one of equals; every unit of
+    a token for which the 2-norm of the scores exceeds `whole_above`. Raises ValueError if shapes do not fit.
     """
     call = _cast(call)
     units = units_of(call.offsets)
@@ -197,10 +199,36 @@ def _grouped(call: GateCall, units: tuple[int, ...]) -> Tensor:
     """The units as pathways whose gates are 1, chosen by the gates, which the grouped kernels compute once more."""
     with torch.no_grad():
         chosen = _chosen(F.linear(call.x, call.W_gate, call.b_gate), call, units)
-    most = call.k if call.whole is None else None
+    most = call.k if call.whole_above is None else None
     ones = torch.ones_like(chosen, dtype=call.x.dtype)
     routed = Call(*call[:6], ones, chosen, call.offsets, call.activation, most)
     return routed_mlp(routed, "triton" if call.x.is_cuda else "grouped")
+
+
+def gate_fuses(x: Tensor, W_in: Tensor, density: float) -> bool:
+    """Whether "auto" runs x [n, d] by "rows", eagerly and in the type of the weights, as `prepare_gate` does."""
+    device = x.device.type
+    return (
+        type(x) is Tensor
+        and device == "cpu"
+        and x.dtype == W_in.dtype
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled(device)
+        and gate_plan(len(x), density, False, device, x.dtype)[0] == "rows"
+    )
+
+
+def prepare_gate(call: GateCall) -> "GateMLP":
+    """Check a call and prepare `gate_mlp` by "rows" with all of it but x, as a function of other x [n, d].
+
+    Raises ValueError if shapes do not fit. Nothing of the call may move; it may change in place unless the function
+    says that something was `copied`.
+    """
+    check_gate_call(call)
+    from slms.kernels.cpu.gate_rows import GateMLP  # numba takes half a second to import and is optional
+
+    return GateMLP(call, units_of(call.offsets))
 
 
 def gate_mlp(call: GateCall, backend: str = "auto") -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, library
 
 from slms.kernels.gate_reference import GateCall
 
-CHOICE = "Tensor scale, int[] offsets, SymInt k, SymInt n_shared, str activation, Tensor? whole=None"
+CHOICE = "Tensor scale, int[] offsets, SymInt k, SymInt n_shared, str activation, Tensor? whole_above=None"
 there: Any = dict(mutates_args=(), device_types=("cpu", "cuda"))
 
 

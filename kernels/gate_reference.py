@@ -41,8 +41,8 @@ class GateCall(NamedTuple):
     """units 0 to n_shared - 1 run for every token"""
     activation: str
     """a key of `kernels.ACTIVATIONS`"""
-    whole: Tensor | None = None
-    """[n] bool: tokens that keep every unit"""
+    whole_above: Tensor | None = None
+    """[] fp32: a token keeps every unit if the 2-norm of its units' scores exceeds it"""
 
 
 def unit_scores(gate: Tensor, scale: Tensor, offsets: Sequence[int]) -> Tensor:
@@ -61,15 +61,15 @@ def unit_scores(gate: Tensor, scale: Tensor, offsets: Sequence[int]) -> Tensor:
     return torch.stack([unit.square().sum(1).sqrt() for unit in c.split(sizes, 1)], 1)
 
 
-def select_reference(scores: Tensor, k: int, n_shared: int, whole: Tensor | None = None) -> Tensor:
-    """Choose [n, p] bool: the shared units and the k − n_shared largest of the others; every unit where `whole`.
+def select_reference(scores: Tensor, k: int, n_shared: int, whole_above: Tensor | None = None) -> Tensor:
+    """Choose [n, p] bool: the shared units and the k − n_shared largest of the others; else as in `GateCall`.
 
     Of equal scores the left one is chosen; NaN counts as largest.
     """
     order = scores[:, n_shared:].sort(dim=1, descending=True, stable=True).indices[:, : k - n_shared]
     chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(1, order + n_shared, True)
     chosen[:, :n_shared] = True
-    return chosen if whole is None else chosen | whole.unsqueeze(1)
+    return chosen if whole_above is None else chosen | (scores.norm(dim=1, keepdim=True) > whole_above)
 
 
 def per_neuron(chosen: Tensor, offsets: Sequence[int]) -> Tensor:
@@ -92,5 +92,5 @@ def gate_mlp_reference(call: GateCall) -> Tensor:
     """
     gate = gate_activations(call)
     scores = unit_scores(gate, call.scale, call.offsets)
-    kept = per_neuron(select_reference(scores, call.k, call.n_shared, call.whole), call.offsets)
+    kept = per_neuron(select_reference(scores, call.k, call.n_shared, call.whole_above), call.offsets)
     return torch.where(kept, gate * F.linear(call.x, call.W_in, call.b_in), 0) @ call.W_out

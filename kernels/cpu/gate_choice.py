@@ -7,9 +7,10 @@ Shapes: n tokens, f neurons, p units.
 """
 
 import numpy as np
+from numba import carray
 from numba.extending import register_jitable
 
-from slms.kernels.cpu.memory import float_as_bits, stay_apart
+from slms.kernels.cpu.memory import float_as_bits, floats, stay_apart
 
 POSITIVE = np.uint32(0x7FFFFFFF)
 
@@ -30,6 +31,18 @@ def score_bits(gate, scale, offsets, bits):
             c = gate[i] * scale[i]
             total += c * c
         bits[p] = np.int32(float_as_bits(np.sqrt(total)) & POSITIVE)
+
+
+@register_jitable
+def exceeds(gate, scale, above):
+    """Whether the 2-norm of one token's scores exceeds the number at the address `above`; never if that is 0."""
+    if above == 0:
+        return False
+    total = np.float32(0)
+    for i in range(gate.shape[0]):
+        c = gate[i] * scale[i]
+        total += c * c
+    return np.sqrt(total) > carray(floats(above), (1,))[0]
 
 
 @register_jitable

@@ -9,8 +9,8 @@ from numba.extending import register_jitable
 
 from slms.kernels.cpu import loops
 from slms.kernels.cpu.compiled import njit
-from slms.kernels.cpu.gate_choice import choose_units, score_bits
-from slms.kernels.cpu.gathered import ROWS, dots_1, dots_1h, dots_4, dots_4h, sums_1, sums_1h, sums_4, sums_4h
+from slms.kernels.cpu.gate_choice import choose_units, exceeds, score_bits
+from slms.kernels.cpu.gathered import ROWS, dots_1, dots_1h, dots_n, dots_nh, sums_1, sums_1h, sums_n, sums_nh
 from slms.kernels.cpu.memory import bits_as_float, bytes_at, floats, halves, integers, keep, narrow, numbers, stay_apart
 from slms.kernels.cpu.pointwise import activate
 from slms.kernels.cpu.single import add_lanes, dot_one, to_lanes
@@ -80,7 +80,7 @@ def choose(a):
     bits, chosen = np.empty(units, np.int32), np.empty(units, np.uint8)
     index = carray(integers(a[INDEX]), (n, f + 1))
     for t in range(n):
-        whole = a[WHOLE] != 0 and carray(bytes_at(a[WHOLE]), (n,))[t] != 0
+        whole = exceeds(gates[t], scale, a[WHOLE])
         score_bits(gates[t], scale, offsets, bits)
         choose_units(bits, a[loops.K], a[SHARED], whole, chosen)
         count = 0
@@ -99,7 +99,7 @@ def choose(a):
 
 @register_jitable
 def _add_token(a, t, thread, threads, y):
-    """Add to y [d] the output of this thread's share of token t's neurons, reading a row of each matrix at a time."""
+    """Add to y [d] the output of this thread's share of token t's neurons: all their up-projections, then all downs."""
     stay_apart()
     n, d, size, f = a[loops.N], a[loops.D], a[loops.SIZE], a[loops.OFFSETS + a[loops.P]]
     chosen = carray(integers(a[INDEX]), (n, f + 1))[t]
@@ -107,38 +107,40 @@ def _add_token(a, t, thread, threads, y):
     count, row = index.shape[0], d * size
     gates, bias = carray(floats(a[loops.GATES]), (n, f))[t], numbers(a[loops.B_IN], f, size)
     lanes, total = to_lanes(a[loops.X] + 4 * d * t, d, size), np.zeros(d, np.float32)
-    w_in, w_out = np.empty(count + ROWS, np.int64), np.empty(count + ROWS, np.int64)
-    for j in range(count + ROWS):  # at the end, what is fetched ahead is the last row again
-        i = index[min(j, count - 1)] if count > 0 else 0
-        w_in[j], w_out[j] = a[loops.W_IN] + i * row, a[loops.W_OUT] + i * row
-    u, x, y_at, groups = np.empty(ROWS, np.float32), lanes.ctypes.data, total.ctypes.data, count // ROWS * ROWS
+    x, y_at, groups = lanes.ctypes.data, total.ctypes.data, count // ROWS
+    order = np.empty(count, np.int64)  # a tile's rows lie far apart, as in `single`
+    table = np.empty(2 * count + ROWS, np.int64)  # rows of W_in, then of W_out, then what is fetched after the end
+    for j in range(count):
+        i = order[j] = index[j // ROWS + j % ROWS * groups if j < groups * ROWS else j]
+        table[j], table[count + j] = a[loops.W_IN] + i * row, a[loops.W_OUT] + i * row
+    table[2 * count :] = a[loops.W_OUT]
+    u, up, down = np.empty(count, np.float32), table.ctypes.data, table.ctypes.data + 8 * count
     u_at = u.ctypes.data
-    for j in range(0, groups, ROWS):
-        up, down = w_in.ctypes.data + 8 * j, w_out.ctypes.data + 8 * j
+    for j in range(0, groups * ROWS, ROWS):
         if size == 4:
-            dots_4(up, down, x, d, u_at)
+            dots_n(up + 8 * j, up + 8 * (j + ROWS), x, d, u_at + 4 * j)
         else:
-            dots_4h(up, down, x, d, u_at)
-        for k in range(ROWS):
-            i = index[j + k]
-            u[k] = (u[k] + bias[i] if bias.shape[0] > 0 else u[k]) * gates[i]
+            dots_nh(up + 8 * j, up + 8 * (j + ROWS), x, d, u_at + 4 * j)
+    for j in range(groups * ROWS, count):
         if size == 4:
-            sums_4(down, up + 8 * ROWS, u_at, d, y_at)
+            dots_1(up + 8 * j, up + 8 * (j + 1), x, d, u_at + 4 * j)
         else:
-            sums_4h(down, up + 8 * ROWS, u_at, d, y_at)
-    for j in range(groups, count):
-        up, down, i = w_in.ctypes.data + 8 * j, w_out.ctypes.data + 8 * j, index[j]
+            dots_1h(up + 8 * j, up + 8 * (j + 1), x, d, u_at + 4 * j)
+    for j in range(count):
+        i = order[j]
+        u[j] = (u[j] + bias[i] if bias.shape[0] > 0 else u[j]) * gates[i]
+    for j in range(0, groups * ROWS, ROWS):
         if size == 4:
-            dots_1(up, down, x, d, u_at)
+            sums_n(down + 8 * j, down + 8 * (j + ROWS), u_at + 4 * j, d, y_at)
         else:
-            dots_1h(up, down, x, d, u_at)
-        u[0] = (u[0] + bias[i] if bias.shape[0] > 0 else u[0]) * gates[i]
+            sums_nh(down + 8 * j, down + 8 * (j + ROWS), u_at + 4 * j, d, y_at)
+    for j in range(groups * ROWS, count):
         if size == 4:
-            sums_1(down, down, u_at, d, y_at)
+            sums_1(down + 8 * j, down + 8 * (j + 1), u_at + 4 * j, d, y_at)
         else:
-            sums_1h(down, down, u_at, d, y_at)
+            sums_1h(down + 8 * j, down + 8 * (j + 1), u_at + 4 * j, d, y_at)
     add_lanes(y, total, size)
-    keep(lanes, total, w_in, w_out, u)
+    keep(lanes, total, table, u)
 
 
 @register_jitable
@@ -168,7 +170,7 @@ def mask_loop(a, thread, threads):
         widen(a[loops.X] + t * f * size, gate, size)
         activate(gate, a[loops.CODE], f)
         score_bits(gate, scale, offsets, bits)
-        whole = a[WHOLE] != 0 and carray(bytes_at(a[WHOLE]), (n,))[t] != 0
+        whole = exceeds(gate, scale, a[WHOLE])
         choose_units(bits, a[loops.K], a[SHARED], whole, chosen)
         if a[loops.CHOSEN]:
             carray(bytes_at(a[loops.CHOSEN]), (n, units))[t] = chosen

@@ -39,40 +39,54 @@ def _arguments(
     numbers: Sequence[int], addresses: Sequence[int], choice: Sequence[int], offsets: Sequence[int]
 ) -> np.ndarray:
     """A loop's arguments; `offsets` is empty for single neurons, whose number is the first of `choice`."""
-    f, scale, k, n_shared, whole = choice
+    f, scale, k, n_shared, whole_above = choice
     a = packed([*numbers, 0, 0, *addresses], offsets or (0, f))
     a[loops.K], a[gate_loops.SHARED] = k, n_shared
-    a[gate_loops.SCALE], a[gate_loops.WHOLE], a[gate_loops.SINGLE] = scale, whole, not offsets
+    a[gate_loops.SCALE], a[gate_loops.WHOLE], a[gate_loops.SINGLE] = scale, whole_above, not offsets
     return a
 
 
-def gate_rows(call: GateCall, offsets: Sequence[int]) -> Tensor:
-    """The same function as `kernels.gate_mlp`, without gradients, for float32 and bfloat16, accumulated in float32.
+class GateMLP:
+    """`kernels.gate_mlp` for one layer, without gradients, for float32 and bfloat16, accumulated in float32.
 
     It reads the whole gate matrix once, and of W_in and W_out each token's chosen rows. `offsets` stand for those of
-    the call, and are empty for single neurons.
+    the call, and are empty for single neurons. What the call holds must not move, but may change in place unless
+    `copied` says that something of it was not contiguous.
     """
-    n, d = call.x.shape
-    # Held here, because the loops know only addresses.
-    held = [contiguous(tensor) for tensor in call[:6]]
-    scale, whole = contiguous(call.scale), contiguous(call.whole)
-    f, p = len(call.scale), max(1, len(offsets) - 1)
-    numbers = n, d, p, CODES[call.activation], call.x.element_size()
-    addresses, choice = map(address, held), (f, address(scale), call.k, call.n_shared, address(whole))
-    a = _arguments(numbers, [*addresses], choice, offsets)
-    team = team_size(call.W_in.nbytes * 2)
-    if team == 1:
-        y = torch.empty(n, d, dtype=call.x.dtype)
-        a[loops.Y] = y.data_ptr()
-        gate_loops.gate_loop(a)
-        return y
-    wide, y = as_float(call.x), torch.zeros(team, n, d)
-    gates, index = torch.empty(n, f), torch.empty(n, f + 1, dtype=torch.int64)
-    a[loops.X], a[loops.Y], a[loops.GATES], a[gate_loops.INDEX] = map(address, (wide, y, gates, index))
-    run(gate_loops.gates_loop, team, a)
-    gate_loops.choose_loop(a)
-    run(gate_loops.chosen_rows_loop, team, a)
-    return y.sum(0).to(call.x.dtype)
+
+    def __init__(self, call: GateCall, offsets: Sequence[int]) -> None:
+        given = (*call[1:6], call.scale)
+        # Held, because the loops know only addresses.
+        self.held = [*map(contiguous, given), call.whole_above]
+        self.copied = any(ours is not tensor for ours, tensor in zip(self.held, given, strict=False))
+        self.f, self.bytes = len(call.scale), call.W_in.nbytes * 2
+        *weights, scale, whole_above = map(address, self.held)
+        numbers = 0, call.W_in.shape[1], max(1, len(offsets) - 1), CODES[call.activation], call.W_in.element_size()
+        choice = self.f, scale, call.k, call.n_shared, whole_above
+        self.arguments = _arguments(numbers, [0, *weights], choice, offsets)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Output [n, d] of x [n, d]."""
+        a, (n, d) = self.arguments.copy(), x.shape
+        x, team = x if x.is_contiguous() else x.contiguous(), team_size(self.bytes)
+        a[loops.N] = n
+        if team == 1:
+            y = torch.empty_like(x)
+            a[loops.X], a[loops.Y] = x.data_ptr(), y.data_ptr()
+            gate_loops.gate_loop(a)
+            return y
+        wide, y = as_float(x), torch.zeros(team, n, d)
+        gates, index = torch.empty(n, self.f), torch.empty(n, self.f + 1, dtype=torch.int64)
+        a[loops.X], a[loops.Y], a[loops.GATES], a[gate_loops.INDEX] = map(address, (wide, y, gates, index))
+        run(gate_loops.gates_loop, team, a)
+        gate_loops.choose_loop(a)
+        run(gate_loops.chosen_rows_loop, team, a)
+        return y.sum(0).to(x.dtype)
+
+
+def gate_rows(call: GateCall, offsets: Sequence[int]) -> Tensor:
+    """The output of `GateMLP` for the tokens of a call."""
+    return GateMLP(call, offsets)(call.x)
 
 
 def gate_choice(gate: Tensor, call: GateCall, offsets: Sequence[int]) -> Tensor:
@@ -88,9 +102,9 @@ def multiply_chosen(up: Tensor, gate: Tensor, call: GateCall, offsets: Sequence[
 
 
 def _mask(gate: Tensor, call: GateCall, offsets: Sequence[int], chosen: Tensor | None, up: Tensor | None) -> None:
-    scale, whole = contiguous(call.scale), contiguous(call.whole)
+    scale = contiguous(call.scale)
     n, f = gate.shape
     numbers = n, 0, max(1, len(offsets) - 1), CODES[call.activation], gate.element_size()
     addresses = [address(gate), *[0] * 6, address(chosen), address(up)]
-    a = _arguments(numbers, addresses, (f, address(scale), call.k, call.n_shared, address(whole)), offsets)
+    a = _arguments(numbers, addresses, (f, address(scale), call.k, call.n_shared, address(call.whole_above)), offsets)
     run(gate_loops.mask_loop, team_size(CHOICE * n * f / 1024), a)

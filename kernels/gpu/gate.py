@@ -59,7 +59,7 @@ def score(
 def select(
     values,
     scale,
-    whole,
+    whole_above,
     chosen,
     index,
     count,
@@ -72,7 +72,7 @@ def select(
     LISTED: tl.constexpr,
     UU: tl.constexpr,
 ):
-    """chosen[t] = the shared units and the K − SHARED largest others, the left one of equals; all if whole.
+    """chosen[t] = the shared units and the K − SHARED largest others, the left one of equals; all if ‖c‖ > whole_above.
 
     values: scores if SCORED, else gates before their activation. LISTED: write the units chosen and their number too.
     The last score chosen is the largest of which K − SHARED are at least as large. It is found from its first bit on,
@@ -100,7 +100,7 @@ def select(
     room = needed - tl.sum(above.to(tl.int32), 0)
     taken = above | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= room)) | (p < SHARED)
     if WHOLE:
-        taken = taken | (p < tl.load(whole + t).to(tl.int32) * U)
+        taken = taken | (tl.zeros_like(p) < (tl.sqrt(tl.sum(c * c, 0)) > tl.load(whole_above)).to(tl.int32))
     taken = taken & real
     tl.store(chosen + t * U + p, taken.to(tl.uint8), mask=real)
     if LISTED:
@@ -213,9 +213,9 @@ def _select(gate: Tensor, call: GateCall, units: tuple[int, ...], listed: bool) 
     index = gate.new_empty((n, p) if listed else 0, dtype=torch.int32)
     count = gate.new_empty(n if listed else 0, dtype=torch.int32)
     if n * p:
-        whole = chosen if call.whole is None else call.whole.contiguous().view(torch.uint8)
-        flags = {"SCORED": bool(units), "WHOLE": call.whole is not None, "LISTED": listed, **select_sizes(p)}
-        select[(n,)](values, scale, whole, chosen, index, count, p, call.k, call.n_shared, act, **flags)
+        whole_above = scale if call.whole_above is None else call.whole_above
+        flags = {"SCORED": bool(units), "WHOLE": call.whole_above is not None, "LISTED": listed, **select_sizes(p)}
+        select[(n,)](values, scale, whole_above, chosen, index, count, p, call.k, call.n_shared, act, **flags)
     return chosen, index, count
 
 
@@ -240,7 +240,7 @@ def gate_rows(call: GateCall, units: tuple[int, ...]) -> Tensor:
         gate = F.linear(x, call.W_gate, call.b_gate)
         listed = n == 1 and not units
         chosen, index, count = _select(gate, call, units, listed)
-        rows = call.k if listed and call.whole is None else f
+        rows = call.k if listed and call.whole_above is None else f
         tile = gate_tile(x.dtype, n, max(1, call.k * f // chosen.shape[1]))
         s = triton.cdiv(rows, tile.rows)
         partial = torch.empty(s, n, d, dtype=torch.float32, device=x.device)

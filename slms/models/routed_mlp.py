@@ -13,9 +13,19 @@ import torch.nn.functional as F
 from einops import einsum
 from torch import Tensor, nn
 
-from slms.kernels import Call, GateCall, Layer, Router, fuses, gate_mlp, prepare_fused, routed_mlp
+from slms.kernels import (
+    Call,
+    GateCall,
+    Layer,
+    Router,
+    fuses,
+    gate_fuses,
+    gate_mlp,
+    prepare_fused,
+    prepare_gate,
+    routed_mlp,
+)
 from slms.kernels.activations import ACTIVATIONS
-from slms.kernels.gate_reference import unit_scores
 from slms.kernels.reference import neuron_weights
 from slms.kernels.router import GATES
 from slms.models.partition import pathway_offsets
@@ -100,6 +110,9 @@ class RoutedMLP(Routed):
         """Return the output [..., d] for x [..., d], in x's dtype."""
         flat = x.reshape(-1, x.shape[-1])
         if isinstance(self.router, GateSelector):
+            if (gated := self._fused_gate(flat, self.router)) is not None:
+                y = gated(flat)
+                return (y if self.b_out is None else y + self.b_out).reshape(x.shape)
             y = self._by_gate(flat, self.router)
             return F.dropout(y.to(x.dtype), self.dropout, self.training).reshape(x.shape)
         if (backend := self._fuses(flat)) is not None and (run := self._fused(flat.dtype)) is not None:
@@ -143,14 +156,39 @@ class RoutedMLP(Routed):
             keep = neuron_weights(routes.gates, routes.chosen, self.offsets).to(gates.dtype)
             y = (gates * F.linear(x, self.W_in, self.b_in) * keep) @ self.W_out
         else:
-            assert self.W_gate is not None
-            whole = None
-            if selector.whole_above < math.inf:
-                whole = selector.massive(unit_scores(self._gates(x), selector.scale, self.offsets))
-            weights = (self.W_in, self.b_in, self.W_gate, self.b_gate, self.W_out)
-            units = (selector.scale.float(), self.offsets, self._k, self.config.n_shared)
-            y = gate_mlp(GateCall(x, *weights, *units, self.activation, whole))
+            call = self._gate_call(x, selector)  # knowing that no token is whole saves a GPU more than asking costs
+            y = gate_mlp(call if selector.whole_above < math.inf else call._replace(whole_above=None))
         return y if self.b_out is None else y + self.b_out
+
+    def _gate_call(self, x: Tensor, selector: GateSelector) -> GateCall:
+        assert self.W_gate is not None
+        weights = (self.W_in, self.b_in, self.W_gate, self.b_gate, self.W_out)
+        units = (selector.scale.float(), self.offsets, self._k, self.config.n_shared)
+        return GateCall(x, *weights, *units, self.activation, selector.whole_above.float())
+
+    def _fused_gate(self, x: Tensor, selector: GateSelector) -> Callable[[Tensor], Tensor] | None:
+        """Return the MLP without its output bias as one compiled call, if it can be, as in `_fused`."""
+        observed = self.recorder is not None or selector.chooser is not None or (self.training and self.dropout)
+        if observed or not gate_fuses(x, self.W_in, self._k / self.config.n_pathways):
+            return None
+        owners: list[dict] = [self._parameters, self._buffers, selector._parameters, selector._buffers]
+        plain = [tensor for owner in owners for tensor in owner.values() if type(tensor) in (Tensor, nn.Parameter)]
+        where = [self._k, x.dtype, *((tensor.data_ptr(), tensor.dtype) for tensor in plain)]
+        prepared = self._prepared  # another thread may replace it
+        if prepared is not None and prepared[0] == where:
+            return prepared[1]
+        call, known = self._gate_call(x, selector), {id(tensor) for tensor in plain}
+        held = (*call[1:6], call.scale, call.whole_above)
+        if any(tensor is not None and id(tensor) not in known for tensor in held):
+            return None
+        if any(weight is not None and weight.dtype != x.dtype for weight in call[1:6]):
+            return None
+        if self._modules.keys() != {"router"} or selector._modules:
+            return None
+        run = prepare_gate(call)
+        if not run.copied:
+            self._prepared = where, run
+        return run
 
     def _fuses(self, x: Tensor) -> str | None:
         """Return the backend of a single compiled call if this is unobserved inference and the call is faster."""

@@ -40,10 +40,6 @@ class GateSelector(nn.Module):
         self.register_buffer("scale", torch.ones(offsets[-1]))
         self.register_buffer("whole_above", torch.full((), math.inf))
 
-    def massive(self, scores: Tensor) -> Tensor | None:
-        """Return which tokens keep every unit, bool [n], by their units' scores [n, p]; None if none can."""
-        return scores.norm(dim=1) > self.whole_above if self.whole_above < math.inf else None
-
     @torch.no_grad()
     def calibrate(self, activated: Tensor, up: Tensor, out_norm: Tensor) -> int:
         """Set scale and ``whole_above`` from gate and up activations [n, f] and ‖w_out‖ [f]; count massive tokens."""
@@ -64,8 +60,7 @@ class GateSelector(nn.Module):
         probs = competing / competing.sum(1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
         competing[:, :n_shared] = -math.inf
         chosen = top_k(competing, k - n_shared)
-        if (whole := self.massive(scores)) is not None:
-            chosen = chosen | whole[:, None]
+        chosen = chosen | (scores.norm(dim=1, keepdim=True) > self.whole_above)
         routes = gated(scores, probs, chosen, self.gate, n_shared)
         if self.chooser is None:
             return routes

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from slms.kernels import Call, GateCall, routed_mlp, routed_mlp_reference
+from slms.kernels.gate_reference import gate_activations, unit_scores
 
 
 class Case(Call):
@@ -72,7 +73,7 @@ def gate_call(
     def normal(*size, scale=1.0):
         return (torch.randn(*size, generator=generator) * scale).requires_grad_()
 
-    return GateCall(
+    call = GateCall(
         x=normal(n, d),
         W_in=normal(f, d, scale=d**-0.5),
         b_in=normal(f) if biased else None,
@@ -84,8 +85,12 @@ def gate_call(
         k=k,
         n_shared=n_shared,
         activation=activation,
-        whole=torch.rand(n, generator=generator) < 0.3 if some_whole else None,
     )
+    if not some_whole:
+        return call
+    sizes = unit_scores(gate_activations(call), call.scale, offsets).norm(dim=1).sort().values
+    # Between two tokens: of rounding, no token of these is whole to one implementation and not to another.
+    return call._replace(whole_above=(sizes[n * 2 // 3 - 1] + sizes[n * 2 // 3]) / 2 if n > 1 else sizes.sum() / 2)
 
 
 # Relative to the largest number of the expected tensor, as the sums have that scale.

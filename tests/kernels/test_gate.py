@@ -144,7 +144,7 @@ def test_every_unit_is_the_dense_mlp(make_gate_call):
     call = make_gate_call(k=12)
     gate, up = (torch.nn.functional.linear(call.x, *w) for w in ((call.W_gate, call.b_gate), (call.W_in, call.b_in)))
     dense = (torch.nn.functional.silu(gate) * up) @ call.W_out
-    for some in (call, call._replace(k=1, whole=torch.ones(len(call.x), dtype=torch.bool))):
+    for some in (call, call._replace(k=1, whole_above=torch.tensor(0.0))):
         assert gate_select(some).all()
         torch.testing.assert_close(gate_mlp(some), dense, rtol=1e-5, atol=1e-5)
 
@@ -169,8 +169,8 @@ def test_autocast_is_that_of_linear(make_gate_call):
         (dict(W_out=torch.zeros(11, 8)), r"`W_out` has shape \(11, 8\); x and offsets ask for \(12, 8\)"),
         (dict(W_in=torch.zeros(12, 8).bfloat16()), "`W_in` is torch.bfloat16; it must be of the type of x"),
         (dict(scale=torch.zeros(12).double()), "`scale` is torch.float64"),
-        (dict(whole=torch.zeros(7)), "`whole` is torch.float32"),
-        (dict(whole=torch.zeros(6, dtype=torch.bool)), r"`whole` has shape \(6,\)"),
+        (dict(whole_above=torch.tensor(1.0).double()), r"`whole_above` is torch\.float64"),
+        (dict(whole_above=torch.zeros(7)), r"`whole_above` has shape \(7,\)"),
         (dict(b_in=torch.zeros(12, device="meta")), "`b_in` is on meta"),
     ],
 )

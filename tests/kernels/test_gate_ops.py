@@ -10,6 +10,6 @@ from slms.kernels import gate_ops
 def test_opcheck(make_gate_call, offsets):
     call = make_gate_call(some_whole=True)
     inputs = [None if tensor is None else tensor.detach() for tensor in call[:6]]
-    choice = call.scale, offsets, 1, 0, "silu", call.whole
+    choice = call.scale, offsets, 1, 0, "silu", call.whole_above
     library.opcheck(gate_ops.GATE_ROWS, (*inputs, *choice))
     library.opcheck(gate_ops.GATE_CHOICE, (inputs[0] @ inputs[1].t(), *choice))

@@ -21,7 +21,7 @@ def one_by_one(call):
         score = [math.sqrt(sum(c[i] ** 2 for i in range(*call.offsets[q : q + 2]))) for q in range(p)]
         best = sorted(range(call.n_shared, p), key=lambda q: (-score[q], q))[: call.k - call.n_shared]
         chosen[t, [*range(call.n_shared), *best]] = True
-        chosen[t] |= call.whole is not None and bool(call.whole[t])
+        chosen[t] |= call.whole_above is not None and math.hypot(*c) > call.whole_above
         for q in range(p):
             for i in range(*call.offsets[q : q + 2]) if chosen[t, q] else ():
                 u = x @ call.W_in[i].double() + call.b_in[i].double()

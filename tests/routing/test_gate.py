@@ -2,12 +2,15 @@
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import slms
+from slms.kernels import gate_mlp_reference
 from slms.kernels.activations import ACTIVATIONS
 from slms.models.anatomy import find_mlps
 from slms.models.convert import route
@@ -156,3 +159,37 @@ def test_an_mlp_without_a_gate_is_refused(tiny, tokens, family):  # noqa: F811
 def test_options_that_would_not_act_are_refused(option, value):
     with pytest.raises(ValueError, match=rf"`routing\.{option}` is {value}; with `routing\.router` gate it must be"):
         RoutingConfig(**ALONE, k=5, **{option: value})
+
+
+@torch.inference_mode()
+def test_the_prepared_call_follows_every_change_and_is_not_copied(tiny, tokens):  # noqa: F811
+    routed = route(tiny("llama"), RoutingConfig(**ALONE, k=5), tokens(4, 16)).eval()
+    mlp, x = find_mlps(routed)[1], torch.randn(1, 1, 24, generator=torch.Generator().manual_seed(1))
+
+    def check(prepared_again):
+        before = mlp._prepared
+        plain = gate_mlp_reference(mlp._gate_call(x[0], mlp.router))
+        torch.testing.assert_close(mlp(x)[0], plain + mlp.b_out, atol=1e-6, rtol=1e-5)
+        assert (mlp._prepared is not before) == prepared_again
+
+    check(True)
+    check(False)
+    mlp.W_in.mul_(1.5)
+    mlp.router.scale.mul_(torch.rand(D_FF))
+    mlp.router.whole_above.fill_(0.0)
+    check(False)
+    mlp.router.whole_above.fill_(math.inf)
+    mlp.k = 3
+    check(True)
+    mlp.W_out = nn.Parameter(torch.randn(D_FF, 24))
+    check(True)
+    mlp.router.scale = torch.rand(D_FF)
+    check(True)
+    for copied in (copy.deepcopy(mlp), pickle.loads(pickle.dumps(mlp))):
+        assert copied._prepared is None
+        assert torch.equal(copied(x), mlp(x))
+    half = copy.deepcopy(mlp).bfloat16()
+    y = half(x.bfloat16())
+    assert y.dtype == torch.bfloat16 and half._prepared is None  # its scale must be copied to float32
+    mlp.W_gate = nn.Parameter(mlp.W_gate.t().contiguous().t())
+    check(False)
