@@ -34,7 +34,7 @@ def assert_same_run(folder, name):
     one, other = numbers(folder, "one"), numbers(folder, name)
     assert one.keys() == other.keys()
     for key, value in one.items():
-        is_loss = key[2] == "loss" or key[2] in ("loss", "perplexity") or key[1:3] == ("train", "loss")
+        is_loss = key[2] == "loss" or key[2] in ("loss", "perplexity", "kl") or key[1:3] == ("train", "loss")
         assert abs(other[key] - value) <= (1e-5 * max(1, abs(value)) if is_loss else 0), (key, value, other[key])
     first, second = (read_results(directory(folder, which)) for which in ("one", name))
     assert_alike(first.rows, second.rows)
