@@ -81,16 +81,16 @@ def _rules(shape: Shape, n_tokens: int) -> Iterator[Row]:
     keep = torch.rand(n_tokens, shape.d_ff, device=call.x.device) < 0.5
     v = torch.randn(n_tokens, shape.d_ff, device=call.x.device).to(call.x.dtype)
     runs = [lambda: sparse.dots(call.x, call.W_in, keep), lambda: dots_reference(call.x, call.W_in, keep)]
-    yield _row("rows' products", shape, n_tokens, *runs, [])
+    yield _row("rows' products", shape, n_tokens, runs[0], runs[1], [])
     runs = [lambda: sparse.sums(v, call.W_out, keep), lambda: sums_reference(v, call.W_out, keep)]
-    yield _row("rows' sums", shape, n_tokens, *runs, [])
+    yield _row("rows' sums", shape, n_tokens, runs[0], runs[1], [])
     p = shape.n_pathways
     W = torch.linspace(-1, 1, p, device=call.x.device).unsqueeze(1).repeat(1, shape.d_model).to(call.x.dtype)
     zeros = torch.zeros(p, device=call.x.device, dtype=call.x.dtype)
     router = Router(None, None, W, zeros, zeros, max(1, p // 4), "sigmoid", None)
     ones = torch.ones_like(call.x)
     gates = [lambda: step_choose(ones, router)[0].float(), lambda: choose(ones, router)[0].float()]
-    yield _row("router's choice", shape, n_tokens, *gates, [])
+    yield _row("router's choice", shape, n_tokens, gates[0], gates[1], [])
 
 
 def parity_rows(setting: Setting) -> Iterator[Row]:

@@ -170,7 +170,7 @@ def gate_tile(dtype: torch.dtype, n_tokens: int, chosen: int) -> DecodeTile:
     shipped = DECODE_TILES[family(dtype), "one" if n_tokens == 1 else "few"]
     if n_tokens > 1:
         return shipped._replace(rows=16)
-    return shipped._replace(rows=4 if chosen <= 1024 else 8) if chosen <= 4096 else shipped._replace(rows=16, inner=256)
+    return shipped._replace(rows=4) if chosen <= 1024 else shipped._replace(rows=8 if chosen <= 4096 else 16, inner=256)
 
 
 def combine_warps(dtype: torch.dtype) -> int:

@@ -5,7 +5,6 @@ Shapes: b batch, t position, n tokens (b·t), d model, f neurons, p pathways.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -156,8 +155,8 @@ class RoutedMLP(Routed):
             keep = neuron_weights(routes.gates, routes.chosen, self.offsets).to(gates.dtype)
             y = (gates * F.linear(x, self.W_in, self.b_in) * keep) @ self.W_out
         else:
-            call = self._gate_call(x, selector)  # knowing that no token is whole saves a GPU more than asking costs
-            y = gate_mlp(call if selector.whole_above < math.inf else call._replace(whole_above=None))
+            # Whether any token can be whole is not asked, for which a GPU would wait and CUDA graphs could not hold it.
+            y = gate_mlp(self._gate_call(x, selector))
         return y if self.b_out is None else y + self.b_out
 
     def _gate_call(self, x: Tensor, selector: GateSelector) -> GateCall:
