@@ -6,7 +6,7 @@ more token with a static cache: eager, as one CUDA graph, or compiled; prompts r
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -27,10 +27,10 @@ def smollm2(setting: Setting) -> tuple[PreTrainedModel, str]:
     """SmolLM2-135M, or a model of its shape, and which of both it is."""
     if not setting.dry:
         try:
-            return load_base("smollm2-135m").model.to(setting.device), "the real weights"
+            return load_base("smollm2-135m").model.to(setting.device), "the real weights"  # type: ignore[arg-type]  # of a decorated method
         except (ValueError, OSError, ImportError) as error:
             why = str(error).splitlines()[0]
-            return random_llama(49152, 576, 30, 9, 3, 1536).to(setting.device), f"random weights ({why})"
+            return random_llama(49152, 576, 30, 9, 3, 1536).to(setting.device), f"random weights ({why})"  # type: ignore[arg-type]  # of a decorated method
     # In float64 no loop is compiled on the CPU.
     return random_llama(64, 16, 2, 2, 1, 64).double(), "a tiny model with random weights"
 
@@ -78,7 +78,7 @@ def static_step(
     """
     cache = StaticCache(config=model.config, max_cache_len=prompt.shape[1] + 8)
     model(prompt, use_cache=True, logits_to_keep=1, **{CACHE: cache})
-    lengths = [layer.cumulative_length for layer in cache.layers]
+    lengths: list[Tensor] = [layer.cumulative_length for layer in cache.layers]  # type: ignore[union-attr, misc]
     token, call = prompt[:, -1:].clone(), run or model
 
     def step() -> object:
@@ -89,7 +89,9 @@ def static_step(
     return step
 
 
-def _times(what: str, how: str, runs: dict[str, Callable[[], object]], setting: Setting, cells: Row) -> Iterator[Row]:
+def _times(
+    what: str, how: str, runs: Mapping[str, Callable[[], object]], setting: Setting, cells: Row
+) -> Iterator[Row]:
     times = time_together(runs, setting.device, setting.seconds * 4)
     for name, spread in times.items():
         row: Row = {"what": what, **cells, "how": how, "model": name, "ms": round(spread.p50 / 1e3, 3)}
@@ -104,7 +106,7 @@ def model_rows(setting: Setting) -> Iterator[Row]:
     yield {"what": "weights", "model": weights}
     models = {"dense": dense, **routed(dense, ids, setting.dry)}
     if not setting.dry:
-        models = {name: model.to(torch.bfloat16) for name, model in models.items()}
+        models = {name: model.to(torch.bfloat16) for name, model in models.items()}  # type: ignore[arg-type]  # of a decorated method
     for model in models.values():
         model.eval()
 
