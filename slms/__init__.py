@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from slms.commands.export import export_model
     from slms.models.base import load_base
     from slms.models.convert import route
+    from slms.models.decode_step import speed_up
     from slms.models.io import load_model, save_model
     from slms.models.listing import list_layers
     from slms.routing.config import RoutingConfig
@@ -51,6 +52,7 @@ __all__ = [
     "load_model",
     "route",
     "save_model",
+    "speed_up",
 ]
 
 _HOME = {
@@ -59,6 +61,7 @@ _HOME = {
     "route": "slms.models.convert",
     "load_model": "slms.models.io",
     "save_model": "slms.models.io",
+    "speed_up": "slms.models.decode_step",
     "export_model": "slms.commands.export",
     "RoutingConfig": "slms.routing.config",
     "load_coder": "slms.sae.load",

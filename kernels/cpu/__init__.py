@@ -2,7 +2,7 @@
 
 grouped -> library products, pathway by pathway; rows, rows_backward -> neurons' rows read in place, in vector code;
 amx, amx_backward -> bfloat16 on tile registers; fused -> router, choice and MLP of a layer in one call; gate_rows ->
-neurons chosen by their own gates.
+neurons chosen by their own gates; decoder -> the layers of a Llama-like model for one token.
 
 Beneath: choice -> the router in loops; loops, pointwise -> what all threads run; operands, amx_tiles -> tile registers;
 gate_loops, gate_choice -> the same for gate-selected neurons; vectors, single, gathered -> products in vector code;

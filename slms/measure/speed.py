@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from slms.kernels.timing import Spread, time_together
 from slms.models.activations import mlp_inputs
 from slms.models.anatomy import find_mlps
+from slms.models.decode_step import speed_up
 from slms.models.transformers_internals import CACHE
 
 
@@ -41,7 +42,12 @@ class Speed(NamedTuple):
 
 
 def compare_speed(dense: PreTrainedModel, other: PreTrainedModel, prompt: Tensor, seconds: float) -> Speed:
-    """Time two models on a prompt [1, t], each pair in turns for about `seconds` / 4, at least five rounds."""
+    """Time two models on a prompt [1, t], each pair in turns for about `seconds` / 4, at least five rounds.
+
+    Both decode by the same engine, `speed_up` (in place), so that what is compared is what they compute.
+    """
+    for model in (dense, other):
+        speed_up(model)
     device = str(dense.device.type)
 
     def pair(make: Callable[[PreTrainedModel], Callable[[], object]]) -> Pair:

@@ -7,6 +7,7 @@ base                     turns files into a dense model and its tokenizer, pretr
 listing                  lists the MLPs of a model or base
 anatomy, activations     find the MLPs of every architecture and read what flows through them
 speedups, small_heads    exact, faster substitutes for modules of transformers
+decode_step              one more token of a Llama-like model in one compiled call
 transformers_internals   everything that relies on undocumented parts of transformers
 partition, routed_mlp    group neurons into pathways; run only the chosen pathways
 dynamic                  rules that choose and execute neurons of dense MLPs without training

@@ -6,6 +6,7 @@ Shapes: b batch, t position, n tokens (b·t), d model, f neurons, p pathways.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,9 @@ from slms.models.partition import pathway_offsets
 from slms.models.routed import Routed
 from slms.models.weights import MLPWeights
 from slms.routing import RULES, GateSelector, PathwayRouter, Routes, RoutingConfig
+
+if TYPE_CHECKING:
+    from slms.kernels.cpu.gate_rows import GateMLP
 
 
 class RoutedMLP(Routed):
@@ -109,7 +113,7 @@ class RoutedMLP(Routed):
         """Return the output [..., d] for x [..., d], in x's dtype."""
         flat = x.reshape(-1, x.shape[-1])
         if isinstance(self.router, GateSelector):
-            if (gated := self._fused_gate(flat, self.router)) is not None:
+            if (gated := self.fused_gate(flat)) is not None:
                 y = gated(flat)
                 return (y if self.b_out is None else y + self.b_out).reshape(x.shape)
             y = self._by_gate(flat, self.router)
@@ -165,8 +169,11 @@ class RoutedMLP(Routed):
         units = (selector.scale.float(), self.offsets, self._k, self.config.n_shared)
         return GateCall(x, *weights, *units, self.activation, selector.whole_above.float())
 
-    def _fused_gate(self, x: Tensor, selector: GateSelector) -> Callable[[Tensor], Tensor] | None:
+    def fused_gate(self, x: Tensor) -> GateMLP | None:
         """Return the MLP without its output bias as one compiled call, if it can be, as in `_fused`."""
+        selector = self.router
+        if not isinstance(selector, GateSelector):
+            return None
         observed = self.recorder is not None or selector.chooser is not None or (self.training and self.dropout)
         if observed or not gate_fuses(x, self.W_in, self._k / self.config.n_pathways):
             return None

@@ -1,0 +1,200 @@
+"""The compiled decode step against transformers' own forward, and all that it must leave to it."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from transformers import DynamicCache, StaticCache
+
+from slms.models.anatomy import find_mlps
+from slms.models.convert import route
+from slms.models.decode_step import Step, speed_up
+from slms.models.routed import record_routes
+from slms.models.transformers_internals import CACHE
+from slms.routing import RoutingConfig
+from tests.models.conftest import D_FF, tiny, tokens  # noqa: F401  fixtures
+
+SERVED = ("llama", "mistral", "qwen2", "qwen3")
+KINDS = {
+    "dense": None,
+    "neurons": dict(router="gate", n_pathways=D_FF, k=D_FF // 3),
+    "units": dict(router="gate", n_pathways=4, k=2, n_shared=1, every_n_layers=2),
+    "router": dict(n_pathways=4, k=2),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Whether the compiled step ran, of each forward that asked it."""
+    seen, run = [], Step._run
+
+    def watched(step, kwargs):
+        seen.append((out := run(step, kwargs)) is not None)
+        return out
+
+    monkeypatch.setattr(Step, "_run", watched)
+    return seen
+
+
+def pair(build, draw, family, kind="dense"):
+    model = build(family)
+    model.config.sliding_window = None
+    if KINDS[kind] is not None:
+        with torch.enable_grad():
+            model = route(model, RoutingConfig(**{"every_n_layers": 1, **KINDS[kind]}), draw(4, 16)).eval()
+    return model, speed_up(copy.deepcopy(model))
+
+
+def decode(model, ids, prompt=4, **arguments):
+    """Logits of every token behind the prompt, one at a time."""
+    out = model(ids[:, :prompt], use_cache=True)
+    logits = []
+    for i in range(prompt, ids.shape[1]):
+        out = model(ids[:, i : i + 1], use_cache=True, **{CACHE: out[CACHE]}, **arguments)
+        logits.append(out.logits)
+    return torch.cat(logits, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", SERVED)
+@torch.no_grad()
+def test_logits_and_cache_are_transformers_own(tiny, tokens, ran, family, kind):  # noqa: F811
+    stock, fast = pair(tiny, tokens, family, kind)
+    ids = tokens(1, 12)
+    torch.testing.assert_close(decode(fast, ids), decode(stock, ids), atol=1e-5, rtol=1e-5)
+    assert ran == [True] * 8
+    caches = [DynamicCache(config=stock.config) for _ in range(2)]
+    for model, cache in zip((stock, fast), caches, strict=True):
+        model(ids[:, :5], use_cache=True, **{CACHE: cache})
+        model(ids[:, 5:6], use_cache=True, **{CACHE: cache})
+    for one, other in zip(*(cache.layers for cache in caches), strict=True):
+        torch.testing.assert_close(one.keys, other.keys, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(one.values, other.values, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_generate(tiny, tokens, ran):  # noqa: F811
+    stock, fast = pair(tiny, tokens, "llama", "neurons")
+    ids, settings = tokens(1, 5), dict(do_sample=False, max_new_tokens=12, min_new_tokens=12, pad_token_id=0)
+    whole = torch.ones_like(ids)
+    assert torch.equal(
+        fast.generate(ids, attention_mask=whole, **settings), stock.generate(ids, attention_mask=whole, **settings)
+    )
+    assert ran == [True] * 11
+    ran.clear()
+    padded = torch.tensor([[0, 0, 1, 1, 1]])
+    several = tokens(3, 5)
+    for batch, mask in ((ids, padded), (several, torch.ones_like(several)), (several, padded.repeat(3, 1))):
+        pair_of = [model.generate(batch, attention_mask=mask, **settings) for model in (fast, stock)]
+        assert torch.equal(*pair_of)
+    assert ran == []
+
+
+@torch.no_grad()
+def test_everything_else_runs_as_before(tiny, tokens, ran):  # noqa: F811
+    stock, fast = pair(tiny, tokens, "qwen3", "neurons")
+    ids = tokens(1, 8)
+    wanted = decode(stock, ids)
+
+    def check(runs, **arguments):
+        ran.clear()
+        torch.testing.assert_close(decode(fast, ids, **arguments), wanted, atol=1e-5, rtol=1e-5)
+        assert ran == runs
+
+    check([True] * 4)
+    with torch.enable_grad():
+        check([])
+    check([], output_hidden_states=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=True):
+        decode(fast, ids)
+    handle, heard = fast.model.layers[1].self_attn.register_forward_hook(lambda *a: heard.append(1)), []
+    check([False] * 4)
+    assert len(heard) == 5
+    handle.remove()
+    with record_routes(fast) as routes:
+        check([False] * 4)
+    assert len(routes) == len(fast.model.layers)
+    fast.model.layers[0].mlp.train()
+    check([False] * 4)
+    fast.eval()
+    torch.set_num_threads(2)
+    check([])
+    torch.set_num_threads(1)
+    cache = StaticCache(config=fast.config, max_cache_len=16)
+    ran.clear()
+    fast(ids[:, :4], **{CACHE: cache})
+    last = fast(ids[:, 4:5], **{CACHE: cache}).logits
+    torch.testing.assert_close(last, wanted[:, :1], atol=1e-5, rtol=1e-5)
+    assert ran == []
+
+
+@torch.no_grad()
+def test_changes_after_the_first_token_are_followed(tiny, tokens, ran):  # noqa: F811
+    stock, fast = pair(tiny, tokens, "llama", "neurons")
+    ids = tokens(1, 7)
+
+    def check(runs=True):
+        ran.clear()
+        torch.testing.assert_close(decode(fast, ids), decode(stock, ids), atol=1e-5, rtol=1e-5)
+        assert ran == [runs] * 3
+
+    check()
+    for model in (stock, fast):
+        model.model.layers[1].self_attn.v_proj.weight.mul_(1.3)
+        model.model.norm.weight.mul_(0.7)
+    check()
+    for model in (stock, fast):
+        model.model.layers[0].mlp.k = 2
+        model.model.layers[0].self_attn.q_proj.weight = nn.Parameter(model.model.layers[0].self_attn.q_proj.weight * 2)
+    check()
+    for model in (stock, fast):
+        model.model.layers[1].mlp = find_mlps(tiny("llama"))[1]
+    check()
+    linear = stock.model.layers[1].self_attn.o_proj
+    for model in (stock, fast):
+        model.model.layers[1].self_attn.o_proj = nn.Sequential(linear)
+    check(False)
+    for model in (stock, fast):
+        model.model.layers[1].self_attn.o_proj = linear
+        model.double()
+    ran.clear()
+    torch.testing.assert_close(decode(fast, ids), decode(stock, ids))
+    assert ran == []
+
+
+@torch.no_grad()
+def test_copies_have_a_step_of_their_own(tiny, tokens, ran, tmp_path):  # noqa: F811
+    stock, fast = pair(tiny, tokens, "llama")
+    ids = tokens(1, 6)
+    wanted = decode(fast, ids)
+    for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        assert other.model.forward.stack is other.model and other.lm_head.forward.head is other.lm_head
+        ran.clear()
+        assert torch.equal(decode(other, ids), wanted) and ran == [True, True]
+        other.model.layers[0].mlp.up_proj.weight.zero_()
+        assert not torch.equal(decode(other, ids), wanted)
+    assert torch.equal(decode(fast, ids), wanted)
+    fast.save_pretrained(tmp_path)
+    loaded = type(stock).from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(decode(loaded, ids), wanted, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_sliding_window_and_other_families_do_not_change(tiny, tokens, ran):  # noqa: F811
+    model = tiny("mistral")
+    model.config.sliding_window = 3
+    fast, ids = speed_up(copy.deepcopy(model)), tokens(1, 9)
+    torch.testing.assert_close(decode(fast, ids), decode(model, ids), atol=1e-5, rtol=1e-5)
+    assert ran == []
+    for family in ("gemma2", "gpt2"):
+        assert "forward" not in vars(speed_up(tiny(family)).base_model)
