@@ -24,6 +24,10 @@ KEPT = """
 begins with decides: `model.routing.k` is used, the rest of `model.routing` is kept."""
 
 
+OLDER = {"train": "all"}
+"""What runs of language models did before these options of `model` existed."""
+
+
 def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Compare the configuration of a run with that of its continuation.
 
@@ -37,6 +41,8 @@ def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     trained = ["coders" if "coders" in config.get("model", {}) else "a language model" for config in (before, now)]
     if trained[0] != trained[1]:
         raise ValueError(f"--ckpt_path is a checkpoint of {trained[0]}; the configuration trains {trained[1]}")
+    if "model" in before and "coders" not in before["model"]:
+        before = {**before, "model": {**OLDER, **before["model"]}}
     streamed = bool(now.get("data", {}).get("stream"))  # a stream's text has no digest
     for option, old, new in changes(before, now):
         fate = fate_of(option)

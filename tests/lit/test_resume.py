@@ -95,6 +95,12 @@ def test_what_is_kept_is_refused_with_both_values(option, old, new, kept):
     check_resumed(nested(old), nested(old))
 
 
+def test_a_run_older_than_an_option_keeps_what_it_did():
+    with pytest.raises(ValueError, match="--model.train is mlps; the run was started with all"):
+        check_resumed({"model": {"routing": None}}, {"model": {"routing": None, "train": "mlps"}})
+    check_resumed({"model": {"routing": None}}, {"model": {"routing": None, "train": "all"}})
+
+
 def test_the_corpus_of_a_stream_has_no_digest_and_is_kept():
     before, now = ({"data": {"stream": True, "corpus": {"name": name}}} for name in ("a.txt", "b.txt"))
     with pytest.raises(ValueError, match=r"--data\.corpus\.name is b\.txt; the run was started with a\.txt"):
