@@ -1,9 +1,10 @@
 """Times a dense model and the same one routed, here and in llama.cpp: `python -m benchmarks.whole_models`.
 
-The routed models are stock mixtures of experts (docs/leaving.md) with random pathways and routers, as only speed is
-measured. In each engine all models take turns on the same threads: slms in fp32, each routed model with the dense one
-(20th percentile); llama.cpp in F32 and Q8_0, all files (best prompt, 20th percentile of steps). A row without a speed
-says why.
+Some routed models are stock mixtures of experts (docs/leaving.md) with random pathways and routers, as only speed is
+measured; in the others, which llama.cpp does not know, the gates choose single neurons. In each engine all models take
+turns on the same threads: slms in fp32, each routed model with the dense one, both by `slms.speed_up` where it serves
+them (20th percentile); llama.cpp in F32 and Q8_0, all files (best prompt, 20th percentile of steps). A row without a
+speed says why.
 """
 
 import argparse
@@ -30,16 +31,26 @@ def routed_as(dense: PreTrainedModel, n_pathways: int, k: int) -> PreTrainedMode
     return route(dense, config, torch.randint(3, dense.config.vocab_size, (1, 64))).eval()
 
 
-def rows(base: str, n_pathways: int, ks: list[int], prompt: int, seconds: float) -> Iterator[tuple[str, ...]]:
+def gate_routed(dense: PreTrainedModel, density: float) -> PreTrainedModel:
+    """Let the gates of every MLP of a dense model choose this share of its neurons."""
+    d_ff = dense.config.intermediate_size
+    config = RoutingConfig(router="gate", n_pathways=d_ff, k=round(density * d_ff), every_n_layers=1)
+    return route(dense, config, torch.randint(3, dense.config.vocab_size, (1, 64))).eval()
+
+
+def rows(
+    base: str, n_pathways: int, ks: list[int], densities: list[float], prompt: int, seconds: float
+) -> Iterator[tuple[str, ...]]:
     """Yield the cells of `COLUMNS`; the last ones are command and build of llama.cpp."""
     opened = load_base(base)
     dense, tokenizer = opened.model.eval(), opened.tokenizer
     models = {f"{k} of {n_pathways}": routed_as(dense, n_pathways, k) for k in ks}
     ids = torch.randint(3, dense.config.vocab_size, (1, prompt))
-    for name, model in models.items():
+    by_gate = {f"gate, {density:g}": gate_routed(dense, density) for density in densities}
+    for name, model in (models | by_gate).items():
         speed = compare_speed(dense, model, ids, seconds)
         of = 1e6 / speed.decode.dense.p20, 1e6 * prompt / speed.prefill.dense.p20
-        if model is next(iter(models.values())):
+        if name == next(iter(models)):
             yield _row("slms fp32", "dense", of, of)
         yield _row("slms fp32", name, (1e6 / speed.decode.other.p20, 1e6 * prompt / speed.prefill.other.p20), of)
     made = ""
@@ -67,6 +78,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--base", default="smollm2-135m", help="a Llama, Mistral or Qwen3")
     parser.add_argument("--n_pathways", type=int, default=16)
     parser.add_argument("--k", nargs="+", type=int, default=[4, 8], help="pathways that a token runs")
+    parser.add_argument(
+        "--density", nargs="*", type=float, default=[0.5, 0.25], help="shares of the neurons that gates choose"
+    )
     parser.add_argument("--prompt", type=int, default=256, help="tokens of a prompt")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads, of slms and llama.cpp alike")
     parser.add_argument(
@@ -78,7 +92,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         print(f"# {machine('cpu')}", flush=True)
         print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
-        for cells in rows(arguments.base, arguments.n_pathways, arguments.k, arguments.prompt, arguments.seconds):
+        options = (arguments.n_pathways, arguments.k, arguments.density, arguments.prompt, arguments.seconds)
+        for cells in rows(arguments.base, *options):
             print("# " + cells[1] if cells[0] == "#" else "| " + " | ".join(cells) + " |", flush=True)
     except ValueError as error:
         parser.error(str(error))

@@ -47,7 +47,9 @@ def folder() -> Path | None:
         tempfile.TemporaryFile(dir=place).close()
         os.utime(place)
     except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
-        log.warning("the CPU kernels are compiled anew in every process (about 10 s); they cannot be kept: %s", error)
+        log.warning(
+            "the CPU kernels are compiled anew in every process (a minute or more); they cannot be kept: %s", error
+        )
         return None
     return place
 
@@ -81,7 +83,7 @@ class _Announcement(event.Listener):
         if event.data["dispatcher"] in self.functions:
             self.functions.clear()
             if folder() is not None:  # else that was said
-                log.info("compiling the CPU kernels, once (about 10 s), kept in %s", folder())
+                log.info("compiling the CPU kernels, once (a minute or more), kept in %s", folder())
 
     def on_end(self, event: event.Event) -> None:
         """Do nothing."""

@@ -12,14 +12,14 @@ pytest.importorskip("gguf", reason="the package gguf is not installed")
 
 def test_every_model_has_a_row_in_each_engine(monkeypatch, capsys):
     monkeypatch.setattr(whole_models, "load_base", lambda name: Base(build("llama-tied"), byte_level()))
-    whole_models.main(["--n_pathways=2", "--k", "1", "2", "--prompt=16", "--seconds=0"])
+    whole_models.main(["--n_pathways=2", "--k", "1", "2", "--density", "0.5", "--prompt=16", "--seconds=0"])
     lines = capsys.readouterr().out.splitlines()
     found = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")][1:]
     names = ["dense", "1 of 2", "2 of 2"]
-    assert [row[1] for row in found[:3]] == names and found[0][3] == found[0][5] == "1.00"
-    assert all(float(row[2]) > 0 and float(row[4]) > 0 for row in found[:3])
-    assert [row[1] for row in found[3:]] == [name for name in names for _ in range(2)]
-    for row in found[3:]:
+    assert [row[1] for row in found[:4]] == [*names, "gate, 0.5"] and found[0][3] == found[0][5] == "1.00"
+    assert all(float(row[2]) > 0 and float(row[4]) > 0 for row in found[:4])
+    assert [row[1] for row in found[4:]] == [name for name in names for _ in range(2)]
+    for row in found[4:]:
         assert float(row[2]) > 0 if absent(times_only=True) is None else row[2] == absent(times_only=True)
 
 

@@ -96,7 +96,7 @@ def test_what_is_kept_is_refused_with_both_values(option, old, new, kept):
 
 
 def test_a_run_older_than_an_option_keeps_what_it_did():
-    with pytest.raises(ValueError, match="--model.train is mlps; the run was started with all"):
+    with pytest.raises(ValueError, match=r"--model\.train is mlps; the run was started with all"):
         check_resumed({"model": {"routing": None}}, {"model": {"routing": None, "train": "mlps"}})
     check_resumed({"model": {"routing": None}}, {"model": {"routing": None, "train": "all"}})
 
