@@ -14,7 +14,7 @@ from slms.kernels.router import SOFTMAX, UNIT
 PATHWAYS = (16, 32, 64, GPU_PATHWAYS)
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 # Units to choose from, in registers at once: single neurons of SmolLM2-135M, of Llama 3.1 8B.
-UNITS = (1536, 14336)
+UNITS = (1536, 8192)
 
 
 class Variant(NamedTuple):

@@ -7,8 +7,8 @@ import torch
 
 from slms.kernels.backends import GPU_TOKENS, refusal
 
-# The most units that one program ranks in registers; more are left to PyTorch's sort.
-UNITS = 16384
+# The most units that one program ranks in registers without spilling; more are left to PyTorch's sort.
+UNITS = 8192
 # Estimate: few tokens run the rows that any of them chose while these are at most this share of all, beyond which
 # library products, which read all rows, lose less than the gathering does.
 UNION = 0.9

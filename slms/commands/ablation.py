@@ -107,7 +107,10 @@ def ablation(
         for place in places
     }
     n_sets = {place: len(random[place].sets) + count_units(unit_of) for place, (_, unit_of) in units.items()}
-    whole_time = duration(sum(rivals[place].seconds() * n for place, n in n_sets.items()))
+    seconds = {
+        place: journal.part(f"{place} seconds", rivals[place].seconds, batch_size=batch_size) for place in places
+    }
+    whole_time = duration(sum(seconds[place] * n for place, n in n_sets.items()))
     print(f"{sum(n_sets.values())} sets of neurons to ablate; about {whole_time} if none is measured yet", flush=True)
     found, control, detectable = [], {}, []
     with Progress("ablating", sum(n_sets.values()), "set") as steps:

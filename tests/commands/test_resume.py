@@ -24,7 +24,8 @@ COMMANDS = {
     "specialization": ([*TEXT, "--task_id=toy_arithmetic", "--layers=1", "--n_nulls=2"], 0),
     "probes": (["--task_id", "ioi_minimal,toy_arithmetic", "--batch_size=2"], 40),
     "dynamick": ([*TEXT, *DYNAMICK], 16),
-    "ablation": ([*TEXT, "--layers=1", "--families=token_class"], 8),
+    # what it was at, and the pass that reads the inputs of the ablated layer again
+    "ablation": ([*TEXT, "--layers=1", "--families=token_class"], 16),
     "sae": ([*TEXT, "--control_tokens=2048"], 60),
 }
 
