@@ -7,7 +7,8 @@ classes           the classes by which the tokens of a text are counted
 passes            losses over text
 pathways          what the pathways of routed modules serve
 controls          the table of controls that choose pathways with the routers' loads
-controlled        trained routers beside these controls, and beside the oracle
+controlled        trained routers beside these controls
+choice_losses     the loss if the oracle's choices, or random routers', are executed
 results           assembles the content of a results file
 schema            that content, one dataclass for each object
 compare           runs side by side

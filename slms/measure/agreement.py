@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -22,12 +23,7 @@ from slms.models.routed_mlp import RoutedMLP
 
 def shared_neurons(one: RoutedMLP, other: RoutedMLP) -> Tensor:
     """How many neurons pathway p of one MLP and q of the other have in common, float64 [p, q]."""
-    f = len(one.permutation)
-    tables = []
-    for mlp in (one, other):
-        bounds = torch.tensor(mlp.offsets[1:])
-        rows = torch.bucketize(torch.arange(f), bounds, right=True)
-        tables.append(torch.nn.functional.one_hot(rows[mlp.permutation.argsort().cpu()], len(bounds)).double())
+    tables = [F.one_hot(mlp.pathway_of_neuron(), mlp.config.n_pathways).double() for mlp in (one, other)]
     return tables[0].T @ tables[1]
 
 

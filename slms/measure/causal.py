@@ -51,8 +51,7 @@ def units_at(model: PreTrainedModel, blocks: Blocks, place: str, batch_size: int
     """
     mlp = find_mlps(model)[layer_of(place)]
     if isinstance(mlp, RoutedMLP):
-        rows = torch.bucketize(torch.arange(len(mlp.permutation)), torch.tensor(mlp.offsets[1:]), right=True)
-        return "pathway", rows[mlp.permutation.argsort().cpu()]
+        return "pathway", mlp.pathway_of_neuron()
     parts, n, site = [], 0, neurons_at(place)
     for batch in batches(blocks, batch_size):
         parts.append(read_sites(model, batch["input_ids"].to(model.device), [site])[site.name])

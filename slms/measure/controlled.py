@@ -15,30 +15,28 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slms.data.text import Blocks
+from slms.measure.choice_losses import choice_rows
 from slms.measure.classes import OF_DOCUMENTS, TextClasses
 from slms.measure.controls import CONTROLS, RANDOM_ROUTER, ControlKind, Fitted, fit_control, mismatch
 from slms.measure.evidence import Choices, Evidence, Sampled
 from slms.measure.metrics import METRICS
-from slms.measure.passes import batches, predicted_tokens, token_nll
+from slms.measure.passes import batches, predicted_tokens
 from slms.measure.pathways import classes_for, device_of
-from slms.measure.rows import MODEL, Row, beside_control, finite, row_of
+from slms.measure.rows import Row, finite, row_of
 from slms.measure.schema import Control, ControlRow
-from slms.metrics.functional import Score, beyond_control, captured_share, document_loss, largest
+from slms.metrics.functional import Score, beyond_control, captured_share
 from slms.metrics.functional.matching import STEPS
-from slms.metrics.loss import DocumentLoss
 from slms.metrics.units import N_GROUPS, Cells, UnitCounts
 from slms.models.contributions import contribution_norms
-from slms.models.routed import Chooser, Routed, choose_by, record_routes, routed_modules
+from slms.models.routed import Routed, record_routes, routed_modules
 from slms.models.routed_mlp import RoutedMLP
-from slms.routing import Routes
 
 TOKENS = 8192  # the sd over seeds outweighs that over documents from 4k tokens on (docs/log.md)
 LOSS_TOKENS = 4096  # of them, those on which the loss with other choices is measured
 LOSS_SEEDS = 3
-FINE_TOKENS, FINE_STEPS = (
-    1024,
-    8,
-)  # tokens, and steps to their loads, for places with more than `MOST_BY_CLASS` pathways
+# Of places with more than `MOST_BY_CLASS` pathways, whose biases take long to find.
+FINE_TOKENS = 1024
+FINE_STEPS = 8
 _MEMORY_BYTES = 2**30  # of inputs that are kept at a time; the model runs again for the other places
 
 
@@ -145,7 +143,7 @@ def measure_controls(
         {place: one.fitted[RANDOM_ROUTER][seed] for place, one in found.items()}
         for seed in range(min(LOSS_SEEDS, options.seeds))
     ]
-    rows += _losses(model, spread(part, LOSS_TOKENS), batch_size, random)
+    rows += choice_rows(model, spread(part, LOSS_TOKENS), batch_size, random)
     model.train(training)
     controls = {
         name: Control(
@@ -259,46 +257,3 @@ def _control_rows(place: str, own: Numbers, found: Sequence[Numbers]) -> list[Co
         beyond = beyond_control(score.value, score.left_out, values, torch.stack(left_out))
         rows.append(ControlRow(place, metric, family, *map(finite, beyond)))
     return rows
-
-
-def _losses(
-    model: PreTrainedModel, blocks: Blocks, batch_size: int, routers: Sequence[Mapping[str, Chooser]]
-) -> list[Row]:
-    """The loss if other choices are executed in every place at once, each beside that of the routers' own choices."""
-    own = _loss(model, blocks, batch_size, {})
-    rivals = {"oracle": _loss(model, blocks, batch_size, oracle_choosers(model))}
-    random = [_loss(model, blocks, batch_size, choosers) for choosers in routers]
-    mean = DocumentLoss()
-    mean.nll, mean.tokens = torch.stack([loss.nll for loss in random]).mean(0), random[0].tokens
-    rivals["random_router"] = mean
-    rows = []
-    for name, loss in rivals.items():
-        value, minus = document_loss(loss.nll, loss.tokens), loss.minus(own)
-        row = row_of(MODEL, "choice_nats", name, value)
-        apart = ControlRow(
-            *row.key, value.value - minus.value, None, minus.value, finite(minus.low), finite(minus.high)
-        )
-        rows += beside_control([row], [apart])
-    return rows
-
-
-def _loss(model: PreTrainedModel, blocks: Blocks, batch_size: int, choosers: Mapping[str, Chooser]) -> DocumentLoss:
-    loss = DocumentLoss()
-    with choose_by(model, choosers), record_routes(model):  # recorded routes keep to one way of executing
-        for batch in batches(blocks, batch_size):
-            nll = token_nll(model, batch["input_ids"].to(device_of(model))).cpu()
-            loss.update(nll.flatten(), batch["doc_ids"][:, 1:].flatten(), batch["doc_ids"][:, 1:].flatten() >= 0)
-    return loss
-
-
-def oracle_choosers(model: nn.Module) -> dict[str, Chooser]:
-    """By place of routed MLPs, a function that chooses as many pathways as the router, those of largest output norm."""
-    found: dict[str, Chooser] = {}
-    for place, mlp in routed_modules(model, RoutedMLP).items():
-        norms, shared = contribution_norms(mlp), mlp.config.n_shared
-
-        def choose(x: Tensor, routes: Routes, norms=norms, shared: int = shared) -> Tensor:
-            return largest(norms(x), routes.chosen, shared)
-
-        found[place] = choose
-    return found

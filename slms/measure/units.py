@@ -156,7 +156,7 @@ class PathwayReader:
         self.places: Mapping[str, int] = {place: mlp.config.n_pathways for place, mlp in self.mlps.items()}
         self.n_activations: Mapping[str, int] = {place: len(mlp.permutation) for place, mlp in self.mlps.items()}
         self.out_norm: Mapping[str, Tensor] = out_norms(model, self.names)
-        self.partition: Mapping[str, Tensor] = {place: _pathway_of_neuron(mlp) for place, mlp in self.mlps.items()}
+        self.partition: Mapping[str, Tensor] = {place: mlp.pathway_of_neuron() for place, mlp in self.mlps.items()}
 
     def read(self, input_ids: Tensor) -> dict[str, Activity]:
         """Run the model on token blocks [b, t]."""
@@ -170,12 +170,6 @@ class PathwayReader:
             strength = torch.where(found.chosen, 1 + found.scores.sigmoid(), 0.0)
             activity[place] = Activity(strength, found.chosen, a, a * weight.to(a.dtype))
         return activity
-
-
-def _pathway_of_neuron(mlp: RoutedMLP) -> Tensor:
-    """The pathway of each neuron, int64 [f], in the dense model's order."""
-    sizes = torch.tensor(mlp.offsets).diff()
-    return torch.arange(len(sizes)).repeat_interleave(sizes)[mlp.permutation.argsort().cpu()]
 
 
 class LatentReader:

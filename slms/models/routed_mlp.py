@@ -102,6 +102,11 @@ class RoutedMLP(Routed):
                 target.copy_(source if name == "b_out" else source[permutation.to(source.device)])
         self.permutation.copy_(permutation)
 
+    def pathway_of_neuron(self) -> Tensor:
+        """Return the pathway of each neuron, int64 [f] on the CPU, in the dense model's order."""
+        sizes = torch.tensor(self.offsets).diff()
+        return torch.arange(len(sizes)).repeat_interleave(sizes)[self.permutation.argsort().cpu()]
+
     def dense_weights(self) -> MLPWeights:
         """Return copies of the weights in the dense model's order of neurons, which inverts :meth:`load_dense`."""
         order = self.permutation.argsort()

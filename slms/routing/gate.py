@@ -34,7 +34,7 @@ class GateSelector(nn.Module):
 
     def __init__(self, offsets: Sequence[int], config: RoutingConfig) -> None:
         super().__init__()
-        self.config, self.kind, self.offsets = config, "gate", tuple(offsets)
+        self.config, self.offsets = config, tuple(offsets)
         self.gate = "unit"
         self.chooser: Callable[[Tensor, Routes], Tensor] | None = None
         self.register_buffer("scale", torch.ones(offsets[-1]))

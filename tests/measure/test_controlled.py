@@ -1,12 +1,12 @@
-"""A router that reads classes is above its controls, a random one is not, and oracles capture everything."""
+"""A router that reads classes is above its controls, and a random one is not."""
 
 import numpy as np
 import pytest
 import torch
 from transformers import GPTNeoForCausalLM
 
-import slms
 from slms.data.text import Blocks
+from slms.measure import pathways
 from slms.measure.classes import TextClasses
 from slms.measure.controlled import (
     ControlOptions,
@@ -14,16 +14,14 @@ from slms.measure.controlled import (
     Sample,
     compare_router,
     measure_controls,
-    oracle_choosers,
     spread,
 )
 from slms.measure.controls import CONTROLS, RANDOM_ROUTER, fit_control
 from slms.measure.evidence import Sampled
 from slms.measure.passes import predicted_tokens
 from slms.measure.rows import MODEL
-from slms.models.contributions import contribution_norms
 from slms.models.cut import cut
-from slms.models.routed import choose_by, record_routes, routed_modules
+from slms.models.routed import routed_modules
 from slms.models.routed_mlp import RoutedMLP
 from slms.routing import RoutingConfig
 from tests.tiny import tiny_config
@@ -74,23 +72,8 @@ def test_a_random_router_is_not_above_random_ones(planted, seed):
         assert rows[key].difference_low < 0 < rows[key].difference_high
 
 
-@pytest.fixture(scope="module")
-def model():
-    rng = np.random.default_rng(0)
-    ids = rng.integers(3, 40, (24, 16))
-    documents = np.sort(rng.integers(0, 9, 24 * 16)).reshape(24, 16)
-    documents[-1, 8:] = -1  # padding
-    blocks = Blocks(ids.astype(np.uint16), documents, {"pos": (ids % 3).astype(np.int16)}, {"pos": tuple("abc")})
-    torch.manual_seed(0)
-    dense = GPTNeoForCausalLM(tiny_config(50, intermediate_size=20, max_position_embeddings=32))
-    for parameter in dense.parameters():
-        parameter.data.mul_(4)
-    routing = slms.RoutingConfig(n_pathways=5, k=2, every_n_layers=1, router_hidden=4, gate="unit")
-    return slms.route(dense, routing, torch.from_numpy(ids)), blocks
-
-
-def test_every_control_of_every_place(model):
-    net, blocks = model
+def test_every_control_of_every_place(routed_with_text):
+    net, blocks = routed_with_text
     net.train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     found = measure_controls(net, blocks, 7, options=ControlOptions(seeds=2))
@@ -117,9 +100,9 @@ def test_every_control_of_every_place(model):
     assert measure_controls(net, blocks, 7, options=ControlOptions(seeds=0)).controls == {}
 
 
-def test_olmoes_measures_count_what_the_tokens_are(model):
+def test_olmoes_measures_count_what_the_tokens_are(routed_with_text):
     """The tokens of a sample and what follows them, padding left out, against a loop over the blocks."""
-    net, blocks = model
+    net, blocks = routed_with_text
     predicted = predicted_tokens(net.eval(), blocks, 7)
     sample = Sample.of(blocks, TextClasses(blocks, tokens=True), torch.device("cpu"), predicted)
     read = [(b, t) for b in range(24) for t in range(16) if blocks.doc_ids[b, t] >= 0]
@@ -142,34 +125,27 @@ def test_olmoes_measures_count_what_the_tokens_are(model):
     assert int(pairs[2, 0, 1]) == sum(group[i] == 2 and i % 5 not in (0, 1) for i in range(len(read)))
 
 
-def test_the_oracles_choice_is_executed_and_captures_everything(model):
-    net, blocks = model
-    net.eval()
-    ids = torch.from_numpy(blocks.input_ids.astype("int64"))
-    with torch.no_grad(), choose_by(net, oracle_choosers(net)), record_routes(net) as routes:
-        oracle = net(ids).logits
-    for place in routed_modules(net):
-        assert routes[place].chosen.sum(1).eq(2).all() and routes[place].gates[routes[place].chosen].eq(1).all()
-    inputs = {}
-    handle = routed_modules(net)["L0.mlp"].register_forward_pre_hook(lambda m, i: inputs.update(x=i[0].flatten(0, 1)))
-    with torch.no_grad(), record_routes(net) as own:
-        mine = net(ids).logits
-    handle.remove()
-    best = contribution_norms(routed_modules(net)["L0.mlp"])(inputs["x"]).topk(2).indices
-    wanted = torch.zeros(len(best), 5, dtype=torch.bool).scatter_(1, best, True)
-    assert routes["L0.mlp"].chosen.equal(wanted) and not own["L0.mlp"].chosen.equal(wanted)
-    assert not torch.allclose(oracle, mine)
-
-
-def test_models_without_routers_have_no_controls(model):
-    _, blocks = model
+def test_models_without_routers_have_no_controls(routed_with_text):
+    _, blocks = routed_with_text
     dense = GPTNeoForCausalLM(tiny_config(50, intermediate_size=20, max_position_embeddings=32))
     small = cut(dense, {0: 5}, torch.from_numpy(blocks.input_ids.astype("int64")))
     assert measure_controls(small, blocks, 8) == ([], {}) == measure_controls(dense, blocks, 8)
 
 
-def test_a_sample_is_spread_over_the_text(model):
-    _, blocks = model
+def test_a_sample_is_spread_over_the_text(routed_with_text):
+    _, blocks = routed_with_text
     part = spread(blocks, 5 * 16 + 3)
     assert part.input_ids.tolist() == blocks.input_ids[[0, 6, 12, 17, 23]].tolist()
     assert len(spread(blocks, 10**9).input_ids) == 24 and len(spread(blocks, 1).input_ids) == 1
+
+
+def test_fine_units_are_compared_by_losses_alone(routed_with_text, monkeypatch):
+    monkeypatch.setattr(pathways, "MOST_BY_CLASS", 4)  # the model has 5 pathways a place
+    net, blocks = routed_with_text
+    found = measure_controls(net, blocks, 7, options=ControlOptions(seeds=5))
+    assert list(found.controls) == [RANDOM_ROUTER] and found.controls[RANDOM_ROUTER].seeds == 3
+    assert {row.metric for row in found.controls[RANDOM_ROUTER].rows} == {"oracle_overlap"}
+    assert {row.family for row in found.rows if row.metric == "choice_nats"} == {"oracle", "random_router"}
+    tables = pathways.measure_pathways(net, None, blocks, 7)
+    assert {row.metric for row in tables.rows} >= {"density", "utilization", "max_load"} and not tables.pathways
+    assert not {"purity", "entropy", "si"} & {row.metric for row in tables.rows}
