@@ -3,8 +3,8 @@
 Shapes: n tokens, d model, f neurons, p pathways.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -52,6 +52,33 @@ class Call(NamedTuple):
     def contiguous(self) -> "Call":
         """The same call with contiguous tensors."""
         return Call._make(value.contiguous() if isinstance(value, Tensor) else value for value in self)
+
+
+class OfMLP(Protocol):
+    """A call of an MLP, however its neurons are chosen."""
+
+    @property
+    def x(self) -> Tensor: ...
+
+
+def check_tensors(call: OfMLP, matrix: tuple[int, int], others: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ValueError if a tensor of a call does not fit its x, which it does not read.
+
+    matrix: the shape [f, d] of W_in, W_gate and W_out, whose type is that of x, as is that of the biases [f]; others:
+    the shapes of the tensors with types of their own.
+    """
+    x, vector = call.x, matrix[:1]
+    shapes = {"W_in": matrix, "W_gate": matrix, "W_out": matrix, "b_in": vector, "b_gate": vector}
+    for name, shape in {**shapes, **others}.items():
+        tensor = getattr(call, name)
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise ValueError(f"`{name}` has shape {tuple(tensor.shape)}; x and offsets ask for {tuple(shape)}.")
+        if name in shapes and tensor.dtype != x.dtype:
+            raise ValueError(f"`{name}` is {tensor.dtype}; it must be of the type of x ({x.dtype}).")
+        if tensor.device != x.device:
+            raise ValueError(f"`{name}` is on {tensor.device}; it must be where x is ({x.device}).")
 
 
 class Gradients(NamedTuple):

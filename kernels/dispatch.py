@@ -15,7 +15,7 @@ from torch import Tensor
 
 from slms.kernels.activations import ACTIVATIONS
 from slms.kernels.backends import GPU_TOKENS, forget_installed, refusal
-from slms.kernels.call import Call, Layer
+from slms.kernels.call import Call, Layer, check_tensors
 from slms.kernels.costs import Decision, Shape, cheapest
 from slms.kernels.dense import dense
 from slms.kernels.ops import IMPLEMENTATIONS, OPERATORS, load
@@ -44,18 +44,7 @@ def check_arguments(call: Call) -> None:
     if x.dim() != 2:
         raise ValueError(f"`x` has shape {tuple(x.shape)}; it must be tokens × d_model.")
     (n, d), f, p = x.shape, offsets[-1], len(offsets) - 1
-    matrix, vector, table = (f, d), (f,), (n, p)
-    shapes = {"W_in": matrix, "W_gate": matrix, "W_out": matrix, "b_in": vector, "b_gate": vector}
-    for name, shape in {**shapes, "gates": table, "chosen": table}.items():
-        tensor = getattr(call, name)
-        if tensor is None:
-            continue
-        if tensor.shape != shape:
-            raise ValueError(f"`{name}` has shape {tuple(tensor.shape)}; x and offsets ask for {tuple(shape)}.")
-        if name in shapes and tensor.dtype != x.dtype:
-            raise ValueError(f"`{name}` is {tensor.dtype}; it must be of the type of x ({x.dtype}).")
-        if tensor.device != x.device:
-            raise ValueError(f"`{name}` is on {tensor.device}; it must be where x is ({x.device}).")
+    check_tensors(call, (f, d), {"gates": (n, p), "chosen": (n, p)})
     if call.chosen.dtype != torch.bool:
         raise ValueError(f"`chosen` is {call.chosen.dtype}; it must be torch.bool.")
     if call.b_gate is not None and call.W_gate is None:

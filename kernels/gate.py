@@ -19,7 +19,7 @@ from torch import Tensor
 
 from slms.kernels.activations import ACTIVATIONS
 from slms.kernels.backends import GPU_TOKENS, refusal
-from slms.kernels.call import Call
+from slms.kernels.call import Call, check_tensors
 from slms.kernels.dispatch import routed_mlp
 from slms.kernels.gate_gpu import gate_refusal, gpu_plan, size_class
 from slms.kernels.gate_reference import (
@@ -102,18 +102,7 @@ def check_gate_call(call: GateCall) -> None:
     d, f, p = x.shape[1], offsets[-1] if offsets else 0, len(offsets) - 1
     if not 0 <= call.n_shared <= call.k <= p:
         raise ValueError(f"`k` is {call.k} of {p} units, {call.n_shared} shared; it must be between these two.")
-    matrix, vector = (f, d), (f,)
-    shapes = {"W_in": matrix, "W_gate": matrix, "W_out": matrix, "b_in": vector, "b_gate": vector}
-    for name, shape in {**shapes, "scale": vector, "whole_above": ()}.items():
-        tensor = getattr(call, name)
-        if tensor is None:
-            continue
-        if tensor.shape != shape:
-            raise ValueError(f"`{name}` has shape {tuple(tensor.shape)}; x and offsets ask for {tuple(shape)}.")
-        if name in shapes and tensor.dtype != x.dtype:
-            raise ValueError(f"`{name}` is {tensor.dtype}; it must be of the type of x ({x.dtype}).")
-        if tensor.device != x.device:
-            raise ValueError(f"`{name}` is on {tensor.device}; it must be where x is ({x.device}).")
+    check_tensors(call, (f, d), {"scale": (f,), "whole_above": ()})
     for name in ("scale", "whole_above"):
         if (tensor := getattr(call, name)) is not None and tensor.dtype != torch.float32:
             raise ValueError(f"`{name}` is {tensor.dtype}; it must be torch.float32.")

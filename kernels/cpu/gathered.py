@@ -13,8 +13,8 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from slms.kernels.cpu.memory import FLOAT, HALF, I32, I64, intrinsic, void
-from slms.kernels.cpu.single import steps
-from slms.kernels.cpu.vectors import ZERO, add_product, load_lanes, rows_of, spread, store_lanes, sums_of
+from slms.kernels.cpu.single import add_rows, dots
+from slms.kernels.cpu.vectors import rows_of, spread
 
 ROWS = 12  # measured: 4, 8, 12, 16 rows read 12.6, 14.4, 15.5, 14.6 GB/s; neighbouring rows 11 % less (docs/log.md)
 
@@ -43,20 +43,7 @@ def dots_at(n_rows: int, half: bool) -> Callable:
             table, after, x, d, out = arguments
             w, ahead = rows_of(builder, table, n_rows, kind), _fetcher(builder, after, n_rows, kind)
             token = builder.inttoptr(x, FLOAT.as_pointer())
-            sums = [cgutils.alloca_once_value(builder, ZERO) for _ in w]
-            for total in sums:
-                builder.store(ZERO, total)
-
-            def step(i, load, mask):
-                ahead(i)
-                vectors = [load(row) for row in w]
-                for part in range(len(vectors[0])):
-                    numbers = load_lanes(builder, token, builder.add(i, I64(part * 16)), FLOAT, mask)
-                    for vector, total in zip(vectors, sums, strict=True):
-                        builder.store(add_product(builder, vector[part], numbers, builder.load(total)), total)
-
-            steps(builder, d, half, step)
-            results = sums_of(builder, [builder.load(total) for total in sums])
+            results = dots(builder, w, token, d, half, ahead)
             target = builder.inttoptr(out, FLOAT.as_pointer())
             for k in range(n_rows):
                 builder.store(builder.extract_element(results, I32(k)), builder.gep(target, [I64(k)]))
@@ -79,17 +66,7 @@ def sums_at(n_rows: int, half: bool) -> Callable:
             target, first = (builder.inttoptr(place, FLOAT.as_pointer()) for place in (y, factors))
             scales = [spread(builder, builder.load(builder.gep(first, [I64(k)]))) for k in range(n_rows)]
 
-            def step(i, load, mask):
-                ahead(i)
-                vectors = [load(row) for row in w]
-                for part in range(len(vectors[0])):
-                    at = builder.add(i, I64(part * 16))
-                    total = load_lanes(builder, target, at, FLOAT, mask)
-                    for vector, scale in zip(vectors, scales, strict=True):
-                        total = add_product(builder, vector[part], scale, total)
-                    store_lanes(builder, total, target, at, mask)
-
-            steps(builder, d, half, step)
+            add_rows(builder, w, scales, target, d, half, ahead)
             return context.get_dummy_value()
 
         return void(5), codegen

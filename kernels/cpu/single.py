@@ -55,6 +55,40 @@ def steps(builder, d, half, step):
         step(i, lambda row: [load_lanes(builder, row, i, kind, mask)], mask)
 
 
+def dots(builder, rows, x, d, half, ahead=lambda i: None):
+    """The products of rows with x [d], a vector; `ahead` is called with every step's first number."""
+    sums = [cgutils.alloca_once_value(builder, ZERO) for _ in rows]
+    for total in sums:
+        builder.store(ZERO, total)
+
+    def step(i, load, mask):
+        ahead(i)
+        vectors = [load(row) for row in rows]
+        for part in range(len(vectors[0])):
+            numbers = load_lanes(builder, x, builder.add(i, I64(part * LANES)), FLOAT, mask)
+            for vector, total in zip(vectors, sums, strict=True):
+                builder.store(add_product(builder, vector[part], numbers, builder.load(total)), total)
+
+    steps(builder, d, half, step)
+    return sums_of(builder, [builder.load(total) for total in sums])
+
+
+def add_rows(builder, rows, factors, y, d, half, ahead=lambda i: None):
+    """y [d] += Σ_k factor_k row_k, each factor spread over a vector; `ahead` as in `dots`."""
+
+    def step(i, load, mask):
+        ahead(i)
+        vectors = [load(row) for row in rows]
+        for part in range(len(vectors[0])):
+            at = builder.add(i, I64(part * LANES))
+            total = load_lanes(builder, y, at, FLOAT, mask)
+            for vector, factor in zip(vectors, factors, strict=True):
+                total = add_product(builder, vector[part], factor, total)
+            store_lanes(builder, total, y, at, mask)
+
+    steps(builder, d, half, step)
+
+
 def _apart(builder, base, gap, count, kind):
     starts = [builder.add(base, builder.mul(gap, I64(k))) for k in range(count)]
     return [builder.inttoptr(start, kind.as_pointer()) for start in starts]
@@ -69,19 +103,7 @@ def dot_tile(n_rows: int, half: bool) -> Callable:
             rows, gap, x, d, out, out_gap = arguments
             w = _apart(builder, rows, gap, n_rows, HALF if half else FLOAT)
             token = builder.inttoptr(x, FLOAT.as_pointer())
-            sums = [cgutils.alloca_once_value(builder, ZERO) for _ in w]
-            for total in sums:
-                builder.store(ZERO, total)
-
-            def step(i, load, mask):
-                vectors = [load(row) for row in w]
-                for part in range(len(vectors[0])):
-                    numbers = load_lanes(builder, token, builder.add(i, I64(part * LANES)), FLOAT, mask)
-                    for vector, total in zip(vectors, sums, strict=True):
-                        builder.store(add_product(builder, vector[part], numbers, builder.load(total)), total)
-
-            steps(builder, d, half, step)
-            results = sums_of(builder, [builder.load(total) for total in sums])
+            results = dots(builder, w, token, d, half)
             for k, target in enumerate(_apart(builder, out, out_gap, n_rows, FLOAT)):
                 builder.store(builder.extract_element(results, I32(k)), target)
             return context.get_dummy_value()
@@ -103,16 +125,7 @@ def sum_tile(n_rows: int, half: bool) -> Callable:
             factors = _apart(builder, factors, factor_gap, n_rows, FLOAT)
             scales = [spread(builder, builder.load(factor)) for factor in factors]
 
-            def step(i, load, mask):
-                vectors = [load(row) for row in w]
-                for part in range(len(vectors[0])):
-                    at = builder.add(i, I64(part * LANES))
-                    total = load_lanes(builder, target, at, FLOAT, mask)
-                    for vector, scale in zip(vectors, scales, strict=True):
-                        total = add_product(builder, vector[part], scale, total)
-                    store_lanes(builder, total, target, at, mask)
-
-            steps(builder, d, half, step)
+            add_rows(builder, w, scales, target, d, half)
             return context.get_dummy_value()
 
         return void(6), codegen
