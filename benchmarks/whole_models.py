@@ -8,16 +8,20 @@ speed says why.
 """
 
 import argparse
+import copy
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
 
 from slms.kernels.costs import machine
+from slms.kernels.timing import time_together
 from slms.measure.gguf import time_models
-from slms.measure.speed import compare_speed
+from slms.measure.speed import compare_speed, one_more_token
 from slms.models.base import load_base
 from slms.models.convert import route
+from slms.models.decode_step import speed_up
 from slms.routing import RoutingConfig
 
 COLUMNS = ("engine", "model", "decode tok/s", "× dense", "prompt tok/s", "× dense")
@@ -46,6 +50,7 @@ def rows(
     dense, tokenizer = opened.model.eval(), opened.tokenizer
     models = {f"{k} of {n_pathways}": routed_as(dense, n_pathways, k) for k in ks}
     ids = torch.randint(3, dense.config.vocab_size, (1, prompt))
+    yield _stock(dense, ids, seconds)
     by_gate = {f"gate, {density:g}": gate_routed(dense, density) for density in densities}
     for name, model in (models | by_gate).items():
         speed = compare_speed(dense, model, ids, seconds)
@@ -65,6 +70,20 @@ def rows(
         yield _row(engine, one.model, one.times[:2], dense_times[:2])
     if made:
         yield ("#", made)
+
+
+def _stock(dense: PreTrainedModel, ids: torch.Tensor, seconds: float) -> tuple[str, ...]:
+    """The dense model in transformers as it comes, in turns with itself in slms, by which its ratios are."""
+    models = {"stock": copy.deepcopy(dense), "slms": speed_up(copy.deepcopy(dense))}
+    with torch.inference_mode():
+        decode = time_together({name: one_more_token(model, ids) for name, model in models.items()}, "cpu", seconds / 4)
+        prefill = time_together(
+            {name: partial(model, ids, use_cache=True, logits_to_keep=1) for name, model in models.items()},
+            "cpu",
+            seconds / 4,
+        )
+    stock, ours = ((1e6 / decode[name].p20, 1e6 * ids.shape[1] / prefill[name].p20) for name in models)
+    return _row("transformers fp32", "dense", stock, ours)
 
 
 def _row(engine: str, name: str, rates: tuple[float, float], dense: tuple[float, float]) -> tuple[str, ...]:

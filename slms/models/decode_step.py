@@ -273,7 +273,8 @@ def speed_up(model: Model) -> Model:
     """Let a dense or routed Llama, Mistral, Qwen2 or Qwen3 decode faster, in place: a token is one compiled call.
 
     It serves one unpadded sequence in float32 on one CPU thread, without gradients, hooks or recorders; anything else
-    runs as before. Logits equal transformers' within 1e-5. Other models do not change.
+    runs as before. Logits equal transformers' up to the order of sums: within 1e-5 on tiny models, within 3e-5 on
+    SmolLM2-135M, whose largest are 23. Other models do not change.
     """
     stack: Any = getattr(model, "model", None)
     head: Any = getattr(model, "lm_head", None)

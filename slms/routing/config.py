@@ -19,6 +19,7 @@ _GATE: dict[str, Any] = {
     "rule": "top_k",
     "gate": "unit",
     "mean_compensation": False,
+    "backend": "auto",
     "stock": False,
 }
 """What the selector `gate`, which has no weights of its own, can be combined with."""

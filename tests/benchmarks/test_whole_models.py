@@ -15,7 +15,8 @@ def test_every_model_has_a_row_in_each_engine(monkeypatch, capsys):
     whole_models.main(["--n_pathways=2", "--k", "1", "2", "--density", "0.5", "--prompt=16", "--seconds=0"])
     lines = capsys.readouterr().out.splitlines()
     found = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")][1:]
-    names = ["dense", "1 of 2", "2 of 2"]
+    assert found[0][:2] == ["transformers fp32", "dense"] and float(found[0][2]) > 0
+    found, names = found[1:], ["dense", "1 of 2", "2 of 2"]
     assert [row[1] for row in found[:4]] == [*names, "gate, 0.5"] and found[0][3] == found[0][5] == "1.00"
     assert all(float(row[2]) > 0 and float(row[4]) > 0 for row in found[:4])
     assert [row[1] for row in found[4:]] == [name for name in names for _ in range(2)]

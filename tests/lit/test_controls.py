@@ -5,6 +5,7 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from slms.data.corpora import CorpusConfig
 from slms.data.module import TextData
@@ -131,3 +132,21 @@ def test_a_resumed_control_keeps_the_widths_that_were_measured(tmp_path, monkeyp
     again = fit("static_time", tmp_path, steps=3, resumed=tmp_path / "end.ckpt")
     assert again.made_control == first.made_control and again.global_step == 3
     assert [layer.d_ff for layer in list_layers(again.net)[:4]] == [256, 100, 256, 90]
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_the_controls_of_gates_have_their_cost_or_keep_them(name, monkeypatch):
+    """Equal FLOPs: the gate whole and half of the rest are two thirds of an MLP."""
+    if name == "static_time":  # by the clock
+        monkeypatch.setitem(CONTROLS, name, CONTROLS[name]._replace(make=controls._static(controls.as_fast)))
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+    )
+    routing = RoutingConfig(router="gate", n_pathways=48, k=24, every_n_layers=1)
+    made = make_control(name, LlamaForCausalLM(config).eval(), Plan(routing, IDS % 64))
+    width = {"dense": 48, "frozen_router": 48, "static": 24, "static_flops": 32}.get(name)
+    widths = [layer.d_ff for layer in list_layers(made.net)]
+    assert widths == [width] * 2 if width else all(1 <= found <= 48 for found in widths)
+    frozen = {key for key, p in made.net.named_parameters() if not p.requires_grad}
+    gates = {f"model.layers.{i}.mlp.W_gate" for i in range(2)}
+    assert frozen == (gates if name == "frozen_router" else set())

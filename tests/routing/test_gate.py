@@ -154,7 +154,14 @@ def test_an_mlp_without_a_gate_is_refused(tiny, tokens, family):  # noqa: F811
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("gate", "softmax"), ("rule", "top_p"), ("mean_compensation", True), ("router_bias", False), ("stock", True)],
+    [
+        ("gate", "softmax"),
+        ("rule", "top_p"),
+        ("mean_compensation", True),
+        ("router_bias", False),
+        ("backend", "numba"),
+        ("stock", True),
+    ],
 )
 def test_options_that_would_not_act_are_refused(option, value):
     with pytest.raises(ValueError, match=rf"`routing\.{option}` is {value}; with `routing\.router` gate it must be"):
