@@ -16,7 +16,7 @@ from slms.report.palette import write_figure
 from slms.report.results import read_results
 
 
-def compare(runs: list[str], output_dir: str = "artifacts", n_tokens: int = 8192, batch_size: int = 16) -> None:
+def compare(runs: list[str], output_dir: str = "artifacts", n_tokens: int | None = 8192, batch_size: int = 16) -> None:
     """Show losses, savings and purity of runs side by side, the gap ratio, and how alike their pathways are.
 
     If the models of two or more routed runs of one base are at hand, the choices of each are compared with those of the
@@ -27,7 +27,7 @@ def compare(runs: list[str], output_dir: str = "artifacts", n_tokens: int = 8192
         output_dir: compare.csv, agreement.csv (if choices are compared), compare.png and .svg go to
             OUTPUT_DIR/compare/RUNS/, where RUNS joins the first run's name, the number of other runs and a digest of
             all results.
-        n_tokens: tokens of the first routed run's text on which choices are compared; 0 leaves this out.
+        n_tokens: tokens of the first routed run's text on which choices are compared; null leaves this out.
         batch_size: blocks in one forward pass of these models.
     """
     results = [read_results(path) for path in runs]

@@ -4,6 +4,7 @@ import datetime
 import time
 
 from slms.commands.subject import open_subject, results_of, run_base, short_name
+from slms.measure.classes import MOST_BY_CLASS
 from slms.measure.controlled import ControlOptions, measure_controls
 from slms.measure.passes import document_loss
 from slms.measure.pathways import measure_pathways
@@ -76,5 +77,9 @@ def pathways(
     )
     directory, _ = results_of(subject, output_dir, "pathways", given_token=given_token, controls=options)
     write_results(results, directory / RESULTS_FILE)
-    write_figure(directory / FIGURE_FILE, monosemanticity_figure(results))
-    print(f"{closing_table(results)}\n\nwritten to {directory}")
+    table = closing_table(results)
+    if results.pathways:
+        write_figure(directory / FIGURE_FILE, monosemanticity_figure(results))
+    else:
+        table += f"\n\nno figure: pathways are described where a place has at most {MOST_BY_CLASS}"
+    print(f"{table}\n\nwritten to {directory}")

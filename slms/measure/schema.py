@@ -185,4 +185,5 @@ class Results:
     @property
     def places(self) -> list[str]:
         """The routed places, as the model computes them."""
-        return list(self.pathways)
+        # Fine units are not described one by one, but have a density.
+        return list(self.pathways) or [row.place for row in self.rows if row.metric == "density"]
