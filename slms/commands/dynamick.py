@@ -90,9 +90,9 @@ def dynamick(
             routed model it counts its routed layers, by default at their trained density; the default for a dense
             model is 0.35 0.5. Published scripts call this option `--k`, which also works.
         rule: one or several rules. For a dense model: oracle, cett, teal, wina, cats, low_rank, griffin, static,
-            router; by default all that suit it. For a routed model: top_k, top_p, threshold; by default its own, and
-            then every dense rule that suits is measured too, on `dense`, at the densities that the routed model
-            executed.
+            router; by default all that suit it. For a routed model: top_k, top_p, threshold, controlled; by default
+            its own, and then every dense rule that suits is measured too, on `dense`, at the densities that the routed
+            model executed.
         dense: the dense model to compare a routed one with; by default the base of its run.
         budget: how a dense model shares the density out: published (as each rule's paper: teal and wina greedily among
             the matrices of an MLP, cett by one CETT for all layers, cats and griffin uniformly, the rules of no paper

@@ -13,11 +13,13 @@ from slms.measure.schema import Base, Run
 from slms.models.base import load_base, random_twin
 from slms.models.flops import flops_per_token
 from slms.models.routed import routed_modules
+from slms.report import word_classes
 from slms.report.figures import monosemanticity_figure
 from slms.report.palette import write_figure
 from slms.report.provenance import command_line, hardware, versions
 from slms.report.results import FIGURE_FILE, RESULTS_FILE, write_results
 from slms.report.tables import closing_table
+from slms.report.word_classes import word_class_figure, word_class_table
 
 
 def pathways(
@@ -37,7 +39,8 @@ def pathways(
         given_token: label families (pos, semantic, …) whose SI is also computed given the token.
         control_seeds: seeds of each control (random routers, k-means) with the routers' loads; 0 leaves controls out.
         sample_tokens: tokens, spread evenly over the text, on which they are compared.
-        output_dir: the results file and the figure go to OUTPUT_DIR/pathways/NAME/TEXT/.
+        output_dir: the results file and the figures go to OUTPUT_DIR/pathways/NAME/TEXT/: what each pathway is for
+            and, if the number of pathways follows the token, how many a word class takes.
     """
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     subject = open_subject(model, **text)
@@ -80,6 +83,10 @@ def pathways(
     table = closing_table(results)
     if results.pathways:
         write_figure(directory / FIGURE_FILE, monosemanticity_figure(results))
+        if words := word_class_table(results.rows):
+            table += f"\n\n{words}"
+            figure = word_class_figure(results.rows, f"{short_name(model)}: how many pathways a word takes")
+            write_figure(directory / word_classes.FIGURE_FILE, figure)
     else:
         table += f"\n\nno figure: pathways are described where a place has at most {MOST_BY_CLASS}"
     print(f"{table}\n\nwritten to {directory}")

@@ -1,5 +1,6 @@
 """LightningModules: a causal language model, dense or routed, or a control.
 
+balances             what training keeps for each routed module: loads of global batches, budgets of densities
 base_states          keeps the frozen base's hidden states of training blocks on disk
 checkpoint           writes checkpoints whole or not at all, and checks them before a run resumes from them
 cli                  the training command line: one YAML → one run directory

@@ -110,10 +110,12 @@ def check_control(name: str, routing: RoutingConfig | None) -> None:
     """Raise ValueError if a run with this routing cannot have this control."""
     if routing is None:
         raise ValueError(f"model.control is {name} and model.routing null; it is the control of a routed run")
-    if CONTROLS[name].role == "static" and not RULES[routing.rule].fixed:
+    timed = name == "static_time"  # the time of one token
+    fitting = [rule for rule, row in RULES.items() if row.fixed or (row.held and not timed)]
+    if CONTROLS[name].role == "static" and routing.rule not in fitting:
         raise ValueError(
             f"model.control is {name} and model.routing.rule {routing.rule}; it needs a rule that executes as many "
-            f"pathways for every token: {', '.join(rule for rule in RULES if RULES[rule].fixed)}"
+            f"pathways for every token{'' if timed else ', or on average'}: {', '.join(fitting)}"
         )
 
 

@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 
 from slms.data.module import TextData
+from slms.lit.balances import Balances, Budgets, key_of
 from slms.lit.checkpoint import CONTROL_KEY, kept_in
 from slms.lit.controls import CONTROLS, Plan, check_control, make_control
 from slms.lit.distill import DistillConfig, Teacher, kept_states, losses_of
@@ -37,17 +38,12 @@ from slms.models.base import BaseConfig, load_base
 from slms.models.convert import route
 from slms.models.head import separates
 from slms.models.place import place_name
-from slms.models.routed import record_routes, routed_modules, set_k, set_ramp
+from slms.models.routed import record_routes, set_k, set_ramp
 from slms.models.stock import check_base
 from slms.models.transformers_internals import compute_again
 from slms.models.weights import model_digest
-from slms.routing import PathwayRouter, Routes, RoutingConfig
-from slms.routing.balance import BalanceConfig, GlobalBalance, bias_update, z_loss
-
-
-def _key(place: str) -> str:
-    """The name of a place as a submodule, which may hold no dot."""
-    return place.replace(".", "_")
+from slms.routing import RULES, Routes, RoutingConfig
+from slms.routing.balance import BalanceConfig
 
 
 class LanguageModel(OptimizedModule):
@@ -67,7 +63,8 @@ class LanguageModel(OptimizedModule):
         train: which weights change: `all`, `mlps` (every MLP and routed module, routers included) or `routers`. null
             means `mlps` if there is `routing`, else `all`. The controls of a routed run train the same.
         gate_ramp: share of the steps over which gates of kind `ramp` go from 1 to σ(score).
-        k_anneal: share of the steps over which k falls from `routing.n_pathways` to `routing.k`; 0 starts at k.
+        k_anneal: share of the steps over which k falls from `routing.n_pathways` to `routing.k`, under the rule
+            `top_k`; 0 starts at k.
         calibration_tokens: training tokens that determine the partition and the routers' initialisation.
         recompute: keep only each layer's input and compute its inside again in the backward pass (gradient
             checkpointing): less memory for one more forward pass a step.
@@ -94,6 +91,10 @@ class LanguageModel(OptimizedModule):
             raise ValueError(f"model.k_anneal is {k_anneal}; it must lie in [0, 1)")
         if not 0 < gate_ramp <= 1:
             raise ValueError(f"model.gate_ramp is {gate_ramp}; it must lie in (0, 1]")
+        if k_anneal and routing is not None and not RULES[routing.rule].fixed:
+            raise ValueError(
+                f"model.k_anneal is {k_anneal} and model.routing.rule {routing.rule}; only top_k anneals k"
+            )
         if control is not None:
             check_control(control, routing)
         if balance is not None and routing is not None and routing.router == "gate":
@@ -108,7 +109,7 @@ class LanguageModel(OptimizedModule):
         if recompute and not self.net.supports_gradient_checkpointing:
             raise ValueError(f"model.recompute is true; {type(self.net).__name__} cannot compute its layers again")
         self.recompute = recompute
-        self.balances = nn.ModuleDict()  # one for each routed module, by `_key` of its place
+        self.balances, self.budgets = Balances(), Budgets()
         self.val_loss = DocumentLoss()
         self.val_kl = DocumentLoss()  # KL(base ‖ model), if there is a teacher
         self.base_loss: DocumentLoss | None = None  # the base's loss by document, before any tuning
@@ -161,8 +162,8 @@ class LanguageModel(OptimizedModule):
             record = None if self.resumed_from is None else kept_in(self.resumed_from, CONTROL_KEY)
             plan = Plan(routing, calibration, self.trainer.strategy.broadcast, record)
             self.net, self.made_control = make_control(self.control, self.net, plan)
-        for place in routed_modules(self.net) if routing.router != "gate" else ():
-            self.balances[_key(place)] = GlobalBalance(routing.n_pathways, self.balance.momentum, routing.n_shared)
+        self.balances.follow(self.net, self.balance)
+        self.budgets.follow(self.net)
 
     def configure_model(self) -> None:
         """Shard the model under `--trainer.strategy=fsdp2`; otherwise every process holds all of it."""
@@ -216,9 +217,12 @@ class LanguageModel(OptimizedModule):
             tokens, wanted = losses_of(self.net, teacher, batch, *weights, layers)
         loss, terms = tokens.total, {"lm": tokens.nll}
         if self.balances:
-            terms |= self._balance_terms(routes)
+            terms |= self.balances.terms(self.net, routes)
             weight = self.balance.weight_at(self.global_step, self.total_steps)
             loss = loss + weight * terms["balance"] + self.balance.z_weight * terms["z"]
+            penalty = self.budgets.terms(self.net, routes)
+            terms |= penalty
+            loss = sum(penalty.values(), loss)
         if taught:
             assert tokens.kl is not None  # against the base
             errors = [(outputs[i] - wanted[i]).square().mean() / wanted[i].var() for i in layers]
@@ -238,28 +242,13 @@ class LanguageModel(OptimizedModule):
         self.log("train/loss/total", named.pop("total"), prog_bar=True)
         self.log_dict({f"train/loss/{name}": value for name, value in named.items()})
 
-    def _balance_terms(self, routes: dict[str, Routes]) -> dict[str, torch.Tensor]:
-        """GLBL and z-loss, each the mean over routed modules."""
-        assert self.routing is not None
-        balance = [self._balance(place)(r.probs, r.chosen) for place, r in routes.items()]
-        z = [z_loss(r.scores, n_shared=self.routing.n_shared) for r in routes.values()]
-        return {"balance": torch.stack(balance).mean(), "z": torch.stack(z).mean()}
-
-    def _balance(self, place: str) -> GlobalBalance:
-        balance = self.balances[_key(place)]
-        assert isinstance(balance, GlobalBalance)
-        return balance
-
     def optimizer_step(self, *args, **kwargs):
-        """After the optimizer's step, close the balance's global batch and move the selection biases."""
+        """After the optimizer's step, close the global batch: move selection biases, and correct densities."""
         super().optimizer_step(*args, **kwargs)
         self._sums.clear()
         with undeclared(self.trainer).profiler.profile("GlobalBalance.step"):
-            for place, module in routed_modules(self.net).items() if self.balances else ():
-                assert isinstance(module.router, PathwayRouter)
-                load = self._balance(place).step()
-                if self.balance.bias_rate and next(module.router.parameters()).requires_grad:
-                    bias_update(module.router.selection_bias, load, self.balance.bias_rate)
+            self.balances.step(self.net, self.balance)
+            self.budgets.step(self.net)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep how the control was made, because times that decided it would be others when the run is resumed."""
@@ -273,7 +262,7 @@ class LanguageModel(OptimizedModule):
         for name in [name for name in state if name.startswith("balances.")]:
             _, key, rest = name.split(".", 2)
             if key.isdigit():
-                state[f"balances.{_key(place_name(int(key)))}.{rest}"] = state.pop(name)
+                state[f"balances.{key_of(place_name(int(key)))}.{rest}"] = state.pop(name)
 
     def on_validation_epoch_start(self):
         """Forget the tokens of earlier validations."""

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from slms.routing import RULES
+
 USED = """
     ckpt_path name output_dir seed_everything
     trainer checkpoint evolution examples kernels nan_guard progress results specialization
@@ -46,6 +48,8 @@ def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     streamed = bool(now.get("data", {}).get("stream"))  # a stream's text has no digest
     for option, old, new in changes(before, now):
         fate = fate_of(option)
+        if option == "model.routing.rule" and any(RULES[rule].held for rule in (old, new)):
+            fate = "kept"  # its checkpoints hold what others do not
         if fate == "kept" or (fate == "compared" and streamed and option.startswith("data.")):
             raise ValueError(
                 f"--{option} is {_shown(new)}; the run was started with {_shown(old)}, and a resumed run must keep it"

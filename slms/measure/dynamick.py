@@ -24,6 +24,7 @@ from slms.measure.frontier import Cost
 from slms.measure.passes import batches, token_nll
 from slms.metrics.loss import DocumentLoss
 from slms.models.anatomy import find_mlps
+from slms.models.densities import set_thresholds
 from slms.models.dynamic import (
     LEVELS,
     RULES,
@@ -220,15 +221,19 @@ def share_out(model: PreTrainedModel, budget: str, target: float, costs: dict[st
 def set_routed_rule(model: PreTrainedModel, rule: str, density: float | None, blocks: Tensor, batch_size: int) -> None:
     """Make a routed model choose by `rule`, as configured or at a mean density of its routed modules on blocks [b, t].
 
-    For `top_p` and `threshold`, bisection finds the share or τ that meets the density, one value for all modules.
+    For `top_p` and `threshold`, bisection finds the share or τ that meets the density, one value for all modules. For
+    `controlled`, each module gets the threshold that meets it, unless training has set one and no density is given.
     """
     modules = routed_modules(model)
+    trained = all(module.config.rule == rule for module in modules.values())
 
     def configure(**changes: Any) -> None:
         for module in modules.values():
             module.router.config = replace(module.router.config, **{"rule": rule, **changes})
 
     configure()
+    if ROUTED_RULES[rule].held and not (trained and density is None):
+        return set_thresholds(model, density, blocks, batch_size)
     if density is None:
         return
     if ROUTED_RULES[rule].fixed:

@@ -47,6 +47,10 @@ def domains(e: Choices) -> dict[str, Score]:
     )
 
 
+BY_CLASS = "chosen_by_class"
+"""The metric that word classes are the families of."""
+
+
 class Metric(NamedTuple):
     """One metric: what it is measured from, and how its numbers are shown."""
 
@@ -72,6 +76,9 @@ class Metric(NamedTuple):
 METRICS: dict[str, Metric] = {
     "chosen_per_token": Metric(Choices, chosen_per_token, "pathways executed, mean over tokens"),
     "density": Metric(Choices, density, "share of the place's units (of an MLP, neurons) executed"),
+    BY_CLASS: Metric(
+        None, None, "the same over the tokens of a word class, if tokens differ in their number", style="{:.2f}"
+    ),
     "purity": Metric(
         Choices,
         lambda e: e.purity if e.by_class else {},

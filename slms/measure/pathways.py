@@ -21,9 +21,9 @@ from slms.measure.classes import (
     token_texts,
 )
 from slms.measure.evidence import Choices
-from slms.measure.metrics import rows_of
+from slms.measure.metrics import BY_CLASS, rows_of
 from slms.measure.passes import batches, token_nats
-from slms.measure.rows import Row, finite
+from slms.measure.rows import Row, finite, row_of
 from slms.measure.schema import Labels, Pathway, Token
 from slms.metrics.loss import DocumentLoss
 from slms.metrics.units import UnitCounts
@@ -31,6 +31,8 @@ from slms.models.routed import Routed, record_routes, routed_modules
 from slms.routing import Routes
 
 TOP_TOKENS = 10  # the prototype lists as many
+WORD_CLASSES = "pos"
+"""The label family of word classes."""
 
 
 class Tabulated(NamedTuple):
@@ -93,7 +95,7 @@ class PathwayTables:
         for place, counts in self.counts.items():
             with counts.sync_context():
                 choices = Choices(place, counts, self.offsets[place])
-                found.rows.extend(rows_of(choices))
+                found.rows.extend([*rows_of(choices), *word_class_rows(choices, self.classes.label_names)])
                 if choices.by_class:
                     found.pathways[place] = describe_pathways(choices, self._texts, self.classes.label_names)
         return found
@@ -147,6 +149,19 @@ def measure_pathways(
         tables.update(routes, batch)
     model.train(was_training)
     return Measurement(loss.cpu(), *tables.compute(tokenizer), labels_of(blocks), None if base is None else kl.cpu())
+
+
+def word_class_rows(choices: Choices, label_names: Mapping[str, tuple[str, ...]]) -> list[Row]:
+    """Rows of the pathways that a token of each word class executes on average; none if every class has as many."""
+    if WORD_CLASSES not in label_names or WORD_CLASSES not in choices.counts.layout.families:
+        return []
+    chosen, tokens = (table.sum(0).cpu().double() for table in choices.counts.tables(WORD_CLASSES))
+    per_token = chosen.sum(0) / tokens
+    known = [i for i in range(len(tokens)) if tokens[i] > 0]
+    if not known or per_token[known].max() - per_token[known].min() < 1e-9:
+        return []
+    names = label_names[WORD_CLASSES]
+    return [row_of(choices.place, BY_CLASS, names[i], float(per_token[i]), int(tokens[i])) for i in known]
 
 
 def describe_pathways(

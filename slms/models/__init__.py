@@ -11,6 +11,7 @@ decode_step              one more token of a Llama-like model in one compiled ca
 transformers_internals   everything that relies on undocumented parts of transformers
 partition, routed_mlp    group neurons into pathways; run only the chosen pathways
 dynamic                  rules that choose and execute neurons of dense MLPs without training
+densities                sets the thresholds of routers to a density on given tokens
 contributions            what each pathway of a routed MLP adds to its output
 saved_partition          the pathway of each neuron, read from a model directory
 convert, calibration     turn a dense model into a routed one, as close to it as calibration allows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from slms.models.io import Base, read_model, read_tokenizer
 from slms.models.routed import routed_modules
 from slms.models.source import BaseConfig, Resolved, as_base, fetch, fetch_tokenizer, resolve
 from slms.models.speedups import prepare
+from slms.routing import RULES
 
 __all__ = ["Base", "BaseConfig", "Resolved", "build_meta", "init_base", "load_base", "open_model", "resolve"]
 
@@ -76,12 +78,14 @@ def random_twin(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     """Copy `model` with weights, routers included, drawn by its own initialisation from a seed, as a null model.
 
     Everything else stays the model's own: dtype, device, the modules that `prepare` substitutes, and the current rule,
-    k and gate ramp of its routed modules, which training may have changed from the configuration.
+    k and gate ramp of its routed modules, which training may have changed from the configuration. A rule that training
+    holds to a mean of k pathways is `top_k` in the twin, because its bound says nothing about random scores.
     """
     twin = _random(model.config, seed, model.dtype).to(model.device)  # type: ignore[arg-type]  # of a decorated method
     for place, module in routed_modules(model).items():
         other = routed_modules(twin)[place]
-        other.router.config = module.router.config
+        config = module.router.config
+        other.router.config = replace(config, rule="top_k") if RULES[config.rule].held else config
         other.k = module.k
         if module.router.ramp is not None:
             assert other.router.ramp is not None  # both have the gate of one configuration

@@ -27,7 +27,7 @@ from slms.models.speedups import prepare
 from slms.models.stock import check_base
 from slms.models.variants import changed_copy, check_dense
 from slms.models.weights import MLPWeights, neurons, read_mlp
-from slms.routing import GateSelector, RoutingConfig
+from slms.routing import RULES, GateSelector, RoutingConfig, set_threshold, target_density
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +81,8 @@ def with_fresh_mlps(model: PreTrainedModel, config: RoutingConfig) -> tuple[PreT
 def _uncalibrated(config: RoutingConfig) -> RoutingConfig:
     if config.mean_compensation:
         raise ValueError("`routing.mean_compensation` is true; it needs calibration tokens.")
+    if RULES[config.rule].held:
+        raise ValueError(f"`routing.rule` is {config.rule}; it needs calibration tokens, on which its density is set.")
     changed: dict[str, Any] = {}
     if config.partition == "coactivation":
         changed["partition"] = "contiguous"
@@ -148,6 +150,9 @@ def _calibrate(mlp: RoutedMLP, weights: MLPWeights, x: Tensor) -> None:
         explained = fit_router(router, x, statistics.norms, config.seed + mlp.layer_index)
         mlp.router.load_state_dict(router.state_dict())
         logger.info("%s: the router explains %.2f of the variance of norms", mlp.place, explained)
+    if RULES[config.rule].held:
+        rows = max(1, _PARTITION_ELEMENTS // config.n_pathways)
+        set_threshold(mlp.router, mlp.router(x[:: -(-len(x) // rows)]), target_density(config, config.k))
 
 
 def _calibrate_gate(mlp: RoutedMLP, selector: GateSelector, weights: MLPWeights, x: Tensor) -> None:

@@ -49,7 +49,7 @@ def flops_per_token(model: PreTrainedModel, seq_len: int, density: dict[str, flo
     """Count FLOPs per token, averaged over the positions of a sequence of ``seq_len`` tokens.
 
     density: measured share of units executed in each routed module, by place or one for all; by default k / P, or 1 if
-    the rule lets k vary. Works on the `meta` device too.
+    the rule lets k vary and nothing holds its mean. Works on the `meta` device too.
     """
     if seq_len < 1:
         raise ValueError(f"`seq_len` is {seq_len}; it must be at least 1.")
@@ -94,7 +94,8 @@ def mlp_flops(mlp: nn.Module, density: dict[str, float] | float | None = None) -
 
 def _density(module: Routed, density: dict[str, float] | float | None) -> float:
     if density is None:
-        return module.k / module.config.n_pathways if RULES[module.config.rule].fixed else 1.0
+        rule = RULES[module.config.rule]
+        return module.k / module.config.n_pathways if rule.fixed or rule.held else 1.0
     value = density if isinstance(density, int | float) else density[module.place]
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"`density` of {module.place} is {value}; it must lie between 0 and 1.")

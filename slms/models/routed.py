@@ -74,7 +74,7 @@ class Routed(nn.Module):
         rule = RULES[config.rule]
         words = rule.words.format(**config.to_dict() | {"k": self._k})
         chosen = f"{words} chosen by its {'own gate' if config.router == 'gate' else f'{config.router} router'}"
-        density = f", density {self._k / config.n_pathways:.2g}" if rule.fixed else ""
+        density = f", density {self._k / config.n_pathways:.2g}" if rule.fixed or rule.held else ""
         return f"{self.offsets[-1]} {self.units} in {config.n_pathways} pathways, {chosen}{density}"
 
 

@@ -130,13 +130,14 @@ class RoutedMLP(Routed):
             self.recorder(routes)
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
 
-        most = self._k if RULES[self.config.rule].fixed else None
+        rule = RULES[self.config.rule]
+        most = self._k if rule.fixed else None
         weights = (self.W_in, self.b_in, self.W_gate, self.b_gate, self.W_out)
         cast = [None if tensor is None else tensor.to(dtype) for tensor in (flat, *weights, routes.gates)]
         y = routed_mlp(
             Call._make([*cast, routes.chosen, self.offsets, self.activation, most]),
             self.config.backend,
-            None if most is None else most / self.config.n_pathways,
+            self._k / self.config.n_pathways if rule.fixed or rule.held else None,
         )
         if self.mean_out is not None:
             y = y + einsum((~routes.chosen).to(dtype), self.mean_out.to(dtype), "n p, p d -> n d")

@@ -7,6 +7,7 @@ artifacts              where a command's files go                      doctor   
 tables                 tables on the terminal                          words                tokens and names in cells
 figures                `llm_monosemanticity.png`                       evolution            metrics over training
 heatmap                pathway × class                                 palette              one look for every figure
+word_classes           pathways of a token by word class
 card                   the model card of a run                         compare              runs side by side
 export                 the card of an exported model
 ablation, compare, doctor, dynamick, features, probes, redundancy, sae, specialization, study, suite   of these commands

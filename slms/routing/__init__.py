@@ -6,9 +6,11 @@ gate      scores the units of a gated MLP by its own gate activations
 rules     map scores to the chosen pathways and to the gate on each one's output
 stock     names what keeps a routed model from being a stock mixture of experts
 balance   the losses that keep all pathways in use
+budget    what holds the mean number of pathways to k if k follows the token
 """
 
 from slms.routing.balance import BalanceConfig, GlobalBalance, bias_update, z_loss
+from slms.routing.budget import Budget, budget_of, set_threshold, target_density
 from slms.routing.config import RoutingConfig
 from slms.routing.gate import GateSelector
 from slms.routing.router import PathwayRouter
@@ -17,12 +19,16 @@ from slms.routing.rules import RULES, Routes, select
 __all__ = [
     "RULES",
     "BalanceConfig",
+    "Budget",
     "GateSelector",
     "GlobalBalance",
     "PathwayRouter",
     "Routes",
     "RoutingConfig",
     "bias_update",
+    "budget_of",
     "select",
+    "set_threshold",
+    "target_density",
     "z_loss",
 ]

@@ -31,7 +31,8 @@ class RoutingConfig:
 
     Args:
         n_pathways: number of pathways that each MLP is split into; at most d_ff.
-        k: number of pathways that each token executes under the rule `top_k`, including shared ones.
+        k: number of pathways that each token executes under the rule `top_k`, or on average under `controlled`,
+            including shared ones.
         every_n_layers: route every n-th layer, starting at `first_layer`; ignored when `layers` is given.
         first_layer: the first layer that `every_n_layers` routes.
         last_layer: the last layer that `every_n_layers` may route; a negative index counts from the end, so -1 is the
@@ -45,7 +46,8 @@ class RoutingConfig:
         router_bias: whether each pathway's score has a bias; by default true, or false under `stock`.
         router_init: `norm`, the default, fits scores to pathways' output norms on calibration tokens (D2DMoE); `random`
             is seeded.
-        rule: how scores decide which pathways a token executes.
+        rule: how scores decide which pathways a token executes. Under `controlled`, as many as exceed a threshold, at
+            least one; training holds their mean to `k`.
         top_p: share of router probability that the chosen pathways must reach under the rule `top_p`.
         tau: the rule `threshold` keeps pathways whose predicted norm is at least (1 − tau) of the token's largest.
         gate: the factor on a chosen pathway's output; `slms.routing.rules` has the equations. By default `ramp`, or

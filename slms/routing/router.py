@@ -5,6 +5,7 @@ Shapes: n tokens, d model, h router_hidden, p pathways.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slms.routing.config import RoutingConfig
-from slms.routing.rules import Routes, gated, select
+from slms.routing.rules import RULES, Routes, gated, select
 
 
 class PathwayRouter(nn.Module):
@@ -27,10 +28,13 @@ class PathwayRouter(nn.Module):
     the layer, as softmax and sigmoid expect. Scores are computed in fp32 under any autocast or parameter dtype (ST-MoE,
     arXiv:2202.08906). The gate ``graded`` adds a second, zero-initialised head to score and gate; ``blend`` adds a
     learned scalar λ; ``ramp`` adds a scalar that training raises from 0 to 1 (:func:`slms.models.routed.set_ramp`).
-    A ``chooser`` replaces the choice, not the scores (:func:`slms.models.routed.choose_by`).
+    A ``chooser`` replaces the choice, not the scores (:func:`slms.models.routed.choose_by`). The rule ``controlled``
+    adds a ``threshold`` and the ``spread`` of the scores that it was set on (:mod:`slms.routing.budget`).
     """
 
     ramp: Tensor | None
+    threshold: Tensor | None
+    spread: Tensor | None
     selection_bias: Tensor
     norm_shift: Tensor
     norm_scale: Tensor
@@ -53,6 +57,15 @@ class PathwayRouter(nn.Module):
         self.register_buffer("selection_bias", torch.zeros(self.n_pathways))
         self.register_buffer("norm_shift", torch.zeros(()))
         self.register_buffer("norm_scale", torch.ones(()))
+        self.register_buffer("threshold", None)
+        self.register_buffer("spread", None)
+        if RULES[config.rule].held == "threshold":
+            self.keep_threshold()
+
+    def keep_threshold(self) -> None:
+        """Keep a threshold beside the weights, as the rule ``controlled`` needs; one that exists does not change."""
+        if self.threshold is None:
+            self.threshold, self.spread = self.norm_shift.new_zeros(()), self.norm_shift.new_ones(())
 
     @torch.no_grad()
     def set_norm_scale(self, norms: Tensor) -> Tensor:
@@ -92,6 +105,7 @@ class PathwayRouter(nn.Module):
             bias=self.selection_bias.float(),
             norm_shift=self.norm_shift.float(),
             norm_scale=self.norm_scale.float(),
+            least=-math.inf if self.threshold is None else self.threshold.float(),
             modulation=modulation,
         )
         if self.chooser is None:

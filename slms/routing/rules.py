@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,6 +70,28 @@ def threshold(norms: Tensor, tau: float) -> Tensor:
     return torch.where(largest > 0, norms >= (1.0 - tau) * largest, top_k(norms, 1))
 
 
+def centred(scores: Tensor) -> Tensor:
+    """Subtract from each row the mean of its finite scores; what is −∞ stays so.
+
+    >>> centred(torch.tensor([[-math.inf, 4.0, 2.0]]))
+    tensor([[-inf,  1., -1.]])
+    """
+    finite = scores > -math.inf
+    total = scores.masked_fill(~finite, 0.0).sum(-1, keepdim=True)
+    return scores - total / finite.sum(-1, keepdim=True).clamp_min(1)
+
+
+def at_least(scores: Tensor, least: float | Tensor) -> Tensor:
+    """Choose scores of at least `least`; a row without any keeps its largest, the leftmost of equals.
+
+    >>> at_least(torch.tensor([[2.0, 1.0, 0.5], [0.1, 0.3, 0.3]]), 1.0)
+    tensor([[ True,  True, False],
+            [False,  True, False]])
+    """
+    above = scores >= least
+    return above | (top_k(scores, 1) & ~above.any(-1, keepdim=True))
+
+
 class Options(NamedTuple):
     """The numbers, beside the scores, that rules choose by."""
 
@@ -80,6 +102,8 @@ class Options(NamedTuple):
     norm_shift: float | Tensor
     norm_scale: float | Tensor
     """``norm_shift + norm_scale · scores`` are the predicted norms of the pathways' outputs."""
+    least: float | Tensor = -math.inf
+    """The least centred score that the rule ``controlled`` chooses; :mod:`slms.routing.budget` moves it."""
 
 
 class Rule(NamedTuple):
@@ -93,6 +117,8 @@ class Rule(NamedTuple):
     """Whether every token gets exactly as many pathways as the dial says."""
     words: str
     """A description of the chosen pathways: a format string over the routing configuration's fields."""
+    held: Literal["threshold"] | None = None
+    """What holds the mean number of a token's pathways to k, in calibration and training; None if nothing does."""
 
 
 RULES = {
@@ -108,6 +134,13 @@ RULES = {
         dial="tau",
         fixed=False,
         words="those within {tau:g} of the best",
+    ),
+    "controlled": Rule(
+        lambda scores, o: at_least(centred(scores), o.least),
+        dial="k",
+        fixed=False,
+        words="on average {k}, those above a threshold,",
+        held="threshold",
     ),
 }
 
@@ -182,12 +215,13 @@ def select(
     bias: Tensor | None = None,
     norm_shift: float | Tensor = 0.0,
     norm_scale: float | Tensor = 1.0,
+    least: float | Tensor = -math.inf,
     modulation: Tensor | None = None,
 ) -> Routes:
     """Apply a rule and a gate to scores [n, p].
 
     bias [p] is added to the scores only for the choice, so balancing by bias does not change gates or probabilities
-    (arXiv:2408.15664). k includes shared pathways.
+    (arXiv:2408.15664). k includes shared pathways. Under ``controlled``, k = P chooses every pathway.
     """
     assert scores.dtype in (torch.float32, torch.float64), scores.dtype
     for name, value, known in (("rule", rule, RULES), ("gate", gate, GATES)):
@@ -197,7 +231,8 @@ def select(
     probs = scores.masked_fill(shared, -math.inf).softmax(-1)
     ranked = scores if bias is None else scores + bias
     ranked = ranked.detach().masked_fill(shared, -math.inf)
-    options = Options(k - n_shared, top_p_share, tau, norm_shift, norm_scale)
+    least = least if k < scores.shape[-1] else -math.inf
+    options = Options(k - n_shared, top_p_share, tau, norm_shift, norm_scale, least)
     return gated(scores, probs, RULES[rule].choose(ranked, options), gate, n_shared, modulation)
 
 

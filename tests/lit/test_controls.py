@@ -76,7 +76,11 @@ def test_a_record_decides_in_place_of_a_measurement():
     "control, routing, message",
     [
         ("dense", None, "model.control is dense and model.routing null"),
-        ("static", RoutingConfig(rule="top_p"), "model.routing.rule top_p; it needs a rule .* every token: top_k"),
+        (
+            "static",
+            RoutingConfig(rule="top_p"),
+            "model.routing.rule top_p; it needs a rule .* or on average: top_k, contr",
+        ),
     ],
 )
 def test_a_control_without_a_routed_run_is_refused(control, routing, message):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from slms.routing import rules
-from slms.routing.rules import Routes, select, threshold, top_k, top_p
+from slms.routing.rules import RULES, Routes, at_least, select, threshold, top_k, top_p
 
 
 def tied_scores(n: int, p: int, seed: int = 0) -> torch.Tensor:
@@ -55,6 +55,20 @@ def test_threshold_keeps_norms_near_the_largest(tau):
 def test_threshold_does_not_depend_on_the_scale_of_the_norms():
     norms = torch.rand(40, 8)
     assert torch.equal(threshold(norms, 0.4), threshold(norms * 128, 0.4))
+
+
+def test_controlled_takes_what_exceeds_the_tokens_mean_and_never_nothing():
+    scores = tied_scores(60, 6)
+    routes = select(scores, rule="controlled", k=2, n_shared=1, least=0.6)
+    seen = set()
+    for row, chosen in zip(scores[:, 1:].tolist(), routes.chosen.tolist(), strict=True):
+        mean = sum(row) / len(row)
+        expected = [i for i, x in enumerate(row) if x - mean >= 0.6 - 1e-6] or [row.index(max(row))]
+        assert chosen[0] and [i for i, on in enumerate(chosen[1:]) if on] == expected
+        seen.add(len(expected))
+    assert len(seen) > 2  # k follows the token
+    assert at_least(torch.tensor([[-1.0, -2.0]]), 5.0).tolist() == [[True, False]]
+    assert select(scores, rule="controlled", k=6, least=0.6).chosen.all()  # k = P is the dense model
 
 
 def test_unit_gates_are_one_and_pass_the_probabilities_gradient():
@@ -119,20 +133,20 @@ def test_ramp_gates_go_from_unit_to_sigmoid_in_value_and_gradient():
 
 
 @pytest.mark.parametrize("gate", ["unit", "softmax", "sigmoid"])
-@pytest.mark.parametrize("rule", ["top_k", "top_p", "threshold"])
+@pytest.mark.parametrize("rule", RULES)
 def test_gates_are_zero_exactly_where_nothing_is_chosen(rule, gate):
-    routes = select(torch.randn(20, 6), rule=rule, k=2, gate=gate, norm_shift=1.0)
+    routes = select(torch.randn(20, 6), rule=rule, k=2, gate=gate, norm_shift=1.0, least=0.3)
     assert torch.equal(routes.gates != 0, routes.chosen)
     assert routes.chosen.any(-1).all()
     torch.testing.assert_close(routes.probs.sum(-1), torch.ones(20))
 
 
-@pytest.mark.parametrize("rule", ["top_k", "top_p", "threshold"])
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("gate", ["unit", "softmax", "sigmoid"])
 def test_shared_pathways_always_run_with_gate_one_and_stay_out_of_the_competition(rule, gate):
     scores = torch.randn(30, 6)
-    routes = select(scores, rule=rule, k=4, gate=gate, n_shared=2, norm_shift=2.0)
-    alone = select(scores[:, 2:], rule=rule, k=2, gate=gate, norm_shift=2.0)
+    routes = select(scores, rule=rule, k=4, gate=gate, n_shared=2, norm_shift=2.0, least=0.3)
+    alone = select(scores[:, 2:], rule=rule, k=2, gate=gate, norm_shift=2.0, least=0.3)
     assert routes.chosen[:, :2].all() and torch.equal(routes.gates[:, :2], torch.ones(30, 2))
     assert torch.equal(routes.probs[:, :2], torch.zeros(30, 2))
     assert torch.equal(routes.chosen[:, 2:], alone.chosen)
@@ -142,11 +156,11 @@ def test_shared_pathways_always_run_with_gate_one_and_stay_out_of_the_competitio
         assert (routes.chosen.sum(-1) == 4).all()
 
 
-@pytest.mark.parametrize("rule", ["top_k", "top_p", "threshold"])
+@pytest.mark.parametrize("rule", RULES)
 def test_the_bias_moves_the_choice_but_neither_probabilities_nor_gates(rule):
     scores, bias = torch.randn(50, 4), torch.tensor([9.0, 0.0, 0.0, 0.0])
-    plain = select(scores, rule=rule, k=1, gate="sigmoid", norm_shift=1.0)
-    biased = select(scores, rule=rule, k=1, gate="sigmoid", norm_shift=1.0, bias=bias)
+    plain = select(scores, rule=rule, k=1, gate="sigmoid", norm_shift=1.0, least=0.3)
+    biased = select(scores, rule=rule, k=1, gate="sigmoid", norm_shift=1.0, least=0.3, bias=bias)
     assert biased.chosen[:, 0].all() and not plain.chosen[:, 0].all()
     assert torch.equal(biased.probs, plain.probs) and torch.equal(biased.scores, plain.scores)
     torch.testing.assert_close(biased.gates[:, 0], scores[:, 0].sigmoid())

@@ -1,0 +1,82 @@
+"""What training keeps for each routed module beside the weights: its global batch's loads, and its density's budget.
+
+The keys of these dicts are places without their dot, which a submodule's name may not hold.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from slms.models.routed import routed_modules
+from slms.routing import PathwayRouter, Routes, budget_of
+from slms.routing.balance import BalanceConfig, GlobalBalance, bias_update, z_loss
+from slms.routing.budget import ThresholdControl
+
+
+def key_of(place: str) -> str:
+    """The name of a place as a submodule.
+
+    >>> key_of("L3.mlp")
+    'L3_mlp'
+    """
+    return place.replace(".", "_")
+
+
+class Balances(nn.ModuleDict):
+    """The global load balance of every place whose router learns."""
+
+    def follow(self, net: nn.Module, config: BalanceConfig) -> None:
+        """Make a balance for each routed module of a model."""
+        for place, module in routed_modules(net).items():
+            routing = module.config
+            if routing.router != "gate":
+                self[key_of(place)] = GlobalBalance(routing.n_pathways, config.momentum, routing.n_shared)
+
+    def terms(self, net: nn.Module, routes: Mapping[str, Routes]) -> dict[str, Tensor]:
+        """GLBL and z-loss of a batch, each the mean over routed modules."""
+        modules = routed_modules(net)
+        balance = [self._of(place)(r.probs, r.chosen) for place, r in routes.items()]
+        z = [z_loss(r.scores, n_shared=modules[place].config.n_shared) for place, r in routes.items()]
+        return {"balance": torch.stack(balance).mean(), "z": torch.stack(z).mean()}
+
+    def step(self, net: nn.Module, config: BalanceConfig) -> None:
+        """Close the optimizer step's global batch and move the selection biases; every rank must call it."""
+        for place, module in routed_modules(net).items() if self else ():
+            assert isinstance(module.router, PathwayRouter)
+            load = self._of(place).step()
+            if config.bias_rate and next(module.router.parameters()).requires_grad:
+                bias_update(module.router.selection_bias, load, config.bias_rate)
+
+    def _of(self, place: str) -> GlobalBalance:
+        balance = self[key_of(place)]
+        assert isinstance(balance, GlobalBalance)
+        return balance
+
+
+class Budgets(nn.ModuleDict):
+    """What holds the density of every place whose rule needs it (`slms.routing.budget`)."""
+
+    def follow(self, net: nn.Module) -> None:
+        """Make a budget for each routed module of a model that needs one."""
+        for place, module in routed_modules(net).items():
+            if (budget := budget_of(module.config)) is not None:
+                self[key_of(place)] = budget
+
+    def terms(self, net: nn.Module, routes: Mapping[str, Routes]) -> dict[str, Tensor]:
+        """Count a batch's routes; the penalty on the density, a mean over routed modules, if the rule has one."""
+        modules = routed_modules(net)
+        found = [self._of(place)(r, modules[place].config) for place, r in routes.items()] if self else []
+        penalties = [penalty for penalty in found if penalty is not None]
+        return {"density": torch.stack(penalties).mean()} if penalties else {}
+
+    def step(self, net: nn.Module) -> None:
+        """Correct each place's density after an optimizer step; every rank must call it."""
+        for place, module in routed_modules(net).items() if self else ():
+            assert isinstance(module.router, PathwayRouter)
+            self._of(place).step(module.router, module.k)
+
+    def _of(self, place: str) -> ThresholdControl:
+        budget = self[key_of(place)]
+        assert isinstance(budget, ThresholdControl)
+        return budget

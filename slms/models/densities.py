@@ -1,0 +1,40 @@
+"""Sets the thresholds of a routed model's routers to a density on given tokens, as calibration does in conversion.
+
+Shapes: b blocks, t position, n tokens, p pathways.
+"""
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from slms.models.routed import record_routes, routed_modules
+from slms.routing import PathwayRouter, set_threshold
+
+ROUNDS = 3  # a place's scores depend on what earlier places choose, so thresholds are set again
+_ELEMENTS = 2**22  # scores of a place that decide
+
+
+@torch.inference_mode()
+def set_thresholds(model: PreTrainedModel, density: float | None, blocks: Tensor, batch_size: int) -> None:
+    """Give every router the threshold at which its place executes the share `density` of its pathways on blocks [b, t].
+
+    density: shared pathways included; None means each place's own k / P, else k becomes the nearest count.
+    """
+    modules = routed_modules(model)
+    if density is not None:
+        for module in modules.values():
+            p, fewest = module.config.n_pathways, module.config.n_shared + 1
+            module.k = p if density == 1 else min(max(round(density * p), fewest), max(p - 1, fewest))
+    for _ in range(ROUNDS):
+        scores: dict[str, list[Tensor]] = {place: [] for place in modules}
+        for part in blocks.split(batch_size):
+            with record_routes(model) as routes:
+                model.base_model(part.to(model.device), use_cache=False)
+            for place, found in routes.items():
+                every = -(-blocks.numel() * found.scores.shape[1] // _ELEMENTS)
+                scores[place].append(found.scores[::every])
+        for place, module in modules.items():
+            assert isinstance(module.router, PathwayRouter)
+            p, shared = module.config.n_pathways, module.config.n_shared
+            executed = float(module.k) if density is None else density * p
+            set_threshold(module.router, torch.cat(scores[place]), max(executed - shared, 0.0) / (p - shared))

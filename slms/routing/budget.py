@@ -1,0 +1,125 @@
+"""Holds the mean number of pathways that a token executes to `routing.k`, for rules whose k follows the token.
+
+The rule ``controlled`` chooses every pathway whose score exceeds the mean of the token's scores by a threshold, so k is
+large where many pathways contribute and small where a few do. Calibration sets the threshold so that the density (the
+share of routed pathways that run, shared ones left out) is (k − n_shared) / (P − n_shared) at once; a `Budget` keeps it
+there in training.
+
+Shapes: n tokens, p pathways.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from slms.routing.config import RoutingConfig
+from slms.routing.router import PathwayRouter
+from slms.routing.rules import RULES, Routes, centred
+
+PROPORTIONAL, INTEGRAL = 0.5, 0.2
+"""How far the controller moves the threshold for an error of the density, in spreads of the calibration scores. Normal
+scores at a density of a third have a slope of .37 there, so that a lasting error decays by 7 % a step (docs/log.md)."""
+
+
+def target_density(config: RoutingConfig, k: int) -> float:
+    """The share of the routed pathways, shared ones left out, that a token executes on average.
+
+    >>> target_density(RoutingConfig(n_pathways=16, k=4, n_shared=1), 4)
+    0.2
+    """
+    return (k - config.n_shared) / (config.n_pathways - config.n_shared)
+
+
+def score_at_density(scores: Tensor, density: float) -> Tensor:
+    """The score, a scalar, that the share `density` of all scores reach.
+
+    >>> score_at_density(torch.tensor([[4.0, 1.0], [3.0, 2.0]]), 0.5)
+    tensor(3.)
+    """
+    flat = scores.flatten()
+    kept = min(max(round(density * len(flat)), 1), len(flat))
+    return flat.kthvalue(len(flat) - kept + 1).values
+
+
+@torch.no_grad()
+def set_threshold(router: PathwayRouter, scores: Tensor, density: float) -> None:
+    """Give a router the threshold at which its scores [n, p] choose the share `density` of the routed pathways."""
+    routed = centred(scores[:, router.config.n_shared :])
+    router.keep_threshold()
+    assert router.threshold is not None and router.spread is not None
+    router.threshold.copy_(score_at_density(routed, density))
+    router.spread.copy_(routed.std())
+
+
+class Budget(nn.Module):
+    """Measures the density of one place over a global batch, and corrects it after each optimizer step.
+
+    The choices of all micro-batches and ranks are summed, so that 1 or 4 of them hold the same density. Call the module
+    with each micro-batch's routes, and :meth:`step` once after each optimizer step. In eval mode it counts nothing.
+    """
+
+    counts: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # int64 survives module.to(bfloat16)
+        self.register_buffer("counts", torch.zeros(2, dtype=torch.int64))
+
+    def count(self, routes: Routes, n_shared: int) -> None:
+        """Add routes [n, p] to the counts of choices and of possible choices."""
+        if self.training:
+            chosen = routes.chosen[:, n_shared:]
+            self.counts += torch.stack([chosen.sum(), chosen.new_full((), chosen.numel(), dtype=torch.int64)])
+
+    def error(self, router: PathwayRouter, k: int) -> Tensor | None:
+        """Return the density of the ended step minus the target, over all ranks; None if nothing was counted."""
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(self.counts)
+        chosen, possible = self.counts.tolist()
+        self.counts.zero_()
+        if not possible:
+            return None
+        return self.counts.new_full((), chosen / possible - target_density(router.config, k), dtype=torch.float32)
+
+
+class ThresholdControl(Budget):
+    """Moves a router's threshold by a proportional–integral controller (DTop-p, arXiv:2512.13996).
+
+    With the errors e_t of the density and the spread σ of the calibration scores, after step t the threshold is
+    θ_0 + σ · (PROPORTIONAL · e_t + INTEGRAL · Σ_s≤t e_s). DTop-p controls the share of probability that the rule
+    ``top_p`` keeps; ``controlled`` controls the least centred score, which docs/log.md compares.
+    """
+
+    last: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("last", torch.zeros(()))
+
+    def forward(self, routes: Routes, config: RoutingConfig) -> Tensor | None:
+        """Count routes [n, p]; there is no penalty."""
+        self.count(routes, config.n_shared)
+        return None
+
+    @torch.no_grad()
+    def step(self, router: PathwayRouter, k: int) -> None:
+        """Correct the threshold. Every rank must call it."""
+        error = self.error(router, k)
+        if error is not None:
+            assert router.threshold is not None and router.spread is not None
+            router.threshold += router.spread * (PROPORTIONAL * (error - self.last) + INTEGRAL * error)
+            self.last.copy_(error)
+
+
+BUDGETS: dict[str, type[ThresholdControl]] = {"threshold": ThresholdControl}
+"""How a rule is held (`Rule.held`) → what holds it."""
+
+
+def budget_of(config: RoutingConfig) -> ThresholdControl | None:
+    """What holds the density of a place that is routed by this configuration; None if its rule needs nothing."""
+    held = RULES[config.rule].held
+    return None if held is None or math.isclose(target_density(config, config.k), 1.0) else BUDGETS[held]()

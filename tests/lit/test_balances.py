@@ -1,0 +1,124 @@
+"""A run under a rule that is held to a density: training, resuming, saving and opening it keep the density."""
+
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+
+import slms
+from slms.data.corpora import CorpusConfig
+from slms.data.module import TextData
+from slms.lit import balances
+from slms.lit.balances import Budgets
+from slms.lit.language_model import LanguageModel
+from slms.lit.resume import check_resumed
+from slms.models.base import BaseConfig, init_base, random_twin
+from slms.models.flops import flops_per_token
+from slms.models.routed import record_routes
+from slms.routing import RoutingConfig
+
+IDS = torch.randint(3, 2000, (4, 48), generator=torch.Generator().manual_seed(0))
+CONFIG = RoutingConfig(n_pathways=16, k=5, layers=[1, 3], router="linear", rule="controlled", gate="unit")
+
+
+class Middle(lightning.Callback):
+    """Keeps the run's second step as `directory`/middle.ckpt."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if batch_idx == 3:
+            trainer.save_checkpoint(self.directory / "middle.ckpt")
+
+
+def fit(directory: Path, resumed: Path | None = None, config: RoutingConfig = CONFIG) -> LanguageModel:
+    """A run of four steps of two batches."""
+    model = LanguageModel(BaseConfig(name="stories-1m"), config, calibration_tokens=1024)
+    sizes = {"block_size": 64, "batch_size": 2, "train_tokens": 1024, "epoch_tokens": 1024, "val_tokens": 64}
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        limit_val_batches=0,
+        enable_model_summary=False,
+        accelerator="cpu",
+        use_distributed_sampler=False,
+        accumulate_grad_batches=2,
+        callbacks=[Middle(directory)],
+    )
+    trainer.fit(
+        model, TextData(CorpusConfig(name="stories"), model.tokenizer, **sizes), ckpt_path=resumed, weights_only=True
+    )
+    return model
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("controlled")
+    return fit(folder), folder
+
+
+def test_resuming_goes_on_with_the_threshold_and_the_controller(run, tmp_path):
+    whole, folder = run
+    again = fit(tmp_path, folder / "middle.ckpt")
+    for (name, one), other in zip(whole.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+    moved = torch.load(folder / "middle.ckpt", weights_only=True)["state_dict"]
+    last, threshold = "budgets.L1_mlp.last", "net.transformer.h.1.mlp.router.threshold"
+    assert moved[last] != whole.state_dict()[last] and moved[threshold] != whole.state_dict()[threshold]
+
+
+def test_the_saved_model_chooses_alike_with_a_cache_or_without(run, tmp_path):
+    net, tokenizer = run[0].net.eval(), run[0].tokenizer
+    slms.save_model(net, tokenizer, tmp_path / "out")
+    opened = slms.load_model(tmp_path / "out").model.eval()
+    with torch.no_grad(), record_routes(net) as mine, record_routes(opened) as theirs:
+        torch.testing.assert_close(net(IDS).logits, opened(IDS).logits)
+    for place, routes in mine.items():
+        assert torch.equal(routes.chosen, theirs[place].chosen)
+        counts = routes.chosen.sum(1)
+        assert counts.min() >= 1 and len(counts.unique()) > 3
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "num_beams": 2}
+    padded, mask = torch.cat([torch.zeros_like(IDS[:, :3]), IDS], 1), torch.ones(4, 51, dtype=torch.long)
+    mask[:, :3] = 0
+    cached, plain = (
+        opened.generate(padded, attention_mask=mask, use_cache=cache, **options) for cache in (True, False)
+    )
+    assert torch.equal(cached, plain)
+    assert torch.equal(cached[:, 3:], opened.generate(IDS, attention_mask=mask[:, 3:], **options))
+
+
+def test_costs_and_words_tell_the_mean_and_a_random_twin_runs_as_many(run):
+    net = run[0].net.eval()
+    flops = flops_per_token(net, 16)
+    assert flops.active_fraction == pytest.approx((6 + 2 * 5 / 16) / 8)
+    assert "on average 5, those above a threshold, chosen by its linear router, density 0.31" in str(net)
+    twin = random_twin(net)
+    with torch.no_grad(), record_routes(twin) as routes:
+        twin(IDS)
+    assert all((found.chosen.sum(1) == 5).all() for found in routes.values())
+
+
+def test_without_calibration_the_rule_is_refused():
+    with pytest.raises(ValueError, match=r"`routing.rule` is controlled; it needs calibration tokens"):
+        slms.route(init_base("stories-1m"), CONFIG)
+
+
+def test_a_resumed_run_keeps_its_rule_and_k_is_annealed_under_top_k_alone():
+    before, now = ({"model": {"routing": {"rule": rule}}} for rule in ("top_k", "controlled"))
+    for old, new in ((before, now), (now, before)):
+        with pytest.raises(ValueError, match=r"--model.routing.rule is .* a resumed run must keep it"):
+            check_resumed(old, new)
+    check_resumed(before, {"model": {"routing": {"rule": "top_p"}}})
+    with pytest.raises(ValueError, match=r"model.k_anneal is 0.5 and model.routing.rule controlled"):
+        LanguageModel(BaseConfig(name="stories-1m"), CONFIG, k_anneal=0.5)
+
+
+def test_other_rules_need_no_budget():
+    budgets = Budgets()
+    budgets.follow(slms.route(init_base("stories-1m"), RoutingConfig(layers=[1])))
+    assert not budgets and budgets.terms(torch.nn.Module(), {}) == {}
+    assert balances.key_of("L3.mlp") == "L3_mlp"
