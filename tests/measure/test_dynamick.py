@@ -128,6 +128,15 @@ def test_rules_of_a_routed_model(model, blocks):
         assert flops_per_token(routed, 16).active_fraction == 1.0  # k varies
         share = routes["L0.mlp"].chosen.float().mean().item()
         assert 0.5 - 1e-6 <= share <= 0.6, rule  # never below what was asked for
+    for density in (0.375, None):  # None: that of k, which the density before has set
+        dynamick.set_routed_rule(routed, "controlled", density, IDS, 4)
+        kept = dynamick.measure_quality(routed, blocks, 4).kept
+        assert all(place.neurons == pytest.approx(0.375, abs=0.08) for place in kept.values())
+        with torch.no_grad(), record_routes(routed) as routes:
+            routed(IDS)
+        assert all(len(found.chosen.sum(1).unique()) > 2 for found in routes.values())
+    dynamick.set_routed_rule(routed, "controlled", 1.0, IDS, 4)
+    assert dynamick.measure_quality(routed, blocks, 4).kept["L0.mlp"].neurons == 1.0
     assert math.isfinite(dynamick.measure_quality(routed, blocks, 4).loss.compute().value)
 
 
