@@ -15,13 +15,16 @@ from slms.kernels.cpu.gate_loops import gate_loop
 from slms.kernels.cpu.loops import OFFSETS, N, P, X, Y
 from slms.kernels.cpu.memory import floats, integers, keep, stay_apart
 from slms.kernels.cpu.pointwise import activate, exp
+from slms.kernels.cpu.rule_loops import ARGUMENTS, rule_loop
+from slms.kernels.cpu.rule_loops import X as RULE_X
+from slms.kernels.cpu.rule_loops import Y as RULE_Y
 from slms.kernels.cpu.single import dot_one, sum_one
 
 # A layer's row of the table: numbers of rows, kind, and addresses; 0 stands for what it has not.
 KIND, F, NORM, Q, B_Q, KEY, B_KEY, VALUE, B_VALUE, Q_NORM, K_NORM, OUT, B_OUT, NORM_2 = range(14)
 GATE, B_GATE, UP, B_UP, DOWN, B_DOWN, CHOSEN, KEYS, VALUES = range(14, 23)
 COLUMNS = 23
-DENSE, BY_GATE, OTHER = range(3)  # what the MLP is; OTHER is computed by the caller, between two calls
+DENSE, BY_GATE, BY_RULE, OTHER = range(4)  # what the MLP is; OTHER is computed by the caller, between two calls
 # Of the model: sizes and addresses. COS, SIN: [e]; CONSTANTS: the norms' epsilon and the scale of scores.
 WIDTH, HEADS, KEY_HEADS, SIZE, LENGTH, CODE, COS, SIN, CONSTANTS, STREAM, NORMED, LAST_NORM = range(12)
 SETTINGS = 12
@@ -132,6 +135,10 @@ def add_mlp(m, layer, x, normed):
             bias = vector(layer[B_DOWN], d)
             for i in range(d):
                 y[i] += bias[i]
+    elif layer[KIND] == BY_RULE:
+        rule = carray(integers(layer[CHOSEN]), (ARGUMENTS,)).copy()
+        rule[RULE_X], rule[RULE_Y] = normed.ctypes.data, y.ctypes.data
+        rule_loop(rule)
     else:
         gate, up = np.empty(f, np.float32), np.empty(f, np.float32)
         multiply(layer[GATE], layer[B_GATE], normed, gate)

@@ -1,6 +1,6 @@
 """Every place where SLMS uses undocumented parts of Lightning: look here first when a new release breaks something.
 
-StepCheckpoint       ModelCheckpoint's interval, state key, and how it saves and names `last.ckpt`
+StepCheckpoint       ModelCheckpoint's interval, state key, and how it saves, names and removes files
 FinishingLoop        the fit loop: when it is skipped, when an epoch is over, where the text goes on
 FullyShardStrategy   ModelParallelStrategy's number of processes and whether it saves shards
 move_root            the trainer's directory, once it is settled
@@ -27,20 +27,38 @@ class StepCheckpoint(ModelCheckpoint):
     """Writes checkpoints to the run directory; `last.ckpt` is always the newest and, at the end, the run's last step.
 
     Delays a checkpoint due on an epoch's last step until after that epoch's validation, so that a resumed run does not
-    skip it.
+    skip it. A resumed run removes what a kill kept its predecessor from removing.
     """
 
     _held = False
     _ended_at: int | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._written: set[str] = set()  # the files of this run's checkpoints, as far as they were not removed
 
     @property
     def state_key(self) -> str:
         """The key without how often to save, so that a resumed run may change that and keep its scores and paths."""
         return self._generate_state_key(monitor=self.monitor, mode=self.mode)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state with the files that were written and not removed."""
+        return super().state_dict() | {"written": sorted(self._written)}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the files that still exist: the run may have moved, or continue in another directory."""
-        super().load_state_dict(_moved(state_dict, str(self.dirpath)))
+        state = _moved(state_dict, str(self.dirpath))
+        self._written = set(state["written"])
+        super().load_state_dict(state)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove each file that has left the best `save_top_k`: a kill came between a checkpoint and the removal."""
+        super().on_train_start(trainer, pl_module)
+        kept = {self.best_model_path, self.last_model_path, *self.best_k_models}
+        for path in sorted(self._written - kept) if self.save_top_k > 0 else []:
+            if self._should_remove_checkpoint(trainer, path, ""):
+                self._remove_checkpoint(trainer, path)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Send checkpoints to the run directory, whichever loggers the run has."""
@@ -72,6 +90,16 @@ class StepCheckpoint(ModelCheckpoint):
         self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
         self.save_last = kind
 
+    def _save_checkpoint(self, trainer: Trainer, filepath: str, *args: Any, **kwargs: Any) -> None:
+        """Save, and know the file as this run's."""
+        self._written.add(filepath)
+        super()._save_checkpoint(trainer, filepath, *args, **kwargs)
+
+    def _remove_checkpoint(self, trainer: Trainer, filepath: str, *args: Any, **kwargs: Any) -> None:
+        """Remove, and forget the file."""
+        super()._remove_checkpoint(trainer, filepath, *args, **kwargs)
+        self._written.discard(filepath)
+
     def _save_last_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Replace `last.ckpt`; Lightning would write `last-v1.ckpt` beside a `last.ckpt` that it does not know."""
         self._enable_version_counter, counter = False, self._enable_version_counter
@@ -88,7 +116,8 @@ def _moved(state: dict[str, Any], directory: str) -> dict[str, Any]:
         new = str(Path(directory, Path(path).relative_to(old))) if inside else path
         return new if new and Path(new).exists() else ""
 
-    state = state | {"dirpath": directory, "last_model_path": find(state.get("last_model_path", ""))}
+    written = [new for new in map(find, state.get("written", [])) if new]
+    state = state | {"dirpath": directory, "written": written, "last_model_path": find(state.get("last_model_path", ""))}
     kept = {find(path): score for path, score in state["best_k_models"].items() if find(path)}
     if len(kept) == len(state["best_k_models"]):
         paths = {key: find(state[key]) for key in ("best_model_path", "kth_best_model_path")}

@@ -19,6 +19,7 @@ from transformers.models.qwen2 import modeling_qwen2 as qwen2
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
 from slms.kernels.backends import refusal
+from slms.models.dynamic.mlp import DynamicMLP
 from slms.models.routed_mlp import RoutedMLP
 from slms.models.transformers_internals import CACHE
 
@@ -65,7 +66,9 @@ class Layout(NamedTuple):
     children: list[dict[str, nn.Module | None]]
     tensors: list[tuple[int, torch.dtype]]
     routed: list[RoutedMLP]
-    ks: list[int]
+    ruled: list[DynamicMLP]
+    chosen: list[object]
+    """what the others and these choose: their numbers of pathways, their compiled calls"""
     settings: np.ndarray
     table: np.ndarray | None
     """None if the stack holds anything unknown"""
@@ -161,16 +164,22 @@ def _same(stack: nn.Module, layout: Layout) -> bool:
     return (
         all(module._modules == children for module, children in zip(layout.modules, layout.children, strict=True))
         and _tensors(layout.modules) == layout.tensors
-        and [module.k for module in layout.routed] == layout.ks
+        and _chosen(layout.routed, layout.ruled) == layout.chosen
     )
 
 
 def _layout(stack: Any) -> Layout:
     modules = [module for name, module in stack.named_modules() if not name.startswith("rotary_emb")]
     routed = [module for module in modules if isinstance(module, RoutedMLP)]
+    ruled = [module for module in modules if isinstance(module, DynamicMLP)]
     settings, table, held = _read(stack, modules) or (np.zeros(0, np.int64), None, [])
     children = [dict(module._modules) for module in modules]
-    return Layout(modules, children, _tensors(modules), routed, [m.k for m in routed], settings, table, held)
+    chosen = _chosen(routed, ruled)
+    return Layout(modules, children, _tensors(modules), routed, ruled, chosen, settings, table, held)
+
+
+def _chosen(routed: list[RoutedMLP], ruled: list[DynamicMLP]) -> list[object]:
+    return [*(module.k for module in routed), *(mlp.one_token() for mlp in ruled)]
 
 
 def _read(stack: Any, modules: list[nn.Module]) -> tuple[np.ndarray, np.ndarray, list[object]] | None:
@@ -227,6 +236,9 @@ def _read(stack: Any, modules: list[nn.Module]) -> tuple[np.ndarray, np.ndarray,
             row[decoder.KIND], row[decoder.CHOSEN] = decoder.BY_GATE, gated.arguments.ctypes.data
             row[decoder.B_DOWN] = 0 if mlp.b_out is None else mlp.b_out.data_ptr()
             held.append(gated)
+        elif isinstance(mlp, DynamicMLP) and (ruled := mlp.one_token()) is not None:
+            row[decoder.KIND], row[decoder.CHOSEN] = decoder.BY_RULE, ruled.arguments.ctypes.data
+            held.append(ruled)
         elif type(mlp) is dense:
             parts = [(decoder.GATE, decoder.B_GATE, mlp.gate_proj), (decoder.UP, decoder.B_UP, mlp.up_proj)]
             if all(put(i, *part) for part in (*parts, (decoder.DOWN, decoder.B_DOWN, mlp.down_proj))):

@@ -1,4 +1,7 @@
+import shutil
+
 import lightning
+import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 
@@ -53,3 +56,42 @@ def test_the_state_of_saving_moves_with_the_directory(tmp_path):
         assert moved.best_k_models == {str(tmp_path / "a.ckpt"): torch.tensor(1.0)}
         assert moved.best_model_path == ("" if best is None else str(tmp_path / best))
         assert moved.last_model_path == str(tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize("monitor", [None, "loss"])
+def test_a_resumed_run_removes_what_a_kill_left(tmp_path, monkeypatch, monitor):
+    """The kill comes between the fourth step's checkpoint and the removal of the second step's."""
+
+    def fit(ckpt_path=None, **more):
+        checkpoint = StepCheckpoint(
+            tmp_path / "run", filename="{step}", every_n_train_steps=2, save_top_k=1, save_last=True, monitor=monitor
+        )
+        trainer = lightning.Trainer(
+            **{"max_steps": 8, "limit_train_batches": 20} | more,
+            logger=False,
+            accelerator="cpu",
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[checkpoint],
+        )
+        trainer.fit(Falling(), ckpt_path=ckpt_path)
+
+    class Falling(BoringModel):
+        def training_step(self, batch, batch_idx):
+            self.log("loss", -float(self.global_step))
+            return super().training_step(batch, batch_idx)
+
+    def kill(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(StepCheckpoint, "_remove_checkpoint", kill)
+        patched.setattr(StepCheckpoint, "save_end", lambda *args: None)
+        fit()
+    run, mine = tmp_path / "run", tmp_path / "run" / "step=99.ckpt"
+    assert sorted(path.name for path in run.iterdir()) == ["last.ckpt", "step=2.ckpt", "step=4.ckpt"]
+    mine.touch()  # a user's own
+    (run / "step=4.ckpt").rename(tmp_path / "elsewhere.ckpt")
+    shutil.copy(tmp_path / "elsewhere.ckpt", run / "step=4.ckpt")
+    fit(tmp_path / "elsewhere.ckpt")
+    assert sorted(path.name for path in run.iterdir()) == ["last.ckpt", "step=8.ckpt", "step=99.ckpt"]

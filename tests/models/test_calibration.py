@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from slms.models.anatomy import find_mlps
-from slms.models.calibration import fit_router, layer_inputs, pathway_statistics
+from slms.models.calibration import FACTORS, cool, fit_router, layer_inputs, pathway_statistics
 from slms.models.weights import MLPWeights, read_mlp
 from slms.routing import PathwayRouter, RoutingConfig
 
@@ -126,3 +126,36 @@ def test_layer_inputs_spread_over_more_blocks_than_needed(tiny, tokens, monkeypa
     assert len(x) == 18
     torch.testing.assert_close(x, ends)
     assert read_mlp(find_mlps(model)[0]).W_in.shape[1] == x.shape[1]
+
+
+@torch.no_grad()
+def test_gates_are_cooled_to_where_the_output_changes_least():
+    """The factor is the best of those tried; the choice and the predicted norms stay."""
+    w = MLPWeights(
+        W_in=draw(37, 12, seed=1),
+        W_out=draw(37, 12, seed=2),
+        b_in=None,
+        b_out=None,
+        W_gate=draw(37, 12, seed=4),
+        b_gate=None,
+        activation="silu",
+    )
+    x, sizes = draw(300, 12, seed=6), torch.tensor(OFFSETS).diff()
+    r = router("linear", p=4, gate="softmax", router_bias=False)
+    fit_router(r, x, pathway_statistics(w, x, OFFSETS, centred=False).norms, seed=0)
+    weight, routes, norms = r.out.weight.clone(), r.route(x), r.norm_shift + r.norm_scale * r(x)
+    h = torch.nn.functional.silu(x @ w.W_gate.T) * (x @ w.W_in.T)
+
+    def error(factor):
+        scores = (factor * x @ weight.T).masked_fill(~routes.chosen, -torch.inf)
+        y = torch.zeros_like(x)
+        for p, part in enumerate((h * 3 * scores.softmax(1).repeat_interleave(sizes, 1)).split(sizes.tolist(), 1)):
+            y += part @ w.W_out[OFFSETS[p] : OFFSETS[p + 1]]
+        return ((y - h @ w.W_out).norm(dim=1) / (h @ w.W_out).norm(dim=1)).mean().item()
+
+    factor = cool(r, w, OFFSETS, x)
+    assert factor in FACTORS and factor < 1
+    assert error(factor) == pytest.approx(min(map(error, FACTORS)), rel=1e-4) and error(factor) < 0.95 * error(1)
+    torch.testing.assert_close(r.out.weight, factor * weight)
+    assert torch.equal(r.route(x).chosen, routes.chosen)
+    torch.testing.assert_close(r.norm_shift + r.norm_scale * r(x), norms, rtol=1e-4, atol=1e-4)

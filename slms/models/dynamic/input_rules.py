@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from slms.kernels.cpu.rule_rows import Choice, RuleCall
 from slms.kernels.neurons import sums
 from slms.models.dynamic.budget import cheapest_step
 from slms.models.dynamic.mlp import DynamicMLP, Kept
@@ -45,6 +46,10 @@ class InputRule(DynamicMLP):
     @abstractmethod
     def share_out(self, shares: dict[str, float]) -> None:
         """Keep these shares of the inputs of each matrix."""
+
+    @abstractmethod
+    def choice(self, matrix: str) -> Choice:
+        """Describe what `choose` keeps."""
 
     @abstractmethod
     def choose(self, matrix: str, v: Tensor) -> Tensor:
@@ -113,6 +118,12 @@ class InputRule(DynamicMLP):
         h, _, keep_h = self._hidden(x, sums)
         return sums(h, self.weights.W_out, keep_h) + self.constant
 
+    def call(self) -> RuleCall:
+        matrices = {"W_in": self.W_in_t, "b_in": self.in_constant, "x_mean": self.x_mean, "up": self.choice("up")}
+        if self.gated:
+            matrices |= {"W_gate": self.W_gate_t, "b_gate": self.gate_constant, "gate": self.choice("gate")}
+        return self._described("inputs", self.choice("down"), **matrices)
+
     def flops(self, kept: Kept) -> float:
         return self.dense_flops() * self.share(kept)
 
@@ -138,11 +149,14 @@ class TEAL(InputRule):
         self.samples = {name: inputs for name in self.matrices} | {"down": sampled((h - self.mean).abs())}
 
     def share_out(self, shares: dict[str, float]) -> None:
-        self.shares = shares
+        self.shares, self._compiled = shares, None
         self.thresholds = {name: threshold_at(self.samples[name], share) for name, share in shares.items()}
 
     def choose(self, matrix: str, v: Tensor) -> Tensor:
         return ~(v.abs() < self.thresholds[matrix])
+
+    def choice(self, matrix: str) -> Choice:
+        return Choice(self.out_norm.new_ones(self.f if matrix == "down" else self.d), least=self.thresholds[matrix])
 
 
 class WINA(InputRule):
@@ -160,8 +174,11 @@ class WINA(InputRule):
             self.norms["gate"] = w.W_gate.norm(dim=0)
 
     def share_out(self, shares: dict[str, float]) -> None:
-        self.shares = shares
+        self.shares, self._compiled = shares, None
         self.counts = {name: int(share * len(self.norms[name]) + 1e-6) for name, share in shares.items()}
 
     def choose(self, matrix: str, v: Tensor) -> Tensor:
         return largest(v.abs() * self.norms[matrix], self.counts[matrix])
+
+    def choice(self, matrix: str) -> Choice:
+        return Choice(self.norms[matrix].contiguous(), self.counts[matrix])

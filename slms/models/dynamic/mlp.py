@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slms.kernels.activations import ACTIVATIONS
+from slms.kernels.cpu.rule_rows import Choice, RuleCall, RuleMLP, fits
 from slms.kernels.neurons import can_skip, dots, sums
 from slms.models.weights import MLPWeights, neurons
 
@@ -46,12 +47,13 @@ class DynamicMLP(nn.Module, ABC):
         self.centre = centre
         self.mean = h.mean((0, 1)) if centre else torch.zeros_like(h[0, 0])
         b_out = 0 if weights.b_out is None else weights.b_out
-        self.constant = b_out + self.mean @ weights.W_out
+        self.constant = (b_out + self.mean @ weights.W_out).contiguous()
         self.out_norm = weights.W_out.norm(dim=1)
         self.masking = self.with_prompt = False
         self.observe: Callable[[Kept], None] | None = None
         self.fit(x, h)
         self.density = 1.0
+        self.eval()  # it has no training
 
     @property
     def density(self) -> float:
@@ -63,6 +65,7 @@ class DynamicMLP(nn.Module, ABC):
         if not 0 < value <= 1:
             raise ValueError(f"`density` is {value}; it must be above 0 and at most 1.")
         self._density, self.k = value, max(1, int(value * self.f + 1e-6))  # rounded down, as the papers' code does
+        self._compiled: RuleMLP | None = None
         self.set(value)
 
     @classmethod
@@ -110,6 +113,27 @@ class DynamicMLP(nn.Module, ABC):
     def skipping(self, x: Tensor) -> Tensor:
         """Compute the same for x [n, d] while reading only what was chosen."""
 
+    @abstractmethod
+    def call(self) -> RuleCall:
+        """Describe what `skipping` computes, for the compiled loops."""
+
+    def compiled(self) -> RuleMLP | None:
+        """Return `skipping` in one compiled call, for float32 on the CPU; None where the loops do not serve."""
+        if self._compiled is None and fits(call := self.call()):
+            self._compiled = RuleMLP(call)
+        return self._compiled
+
+    def one_token(self) -> RuleMLP | None:
+        """Return what computes a single token's output now; None if that is not one compiled call."""
+        return None if self.masking else self.compiled()
+
+    def execute(self, x: Tensor) -> Tensor:
+        """Compute the output of x [n, d] by the fastest code that reads only what was chosen."""
+        compiled = self.compiled()
+        if compiled is None or x.dtype != torch.float32 or x.device.type != "cpu":
+            return self.skipping(x)
+        return compiled(x)
+
     def dense(self, x: Tensor) -> Tensor:
         """Compute the MLP without any rule."""
         return F.linear(neurons(self.weights, x), self.weights.W_out.t(), self.weights.b_out)
@@ -121,7 +145,15 @@ class DynamicMLP(nn.Module, ABC):
         n = x.shape[:-1].numel()
         if self.dense_prompts and (n > FEW or not can_skip(x, n)):
             return self.dense(x)
-        return self.skipping(x.reshape(n, self.d)).view(x.shape)
+        run = self.execute if n <= FEW else self.skipping
+        return run(x.reshape(n, self.d)).view(x.shape)
+
+    def _described(self, by: str, down: Choice, weights: MLPWeights | None = None, **more: Any) -> RuleCall:
+        """A `RuleCall` of these weights, by default the MLP's own."""
+        w = weights or self.weights
+        given = {"W_gate": w.W_gate, "b_gate": w.b_gate, "W_in": w.W_in, "b_in": w.b_in, "W_out": w.W_out}
+        given |= {"b_out": self.constant, "mean": self.mean, "activation": w.activation, "by": by, "down": down}
+        return RuleCall(**given | more)
 
     def _down(self, h: Tensor, keep: Tensor) -> Tensor:
         return sums(h - self.mean, self.weights.W_out, keep) + self.constant

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slms.kernels.cpu.rule_rows import Choice, RuleCall
 from slms.metrics.functional import dropped_share, largest_within
 from slms.models.dynamic.mlp import DynamicMLP, Kept
 from slms.models.dynamic.predictor import fit_low_rank
@@ -31,6 +32,9 @@ class Oracle(DynamicMLP):
     def skipping(self, x: Tensor) -> Tensor:
         h = neurons(self.weights, x)
         return self._down(h, self.keep(x, h))
+
+    def call(self) -> RuleCall:
+        return self._described("output", Choice(self.out_norm, self.k))
 
     def flops(self, kept: Kept) -> float:
         return self._size() * ((2 if self.gated else 1) + kept.neurons)
@@ -78,6 +82,9 @@ class CETT(Oracle):
     def keep(self, x: Tensor, h: Tensor) -> Tensor:
         return ~(self.importance(h) < self.threshold)
 
+    def call(self) -> RuleCall:
+        return self._described("output", Choice(self.out_norm, least=self.threshold))
+
 
 class CATS(DynamicMLP):
     """Keeps neurons with |act(gate)| above a layer's threshold (CATS, arXiv:2404.08763); the gate runs dense."""
@@ -102,6 +109,9 @@ class CATS(DynamicMLP):
         keep = ~(gate.abs() < self.threshold)
         return self._down(gate * self._up(x, keep), keep)
 
+    def call(self) -> RuleCall:
+        return self._described("gate", Choice(torch.ones_like(self.out_norm), least=self.threshold))
+
     def flops(self, kept: Kept) -> float:
         return self._size() * (1 + 2 * kept.neurons)
 
@@ -120,6 +130,7 @@ class LowRank(Oracle):
         self.narrow, self.wide, self.shift = fit_low_rank(W, x.reshape(-1, self.d), self.rank)
         biases = [b if b is not None else w.W_in.new_zeros(self.f) for b in (w.b_in, w.b_gate)[: 1 + self.gated]]
         self.shift = self.shift + torch.cat(biases)
+        self.narrow, self.wide = self.narrow.contiguous(), self.wide.contiguous()
 
     def keep(self, x: Tensor, h: Tensor) -> Tensor:
         u = F.linear(F.linear(x, self.narrow), self.wide, self.shift)
@@ -129,6 +140,10 @@ class LowRank(Oracle):
     def skipping(self, x: Tensor) -> Tensor:
         keep = self.keep(x, x)
         return self._down(self._chosen(x, keep), keep)
+
+    def call(self) -> RuleCall:
+        predictor = {"narrow": self.narrow, "wide": self.wide, "shift": self.shift}
+        return self._described("prediction", Choice(self.out_norm, self.k), **predictor)
 
     def flops(self, kept: Kept) -> float:
         matrices = 3 if self.gated else 2

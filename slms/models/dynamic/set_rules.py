@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slms.kernels.cpu.rule_rows import Choice, RuleCall, RuleMLP
 from slms.kernels.neurons import can_skip
 from slms.models.dynamic.mlp import Kept
 from slms.models.dynamic.neuron_rules import Oracle
@@ -29,7 +30,7 @@ class Static(Oracle):
 
     def hold(self, chosen: Tensor) -> None:
         """Copy out the neurons [f] bool that every token executes from now on."""
-        self.chosen, self.compact = chosen, compacted(self.weights, chosen)
+        self.chosen, self.compact, self._compiled = chosen, compacted(self.weights, chosen), None
         self.rest = self.constant - self.mean[chosen] @ self.compact.W_out
 
     def keep(self, x: Tensor, h: Tensor) -> Tensor:
@@ -37,6 +38,11 @@ class Static(Oracle):
 
     def skipping(self, x: Tensor) -> Tensor:
         return torch.addmm(self.rest, neurons(self.compact, x), self.compact.W_out)
+
+    def call(self) -> RuleCall:
+        ones = torch.ones_like(self.compact.W_out[:, 0])  # the loops choose all of the smaller MLP
+        smaller = {"weights": self.compact, "b_out": self.rest, "mean": torch.zeros_like(ones)}
+        return self._described("output", Choice(ones), **smaller)
 
     def flops(self, kept: Kept) -> float:
         return self.dense_flops() * kept.neurons
@@ -69,6 +75,9 @@ class GRIFFIN(Static):
     def keep(self, x: Tensor, h: Tensor) -> Tensor:
         return self.prompt_set(h[:, : self.prompt(x)]).expand_as(h)
 
+    def one_token(self) -> RuleMLP | None:
+        return super().one_token() if self.sets is not None and len(self.sets) == 1 else None
+
     def forward(self, x: Tensor) -> Tensor:
         if self.masking:
             return self.masked(x)
@@ -77,7 +86,7 @@ class GRIFFIN(Static):
         if self.sets is None or len(self.sets) != len(x):
             return self.dense(x)
         if len(x) == 1:
-            return self.skipping(x[0]).view(x.shape)
+            return self.execute(x[0]).view(x.shape)
         if not can_skip(x, len(x)):
             return self.dense(x)
         keep, x_flat = self.sets[:, 0], x[:, 0]
