@@ -192,7 +192,7 @@ def rule_loop(a):
     mean = _vector(a[MEAN], f)
     for i in range(f):
         up[i] -= mean[i]
-    if kind == BY_OUTPUT or kind == BY_INPUTS:
+    if kind in (BY_OUTPUT, BY_INPUTS):
         count = _pick(up, a, DOWN, index)
     _sum_rows(a[W_OUT], a[B_OUT], index, count, up, _vector(a[Y], d))
     keep(x, gate, up, index)

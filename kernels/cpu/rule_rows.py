@@ -27,7 +27,7 @@ class Choice(NamedTuple):
 
     scale: Tensor
     """[of v]"""
-    count: int | None = None
+    most: int | None = None
     """how many are kept, or None for all that reach `least`; −∞ keeps all"""
     least: float = 0.0
 
@@ -62,7 +62,8 @@ class RuleCall(NamedTuple):
 
 def fits(call: RuleCall) -> bool:
     """Whether the compiled loops know the activation, and all tensors are float32, contiguous and on the CPU."""
-    tensors = [t for part in (*call, *(c or () for c in (call.gate, call.up, call.down))) if isinstance(t := part, Tensor)]
+    scales = [choice.scale for choice in (call.gate, call.up, call.down) if choice is not None]
+    tensors = scales + [value for value in call if isinstance(value, Tensor)]
     return call.activation in CODES and all(
         t.dtype == torch.float32 and t.device.type == "cpu" and t.is_contiguous() for t in tensors
     )
@@ -83,7 +84,7 @@ class RuleMLP:
         for which, choice in {loops.GATE: call.gate, loops.UP: call.up, loops.DOWN: call.down}.items():
             if choice is not None:
                 a[loops.SCALE + which] = choice.scale.data_ptr()
-                a[loops.COUNT + which] = -1 if choice.count is None else choice.count
+                a[loops.COUNT + which] = -1 if choice.most is None else choice.most
                 a[loops.LEAST + which] = np.float32(max(choice.least, 0.0)).view(np.int32)  # scores are never negative
         self.held, self.arguments = call, a
 

@@ -117,7 +117,11 @@ def _moved(state: dict[str, Any], directory: str) -> dict[str, Any]:
         return new if new and Path(new).exists() else ""
 
     written = [new for new in map(find, state.get("written", [])) if new]
-    state = state | {"dirpath": directory, "written": written, "last_model_path": find(state.get("last_model_path", ""))}
+    state = state | {
+        "dirpath": directory,
+        "written": written,
+        "last_model_path": find(state.get("last_model_path", "")),
+    }
     kept = {find(path): score for path, score in state["best_k_models"].items() if find(path)}
     if len(kept) == len(state["best_k_models"]):
         paths = {key: find(state[key]) for key in ("best_model_path", "kth_best_model_path")}

@@ -8,9 +8,11 @@ import torch
 from torch import nn
 from transformers import DynamicCache, StaticCache
 
+from slms.kernels.cpu import decoder
 from slms.models.anatomy import find_mlps
 from slms.models.convert import route
 from slms.models.decode_step import Step, speed_up
+from slms.models.dynamic import RULES, apply_rule, set_densities
 from slms.models.routed import record_routes
 from slms.models.transformers_internals import CACHE
 from slms.routing import RoutingConfig
@@ -63,6 +65,21 @@ def decode(model, ids, prompt=4, **arguments):
         out = model(ids[:, i : i + 1], use_cache=True, **{CACHE: out[CACHE]}, **arguments)
         logits.append(out.logits)
     return torch.cat(logits, 1)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@torch.no_grad()
+def test_rules_run_inside_and_follow_their_density(tiny, tokens, ran, rule):  # noqa: F811
+    """GRIFFIN's sets come from the prompt, so that its step begins behind it."""
+    stock = apply_rule(tiny("llama"), rule, tokens(4, 16))
+    fast, ids = speed_up(copy.deepcopy(stock)), tokens(1, 12)
+    for density in (0.5, 0.25):
+        for model in (stock, fast):
+            set_densities(model, density)
+        torch.testing.assert_close(decode(fast, ids), decode(stock, ids), atol=1e-5, rtol=1e-5)
+    assert ran == [True] * 16
+    kinds = fast.model.__dict__["forward"]._layout.table[:, decoder.KIND]
+    assert (kinds == decoder.BY_RULE).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -119,7 +120,12 @@ class InputRule(DynamicMLP):
         return sums(h, self.weights.W_out, keep_h) + self.constant
 
     def call(self) -> RuleCall:
-        matrices = {"W_in": self.W_in_t, "b_in": self.in_constant, "x_mean": self.x_mean, "up": self.choice("up")}
+        matrices: dict[str, Any] = {
+            "W_in": self.W_in_t,
+            "b_in": self.in_constant,
+            "x_mean": self.x_mean,
+            "up": self.choice("up"),
+        }
         if self.gated:
             matrices |= {"W_gate": self.W_gate_t, "b_gate": self.gate_constant, "gate": self.choice("gate")}
         return self._described("inputs", self.choice("down"), **matrices)

@@ -151,8 +151,8 @@ class DynamicMLP(nn.Module, ABC):
     def _described(self, by: str, down: Choice, weights: MLPWeights | None = None, **more: Any) -> RuleCall:
         """A `RuleCall` of these weights, by default the MLP's own."""
         w = weights or self.weights
-        given = {"W_gate": w.W_gate, "b_gate": w.b_gate, "W_in": w.W_in, "b_in": w.b_in, "W_out": w.W_out}
-        given |= {"b_out": self.constant, "mean": self.mean, "activation": w.activation, "by": by, "down": down}
+        given: dict[str, Any] = {"by": by, "down": down, "b_out": self.constant, "mean": self.mean}
+        given |= {name: getattr(w, name) for name in ("W_gate", "b_gate", "W_in", "b_in", "W_out", "activation")}
         return RuleCall(**given | more)
 
     def _down(self, h: Tensor, keep: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Shapes: b blocks, t position, n tokens, d model, f neurons, q rank.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -142,7 +143,7 @@ class LowRank(Oracle):
         return self._down(self._chosen(x, keep), keep)
 
     def call(self) -> RuleCall:
-        predictor = {"narrow": self.narrow, "wide": self.wide, "shift": self.shift}
+        predictor: dict[str, Any] = {"narrow": self.narrow, "wide": self.wide, "shift": self.shift}
         return self._described("prediction", Choice(self.out_norm, self.k), **predictor)
 
     def flops(self, kept: Kept) -> float:

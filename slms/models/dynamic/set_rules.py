@@ -5,6 +5,8 @@ Shapes: b blocks, t position, n tokens, d model, f neurons.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,7 +43,7 @@ class Static(Oracle):
 
     def call(self) -> RuleCall:
         ones = torch.ones_like(self.compact.W_out[:, 0])  # the loops choose all of the smaller MLP
-        smaller = {"weights": self.compact, "b_out": self.rest, "mean": torch.zeros_like(ones)}
+        smaller: dict[str, Any] = {"weights": self.compact, "b_out": self.rest, "mean": torch.zeros_like(ones)}
         return self._described("output", Choice(ones), **smaller)
 
     def flops(self, kept: Kept) -> float:

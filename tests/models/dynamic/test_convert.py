@@ -63,6 +63,10 @@ def test_no_token_copies_a_matrix(tiny, monkeypatch, family, rule):
     for name in ("_dots", "_sums"):
         monkeypatch.setattr(neurons, name, lambda *arrays: read.add(arrays[1].ctypes.data))
     set_densities(dynamic, 0.5)
+    for mlp in dynamic_mlps(dynamic).values():
+        call = mlp.compiled().held
+        assert {W.data_ptr() for W in (call.W_in, call.W_gate, call.W_out) if W is not None} <= known
+        monkeypatch.setattr(mlp, "compiled", lambda: None)  # where the whole rule is not one compiled call
     dynamic(IDS[:1, :1])
     assert read and read <= known
     if family != "gpt2":  # the up-projections are shared
