@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.+?)\n.*?```diff\n(.*?)```", PAGE, flags=re.M | re.S))
 MOST = {"rule": 2, "metric": 2, "control": 1, "autoencoder": 3, "command": 3, "family": 1, "format": 1}
-MOST |= {"plot": 1, "heads": 8}
+MOST |= {"plot": 1}
 """Files that an extension may touch, by the last word of its title that is a key."""
 
 CHECK = """
@@ -24,7 +24,7 @@ import slms
 from slms.data.stories import story
 from slms.lit.controls import Plan, make_control
 from slms.measure.metrics import METRICS
-from slms.models.routed import record_routes, routed_modules, set_k
+from slms.models.routed import record_routes
 from slms.routing import RULES
 from slms.sae.coders import build_coder
 from slms.sae.config import CoderConfig
@@ -41,15 +41,6 @@ with record_routes(routed) as routes:
     routed(ids)
 assert type(routed).__name__ == "RoutedOlmoForCausalLM" and 0 < routes["L0.mlp"].chosen.float().mean() < 1
 assert "those above the mean" in str(routed) and "above_mean" in RULES
-
-# heads
-llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape)).eval()
-config = slms.RoutingConfig(n_pathways=4, k=2, every_n_layers=1, target="both", gate="unit", router="linear")
-routed = slms.route(llama, config, ids)
-assert list(routed_modules(routed)) == ["L0.attn", "L0.mlp", "L1.attn", "L1.mlp"]
-assert "L0.attn, L1.attn: 4 heads in 4 pathways" in str(routed)
-set_k(routed, 4)
-torch.testing.assert_close(routed(ids).logits, llama(ids).logits, atol=1e-5, rtol=1e-5)
 
 # the control
 base, _ = slms.load_base("stories-1m")

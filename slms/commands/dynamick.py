@@ -43,6 +43,7 @@ from slms.metrics.states import restore
 from slms.models.base import Base, load_base
 from slms.models.dynamic import LEVELS
 from slms.models.routed import routed_modules
+from slms.models.routed_mlp import check_only_mlps
 from slms.progress import Progress, progress
 from slms.report.artifacts import write_csv, write_json
 from slms.report.dynamick import (
@@ -112,6 +113,7 @@ def dynamick(
         raise ValueError(f"--budget {budget}: it must be one of {', '.join(BUDGETS)}")
     _named(rule, (*DENSE_RULES, *ROUTED_RULES), "it")  # before model and text are read
     subject = open_subject(model, n_tokens=n_tokens, **text)
+    check_only_mlps(subject.model, f"dynamick --model {model}")
     base_of = Base(subject.model, subject.tokenizer)
     calibration = token_ids(with_text(model, base_of, subject.text, split="train", n_tokens=calibration_tokens))
     routed = subject.model if routed_modules(subject.model) else None

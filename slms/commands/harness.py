@@ -14,6 +14,7 @@ from slms.measure.journal import identity
 from slms.models.base import Base
 from slms.models.dynamic import masking
 from slms.models.routed import routed_modules
+from slms.models.routed_mlp import check_only_mlps
 from slms.report.artifacts import own_directory, write_csv, write_json
 from slms.report.provenance import command_line, versions
 from slms.report.tables import text_table
@@ -95,6 +96,7 @@ def dynamic(
 ) -> PreTrainedModel:
     """Make a model execute a share of its MLPs' neurons by a rule, calibrated on token ids [b, t]."""
     if routed_modules(net):
+        check_only_mlps(net, f"--rule {rule}")
         set_routed_rule(net, rule, density, calibration, batch_size)
         return net
     made = under_rule(net, rule, calibration)

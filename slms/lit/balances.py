@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from slms.models.routed import routed_modules
+from slms.models.routed import Routed, routed_modules
 from slms.routing import PathwayRouter, Routes, budget_of
 from slms.routing.balance import BalanceConfig, GlobalBalance, bias_update, z_loss
 from slms.routing.budget import ThresholdControl
@@ -30,14 +30,15 @@ class Balances(nn.ModuleDict):
         """Make a balance for each routed module of a model."""
         for place, module in routed_modules(net).items():
             routing = module.config
-            if routing.router != "gate":
-                self[key_of(place)] = GlobalBalance(routing.n_pathways, config.momentum, routing.n_shared)
+            if isinstance(module.router, PathwayRouter):
+                sizes = routing.n_pathways, config.momentum, routing.n_shared, module.n_groups
+                self[key_of(place)] = GlobalBalance(*sizes)
 
     def terms(self, net: nn.Module, routes: Mapping[str, Routes]) -> dict[str, Tensor]:
         """GLBL and z-loss of a batch, each the mean over routed modules."""
         modules = routed_modules(net)
         balance = [self._of(place)(r.probs, r.chosen) for place, r in routes.items()]
-        z = [z_loss(r.scores, n_shared=modules[place].config.n_shared) for place, r in routes.items()]
+        z = [_z_loss(modules[place], r.scores) for place, r in routes.items()]
         return {"balance": torch.stack(balance).mean(), "z": torch.stack(z).mean()}
 
     def step(self, net: nn.Module, config: BalanceConfig) -> None:
@@ -54,6 +55,11 @@ class Balances(nn.ModuleDict):
         return balance
 
 
+def _z_loss(module: Routed, scores: Tensor) -> Tensor:
+    """The z-loss of scores [n, p]; a module whose pathways compete in groups has the mean over these."""
+    return z_loss(scores.unflatten(1, (module.n_groups, -1)).flatten(0, 1), n_shared=module.config.n_shared)
+
+
 class Budgets(nn.ModuleDict):
     """What holds the density of every place whose rule needs it (`slms.routing.budget`)."""
 
@@ -66,15 +72,17 @@ class Budgets(nn.ModuleDict):
     def terms(self, net: nn.Module, routes: Mapping[str, Routes]) -> dict[str, Tensor]:
         """Count a batch's routes; the penalty on the density, a mean over routed modules, if the rule has one."""
         modules = routed_modules(net)
-        found = [self._of(place)(r, modules[place].config) for place, r in routes.items()] if self else []
+        held = {place: r for place, r in routes.items() if key_of(place) in self}
+        found = [self._of(place)(r, modules[place].config) for place, r in held.items()]
         penalties = [penalty for penalty in found if penalty is not None]
         return {"density": torch.stack(penalties).mean()} if penalties else {}
 
     def step(self, net: nn.Module) -> None:
         """Correct each place's density after an optimizer step; every rank must call it."""
-        for place, module in routed_modules(net).items() if self else ():
-            assert isinstance(module.router, PathwayRouter)
-            self._of(place).step(module.router, module.k)
+        for place, module in routed_modules(net).items():
+            if key_of(place) in self:
+                assert isinstance(module.router, PathwayRouter)
+                self._of(place).step(module.router, module.k)
 
     def _of(self, place: str) -> ThresholdControl:
         budget = self[key_of(place)]

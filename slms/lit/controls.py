@@ -6,6 +6,7 @@ A control is a row of `CONTROLS`: a function that makes the model to train from 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from slms.models.place import layer_of, place_name
 from slms.models.routed import routed_modules
 from slms.models.routed_mlp import RoutedMLP
 from slms.routing import RULES, RoutingConfig
+from slms.routing.config import FREE
 
 
 class Plan(NamedTuple):
@@ -55,18 +57,25 @@ def _dense(base: PreTrainedModel, plan: Plan) -> Made:
 
 def _frozen_router(base: PreTrainedModel, plan: Plan) -> Made:
     net = route(base, plan.routing, plan.calibration)
-    for module in routed_modules(net, RoutedMLP).values():
+    for module in routed_modules(net).values():
         module.router.requires_grad_(False)
-        for gate in (module.W_gate, module.b_gate) if plan.routing.router == "gate" else ():
+        gates = (module.W_gate, module.b_gate) if isinstance(module, RoutedMLP) else ()
+        for gate in gates if plan.routing.router == "gate" else ():
             if gate is not None:
                 gate.requires_grad_(False)
     return Made(net, {})
 
 
 def _static(size: Callable[[PreTrainedModel, RoutingConfig], dict[str, Any]]) -> Callable[..., Made]:
-    """The base cut down to the neurons that `size` gives, by place, beside what they were decided by."""
+    """The base cut down to the neurons that `size` gives, by place, beside what they were decided by.
+
+    Of a run that routes heads: as many heads of each group, of the greatest mean contribution, for every token.
+    """
 
     def make(base: PreTrainedModel, plan: Plan) -> Made:
+        if plan.routing.target == "attention":
+            own: dict[str, Any] = {"router": "static", "router_bias": None, "router_init": None}
+            return Made(route(base, dataclasses.replace(plan.routing, **own), plan.calibration), {})
         record = plan.record or plan.agreed(size(base, plan.routing))
         widths = {layer_of(place): width for place, width in record["neurons"].items()}
         return Made(cut(base, widths, plan.calibration), record)
@@ -96,7 +105,9 @@ def as_fast(base: PreTrainedModel, routing: RoutingConfig) -> dict[str, Any]:
 
 CONTROLS: dict[str, Control] = {
     "dense": Control(_dense, "dense", "the base, trained alike"),
-    "static": Control(_static(equal_neurons), "static", "the best fixed neurons, as many as the routed model executes"),
+    "static": Control(
+        _static(equal_neurons), "static", "the best fixed neurons (or heads), as many as the routed model executes"
+    ),
     "static_flops": Control(_static(equal_flops), "static", "the best fixed neurons at the routed model's FLOPs"),
     "static_time": Control(_static(as_fast), "static", "the best fixed neurons at the routed model's decode time"),
     "frozen_router": Control(
@@ -110,6 +121,15 @@ def check_control(name: str, routing: RoutingConfig | None) -> None:
     """Raise ValueError if a run with this routing cannot have this control."""
     if routing is None:
         raise ValueError(f"model.control is {name} and model.routing null; it is the control of a routed run")
+    heads = ("static", "dense", "frozen_router")
+    if routing.target == "attention" and name not in heads:
+        raise ValueError(
+            f"model.control is {name} and model.routing.target attention; heads have the controls {', '.join(heads)}"
+        )
+    if routing.target == "both" and CONTROLS[name].role == "static":
+        raise ValueError(f"model.control is {name} and model.routing.target both; it needs target mlp or attention")
+    if name == "frozen_router" and routing.router in FREE:
+        raise ValueError(f"model.control is {name} and model.routing.router {routing.router}; there is no router")
     timed = name == "static_time"  # the time of one token
     fitting = [rule for rule, row in RULES.items() if row.fixed or (row.held and not timed)]
     if CONTROLS[name].role == "static" and routing.rule not in fitting:

@@ -38,7 +38,7 @@ from slms.models.base import BaseConfig, load_base
 from slms.models.convert import route
 from slms.models.head import separates
 from slms.models.place import place_name
-from slms.models.routed import record_routes, set_k, set_ramp
+from slms.models.routed import record_routes, routed_modules, set_ramp
 from slms.models.stock import check_base
 from slms.models.transformers_internals import compute_again
 from slms.models.weights import model_digest
@@ -47,7 +47,7 @@ from slms.routing.balance import BalanceConfig
 
 
 class LanguageModel(OptimizedModule):
-    """Fine-tunes (or pretrains) a base model, whose MLPs are routed if `routing` is given.
+    """Fine-tunes (or pretrains) a base model, whose MLPs or attention heads are routed if `routing` is given.
 
     Args:
         base: the dense model to start from.
@@ -64,7 +64,7 @@ class LanguageModel(OptimizedModule):
             means `mlps` if there is `routing`, else `all`. The controls of a routed run train the same.
         gate_ramp: share of the steps over which gates of kind `ramp` go from 1 to σ(score).
         k_anneal: share of the steps over which k falls from `routing.n_pathways` to `routing.k`, under the rule
-            `top_k`; 0 starts at k.
+            `top_k` (and of heads from all to `routing.k_heads`); 0 starts at k.
         calibration_tokens: training tokens that determine the partition and the routers' initialisation.
         recompute: keep only each layer's input and compute its inside again in the backward pass (gradient
             checkpointing): less memory for one more forward pass a step.
@@ -97,10 +97,14 @@ class LanguageModel(OptimizedModule):
             )
         if control is not None:
             check_control(control, routing)
-        if balance is not None and routing is not None and routing.router == "gate":
-            raise ValueError("model.balance is given and model.routing.router gate, which has no router to balance")
+        if balance is not None and routing is not None and routing.router not in ("mlp", "linear"):
+            raise ValueError(
+                f"model.balance is given and model.routing.router {routing.router}, which has no router to balance"
+            )
         self.base, self.routing, self.control, self.balance = base, routing, control, balance or BalanceConfig()
         self.optimizer_config, self.distill = optimizer, distill.resolved(routing is not None)
+        if self.distill.mlp and routing is not None and routing.target == "attention":
+            raise ValueError(f"model.distill.mlp is {distill.mlp} and model.routing.target attention; no MLP is routed")
         self.trained = train or trained_by_default(routing is not None)
         self.gate_ramp, self.k_anneal, self.calibration_tokens = gate_ramp, k_anneal, calibration_tokens
         self.net, self.tokenizer = load_base(base)
@@ -202,7 +206,9 @@ class LanguageModel(OptimizedModule):
         set_ramp(self.net, min(1.0, self.global_step / (self.gate_ramp * self.total_steps)))
         if self.k_anneal and self.routing is not None:
             share = self.global_step / (self.k_anneal * self.total_steps)
-            set_k(self.net, annealed_k(share, self.routing.n_pathways, self.routing.k))
+            for module in routed_modules(self.net).values():
+                groups, config = module.n_groups, module.config
+                module.k = groups * annealed_k(share, config.n_pathways // groups, config.k // groups)
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """The sum of cross-entropy, load balancing, z-loss and distillation of one batch."""

@@ -26,9 +26,12 @@ from slms.routing import Routes
 def choice_rows(
     model: PreTrainedModel, blocks: Blocks, batch_size: int, routers: Sequence[Mapping[str, Chooser]]
 ) -> list[Row]:
-    """The loss if other choices are executed in every place at once, each beside that of the routers' own choices."""
-    own = _loss(model, blocks, batch_size, {})
-    rivals = {"oracle": _loss(model, blocks, batch_size, oracle_choosers(model))}
+    """The loss if other choices are executed in every place at once, each beside that of the routers' own choices.
+
+    There is no oracle if heads are routed: what a head writes depends on more than the input of its router.
+    """
+    own, best = _loss(model, blocks, batch_size, {}), oracle_choosers(model)
+    rivals = {"oracle": _loss(model, blocks, batch_size, best)} if best.keys() == routed_modules(model).keys() else {}
     random = [_loss(model, blocks, batch_size, choosers) for choosers in routers]
     mean = DocumentLoss()
     mean.nll, mean.tokens = torch.stack([loss.nll for loss in random]).mean(0), random[0].tokens

@@ -74,6 +74,8 @@ class Fitted:
     k: int | None
     """pathways that a token chooses, shared ones not counted; None if the number varies"""
     n_shared: int
+    n_groups: int = 1
+    """groups of pathways in each of which a token chooses k / n_groups"""
 
     def __call__(self, x: Tensor, routes: Routes) -> Tensor:
         """As :meth:`choose`, in place of the router that gave these routes."""
@@ -85,7 +87,9 @@ class Fitted:
         Shared pathways are always chosen, and all by a token that keeps all of them in the router's `own` choices.
         """
         scores = self.scorer((x.float() - self.shift) / self.scale)
-        chosen = matched_choice(scores, self.bias, self.k)
+        of_group = zip(scores.chunk(self.n_groups, 1), self.bias.chunk(self.n_groups), strict=True)
+        each = None if self.k is None else self.k // self.n_groups
+        chosen = torch.cat([matched_choice(own, bias, each) for own, bias in of_group], 1)
         chosen = torch.cat([chosen.new_ones(len(x), self.n_shared), chosen], 1)
         return chosen if self.k is None else chosen | own.all(1, keepdim=True)
 
@@ -108,7 +112,10 @@ def fit_control(
     shift, scale = x.mean(0), x.std(0).clamp(min=1e-6)
     z = (x - shift) / scale
     scorer = control.scorer(z, loads, torch.Generator().manual_seed(seed))
-    return Fitted(shift, scale, scorer, matched_bias(scorer(z), loads, k, steps), k, config.n_shared)
+    groups, each = module.n_groups, None if k is None else k // module.n_groups
+    of_group = zip(scorer(z).chunk(groups, 1), loads.chunk(groups), strict=True)
+    bias = torch.cat([matched_bias(scores, own, each, steps) for scores, own in of_group])
+    return Fitted(shift, scale, scorer, bias, k, config.n_shared, groups)
 
 
 def mismatch(found: Tensor, chosen: Tensor) -> float:

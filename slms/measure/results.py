@@ -122,6 +122,7 @@ def compute_of(flops: Flops) -> Compute:
         total_routed=float(flops.total_routed),
         mlp_saved=flops.mlp_saving,
         total_saved=flops.total_saving,
+        head_fraction=flops.head_fraction,
     )
 
 

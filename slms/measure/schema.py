@@ -67,6 +67,7 @@ class Compute:
     total_routed: float
     mlp_saved: float  # 1 − mlp_routed / mlp_dense
     total_saved: float
+    head_fraction: float | None = None  # share of all query heads executed, if heads are routed
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slms.kernels.reference import neuron_weights
-from slms.models.anatomy import family_of, find_mlps
+from slms.models.anatomy import family_of, find_attentions, find_mlps
 from slms.models.routed_mlp import RoutedMLP
 from slms.models.weights import family_of_mlp, neurons, read_mlp
 
@@ -76,6 +76,25 @@ def _flat(x: Tensor) -> Tensor:
 def mlp_inputs(model: PreTrainedModel, layers: Iterable[int] | None = None) -> Iterator[dict[int, Tensor]]:
     """Yield {layer: inputs [n, d] of its MLP}, which every forward fills; by default for all layers."""
     with _captured({i: (mlp, _flat) for i, mlp in _chosen_mlps(model, layers).items()}) as found:
+        yield found
+
+
+@contextmanager
+def attention_states(model: PreTrainedModel, layers: Iterable[int]) -> Iterator[dict[int, Tensor]]:
+    """Yield {layer: [n, d + h·e], the inputs of its dense attention beside its heads' outputs}."""
+    found: dict[int, Tensor] = {}
+    attentions, out = find_attentions(model), family_of(model).out
+    with ExitStack() as stack:
+        for index in layers:
+
+            def enter(_: nn.Module, args: tuple, kwargs: dict, index: int = index) -> None:
+                found[index] = _flat(args[0] if args else kwargs["hidden_states"])
+
+            def leave(_: nn.Module, args: tuple, index: int = index) -> None:
+                found[index] = torch.cat([found[index], _flat(args[0])], 1)
+
+            stack.callback(attentions[index].register_forward_pre_hook(enter, with_kwargs=True).remove)
+            stack.callback(getattr(attentions[index], out).register_forward_pre_hook(leave).remove)
         yield found
 
 

@@ -1,4 +1,4 @@
-"""Finds and replaces the MLPs of a causal language model of any supported family."""
+"""Finds and replaces the MLPs and attentions of a causal language model of any supported family."""
 
 from __future__ import annotations
 
@@ -33,6 +33,18 @@ def replace_mlp(model: PreTrainedModel, index: int, mlp: nn.Module) -> None:
     """Replace the MLP of layer ``index``."""
     family = family_of(model)
     setattr(_layers(model, family)[index], family.mlp, mlp)
+
+
+def find_attentions(model: PreTrainedModel) -> dict[int, nn.Module]:
+    """Return each layer's attention, dense or routed, by layer index."""
+    family = family_of(model)
+    return {i: layer.get_submodule(family.attention) for i, layer in enumerate(_layers(model, family))}
+
+
+def replace_attention(model: PreTrainedModel, index: int, attention: nn.Module) -> None:
+    """Replace the attention of layer ``index``."""
+    family = family_of(model)
+    _layers(model, family)[index].set_submodule(family.attention, attention)
 
 
 def list_layers(model: PreTrainedModel) -> list[LayerInfo]:

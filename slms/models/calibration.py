@@ -6,7 +6,8 @@ Shapes: n calibration tokens, d model, f neurons, p pathways.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -39,11 +40,17 @@ class PathwayStatistics(NamedTuple):
     """[n, p]: ‖f_p(x)‖, or ‖f_p(x) − E f_p‖ if ``centred``"""
 
 
-def layer_inputs(model: PreTrainedModel, layers: list[int], blocks: Tensor) -> Iterator[tuple[int, Tensor]]:
+Reader = Callable[[PreTrainedModel, list[int]], AbstractContextManager[dict[int, Tensor]]]
+"""What is read of layers, as the context managers of `slms.models.activations` do: {layer: [n, w]}."""
+
+
+def layer_inputs(
+    model: PreTrainedModel, layers: list[int], blocks: Tensor, read: Reader = mlp_inputs
+) -> Iterator[tuple[int, Tensor]]:
     """Yield each layer's MLP inputs [n, d] over token blocks [b, t], in fp32 on the model's device.
 
-    As many layers as fit in 2 GiB are collected together; the model runs again for the others. It is in evaluation
-    mode meanwhile.
+    ``read`` may read something else in their place. As many layers as fit in 2 GiB are collected together; the model
+    runs again for the others. It is in evaluation mode meanwhile.
     """
     keep = max(1, MAX_TOKENS // blocks.shape[1])
     if len(blocks) > keep:  # evenly spread
@@ -56,7 +63,7 @@ def layer_inputs(model: PreTrainedModel, layers: list[int], blocks: Tensor) -> I
             chosen = layers[start : start + group]
             collected: dict[int, list[Tensor]] = {i: [] for i in chosen}
             for batch in blocks.split(max(1, _FORWARD_TOKENS // blocks.shape[1])):
-                with mlp_inputs(model, chosen) as found:
+                with read(model, chosen) as found:
                     model.base_model(batch.to(model.device), use_cache=False)
                 for i in chosen:
                     collected[i].append(found[i].float())
@@ -67,7 +74,14 @@ def layer_inputs(model: PreTrainedModel, layers: list[int], blocks: Tensor) -> I
 
 
 def pathway_statistics(weights: MLPWeights, x: Tensor, offsets: tuple[int, ...], centred: bool) -> PathwayStatistics:
-    """Compute the statistics at inputs x [n, d] for weights in pathway order.
+    """Compute the statistics at inputs x [n, d] for weights in pathway order."""
+    return unit_statistics(lambda chunk: neurons(weights, chunk), weights.W_out, x, offsets, centred)
+
+
+def unit_statistics(
+    hidden: Callable[[Tensor], Tensor], W_out: Tensor, x: Tensor, offsets: Sequence[int], centred: bool
+) -> PathwayStatistics:
+    """Compute the statistics of pathways f_p = h_p W_out_p, where ``hidden`` maps chunks of x [n, ·] to h [n, f].
 
     Dropping a pathway loses f_p, or f_p − E f_p if means are compensated (``centred``). No tensor [n, p, d] is formed:
     ‖h W_out‖ = ‖h Rᵀ‖ with W_outᵀ = QR in each pathway.
@@ -75,14 +89,14 @@ def pathway_statistics(weights: MLPWeights, x: Tensor, offsets: tuple[int, ...],
     parts = list(pairwise(offsets))
     first = torch.zeros(offsets[-1], dtype=torch.float64, device=x.device)
     for chunk in x.split(_CHUNK):
-        first += neurons(weights, chunk).sum(0).double()
-    first, W_out = first / len(x), weights.W_out.double()
+        first += hidden(chunk).sum(0).double()
+    first, W_out = first / len(x), W_out.double()
     mean = torch.stack([first[a:b] @ W_out[a:b] for a, b in parts])
     origin = first if centred else torch.zeros_like(first)
     triangles = [torch.linalg.qr(W_out[a:b].T).R.to(x.dtype) for a, b in parts]
     origin, norms = origin.to(x.dtype), []
     for chunk in x.split(_CHUNK):
-        h = neurons(weights, chunk) - origin
+        h = hidden(chunk) - origin
         norms.append(
             torch.stack([(h[:, a:b] @ R.T).norm(dim=1) for (a, b), R in zip(parts, triangles, strict=True)], 1)
         )

@@ -48,7 +48,8 @@ def model_card(
         model_name=title if results else None,
         eval_results=list(results) or None,
     )
-    config = next(iter(routed.values())).config if routed else None
+    mlps, heads = ({place: m for place, m in routed.items() if m.part == part} for part in ("mlp", "attn"))
+    config = next(iter(mlps.values())).config if mlps else None
     card = ModelCard.from_template(
         data,
         template_path=str(_TEMPLATE),
@@ -58,7 +59,10 @@ def model_card(
         dtype=str(model.dtype).removeprefix("torch."),
         base=base and shortened(base),
         corpus=corpus and shortened(corpus),
-        places=", ".join(f"`{place}`" for place in routed),
+        routed=bool(routed),
+        places=", ".join(f"`{place}`" for place in mlps),
+        heads=", ".join(f"`{place}`" for place in heads),
+        chosen_heads=next((module.summary() for module in heads.values()), None),
         routing=config,
         choice=config and RULES[config.rule].words.format(**config.to_dict()),
         measured=measured,

@@ -16,18 +16,29 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from slms.kernels.activations import ACTIVATIONS
+from slms.models.activations import attention_states
 from slms.models.anatomy import find_mlps
-from slms.models.calibration import cool, fit_router, layer_inputs, pathway_statistics
+from slms.models.calibration import cool, fit_router, layer_inputs, pathway_statistics, unit_statistics
 from slms.models.families import family_name
 from slms.models.partition import partition
+from slms.models.routed import routed_modules
 from slms.models.routed_config import CONFIGS
-from slms.models.routed_lm import route_mlps, routed_class
+from slms.models.routed_heads import RoutedHeads
+from slms.models.routed_lm import route_modules, routed_class
 from slms.models.routed_mlp import RoutedMLP
 from slms.models.speedups import prepare
 from slms.models.stock import check_base
 from slms.models.variants import changed_copy, check_dense
 from slms.models.weights import MLPWeights, neurons, read_mlp
-from slms.routing import RULES, GateSelector, RoutingConfig, set_threshold, target_density
+from slms.routing import (
+    RULES,
+    GateSelector,
+    HeadSelector,
+    PathwayRouter,
+    RoutingConfig,
+    set_threshold,
+    target_density,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +67,9 @@ def route(model: PreTrainedModel, config: RoutingConfig, calibration: Tensor | N
         check_tokens(calibration, model)
 
     routed, layers = with_fresh_mlps(model, config)
+    heads = {module.layer_index: module for module in routed_modules(routed, RoutedHeads).values()}
+    for i, states in layer_inputs(model, list(heads), calibration, attention_states) if calibration is not None else ():
+        _calibrate_heads(heads[i], *states.split([heads[i].shape.d, states.shape[1] - heads[i].shape.d], 1))
     dense = {i: in_fp32(read_mlp(find_mlps(model)[i])) for i in layers}
     if calibration is None:
         for i, mlp in layers.items():
@@ -74,8 +88,9 @@ def with_fresh_mlps(model: PreTrainedModel, config: RoutingConfig) -> tuple[PreT
     routed = changed_copy(model, routed_class(family), CONFIGS[family], routing=config.to_dict())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        layers = route_mlps(routed)
-    return prepare(routed), layers  # like a model read from disk
+        modules = route_modules(routed)
+    mlps = {module.layer_index: module for module in modules.values() if isinstance(module, RoutedMLP)}
+    return prepare(routed), mlps  # like a model read from disk
 
 
 def _uncalibrated(config: RoutingConfig) -> RoutingConfig:
@@ -83,8 +98,10 @@ def _uncalibrated(config: RoutingConfig) -> RoutingConfig:
         raise ValueError("`routing.mean_compensation` is true; it needs calibration tokens.")
     if RULES[config.rule].held:
         raise ValueError(f"`routing.rule` is {config.rule}; it needs calibration tokens, on which its density is set.")
+    if config.router == "static":
+        raise ValueError("`routing.router` is static; it needs calibration tokens.")
     changed: dict[str, Any] = {}
-    if config.partition == "coactivation":
+    if config.partition == "coactivation" and config.target != "attention":
         changed["partition"] = "contiguous"
     if config.router_init == "norm":
         changed["router_init"] = "random"
@@ -155,6 +172,23 @@ def _calibrate(mlp: RoutedMLP, weights: MLPWeights, x: Tensor) -> None:
     if RULES[config.rule].held:
         rows = max(1, _PARTITION_ELEMENTS // config.n_pathways)
         set_threshold(mlp.router, mlp.router(x[:: -(-len(x) // rows)]), target_density(config, config.k))
+
+
+def _calibrate_heads(heads: RoutedHeads, x: Tensor, o: Tensor) -> None:
+    """Set what chooses, and mean outputs, from inputs x [n, d] and the dense heads' outputs o [n, h·e]."""
+    config, bounds = heads.config, range(0, o.shape[1] + 1, heads.shape.e)
+    statistics = unit_statistics(lambda o: o, heads.W_O().float(), o, bounds, centred=config.mean_compensation)
+    if heads.mean_out is not None:
+        heads.mean_out.copy_(statistics.mean)
+    if isinstance(heads.router, HeadSelector):
+        if heads.router.contribution is not None:
+            heads.router.contribution.copy_(statistics.norms.mean(0))
+    elif config.router_init == "norm":
+        assert isinstance(heads.router, PathwayRouter)
+        router = copy.deepcopy(heads.router).float()
+        explained = fit_router(router, x, statistics.norms, config.seed + heads.layer_index)
+        heads.router.load_state_dict(router.state_dict())
+        logger.info("%s: the router explains %.2f of the variance of norms", heads.place, explained)
 
 
 def _calibrate_gate(mlp: RoutedMLP, selector: GateSelector, weights: MLPWeights, x: Tensor) -> None:

@@ -26,6 +26,10 @@ class Family(NamedTuple):
     """Activation function."""
     mlp: str = "mlp"
     """MLP, within a layer."""
+    attention: str = "self_attn"
+    """Path of the attention, which holds the projections, within a layer."""
+    out: str = "o_proj"
+    """Output projection, within the attention."""
 
 
 class LayerInfo(NamedTuple):
@@ -42,12 +46,14 @@ class LayerInfo(NamedTuple):
 
 
 _gpt = partial(Family, layers="transformer.h", up="c_fc", down="c_proj")
-_neox = partial(Family, layers="gpt_neox.layers", up="dense_h_to_4h", down="dense_4h_to_h")
+_neox = partial(
+    Family, layers="gpt_neox.layers", up="dense_h_to_4h", down="dense_4h_to_h", attention="attention", out="dense"
+)
 _gated = partial(Family, layers="model.layers", up="up_proj", down="down_proj", gate="gate_proj", act="act_fn")
 
 FAMILIES: dict[str, Family] = {
-    "gpt_neo": _gpt("GPTNeoConfig", "GPTNeoForCausalLM"),
-    "gpt2": _gpt("GPT2Config", "GPT2LMHeadModel"),
+    "gpt_neo": _gpt("GPTNeoConfig", "GPTNeoForCausalLM", attention="attn.attention", out="out_proj"),
+    "gpt2": _gpt("GPT2Config", "GPT2LMHeadModel", attention="attn", out="c_proj"),
     "gpt_neox": _neox("GPTNeoXConfig", "GPTNeoXForCausalLM"),
     "llama": _gated("LlamaConfig", "LlamaForCausalLM"),
     "mistral": _gated("MistralConfig", "MistralForCausalLM"),

@@ -1,6 +1,6 @@
 """Counts the matrix-product FLOPs per token of a causal language model, dense, routed or cut, from its modules.
 
-Shapes: t positions, d model, f neurons, p pathways.
+Shapes: t positions, d model, f neurons, p pathways, h heads of e dimensions.
 
 One multiply–add is two FLOPs. Norms, activations, softmax, embeddings and rotary angles are not counted, as is usual
 (Kaplan et al., arXiv:2001.08361, table 1); they are at most a few percent.
@@ -14,8 +14,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from slms.models.anatomy import family_of, find_mlps
+from slms.models.anatomy import family_of, find_attentions, find_mlps
 from slms.models.routed import Routed
+from slms.models.routed_heads import RoutedHeads, head_shape
 from slms.models.routed_mlp import RoutedMLP
 from slms.models.weights import read_mlp
 from slms.routing import RULES, GateSelector
@@ -33,6 +34,8 @@ class Flops(NamedTuple):
     total_routed: float
     active_fraction: float
     """Share of all MLP neurons that are executed: ρ averaged over layers, weighted by width."""
+    head_fraction: float | None = None
+    """Share of all query heads that are executed; None if none is routed."""
 
     @property
     def mlp_saving(self) -> float:
@@ -61,9 +64,21 @@ def flops_per_token(model: PreTrainedModel, seq_len: int, density: dict[str, flo
         f = widths.get(index, here.neurons)
         dense, routed = dense + here.per_neuron * f, routed + here.run
         neurons, active = neurons + f, active + here.active
-    rest = _linear_flops(model.get_submodule(family_of(model).layers), skip=set(find_mlps(model).values()))
-    rest += 2 * model.get_output_embeddings().weight.numel() + _attention_flops(model, seq_len)
-    return Flops(int(dense), routed, int(dense + rest), routed + rest, active / neurons)
+    attentions = find_attentions(model)
+    skipped = {*find_mlps(model).values(), *attentions.values()}
+    rest = _linear_flops(model.get_submodule(family_of(model).layers), skip=skipped)
+    rest += 2 * model.get_output_embeddings().weight.numel()
+    shape, whole, run, heads = head_shape(model.config), 0.0, 0.0, 0.0
+    for attention, keys in zip(attentions.values(), _keys_seen(model, seq_len), strict=True):
+        share, queries, extra = _of_heads(attention, density)
+        per_head = 2 * shape.d * shape.e + 4 * shape.e * keys  # a row of W_O, q kᵀ and the sum of v
+        fixed = 4 * shape.kv * shape.d * shape.e
+        whole += shape.h * (per_head + 2 * shape.d * shape.e) + fixed
+        run += shape.h * (share * per_head + queries * 2 * shape.d * shape.e) + fixed + extra
+        heads += share / len(attentions)
+    any_routed = any(isinstance(attention, RoutedHeads) for attention in attentions.values())
+    total = round(dense + rest + whole), routed + rest + run
+    return Flops(int(dense), routed, *total, active / neurons, heads if any_routed else None)
 
 
 class MLPFlops(NamedTuple):
@@ -110,18 +125,19 @@ def _linear_flops(module: nn.Module, skip: frozenset | set = frozenset()) -> int
     return own + sum(_linear_flops(child, skip) for child in module.children())
 
 
-def _attention_flops(model: PreTrainedModel, t: int) -> int:
-    """Count q kᵀ and the sum of v: 4 · heads · head size · keys seen, on average (t + 1)/2 or fewer in a window."""
-    config = model.config
-    width = config.num_attention_heads * (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
-    total = 0.0
-    for window in _windows(model):
-        w = min(window or t, t)
-        keys = (w * (w + 1) / 2 + (t - w) * w) / t
-        total += 4 * width * keys
-    return round(total)
+def _of_heads(attention: nn.Module, density: dict[str, float] | float | None) -> tuple[float, float, float]:
+    """Return the shares of the heads and of the queries that are computed, and the FLOPs of router and means."""
+    if not isinstance(attention, RoutedHeads):
+        return 1.0, 1.0, 0.0
+    extra = _linear_flops(attention.router) + (0 if attention.mean_out is None else 2 * attention.mean_out.numel())
+    share = _density(attention, density)
+    return share, 1.0 if attention.config.router == "query_norm" else share, extra
+
+
+def _keys_seen(model: PreTrainedModel, t: int) -> list[float]:
+    """Return how many keys a query sees in each layer, on average: (t + 1)/2, or fewer in a window."""
+    windows = (min(window or t, t) for window in _windows(model))
+    return [(w * (w + 1) / 2 + (t - w) * w) / t for w in windows]
 
 
 def _windows(model: PreTrainedModel) -> list[int | None]:

@@ -1,6 +1,6 @@
 """The base class of routed modules, and functions that find, set and watch a model's routed modules by place.
 
-A new kind of routed module (such as the heads of an attention) is a subclass of `Routed`; training, balancing,
+A new kind of routed module is a subclass of `Routed` (as `RoutedMLP` and `RoutedHeads` are); training, balancing,
 counting, logging and reporting then find it at its place.
 
 Shapes: n tokens (b·t), p pathways.
@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar, overload
 from torch import Tensor, nn
 
 from slms.models.place import parse_place, place_name
-from slms.routing import RULES, GateSelector, PathwayRouter, Routes, RoutingConfig
+from slms.routing import RULES, GateSelector, HeadSelector, PathwayRouter, Routes, RoutingConfig
 
 
 class Routed(nn.Module):
@@ -29,7 +29,9 @@ class Routed(nn.Module):
     """The word for what its pathways consist of, such as `neurons`."""
     part: ClassVar[str]
     """The part of a layer that it replaces, one of ``slms.models.place.PARTS``."""
-    router: PathwayRouter | GateSelector
+    router: PathwayRouter | GateSelector | HeadSelector
+    n_groups: int = 1
+    """Groups of equally many pathways, in each of which a token chooses equally many."""
 
     def __init__(self, layer_index: int, offsets: tuple[int, ...], k: int) -> None:
         super().__init__()
@@ -53,9 +55,11 @@ class Routed(nn.Module):
 
     @k.setter
     def k(self, value: int) -> None:
-        low, high = self.config.n_shared + 1, self.config.n_pathways
+        low, high = self.config.n_shared + self.n_groups, self.config.n_pathways
         if not low <= value <= high:
             raise ValueError(f"k is {value}; it must be from {low} to `routing.n_pathways` ({high}).")
+        if value % self.n_groups:
+            raise ValueError(f"k is {value}; it must be a multiple of the groups of {self.place} ({self.n_groups}).")
         self._k = value
 
     def routes(self, x: Tensor) -> Routes:
@@ -92,9 +96,9 @@ def routed_modules(model: nn.Module, kind: type[Routed] = Routed) -> dict[str, A
 
 
 def set_k(model: nn.Module, k: int) -> None:
-    """Make every routed module choose k pathways per token from now on."""
+    """Make every routed module choose k pathways (of each of its groups) per token from now on."""
     for module in routed_modules(model).values():
-        module.k = k
+        module.k = k * module.n_groups
 
 
 def set_ramp(model: nn.Module, share: float) -> None:

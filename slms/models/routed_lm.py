@@ -5,12 +5,14 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from slms.models.anatomy import find_mlps, replace_mlp
+from slms.models.anatomy import family_of, find_attentions, find_mlps, replace_attention, replace_mlp
 from slms.models.families import FAMILIES
 from slms.models.flops import flops_per_token
-from slms.models.routed import routed_modules
+from slms.models.routed import Routed, routed_modules
+from slms.models.routed_heads import RoutedHeads, head_shape
 from slms.models.routed_mlp import RoutedMLP
 from slms.models.speedups import prepare
 from slms.models.variants import variant_class
@@ -19,12 +21,17 @@ from slms.routing import RoutingConfig
 
 
 class RoutedMixin(PreTrainedModel):
-    """A causal language model in which ``config.routing`` decides which MLPs are routed, and how."""
+    """A causal language model in which ``config.routing`` decides which MLPs and attentions are routed, and how."""
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        route_mlps(self)
+        route_modules(self)
         prepare(self)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Leave out routed attentions: GPT-2 would look in them for the output projection, which is outside."""
+        if not any(module is heads.attention for heads in routed_modules(self, RoutedHeads).values()):
+            super()._init_weights(module)
 
     def __repr__(self) -> str:
         """Describe what is routed and how; ``print(model.base_model)`` shows every module."""
@@ -34,7 +41,9 @@ class RoutedMixin(PreTrainedModel):
         lines = [f"{type(self).__name__}, {sum(p.numel() for p in self.parameters()):,} parameters"]
         lines += [f"  {', '.join(places)}: {summary}" for summary, places in alike.items()]
         flops = flops_per_token(self, 1)
-        return "\n".join([*lines, f"  {flops.active_fraction:.0%} of all MLP neurons execute for a token"])
+        shares = [f"{flops.active_fraction:.0%} of all MLP neurons"]
+        shares += [] if flops.head_fraction is None else [f"{flops.head_fraction:.0%} of all attention heads"]
+        return "\n".join([*lines, f"  {' and '.join(shares)} execute for a token"])
 
 
 @cache
@@ -60,22 +69,32 @@ def routing_of(config: PreTrainedConfig) -> RoutingConfig:
     return RoutingConfig.from_dict(config.routing)
 
 
-def route_mlps(model: PreTrainedModel) -> dict[int, RoutedMLP]:
-    """Replace the dense MLPs that ``model.config.routing`` names by fresh routed MLPs of the same shapes."""
-    routing, mlps, routed = routing_of(model.config), find_mlps(model), {}
+def route_modules(model: PreTrainedModel) -> dict[str, Routed]:
+    """Replace what ``model.config.routing`` names by fresh routed modules of the same shapes; return them by place."""
+    routing, mlps = routing_of(model.config), find_mlps(model)
     for index in routing.routed_layers(len(mlps)):
-        dense = read_mlp(mlps[index])
-        routed[index] = RoutedMLP(
-            d_model=dense.W_in.shape[1],
-            d_ff=dense.W_in.shape[0],
-            config=routing,
-            activation=dense.activation,
-            layer_index=index,
-            gated=dense.W_gate is not None,
-            bias_in=dense.b_in is not None,
-            bias_out=dense.b_out is not None,
-            dropout=dropout_of(mlps[index]),
-        )
-        routed[index].to(device=dense.W_in.device, dtype=dense.W_in.dtype).train(mlps[index].training)
-        replace_mlp(model, index, routed[index])
-    return routed
+        if routing.target != "attention":
+            replace_mlp(model, index, _fresh_mlp(mlps[index], index, routing))
+        if routing.target != "mlp":
+            attention = find_attentions(model)[index]
+            like = next(attention.parameters())
+            heads = RoutedHeads(attention, family_of(model), head_shape(model.config), routing, layer_index=index)
+            heads.to(device=like.device, dtype=like.dtype).train(attention.training)
+            replace_attention(model, index, heads)
+    return routed_modules(model)
+
+
+def _fresh_mlp(mlp: nn.Module, index: int, routing: RoutingConfig) -> RoutedMLP:
+    dense = read_mlp(mlp)
+    routed = RoutedMLP(
+        d_model=dense.W_in.shape[1],
+        d_ff=dense.W_in.shape[0],
+        config=routing,
+        activation=dense.activation,
+        layer_index=index,
+        gated=dense.W_gate is not None,
+        bias_in=dense.b_in is not None,
+        bias_out=dense.b_out is not None,
+        dropout=dropout_of(mlp),
+    )
+    return routed.to(device=dense.W_in.device, dtype=dense.W_in.dtype).train(mlp.training)

@@ -29,7 +29,7 @@ from slms.kernels.activations import ACTIVATIONS
 from slms.kernels.reference import neuron_weights
 from slms.kernels.router import GATES
 from slms.models.partition import pathway_offsets
-from slms.models.routed import Routed
+from slms.models.routed import Routed, routed_modules
 from slms.models.weights import MLPWeights
 from slms.routing import RULES, GateSelector, PathwayRouter, Routes, RoutingConfig
 
@@ -255,3 +255,10 @@ class RoutedMLP(Routed):
     def extra_repr(self) -> str:
         f, d = self.W_in.shape
         return f"{self.place}, d={d}, f={f}, pathways={self.config.n_pathways}, k={self._k}, {self.activation}"
+
+
+def check_only_mlps(model: nn.Module, what: str) -> None:
+    """Raise ValueError, naming `what` cannot be done, if something else than MLPs is routed in a model."""
+    for place, module in routed_modules(model).items():
+        if not isinstance(module, RoutedMLP):
+            raise ValueError(f"{what}: it varies MLPs only, and the {module.units} of {place} are routed")

@@ -9,7 +9,7 @@ from slms.measure.metrics import METRICS
 from slms.measure.rows import MODEL
 from slms.measure.schema import Loss, Results
 from slms.models.card import model_card, portable, shortened
-from slms.report.tables import Columns, control_notes, family_columns, flat_columns, place_names, share
+from slms.report.tables import Columns, control_notes, executed, family_columns, flat_columns, place_names, share
 
 
 def run_card(model: PreTrainedModel, results: Results) -> str:
@@ -44,7 +44,7 @@ def measured_text(results: Results) -> str:
     if results.rows and results.compute is not None:
         compute = results.compute
         tables.append(
-            f"{share(compute.active_fraction)} of all MLP neurons execute; FLOPs saved: {share(compute.mlp_saved)} of "
+            f"{executed(compute)} execute; FLOPs saved: {share(compute.mlp_saved)} of "
             f"the MLPs (routers included), {share(compute.total_saved)} of the whole model (head included)."
         )
         of_places = [row for row in results.rows if row.place != MODEL]

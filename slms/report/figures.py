@@ -63,6 +63,7 @@ def _facts(results: Results) -> str:
         parts.append(f"{model.nats:.4f} nats/token")
     if compute:
         parts.append(f"{compute.active_fraction:.0%} of MLP neurons active")
+        parts += [] if compute.head_fraction is None else [f"{compute.head_fraction:.0%} of heads active"]
     parts.append(f"{len(results.places)} routed places" if len(results.places) > 1 else "1 routed place")
     return " · ".join(parts)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from slms.measure.metrics import METRICS
 from slms.measure.rows import MEAN, MODEL, Row, by_place, families_of, places_of
-from slms.measure.schema import Control, Loss, Results
+from slms.measure.schema import Compute, Control, Loss, Results
 from slms.models.card import shortened
 from slms.models.place import short_names
 from slms.report.words import visible
@@ -54,6 +54,16 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def share(value: float | None) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{100 * value:.1f} %"
+
+
+def executed(compute: Compute) -> str:
+    """What executes for a token, in words.
+
+    >>> executed(Compute(0.5, 8.0, 4.0, 9.0, 5.0, 0.5, 0.4, head_fraction=0.25))
+    '50.0 % of all MLP neurons and 25.0 % of all attention heads'
+    """
+    heads = "" if compute.head_fraction is None else f" and {share(compute.head_fraction)} of all attention heads"
+    return f"{share(compute.active_fraction)} of all MLP neurons{heads}"
 
 
 def interval(low: float | None, high: float | None, digits: int = 3) -> str:
@@ -130,7 +140,7 @@ def _compute_block(results: Results) -> str:
         [WHOLE, amount(compute.total_dense), amount(compute.total_routed), share(compute.total_saved)],
     ]
     table = text_table(head, rows)
-    return f"{table}\n{INDENT}active fraction: {share(compute.active_fraction)} of all MLP neurons execute"
+    return f"{table}\n{INDENT}active fraction: {executed(compute)} execute"
 
 
 def _place_block(results: Results) -> str:

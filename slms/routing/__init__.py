@@ -2,6 +2,7 @@
 
 config    the configuration of a routed model, with every routing default
 router    maps an MLP's input to a score for each pathway
+heads     chooses attention heads by the group that shares keys and values
 gate      scores the units of a gated MLP by its own gate activations
 rules     map scores to the chosen pathways and to the gate on each one's output
 stock     names what keeps a routed model from being a stock mixture of experts
@@ -13,6 +14,7 @@ from slms.routing.balance import BalanceConfig, GlobalBalance, bias_update, z_lo
 from slms.routing.budget import Budget, budget_of, set_threshold, target_density
 from slms.routing.config import RoutingConfig
 from slms.routing.gate import GateSelector
+from slms.routing.heads import HeadRouter, HeadSelector
 from slms.routing.router import PathwayRouter
 from slms.routing.rules import RULES, Routes, select
 
@@ -22,6 +24,8 @@ __all__ = [
     "Budget",
     "GateSelector",
     "GlobalBalance",
+    "HeadRouter",
+    "HeadSelector",
     "PathwayRouter",
     "Routes",
     "RoutingConfig",

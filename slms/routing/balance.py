@@ -57,6 +57,8 @@ class BalanceConfig:
 class GlobalBalance(nn.Module):
     """L = P · Σ_p f_p · P̄_p with frequencies of global batches (Demons in the Detail, arXiv:2501.11873).
 
+    Of pathways that compete in `n_groups` groups of equal size, as attention heads do, L is the mean over the groups.
+
     P̄_p is this micro-batch's mean router probability over real tokens; it carries the gradient. f_p is the share of
     *hard* choices that went to pathway p (Σ_p f_p = 1, whatever k); it carries none. It is the running mean, with
     `momentum`, over the earlier optimizer steps, of the counts that a step sums over all ranks and micro-batches. L is
@@ -76,9 +78,11 @@ class GlobalBalance(nn.Module):
     average: Tensor
     average_weight: Tensor
 
-    def __init__(self, n_pathways: int, momentum: float = 0.9, n_shared: int = 0) -> None:
+    def __init__(self, n_pathways: int, momentum: float = 0.9, n_shared: int = 0, n_groups: int = 1) -> None:
         super().__init__()
+        assert (n_pathways - n_shared) % n_groups == 0, (n_pathways, n_shared, n_groups)
         self.n_routed, self.n_shared, self.momentum = n_pathways - n_shared, n_shared, momentum
+        self.n_groups = n_groups
         # int64 survives module.to(bfloat16)
         self.register_buffer("counts", torch.zeros(self.n_routed, dtype=torch.int64))
         self.register_buffer("average", torch.zeros(self.n_routed))
@@ -95,13 +99,19 @@ class GlobalBalance(nn.Module):
             self.counts += counts
             frequency = self._past()
         else:
-            frequency = _normalised(counts)
-        return self.n_routed * (frequency.to(probs) * probs.sum(0) / n_real).sum()
+            frequency = self._normalised(counts)
+        return self.n_routed / self.n_groups**2 * (frequency.to(probs) * probs.sum(0) / n_real).sum()
 
     def _past(self) -> Tensor:
         """Running mean over the earlier steps, divided by its weight so that the start is not biased towards 0."""
         started = self.average_weight > 0
-        return torch.where(started, self.average / torch.where(started, self.average_weight, 1.0), 1 / self.n_routed)
+        even = self.n_groups / self.n_routed
+        return torch.where(started, self.average / torch.where(started, self.average_weight, 1.0), even)
+
+    def _normalised(self, counts: Tensor) -> Tensor:
+        """The counts [p − n_shared] as shares of their group's."""
+        grouped = counts.view(self.n_groups, -1)
+        return (grouped.float() / grouped.sum(1, keepdim=True).clamp_min(1)).flatten()
 
     @torch.no_grad()
     def step(self) -> Tensor:
@@ -111,16 +121,12 @@ class GlobalBalance(nn.Module):
         """
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(self.counts)
-        load = _normalised(self.counts)
+        load = self._normalised(self.counts)
         if self.counts.sum() > 0:
             self.average.mul_(self.momentum).add_(load, alpha=1.0 - self.momentum)
             self.average_weight.mul_(self.momentum).add_(1.0 - self.momentum)
             self.counts.zero_()
         return load
-
-
-def _normalised(counts: Tensor) -> Tensor:
-    return counts.float() / counts.sum().clamp_min(1)
 
 
 def z_loss(scores: Tensor, mask: Tensor | None = None, n_shared: int = 0) -> Tensor:

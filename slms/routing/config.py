@@ -23,6 +23,12 @@ _GATE: dict[str, Any] = {
     "stock": False,
 }
 """What the selector `gate`, which has no weights of its own, can be combined with."""
+_FREE: dict[str, Any] = {"router_bias": None, "router_init": None, "gate": "unit"}
+"""The same of the selectors of heads without weights."""
+_MLP_ONLY = "n_pathways k partition rule top_p tau n_shared backend stock".split()
+"""Options that say nothing about attention heads."""
+FREE = ("query_norm", "static")
+"""Selectors of heads without weights."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,8 @@ class RoutingConfig:
         partition: how neurons are grouped into pathways; `coactivation` needs calibration tokens.
         router: what scores the pathways: `linear`, a map of the MLP's input; `mlp`, two with a ReLU between; or, in a
             gated MLP, `gate`, its own gate activations, best with few neurons a pathway, down to one (`n_pathways`
-            = d_ff). By default `mlp`, or `linear` under `stock`.
+            = d_ff). By default `mlp`, or `linear` under `stock`. Heads alone (`target` attention) can also be chosen by
+            `query_norm`, MoH's rule without weights, or be `static`, the same for every token.
         router_hidden: hidden width of the `mlp` router.
         router_bias: whether each pathway's score has a bias; by default true, or false under `stock`.
         router_init: `norm`, the default, fits scores to pathways' output norms on calibration tokens (D2DMoE); `random`
@@ -58,6 +65,10 @@ class RoutingConfig:
         seed: seeds the partition and the router's initial weights.
         stock: route so that `eval.py export` can write the model as a stock mixture of experts (docs/leaving.md); it
             changes the defaults of `router`, `router_bias` and `gate`, and refuses what cannot be exported.
+        target: what is routed in the chosen layers: the `mlp`, the query heads of the `attention`, or `both`. Keys and
+            values stay whole.
+        k_heads: number of query heads that each token executes of every group of heads that shares keys and values
+            (all heads of a layer are one group if none share them); null executes all. Heads have the gate `unit`.
     """
 
     n_pathways: int = 16
@@ -67,7 +78,7 @@ class RoutingConfig:
     last_layer: int = -1
     layers: list[int] | None = None
     partition: Literal["contiguous", "random", "kmeans", "coactivation"] = "coactivation"
-    router: Literal["mlp", "linear", "gate"] | None = None
+    router: Literal["mlp", "linear", "gate", *FREE] | None = None  # type: ignore[valid-type]
     router_hidden: int = 128
     router_bias: bool | None = None
     router_init: Literal["norm", "random"] | None = None
@@ -80,9 +91,14 @@ class RoutingConfig:
     backend: str = "auto"
     seed: int = 0
     stock: bool = False
+    target: Literal["mlp", "attention", "both"] = "mlp"
+    k_heads: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (_GATE if self.router == "gate" else _ROUTED[self.stock is True]).items():
+        if self.target == "attention" and self.gate is None:
+            object.__setattr__(self, "gate", "unit")
+        own = {"gate": _GATE} | dict.fromkeys(FREE, _FREE)
+        for name, value in own.get(str(self.router), _ROUTED[self.stock is True]).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         for field in dataclasses.fields(self):
@@ -108,14 +124,38 @@ class RoutingConfig:
         layers = self.layers
         if layers is not None and (not layers or min(layers) < 0 or len(set(layers)) != len(layers)):
             raise ValueError(f"`routing.layers` is {layers}; it must name one or more layers, each once, from 0.")
-        for name, value in _GATE.items() if self.router == "gate" else ():
+        for name, value in own.get(str(self.router), {}).items():
             if getattr(self, name) != value:
                 raise ValueError(
-                    f"`routing.{name}` is {getattr(self, name)}; with `routing.router` gate it must be "
+                    f"`routing.{name}` is {getattr(self, name)}; with `routing.router` {self.router} it must be "
                     f"{'null' if value is None else value}."
                 )
+        self._check_target()
         if self.stock:
             check_stock(self)
+
+    def _check_target(self) -> None:
+        """Refuse what the target cannot have, and what would do nothing."""
+        fits = {"mlp": ("mlp", "linear", "gate"), "attention": ("mlp", "linear", *FREE), "both": ("mlp", "linear")}
+        if self.router not in fits[self.target]:
+            raise ValueError(
+                f"`routing.router` is {self.router}; with `routing.target` {self.target} it must be one of "
+                f"{', '.join(fits[self.target])}."
+            )
+        if self.target == "mlp" and self.k_heads is not None:
+            raise ValueError(f"`routing.k_heads` is {self.k_heads}; it needs `routing.target` attention or both.")
+        if self.k_heads is not None and self.k_heads < 1:
+            raise ValueError(f"`routing.k_heads` is {self.k_heads}; it must be at least 1, or null.")
+        if self.target == "both" and self.stock:
+            raise ValueError("`routing.stock` is true; `routing.target` both routes heads, as no stock model does.")
+        if self.target == "attention":
+            defaults = {field.name: field.default for field in dataclasses.fields(self)} | {"gate": "unit"}
+            for name in (*_MLP_ONLY, "gate"):
+                if getattr(self, name) != defaults[name]:
+                    raise ValueError(
+                        f"`routing.{name}` is {getattr(self, name)}; with `routing.target` attention, which routes no "
+                        f"MLP, it must be left at {defaults[name]}."
+                    )
 
     def routed_layers(self, n_layers: int) -> list[int]:
         """Indices of the layers to route in a model of ``n_layers``.

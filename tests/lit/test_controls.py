@@ -17,7 +17,7 @@ from slms.models.anatomy import list_layers
 from slms.models.base import BaseConfig, init_base, load_base
 from slms.models.convert import route
 from slms.models.flops import flops_per_token
-from slms.models.routed import routed_modules
+from slms.models.routed import record_routes, routed_modules
 from slms.routing import RoutingConfig
 from slms.routing.balance import BalanceConfig
 
@@ -154,3 +154,34 @@ def test_the_controls_of_gates_have_their_cost_or_keep_them(name, monkeypatch):
     frozen = {key for key, p in made.net.named_parameters() if not p.requires_grad}
     gates = {f"model.layers.{i}.mlp.W_gate" for i in range(2)}
     assert frozen == (gates if name == "frozen_router" else set())
+
+
+def test_the_controls_of_heads():
+    """Static heads: the same for every token, at most the FLOPs of the routed ones; no cut MLPs."""
+    base = init_base("stories-1m")
+    routing = RoutingConfig(target="attention", k_heads=8, layers=[1, 3], router="linear", mean_compensation=True)
+    made = make_control("static", base, Plan(routing, IDS))
+    modules = routed_modules(made.net)
+    assert list(modules) == ["L1.attn", "L3.attn"] and {m.config.router for m in modules.values()} == {"static"}
+    with record_routes(made.net) as routes:
+        made.net(IDS)
+    for found in routes.values():
+        assert (found.chosen == found.chosen[0]).all() and found.chosen[0].sum() == 8
+    assert flops_per_token(made.net, 64).total_routed < flops_per_token(route(base, routing, IDS), 64).total_routed
+    frozen = make_control("frozen_router", base, Plan(routing, IDS))
+    assert {n.split(".router.")[0][-4:] for n, p in frozen.net.named_parameters() if not p.requires_grad} == {"tion"}
+    assert not routed_modules(make_control("dense", base, Plan(routing, IDS)).net)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("static_flops", {"target": "attention"}, "heads have the controls static, dense, frozen_router"),
+        ("static_time", {"target": "attention"}, "heads have the controls static, dense, frozen_router"),
+        ("static", {"target": "both", "router": "linear"}, "target both; it needs target mlp or attention"),
+        ("frozen_router", {"target": "attention", "router": "query_norm"}, "there is no router"),
+    ],
+)
+def test_controls_that_heads_do_not_have_are_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        controls.check_control(name, RoutingConfig(**options))

@@ -68,3 +68,22 @@ def test_measured_density_counts():
 def test_an_unmeasured_rule_with_varying_k_counts_everything():
     model = route(init_base("stories-1m"), RoutingConfig(rule="top_p", router="linear"))
     assert flops_per_token(model, 8).active_fraction == 1.0
+
+
+@pytest.mark.parametrize(
+    "router, queries, cost", [("linear", 0.5, 2 * 24 * 4), ("query_norm", 1, 0), ("static", 0.5, 0)]
+)
+def test_skipped_heads_save_queries_scores_values_and_output_columns(tiny, tokens, router, queries, cost):
+    """Llama: 4 heads of 6 on 2 of keys and values, d 24; one of two heads a group, in layer 0 of 3."""
+    t, model = 8, tiny("llama")
+    config = RoutingConfig(target="attention", k_heads=1, router=router, layers=[0], mean_compensation=True)
+    got, dense = flops_per_token(route(model, config, tokens(4, 16)), t), flops_per_token(model, t)
+    keys = (t + 1) / 2
+    saved = (
+        0.5 * (4 * 6 * 24 * 2 + 4 * 4 * 6 * keys) + (1 - queries) * 4 * 6 * 24 * 2
+    )  # W_O and scores, values; queries
+    assert got.total_dense == dense.total_dense and got.mlp_saving == 0 and dense.head_fraction is None
+    assert got.total_dense - got.total_routed == pytest.approx(saved - cost - 2 * 4 * 24)  # router, means
+    assert got.head_fraction == pytest.approx((0.5 + 2) / 3) and got.active_fraction == 1.0
+    half = flops_per_token(route(model, config, tokens(4, 16)), t, {"L0.attn": 1.0})
+    assert half.head_fraction == pytest.approx(1.0)

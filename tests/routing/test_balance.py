@@ -298,3 +298,13 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path: Path, monk
     assert alone[0].abs().max() < 1e-9 < 1e-6 < alone[1].abs().max()  # the first step knows no past
     for _, average in parts:
         assert torch.equal(average, module.average)
+
+
+def test_the_loss_of_groups_is_the_mean_of_what_each_would_have_alone():
+    found = [routes(p=3, seed=g, skew=g) for g in range(2)]
+    probs, chosen = torch.cat([r.probs for r in found], 1), torch.cat([r.chosen for r in found], 1)
+    together, alone = GlobalBalance(6, 0.5, n_groups=2), [GlobalBalance(3, 0.5) for _ in found]
+    for _ in range(2):  # the second step knows the frequencies of the first
+        losses = torch.stack([balance(r.probs, r.chosen) for balance, r in zip(alone, found, strict=True)])
+        torch.testing.assert_close(together(probs, chosen), losses.mean())
+        torch.testing.assert_close(together.step(), torch.cat([balance.step() for balance in alone]))
