@@ -47,6 +47,7 @@ class RoutedMLP(Routed):
 
     part = "mlp"
     units = "neurons"
+    router: PathwayRouter | GateSelector
     permutation: Tensor
     mean_out: Tensor | None
 

@@ -10,13 +10,14 @@ import slms
 from slms.data.corpora import CorpusConfig
 from slms.data.module import TextData
 from slms.lit import balances
-from slms.lit.balances import Budgets
+from slms.lit.balances import Balances, Budgets
 from slms.lit.language_model import LanguageModel
 from slms.lit.resume import check_resumed
 from slms.models.base import BaseConfig, init_base, random_twin
 from slms.models.flops import flops_per_token
 from slms.models.routed import record_routes
 from slms.routing import RoutingConfig
+from slms.routing.balance import BalanceConfig, GlobalBalance, z_loss
 
 IDS = torch.randint(3, 2000, (4, 48), generator=torch.Generator().manual_seed(0))
 CONFIG = RoutingConfig(n_pathways=16, k=5, layers=[1, 3], router="linear", rule="controlled", gate="unit")
@@ -122,3 +123,23 @@ def test_other_rules_need_no_budget():
     budgets.follow(slms.route(init_base("stories-1m"), RoutingConfig(layers=[1])))
     assert not budgets and budgets.terms(torch.nn.Module(), {}) == {}
     assert balances.key_of("L3.mlp") == "L3_mlp"
+
+
+def test_heads_are_balanced_by_group_and_have_no_budget():
+    config = RoutingConfig(n_pathways=16, k=5, layers=[1], router="linear", rule="controlled", target="both", k_heads=4)
+    net = slms.route(init_base("stories-1m"), config, IDS)
+    balances, budgets = Balances(), Budgets()
+    balances.follow(net, BalanceConfig())
+    budgets.follow(net)
+    assert list(balances) == ["L1_attn", "L1_mlp"] and list(budgets) == ["L1_mlp"]
+    with record_routes(net) as routes:
+        net(IDS)
+    terms = balances.eval().terms(net, routes)
+    heads, mlp = routes["L1.attn"], routes["L1.mlp"]
+    assert heads.chosen.sum(1).eq(4).all()
+    wanted = [GlobalBalance(16).eval()(r.probs, r.chosen) for r in (heads, mlp)]
+    torch.testing.assert_close(terms["balance"], torch.stack(wanted).mean())
+    torch.testing.assert_close(terms["z"], torch.stack([z_loss(heads.scores), z_loss(mlp.scores)]).mean())
+    assert budgets.terms(net, routes) == {}
+    budgets.step(net)
+    balances.step(net, BalanceConfig(bias_rate=0.01))
