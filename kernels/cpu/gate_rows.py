@@ -46,6 +46,20 @@ def _arguments(
     return a
 
 
+def interleave(W_in: Tensor, W_out: Tensor) -> tuple[Tensor, Tensor]:
+    """Copy both [f, d] into one tensor [f, 2, d], so that the rows of a neuron follow each other; return its halves."""
+    both = torch.from_numpy(np.empty((len(W_in), 2, W_in.shape[1]), np.float32))  # numpy asks for huge pages
+    torch.stack([W_in.detach(), W_out.detach()], 1, out=both)
+    return both[:, 0], both[:, 1]
+
+
+def interleaved(W_in: Tensor, W_out: Tensor) -> bool:
+    """Whether both lie as `interleave` puts them."""
+    f, d = W_in.shape
+    apart = W_out.data_ptr() - W_in.data_ptr() == d * W_in.element_size()
+    return f > 1 and apart and W_in.dtype == W_out.dtype and W_in.stride() == W_out.stride() == (2 * d, 1)
+
+
 class GateMLP:
     """`kernels.gate_mlp` for one layer, without gradients, for float32 and bfloat16, accumulated in float32.
 
@@ -55,15 +69,17 @@ class GateMLP:
     """
 
     def __init__(self, call: GateCall, offsets: Sequence[int]) -> None:
-        given = (*call[1:6], call.scale)
+        given, together = (*call[1:6], call.scale), interleaved(call.W_in, call.W_out)
         # Held, because the loops know only addresses.
-        self.held = [*map(contiguous, given), call.whole_above]
+        as_they_lie = (call.W_in, call.W_out) if together else ()
+        self.held = [t if any(t is w for w in as_they_lie) else contiguous(t) for t in given] + [call.whole_above]
         self.copied = any(ours is not tensor for ours, tensor in zip(self.held, given, strict=False))
         self.f, self.bytes = len(call.scale), call.W_in.nbytes * 2
         *weights, scale, whole_above = map(address, self.held)
         numbers = 0, call.W_in.shape[1], max(1, len(offsets) - 1), CODES[call.activation], call.W_in.element_size()
         choice = self.f, scale, call.k, call.n_shared, whole_above
         self.arguments = _arguments(numbers, [0, *weights], choice, offsets)
+        self.arguments[gate_loops.ROW] = call.W_in.nbytes // self.f * (1 + together)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Output [n, d] of x [n, d]."""

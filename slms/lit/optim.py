@@ -81,7 +81,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, fused: bool = Tru
         [
             {
                 "params": parameters,
-                "lr": config.router_lr or config.lr if is_router else config.lr,
+                "lr": config.router_lr if is_router and config.router_lr is not None else config.lr,
                 "weight_decay": config.weight_decay if is_matrix else 0.0,
             }
             for (is_router, is_matrix), parameters in groups.items()

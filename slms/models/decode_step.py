@@ -291,5 +291,8 @@ def speed_up(model: Model) -> Model:
     stack: Any = getattr(model, "model", None)
     head: Any = getattr(model, "lm_head", None)
     if type(stack) in STACKS and type(head) is nn.Linear:
+        for module in stack.modules():
+            if isinstance(module, RoutedMLP):
+                module.interleave()
         vars(stack)["forward"], vars(head)["forward"] = Step(stack), Head(head)
     return model
