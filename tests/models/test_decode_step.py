@@ -9,6 +9,7 @@ from torch import nn
 from transformers import DynamicCache, StaticCache
 
 from slms.kernels.cpu import decoder
+from slms.kernels.cpu.gate_rows import interleaved
 from slms.models.anatomy import find_mlps
 from slms.models.convert import route
 from slms.models.decode_step import Step, speed_up
@@ -215,3 +216,23 @@ def test_a_sliding_window_and_other_families_do_not_change(tiny, tokens, ran):  
     assert ran == []
     for family in ("gemma2", "gpt2"):
         assert "forward" not in vars(speed_up(tiny(family)).base_model)
+
+
+@torch.no_grad()
+def test_interleaved_weights_stay_parameters(tiny, tokens, ran, tmp_path):  # noqa: F811
+    """They are the same objects; a change is seen; a file, a copy and a pickle hold the same numbers."""
+    stock, fast = pair(tiny, tokens, "llama", "neurons")
+    mlp, ids = find_mlps(fast)[0], tokens(1, 12)
+    assert interleaved(mlp.W_in, mlp.W_out) and {id(p) for p in fast.parameters()} >= {id(mlp.W_in), id(mlp.W_out)}
+    before = decode(fast, ids)
+    for model in (stock, fast):
+        find_mlps(model)[0].W_in.mul_(1.5)
+    torch.testing.assert_close(decode(fast, ids), decode(stock, ids), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(decode(fast, ids), before) and all(ran)
+    assert all(tensor.is_contiguous() for tensor in fast.state_dict().values())
+    fast.save_pretrained(tmp_path / "saved")
+    again = type(fast).from_pretrained(tmp_path / "saved").eval()
+    for other in (again, copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        torch.testing.assert_close(decode(other, ids), decode(stock, ids), atol=1e-5, rtol=1e-5)
+    fast.load_state_dict({name: tensor * 0 for name, tensor in fast.state_dict().items()})
+    assert not mlp.W_out.any() and interleaved(mlp.W_in, mlp.W_out)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from slms.kernels import gate_mlp, gate_mlp_reference, gate_select
+from slms.kernels import gate_mlp, gate_mlp_reference, gate_select, prepare_gate
 from slms.kernels.cpu import team
+from slms.kernels.cpu.gate_rows import interleave, interleaved
 
 
 @pytest.fixture(params=[2, 3])
@@ -26,3 +27,31 @@ def test_threads_share_the_work(make_gate_call, threads, offsets, n, backend):
     alone = gate_select(call)
     torch.set_num_threads(1)
     assert torch.equal(gate_select(call), alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("offsets", [range(38), (0, 1, 1, 20, 37, 38)])
+@pytest.mark.parametrize("n", [1, 5])
+def test_interleaved_rows_are_read_in_place(make_gate_call, offsets, n, dtype):
+    """The output is the same, nothing is copied, and a later change of the weights is seen."""
+    made = make_gate_call(n, 40, offsets, 2, some_whole=True)
+    call = made._make([*(None if t is None else t.detach().to(dtype) for t in made[:6]), *made[6:]])
+    both = torch.stack([call.W_in, call.W_out], 1)
+    together = call._replace(W_in=both[:, 0], W_out=both[:, 1])
+    assert interleaved(together.W_in, together.W_out) and not interleaved(call.W_in, call.W_out)
+    assert not interleaved(together.W_out, together.W_in)
+    apart, run = prepare_gate(call), prepare_gate(together)
+    assert not run.copied
+    torch.testing.assert_close(run(call.x), apart(call.x), rtol=1e-5, atol=1e-5)
+    both.mul_(2)
+    changed = prepare_gate(call._replace(W_in=2 * call.W_in, W_out=2 * call.W_out))
+    torch.testing.assert_close(run(call.x), changed(call.x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("offsets", [range(38), (0, 1, 1, 20, 37, 38)])
+def test_interleaved_rows_among_threads(make_gate_call, threads, offsets):
+    made = make_gate_call(5, 40, offsets, 2, some_whole=True)
+    call = made._make([*(None if t is None else t.detach() for t in made[:6]), *made[6:]])
+    W_in, W_out = interleave(call.W_in, call.W_out)
+    together = call._replace(W_in=W_in, W_out=W_out)
+    torch.testing.assert_close(prepare_gate(together)(call.x), gate_mlp_reference(call), rtol=1e-5, atol=1e-5)
