@@ -37,19 +37,25 @@ class Shape(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """Speeds of one core (Xeon with AMX, 2.x GHz, torch 2.13), which stand in for those of an uncalibrated machine."""
+    """Speeds of one core, which stand in for those of an uncalibrated machine."""
 
     matmul: float
     """floating-point operations per µs in a large matrix product"""
     small_matmul: float
     """µs to start one matrix product"""
+    loop: float = 115e3
+    """floating-point operations per µs in the compiled row loops"""
+    memory: float = 12e3
+    """bytes read per µs"""
+    masking: float = 1.5e-3
+    """µs for a neuron of a token where all are computed: activation, mask and products"""
 
 
-# Measured by `python -m benchmarks.kernels`, one thread; see docs/benchmarks.md.
+# Measured by `python -m benchmarks.kernels`, one thread, on a Xeon with AMX (torch 2.13); see docs/benchmarks.md.
 RATES = {"float32": Rates(130e3, 8.0), "bfloat16": Rates(700e3, 40.0), "float16": Rates(130e3, 40.0)}
 NO_TILES = Rates(130e3, 40.0)  # bfloat16 without matrix units: assumed to equal float16, not measured
-MEMORY = 12e3  # bytes per µs that one core reads
-LOOP = 115e3  # floating-point operations per µs in the compiled row loops
+# An AMD EPYC with AVX2 alone, float32: vectors are half as long, and a tile of the row loops needs twice its registers.
+NARROW = Rates(75e3, 12.0, loop=30e3, memory=18e3, masking=4e-3)
 TILES = 900e3  # the same on the tile registers, which multiply only bfloat16
 TILE_MEMORY = 1.25  # how much longer they take to read weights, 32 rows at a time
 TILE_CELL = 1e-3  # µs to gather a number of a token's input and to add one of its output
@@ -96,6 +102,8 @@ def estimate(backend: str, shape: Shape, n_tokens: int, density: float) -> float
     if shape.device != "cpu":
         return estimate_gpu(backend, shape, n_tokens, density)
     rates = RATES.get(shape.dtype, RATES["float32"])
+    if shape.dtype == "float32" and narrow():
+        rates = NARROW
     if shape.dtype == "bfloat16" and not backends.tile_registers():
         rates = NO_TILES
     threads = torch.get_num_threads()
@@ -104,8 +112,8 @@ def estimate(backend: str, shape: Shape, n_tokens: int, density: float) -> float
     passes = 3.0 if shape.training else 1.0
     weights = matrices * shape.d_model * shape.d_ff
     if backend in ("dense", "reference"):
-        work = 2 * n_tokens * weights / rates.matmul + weights * size / MEMORY
-        masking = n_tokens * shape.d_ff * 1.5e-3  # activation, mask and products per neuron, elementwise
+        work = 2 * n_tokens * weights / rates.matmul + weights * size / rates.memory
+        masking = n_tokens * shape.d_ff * rates.masking
         return passes * (matrices * rates.small_matmul + (work + masking) / threads)
     pairs = n_tokens * shape.n_pathways * density
     read = 1 - (1 - density) ** n_tokens  # share of pathways that some token chose, if choices were independent
@@ -113,19 +121,25 @@ def estimate(backend: str, shape: Shape, n_tokens: int, density: float) -> float
     if backend == "amx":
         passes = 3.5 if shape.training else 1.0  # hidden activations are computed again
         work = density * 2 * n_tokens * weights / TILES + pairs * shape.d_model * TILE_CELL
-        return 40 + passes * (TILE_MEMORY * read * weights * size / MEMORY + work) / own
+        return 40 + passes * (TILE_MEMORY * read * weights * size / rates.memory + work) / own
     if backend == "rows":
         passes = 3.5 if shape.training else 1.0  # hidden activations are computed again
-        work = read * weights * size / MEMORY + density * 2 * n_tokens * weights / LOOP
+        work = read * weights * size / rates.memory + density * 2 * n_tokens * weights / rates.loop
         if shape.training and shape.dtype != "float32":  # the backward pass is that of "grouped"
             return estimate("grouped", shape, n_tokens, density)
         return 25 + passes * (work + CELL * pairs) / own
     blocks = max(1.0, read * shape.n_pathways) * (matrices + 1) * 2 * rates.small_matmul  # and its gather, its sum
     passes = passes * 4 / 3 if shape.training else passes  # hidden activations are computed again
     # A library packs a pathway's weights again for each product, so reading them is not hidden behind the work.
-    work = 1.1 * density * 2 * n_tokens * weights / rates.matmul + read * weights * size / MEMORY
+    work = 1.1 * density * 2 * n_tokens * weights / rates.matmul + read * weights * size / rates.memory
     gather = pairs * (0.05 + shape.d_model * 1e-4) + pairs * shape.d_ff / shape.n_pathways * 1.5e-3
     return 40 + passes * (blocks + (work + gather) / threads)
+
+
+@functools.cache
+def narrow() -> bool:
+    """Whether this processor's vectors are shorter than 512 bits."""
+    return not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def machine(device: str) -> str:

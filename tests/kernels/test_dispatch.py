@@ -62,6 +62,30 @@ def test_training_is_calibrated_apart(make_case):
     assert "not calibrated" in kernels.explain(7, 8, OFFSETS, 0.5)
 
 
+@pytest.fixture
+def vectors(monkeypatch):
+    """Sets how long the processor's vectors are."""
+
+    def set_length(narrow):
+        monkeypatch.setattr(costs, "narrow", lambda: narrow)
+        dispatch.forget_choices()
+
+    yield set_length
+    dispatch.forget_choices()
+
+
+@pytest.mark.parametrize(
+    ("n", "p", "expected"),
+    [(1, 16, "rows"), (128, 16, "grouped"), (128, 48, "dense"), (512, 16, "grouped"), (2048, 48, "grouped")],
+)
+def test_without_calibration_on_short_vectors(vectors, n, p, expected):
+    """SmolLM2-135M's MLP at half of its neurons, with the fastest that was measured with AVX2 (docs/log.md)."""
+    vectors(narrow=True)
+    assert kernels.explain(n, 576, tuple(range(0, 1537, 1536 // p)), 0.5, gated=True).startswith(expected)
+    small = tuple(range(0, 257, 8))
+    assert all(kernels.explain(2048, 64, small, 11 / 32, training=t).startswith("rows") for t in (False, True))
+
+
 @pytest.mark.parametrize(
     ("n", "d", "f", "density", "training", "dtype", "expected"),
     [
@@ -76,8 +100,9 @@ def test_training_is_calibrated_apart(make_case):
         (64, 64, 256, 0.25, True, torch.float32, "rows"),
     ],
 )
-def test_without_calibration(monkeypatch, n, d, f, density, training, dtype, expected):
+def test_without_calibration(monkeypatch, vectors, n, d, f, density, training, dtype, expected):
     monkeypatch.setattr(backends, "tile_registers", lambda: True)
+    vectors(narrow=False)
     offsets = tuple(range(0, f + 1, f // 16))
     said = kernels.explain(n, d, offsets, density, training=training, dtype=dtype)
     assert said.startswith(expected), said
@@ -135,7 +160,8 @@ def fuses(backend="auto", n=1, dtype=torch.float32, d=512, weights=None):
     return dispatch.fuses(torch.zeros(n, d, dtype=dtype), weights, 0.25, 16, False, backend)
 
 
-def test_fuses_where_rows_win_and_nothing_needs_an_operator():
+def test_fuses_where_rows_win_and_nothing_needs_an_operator(vectors):
+    vectors(narrow=False)
     assert not fuses()  # gradients are wanted
     with torch.no_grad():
         assert fuses() == fuses(n=1024) == fuses("rows", n=1024, dtype=torch.bfloat16) == "rows"
