@@ -10,7 +10,7 @@ speedups, small_heads    exact, faster substitutes for modules of transformers
 decode_step              one more token of a Llama-like model in one compiled call
 transformers_internals   everything that relies on undocumented parts of transformers
 partition, routed_mlp    group neurons into pathways; run only the chosen pathways
-routed_heads             run only the chosen query heads of an attention
+routed_heads, head_slots route the query heads of an attention; leave out those that a token did not choose
 dynamic                  rules that choose and execute neurons of dense MLPs without training
 densities                sets the thresholds of routers to a density on given tokens
 contributions            what each pathway of a routed MLP adds to its output

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from slms.models.families import Family
+from slms.models.head_slots import Slots, can_be_slots, slots_of, with_slots, written
 from slms.models.routed import Routed
 from slms.routing import HeadRouter, HeadSelector, PathwayRouter, Routes, RoutingConfig
 from slms.routing.config import FREE
@@ -76,16 +77,32 @@ class RoutedHeads(Routed):
     def forward(self, *args: Any, **kwargs: Any) -> tuple:
         """Return what the dense attention returns, its output [b, t, d] first; the arguments are also the same."""
         x = args[0] if args else kwargs["hidden_states"]
-        routes = self.routes(x.reshape(-1, x.shape[-1]))
+        flat = x.reshape(-1, x.shape[-1])
+        routes = self.routes(flat)
         if self.recorder is not None:
             self.recorder(routes)
-        heads, *rest = self.attention(*args, **kwargs)
-        kept = heads.unflatten(-1, (self.shape.h, -1)) * routes.gates.to(heads.dtype).view(*x.shape[:-1], -1, 1)
-        y = self.out(kept.flatten(-2))
+        slots = self._slots(flat, routes, kwargs)
+        if slots is None:
+            heads, *rest = self.attention(*args, **kwargs)
+            kept = heads.unflatten(-1, (self.shape.h, -1)) * routes.gates.to(heads.dtype).view(*x.shape[:-1], -1, 1)
+            y = self.out(kept.flatten(-2))
+        else:
+            heads, *rest = with_slots(self.attention, slots, self.n_groups)(*args, **kwargs)
+            gates = routes.gates[routes.chosen].to(heads.dtype).view(*heads.shape[:-1], -1, 1)
+            kept = heads.unflatten(-1, (slots.s, -1)) * gates
+            y = written(self.out, slots, kept.view(len(flat), -1)).view(*x.shape[:-1], -1)
+            y = y if self.out.bias is None else y + self.out.bias
         if self.mean_out is not None:
             means = einsum((~routes.chosen).to(y.dtype), self.mean_out.to(y.dtype), "n h, h d -> n d")
             y = y + means.view_as(y)
         return (self.dropout(y), *rest)
+
+    def _slots(self, x: Tensor, routes: Routes, kwargs: dict[str, Any]) -> Slots | None:
+        """Return what heads tokens share slots of, if skipped heads can be left out (`slms.models.head_slots`)."""
+        shared = self.shape.kv < self.shape.h and self._k < self.shape.h
+        if not shared or not can_be_slots(self.attention, self.out, kwargs, x):
+            return None
+        return slots_of(routes.chosen, self.n_groups)
 
     def routes(self, x: Tensor) -> Routes:
         """Return the routes of inputs x [n, d]."""
