@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from slms.models.routed import Routed, routed_modules
 from slms.routing import PathwayRouter, Routes, budget_of
 from slms.routing.balance import BalanceConfig, GlobalBalance, bias_update, z_loss
-from slms.routing.budget import ThresholdControl
+from slms.routing.budget import AdaptiveL1, ThresholdControl
 
 
 def key_of(place: str) -> str:
@@ -84,7 +84,7 @@ class Budgets(nn.ModuleDict):
                 assert isinstance(module.router, PathwayRouter)
                 self._of(place).step(module.router, module.k)
 
-    def _of(self, place: str) -> ThresholdControl:
+    def _of(self, place: str) -> ThresholdControl | AdaptiveL1:
         budget = self[key_of(place)]
-        assert isinstance(budget, ThresholdControl)
+        assert isinstance(budget, ThresholdControl | AdaptiveL1)
         return budget

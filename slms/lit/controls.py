@@ -130,6 +130,10 @@ def check_control(name: str, routing: RoutingConfig | None) -> None:
         raise ValueError(f"model.control is {name} and model.routing.target both; it needs target mlp or attention")
     if name == "frozen_router" and routing.router in FREE:
         raise ValueError(f"model.control is {name} and model.routing.router {routing.router}; there is no router")
+    if name == "frozen_router" and RULES[routing.rule].held == "penalty":
+        raise ValueError(
+            f"model.control is {name} and model.routing.rule {routing.rule}; training the routers holds its density"
+        )
     timed = name == "static_time"  # the time of one token
     fitting = [rule for rule, row in RULES.items() if row.fixed or (row.held and not timed)]
     if CONTROLS[name].role == "static" and routing.rule not in fitting:

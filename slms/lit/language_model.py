@@ -38,7 +38,7 @@ from slms.models.base import BaseConfig, load_base
 from slms.models.convert import route
 from slms.models.head import separates
 from slms.models.place import place_name
-from slms.models.routed import record_routes, routed_modules, set_ramp
+from slms.models.routed import draw_pool, record_routes, routed_modules, set_ramp
 from slms.models.stock import check_base
 from slms.models.transformers_internals import compute_again
 from slms.models.weights import model_digest
@@ -62,7 +62,7 @@ class LanguageModel(OptimizedModule):
         distill: what is learnt: the frozen base's predictions, the text, or both.
         train: which weights change: `all`, `mlps` (every MLP and routed module, routers included) or `routers`. null
             means `mlps` if there is `routing`, else `all`. The controls of a routed run train the same.
-        gate_ramp: share of the steps over which gates of kind `ramp` go from 1 to σ(score).
+        gate_ramp: share of the steps over which gates of kind `ramp` go from 1 to σ(score), and `relu` to the score.
         k_anneal: share of the steps over which k falls from `routing.n_pathways` to `routing.k`, under the rule
             `top_k` (and of heads from all to `routing.k_heads`); 0 starts at k.
         calibration_tokens: training tokens that determine the partition and the routers' initialisation.
@@ -101,6 +101,8 @@ class LanguageModel(OptimizedModule):
             raise ValueError(
                 f"model.balance is given and model.routing.router {routing.router}, which has no router to balance"
             )
+        if balance is not None and balance.bias_rate and routing is not None and routing.rule == "relu":
+            raise ValueError(f"model.balance.bias_rate is {balance.bias_rate} and model.routing.rule relu; it needs 0")
         self.base, self.routing, self.control, self.balance = base, routing, control, balance or BalanceConfig()
         self.optimizer_config, self.distill = optimizer, distill.resolved(routing is not None)
         if self.distill.mlp and routing is not None and routing.target == "attention":
@@ -201,8 +203,9 @@ class LanguageModel(OptimizedModule):
             clip(self.net.parameters(), gradient_clip_val)
 
     def on_train_batch_start(self, batch, batch_idx):
-        """Anneal k from all pathways to `routing.k`, and gates from 1 to graded."""
+        """Anneal k from all pathways to `routing.k`, and gates from 1 to graded; draw the size of pools."""
         super().on_train_batch_start(batch, batch_idx)
+        draw_pool(self.net, self.global_step)
         set_ramp(self.net, min(1.0, self.global_step / (self.gate_ramp * self.total_steps)))
         if self.k_anneal and self.routing is not None:
             share = self.global_step / (self.k_anneal * self.total_steps)

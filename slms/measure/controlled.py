@@ -143,7 +143,8 @@ def measure_controls(
         {place: one.fitted[RANDOM_ROUTER][seed] for place, one in found.items()}
         for seed in range(min(LOSS_SEEDS, options.seeds))
     ]
-    rows += choice_rows(model, spread(part, LOSS_TOKENS), batch_size, random)
+    if all(module.config.gate != "relu" for module in modules.values()):  # no other choice can run
+        rows += choice_rows(model, spread(part, LOSS_TOKENS), batch_size, random)
     model.train(training)
     controls = {
         name: Control(

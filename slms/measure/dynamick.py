@@ -225,13 +225,15 @@ def set_routed_rule(model: PreTrainedModel, rule: str, density: float | None, bl
     `controlled`, each module gets the threshold that meets it, unless training has set one and no density is given.
     """
     modules = routed_modules(model)
-    trained = all(module.config.rule == rule for module in modules.values())
+    trained = all(module.config.rule == rule for module in modules.values() if module.part == "mlp")
 
     def configure(**changes: Any) -> None:
         for module in modules.values():
             module.router.config = replace(module.router.config, **{"rule": rule, **changes})
 
     configure()
+    if ROUTED_RULES[rule].held == "penalty" and density is not None:
+        raise ValueError(f"--rule {rule}: it executes what the routers were trained to execute, at no other --density")
     if ROUTED_RULES[rule].held and not (trained and density is None):
         return set_thresholds(model, density, blocks, batch_size)
     if density is None:

@@ -12,6 +12,7 @@ transformers_internals   everything that relies on undocumented parts of transfo
 partition, routed_mlp    group neurons into pathways; run only the chosen pathways
 routed_heads, head_slots route the query heads of an attention; leave out those that a token did not choose
 dynamic                  rules that choose and execute neurons of dense MLPs without training
+pools                    which pathways the tokens of a block may choose from, decided by the blocks before it
 densities                sets the thresholds of routers to a density on given tokens
 contributions            what each pathway of a routed MLP adds to its output
 saved_partition          the pathway of each neuron, read from a model directory

@@ -85,7 +85,10 @@ def random_twin(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     for place, module in routed_modules(model).items():
         other = routed_modules(twin)[place]
         config = module.router.config
-        other.router.config = replace(config, rule="top_k") if RULES[config.rule].held else config
+        if RULES[config.rule].held:
+            gate = "unit" if config.gate == "relu" else config.gate
+            config, other.router.gate = replace(config, rule="top_k", gate=gate), str(gate)
+        other.router.config = config
         other.k = module.k
         if module.router.ramp is not None:
             assert other.router.ramp is not None  # both have the gate of one configuration

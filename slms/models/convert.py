@@ -36,6 +36,7 @@ from slms.routing import (
     HeadSelector,
     PathwayRouter,
     RoutingConfig,
+    set_positive,
     set_threshold,
     target_density,
 )
@@ -169,9 +170,13 @@ def _calibrate(mlp: RoutedMLP, weights: MLPWeights, x: Tensor) -> None:
             logger.info("%s: scores are multiplied by %g", mlp.place, cool(router, weights, mlp.offsets, x))
         mlp.router.load_state_dict(router.state_dict())
         logger.info("%s: the router explains %.2f of the variance of norms", mlp.place, explained)
-    if RULES[config.rule].held:
-        rows = max(1, _PARTITION_ELEMENTS // config.n_pathways)
-        set_threshold(mlp.router, mlp.router(x[:: -(-len(x) // rows)]), target_density(config, config.k))
+    if held := RULES[config.rule].held:
+        every = -(-len(x) * config.n_pathways // _PARTITION_ELEMENTS)
+        density, few = target_density(config, config.k), x[::every]
+        if held == "threshold":
+            set_threshold(mlp.router, mlp.router(few), density)
+        else:
+            set_positive(mlp.router, few, statistics.norms[::every], density)
 
 
 def _calibrate_heads(heads: RoutedHeads, x: Tensor, o: Tensor) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from slms.models.routed import record_routes, routed_modules
+from slms.models.routed_mlp import RoutedMLP
 from slms.routing import PathwayRouter, set_threshold
 
 ROUNDS = 3  # a place's scores depend on what earlier places choose, so thresholds are set again
@@ -20,7 +21,7 @@ def set_thresholds(model: PreTrainedModel, density: float | None, blocks: Tensor
 
     density: shared pathways included; None means each place's own k / P, else k becomes the nearest count.
     """
-    modules = routed_modules(model)
+    modules = routed_modules(model, RoutedMLP)
     if density is not None:
         for module in modules.values():
             p, fewest = module.config.n_pathways, module.config.n_shared + 1
@@ -30,7 +31,7 @@ def set_thresholds(model: PreTrainedModel, density: float | None, blocks: Tensor
         for part in blocks.split(batch_size):
             with record_routes(model) as routes:
                 model.base_model(part.to(model.device), use_cache=False)
-            for place, found in routes.items():
+            for place, found in ((place, routes[place]) for place in modules):
                 every = -(-blocks.numel() * found.scores.shape[1] // _ELEMENTS)
                 scores[place].append(found.scores[::every])
         for place, module in modules.items():

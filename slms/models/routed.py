@@ -10,12 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, TypeVar, overload
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
+import torch
 from torch import Tensor, nn
 
 from slms.models.place import parse_place, place_name
 from slms.routing import RULES, GateSelector, HeadSelector, PathwayRouter, Routes, RoutingConfig
+
+if TYPE_CHECKING:
+    from slms.models.pools import Pass
 
 
 class Routed(nn.Module):
@@ -37,6 +42,8 @@ class Routed(nn.Module):
         super().__init__()
         self.layer_index, self.offsets, self._k = layer_index, offsets, k
         self.recorder: Callable[[Routes], None] | None = None
+        self.pool_pass: Pass | None = None
+        self.drawn_pool: int | None = None
 
     @property
     def place(self) -> str:
@@ -62,10 +69,24 @@ class Routed(nn.Module):
             raise ValueError(f"k is {value}; it must be a multiple of the groups of {self.place} ({self.n_groups}).")
         self._k = value
 
+    @property
+    def pool(self) -> int | None:
+        """Pathways that a block of tokens may choose from, shared ones included: of a range, its low end, or in
+        training the number that was drawn (:func:`draw_pool`). None if pools are off.
+        """
+        size = self.config.pool
+        if isinstance(size, list):
+            return self.drawn_pool if self.training and self.drawn_pool is not None else size[0]
+        return size
+
     def routes(self, x: Tensor) -> Routes:
-        """Return the routes of inputs x [n, d]."""
+        """Return the routes of inputs x [n, d]; with pools, of the tokens that the model's stack is reading."""
         assert isinstance(self.router, PathwayRouter)
-        return self.router.route(x, self._k)
+        allow, size, read = None, self.pool, self.pool_pass
+        if size is not None and read is not None:  # a module that runs alone is in a document's first block
+            assert read.real.numel() == len(x), (read.real.shape, x.shape)
+            allow = partial(read.allowed, self.place, size=size - self.config.n_shared)
+        return self.router.route(x, self._k, allow)
 
     def summary(self) -> str:
         """Describe in one line how the module routes.
@@ -79,6 +100,8 @@ class Routed(nn.Module):
         words = rule.words.format(**config.to_dict() | {"k": self._k})
         chosen = f"{words} chosen by its {'own gate' if config.router == 'gate' else f'{config.router} router'}"
         density = f", density {self._k / config.n_pathways:.2g}" if rule.fixed or rule.held else ""
+        if self.pool is not None:
+            chosen += f" among {self.pool} of the document"
         return f"{self.offsets[-1]} {self.units} in {config.n_pathways} pathways, {chosen}{density}"
 
 
@@ -101,8 +124,21 @@ def set_k(model: nn.Module, k: int) -> None:
         module.k = k * module.n_groups
 
 
+def draw_pool(model: nn.Module, seed: int) -> None:
+    """Draw, by a seed, the pool size of every routed module from the range of `routing.pool`, for training.
+
+    It is one number for the whole model; a model with one size, or none, does not change.
+    """
+    for module in routed_modules(model).values():
+        if isinstance(module.config.pool, list):
+            low, high = module.config.pool
+            module.drawn_pool = low + int(
+                torch.randint(high - low + 1, (), generator=torch.Generator().manual_seed(seed))
+            )
+
+
 def set_ramp(model: nn.Module, share: float) -> None:
-    """Set λ of every gate ``ramp``: 0 makes it ``unit``, 1 makes it ``sigmoid``. Other gates do not change."""
+    """Set λ of every gate ``ramp`` or ``relu``: 0 makes it ``unit``, 1 ``sigmoid`` or the score. Others stay as is."""
     for module in routed_modules(model).values():
         if module.router.ramp is not None:
             module.router.ramp.fill_(share)
@@ -137,8 +173,14 @@ Chooser = Callable[[Tensor, Routes], Tensor]
 
 @contextmanager
 def choose_by(model: nn.Module, choosers: Mapping[str, Chooser]) -> Iterator[None]:
-    """Let other functions choose at these places; the gates follow from the routers' scores as before."""
+    """Let other functions choose at these places; the gates follow from the routers' scores as before.
+
+    Raises:
+        ValueError: the gates are 0 wherever the router does not choose.
+    """
     modules = routed_modules(model)
+    if any(modules[place].config.gate == "relu" for place in choosers):
+        raise ValueError("`routing.rule` is relu; its gates are 0 where it does not choose, so no other choice can run")
     routers = {place: modules[place].router for place in choosers}
     try:
         for place, router in routers.items():

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from slms.models.anatomy import family_of, find_attentions, find_mlps, replace_attention, replace_mlp
 from slms.models.families import FAMILIES
 from slms.models.flops import flops_per_token
+from slms.models.pools import watch
 from slms.models.routed import Routed, routed_modules
 from slms.models.routed_heads import RoutedHeads, head_shape
 from slms.models.routed_mlp import RoutedMLP
@@ -81,6 +82,8 @@ def route_modules(model: PreTrainedModel) -> dict[str, Routed]:
             heads = RoutedHeads(attention, family_of(model), head_shape(model.config), routing, layer_index=index)
             heads.to(device=like.device, dtype=like.dtype).train(attention.training)
             replace_attention(model, index, heads)
+    if routing.pool is not None:
+        watch(model.base_model)
     return routed_modules(model)
 
 

@@ -227,6 +227,7 @@ class RoutedMLP(Routed):
             and not (self.training and self.dropout)
             and config.rule == "top_k"
             and config.n_shared == 0
+            and config.pool is None
             and self.router.gate in GATES
         )
         return fuses(x, self.W_in, self._k / p, p, self.W_gate is not None, config.backend) if plain else None

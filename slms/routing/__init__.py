@@ -11,7 +11,7 @@ budget    what holds the mean number of pathways to k if k follows the token
 """
 
 from slms.routing.balance import BalanceConfig, GlobalBalance, bias_update, z_loss
-from slms.routing.budget import Budget, budget_of, set_threshold, target_density
+from slms.routing.budget import Budget, budget_of, set_positive, set_threshold, target_density
 from slms.routing.config import RoutingConfig
 from slms.routing.gate import GateSelector
 from slms.routing.heads import HeadRouter, HeadSelector
@@ -32,6 +32,7 @@ __all__ = [
     "bias_update",
     "budget_of",
     "select",
+    "set_positive",
     "set_threshold",
     "target_density",
     "z_loss",

@@ -5,6 +5,10 @@ large where many pathways contribute and small where a few do. Calibration sets 
 share of routed pathways that run, shared ones left out) is (k − n_shared) / (P − n_shared) at once; a `Budget` keeps it
 there in training.
 
+The rule ``relu`` chooses positive scores, which are also the gates: calibration shifts and scales them, and training
+holds the density by a penalty on them. A token without a positive score executes nothing but shared pathways: its
+output is theirs, b_out and the stored means, whichever there are.
+
 Shapes: n tokens, p pathways.
 """
 
@@ -23,6 +27,12 @@ from slms.routing.rules import RULES, Routes, centred
 PROPORTIONAL, INTEGRAL = 0.5, 0.2
 """How far the controller moves the threshold for an error of the density, in spreads of the calibration scores. Normal
 scores at a density of a third have a slope of .37 there, so that a lasting error decays by 7 % a step (docs/log.md)."""
+LOG_PROPORTIONAL, LOG_INTEGRAL = 5.0, 0.05
+"""How far the logarithm of the penalty's weight moves for a relative error of the density. ReMoE multiplies the weight
+by 1.2 or 1/1.2; routers follow it so late that the density falls to half and stays there (docs/log.md)."""
+FIRST_WEIGHT, WEIGHTS = 1e-2, (1e-8, 1e2)
+"""The weight at first and within which bounds it stays. ReMoE starts at 1e-8 from all pathways; a conversion has the
+density at once, which the loss would leave for a hundred steps before such a weight counted."""
 
 
 def target_density(config: RoutingConfig, k: int) -> float:
@@ -53,6 +63,24 @@ def set_threshold(router: PathwayRouter, scores: Tensor, density: float) -> None
     assert router.threshold is not None and router.spread is not None
     router.threshold.copy_(score_at_density(routed, density))
     router.spread.copy_(routed.std())
+
+
+@torch.no_grad()
+def set_positive(router: PathwayRouter, x: Tensor, norms: Tensor, density: float) -> None:
+    """Make the share `density` of a router's scores of inputs x [n, d] positive: those farthest above a token's mean.
+
+    Scores become c · (s − mean s − θ). θ sets the density, and c = Σ w r / Σ w r², with r the positive scores and w the
+    squared norms [n, p] of the pathways' outputs, brings c · r as near as possible to 1, the gate of the dense model.
+    """
+    shared, out = router.config.n_shared, router.out
+    assert out.bias is not None  # the configuration sees to it
+    out.weight[shared:].sub_(out.weight[shared:].mean(0))
+    out.bias[shared:].sub_(out.bias[shared:].mean())
+    out.bias.sub_(score_at_density(router(x)[:, shared:], density))
+    r, w = router(x)[:, shared:].relu(), norms[:, shared:].square()
+    scale = (w * r).sum() / (w * r.square()).sum().clamp_min(torch.finfo(r.dtype).tiny)
+    out.weight.mul_(scale)
+    out.bias.mul_(scale)
 
 
 class Budget(nn.Module):
@@ -115,11 +143,41 @@ class ThresholdControl(Budget):
             self.last.copy_(error)
 
 
-BUDGETS: dict[str, type[ThresholdControl]] = {"threshold": ThresholdControl}
+class AdaptiveL1(Budget):
+    """Penalises positive scores, the more the longer the density is too high (ReMoE, arXiv:2412.14711, eq. 9).
+
+    The penalty is λ · the mean of relu(s) over tokens and routed pathways. With the relative errors ε_t of the density,
+    after step t λ is FIRST_WEIGHT · exp(LOG_PROPORTIONAL · ε_t + LOG_INTEGRAL · Σ_s≤t ε_s), within `WEIGHTS`.
+    """
+
+    weight: Tensor
+    last: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.full((), FIRST_WEIGHT))
+        self.register_buffer("last", torch.zeros(()))
+
+    def forward(self, routes: Routes, config: RoutingConfig) -> Tensor:
+        """Count routes [n, p] and return the penalty, a scalar."""
+        self.count(routes, config.n_shared)
+        return self.weight * routes.scores[:, config.n_shared :].relu().mean()
+
+    @torch.no_grad()
+    def step(self, router: PathwayRouter, k: int) -> None:
+        """Correct λ. Every rank must call it."""
+        error = self.error(router, k)
+        if error is not None:
+            error = error / target_density(router.config, k)
+            self.weight.mul_(torch.exp(LOG_PROPORTIONAL * (error - self.last) + LOG_INTEGRAL * error)).clamp_(*WEIGHTS)
+            self.last.copy_(error)
+
+
+BUDGETS: dict[str, type[ThresholdControl | AdaptiveL1]] = {"threshold": ThresholdControl, "penalty": AdaptiveL1}
 """How a rule is held (`Rule.held`) → what holds it."""
 
 
-def budget_of(config: RoutingConfig) -> ThresholdControl | None:
+def budget_of(config: RoutingConfig) -> ThresholdControl | AdaptiveL1 | None:
     """What holds the density of a place that is routed by this configuration; None if its rule needs nothing."""
     held = RULES[config.rule].held
     return None if held is None or math.isclose(target_density(config, config.k), 1.0) else BUDGETS[held]()

@@ -13,11 +13,14 @@ _ROUTED: dict[bool, dict[str, Any]] = {
     True: {"router": "linear", "router_bias": False, "router_init": "norm", "gate": "softmax"},
 }
 """The defaults of options that depend on `stock`, of a router that learns."""
+_RELU: dict[str, Any] = {"router_bias": True, "gate": "relu"}
+"""What the rule `relu`, whose gates are its scores, can be combined with; these are also its defaults."""
 _GATE: dict[str, Any] = {
     "router_bias": None,
     "router_init": None,
     "rule": "top_k",
     "gate": "unit",
+    "pool": None,
     "mean_compensation": False,
     "backend": "auto",
     "stock": False,
@@ -25,7 +28,7 @@ _GATE: dict[str, Any] = {
 """What the selector `gate`, which has no weights of its own, can be combined with."""
 _FREE: dict[str, Any] = {"router_bias": None, "router_init": None, "gate": "unit"}
 """The same of the selectors of heads without weights."""
-_MLP_ONLY = "n_pathways k partition rule top_p tau n_shared backend stock".split()
+_MLP_ONLY = "n_pathways k partition rule top_p tau n_shared pool pool_block backend stock".split()
 """Options that say nothing about attention heads."""
 FREE = ("query_norm", "static")
 """Selectors of heads without weights."""
@@ -37,8 +40,8 @@ class RoutingConfig:
 
     Args:
         n_pathways: number of pathways that each MLP is split into; at most d_ff.
-        k: number of pathways that each token executes under the rule `top_k`, or on average under `controlled`,
-            including shared ones.
+        k: number of pathways that each token executes under the rule `top_k`, or on average under `controlled`
+            and `relu`, including shared ones.
         every_n_layers: route every n-th layer, starting at `first_layer`; ignored when `layers` is given.
         first_layer: the first layer that `every_n_layers` routes.
         last_layer: the last layer that `every_n_layers` may route; a negative index counts from the end, so -1 is the
@@ -54,12 +57,17 @@ class RoutingConfig:
         router_init: `norm`, the default, fits scores to pathways' output norms on calibration tokens (D2DMoE); `random`
             is seeded.
         rule: how scores decide which pathways a token executes. Under `controlled`, as many as exceed a threshold, at
-            least one; training holds their mean to `k`.
+            least one; under `relu`, those with positive scores, which are also the gates. Training holds their mean to
+            `k`.
         top_p: share of router probability that the chosen pathways must reach under the rule `top_p`.
         tau: the rule `threshold` keeps pathways whose predicted norm is at least (1 − tau) of the token's largest.
         gate: the factor on a chosen pathway's output; `slms.routing.rules` has the equations. By default `ramp`, or
-            `softmax` under `stock` and `unit` with the router `gate`.
+            `softmax` under `stock`, `unit` with the router `gate` and `relu` with the rule `relu`.
         n_shared: pathways 0 … n_shared − 1 run for every token and count towards `k`.
+        pool: number of pathways, shared ones included, that a block of tokens may choose from: those with the greatest
+            router probability over all earlier blocks of the document (docs/pools.md). Of a range [low, high], each
+            training step draws a number, and evaluation takes `low`. null lets every token choose from all.
+        pool_block: tokens of a block; by default 32 if `pool` is given.
         mean_compensation: add the calibrated mean output of every skipped pathway.
         backend: the backend of `kernels.routed_mlp` that executes the MLP.
         seed: seeds the partition and the router's initial weights.
@@ -87,6 +95,8 @@ class RoutingConfig:
     tau: float = 0.5
     gate: Literal[*GATES] | None = None  # type: ignore[valid-type]  # names of a table
     n_shared: int = 0
+    pool: int | list[int] | None = None
+    pool_block: int | None = None
     mean_compensation: bool = False
     backend: str = "auto"
     seed: int = 0
@@ -98,9 +108,12 @@ class RoutingConfig:
         if self.target == "attention" and self.gate is None:
             object.__setattr__(self, "gate", "unit")
         own = {"gate": _GATE} | dict.fromkeys(FREE, _FREE)
-        for name, value in own.get(str(self.router), _ROUTED[self.stock is True]).items():
+        defaults = _ROUTED[self.stock is True] | (_RELU if self.rule == "relu" else {})
+        for name, value in own.get(str(self.router), defaults).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        if self.pool is not None and self.pool_block is None:
+            object.__setattr__(self, "pool_block", 32)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not _fits(field.type, value):
@@ -124,13 +137,20 @@ class RoutingConfig:
         layers = self.layers
         if layers is not None and (not layers or min(layers) < 0 or len(set(layers)) != len(layers)):
             raise ValueError(f"`routing.layers` is {layers}; it must name one or more layers, each once, from 0.")
-        for name, value in own.get(str(self.router), {}).items():
-            if getattr(self, name) != value:
-                raise ValueError(
-                    f"`routing.{name}` is {getattr(self, name)}; with `routing.router` {self.router} it must be "
-                    f"{'null' if value is None else value}."
-                )
+        combined = {"router": own.get(str(self.router), {}), "rule": _RELU if self.rule == "relu" else {}}
+        for option, needed in combined.items():
+            for name, value in needed.items():
+                if getattr(self, name) != value:
+                    raise ValueError(
+                        f"`routing.{name}` is {getattr(self, name)}; with `routing.{option}` {getattr(self, option)} "
+                        f"it must be {'null' if value is None else value}."
+                    )
+        if self.gate == "relu" and self.rule != "relu":
+            raise ValueError(f"`routing.gate` is relu; it needs `routing.rule` relu, not {self.rule}.")
+        if self.rule == "relu" and self.k == self.n_pathways:
+            raise ValueError(f"`routing.k` is {self.k}, every pathway; with `routing.rule` relu it must be lower.")
         self._check_target()
+        self._check_pool()
         if self.stock:
             check_stock(self)
 
@@ -156,6 +176,19 @@ class RoutingConfig:
                         f"`routing.{name}` is {getattr(self, name)}; with `routing.target` attention, which routes no "
                         f"MLP, it must be left at {defaults[name]}."
                     )
+
+    def _check_pool(self) -> None:
+        if self.pool_block is not None and (self.pool is None or self.pool_block < 1):
+            raise ValueError(
+                f"`routing.pool_block` is {self.pool_block} and `routing.pool` {self.pool}; it must be at least 1, and "
+                "needs a pool."
+            )
+        sizes = self.pool if isinstance(self.pool, list) else [] if self.pool is None else [self.pool] * 2
+        if self.pool is not None and (len(sizes) != 2 or not self.k <= sizes[0] <= sizes[1] <= self.n_pathways):
+            raise ValueError(
+                f"`routing.pool` is {self.pool}; it must be a number, or [low, high], from `routing.k` ({self.k}) to "
+                f"`routing.n_pathways` ({self.n_pathways})."
+            )
 
     def routed_layers(self, n_layers: int) -> list[int]:
         """Indices of the layers to route in a model of ``n_layers``.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from slms.routing.config import RoutingConfig
 from slms.routing.router import PathwayRouter
-from slms.routing.rules import Routes, gated, select
+from slms.routing.rules import Allow, Routes, gated, select
 
 
 def heads_config(config: RoutingConfig, n_heads: int, n_groups: int) -> RoutingConfig:
@@ -30,6 +30,7 @@ def heads_config(config: RoutingConfig, n_heads: int, n_groups: int) -> RoutingC
         )
     made = copy.copy(config)  # not `replace`, whose checks are those of a whole model's options
     changes = {"n_pathways": n_heads, "k": n_groups * k_heads, "n_shared": 0, "rule": "top_k", "gate": "unit"}
+    changes |= {"pool": None, "pool_block": None}
     for name, value in changes.items():
         object.__setattr__(made, name, value)
     return made
@@ -50,8 +51,9 @@ class HeadRouter(PathwayRouter):
         super().__init__(d_model, config)
         self.n_groups = n_groups
 
-    def route(self, x: Tensor, k: int | None = None) -> Routes:
+    def route(self, x: Tensor, k: int | None = None, allow: Allow | None = None) -> Routes:
         """Return the routes of the attention's inputs x [n, d]; k overrides the configuration's, for annealing."""
+        assert allow is None, "heads have no pools"
         routes = by_group(self(x), self.config.k if k is None else k, self.n_groups, self.selection_bias.float())
         return _observed(self.chooser, x, routes)
 

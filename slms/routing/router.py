@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slms.routing.config import RoutingConfig
-from slms.routing.rules import RULES, Routes, gated, select
+from slms.routing.rules import RULES, Allow, Routes, gated, select
 
 
 class PathwayRouter(nn.Module):
@@ -27,9 +27,10 @@ class PathwayRouter(nn.Module):
     shift and one scale per layer. This keeps the order of the norms and gives the scores unit variance at any scale of
     the layer, as softmax and sigmoid expect. Scores are computed in fp32 under any autocast or parameter dtype (ST-MoE,
     arXiv:2202.08906). The gate ``graded`` adds a second, zero-initialised head to score and gate; ``blend`` adds a
-    learned scalar λ; ``ramp`` adds a scalar that training raises from 0 to 1 (:func:`slms.models.routed.set_ramp`).
-    A ``chooser`` replaces the choice, not the scores (:func:`slms.models.routed.choose_by`). The rule ``controlled``
-    adds a ``threshold`` and the ``spread`` of the scores that it was set on (:mod:`slms.routing.budget`).
+    learned scalar λ; ``ramp`` and ``relu`` add a scalar that training raises from 0 to 1
+    (:func:`slms.models.routed.set_ramp`). A ``chooser`` replaces the choice, not the scores
+    (:func:`slms.models.routed.choose_by`). The rule ``controlled`` adds a ``threshold`` and the ``spread`` of the
+    scores that it was set on (:mod:`slms.routing.budget`).
     """
 
     ramp: Tensor | None
@@ -53,7 +54,7 @@ class PathwayRouter(nn.Module):
         for parameter in () if self.grade is None else self.grade.parameters():
             nn.init.zeros_(parameter)
         self.blend = nn.Parameter(torch.zeros(())) if self.gate == "blend" else None
-        self.register_buffer("ramp", torch.zeros(()) if self.gate == "ramp" else None)
+        self.register_buffer("ramp", torch.zeros(()) if self.gate in ("ramp", "relu") else None)
         self.register_buffer("selection_bias", torch.zeros(self.n_pathways))
         self.register_buffer("norm_shift", torch.zeros(()))
         self.register_buffer("norm_scale", torch.ones(()))
@@ -89,8 +90,8 @@ class PathwayRouter(nn.Module):
         """Return the scores [n, p], fp32, of inputs x [n, d]."""
         return self._scores_and_grade(x)[0]
 
-    def route(self, x: Tensor, k: int | None = None) -> Routes:
-        """Return the routes of inputs x [n, d]; k overrides the configuration's, for annealing."""
+    def route(self, x: Tensor, k: int | None = None, allow: Allow | None = None) -> Routes:
+        """Return the routes of inputs x [n, d]; k overrides the configuration's; `allow` is that of `select`."""
         cfg = self.config
         scores, grade = self._scores_and_grade(x)
         modulation = next((m for m in (grade, self.blend, self.ramp) if m is not None), None)
@@ -107,6 +108,7 @@ class PathwayRouter(nn.Module):
             norm_scale=self.norm_scale.float(),
             least=-math.inf if self.threshold is None else self.threshold.float(),
             modulation=modulation,
+            allow=allow,
         )
         if self.chooser is None:
             return routes

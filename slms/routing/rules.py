@@ -92,6 +92,10 @@ def at_least(scores: Tensor, least: float | Tensor) -> Tensor:
     return above | (top_k(scores, 1) & ~above.any(-1, keepdim=True))
 
 
+Allow = Callable[[Tensor], Tensor]
+"""Maps router probabilities [n, p] to the pathways that tokens may choose, bool [n, p]."""
+
+
 class Options(NamedTuple):
     """The numbers, beside the scores, that rules choose by."""
 
@@ -117,7 +121,7 @@ class Rule(NamedTuple):
     """Whether every token gets exactly as many pathways as the dial says."""
     words: str
     """A description of the chosen pathways: a format string over the routing configuration's fields."""
-    held: Literal["threshold"] | None = None
+    held: Literal["threshold", "penalty"] | None = None
     """What holds the mean number of a token's pathways to k, in calibration and training; None if nothing does."""
 
 
@@ -141,6 +145,13 @@ RULES = {
         fixed=False,
         words="on average {k}, those above a threshold,",
         held="threshold",
+    ),
+    "relu": Rule(
+        lambda scores, o: scores > 0,
+        dial="k",
+        fixed=False,
+        words="on average {k}, those with positive scores,",
+        held="penalty",
     ),
 }
 
@@ -187,13 +198,23 @@ def ramp(scores: Tensor, probs: Tensor, chosen: Tensor, modulation: Tensor | Non
     return 1.0 + modulation * (scores.sigmoid() - 1.0) + (1.0 - modulation) * (probs - probs.detach())
 
 
+def relu(scores: Tensor, probs: Tensor, chosen: Tensor, modulation: Tensor | None) -> Tensor:
+    """g = 1 + λ(r − 1) + (1 − λ)(r − sg(r)) with r = relu(s), the gate of ReMoE (arXiv:2412.14711).
+
+    Its value goes from 1 to r as training raises λ from 0 to 1; its gradient in s is that of r from the start.
+    """
+    assert modulation is not None
+    r = scores.relu()
+    return 1.0 + modulation * (r - 1.0) + (1.0 - modulation) * (r - r.detach())
+
+
 GATES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]] = {
-    gate.__name__: gate for gate in (unit, softmax, sigmoid, graded, blend, ramp)
+    gate.__name__: gate for gate in (unit, softmax, sigmoid, graded, blend, ramp, relu)
 }
 """Factors [n, p] on the outputs of chosen routed pathways; entries that are not chosen are meaningless.
 
 Of scores s and p = probs, both [n, p], with C = the chosen set, w_i = |C|·p_i / Σ_{j∈C} p_j (so Σ_C w = |C|) and sg =
-stop-gradient; the last three gates also take their Δ or λ.
+stop-gradient; the last four gates also take their Δ or λ.
 """
 
 
@@ -217,11 +238,13 @@ def select(
     norm_scale: float | Tensor = 1.0,
     least: float | Tensor = -math.inf,
     modulation: Tensor | None = None,
+    allow: Allow | None = None,
 ) -> Routes:
     """Apply a rule and a gate to scores [n, p].
 
     bias [p] is added to the scores only for the choice, so balancing by bias does not change gates or probabilities
     (arXiv:2408.15664). k includes shared pathways. Under ``controlled``, k = P chooses every pathway.
+    allow: what is not allowed does not compete; probabilities do not know of it.
     """
     assert scores.dtype in (torch.float32, torch.float64), scores.dtype
     for name, value, known in (("rule", rule, RULES), ("gate", gate, GATES)):
@@ -231,9 +254,13 @@ def select(
     probs = scores.masked_fill(shared, -math.inf).softmax(-1)
     ranked = scores if bias is None else scores + bias
     ranked = ranked.detach().masked_fill(shared, -math.inf)
+    allowed = None if allow is None else allow(probs)
+    if allowed is not None:
+        ranked = ranked.masked_fill(~allowed, -math.inf)
     least = least if k < scores.shape[-1] else -math.inf
     options = Options(k - n_shared, top_p_share, tau, norm_shift, norm_scale, least)
-    return gated(scores, probs, RULES[rule].choose(ranked, options), gate, n_shared, modulation)
+    chosen = RULES[rule].choose(ranked, options)
+    return gated(scores, probs, chosen if allowed is None else chosen & allowed, gate, n_shared, modulation)
 
 
 def gated(

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from slms.routing.config import RoutingConfig
 
-NEEDED = {"rule": "top_k", "router": "linear", "router_bias": False, "gate": "softmax", "mean_compensation": False}
+NEEDED = {
+    "rule": "top_k",
+    "router": "linear",
+    "router_bias": False,
+    "gate": "softmax",
+    "mean_compensation": False,
+    "pool": None,
+}
 """Routing option → the value that a stock mixture of experts needs, whatever its architecture."""
 
 
@@ -51,4 +58,4 @@ def listed(obstacles: Iterable[Obstacle]) -> str:
 
 def _typed(value: object) -> str:
     """Spell a value as you would type it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -13,11 +13,13 @@ from slms.lit import balances
 from slms.lit.balances import Balances, Budgets
 from slms.lit.language_model import LanguageModel
 from slms.lit.resume import check_resumed
+from slms.measure.dynamick import set_routed_rule
 from slms.models.base import BaseConfig, init_base, random_twin
 from slms.models.flops import flops_per_token
-from slms.models.routed import record_routes
+from slms.models.routed import choose_by, record_routes, routed_modules
 from slms.routing import RoutingConfig
 from slms.routing.balance import BalanceConfig, GlobalBalance, z_loss
+from slms.routing.budget import FIRST_WEIGHT
 
 IDS = torch.randint(3, 2000, (4, 48), generator=torch.Generator().manual_seed(0))
 CONFIG = RoutingConfig(n_pathways=16, k=5, layers=[1, 3], router="linear", rule="controlled", gate="unit")
@@ -116,6 +118,52 @@ def test_a_resumed_run_keeps_its_rule_and_k_is_annealed_under_top_k_alone():
     check_resumed(before, {"model": {"routing": {"rule": "top_p"}}})
     with pytest.raises(ValueError, match=r"model.k_anneal is 0.5 and model.routing.rule controlled"):
         LanguageModel(BaseConfig(name="stories-1m"), CONFIG, k_anneal=0.5)
+
+
+def test_under_relu_the_penalty_is_learnt_and_what_it_cannot_do_is_refused(tmp_path):
+    config = RoutingConfig(n_pathways=16, k=5, layers=[1, 3], router="linear", rule="relu", mean_compensation=True)
+    model = fit(tmp_path, config=config)
+    assert {"train/loss/density", "train/loss/balance"} <= model.trainer.callback_metrics.keys()
+    assert all(float(budget.weight) != FIRST_WEIGHT for budget in model.budgets.values())
+    net = model.net.eval()
+    assert all(float(module.router.ramp) > 0.9 for module in routed_modules(net).values())
+    again = fit(tmp_path, tmp_path / "middle.ckpt", config)
+    assert all(
+        torch.equal(*pair) for pair in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
+    )
+    with torch.no_grad(), record_routes(net) as routes:
+        net(IDS)
+    for found in routes.values():
+        torch.testing.assert_close(found.gates, found.scores.relu(), rtol=0.2, atol=0.2)
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(IDS)}
+    assert torch.equal(*(net.generate(IDS, use_cache=cache, **options) for cache in (True, False)))
+    refused = pytest.raises(ValueError, match=r"`routing.rule` is relu; its gates are 0 where it does not choose")
+    with refused, choose_by(net, {"L1.mlp": lambda x, routes: routes.chosen}):
+        pass
+    with pytest.raises(ValueError, match=r"--rule relu: it executes what the routers were trained to execute"):
+        set_routed_rule(net, "relu", 0.5, IDS, 4)
+    assert random_twin(net)(IDS).logits.isfinite().all()
+    with pytest.raises(ValueError, match=r"model.control is frozen_router and model.routing.rule relu"):
+        LanguageModel(BaseConfig(name="stories-1m"), config, "frozen_router")
+    with pytest.raises(ValueError, match=r"model.balance.bias_rate is 0.001 and model.routing.rule relu"):
+        LanguageModel(BaseConfig(name="stories-1m"), config, balance=BalanceConfig(bias_rate=1e-3))
+
+
+def test_conversion_under_relu_starts_as_near_as_under_controlled():
+    base, ids = init_base("stories-1m"), IDS
+    errors = []
+    for rule in ("controlled", "relu"):
+        fields = {
+            "n_pathways": 16,
+            "k": 5,
+            "router": "linear",
+            "rule": rule,
+            "gate": "unit" if rule != "relu" else None,
+        }
+        with torch.no_grad():
+            net = slms.route(base, RoutingConfig(**fields), ids)
+            errors.append(float((net(ids).logits - base(ids).logits).square().mean()))
+    assert errors[1] < 1.2 * errors[0]
 
 
 def test_other_rules_need_no_budget():

@@ -1,12 +1,24 @@
 """Densities are set by calibration and held by a controller, whatever a global batch is cut into."""
 
 import doctest
+import math
 
 import pytest
 import torch
 
-from slms.routing import PathwayRouter, RoutingConfig, budget, set_threshold
-from slms.routing.budget import INTEGRAL, PROPORTIONAL, ThresholdControl, budget_of, target_density
+from slms.models.routed_mlp import RoutedMLP
+from slms.routing import PathwayRouter, RoutingConfig, budget, set_positive, set_threshold
+from slms.routing.budget import (
+    FIRST_WEIGHT,
+    INTEGRAL,
+    LOG_INTEGRAL,
+    LOG_PROPORTIONAL,
+    PROPORTIONAL,
+    AdaptiveL1,
+    ThresholdControl,
+    budget_of,
+    target_density,
+)
 
 P, K, D = 16, 5, 8
 
@@ -101,9 +113,74 @@ def test_every_rank_moves_the_threshold_alike(monkeypatch):
     assert made[0].threshold == made[1].threshold != 0.0
 
 
+@pytest.mark.parametrize("n_shared", [0, 2])
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_positive_scores_meet_the_density_with_gates_near_one_and_keep_their_order(kind, n_shared):
+    made, x = router(rule="relu", router="linear", n_shared=n_shared), tokens(4096)
+    if kind == "mlp":
+        made = PathwayRouter(D, RoutingConfig(n_pathways=P, k=K, rule="relu", n_shared=n_shared))
+    with torch.no_grad():
+        before, norms = made(x)[:, n_shared:], torch.rand(4096, P) + made(x).relu()
+        set_positive(made, x, norms, target_density(made.config, K))
+        after, routes = made(x)[:, n_shared:], made.route(x)
+    assert routes.chosen.sum(1).float().mean() == pytest.approx(K, abs=0.01)
+    ratio = (after - after.mean(1, keepdim=True)) / (before - before.mean(1, keepdim=True))
+    assert ratio.std() < 1e-2 * ratio.mean()
+    r, w = after.relu(), norms[:, n_shared:].square()
+    assert float((w * r).sum() / (w * r.square()).sum()) == pytest.approx(1.0, abs=1e-3)
+    assert torch.equal(routes.gates, routes.chosen.float())  # λ is 0 at first
+
+
+def test_the_weight_of_the_penalty_from_the_definition():
+    made, held = router(rule="relu"), AdaptiveL1()
+    errors = []
+    for step, shift in enumerate((-0.3, 0.1, -0.2)):
+        with torch.no_grad():
+            made.out.bias.add_(shift)
+        weight = float(held.weight)
+        routes = made.route(tokens(64, step))
+        penalty = held(routes, made.config)
+        assert float(penalty) == pytest.approx(weight * float(routes.scores.relu().mean()))
+        held.step(made, K)
+        errors.append(float(routes.chosen.float().mean()) / (K / P) - 1)
+        expected = FIRST_WEIGHT * math.exp(LOG_PROPORTIONAL * errors[-1] + LOG_INTEGRAL * sum(errors))
+        assert float(held.weight) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_penalised_router_comes_to_the_density():
+    """Against a loss that rewards every positive score."""
+    made, held, x = router(rule="relu"), AdaptiveL1(), tokens(512)
+    optimizer, shares = torch.optim.Adam(made.parameters(), 0.01), []
+    for _ in range(300):
+        routes = made.route(x)
+        optimizer.zero_grad()
+        (held(routes, made.config) - 0.1 * (routes.scores.relu() + 1).log().mean()).backward()
+        optimizer.step()
+        held.step(made, K)
+        shares.append(float(routes.chosen.float().mean()))
+    assert shares[0] > K / P + 0.1 and sum(shares[200:]) / 100 == pytest.approx(K / P, abs=0.05)
+
+
+def test_a_token_without_positive_scores_is_well_defined():
+    """It executes nothing: its output is the bias and the means."""
+    torch.manual_seed(0)
+    config = RoutingConfig(n_pathways=4, k=2, rule="relu", router="linear", mean_compensation=True)
+    mlp = RoutedMLP(D, 16, config, activation="gelu", layer_index=0)
+    with torch.no_grad():
+        mlp.router.out.bias.fill_(-9.0)
+        mlp.mean_out.copy_(torch.randn(4, D))
+        mlp.b_out.copy_(torch.randn(D))
+    for n in (1, 5):
+        y = mlp(tokens(n))
+        torch.testing.assert_close(y, (mlp.mean_out.sum(0) + mlp.b_out).expand(n, D))
+    y.sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in mlp.parameters())
+
+
 def test_which_places_need_a_budget():
     assert budget_of(RoutingConfig()) is None and budget_of(RoutingConfig(rule="threshold")) is None
     assert isinstance(budget_of(RoutingConfig(rule="controlled")), ThresholdControl)
+    assert isinstance(budget_of(RoutingConfig(rule="relu")), AdaptiveL1)
     assert budget_of(RoutingConfig(rule="controlled", n_pathways=4, k=4)) is None  # all pathways always
     made = router(rule="top_k")
     assert made.threshold is None and "threshold" not in made.state_dict()

@@ -137,7 +137,7 @@ def test_ramp_gates_go_from_unit_to_sigmoid_in_value_and_gradient():
 def test_gates_are_zero_exactly_where_nothing_is_chosen(rule, gate):
     routes = select(torch.randn(20, 6), rule=rule, k=2, gate=gate, norm_shift=1.0, least=0.3)
     assert torch.equal(routes.gates != 0, routes.chosen)
-    assert routes.chosen.any(-1).all()
+    assert rule == "relu" or routes.chosen.any(-1).all()
     torch.testing.assert_close(routes.probs.sum(-1), torch.ones(20))
 
 
@@ -164,6 +164,18 @@ def test_the_bias_moves_the_choice_but_neither_probabilities_nor_gates(rule):
     assert biased.chosen[:, 0].all() and not plain.chosen[:, 0].all()
     assert torch.equal(biased.probs, plain.probs) and torch.equal(biased.scores, plain.scores)
     torch.testing.assert_close(biased.gates[:, 0], scores[:, 0].sigmoid())
+
+
+def test_relu_gates_go_from_one_to_the_score_with_its_gradient_throughout():
+    scores = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(6, 5, dtype=torch.float64)
+    for share in (0.0, 0.25, 1.0):
+        routes = select(scores, rule="relu", gate="relu", modulation=torch.tensor(share, dtype=torch.float64))
+        assert torch.equal(routes.chosen, scores > 0)
+        expected = torch.where(scores > 0, 1 + share * (scores - 1), 0.0)
+        torch.testing.assert_close(routes.gates, expected)
+        (gradient,) = torch.autograd.grad((routes.gates * upstream).sum(), scores)
+        torch.testing.assert_close(gradient, upstream * (scores > 0))
 
 
 def test_every_pathway_and_one_token():

@@ -5,7 +5,14 @@ import pytest
 from slms.routing import RoutingConfig, stock
 from slms.routing.stock import NEEDED, routing_obstacles
 
-OTHER = {"rule": "top_p", "router": "mlp", "router_bias": True, "gate": "sigmoid", "mean_compensation": True}
+OTHER = {
+    "rule": "top_p",
+    "router": "mlp",
+    "router_bias": True,
+    "gate": "sigmoid",
+    "mean_compensation": True,
+    "pool": 12,
+}
 
 
 @pytest.mark.parametrize("name", NEEDED)
