@@ -21,7 +21,7 @@ def test_each_option_in_the_way_is_named_alone_and_what_it_names_lifts_it(name):
     (found,) = routing_obstacles(RoutingConfig(**NEEDED | {name: OTHER[name]}))
     assert name in found.what and str(OTHER[name]).lower() in found.what
     option, _, value = found.lift.removeprefix("--model.routing.").partition("=")
-    typed = {"true": True, "false": False}.get(value, value)
+    typed = {"true": True, "false": False, "null": None}.get(value, value)
     assert routing_obstacles(RoutingConfig(**NEEDED | {name: OTHER[name]} | {option: typed})) == []
 
 
