@@ -28,7 +28,8 @@ class PathwayRouter(nn.Module):
     the layer, as softmax and sigmoid expect. Scores are computed in fp32 under any autocast or parameter dtype (ST-MoE,
     arXiv:2202.08906). The gate ``graded`` adds a second, zero-initialised head to score and gate; ``blend`` adds a
     learned scalar λ; ``ramp`` and ``relu`` add a scalar that training raises from 0 to 1
-    (:func:`slms.models.routed.set_ramp`). A ``chooser`` replaces the choice, not the scores
+    (:func:`slms.models.routed.set_ramp`). A ``chooser`` replaces the choice, not the scores,
+    and sees −∞ where a pool allows nothing
     (:func:`slms.models.routed.choose_by`). The rule ``controlled`` adds a ``threshold`` and the ``spread`` of the
     scores that it was set on (:mod:`slms.routing.budget`).
     """
@@ -112,7 +113,8 @@ class PathwayRouter(nn.Module):
         )
         if self.chooser is None:
             return routes
-        return gated(scores, routes.probs, self.chooser(x, routes), self.gate, cfg.n_shared, modulation)
+        seen = routes if allow is None else routes._replace(scores=scores.masked_fill(~allow(routes.probs), -math.inf))
+        return gated(scores, routes.probs, self.chooser(x, seen), self.gate, cfg.n_shared, modulation)
 
 
 def _linear(x: Tensor, layer: nn.Linear) -> Tensor:

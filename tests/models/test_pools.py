@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import slms
+from slms.measure.redundancy import within
 from slms.models.base import init_base
 from slms.models.pools import Pass, PoolLayer
-from slms.models.routed import draw_pool, record_routes, routed_modules
+from slms.models.routed import choose_by, draw_pool, record_routes, routed_modules
 from slms.models.speedups import prepare
 from slms.models.transformers_internals import CACHE, compute_again
 from slms.routing import RoutingConfig
@@ -83,6 +84,21 @@ def test_choices_stay_in_the_pools_of_the_definition(tiny, tokens, family):
     whole = slms.route(model, RoutingConfig(**CONFIG.to_dict() | {"pool": P, "k": P}), tokens(4, 16))
     expected = model(ids).logits
     torch.testing.assert_close(whole(ids).logits, expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-5)
+
+
+def test_the_retention_of_all_pathways_is_the_model_itself(tiny, tokens):
+    _, routed = pooled("llama", tiny, tokens)
+    ids, everything = tokens(2, 20, seed=3), torch.ones(P, dtype=torch.bool)
+    kept = {place: lambda x, routes: within(routes.scores, routes.chosen, everything) for place in ("L1.mlp", "L2.mlp")}
+    with torch.no_grad(), record_routes(routed):
+        own = routed(ids).logits
+        with choose_by(routed, kept):
+            assert torch.equal(routed(ids).logits, own)
+        fewer = torch.arange(P) < 4
+        kept = {place: lambda x, routes: within(routes.scores, routes.chosen, fewer) for place in kept}
+        with choose_by(routed, kept), record_routes(routed) as routes:
+            routed(ids)
+    assert all((found.chosen.sum(1) == K).all() and not found.chosen[:, 4:].any() for found in routes.values())
 
 
 @pytest.mark.parametrize("at", [1, 7, 13])
