@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from einops import einsum, rearrange
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedConfig
@@ -88,13 +88,13 @@ class RoutedHeads(Routed):
             y = self.out(kept.flatten(-2))
         else:
             heads, *rest = with_slots(self.attention, slots, self.n_groups)(*args, **kwargs)
-            gates = routes.gates[routes.chosen].to(heads.dtype).view(*heads.shape[:-1], -1, 1)
-            kept = heads.unflatten(-1, (slots.s, -1)) * gates
-            y = written(self.out, slots, kept.view(len(flat), -1)).view(*x.shape[:-1], -1)
+            if routes.gates.requires_grad:  # else all are 1
+                gates = routes.gates[routes.chosen].to(heads.dtype).view(*heads.shape[:-1], -1, 1)
+                heads = (heads.unflatten(-1, (slots.s, -1)) * gates).flatten(-2)
+            y = written(self.out, slots, heads.reshape(len(flat), -1)).view(*x.shape[:-1], -1)
             y = y if self.out.bias is None else y + self.out.bias
         if self.mean_out is not None:
-            means = einsum((~routes.chosen).to(y.dtype), self.mean_out.to(y.dtype), "n h, h d -> n d")
-            y = y + means.view_as(y)
+            y = torch.addmm(y.flatten(0, -2), (~routes.chosen).to(y.dtype), self.mean_out.to(y.dtype)).view_as(y)
         return (self.dropout(y), *rest)
 
     def _slots(self, x: Tensor, routes: Routes, kwargs: dict[str, Any]) -> Slots | None:
