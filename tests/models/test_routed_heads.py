@@ -91,6 +91,8 @@ def seen(model, at: int, ids: torch.Tensor):
 
 def test_the_output_is_that_of_the_definition_and_the_choice_the_best_of_each_group(tiny, tokens, family):
     routed = route(tiny(family), CONFIG, tokens(4, 16))
+    if family == "gemma2":  # only eager attention is sure to cap its scores
+        routed.set_attn_implementation("eager")
     shape = head_shape(routed.config)
     assert shape.groups == (2 if family not in ("gpt_neo", "gpt2", "gpt_neox") else 1)
     for at, heads in find_attentions(routed).items():
