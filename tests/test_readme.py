@@ -60,7 +60,11 @@ def test_every_yaml_command_and_option_named_exists(page, capsys):
         command, *words = shlex.split(line, comments=True)
         assert command in NAMES, command
         trained = command == "study"  # it passes the options of train.py on
-        words = [word for word in words if not (trained and word.startswith(("--trainer.", "--model.", "--data.", "--results.")))]
+        words = [
+            word
+            for word in words
+            if not (trained and word.startswith(("--trainer.", "--model.", "--data.", "--results.")))
+        ]
         for option in (word.partition("=")[0] for word in words if word.startswith("--")):
             assert option.replace("-", "_") in options_of(command, capsys), line
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from slms.kernels.activations import ACTIVATIONS
 from slms.models.activations import attention_states
 from slms.models.anatomy import find_mlps
-from slms.models.calibration import cool, fit_router, layer_inputs, pathway_statistics, unit_statistics
+from slms.models.calibration import cool, fit_router, layer_inputs, pathway_statistics, trimmed, unit_statistics
 from slms.models.families import family_name
 from slms.models.partition import partition
 from slms.models.routed import routed_modules
@@ -165,8 +165,10 @@ def _calibrate(mlp: RoutedMLP, weights: MLPWeights, x: Tensor) -> None:
         mlp.mean_out.copy_(statistics.mean)
     if config.router_init == "norm":
         router = copy.deepcopy(mlp.router).float()  # it is fitted in fp32 whatever the model's dtype
-        explained = fit_router(router, x, statistics.norms, config.seed + mlp.layer_index)
-        if config.gate == "softmax":
+        follow = config.gate == "softmax"
+        norms = trimmed(statistics.norms) if follow else statistics.norms
+        explained = fit_router(router, x, norms, config.seed + mlp.layer_index)
+        if follow:
             logger.info("%s: scores are multiplied by %g", mlp.place, cool(router, weights, mlp.offsets, x))
         mlp.router.load_state_dict(router.state_dict())
         logger.info("%s: the router explains %.2f of the variance of norms", mlp.place, explained)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from slms.models.anatomy import find_mlps
-from slms.models.calibration import FACTORS, cool, fit_router, layer_inputs, pathway_statistics
+from slms.models.calibration import FACTORS, cool, fit_router, layer_inputs, pathway_statistics, trimmed
 from slms.models.weights import MLPWeights, read_mlp
 from slms.routing import PathwayRouter, RoutingConfig
 
@@ -126,6 +126,17 @@ def test_layer_inputs_spread_over_more_blocks_than_needed(tiny, tokens, monkeypa
     assert len(x) == 18
     torch.testing.assert_close(x, ends)
     assert read_mlp(find_mlps(model)[0]).W_in.shape[1] == x.shape[1]
+
+
+def test_norms_of_massive_tokens_are_trimmed():
+    norms = draw(1000, 8).abs()
+    massive = norms.clone()
+    massive[::100, 3] = 1e4
+    median, usual = massive.quantile(0.5), massive.quantile(0.84)
+    assert torch.equal(trimmed(norms), norms) and trimmed(massive).max() == pytest.approx(4 * usual - 3 * median)
+    others = torch.ones_like(massive, dtype=torch.bool)
+    others[::100, 3] = False
+    assert torch.equal(trimmed(massive)[others], massive[others])
 
 
 @torch.no_grad()
