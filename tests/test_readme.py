@@ -59,12 +59,8 @@ def test_every_yaml_command_and_option_named_exists(page, capsys):
     for line in re.findall(r"^python eval\.py (.*)$", text, flags=re.M):
         command, *words = shlex.split(line, comments=True)
         assert command in NAMES, command
-        trained = command == "study"  # it passes the options of train.py on
-        words = [
-            word
-            for word in words
-            if not (trained and word.startswith(("--trainer.", "--model.", "--data.", "--results.")))
-        ]
+        passed = ("--trainer.", "--model.", "--data.", "--results.") if command == "study" else ()  # on to train.py
+        words = [word for word in words if not word.startswith(passed)]
         for option in (word.partition("=")[0] for word in words if word.startswith("--")):
             assert option.replace("-", "_") in options_of(command, capsys), line
 

@@ -148,8 +148,8 @@ def cool(router: PathwayRouter, weights: MLPWeights, offsets: tuple[int, ...], x
     """Scale the scores for gates that follow them, so that the MLP's output changes least; return the factor.
 
     The choice stays the same. At the unit variance that :func:`fit_router` gives, a softmax over the chosen pathways
-    weighs the strongest many times as much as others, where the dense model weighs all alike (docs/log.md). Tried are the
-    `FACTORS`; the measure is the mean of ‖change of the output‖ / ‖output‖ over tokens. x [n, d]; weights in pathway
+    weighs the strongest many times as much as others, where the dense model weighs all alike (docs/log.md). Tried are
+    the `FACTORS`; the measure is the mean of ‖change of the output‖ / ‖output‖ over tokens. x [n, d]; weights in pathway
     order.
     """
     x = x[:: -(-len(x) // _COOL_TOKENS)]
