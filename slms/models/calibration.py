@@ -149,8 +149,8 @@ def cool(router: PathwayRouter, weights: MLPWeights, offsets: tuple[int, ...], x
 
     The choice stays the same. At the unit variance that :func:`fit_router` gives, a softmax over the chosen pathways
     weighs the strongest many times as much as others, where the dense model weighs all alike (docs/log.md). Tried are
-    the `FACTORS`; the measure is the mean of ‖change of the output‖ / ‖output‖ over tokens. x [n, d]; weights in pathway
-    order.
+    the `FACTORS`; the measure is the mean of ‖change of the output‖ / ‖output‖ over tokens. x [n, d]; the weights are
+    in pathway order.
     """
     x = x[:: -(-len(x) // _COOL_TOKENS)]
     h = neurons(weights, x)
