@@ -30,6 +30,7 @@ from slms.models.speedups import prepare
 from slms.models.stock import check_base
 from slms.models.variants import changed_copy, check_dense
 from slms.models.weights import MLPWeights, neurons, read_mlp
+from slms.progress import progress
 from slms.routing import (
     RULES,
     GateSelector,
@@ -78,7 +79,7 @@ def route(model: PreTrainedModel, config: RoutingConfig, calibration: Tensor | N
             if isinstance(mlp.router, GateSelector):
                 mlp.router.scale.copy_(weights.W_out.norm(dim=1))
         return routed
-    for i, x in layer_inputs(model, list(layers), calibration):
+    for i, x in progress(layer_inputs(model, list(layers), calibration), "routing layer", len(layers)):
         _calibrate(layers[i], _fill(layers[i], dense[i], x), x)
     return routed
 

@@ -21,6 +21,7 @@ from slms.models.routed_config import CUT_CONFIGS
 from slms.models.speedups import prepare
 from slms.models.variants import changed_copy, check_dense
 from slms.models.weights import MLPWeights, read_mlp
+from slms.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def cut(model: PreTrainedModel, widths: Mapping[int, int], calibration: Tensor) 
     check_dense(model)
     check_tokens(calibration, model)
     made, layers = with_fresh_widths(model, widths)
-    for i, x in layer_inputs(model, list(layers), calibration):
+    for i, x in progress(layer_inputs(model, list(layers), calibration), "cutting layer", len(layers)):
         weights = in_fp32(read_mlp(find_mlps(model)[i]))
         moments = neuron_moments(weights, x)
         kept = worth_keeping(moments.covariance, weights.W_out, widths[i])

@@ -19,6 +19,7 @@ from slms.models.dynamic.rules import RULES
 from slms.models.place import place_name
 from slms.models.routed import routed_modules
 from slms.models.weights import dropout_of, read_mlp
+from slms.progress import progress
 
 
 @torch.no_grad()
@@ -36,7 +37,8 @@ def apply_rule(model: PreTrainedModel, rule: str, calibration: Tensor, centre: b
         raise ValueError(f"`rule` is {rule}; it works on dense models, and this one is routed.")
     shared = {id(p): p for p in (*model.parameters(), *model.buffers())}
     dynamic = copy.deepcopy(model, shared).eval()
-    for index, x in layer_inputs(model.eval(), list(find_mlps(model)), calibration):
+    mlps = list(find_mlps(model))
+    for index, x in progress(layer_inputs(model.eval(), mlps, calibration), f"{rule}: calibrating layer", len(mlps)):
         mlp = find_mlps(model)[index]
         assert dropout_of(mlp) == 0.0 or not dynamic.training
         blocks = rearrange(x, "(b t) d -> b t d", t=calibration.shape[1]).to(next(mlp.parameters()).dtype)
