@@ -90,6 +90,17 @@ def test_experts_are_stacked_and_rows_of_q_and_k_are_paired():
     assert paired(torch.arange(16), heads=2).tolist() == [0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15]
 
 
+def test_many_experts_of_a_token_come_with_biases_of_zeros():
+    """llama.cpp has room in its graph for 8 objects a tensor, and ends the process where that is too little."""
+    for used, biased in ((16, False), (17, True)):
+        model = Auto.from_config(MixtralConfig(**SHAPE, num_local_experts=40, num_experts_per_tok=used))
+        found = {name: value for name, value in tensors(model, check(model.config)) if name.endswith(".bias")}
+        assert not any(value.any() for value in found.values())
+        sizes = {name: len(value) for name, value in found.items() if name.startswith("blk.0.")}
+        wanted = {"attn_q": 32, "attn_k": 16, "attn_v": 16, "attn_output": 32}
+        assert sizes == ({f"blk.0.{name}.bias": size for name, size in wanted.items()} if biased else {})
+
+
 @pytest.mark.parametrize(
     ("config", "kind", "message"),
     [
@@ -103,6 +114,7 @@ def test_experts_are_stacked_and_rows_of_q_and_k_are_paired():
         (Qwen2MoeConfig(**SHAPE, **MOE, mlp_only_layers=[0]), "f32", "some layers are dense"),
         (LlamaConfig(**SHAPE, hidden_act="gelu"), "f32", "the activation is gelu"),
         (LlamaConfig(**SHAPE, rope_parameters={"rope_type": "linear", "factor": 2.0}), "f32", "ask for 'linear'"),
+        (MixtralConfig(**SHAPE, num_local_experts=48, num_experts_per_tok=33), "f32", "room for at most 32"),
         (GPT2Config(), "f32", "model type `gpt2` has no GGUF form"),
     ],
 )
