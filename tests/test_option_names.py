@@ -98,7 +98,7 @@ UNKNOWN = "there is no such option; the nearest are"
         ([CONFIG, "--model.base", "."], "--model.base .: this is a section of options; a name is --model.base.name ."),
         ([CONFIG, "--model.distill=null"], "--model.distill null: a section of options takes a mapping or a YAML file"),
         ([CONFIG, "--data.corpus=a.txt"], "--data.corpus a.txt: this is a section of options; a name is --data.corpus"),
-        ([], "name a config: --config NAME; there are crosscoder_tinystories.yaml"),
+        ([], "name a config: --config NAME; there are controlled_tinystories.yaml"),
     ],
 )
 def test_train_names_them(args, named, capsys, monkeypatch):

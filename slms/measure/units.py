@@ -150,7 +150,7 @@ class PathwayReader:
     def __init__(self, model: PreTrainedModel):
         self.mlps = routed_modules(model, RoutedMLP)
         if not self.mlps:
-            raise ValueError("--units pathways: no MLP of the model is routed")
+            raise ValueError("--units pathways: all MLPs of the model are dense, none is routed")
         self.model, self.names = model, {mlp.layer_index: place for place, mlp in self.mlps.items()}
         self.forward_seconds = 0.0
         self.places: Mapping[str, int] = {place: mlp.config.n_pathways for place, mlp in self.mlps.items()}

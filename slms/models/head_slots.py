@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from slms.models.transformers_internals import uses_sdpa
+
 FEWEST = 512
 """Tokens of a pass (b·t); fewer are computed whole, because a product for each head then costs more than it saves."""
 
@@ -98,6 +100,6 @@ def can_be_slots(attention: Any, out: Any, kwargs: dict[str, Any], x: Tensor) ->
         and not (layer._forward_hooks or layer._forward_pre_hooks)
         for layer in (getattr(attention, "q_proj", None), out)
     )
-    asked = kwargs.get("output_attentions") or attention.config._attn_implementation != "sdpa"
+    asked = kwargs.get("output_attentions") or not uses_sdpa(attention.config)
     pays = x.device.type == "cpu" and len(x) >= FEWEST
     return pays and plain and not asked and not torch.compiler.is_compiling()

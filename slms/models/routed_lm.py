@@ -16,12 +16,13 @@ from slms.models.routed import Routed, routed_modules
 from slms.models.routed_heads import RoutedHeads, head_shape
 from slms.models.routed_mlp import RoutedMLP
 from slms.models.speedups import prepare
+from slms.models.transformers_internals import LeavesOut
 from slms.models.variants import variant_class
 from slms.models.weights import dropout_of, read_mlp
 from slms.routing import RoutingConfig
 
 
-class RoutedMixin(PreTrainedModel):
+class RoutedMixin(LeavesOut):
     """A causal language model in which ``config.routing`` decides which MLPs and attentions are routed, and how."""
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
@@ -29,10 +30,9 @@ class RoutedMixin(PreTrainedModel):
         route_modules(self)
         prepare(self)
 
-    def _init_weights(self, module: nn.Module) -> None:
-        """Leave out routed attentions: GPT-2 would look in them for the output projection, which is outside."""
-        if not any(module is heads.attention for heads in routed_modules(self, RoutedHeads).values()):
-            super()._init_weights(module)
+    def left_out(self, module: nn.Module) -> bool:
+        """Whether it is a routed attention: GPT-2 would look in it for the output projection, which is outside."""
+        return any(module is heads.attention for heads in routed_modules(self, RoutedHeads).values())
 
     def __repr__(self) -> str:
         """Describe what is routed and how; ``print(model.base_model)`` shows every module."""

@@ -5,6 +5,8 @@ SDPASelfAttention       GPT-Neo's attention: forward, and the names of its layer
 UnpaddedGPTNeoModel     GPT-Neo's stack: forward, and that it passes on a four-dimensional mask unchanged
 forget_renamed_weights  what from_pretrained notes for save_pretrained
 compute_again           the method that turns gradient checkpointing on
+uses_sdpa               where a configuration keeps which attention it computes
+LeavesOut               the method that sets a module's first weights
 
 An override names only the arguments that it uses and passes on the others unchanged. If it meets an argument that it
 does not know, transformers' own class runs: slower, but never wrong. A test fails if that happens to a plain call.
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoModel, GPTNeoSelfAttention
@@ -31,6 +33,23 @@ CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "
 
 SERVED = ("attention_mask", "layer_past", "use_cache")
 """The arguments that SDPASelfAttention computes with; transformers' own class computes with any other."""
+
+
+def uses_sdpa(config: Any) -> bool:
+    """Whether a model of this configuration computes attention by PyTorch's fused function."""
+    return config._attn_implementation == "sdpa"
+
+
+class LeavesOut(PreTrainedModel):
+    """A model that sets the first weights of its modules but those that it leaves out."""
+
+    def left_out(self, module: nn.Module) -> bool:
+        """Whether the module's weights stay as they are."""
+        return False
+
+    def _init_weights(self, module: nn.Module, **kwargs: Any) -> None:
+        if not self.left_out(module):
+            super()._init_weights(module, **kwargs)
 
 
 class SDPASelfAttention(GPTNeoSelfAttention):

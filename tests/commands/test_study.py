@@ -68,7 +68,7 @@ def test_a_training_that_fails_is_one_line_with_its_reason(tmp_path, capsys):
         (["--overrides", "max_steps"], "it must be an option with its value"),
         (["--model.routing=null"], "it routes nothing (model.routing is null)"),
         (["--config=sae_tinystories"], "it trains sparse autoencoders"),
-        (["--config=nothing"], "--config nothing: no such file; there are crosscoder_tinystories.yaml"),
+        (["--config=nothing"], "--config nothing: no such file; there are controlled_tinystories.yaml"),
     ],
 )
 def test_what_no_study_can_be_made_of_is_refused(args, message, tmp_path, capsys):
