@@ -111,7 +111,10 @@ class RoutedMLP(Routed):
         Parameters stay the same objects with the same numbers, and state dictionaries hold contiguous copies. Nothing
         happens unless `router` is gate, in float32 on the CPU.
         """
-        if not isinstance(self.router, GateSelector) or refusal("rows", self.W_in.device.type, self.W_in.dtype):
+        kind = self.W_in.dtype
+        if not isinstance(self.router, GateSelector) or kind != torch.float32:
+            return
+        if refusal("rows", self.W_in.device.type, kind) is not None:
             return
         from slms.kernels.cpu.gate_rows import interleave, interleaved  # numba takes half a second to import
 

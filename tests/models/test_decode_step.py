@@ -219,6 +219,14 @@ def test_a_sliding_window_and_other_families_do_not_change(tiny, tokens, ran):  
 
 
 @torch.no_grad()
+def test_other_types_are_not_interleaved(tiny, tokens):  # noqa: F811
+    stock, _ = pair(tiny, tokens, "llama", "neurons")
+    half = speed_up(copy.deepcopy(stock).bfloat16())
+    assert all(p.dtype == torch.bfloat16 and p.is_contiguous() for p in half.parameters())
+    half(tokens(1, 4))
+
+
+@torch.no_grad()
 def test_interleaved_weights_stay_parameters(tiny, tokens, ran, tmp_path):  # noqa: F811
     """They are the same objects; a change is seen; a file, a copy and a pickle hold the same numbers."""
     stock, fast = pair(tiny, tokens, "llama", "neurons")
