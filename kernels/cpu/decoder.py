@@ -13,12 +13,12 @@ from numba.extending import register_jitable
 from slms.kernels.cpu.compiled import njit
 from slms.kernels.cpu.gate_loops import gate_loop
 from slms.kernels.cpu.loops import OFFSETS, N, P, X, Y
-from slms.kernels.cpu.memory import floats, integers, keep, stay_apart
+from slms.kernels.cpu.memory import integers, keep, stay_apart
 from slms.kernels.cpu.pointwise import activate, exp
 from slms.kernels.cpu.rule_loops import ARGUMENTS, rule_loop
 from slms.kernels.cpu.rule_loops import X as RULE_X
 from slms.kernels.cpu.rule_loops import Y as RULE_Y
-from slms.kernels.cpu.single import dot_one, sum_one
+from slms.kernels.cpu.single import dot_one, multiply, sum_one, vector
 
 # A layer's row of the table: numbers of rows, kind, and addresses; 0 stands for what it has not.
 KIND, F, NORM, Q, B_Q, KEY, B_KEY, VALUE, B_VALUE, Q_NORM, K_NORM, OUT, B_OUT, NORM_2 = range(14)
@@ -31,11 +31,6 @@ SETTINGS = 12
 
 
 @register_jitable
-def vector(address, count):
-    return carray(floats(address), (count,))
-
-
-@register_jitable
 def normalise(x, weight, epsilon, y):
     """y = weight · x / √(mean(x²) + ε)"""
     stay_apart()
@@ -45,17 +40,6 @@ def normalise(x, weight, epsilon, y):
     factor = np.float32(1) / np.sqrt(total / np.float32(x.shape[0]) + epsilon)
     for i in range(x.shape[0]):
         y[i] = weight[i] * (x[i] * factor)
-
-
-@register_jitable
-def multiply(weight, bias, x, y):
-    """y [rows] = W x + b, for addresses of W [rows, columns] and of b."""
-    stay_apart()
-    dot_one(weight, y.shape[0], x.ctypes.data, x.shape[0], y.ctypes.data, 4)
-    if bias != 0:
-        b = vector(bias, y.shape[0])
-        for i in range(y.shape[0]):
-            y[i] += b[i]
 
 
 @register_jitable

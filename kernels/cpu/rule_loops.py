@@ -6,15 +6,14 @@ Shapes: d model, f neurons, q rank, r rows, c columns.
 """
 
 import numpy as np
-from numba import carray
 from numba.extending import register_jitable
 
 from slms.kernels.cpu.compiled import njit
 from slms.kernels.cpu.gate_choice import kth_largest, score_bits
 from slms.kernels.cpu.gathered import ROWS, dots_1, dots_n, sums_1, sums_n
-from slms.kernels.cpu.memory import floats, keep, stay_apart
+from slms.kernels.cpu.memory import keep, stay_apart
 from slms.kernels.cpu.pointwise import activate
-from slms.kernels.cpu.single import dot_one
+from slms.kernels.cpu.single import multiply, vector
 
 # What a rule chooses, and by what: neurons by the output's norm, by their gates, or by a low-rank prediction; inputs of
 # each matrix.
@@ -30,28 +29,12 @@ GATE, UP, DOWN = range(3)
 
 
 @register_jitable
-def _vector(address, count):
-    return carray(floats(address), (count,))
-
-
-@register_jitable
-def _product(weight, bias, x, y):
-    """y [r] = W x + b for addresses of W [r, c] and of b."""
-    stay_apart()
-    dot_one(weight, y.shape[0], x.ctypes.data, x.shape[0], y.ctypes.data, 4)
-    if bias != 0:
-        b = _vector(bias, y.shape[0])
-        for i in range(y.shape[0]):
-            y[i] += b[i]
-
-
-@register_jitable
 def _pick(v, a, which, index):
     """Write the places of the chosen numbers of v to index, in order; returns how many."""
     stay_apart()
     n, count, least = v.shape[0], a[COUNT + which], np.int32(a[LEAST + which])
     bits = np.empty(n, np.int32)
-    score_bits(v, _vector(a[SCALE + which], n), a[:0], bits)
+    score_bits(v, vector(a[SCALE + which], n), a[:0], bits)
     if count == 0:
         return 0
     equals, reached = np.int64(n), np.int32(0)
@@ -98,7 +81,7 @@ def _dot_rows(weight, bias, index, count, x, u):
     for j in range(count):
         u[order[j]] = out[j]
     if bias != 0:
-        b = _vector(bias, u.shape[0])
+        b = vector(bias, u.shape[0])
         for j in range(count):
             u[order[j]] += b[order[j]]
     keep(order, table, out)
@@ -115,7 +98,7 @@ def _sum_rows(weight, bias, index, count, v, y):
         factors[j] = v[order[j]]
     y[:] = 0
     if bias != 0:
-        y[:] = _vector(bias, c)
+        y[:] = vector(bias, c)
     for j in range(0, whole, ROWS):
         sums_n(at + 8 * j, at + 8 * (j + ROWS), by + 4 * j, c, y.ctypes.data)
     for j in range(whole, count):
@@ -140,10 +123,10 @@ def _predict(a, x, index):
     stay_apart()
     f, gated = a[F], a[W_GATE] != 0
     inner, outer = np.empty(a[RANK], np.float32), np.empty(2 * f if gated else f, np.float32)
-    _product(a[NARROW], 0, x, inner)
-    _product(a[WIDE], a[SHIFT], inner, outer)
+    multiply(a[NARROW], 0, x, inner)
+    multiply(a[WIDE], a[SHIFT], inner, outer)
     _activated(outer[f:], outer[:f], a[CODE])
-    mean = _vector(a[MEAN], f)
+    mean = vector(a[MEAN], f)
     for i in range(f):
         outer[i] -= mean[i]
     count = _pick(outer[:f], a, DOWN, index)
@@ -155,11 +138,11 @@ def _predict(a, x, index):
 def rule_loop(a):
     """Y [d] = the output of the MLP for X [d], of what the rule chose."""
     kind, d, f = a[KIND], a[D], a[F]
-    gated, x = a[W_GATE] != 0, _vector(a[X], d)
+    gated, x = a[W_GATE] != 0, vector(a[X], d)
     gate, up = np.empty(f if gated else 0, np.float32), np.empty(f, np.float32)
     index, count = np.empty(max(d, f), np.int64), 0
     if kind == BY_INPUTS:
-        centred, mean = np.empty(d, np.float32), _vector(a[X_MEAN], d)
+        centred, mean = np.empty(d, np.float32), vector(a[X_MEAN], d)
         for i in range(d):
             centred[i] = x[i] - mean[i]
         if gated:
@@ -171,11 +154,11 @@ def rule_loop(a):
         keep(centred)
     elif kind == BY_OUTPUT:
         if gated:
-            _product(a[W_GATE], a[B_GATE], x, gate)
-        _product(a[W_IN], a[B_IN], x, up)
+            multiply(a[W_GATE], a[B_GATE], x, gate)
+        multiply(a[W_IN], a[B_IN], x, up)
         _activated(gate, up, a[CODE])
     elif kind == BY_GATE:
-        _product(a[W_GATE], a[B_GATE], x, gate)
+        multiply(a[W_GATE], a[B_GATE], x, gate)
         activate(gate, a[CODE], f)
         count = _pick(gate, a, DOWN, index)
         _dot_rows(a[W_IN], a[B_IN], index, count, x, up)
@@ -189,12 +172,12 @@ def rule_loop(a):
         up[:] = 0
         _dot_rows(a[W_IN], a[B_IN], index, count, x, up)
         _activated(gate, up, a[CODE])
-    mean = _vector(a[MEAN], f)
+    mean = vector(a[MEAN], f)
     for i in range(f):
         up[i] -= mean[i]
     if kind in (BY_OUTPUT, BY_INPUTS):
         count = _pick(up, a, DOWN, index)
-    _sum_rows(a[W_OUT], a[B_OUT], index, count, up, _vector(a[Y], d))
+    _sum_rows(a[W_OUT], a[B_OUT], index, count, up, vector(a[Y], d))
     keep(x, gate, up, index)
 
 

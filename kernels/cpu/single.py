@@ -174,6 +174,23 @@ def sum_one(rows, count, factors, d, y, size):
 
 
 @register_jitable
+def vector(address, count):
+    """The `count` float32 numbers at an address."""
+    return carray(floats(address), (count,))
+
+
+@register_jitable
+def multiply(weight, bias, x, y):
+    """y [rows] = W x + b, for addresses of W [rows, columns] and of b, 0 for none; all float32."""
+    stay_apart()
+    dot_one(weight, y.shape[0], x.ctypes.data, x.shape[0], y.ctypes.data, 4)
+    if bias != 0:
+        b = vector(bias, y.shape[0])
+        for i in range(y.shape[0]):
+            y[i] += b[i]
+
+
+@register_jitable
 def to_lanes(x, d, size):
     """Copy the d numbers at x into the order that `dot_one` needs."""
     source, lanes = carray(floats(x), (d,)), np.empty(d, np.float32)
