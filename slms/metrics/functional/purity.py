@@ -39,7 +39,7 @@ def purity(counts: Tensor, totals: Tensor, together: Tensor | None = None) -> Sc
 
         KL_p    = H×_p − H(t|p)
         B_p     = min(H×_p, −ln s_p)                            the most KL_p can be
-        a_p     = (KL_p − E KL_p) / (B_p − E KL_p)              E over permuted tokens, hence over equal n
+        a_p     = (KL_p − E KL_p) / max(B_p − E KL_p, B_p / 2)  E over permuted tokens, hence over equal n
         purity  = a_p B_p / H×_p;  of the layer: Σ_p load_p a_p B_p / Σ_p load_p H×_p
         ceiling = Σ_p load_p B_p / Σ_p load_p H×_p
 
@@ -84,7 +84,9 @@ def purity(counts: Tensor, totals: Tensor, together: Tensor | None = None) -> Sc
     kl, cross = _divergence(everything, every)
     bound = torch.minimum(cross, -(events / n).log())
     chance, sd = _chance(every, events)
-    scale = bound / (bound - chance).clamp(min=1e-9)  # a pathway chosen at every token: kl = chance, bound 0, purity 0
+    # A few events that are all of one frequent class are bounded below what random ones score on average. The 1e-9 is
+    # for a pathway chosen at every token: kl = chance, bound 0, purity 0.
+    scale = bound / torch.maximum(bound - chance, bound / 2).clamp(min=1e-9)
     layer_cross = float((load * cross).sum())
     value = float((load * (kl - chance) * scale).sum()) / layer_cross
 

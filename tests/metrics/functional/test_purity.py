@@ -133,6 +133,17 @@ def test_always_on_and_too_rare_pathways():
     assert abs(float(found.units[0])) < 1e-6 and float(found.units[1]) > 0.2 and found.units[2].isnan()
 
 
+@pytest.mark.parametrize("events", [10, 12, 20, 60])
+def test_a_rare_pathway_of_one_frequent_token_leaves_the_layer_as_it_is(events):
+    g = generator(2)
+    t = tokens(8192, 2048, g)
+    for token in range(8):
+        at = (t == token).nonzero()[:events, 0]
+        rare = torch.zeros(len(t), 1, dtype=torch.bool).index_fill_(0, at, True)
+        found, _ = score(torch.cat([random_router(len(t), 16, 4, g), rare], 1), t, 2048, g)
+        assert abs(found.value) < 0.02 and abs(float(found.units[-1])) < 1.5, (token, found.value)
+
+
 def test_too_little_is_nan():
     for n, v in ((5, 4), (500, 1)):
         found, _ = score(random_router(n, 4, 1, generator()), torch.zeros(n).long() % v, v, generator())
