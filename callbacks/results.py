@@ -105,7 +105,7 @@ class ResultsWriter(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the closing table, below the finished progress bar."""
         if self.results is not None:
-            print(f"\n{closing_table(self.results)}\n\nwritten to {self._directory}", flush=True)
+            print(f"\n{closing_table(self.results, brief=True)}\n\nwritten to {self._directory}", flush=True)
 
     def _write(
         self,

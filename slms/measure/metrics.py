@@ -71,6 +71,9 @@ class Metric(NamedTuple):
     """whether only the sample of tokens on which controls are measured has it"""
     families: Mapping[str, str] = MappingProxyType({})
     """headings of the families that tables show, if not all are shown under their own names"""
+    in_brief: int = 1000
+    """families that the table at the end of a training run shows at most, those with the highest mean; 0 leaves the
+    metric to `eval.py pathways`"""
 
 
 METRICS: dict[str, Metric] = {
@@ -127,6 +130,7 @@ METRICS: dict[str, Metric] = {
         heading="vocab.",
         compared=True,
         sampled=True,
+        in_brief=0,
     ),
     "domains": Metric(
         Choices,
@@ -135,6 +139,7 @@ METRICS: dict[str, Metric] = {
         heading="domains",
         compared=True,
         sampled=True,
+        in_brief=0,
     ),
     "coactivation": Metric(
         Choices,
@@ -143,6 +148,7 @@ METRICS: dict[str, Metric] = {
         heading="co-act.",
         compared=True,
         sampled=True,
+        in_brief=0,
     ),
     "max_load": Metric(
         Choices,
@@ -194,6 +200,7 @@ METRICS: dict[str, Metric] = {
         "specialization index against a label family, chance subtracted",
         heading="SI",
         compared=True,
+        in_brief=2,
     ),
     "si_given_token": Metric(
         Evidence,
@@ -201,6 +208,7 @@ METRICS: dict[str, Metric] = {
         "the same conditional on the token, over the 32 tokens whose class varies most",
         heading="SI given the token",
         compared=True,
+        in_brief=0,
     ),
     "si_units": Metric(Activities, si_units, "share of units beyond chance at a false-discovery rate of 5 %"),
     "stability": Metric(

@@ -20,10 +20,13 @@ HEADS = {"random_router": "− random", "geometry": "− geometry"}
 CHOICES = {"oracle": "largest outputs (oracle)", "random_router": "load-matched random routers"}
 
 
-def closing_table(results: Results) -> str:
-    """A run's results as text: loss against the dense base, compute, and every metric by place with its null."""
+def closing_table(results: Results, brief: bool = False) -> str:
+    """A run's results as text: loss against the dense base, compute, and metrics by place with their controls.
+
+    brief: leave out what `Metric.in_brief` leaves to `eval.py pathways`; the results file holds all.
+    """
     blocks = [_heading(results), _loss_block(results), _compute_block(results), _choice_block(results)]
-    blocks.append(_place_block(results))
+    blocks.append(_place_block(results, brief))
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -143,8 +146,11 @@ def _compute_block(results: Results) -> str:
     return f"{table}\n{INDENT}active fraction: {executed(compute)} execute"
 
 
-def _place_block(results: Results) -> str:
+def _place_block(results: Results, brief: bool) -> str:
     rows = [row for row in results.rows if row.place != MODEL]
+    if brief:
+        shown = {name: families_of(rows, name)[: METRICS[name].in_brief] for name in {row.metric for row in rows}}
+        rows = [row for row in rows if row.family in shown[row.metric]]
     if not rows:
         return ""
     tables = []
@@ -152,7 +158,10 @@ def _place_block(results: Results) -> str:
         covered = [family for family in part.families if family in results.labels]
         said = ", ".join(f"{visible(name, 11)} {share(results.labels[name].coverage)}" for name in covered)
         tables.append(part.text + (f"\n{INDENT}tokens with a label: {said}" if said else ""))
-    return "\n\n".join([*tables, "\n".join(INDENT + line for line in control_notes(results.controls))])
+    notes = control_notes(results.controls)
+    if brief:
+        notes.append("the results file has more numbers; `eval.py pathways` shows them")
+    return "\n\n".join([*tables, "\n".join(INDENT + line for line in notes)])
 
 
 def control_notes(controls: Mapping[str, Control]) -> list[str]:

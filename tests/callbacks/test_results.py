@@ -66,7 +66,7 @@ def test_places_have_every_number_with_its_nulls_and_control(fit):
 
 def test_table_is_printed_last(fit):
     results = read_results(fit.directory)
-    assert fit.printed.endswith(f"\n{closing_table(results)}\n\nwritten to {fit.directory}\n")
+    assert fit.printed.endswith(f"\n{closing_table(results, brief=True)}\n\nwritten to {fit.directory}\n")
 
 
 def test_saved_model_gives_the_same_logits(fit):

@@ -54,6 +54,15 @@ def test_every_place_and_metric_with_its_distance_from_the_controls(results_fact
     assert "− random: minus what random_router chooses" in text and "5 seeds, on 16.4k tokens" in text
 
 
+def test_the_brief_table_leaves_to_the_command_what_metrics_say(results_factory):
+    results = results_factory()
+    more = [Row("L0.mlp", "vocabulary", "input", value=0.7), Row("L0.mlp", "si", "rare", value=-0.9)]
+    results = replace(results, rows=[*results.rows, *more])
+    brief, whole = closing_table(results, brief=True), closing_table(results)
+    assert "SI rare" in whole and "SI rare" not in brief and brief.count("SI ") == 2 and "purity" in brief
+    assert "vocab. input" in whole and "vocab." not in brief and "eval.py pathways" in brief
+
+
 def test_losses_with_other_choices(results_factory):
     lines = closing_table(results_factory(nats=1.53)).splitlines()
     oracle = next(line for line in lines if "oracle" in line)
