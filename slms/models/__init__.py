@@ -29,6 +29,7 @@ capture            writes activations to shards of safetensors with token ids, p
 card               the model card beside saved weights
 checksums          SHA-256 sums beside the weights of a model directory
 clustering         clustering into groups of given sizes
+assignment         learns which pathway each neuron belongs to
 families           the supported model families, one row each
 collect            chunks of a frozen language model's activations, computed or read from disk
 mlp_norm           the affine map of the norm in front of an MLP

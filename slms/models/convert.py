@@ -20,7 +20,7 @@ from slms.models.activations import attention_states
 from slms.models.anatomy import find_mlps
 from slms.models.calibration import cool, fit_router, layer_inputs, pathway_statistics, trimmed, unit_statistics
 from slms.models.families import family_name
-from slms.models.partition import partition
+from slms.models.partition import CALIBRATED, partition
 from slms.models.routed import routed_modules
 from slms.models.routed_config import CONFIGS
 from slms.models.routed_heads import RoutedHeads
@@ -57,8 +57,8 @@ def route(model: PreTrainedModel, config: RoutingConfig, calibration: Tensor | N
     configuration and tied weights.
 
     calibration: token ids [b, t], of which up to 65k are used. Without them the partition is contiguous instead of
-    ``coactivation``, the router is random, and a warning says so. Raises ValueError if model, configuration and
-    tokens do not fit together.
+    ``coactivation`` or ``learned``, the router is random, and a warning says so. Raises ValueError if model,
+    configuration and tokens do not fit together.
     """
     check_dense(model)
     if config.stock:
@@ -103,7 +103,7 @@ def _uncalibrated(config: RoutingConfig) -> RoutingConfig:
     if config.router == "static":
         raise ValueError("`routing.router` is static; it needs calibration tokens.")
     changed: dict[str, Any] = {}
-    if config.partition == "coactivation" and config.target != "attention":
+    if config.partition in CALIBRATED and config.target != "attention":
         changed["partition"] = "contiguous"
     if config.router_init == "norm":
         changed["router_init"] = "random"
@@ -137,9 +137,12 @@ def _fill(mlp: RoutedMLP, dense: MLPWeights, x: Tensor | None) -> MLPWeights:
     """Partition a dense MLP's neurons and copy them into the routed one; return the weights in pathway order."""
     config = mlp.config
     acts = None
-    if x is not None and config.partition == "coactivation":
+    if x is not None and config.partition in CALIBRATED:
         rows = max(1, _PARTITION_ELEMENTS // len(dense.W_in))
-        acts = neurons(dense, x[:: -(-len(x) // rows)]).cpu()
+        x = x[:: -(-len(x) // rows)]
+        acts, x = neurons(dense, x).cpu(), x.cpu()
+        if config.partition == "learned" and config.mean_compensation:
+            acts -= acts.mean(0)  # only this is lost of a skipped neuron
     order = partition(
         config.partition,
         dense.W_in.cpu(),
@@ -149,6 +152,8 @@ def _fill(mlp: RoutedMLP, dense: MLPWeights, x: Tensor | None) -> MLPWeights:
         W_out=dense.W_out.cpu(),
         W_gate=None if dense.W_gate is None else dense.W_gate.cpu(),
         n_shared=config.n_shared,
+        x=x,
+        k=config.k,
     ).permutation.to(dense.W_in.device)
     named = {name: getattr(dense, name) for name in ("W_in", "W_out", "W_gate", "b_in", "b_gate")}
     mlp.load_dense(**named, b_out=dense.b_out, permutation=order)

@@ -12,7 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slms.models.assignment import Contributions, contributions, learned_assignment
 from slms.models.clustering import balanced_kmeans, spectral_embedding, swap_refinement
+
+CALIBRATED = ("coactivation", "learned")
+"""Kinds that need calibration tokens."""
 
 
 class Partition(NamedTuple):
@@ -46,6 +50,8 @@ def partition(
     W_out: Tensor | None = None,
     W_gate: Tensor | None = None,
     n_shared: int = 0,
+    x: Tensor | None = None,
+    k: int | None = None,
 ) -> Partition:
     """Group the neurons of W_in [f, d] into n_pathways whose sizes differ by at most 1. The seed decides the result.
 
@@ -57,11 +63,15 @@ def partition(
                       contribution to a token. They are found by balanced k-means of its normalised-cut embedding, then
                       refined by swaps that raise the uncentred co-activation E[e_i e_j] within pathways.
 
-    acts [n, f] are the inputs of the down-projection on calibration tokens; ``coactivation`` needs them and W_out
-    [f, d]. With n_shared > 0, its first pathways take the neurons with the largest mean e (CMoE, arXiv:2502.04416,
-    takes those with the highest rate), and the other neurons are grouped. The other kinds do not use activations, so
-    their shared pathways are simply the first ones. Raises ValueError if P exceeds d_ff, kind is unknown or
-    ``coactivation`` has no activations.
+    ``learned``       the assignment with which k pathways, chosen by a linear router, hold most of the contributions'
+                      energy; it is learnt by alternating with that router (`slms.models.assignment`).
+
+    acts [n, f] are the inputs of the down-projection on calibration tokens; ``coactivation`` and ``learned`` need them
+    and W_out [f, d], and ``learned`` also the MLP's inputs x [n, d] and k, which counts shared pathways. With
+    n_shared > 0, their first pathways take the neurons with the largest mean e (CMoE, arXiv:2502.04416, takes those
+    with the highest rate), and the other neurons are grouped. The other kinds do not use activations, so their shared
+    pathways are simply the first ones. Raises ValueError if P exceeds d_ff, kind is unknown or something needed is
+    missing.
     """
     d_ff = W_in.shape[0]
     offsets = pathway_offsets(d_ff, n_pathways)
@@ -76,12 +86,26 @@ def partition(
         rows = _array(W_in if W_gate is None else torch.cat([W_gate, W_in], 1))
         rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
         order = np.argsort(balanced_kmeans(rows, np.diff(offsets), rng), kind="stable")
-    elif kind == "coactivation":
-        if acts is None or W_out is None:
-            raise ValueError("`routing.partition` is coactivation; it needs calibration tokens.")
-        order = _coactivation_order(acts, W_out, offsets, n_shared, rng)
+    elif kind in CALIBRATED:
+        if acts is None or W_out is None or (kind == "learned" and (x is None or k is None)):
+            raise ValueError(f"`routing.partition` is {kind}; it needs calibration tokens.")
+        acts, W_out = acts.detach().float(), W_out.detach().float()
+        mean = _array((acts.abs() * W_out.norm(dim=1)).mean(0))
+        shared = np.argsort(-mean, kind="stable")[: offsets[n_shared]]
+        rest = np.setdiff1d(np.arange(d_ff), shared)
+        sizes = np.diff(offsets)[n_shared:]
+        if sizes.max() == 1:  # single neurons need no grouping
+            labels = np.arange(len(rest))
+        elif kind == "coactivation":
+            labels = _coactivation_labels(acts[:, rest], W_out[rest], sizes, rng)
+        else:
+            assert x is not None and k is not None
+            of = contributions(x.detach().float(), acts, W_out)
+            labels = learned_assignment(Contributions(*(part[:, rest] for part in of)), sizes, k - n_shared, rng)
+        order = np.concatenate([shared, rest[np.argsort(labels, kind="stable")]])
     else:
-        raise ValueError(f"`routing.partition` is {kind!r}; it must be contiguous, random, kmeans or coactivation.")
+        kinds = "contiguous, random, kmeans, coactivation or learned"
+        raise ValueError(f"`routing.partition` is {kind!r}; it must be {kinds}.")
     for start, end in pairwise(offsets):
         order[start:end].sort()
     return Partition(torch.from_numpy(order), offsets)
@@ -91,25 +115,15 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().double().cpu().numpy().copy()
 
 
-def _coactivation_order(
-    acts: Tensor, W_out: Tensor, offsets: tuple[int, ...], n_shared: int, rng: np.random.Generator
-) -> np.ndarray:
-    contribution = acts.detach().float().abs() * W_out.detach().float().norm(dim=1)
+def _coactivation_labels(acts: Tensor, W_out: Tensor, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    contribution = acts.abs() * W_out.norm(dim=1)
     mean = _array(contribution.mean(0))
-    shared = np.argsort(-mean, kind="stable")[: offsets[n_shared]]
-    rest = np.setdiff1d(np.arange(len(mean)), shared)
-    sizes = np.diff(offsets)[n_shared:]
-    if sizes.max() == 1:  # single neurons need no grouping
-        return np.concatenate([shared, rest])
-
     centred = contribution - contribution.mean(0)
     covariance = _array(centred.T @ centred / len(centred))
-    covariance, mean = covariance[np.ix_(rest, rest)], mean[rest]
     deviation = np.sqrt(np.diag(covariance))
     scale = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 1e-6 * deviation.max())
     # Among spectral, Leiden and plain k-means starts with and without refinement, this one lost least (docs/log.md).
     graph = np.maximum(covariance * scale[:, None] * scale[None], 0.0)
     np.fill_diagonal(graph, 0.0)
     labels = balanced_kmeans(spectral_embedding(graph, len(sizes)), sizes, rng)
-    labels = swap_refinement(covariance + np.outer(mean, mean), labels, len(sizes))
-    return np.concatenate([shared, rest[np.argsort(labels, kind="stable")]])
+    return swap_refinement(covariance + np.outer(mean, mean), labels, len(sizes))

@@ -47,7 +47,8 @@ class RoutingConfig:
         last_layer: the last layer that `every_n_layers` may route; a negative index counts from the end, so -1 is the
             model's last layer.
         layers: indices of the layers to route; they override `every_n_layers`, `first_layer` and `last_layer`.
-        partition: how neurons are grouped into pathways; `coactivation` needs calibration tokens.
+        partition: how neurons are grouped into pathways; `coactivation` (those that contribute to the same tokens) and
+            `learned` (such that a router's `k` pathways hold most of the contributions) need calibration tokens.
         router: what scores the pathways: `linear`, a map of the MLP's input; `mlp`, two with a ReLU between; or, in a
             gated MLP, `gate`, its own gate activations, best with few neurons a pathway, down to one (`n_pathways`
             = d_ff). By default `mlp`, or `linear` under `stock`. Heads alone (`target` attention) can also be chosen by
@@ -85,7 +86,7 @@ class RoutingConfig:
     first_layer: int = 0
     last_layer: int = -1
     layers: list[int] | None = None
-    partition: Literal["contiguous", "random", "kmeans", "coactivation"] = "coactivation"
+    partition: Literal["contiguous", "random", "kmeans", "coactivation", "learned"] = "coactivation"
     router: Literal["mlp", "linear", "gate", *FREE] | None = None  # type: ignore[valid-type]
     router_hidden: int = 128
     router_bias: bool | None = None

@@ -19,7 +19,7 @@ ALL = {"n_pathways": 5, "k": 2, "every_n_layers": 1, "router": "linear"}  # d_ff
 MLP = ALL | {"router": "mlp", "router_hidden": 8}
 
 
-@pytest.mark.parametrize("partition", ["contiguous", "random", "kmeans", "coactivation"])
+@pytest.mark.parametrize("partition", ["contiguous", "random", "kmeans", "coactivation", "learned"])
 def test_every_pathway_chosen_equals_dense(tiny, tokens, family, partition):
     model, ids = tiny(family), tokens(2, 11)
     routed = route(model, RoutingConfig(**ALL | {"k": 5}, partition=partition), tokens(8, 16, seed=1))
