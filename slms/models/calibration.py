@@ -38,7 +38,7 @@ class PathwayStatistics(NamedTuple):
     mean: Tensor
     """[p, d]: E f_p"""
     norms: Tensor
-    """[n, p]: ‖f_p(x)‖, or ‖f_p(x) − E f_p‖ if ``centred``"""
+    """[n, p]: ‖f_p(x)‖, or ‖f_p(x) − E f_p‖ if ``centred``, times the root if one is given"""
 
 
 Reader = Callable[[PreTrainedModel, list[int]], AbstractContextManager[dict[int, Tensor]]]
@@ -74,18 +74,26 @@ def layer_inputs(
         model.train(training)
 
 
-def pathway_statistics(weights: MLPWeights, x: Tensor, offsets: tuple[int, ...], centred: bool) -> PathwayStatistics:
+def pathway_statistics(
+    weights: MLPWeights, x: Tensor, offsets: tuple[int, ...], centred: bool, root: Tensor | None = None
+) -> PathwayStatistics:
     """Compute the statistics at inputs x [n, d] for weights in pathway order."""
-    return unit_statistics(lambda chunk: neurons(weights, chunk), weights.W_out, x, offsets, centred)
+    return unit_statistics(lambda chunk: neurons(weights, chunk), weights.W_out, x, offsets, centred, root)
 
 
 def unit_statistics(
-    hidden: Callable[[Tensor], Tensor], W_out: Tensor, x: Tensor, offsets: Sequence[int], centred: bool
+    hidden: Callable[[Tensor], Tensor],
+    W_out: Tensor,
+    x: Tensor,
+    offsets: Sequence[int],
+    centred: bool,
+    root: Tensor | None = None,
 ) -> PathwayStatistics:
     """Compute the statistics of pathways f_p = h_p W_out_p, where ``hidden`` maps chunks of x [n, ·] to h [n, f].
 
     Dropping a pathway loses f_p, or f_p − E f_p if means are compensated (``centred``). No tensor [n, p, d] is formed:
-    ‖h W_out‖ = ‖h Rᵀ‖ with W_outᵀ = QR in each pathway.
+    ‖h W_out‖ = ‖h Rᵀ‖ with W_outᵀ = QR in each pathway. With a ``root`` [d, d]
+    (:func:`slms.models.sensitivity.sensitivity_roots`) norms are of the outputs times it.
     """
     parts = list(pairwise(offsets))
     first = torch.zeros(offsets[-1], dtype=torch.float64, device=x.device)
@@ -94,6 +102,7 @@ def unit_statistics(
     first, W_out = first / len(x), W_out.double()
     mean = torch.stack([first[a:b] @ W_out[a:b] for a, b in parts])
     origin = first if centred else torch.zeros_like(first)
+    W_out = W_out if root is None else W_out @ root.double()
     triangles = [torch.linalg.qr(W_out[a:b].T).R.to(x.dtype) for a, b in parts]
     origin, norms = origin.to(x.dtype), []
     for chunk in x.split(_CHUNK):

@@ -26,6 +26,7 @@ from slms.models.routed_config import CONFIGS
 from slms.models.routed_heads import RoutedHeads
 from slms.models.routed_lm import route_modules, routed_class
 from slms.models.routed_mlp import RoutedMLP
+from slms.models.sensitivity import sensitivity_roots
 from slms.models.speedups import prepare
 from slms.models.stock import check_base
 from slms.models.variants import changed_copy, check_dense
@@ -75,12 +76,13 @@ def route(model: PreTrainedModel, config: RoutingConfig, calibration: Tensor | N
     dense = {i: in_fp32(read_mlp(find_mlps(model)[i])) for i in layers}
     if calibration is None:
         for i, mlp in layers.items():
-            weights = _fill(mlp, dense[i], None)
+            weights = _fill(mlp, dense[i])
             if isinstance(mlp.router, GateSelector):
                 mlp.router.scale.copy_(weights.W_out.norm(dim=1))
         return routed
+    roots = sensitivity_roots(model, list(layers), calibration, config.seed) if config.importance == "loss" else {}
     for i, x in progress(layer_inputs(model, list(layers), calibration), "routing layer", len(layers)):
-        _calibrate(layers[i], _fill(layers[i], dense[i], x), x)
+        _calibrate(layers[i], _fill(layers[i], dense[i], x, roots.get(i)), x, roots.get(i))
     return routed
 
 
@@ -102,7 +104,7 @@ def _uncalibrated(config: RoutingConfig) -> RoutingConfig:
         raise ValueError(f"`routing.rule` is {config.rule}; it needs calibration tokens, on which its density is set.")
     if config.router == "static":
         raise ValueError("`routing.router` is static; it needs calibration tokens.")
-    changed: dict[str, Any] = {}
+    changed: dict[str, Any] = {"importance": "norm"} if config.importance == "loss" else {}
     if config.partition in CALIBRATED and config.target != "attention":
         changed["partition"] = "contiguous"
     if config.router_init == "norm":
@@ -133,7 +135,7 @@ def in_fp32(weights: MLPWeights) -> MLPWeights:
     return weights._replace(**fp32)
 
 
-def _fill(mlp: RoutedMLP, dense: MLPWeights, x: Tensor | None) -> MLPWeights:
+def _fill(mlp: RoutedMLP, dense: MLPWeights, x: Tensor | None = None, root: Tensor | None = None) -> MLPWeights:
     """Partition a dense MLP's neurons and copy them into the routed one; return the weights in pathway order."""
     config = mlp.config
     acts = None
@@ -149,7 +151,7 @@ def _fill(mlp: RoutedMLP, dense: MLPWeights, x: Tensor | None) -> MLPWeights:
         acts,
         config.n_pathways,
         config.seed,
-        W_out=dense.W_out.cpu(),
+        W_out=_weighed(dense.W_out, root).cpu(),
         W_gate=None if dense.W_gate is None else dense.W_gate.cpu(),
         n_shared=config.n_shared,
         x=x,
@@ -161,12 +163,17 @@ def _fill(mlp: RoutedMLP, dense: MLPWeights, x: Tensor | None) -> MLPWeights:
     return dense._replace(**moved)
 
 
-def _calibrate(mlp: RoutedMLP, weights: MLPWeights, x: Tensor) -> None:
+def _weighed(W_out: Tensor, root: Tensor | None) -> Tensor:
+    """What neurons write, [f, d], so that its length is their importance."""
+    return W_out if root is None else W_out @ root
+
+
+def _calibrate(mlp: RoutedMLP, weights: MLPWeights, x: Tensor, root: Tensor | None) -> None:
     """Set what chooses, and mean outputs, from inputs x [n, d] and weights in pathway order."""
     config = mlp.config
     if isinstance(mlp.router, GateSelector):
-        return _calibrate_gate(mlp, mlp.router, weights, x)
-    statistics = pathway_statistics(weights, x, mlp.offsets, centred=config.mean_compensation)
+        return _calibrate_gate(mlp, mlp.router, weights, x, root)
+    statistics = pathway_statistics(weights, x, mlp.offsets, centred=config.mean_compensation, root=root)
     if mlp.mean_out is not None:
         mlp.mean_out.copy_(statistics.mean)
     if config.router_init == "norm":
@@ -204,10 +211,12 @@ def _calibrate_heads(heads: RoutedHeads, x: Tensor, o: Tensor) -> None:
         logger.info("%s: the router explains %.2f of the variance of norms", heads.place, explained)
 
 
-def _calibrate_gate(mlp: RoutedMLP, selector: GateSelector, weights: MLPWeights, x: Tensor) -> None:
+def _calibrate_gate(
+    mlp: RoutedMLP, selector: GateSelector, weights: MLPWeights, x: Tensor, root: Tensor | None
+) -> None:
     assert weights.W_gate is not None
     x = x[:: max(1, x.shape[0] * len(weights.W_in) // _PARTITION_ELEMENTS)]
     gate = ACTIVATIONS[weights.activation](F.linear(x, weights.W_gate, weights.b_gate))
-    massive = selector.calibrate(gate, F.linear(x, weights.W_in, weights.b_in), weights.W_out.norm(dim=1))
+    massive = selector.calibrate(gate, F.linear(x, weights.W_in, weights.b_in), _weighed(weights.W_out, root).norm(dim=1))
     if massive:
         logger.info("%s: %d of %d tokens are massive; such tokens keep all neurons", mlp.place, massive, len(x))

@@ -22,7 +22,8 @@ MASSIVE = 8.0
 class GateSelector(nn.Module):
     """Chooses units by c_i = |act(gate_i)| · scale_i, neuron i's expected contribution to the output given its gate.
 
-    scale_i = rms(up_i) · ‖w_out_i‖ on calibration tokens, ‖w_out_i‖ alone without them. A unit's score is the 2-norm of
+    scale_i = rms(up_i) · ‖w_out_i‖ on calibration tokens, ‖w_out_i R‖ under the importance ``loss``
+    (:mod:`slms.models.sensitivity`), ‖w_out_i‖ alone without tokens. A unit's score is the 2-norm of
     c over its neurons. The gate matrix runs whole; the other two run where chosen. The choice has no gradient; the
     weights of what is chosen have theirs. A token for which ‖c‖ exceeds ``whole_above``, one with massive activations
     (arXiv:2402.17762), keeps every unit; calibration sets it where it finds such tokens.

@@ -37,6 +37,10 @@ def test_statistics_equal_their_definitions(gated, centred):
     torch.testing.assert_close(got.mean.double(), f.mean(0), atol=1e-4, rtol=1e-4)
     left_out = f - f.mean(0) if centred else f
     torch.testing.assert_close(got.norms.double(), left_out.norm(dim=-1), atol=1e-4, rtol=1e-4)
+    root = draw(8, 8, seed=7)
+    weighed = pathway_statistics(w, x, OFFSETS, centred, root)
+    assert torch.equal(weighed.mean, got.mean)
+    torch.testing.assert_close(weighed.norms.double(), (left_out @ root.double()).norm(dim=-1), atol=1e-3, rtol=1e-3)
 
 
 def router(kind, p=6, d=12, **changes):

@@ -1,5 +1,6 @@
 """Conversion, on every architecture and on real models: it preserves the function, and starts near the dense model."""
 
+import dataclasses
 import logging
 
 import pytest
@@ -10,8 +11,10 @@ from transformers import GPTNeoXForCausalLM, OPTConfig, OPTForCausalLM
 import slms
 from slms.models.activations import mlp_inputs, mlp_outputs, neuron_activations
 from slms.models.anatomy import find_mlps
+from slms.models.calibration import pathway_statistics
 from slms.models.convert import route
 from slms.models.routed import record_routes, routed_modules, set_k
+from slms.models.sensitivity import sensitivity_roots
 from slms.models.weights import read_mlp
 from slms.routing import RoutingConfig
 
@@ -26,6 +29,27 @@ def test_every_pathway_chosen_equals_dense(tiny, tokens, family, partition):
     assert len(routed_modules(routed)) == 3
     expected = model(ids).logits
     torch.testing.assert_close(routed(ids).logits, expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-5)
+
+
+def test_importance_by_loss_decides_partition_and_scores_and_nothing_else(tiny, tokens, family):
+    model, ids, calibration = tiny(family), tokens(2, 11), tokens(8, 16, seed=1)
+    config = RoutingConfig(**ALL, mean_compensation=True, partition="random", importance="loss")
+    mlp, plain = (
+        routed_modules(route(model, c, calibration))["L1.mlp"]
+        for c in (config, dataclasses.replace(config, importance="norm"))
+    )
+    assert not torch.equal(mlp.router.out.weight, plain.router.out.weight)
+    for name in ("W_in", "W_out", "mean_out", "permutation"):
+        assert torch.equal(getattr(mlp, name), getattr(plain, name))
+    root = sensitivity_roots(model, [1], calibration)[1]
+    with torch.no_grad(), mlp_inputs(model, [1]) as x:
+        model(calibration)
+    w = read_mlp(find_mlps(model)[1])
+    moved = w._replace(**{n: t[mlp.permutation] for n, t in w._asdict().items() if torch.is_tensor(t) and n != "b_out"})
+    norms = pathway_statistics(moved, x[1], mlp.offsets, True, root).norms
+    torch.testing.assert_close(mlp.router.norm_shift, norms.mean())
+    whole = route(model, dataclasses.replace(config, k=5, partition="coactivation"), calibration)
+    torch.testing.assert_close(whole(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("compensate", [False, True])

@@ -1,0 +1,77 @@
+"""Measures which directions of an MLP's output a model's predictions depend on.
+
+Shapes: b blocks, t position, n tokens, d model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from slms.models.anatomy import find_mlps
+
+TOKENS = 4096
+_STEP_TOKENS = 512
+
+
+def sensitivity_roots(model: PreTrainedModel, layers: Sequence[int], blocks: Tensor, seed: int = 0) -> dict[int, Tensor]:
+    """For each layer a matrix R [d, d] such that ‖v R‖² is how much the predictions mind v added to its MLP's output.
+
+    R Rᵀ is the Fisher information of the output, E g gᵀ, where g is the gradient of −Σ ln p(y) at one token and y are
+    drawn from the model's own predictions; to second order, ½ ‖v R‖² is the KL divergence that v causes, mean over
+    tokens. Of n tokens (up to 4,096 of the blocks [b, t]) the estimate is drawn towards a multiple of the identity with
+    the weight d / (n + d). The scale is such that R Rᵀ has the trace d, so that ‖v R‖ is comparable with ‖v‖. fp32, on
+    the model's device; the model is in evaluation mode meanwhile. Raises ValueError if the model was made in inference
+    mode, where nothing has gradients.
+    """
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ValueError("the model was made in inference mode; `routing.importance` loss needs gradients: use norm.")
+    keep = max(1, TOKENS // blocks.shape[1])
+    if len(blocks) > keep:  # evenly spread
+        blocks = blocks[torch.linspace(0, len(blocks) - 1, keep).round().long()]
+    mlps, device, d = find_mlps(model), model.device, model.config.hidden_size
+    generator = torch.Generator(device).manual_seed(seed)
+    information = {i: torch.zeros(d, d, dtype=torch.float64, device=device) for i in layers}
+    training = model.training
+    model.eval()
+    try:
+        for batch in blocks.split(max(1, _STEP_TOKENS // blocks.shape[1])):
+            for i, g in _gradients(model, {i: mlps[i] for i in layers}, batch.to(device), generator).items():
+                information[i].addmm_(g.T, g)
+    finally:
+        model.train(training)
+    return {i: _root(F, blocks.numel()) for i, F in information.items()}
+
+
+def _gradients(
+    model: PreTrainedModel, mlps: dict[int, nn.Module], batch: Tensor, generator: torch.Generator
+) -> dict[int, Tensor]:
+    """Gradients [n, d] of −Σ ln p(y) by what each MLP gives, y drawn from the predictions for blocks [b, t]."""
+    added = {}
+    with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
+        batch = batch.clone()  # one made in inference mode could not be used
+        for i, mlp in mlps.items():
+
+            def add(_: nn.Module, __: tuple, output: Tensor, i: int = i) -> Tensor:
+                added[i] = torch.zeros_like(output, requires_grad=True)
+                return output + added[i]
+
+            stack.callback(mlp.register_forward_hook(add).remove)
+        log_p = model(input_ids=batch, use_cache=False).logits.float().log_softmax(-1).flatten(0, 1)
+        drawn = torch.multinomial(log_p.detach().exp(), 1, generator=generator)
+        found = torch.autograd.grad(-log_p.gather(1, drawn).sum(), list(added.values()))
+    return {i: g.double().flatten(0, 1) for i, g in zip(added, found, strict=True)}
+
+
+def _root(information: Tensor, n: int) -> Tensor:
+    d = len(information)
+    mean = information.diagonal().mean()
+    if not mean > 0:  # nothing depends on this output
+        return torch.eye(d, device=information.device)
+    eye = torch.eye(d, dtype=information.dtype, device=information.device)
+    values, vectors = torch.linalg.eigh((n * information / mean + d * eye) / (n + d))
+    return (vectors * values.clamp_min(0).sqrt()).float()
