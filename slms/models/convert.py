@@ -20,7 +20,8 @@ from slms.models.activations import attention_states
 from slms.models.anatomy import find_mlps
 from slms.models.calibration import cool, fit_router, layer_inputs, pathway_statistics, trimmed, unit_statistics
 from slms.models.families import family_name
-from slms.models.partition import CALIBRATED, partition
+from slms.models.partition import partition
+from slms.models.refit import refit
 from slms.models.routed import routed_modules
 from slms.models.routed_config import CONFIGS
 from slms.models.routed_heads import RoutedHeads
@@ -45,6 +46,7 @@ from slms.routing import (
 
 logger = logging.getLogger(__name__)
 
+_REFIT_TOKENS = 2**14
 _PARTITION_ELEMENTS = 2**25
 """Activations that the partition looks at, tokens × neurons: 128 MiB in fp32."""
 
@@ -82,7 +84,15 @@ def route(model: PreTrainedModel, config: RoutingConfig, calibration: Tensor | N
         return routed
     roots = sensitivity_roots(model, list(layers), calibration, config.seed) if config.importance == "loss" else {}
     for i, x in progress(layer_inputs(model, list(layers), calibration), "routing layer", len(layers)):
-        _calibrate(layers[i], _fill(layers[i], dense[i], x, roots.get(i)), x, roots.get(i))
+        weights = _fill(layers[i], dense[i], x, roots.get(i))
+        _calibrate(layers[i], weights, x, roots.get(i))
+        if config.refit:
+            few = x[:: -(-len(x) // _REFIT_TOKENS)]
+            logger.info(
+                "%s: the refit lowers the relative error from %.3f to %.3f",
+                layers[i].place,
+                *refit(layers[i], weights, few),
+            )
     return routed
 
 
@@ -105,6 +115,8 @@ def _uncalibrated(config: RoutingConfig) -> RoutingConfig:
     if config.router == "static":
         raise ValueError("`routing.router` is static; it needs calibration tokens.")
     changed: dict[str, Any] = {"importance": "norm"} if config.importance == "loss" else {}
+    if config.refit:
+        changed["refit"] = False
     if config.partition in CALIBRATED and config.target != "attention":
         changed["partition"] = "contiguous"
     if config.router_init == "norm":
@@ -217,6 +229,8 @@ def _calibrate_gate(
     assert weights.W_gate is not None
     x = x[:: max(1, x.shape[0] * len(weights.W_in) // _PARTITION_ELEMENTS)]
     gate = ACTIVATIONS[weights.activation](F.linear(x, weights.W_gate, weights.b_gate))
-    massive = selector.calibrate(gate, F.linear(x, weights.W_in, weights.b_in), _weighed(weights.W_out, root).norm(dim=1))
+    massive = selector.calibrate(
+        gate, F.linear(x, weights.W_in, weights.b_in), _weighed(weights.W_out, root).norm(dim=1)
+    )
     if massive:
         logger.info("%s: %d of %d tokens are massive; such tokens keep all neurons", mlp.place, massive, len(x))

@@ -18,7 +18,9 @@ TOKENS = 4096
 _STEP_TOKENS = 512
 
 
-def sensitivity_roots(model: PreTrainedModel, layers: Sequence[int], blocks: Tensor, seed: int = 0) -> dict[int, Tensor]:
+def sensitivity_roots(
+    model: PreTrainedModel, layers: Sequence[int], blocks: Tensor, seed: int = 0
+) -> dict[int, Tensor]:
     """For each layer a matrix R [d, d] such that ‖v R‖² is how much the predictions mind v added to its MLP's output.
 
     R Rᵀ is the Fisher information of the output, E g gᵀ, where g is the gradient of −Σ ln p(y) at one token and y are

@@ -57,9 +57,11 @@ class RoutingConfig:
         router_bias: whether each pathway's score has a bias; by default true, or false under `stock`.
         router_init: `norm`, the default, fits scores to pathways' output norms on calibration tokens (D2DMoE); `random`
             is seeded.
-        importance: how calibration weighs what a neuron or pathway adds to the output: by its `norm`, or by how much the
-            model's predictions, hence its `loss`, depend on it (Fisher information). By default `loss` with the router
-            `gate`, else `norm`.
+        importance: how calibration weighs what a neuron or pathway adds to the output: by its `norm`, or by how much
+            the model's predictions, hence its `loss`, depend on it (Fisher information). By default `loss` with the
+            router `gate`, else `norm`.
+        refit: refit the down-projections at conversion, so that what a token chooses comes closest to the dense output.
+            By default true with the router `gate`.
         rule: how scores decide which pathways a token executes. Under `controlled`, as many as exceed a threshold, at
             least one; under `relu`, those with positive scores, which are also the gates. Training holds their mean to
             `k`.
@@ -95,6 +97,7 @@ class RoutingConfig:
     router_bias: bool | None = None
     router_init: Literal["norm", "random"] | None = None
     importance: Literal["norm", "loss"] | None = None
+    refit: bool | None = None
     rule: Literal[*RULES] = "top_k"  # type: ignore[valid-type]  # names of a table
     top_p: float = 0.5
     tau: float = 0.5
@@ -119,6 +122,8 @@ class RoutingConfig:
                 object.__setattr__(self, name, value)
         if self.importance is None:
             object.__setattr__(self, "importance", "loss" if self.router == "gate" else "norm")
+        if self.refit is None:
+            object.__setattr__(self, "refit", self.router == "gate")
         if self.pool is not None and self.pool_block is None:
             object.__setattr__(self, "pool_block", 32)
         for field in dataclasses.fields(self):
@@ -175,7 +180,11 @@ class RoutingConfig:
             raise ValueError(f"`routing.k_heads` is {self.k_heads}; it must be at least 1, or null.")
         if self.target != "mlp" and self.importance == "loss":
             raise ValueError(
-                f"`routing.importance` is loss; with `routing.target` {self.target} it must be norm: heads' is their norm."
+                f"`routing.importance` is loss; with `routing.target` {self.target} it must be norm, as heads have it."
+            )
+        if self.target == "attention" and self.refit:
+            raise ValueError(
+                "`routing.refit` is true; with `routing.target` attention, which routes no MLP, it is off."
             )
         if self.target == "both" and self.stock:
             raise ValueError("`routing.stock` is true; `routing.target` both routes heads, as no stock model does.")

@@ -22,7 +22,7 @@ from slms.routing.gate import MASSIVE
 from tests.models.conftest import D_FF, FAMILIES, tiny, tokens  # noqa: F401  fixtures
 
 GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
-ALONE = {"router": "gate", "n_pathways": D_FF, "every_n_layers": 1}
+ALONE = {"router": "gate", "n_pathways": D_FF, "every_n_layers": 1, "refit": False}
 
 
 def expected(weights, x, scale, units, k, n_shared):
@@ -45,7 +45,7 @@ def expected(weights, x, scale, units, k, n_shared):
 @pytest.mark.parametrize(("n", "k", "shared"), [(D_FF, D_FF // 2, 0), (6, 3, 1)], ids=["neurons", "pathways"])
 def test_the_routed_mlp_is_the_definition(tiny, tokens, family, n, k, shared):  # noqa: F811
     model = tiny(family)
-    config = RoutingConfig(router="gate", n_pathways=n, k=k, n_shared=shared, every_n_layers=1)
+    config = RoutingConfig(router="gate", n_pathways=n, k=k, n_shared=shared, every_n_layers=1, refit=False)
     routed = route(model, config, tokens(4, 16))
     mlp, weights = find_mlps(routed)[1], read_mlp(find_mlps(model)[1])
     x = torch.randn(5, weights.W_in.shape[1], generator=torch.Generator().manual_seed(1))
