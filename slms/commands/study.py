@@ -1,9 +1,10 @@
 """`eval.py study`: whether routing beats its controls, over seeds."""
 
+import logging
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ from slms.report.palette import write_figure
 from slms.report.provenance import command_line, hardware, versions
 from slms.report.results import RESULTS_FILE, read_results
 from slms.report.study import STUDY_COLUMNS, study_figure, study_table
+
+logger = logging.getLogger(__name__)
 
 TRAIN = (sys.executable, "-c", "from slms.main import train; train()")
 OWN = (
@@ -52,6 +55,16 @@ class Job(NamedTuple):
         """The options of train.py that make it this run."""
         seeds = [f"--{name}={self.seed}" for name in ("seed_everything", "data.seed", "model.routing.seed")]
         return [*seeds, *([] if self.arm == ROUTED else [f"--model.control={self.arm}"])]
+
+
+def other_versions(first: Mapping[str, str], second: Mapping[str, str]) -> str:
+    """Name what differs between the versions of two runs.
+
+    >>> other_versions({"slms": "1.0", "torch": "2.13.0"}, {"slms": "1.1", "torch": "2.13.0"})
+    'slms 1.1, not 1.0'
+    """
+    names = [name for name in {**first, **second} if first.get(name) != second.get(name)]
+    return ", ".join(f"{name} {second.get(name)}, not {first.get(name)}" for name in names)
 
 
 @published(config="recipe")
@@ -94,6 +107,7 @@ def study(
         "controls": names[1:],
     }
     made: list[StudyRun] = []
+    first: dict[str, str] = {}
     documents: dict[tuple[str, int], Documents] = {}
     arms: list[Arm] = []
     jobs = [Job(arm, seed) for seed in seeds for arm in names]
@@ -104,6 +118,9 @@ def study(
                 print(f"{job.name}: training, run {i} of {len(jobs)}, log in {place / 'study.log'}", flush=True)
                 run = _train(place, job, path, changed)
             results = read_results(run)
+            first = first or results.run.versions
+            if other := other_versions(first, results.run.versions):
+                logger.warning("%s was trained by other versions than %s: %s", job.name, jobs[0].name, other)
             speed = _speed(directory, run, seconds) if job.seed == seeds[0] and seconds else None
             made.append(study_run(job.arm, job.seed, str(run), results, speed))
             documents[job.arm, job.seed] = documents_of(results)

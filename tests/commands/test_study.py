@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 
@@ -20,7 +21,7 @@ def study(*args: str, out) -> None:
 
 
 @pytest.mark.slow
-def test_trains_what_is_missing_and_writes_after_every_run(tmp_path, capsys, monkeypatch):
+def test_trains_what_is_missing_and_writes_after_every_run(tmp_path, capsys, caplog, monkeypatch):
     flags = ["--seeds=0", "--controls=dense", "--seconds=0.2", *SMALL]
     trained, train = [], command._train
 
@@ -37,6 +38,10 @@ def test_trains_what_is_missing_and_writes_after_every_run(tmp_path, capsys, mon
     (directory,) = (tmp_path / "study" / "routed_tinystories").iterdir()
     assert [row["arm"] for row in csv.DictReader((directory / "study.csv").open())] == ["routed"]
     trained.append("on")
+    (file,) = (tmp_path / "runs").glob("*/routed-s0*/*/llm_routing_results.json")
+    written = json.loads(file.read_text())
+    written["run"]["versions"]["slms"] = "0.0.1"  # an upgrade between the two runs
+    file.write_text(json.dumps(written))
     study(*flags, out=tmp_path)
     assert trained == ["routed-s0", "on", "dense-s0"]  # the first was not trained again
     rows = list(csv.DictReader((directory / "study.csv").open()))
@@ -45,7 +50,10 @@ def test_trains_what_is_missing_and_writes_after_every_run(tmp_path, capsys, mon
     assert [arm["verdict"] for arm in found["arms"]] == ["", "not shown (1 seed of 3)"]
     assert found["arms"][1]["low"] <= found["arms"][1]["minus_routed"] <= found["arms"][1]["high"]
     assert (directory / "study.png").stat().st_size > 5000
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
+    assert re.search(
+        r"dense-s0 was trained by other versions than routed-s0: slms \S+, not 0\.0\.1", said + caplog.text
+    )
     assert "dense-s0: training, run 2 of 2" in printed and "not shown (1 seed of 3)" in printed
 
 
