@@ -20,7 +20,7 @@ from slms.models.activations import attention_states
 from slms.models.anatomy import find_mlps
 from slms.models.calibration import cool, fit_router, layer_inputs, pathway_statistics, trimmed, unit_statistics
 from slms.models.families import family_name
-from slms.models.partition import partition
+from slms.models.partition import CALIBRATED, partition
 from slms.models.refit import refit
 from slms.models.routed import routed_modules
 from slms.models.routed_config import CONFIGS
