@@ -17,6 +17,7 @@ densities                sets the thresholds of routers to a density on given to
 contributions            what each pathway of a routed MLP adds to its output
 saved_partition          the pathway of each neuron, read from a model directory
 convert, calibration     turn a dense model into a routed one, as close to it as calibration allows
+sensitivity, refit       how much predictions mind an MLP's output; the down-projection that fits what tokens choose
 cut, pruning             cut a dense model's best fixed neurons out into smaller MLPs, the control of a routed one
 routed_config, routed_lm the routed Hugging Face classes; variants makes classes of both kinds
 cut_lm                   the cut Hugging Face classes
