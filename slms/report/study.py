@@ -101,7 +101,8 @@ def _cost_panel(axes: Axes, arms: Sequence[Arm], at: dict[str, int]) -> None:
         if known:
             axes.barh([y + offset for y, _ in known], [100 * v for _, v in known], 0.36, color=colour, label=label)
     axes.axvline(100, color=GREY, ls="--", linewidth=0.6)
-    axes.set(title="b   Cost of a token", xlabel="% of the dense base's")
+    axes.set(title="b   Cost", xlabel="% of the dense base's")
     axes.set_yticks(list(at.values()), [""] * len(at))
     axes.set_ylim(-0.6, len(arms) - 0.4)
-    axes.legend(loc="lower left", bbox_to_anchor=(0.45, 1.0), ncols=2, borderpad=0)
+    spacing = {"handlelength": 1.0, "handletextpad": 0.4, "columnspacing": 1.0}
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderpad=0, borderaxespad=0.4, **spacing)
