@@ -78,7 +78,7 @@ def _static(size: Callable[[PreTrainedModel, RoutingConfig], dict[str, Any]]) ->
             return Made(route(base, dataclasses.replace(plan.routing, **own), plan.calibration), {})
         record = plan.record or plan.agreed(size(base, plan.routing))
         widths = {layer_of(place): width for place, width in record["neurons"].items()}
-        return Made(cut(base, widths, plan.calibration, plan.routing.importance), record)
+        return Made(cut(base, widths, plan.calibration), record)
 
     return make
 

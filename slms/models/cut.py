@@ -18,7 +18,6 @@ from slms.models.families import family_name
 from slms.models.place import place_name
 from slms.models.pruning import neuron_moments, refitted, worth_keeping
 from slms.models.routed_config import CUT_CONFIGS
-from slms.models.sensitivity import sensitivity_roots
 from slms.models.speedups import prepare
 from slms.models.variants import changed_copy, check_dense
 from slms.models.weights import MLPWeights, read_mlp
@@ -28,9 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def cut(
-    model: PreTrainedModel, widths: Mapping[int, int], calibration: Tensor, importance: str | None = "norm"
-) -> PreTrainedModel:
+def cut(model: PreTrainedModel, widths: Mapping[int, int], calibration: Tensor) -> PreTrainedModel:
     """Make a copy of a dense causal language model whose MLPs keep only their best neurons; the model does not change.
 
     The neurons, and the down-projection refitted to them, lose least of the MLP's output over the calibration tokens
@@ -40,7 +37,6 @@ def cut(
     Args:
         widths: layer → neurons to keep, from 1 to all; other layers stay as they are.
         calibration: token ids [b, t], of which up to 65k are used.
-        importance: how the neurons are weighed, as `RoutingConfig.importance`.
 
     Raises:
         ValueError: model, widths and tokens do not fit together.
@@ -48,12 +44,10 @@ def cut(
     check_dense(model)
     check_tokens(calibration, model)
     made, layers = with_fresh_widths(model, widths)
-    roots = sensitivity_roots(model, list(layers), calibration) if importance == "loss" else {}
     for i, x in progress(layer_inputs(model, list(layers), calibration), "cutting layer", len(layers)):
         weights = in_fp32(read_mlp(find_mlps(model)[i]))
         moments = neuron_moments(weights, x)
-        written = weights.W_out @ roots[i] if i in roots else weights.W_out
-        kept = worth_keeping(moments.covariance, written, widths[i])
+        kept = worth_keeping(moments.covariance, weights.W_out, widths[i])
         write_mlp(layers[i], refitted(weights, moments, kept))
         logger.info("%s: kept %d of %d neurons", place_name(i), len(kept), len(weights.W_in))
     return made

@@ -7,13 +7,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import slms
-from slms.models.activations import mlp_inputs, neuron_activations
+from slms.models.activations import neuron_activations
 from slms.models.anatomy import find_mlps, list_layers
 from slms.models.convert import route
 from slms.models.cut import cut, with_fresh_widths, write_mlp
 from slms.models.flops import flops_per_token
-from slms.models.pruning import neuron_moments, worth_keeping
-from slms.models.sensitivity import sensitivity_roots
 from slms.models.weights import read_mlp
 from slms.routing import RoutingConfig
 from tests.models.conftest import D_FF
@@ -41,17 +39,6 @@ def test_before_the_refit_a_cut_mlp_is_the_dense_one_with_masked_neurons(tiny, t
         dropped[kept] = False
         read_mlp(find_mlps(masked)[1]).W_out[dropped] = 0.0
     torch.testing.assert_close(small(ids).logits, masked(ids).logits, rtol=1e-4, atol=1e-4)
-
-
-def test_importance_by_loss_keeps_the_neurons_that_predictions_depend_on(tiny, tokens, family):
-    model, calibration = tiny(family), tokens(8, 16)
-    root = sensitivity_roots(model, [1], calibration)[1]
-    w = read_mlp(find_mlps(model)[1])
-    with torch.no_grad(), mlp_inputs(model, [1]) as x:
-        model(calibration)
-    kept = worth_keeping(neuron_moments(w, x[1]).covariance, w.W_out @ root, 9)
-    small = read_mlp(find_mlps(cut(model, {1: 9}, calibration, "loss"))[1])
-    assert torch.equal(small.W_in, w.W_in[kept])
 
 
 def test_a_cut_model_is_saved_loaded_and_generates(tiny, tokens, family, tmp_path):
