@@ -54,7 +54,7 @@ def test_the_refit_is_the_least_squares_solution(gated):
     assert small.W_in.shape == (4, D) and small.b_out is not None
     best, _ = least_squares(w, x, kept)
     torch.testing.assert_close(output(small, x), best, rtol=1e-4, atol=1e-4)
-    near = refitted(w, neuron_moments(w, x), torch.tensor(kept))
+    near = refitted(w, neuron_moments(w, x), torch.tensor(kept), ridge=1e-6)
     torch.testing.assert_close(output(near, x), best, rtol=1e-3, atol=1e-3)
 
 
@@ -92,4 +92,4 @@ def test_dead_and_doubled_neurons_go_first_and_cost_nothing():
     moments = neuron_moments(w, x)
     kept = worth_keeping(moments.covariance, w.W_out, F - 2)
     assert 2 not in kept and {0, 1} - set(kept.tolist())
-    torch.testing.assert_close(output(refitted(w, moments, kept), x), output(w, x), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(output(refitted(w, moments, kept, ridge=1e-6), x), output(w, x), rtol=1e-3, atol=1e-3)
