@@ -28,11 +28,11 @@ from slms.models.base import random_twin
 from slms.models.flops import flops_per_token
 from slms.models.io import check_replaceable, save_model
 from slms.report.card import run_card
+from slms.report.closing_table import closing_table
 from slms.report.figures import monosemanticity_figure
 from slms.report.palette import write_figure
 from slms.report.provenance import command_line, config_digest, hardware, versions
 from slms.report.results import FIGURE_FILE, write_results
-from slms.report.tables import closing_table
 
 
 class ResultsWriter(Callback):

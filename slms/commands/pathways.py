@@ -14,11 +14,11 @@ from slms.models.base import load_base, random_twin
 from slms.models.flops import flops_per_token
 from slms.models.routed import routed_modules
 from slms.report import word_classes
+from slms.report.closing_table import closing_table
 from slms.report.figures import monosemanticity_figure
 from slms.report.palette import write_figure
 from slms.report.provenance import command_line, hardware, versions
 from slms.report.results import FIGURE_FILE, RESULTS_FILE, write_results
-from slms.report.tables import closing_table
 from slms.report.word_classes import word_class_figure, word_class_table
 
 

@@ -4,7 +4,8 @@ results                writes and reads `llm_routing_results.json`
 results_schema_1, results_schema_2                     its earlier forms
 metrics_csv            every logged number, one row each               provenance           command, versions, hardware
 artifacts              where a command's files go                      doctor               what `doctor` prints
-tables                 tables on the terminal                          words                tokens and names in cells
+tables                 tables on the terminal, and text of cells       words                tokens and names in cells
+closing_table          the table with which a run ends                 place_tables         metrics by place
 figures                `llm_monosemanticity.png`                       evolution            metrics over training
 heatmap                pathway × class                                 palette              one look for every figure
 word_classes           pathways of a token by word class

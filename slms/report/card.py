@@ -9,7 +9,8 @@ from slms.measure.metrics import METRICS
 from slms.measure.rows import MODEL
 from slms.measure.schema import Loss, Results
 from slms.models.card import model_card, portable, shortened
-from slms.report.tables import Columns, control_notes, executed, family_columns, flat_columns, place_names, share
+from slms.report.place_tables import Columns, control_notes, family_columns, flat_columns, place_names
+from slms.report.tables import executed, share
 
 
 def run_card(model: PreTrainedModel, results: Results) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 from slms.measure.rows import Row
 from slms.measure.specialization import UnitTable
-from slms.report.tables import INDENT, WIDTH, amount, place_tables, share
+from slms.report.place_tables import place_tables
+from slms.report.tables import INDENT, WIDTH, amount, share
 from slms.report.words import visible
 
 UNIT_COLUMNS = ("place", "unit", "active", "coherence", "coherence_z", "community")

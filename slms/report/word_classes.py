@@ -9,7 +9,8 @@ from slms.measure.metrics import BY_CLASS
 from slms.measure.rows import MEAN, Row, places_of
 from slms.report.heatmap import image_panels, name_cells
 from slms.report.palette import caption, styled
-from slms.report.tables import INDENT, WIDTH, cell, place_names, text_table
+from slms.report.place_tables import place_names
+from slms.report.tables import INDENT, WIDTH, cell, text_table
 from slms.report.words import visible
 
 FIGURE_FILE = "pathways_by_class.png"

@@ -13,8 +13,8 @@ from slms.measure.metrics import METRICS
 from slms.measure.passes import document_loss
 from slms.measure.rows import MODEL, places_of
 from slms.models.flops import flops_per_token
+from slms.report.closing_table import closing_table
 from slms.report.results import FIGURE_FILE, RESULTS_FILE, read_results
-from slms.report.tables import closing_table
 
 
 def test_results_are_those_of_the_final_model(fit):

@@ -9,7 +9,7 @@ from slms.measure.rows import log_keys
 from slms.metrics.units import CountLayout, Family, UnitCounts
 from slms.report.evolution import evolution_figure
 from slms.report.metrics_csv import Logged
-from slms.report.tables import place_tables
+from slms.report.place_tables import place_tables
 
 
 @pytest.fixture

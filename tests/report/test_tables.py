@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from slms.measure.rows import Row
-from slms.report.tables import WIDTH, amount, cell, closing_table, interval, number, share, text_table
+from slms.report.closing_table import closing_table
+from slms.report.tables import WIDTH, amount, cell, interval, number, share, text_table
 
 
 @pytest.mark.parametrize("n_layers, role", [(0, "dense"), (1, "routed"), (4, "static"), (24, "routed")])
