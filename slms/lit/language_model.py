@@ -95,6 +95,10 @@ class LanguageModel(OptimizedModule):
             raise ValueError(
                 f"model.k_anneal is {k_anneal} and model.routing.rule {routing.rule}; only top_k anneals k"
             )
+        if k_anneal and routing is not None and routing.refit:
+            raise ValueError(
+                f"model.k_anneal is {k_anneal} and model.routing.refit true, which fits k from the start; give one"
+            )
         if control is not None:
             check_control(control, routing)
         if balance is not None and routing is not None and routing.router not in ("mlp", "linear"):

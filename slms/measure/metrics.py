@@ -71,9 +71,9 @@ class Metric(NamedTuple):
     """whether only the sample of tokens on which controls are measured has it"""
     families: Mapping[str, str] = MappingProxyType({})
     """headings of the families that tables show, if not all are shown under their own names"""
-    in_brief: int = 1000
-    """families that the table at the end of a training run shows at most, those with the highest mean; 0 leaves the
-    metric to `eval.py pathways`"""
+    in_brief: int | None = None
+    """how many families, those with the highest mean, the table at the end of a training run shows; None is all, and 0
+    leaves the metric to `eval.py pathways`"""
 
 
 METRICS: dict[str, Metric] = {

@@ -45,6 +45,12 @@ Reader = Callable[[PreTrainedModel, list[int]], AbstractContextManager[dict[int,
 """What is read of layers, as the context managers of `slms.models.activations` do: {layer: [n, w]}."""
 
 
+def evenly(blocks: Tensor, n_tokens: int) -> Tensor:
+    """At most `n_tokens` tokens (at least one block) of blocks [b, t], as blocks that are spread evenly."""
+    keep = max(1, n_tokens // blocks.shape[1])
+    return blocks if len(blocks) <= keep else blocks[torch.linspace(0, len(blocks) - 1, keep).round().long()]
+
+
 def layer_inputs(
     model: PreTrainedModel, layers: list[int], blocks: Tensor, read: Reader = mlp_inputs
 ) -> Iterator[tuple[int, Tensor]]:
@@ -53,9 +59,7 @@ def layer_inputs(
     ``read`` may read something else in their place. As many layers as fit in 2 GiB are collected together; the model
     runs again for the others. It is in evaluation mode meanwhile.
     """
-    keep = max(1, MAX_TOKENS // blocks.shape[1])
-    if len(blocks) > keep:  # evenly spread
-        blocks = blocks[torch.linspace(0, len(blocks) - 1, keep).round().long()]
+    blocks = evenly(blocks, MAX_TOKENS)
     group = max(1, _MEMORY_BYTES // (4 * blocks.numel() * model.config.hidden_size))
     training = model.training
     model.eval()

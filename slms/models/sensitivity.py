@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slms.models.anatomy import find_mlps
+from slms.models.calibration import evenly
 
 TOKENS = 4096
 _STEP_TOKENS = 512
@@ -32,9 +33,7 @@ def sensitivity_roots(
     """
     if any(parameter.is_inference() for parameter in model.parameters()):
         raise ValueError("the model was made in inference mode; `routing.importance` loss needs gradients: use norm.")
-    keep = max(1, TOKENS // blocks.shape[1])
-    if len(blocks) > keep:  # evenly spread
-        blocks = blocks[torch.linspace(0, len(blocks) - 1, keep).round().long()]
+    blocks = evenly(blocks, TOKENS)
     mlps, device, d = find_mlps(model), model.device, model.config.hidden_size
     generator = torch.Generator(device).manual_seed(seed)
     information = {i: torch.zeros(d, d, dtype=torch.float64, device=device) for i in layers}

@@ -182,9 +182,15 @@ class RoutingConfig:
             raise ValueError(
                 f"`routing.importance` is loss; with `routing.target` {self.target} it must be norm, as heads have it."
             )
+        weighs = self.router == "gate" or self.router_init == "norm" or self.partition in ("coactivation", "learned")
+        if self.importance == "loss" and not weighs:
+            raise ValueError(
+                "`routing.importance` is loss; it needs `routing.router_init` norm, or a partition by contributions "
+                "(coactivation or learned)."
+            )
         if self.target == "attention" and self.refit:
             raise ValueError(
-                "`routing.refit` is true; with `routing.target` attention, which routes no MLP, it is off."
+                "`routing.refit` is true; with `routing.target` attention, which routes no MLP, it must be false."
             )
         if self.target == "both" and self.stock:
             raise ValueError("`routing.stock` is true; `routing.target` both routes heads, as no stock model does.")

@@ -133,3 +133,9 @@ def test_recomputed_layers_give_the_same_training(monkeypatch):
     assert same_losses == pytest.approx(losses, rel=1e-6)
     for name, tensor in kept.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_a_refit_to_k_pathways_and_an_annealed_k_exclude_each_other():
+    routing = RoutingConfig(refit=True)
+    with pytest.raises(ValueError, match=r"model.k_anneal is 0.5 and model.routing.refit true"):
+        LanguageModel(BaseConfig(name="stories-1m"), routing, k_anneal=0.5)

@@ -61,6 +61,11 @@ def test_absent_fields_take_their_default_and_unknown_ones_are_named():
         ({"gate": "relu"}, "`routing.gate` is relu; it needs `routing.rule` relu, not top_k"),
         ({"rule": "relu", "k": 16}, "`routing.k` is 16, every pathway; with `routing.rule` relu it must be lower"),
         ({"rule": "controlled", "stock": True}, r"`routing.rule` is controlled \(--model.routing.rule=top_k\)"),
+        (
+            {"importance": "loss", "router_init": "random", "partition": "random"},
+            "`routing.importance` is loss; it needs",
+        ),
+        ({"refit": True, "target": "attention"}, "`routing.refit` is true; with `routing.target` attention"),
         ({"importance": "gain"}, "`routing.importance` is 'gain'; it must be one of norm, loss or null"),
         ({"importance": "loss", "target": "both"}, "`routing.importance` is loss; with `routing.target` both it must"),
         ({"pool": 3}, r"`routing.pool` is 3; it must be a number, or \[low, high\], from `routing.k` \(4\) to"),
