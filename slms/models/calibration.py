@@ -57,7 +57,7 @@ def layer_inputs(
     """Yield each layer's MLP inputs [n, d] over token blocks [b, t], in fp32 on the model's device.
 
     ``read`` may read something else in their place. As many layers as fit in 2 GiB are collected together; the model
-    runs again for the others. It is in evaluation mode meanwhile.
+    runs again for the others. It is in evaluation mode meanwhile. Raises ValueError if a layer's states are not finite.
     """
     blocks = evenly(blocks, MAX_TOKENS)
     group = max(1, _MEMORY_BYTES // (4 * blocks.numel() * model.config.hidden_size))
@@ -73,7 +73,10 @@ def layer_inputs(
                 for i in chosen:
                     collected[i].append(found[i].float())
             for i in chosen:
-                yield i, torch.cat(collected.pop(i))
+                states = torch.cat(collected.pop(i))
+                if not states.isfinite().all():
+                    raise ValueError(f"layer {i} of the model reads NaN or infinity on the calibration tokens")
+                yield i, states
     finally:
         model.train(training)
 

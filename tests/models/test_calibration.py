@@ -132,6 +132,15 @@ def test_layer_inputs_spread_over_more_blocks_than_needed(tiny, tokens, monkeypa
     assert read_mlp(find_mlps(model)[0]).W_in.shape[1] == x.shape[1]
 
 
+@torch.no_grad()
+def test_layer_inputs_that_are_not_finite_are_refused(tiny, tokens):
+    model = tiny("llama")
+    find_mlps(model)[0].down_proj.weight[0, 0] = torch.inf
+    assert [i for i, _ in layer_inputs(model, [0], tokens(7, 9))] == [0]
+    with pytest.raises(ValueError, match="layer 1 of the model reads NaN or infinity"):
+        dict(layer_inputs(model, [0, 1], tokens(7, 9)))
+
+
 def test_norms_of_massive_tokens_are_trimmed():
     norms = draw(1000, 8).sigmoid()
     massive = norms.clone()
