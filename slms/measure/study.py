@@ -49,6 +49,8 @@ class StudyRun(NamedTuple):
     nats: float
     base_nats: float | None
     """of the untouched base on the same documents"""
+    kl: float | None
+    """KL(base ‖ model) in nats per token on the same documents, if the base taught the run"""
     steps: int
     tokens_trained: int
     seconds: float
@@ -80,6 +82,8 @@ class Arm(NamedTuple):
     """over seeds; null for one seed"""
     over_base: float | None
     """perplexity over the untouched base's"""
+    kl: float | None
+    """mean over seeds"""
     mlp_share: float | None
     active_fraction: float | None
     decode_speedup: float | None
@@ -99,6 +103,7 @@ def study_run(arm: str, seed: int, run: str, results: Results, decode_speedup: f
         run=run,
         nats=results.losses.model.nats,
         base_nats=None if dense is None else dense.nats,
+        kl=results.losses.kl and results.losses.kl.nats,
         steps=results.run.steps,
         tokens_trained=results.run.tokens_trained,
         seconds=results.run.seconds,
@@ -153,6 +158,7 @@ def _arm(
         nats=mean,
         nats_sd=statistics.stdev(nats) if len(nats) > 1 else None,
         over_base=above if above is None else math.exp(above),
+        kl=_mean([run.kl for run in runs]),
         mlp_share=_mean([run.mlp_share for run in runs]),
         active_fraction=_mean([run.active_fraction for run in runs]),
         decode_speedup=_mean([run.decode_speedup for run in runs]),

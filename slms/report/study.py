@@ -26,6 +26,7 @@ def study_table(runs: Sequence[StudyRun], arms: Sequence[Arm]) -> str:
         "− routed",
         "95 % interval",
         "× base",
+        "KL",
         "verdict",
     ]
     rows = []
@@ -34,10 +35,22 @@ def study_table(runs: Sequence[StudyRun], arms: Sequence[Arm]) -> str:
         cost = "–" if flops is None else amount(flops), share(arm.mlp_share), share(arm.active_fraction)
         loss = _times(arm.decode_speedup, 2), number(arm.nats, 4)
         apart = ["", ""] if arm.minus_routed is None else [f"{arm.minus_routed:+.4f}", _interval(arm)]
-        rows.append([arm.arm, str(len(arm.seeds)), *cost, *loss, *apart, _times(arm.over_base, 4), arm.verdict])
+        rows.append(
+            [
+                arm.arm,
+                str(len(arm.seeds)),
+                *cost,
+                *loss,
+                *apart,
+                _times(arm.over_base, 4),
+                number(arm.kl, 4),
+                arm.verdict,
+            ]
+        )
     notes = [
         "  neurons: share of all MLP neurons that execute for a token; decode: tokens/s over the dense base's, here",
         "  nats: mean over seeds; interval: over seeds and documents, in pairs",
+        "  KL: of the model's predictions from the base's, in nats per token, if the base taught",
         f"  verdict: the rule in slms/measure/study.py; it needs {FEWEST} seeds and an interval without 0",
     ]
     return "\n".join([text_table(head, rows, left=1), *notes])

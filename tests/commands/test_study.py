@@ -46,6 +46,7 @@ def test_trains_what_is_missing_and_writes_after_every_run(tmp_path, capsys, cap
     assert trained == ["routed-s0", "on", "dense-s0"]  # the first was not trained again
     rows = list(csv.DictReader((directory / "study.csv").open()))
     assert [(row["arm"], row["seed"], row["steps"]) for row in rows] == [("routed", "0", "2"), ("dense", "0", "2")]
+    assert float(rows[0]["kl"]) == written["losses"]["kl"]["nats"] > 0
     found = json.loads((directory / "study.json").read_text())
     assert [arm["verdict"] for arm in found["arms"]] == ["", "not shown (1 seed of 3)"]
     assert found["arms"][1]["low"] <= found["arms"][1]["minus_routed"] <= found["arms"][1]["high"]

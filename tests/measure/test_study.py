@@ -17,7 +17,9 @@ def made(arm: str, seed: int, above: float, noise: float = 1e-3) -> tuple[StudyR
     g = torch.Generator().manual_seed(1000 * seed + len(arm))
     nats = (1 + above + noise * torch.randn(40, generator=g).double()) * TOKENS
     mean = float(nats.sum() / TOKENS.sum())
-    run = StudyRun(arm, seed, f"{arm}-s{seed}", mean, 1.0, 10, 640, 2.0, 6e4, 0.6, 0.5, 0.9 if seed == 0 else None)
+    run = StudyRun(
+        arm, seed, f"{arm}-s{seed}", mean, 1.0, mean / 5, 10, 640, 2.0, 6e4, 0.6, 0.5, 0.9 if seed == 0 else None
+    )
     return run, Documents(nats.tolist(), TOKENS.tolist())
 
 
@@ -57,6 +59,7 @@ def test_an_arm_is_the_mean_of_its_seeds():
     found, _ = study(routed=[0.0, 0.01, 0.02])
     assert found["routed"].nats == pytest.approx(1.01, abs=1e-3)
     assert found["routed"].over_base == pytest.approx(math.exp(0.01), rel=1e-3)
+    assert found["routed"].kl == pytest.approx(1.01 / 5, abs=1e-3)
     assert found["routed"].nats_sd == pytest.approx(0.01, rel=0.1)
     assert found["routed"].decode_speedup == 0.9 and found["routed"].minus_routed is None
     alone, _ = study(dense=[0.1])
