@@ -103,7 +103,7 @@ def study_run(arm: str, seed: int, run: str, results: Results, decode_speedup: f
         run=run,
         nats=results.losses.model.nats,
         base_nats=None if dense is None else dense.nats,
-        kl=results.losses.kl and results.losses.kl.nats,
+        kl=None if results.losses.kl is None else results.losses.kl.nats,
         steps=results.run.steps,
         tokens_trained=results.run.tokens_trained,
         seconds=results.run.seconds,
