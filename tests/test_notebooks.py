@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, on tiny models; every figure of the README comes from one of them or a study."""
+"""Every notebook runs from top to bottom, on tiny models; a figure of the README comes from one of them or a study."""
 
 import os
 import re
