@@ -18,6 +18,7 @@ from slms.kernels.costs import machine
 from slms.measure.dynamick import (
     BUDGETS,
     DENSE_RULES,
+    EXECUTIONS,
     ROUTED_RULES,
     WITHOUT_PAPER,
     Execution,
@@ -32,7 +33,7 @@ from slms.measure.dynamick import (
     suitable,
     under_rule,
 )
-from slms.measure.frontier import Cost, Frontier, Point, point_rows
+from slms.measure.frontier import AS_RUN, Cost, Frontier, Point, point_rows
 from slms.measure.gguf import time_models
 from slms.measure.journal import Journal, identity
 from slms.measure.kernels import KernelOptions, calibrate_kernels
@@ -41,7 +42,7 @@ from slms.measure.speed import Pair, compare_speed
 from slms.metrics.loss import DocumentLoss
 from slms.metrics.states import restore
 from slms.models.base import Base, load_base
-from slms.models.dynamic import LEVELS
+from slms.models.dynamic import LEVELS, force_rules, run_dense
 from slms.models.routed import routed_modules
 from slms.models.routed_mlp import check_only_mlps
 from slms.progress import Progress, progress
@@ -70,6 +71,7 @@ def dynamick(
     dense: str | None = None,
     budget: str = "published",
     centre: bool = False,
+    execution: str = "fastest",
     n_tokens: int = 32_768,
     calibration_tokens: int = 8192,
     budget_tokens: int = 4096,
@@ -99,6 +101,8 @@ def dynamick(
             the matrices of an MLP, cett by one CETT for all layers, cats and griffin uniformly, the rules of no paper
             by loss), uniform, or loss (among layers, greedily by measured loss).
         centre: let what a rule skips leave its calibrated mean. The papers of these rules do not do this.
+        execution: how a rule on a dense model decodes: fastest (an MLP runs dense where its rule was measured slower;
+            then one row has the rule's quality alone, and one, "as run", all of what runs), or rule (everywhere).
         n_tokens: tokens of the split to measure on; calibration always uses the training split.
         calibration_tokens: training tokens that calibrate thresholds, predictors and routers.
         budget_tokens: how many of those tokens measure, layer by layer, what a density costs.
@@ -109,8 +113,9 @@ def dynamick(
         output_dir: dynamick.csv, dynamick.json, frontier.png and .svg go to OUTPUT_DIR/dynamick/NAME/TEXT/.
     """
     densities = None if density is None else parse_densities(density)
-    if budget not in BUDGETS:
-        raise ValueError(f"--budget {budget}: it must be one of {', '.join(BUDGETS)}")
+    for option, value, known in (("budget", budget, BUDGETS), ("execution", execution, EXECUTIONS)):
+        if value not in known:
+            raise ValueError(f"--{option} {value}: it must be one of {', '.join(known)}")
     _named(rule, (*DENSE_RULES, *ROUTED_RULES), "it")  # before model and text are read
     subject = open_subject(model, n_tokens=n_tokens, **text)
     check_only_mlps(subject.model, f"dynamick --model {model}")
@@ -119,7 +124,7 @@ def dynamick(
     routed = subject.model if routed_modules(subject.model) else None
     base = subject.model if routed is None else dense_of(model, dense)
     settings = {"calibration_tokens": calibration.numel(), "budget": budget, "budget_tokens": budget_tokens}
-    settings |= {"centre": centre, "pathways": pathways_of(routed)}
+    settings |= {"centre": centre, "pathways": pathways_of(routed), "execution": execution}
     options = settings | {"batch_size": batch_size, "seconds": seconds, "hardware": hardware(base.device)}
     options |= {"dense": identity(base)}
     directory, journal = results_of(subject, output_dir, "dynamick", **options, rule=rule, density=densities)
@@ -201,8 +206,8 @@ class _Session:
         restore(loss, self.journal.part("dense", lambda: self.quality(self.dense).loss.metric_state))
         return loss
 
-    def quality(self, model: PreTrainedModel) -> Execution:
-        return measure_quality(model, self.blocks, self.batch_size)
+    def quality(self, model: PreTrainedModel, as_executed: bool = False) -> Execution:
+        return measure_quality(model, self.blocks, self.batch_size, as_executed)
 
     def frontier(self) -> Frontier:
         threads = torch.get_num_threads()
@@ -231,6 +236,7 @@ class _Session:
         @cache
         def ready() -> PreTrainedModel:
             model = under_rule(self.dense, rule, self.calibration, self.settings["centre"], self.settings["pathways"])
+            force_rules(model, self.settings["execution"] == "rule")
             self.prepare(model)
             return model
 
@@ -249,16 +255,25 @@ class _Session:
             self.add("dense", rule, target, partial(under, target))
 
     def add(self, subject: str, rule: str, target: float | None, model: Callable[[], PreTrainedModel]) -> None:
-        """Measure a point, keep it and print it; `model()` is called only if the journal does not have the point."""
-        point = self.journal.part(
+        """Measure a rule, keep its points and print them; `model()` is called only if the journal has none."""
+        points = self.journal.part(
             f"{subject} {rule} {'own' if target is None else format(target, 'g')}",
-            lambda: self.point(subject, rule, target, model()),
+            lambda: self.measured(subject, rule, target, model()),
         )
-        self.points.append(point)
+        self.points += points
         write_csv(self.directory / "dynamick.csv", POINT_COLUMNS, point_lines(self.frontier()))
-        fast = f", decode {point.value('model_speedup', 'decode'):.2f}×" if point.timed else ""
-        quality = f"density {point.value('density'):.3f}: perplexity ×{point.value('ratio'):.4f}"
-        print(f"{point.name} at {quality}{fast}", flush=True)
+        for point in points:
+            fast = f", decode {point.value('model_speedup', 'decode'):.2f}×" if point.timed else ""
+            quality = f"density {point.value('density'):.3f}: perplexity ×{point.value('ratio'):.4f}"
+            print(f"{point.label} at {quality}{fast}", flush=True)
+
+    def measured(self, subject: str, rule: str, target: float | None, model: PreTrainedModel) -> list[Point]:
+        """A rule's point; if it is timed and some MLPs run dense, its quality alone and what runs."""
+        if not self.seconds:
+            return [self.point(subject, rule, target, model, timed=False)]
+        if not run_dense(model):
+            return [self.point(subject, rule, target, model, timed=True)]
+        return [self.point(of, rule, target, model, timed=of == AS_RUN) for of in (subject, AS_RUN)]
 
     def prepare(self, model: PreTrainedModel) -> None:
         """If asked to, time a routed model's kernels at one token, a prompt and a batch, and print what will run."""
@@ -267,11 +282,11 @@ class _Session:
             for line in calibrate_kernels(model, tokens, model.dtype):
                 print(line)
 
-    def point(self, subject: str, rule: str, target: float | None, model: PreTrainedModel) -> Point:
-        quality = self.quality(model)
-        cost = count_cost(self.dense, model, quality.kept, self.block_size)
+    def point(self, subject: str, rule: str, target: float | None, model: PreTrainedModel, timed: bool) -> Point:
+        quality = self.quality(model, as_executed=timed)
+        cost = count_cost(self.dense, model, quality.kept, self.block_size, as_executed=timed)
         speeds = {}
-        if self.seconds:
+        if timed:
             speed = compare_speed(self.dense, model, self.prompt, self.seconds)
             speeds["decode"] = _speeds(speed.decode, speed.decode_mlps, 1)
             speeds["prefill"] = _speeds(speed.prefill, speed.prefill_mlps, self.prompt.shape[1])

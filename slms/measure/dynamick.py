@@ -2,7 +2,7 @@
 
 What is scored is what is timed: the first half of every block is its prompt, and quality is measured on the second
 half. Rules that choose for each token, and `griffin`, run prompts dense, so the scored tokens see a dense prompt.
-Routed models and `static` skip in prompts too.
+Routed models and `static` skip in prompts too. An MLP that runs dense because its rule is slower is scored dense.
 
 Shapes: b blocks, t position, n tokens, l layers.
 """
@@ -47,6 +47,8 @@ DENSE_RULES = (*RULES, ROUTER)
 """Rules for a dense model without training; `router` fits pathways and norm-predicting routers (`slms.route`)."""
 BUDGETS = ("published", "uniform", "loss")
 """How layers and matrices share a density: as the rule's paper does, all alike, or layers by the loss they cost."""
+EXECUTIONS = ("fastest", "rule")
+"""How a rule decodes: dense where it was measured slower (`slms.models.dynamic.break_even`), or always as itself."""
 WITHOUT_PAPER = ("oracle", "low_rank", "static", ROUTER)
 """Rules of no paper; `published` gives them the budget by loss, so that the controls among them are strong."""
 PATHWAYS = 32
@@ -62,10 +64,13 @@ class Execution(NamedTuple):
 
 
 @torch.inference_mode()
-def measure_quality(model: PreTrainedModel, blocks: Blocks, batch_size: int) -> Execution:
-    """Measure losses by document over the second half of each block, and what is executed there."""
+def measure_quality(model: PreTrainedModel, blocks: Blocks, batch_size: int, as_executed: bool = False) -> Execution:
+    """Measure losses by document over the second half of each block, and what is executed there.
+
+    as_executed: an MLP that decodes dense, because its rule is slower there, is scored dense.
+    """
     loss, shares = DocumentLoss(), _Shares()
-    with _observing(model, shares.add), masking(model):
+    with _observing(model, shares.add), masking(model, as_executed=as_executed):
         for batch in batches(blocks, batch_size):
             shares.weight = len(batch["input_ids"])
             half = batch["input_ids"].shape[1] // 2
@@ -112,8 +117,14 @@ def _observing(model: PreTrainedModel, see: Callable[[str, Kept], None]) -> Iter
             mlp.observe = None
 
 
-def count_cost(dense: PreTrainedModel, model: PreTrainedModel, kept: dict[str, Kept], block_size: int) -> Cost:
-    """FLOPs per token at the shares that were measured."""
+def count_cost(
+    dense: PreTrainedModel,
+    model: PreTrainedModel,
+    kept: dict[str, Kept],
+    block_size: int,
+    as_executed: bool = False,
+) -> Cost:
+    """FLOPs per token at the shares that were measured, `as_executed` or not."""
     whole = flops_per_token(dense, block_size)
     if routed := routed_modules(model):
         counted = flops_per_token(model, block_size, {place: kept[place].neurons for place in routed})
@@ -121,11 +132,15 @@ def count_cost(dense: PreTrainedModel, model: PreTrainedModel, kept: dict[str, K
     mlps = dynamic_mlps(model)
     if not mlps:
         return Cost(1.0, *(whole.mlp_dense, whole.total_dense) * 2)
-    flops = sum(mlp.flops(kept[place]) for place, mlp in mlps.items())
+    by_place = {
+        place: mlp.dense_flops() if as_executed and mlp.plan().dense else mlp.flops(kept[place])
+        for place, mlp in mlps.items()
+    }
+    flops = sum(by_place.values())
     shares = shares_of(model, kept)
     density = sum(shares[place] * mlp.f for place, mlp in mlps.items()) / sum(mlp.f for mlp in mlps.values())
     rest = whole.total_dense - whole.mlp_dense
-    prompt = sum(mlp.dense_flops() if mlp.dense_prompts else mlp.flops(kept[place]) for place, mlp in mlps.items())
+    prompt = sum(mlp.dense_flops() if mlp.dense_prompts else by_place[place] for place, mlp in mlps.items())
     return Cost(density, flops, rest + flops, prompt, rest + prompt)
 
 

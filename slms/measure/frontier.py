@@ -28,11 +28,15 @@ class Cost(NamedTuple):
     """FLOPs of the whole model for a token of a prompt"""
 
 
+AS_RUN = "as run"
+"""The subject of a point that runs some MLPs dense because the rule is slower there; its quality is that of the mix."""
+
+
 class Point(NamedTuple):
     """One rule at one density, or the dense model itself."""
 
     subject: str
-    """which model runs under the rule: the dense one, or the routed one"""
+    """which model runs under the rule: the dense one, the same `AS_RUN`, or the routed one"""
     rule: str
     """name of the rule; empty for the dense model itself"""
     target: float | None
@@ -42,8 +46,13 @@ class Point(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of the point in a table or a legend."""
+        """The name of the point's rule in a legend."""
         return f"routed: {self.rule}" if self.subject == "routed" else self.rule or "dense"
+
+    @property
+    def label(self) -> str:
+        """The name of the point in a table."""
+        return f"{self.name}, {AS_RUN}" if self.subject == AS_RUN else self.name
 
     def row(self, metric: str, family: str = "") -> Row:
         """A number of the whole model; its row has no value if it was not measured."""
@@ -124,9 +133,20 @@ def break_evens(frontier: Frontier) -> dict[str, dict[str, float | None]]:
     for name, group in by_rule(frontier.points):
         found[name] = {}
         for direction in DIRECTIONS:
-            timed = [(p.value("density"), p.value("mlp_speedup", direction)) for p in group if p.timed]
+            timed = [(p.value("density"), p.value("mlp_speedup", direction)) for p in under_rule_alone(group)]
             found[name][direction] = break_even(*zip(*timed, strict=True)) if timed else None
     return found
+
+
+def under_rule_alone(points: Iterable[Point]) -> list[Point]:
+    """The timed points at which every MLP ran under its rule."""
+    return [p for p in points if p.timed and p.subject != AS_RUN]
+
+
+def dense_places(point: Point) -> list[str]:
+    """The places that ran dense at a point."""
+    rows = [row for row in point.rows if row.metric == "density" and row.place != MODEL]
+    return [row.place for row in rows if row.value == 1]
 
 
 def by_rule(points: Iterable[Point]) -> list[tuple[str, list[Point]]]:

@@ -4,9 +4,21 @@ from collections.abc import Sequence
 from dataclasses import astuple
 from typing import Any
 
-from slms.measure.frontier import DIRECTIONS, NEAR_DENSE, PREFILL, Frontier, Point, best_point, break_evens, by_rule
+from slms.measure.frontier import (
+    AS_RUN,
+    DIRECTIONS,
+    NEAR_DENSE,
+    PREFILL,
+    Frontier,
+    Point,
+    best_point,
+    break_evens,
+    by_rule,
+    dense_places,
+    under_rule_alone,
+)
 from slms.measure.gguf import Timed
-from slms.measure.rows import COLUMNS
+from slms.measure.rows import COLUMNS, MODEL
 from slms.report.tables import amount, cell, interval, number, share, text_table
 
 POINT_COLUMNS = (*Point._fields[:-1], *COLUMNS)
@@ -15,6 +27,8 @@ ABOUT = """\
 scored: the second half of each block; its first half is the prompt, dense under rules that run prompts dense
 FLOPs per token of the MLPs and of the whole model, head included; prompt: of the model, in prompts
 """
+WHY_DENSE = "at this density the rule decodes slower than dense (break-even measured at SmolLM2's shape)"
+FORCE = "the other row of that density is the rule's quality alone; --execution rule times it"
 
 
 def point_lines(frontier: Frontier) -> list[tuple[Any, ...]]:
@@ -29,6 +43,11 @@ def frontier_json(frontier: Frontier) -> dict[str, object]:
         "device": frontier.device,
         "rows": [dict(zip(POINT_COLUMNS, line, strict=True)) for line in point_lines(frontier)],
         "break_even": break_evens(frontier),
+        "runs_dense": [
+            {"rule": p.rule, "target": p.target, "places": dense_places(p), "why": WHY_DENSE}
+            for p in frontier.points
+            if p.subject == AS_RUN
+        ],
         "best": None if best is None else [best.name, best.value("density")],
         "closing": closing_line(frontier),
     }
@@ -60,7 +79,7 @@ def frontier_table(frontier: Frontier) -> str:
     """Tables of every point's quality and FLOPs, then of its speed, then of where each rule breaks even."""
     quality, speed = [], []
     for p in (frontier.dense, *frontier.points):
-        name = p.name, cell(p.row("density"))
+        name = p.label, cell(p.row("density"))
         ratio = p.row("ratio")
         near = cell(p.row("perplexity")), cell(ratio), interval(ratio.low, ratio.high, 4)
         flops = [(amount(p.value(f"{of}_flops")), cell(p.row(f"{of}_share"))) for of in ("mlp", "model")]
@@ -73,7 +92,17 @@ def frontier_table(frontier: Frontier) -> str:
         head = ["rule", "density", "decode tok/s", "dense", "MLPs", "model", "prefill tok/s", "dense", "MLPs", "model"]
         text += f"\n\nin turns with the dense model on {frontier.device}, one sequence\n\n" + text_table(head, speed)
         text += "\n\n" + break_even_lines(frontier)
-    return text
+    return "\n".join([text, *dense_lines(frontier)])
+
+
+def dense_lines(frontier: Frontier) -> list[str]:
+    """One line for each point at which MLPs ran dense: how many, and why."""
+    lines = []
+    for p in frontier.points:
+        if p.subject == AS_RUN:
+            n = sum(row.metric == "density" and row.place != MODEL for row in p.rows)
+            lines.append(f"{p.rule} at {p.target:g}, {AS_RUN}: {len(dense_places(p))} of {n} MLPs run dense")
+    return [*lines, WHY_DENSE, FORCE] if lines else []
 
 
 def break_even_lines(frontier: Frontier) -> str:
@@ -82,9 +111,12 @@ def break_even_lines(frontier: Frontier) -> str:
     for direction in DIRECTIONS:
         cells = []
         for name, group in by_rule(frontier.points):
-            speeds = [p.value("mlp_speedup", direction) for p in group]
+            speeds = [p.value("mlp_speedup", direction) for p in under_rule_alone(group)]
             value = found[name][direction]
-            verdict = "faster" if min(speeds) >= 1 else "slower" if max(speeds) < 1 else "mixed"
+            if not speeds:
+                verdict = "not timed"
+            else:
+                verdict = "faster" if min(speeds) >= 1 else "slower" if max(speeds) < 1 else "mixed"
             cells.append(f"{name} {number(value, 2) if value is not None else verdict}")
         lines.append(f"break-even density of the MLPs, {direction}: {', '.join(cells)}")
     return "\n".join(lines) + "\n(faster, slower: at every density measured)"
@@ -110,5 +142,5 @@ def closing_line(frontier: Frontier) -> str:
         f"at ≤ 1 % perplexity {least.name} at density {least.value('density'):.2f} saves most FLOPs "
         f"({share(1 - least.value('model_share'))} of the model)"
     )
-    timed = any(p.timed for p in near)
+    timed = any(p.timed for p in frontier.points)
     return f"{line}, but none is faster than the dense model in decode on {frontier.device}" if timed else line

@@ -83,6 +83,25 @@ def test_a_dense_model(place, capsys):
     assert set(results["break_even"]) == {"griffin", "low_rank"}
 
 
+def test_a_rule_past_its_break_even_runs_dense_and_says_so(place, capsys):
+    options = {"density": ["0.95"], "rule": ["low_rank"], "budget": "uniform", "seconds": 0.02}
+    points, results, _ = run(place, "dense", **options)
+    assert list(points) == [("dense", "low_rank", "0.95"), ("as run", "low_rank", "0.95")]
+    alone, as_run = points.values()
+    assert value(alone, "density") == pytest.approx(0.95, abs=0.02) and ("model", "mlp_speedup", "decode") not in alone
+    assert value(as_run, "ratio") == value(as_run, "density") == value(as_run, "mlp_share") == 1
+    assert value(as_run, "model_speedup", "decode") > 0
+    assert results["runs_dense"][0]["places"] == ["L0.mlp", "L1.mlp"]
+    assert (
+        "low_rank at 0.95, as run: 2 of 2 MLPs run dense\nat this density the rule decodes slower"
+        in capsys.readouterr().out
+    )
+    forced, results, _ = run(place, "dense", **options, execution="rule")
+    assert list(forced) == [("dense", "low_rank", "0.95")] and results["runs_dense"] == []
+    (point,) = forced.values()
+    assert value(point, "ratio") == value(alone, "ratio") and value(point, "model_speedup", "decode") > 0
+
+
 def test_a_routed_model_beside_the_rules_at_its_density(place):
     points, results, _ = run(place, "routed", dense=str(place / "dense"), budget="uniform")
     first, *others = points
@@ -137,6 +156,7 @@ def test_densities():
         (["--rule", "cats"], "needs a gated MLP"),
         (["--k", "2"], "--density 2: it must be a density"),
         (["--density", "0.5", "2", "--model", "./nowhere"], "--density 2: it must be a density"),
+        (["--execution", "dense"], "--execution dense: it must be one of fastest, rule"),
         (["--budget", "big"], "--budget big: it must be one of published, uniform, loss"),
         (["--dense", "x", "--model", "routed"], "x"),
         (["--model", "routed"], "a routed model, and no run that names its base; give --dense"),

@@ -11,7 +11,7 @@ import slms
 from slms.data.text import Blocks
 from slms.measure import dynamick
 from slms.measure.passes import token_nll
-from slms.models.dynamic import LEVELS, dynamic_mlps, masking, set_densities
+from slms.models.dynamic import LEVELS, dynamic_mlps, force_rules, masking, run_dense, set_densities
 from slms.models.flops import flops_per_token
 from slms.models.routed import record_routes, routed_modules
 from tests.tiny import tiny_config
@@ -56,6 +56,30 @@ def test_a_rule(model, blocks):
     assert cost.mlp_flops == pytest.approx(0.75 * flops.mlp_dense)  # the up-projection and half of the down-projection
     assert cost.model_flops == pytest.approx(flops.total_dense - 0.25 * flops.mlp_dense)
     assert cost[3:] == (flops.mlp_dense, flops.total_dense)  # prompts run dense
+
+
+@torch.no_grad()
+def test_what_runs_dense_is_scored_dense(model, blocks):
+    """A rule past its break-even density in one of two layers: quality, shares and FLOPs are those of the mix."""
+    dynamic = dynamick.under_rule(model, "low_rank", IDS)
+    dynamick.set_budget(dynamic, {"L0.mlp": 0.95, "L1.mlp": 0.25})
+    assert run_dense(dynamic) == ["L0.mlp"]
+    alone, mixed = (dynamick.measure_quality(dynamic, blocks, 4, as_executed) for as_executed in (False, True))
+    set_densities(dynamic, {"L0.mlp": 1.0, "L1.mlp": 0.25})
+    assert run_dense(dynamic) == [], "at density 1 nothing would be skipped"
+    wanted = dynamick.measure_quality(dynamic, blocks, 4)
+    assert mixed.loss.compute().value == pytest.approx(wanted.loss.compute().value, abs=1e-5)
+    assert abs(alone.loss.compute().value - wanted.loss.compute().value) > 1e-5
+    set_densities(dynamic, {"L0.mlp": 0.95, "L1.mlp": 0.25})
+    cost, flops = dynamick.count_cost(model, dynamic, mixed.kept, 16, True), flops_per_token(model, 16)
+    mlps = dynamic_mlps(dynamic)
+    assert cost.density == pytest.approx(0.625)
+    assert cost.mlp_flops == mlps["L0.mlp"].dense_flops() + mlps["L1.mlp"].flops(mixed.kept["L1.mlp"])
+    assert cost.mlp_flops < dynamick.count_cost(model, dynamic, alone.kept, 16).mlp_flops < 2 * flops.mlp_dense
+    force_rules(dynamic)
+    assert run_dense(dynamic) == []
+    forced = dynamick.measure_quality(dynamic, blocks, 4, True)
+    assert forced.loss.compute().value == pytest.approx(alone.loss.compute().value, abs=1e-6)
 
 
 def test_the_untrained_router(model, blocks):

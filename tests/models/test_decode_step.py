@@ -13,7 +13,7 @@ from slms.kernels.cpu.gate_rows import interleaved
 from slms.models.anatomy import find_mlps
 from slms.models.convert import route
 from slms.models.decode_step import Step, speed_up
-from slms.models.dynamic import RULES, apply_rule, set_densities
+from slms.models.dynamic import RULES, apply_rule, force_rules, set_densities
 from slms.models.routed import record_routes
 from slms.models.transformers_internals import CACHE
 from slms.routing import RoutingConfig
@@ -81,6 +81,17 @@ def test_rules_run_inside_and_follow_their_density(tiny, tokens, ran, rule):  # 
     assert ran == [True] * 16
     kinds = fast.model.__dict__["forward"]._layout.table[:, decoder.KIND]
     assert (kinds == decoder.BY_RULE).all()
+
+
+@torch.no_grad()
+def test_a_rule_that_is_slower_than_dense_runs_dense_inside(tiny, tokens, ran):  # noqa: F811
+    dense, ids = tiny("llama"), tokens(1, 12)
+    fast = speed_up(apply_rule(dense, "low_rank", tokens(4, 16)))
+    set_densities(fast, 0.9)
+    torch.testing.assert_close(decode(fast, ids), decode(dense, ids), atol=1e-5, rtol=1e-5)
+    force_rules(fast)  # the step sees that what runs has changed
+    assert (decode(fast, ids) - decode(dense, ids)).abs().max() > 1e-4
+    assert ran == [True] * 16
 
 
 @pytest.mark.parametrize("kind", KINDS)

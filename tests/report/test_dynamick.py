@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from slms.measure.frontier import Cost, Frontier, Point, best_point, break_even, break_evens, point_rows
+from slms.measure.frontier import AS_RUN, Cost, Frontier, Point, best_point, break_even, break_evens, point_rows
 from slms.measure.gguf import Timed
 from slms.measure.llama_cpp import Times
 from slms.measure.rows import Row
@@ -110,6 +110,32 @@ def test_table_and_rows():
     assert of["routed", "top_k", 0.625, "model", "perplexity", ""]["low"] == pytest.approx(math.exp(0.9))
     assert ("dense", "static", 0.25, "model", "mlp_speedup", "prefill") not in of
     assert "in turns" not in frontier_table(frontier(point("static", 0.25, 1.5)))
+
+
+def test_a_rule_that_runs_dense_claims_nothing():
+    """Its quality stays, without a speed; what runs has a row of its own, a line that says why, and no break-even."""
+    found = frontier(
+        point("oracle", 0.5, 1.05, model=1.1, mlp=1.2),
+        point("oracle", 0.9, 1.001),
+        point("oracle", 0.9, 1.0, model=1.02, mlp=1.02, subject=AS_RUN)._replace(
+            rows=point("oracle", 1.0, 1.0, model=1.02).rows
+        ),
+    )
+    assert best_point(found) is None
+    assert "saves most FLOPs" in closing_line(found) and "but none is faster than the dense model" in closing_line(
+        found
+    )
+    table = frontier_table(found)
+    assert max(len(line) for line in table.splitlines()) <= 110
+    speeds = table.split("in turns")[1].split("break-even")[0]
+    assert "0.900" not in speeds and "oracle, as run" in speeds
+    assert "oracle at 0.9, as run: 1 of 1 MLPs run dense\nat this density the rule decodes slower" in table
+    assert "oracle faster" in table and table.endswith("--execution rule times it")
+    said = frontier_json(found)["runs_dense"]
+    assert [(row["rule"], row["target"], row["places"]) for row in said] == [("oracle", 0.9, ["L0.mlp"])]
+    assert "slower than dense" in said[0]["why"]
+    untimed = frontier(point("oracle", 0.9, 1.2), *found.points[1:])
+    assert "oracle not timed" in frontier_table(untimed)
 
 
 def test_speeds_in_llama_cpp():

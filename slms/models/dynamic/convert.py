@@ -65,17 +65,29 @@ def set_published(model: nn.Module, density: float) -> None:
         type(mlps[0]).spread(mlps, density)
 
 
+def force_rules(model: nn.Module, forced: bool = True) -> None:
+    """Make MLPs under a rule execute it even where dense is faster (`break_even`), or no longer."""
+    for mlp in dynamic_mlps(model).values():
+        mlp.force(forced)
+
+
+def run_dense(model: nn.Module) -> list[str]:
+    """Return the places whose rule would skip something, but which run dense for a decoded token, as that is faster."""
+    return [place for place, mlp in dynamic_mlps(model).items() if mlp.density < 1 and mlp.plan().dense]
+
+
 @contextmanager
-def masking(model: nn.Module, prompt: bool = True) -> Iterator[None]:
+def masking(model: nn.Module, prompt: bool = True, as_executed: bool = False) -> Iterator[None]:
     """While open, MLPs under a rule compute everything and mask, to measure quality at any number of tokens.
 
     prompt: the first half of each sequence is a prompt, which stays dense under rules that execute prompts dense.
+    as_executed: where a decoded token runs dense, nothing is masked.
     """
     mlps = dynamic_mlps(model).values()
     for mlp in mlps:
-        mlp.masking, mlp.with_prompt = True, prompt
+        mlp.masking, mlp.with_prompt, mlp.as_executed = True, prompt, as_executed
     try:
         yield
     finally:
         for mlp in mlps:
-            mlp.masking = mlp.with_prompt = False
+            mlp.masking = mlp.with_prompt = mlp.as_executed = False

@@ -28,6 +28,8 @@ LAST = 0.25
 class InputRule(DynamicMLP):
     """Keeps some inputs of `gate`, `up` and `down`, by a share for each; as published, shares are found greedily."""
 
+    kind = "inputs"
+
     def fit(self, x: Tensor, h: Tensor) -> None:
         w = self.weights
         self.matrices = ("gate", "up", "down") if self.gated else ("up", "down")

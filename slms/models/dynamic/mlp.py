@@ -14,12 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slms.kernels.activations import ACTIVATIONS
+from slms.kernels.cpu.pointwise import CODES
 from slms.kernels.cpu.rule_rows import Choice, RuleCall, RuleMLP, fits
 from slms.kernels.neurons import can_skip, dots, sums
+from slms.models.dynamic.break_even import FEW, MORE, Plan, plan
 from slms.models.weights import MLPWeights, neurons
-
-FEW = 8
-"""Up to so many tokens, rows of single tokens are gathered; measured break-even 4 to 16 (docs/benchmarks.md)."""
 
 
 class Kept(NamedTuple):
@@ -34,6 +33,8 @@ class Kept(NamedTuple):
 class DynamicMLP(nn.Module, ABC):
     """A dense MLP under a rule. x [b, t, d] are calibration inputs at construction and the tokens to run in forward."""
 
+    kind = "output"
+    """what is read whole and what by choice, on which the break-even density depends (`break_even`)"""
     dense_prompts = True
     """whether prompts run dense: they would read all rows, where each token has its own set"""
 
@@ -49,7 +50,7 @@ class DynamicMLP(nn.Module, ABC):
         b_out = 0 if weights.b_out is None else weights.b_out
         self.constant = (b_out + self.mean @ weights.W_out).contiguous()
         self.out_norm = weights.W_out.norm(dim=1)
-        self.masking = self.with_prompt = False
+        self.masking = self.with_prompt = self.as_executed = self.forced = False
         self.observe: Callable[[Kept], None] | None = None
         self.fit(x, h)
         self.density = 1.0
@@ -117,9 +118,21 @@ class DynamicMLP(nn.Module, ABC):
     def call(self) -> RuleCall:
         """Describe what `skipping` computes, for the compiled loops."""
 
+    def plan(self, n_tokens: int = 1) -> Plan:
+        """Tell whether a call of so many tokens runs dense, and why; never while `forced`."""
+        if self.forced:
+            return Plan(False, "the rule is forced")
+        W = self.weights.W_out
+        compiled = W.dtype == torch.float32 and self.weights.activation in CODES
+        return plan(self.kind, self.density, n_tokens <= (FEW if compiled else 1), W.device.type, compiled)
+
+    def force(self, forced: bool) -> None:
+        """Execute the rule even where dense is faster, or no longer."""
+        self.forced, self._compiled = forced, None
+
     def compiled(self) -> RuleMLP | None:
-        """Return `skipping` in one compiled call, for float32 on the CPU; None where the loops do not serve."""
-        if self._compiled is None and fits(call := self.call()):
+        """Return what a few tokens run in one compiled call, for float32 on the CPU; None where no loop serves."""
+        if self._compiled is None and fits(call := self._whole() if self.plan().dense else self.call()):
             self._compiled = RuleMLP(call)
         return self._compiled
 
@@ -128,10 +141,10 @@ class DynamicMLP(nn.Module, ABC):
         return None if self.masking else self.compiled()
 
     def execute(self, x: Tensor) -> Tensor:
-        """Compute the output of x [n, d] by the fastest code that reads only what was chosen."""
+        """Compute the output of a few tokens x [n, d] by the fastest code that serves."""
         compiled = self.compiled()
         if compiled is None or x.dtype != torch.float32 or x.device.type != "cpu":
-            return self.skipping(x)
+            return self.dense(x) if self.plan(len(x)).dense else self.skipping(x)
         return compiled(x)
 
     def dense(self, x: Tensor) -> Tensor:
@@ -141,12 +154,24 @@ class DynamicMLP(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """Return the output [b, t, d], masked while `masking`, else executed (see the docstring of `rules`)."""
         if self.masking:
-            return self.masked(x)
+            return self.scored(x)
         n = x.shape[:-1].numel()
-        if self.dense_prompts and (n > FEW or not can_skip(x, n)):
+        if self.dense_prompts and (n > MORE or not can_skip(x, n) or (n > FEW and self.plan(n).dense)):
             return self.dense(x)
-        run = self.execute if n <= FEW else self.skipping
+        run = self.execute if n <= (MORE if self.dense_prompts else FEW) else self.skipping
         return run(x.reshape(n, self.d)).view(x.shape)
+
+    def scored(self, x: Tensor) -> Tensor:
+        """Compute `masked`, or, `as_executed`, the dense MLP where a decoded token runs it."""
+        if self.as_executed and self.plan().dense:
+            self._observed(Kept(1.0, 1.0))
+            return self.dense(x)
+        return self.masked(x)
+
+    def _whole(self) -> RuleCall:
+        """The dense MLP for the compiled loops."""
+        ones = torch.ones_like(self.out_norm)
+        return self._described("output", Choice(ones, least=float("-inf")))
 
     def _described(self, by: str, down: Choice, weights: MLPWeights | None = None, **more: Any) -> RuleCall:
         """A `RuleCall` of these weights, by default the MLP's own."""

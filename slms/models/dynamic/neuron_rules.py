@@ -90,6 +90,8 @@ class CETT(Oracle):
 class CATS(DynamicMLP):
     """Keeps neurons with |act(gate)| above a layer's threshold (CATS, arXiv:2404.08763); the gate runs dense."""
 
+    kind = "gate"
+
     def fit(self, x: Tensor, h: Tensor) -> None:
         if not self.gated:
             raise ValueError("`rule` is cats; it needs a gated MLP (Llama, Mistral, Qwen, Gemma).")
@@ -123,6 +125,8 @@ class LowRank(Oracle):
     Reduced-rank regression on calibration tokens, in closed form, predicts the pre-activations; the importance of
     `oracle` is computed from the predicted activations.
     """
+
+    kind = "prediction"
 
     def fit(self, x: Tensor, h: Tensor) -> None:
         w = self.weights

@@ -22,6 +22,7 @@ from slms.models.weights import MLPWeights, neurons
 class Static(Oracle):
     """The control: keeps the same k neurons for every token, those of largest E[importance²] on calibration tokens."""
 
+    kind = "set"
     dense_prompts = False
 
     def fit(self, x: Tensor, h: Tensor) -> None:
@@ -82,7 +83,7 @@ class GRIFFIN(Static):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.masking:
-            return self.masked(x)
+            return self.scored(x)
         if x.shape[1] > 1:
             return self._prefill(x)
         if self.sets is None or len(self.sets) != len(x):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from slms.models.dynamic import RULES, DynamicMLP
-from slms.models.dynamic.mlp import FEW
+from slms.models.dynamic.break_even import FEW
 from tests.models.dynamic.conftest import make
 from tests.models.dynamic.definitions import (
     masked,
