@@ -7,6 +7,7 @@ alone, where the dense ones are PyTorch's. Numbers are times of dense over times
 
 import argparse
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -20,14 +21,14 @@ from slms.models.transformers_internals import CACHE
 
 def first_layers(base: str, n_layers: int) -> tuple[PreTrainedModel, torch.Tensor]:
     """The first layers of a Llama-like model as a model, and random tokens [8, 256] that calibrate its rules."""
-    model = load_base(base).model
+    model: Any = load_base(base).model
     model.model.layers = model.model.layers[:n_layers]
     model.config.num_hidden_layers = n_layers
     g = torch.Generator().manual_seed(0)
     return model.eval(), torch.randint(3, model.config.vocab_size, (8, 256), generator=g)
 
 
-def one_token(model: PreTrainedModel, ids: torch.Tensor) -> Callable[[], object]:
+def one_token(model: Any, ids: torch.Tensor) -> Callable[[], object]:
     """A decoding step of the stack alone after 64 tokens; the cache is cropped back."""
     cache = model(ids[:1, :64], use_cache=True, logits_to_keep=1)[CACHE]
 
@@ -38,7 +39,7 @@ def one_token(model: PreTrainedModel, ids: torch.Tensor) -> Callable[[], object]
     return step
 
 
-def mlps(model: PreTrainedModel, n_tokens: int) -> Callable[[], object]:
+def mlps(model: Any, n_tokens: int) -> Callable[[], object]:
     """All MLPs on as many sequences of one token; under `griffin`, after prompts."""
     g = torch.Generator().manual_seed(0)
     x = torch.randn(n_tokens, 1, model.config.hidden_size, generator=g)
@@ -70,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for model in models.values():
             set_densities(model, density)
         for n in args.tokens:
-            make = (lambda model: one_token(model, ids)) if n == 1 else (lambda model, n=n: mlps(model, n))
-            times = time_together({name: make(model) for name, model in models.items()}, "cpu", args.seconds)
+            runs = {name: one_token(model, ids) if n == 1 else mlps(model, n) for name, model in models.items()}
+            times = time_together(runs, "cpu", args.seconds)
             of = times.pop("dense").p50
             cells = " ".join(f"{name} {of / spread.p50:.2f}" for name, spread in times.items())
             print(f"density {density:g}, {n} tokens, dense {of / args.layers:.0f} µs a layer: {cells}", flush=True)

@@ -100,6 +100,7 @@ def dense_lines(frontier: Frontier) -> list[str]:
     lines = []
     for p in frontier.points:
         if p.subject == AS_RUN:
+            assert p.target is not None
             n = sum(row.metric == "density" and row.place != MODEL for row in p.rows)
             lines.append(f"{p.rule} at {p.target:g}, {AS_RUN}: {len(dense_places(p))} of {n} MLPs run dense")
     return [*lines, WHY_DENSE, FORCE] if lines else []
