@@ -59,9 +59,8 @@ def value(point, metric, family="", place="model"):
 
 
 def test_a_dense_model(place, capsys):
-    points, results, directory = run(
-        place, "dense", density=["0.25", "0.5"], rule=["griffin", "low_rank"], seconds=0.02
-    )
+    rules = {"rule": ["griffin", "low_rank"], "budget": "uniform"}
+    points, results, directory = run(place, "dense", density=["0.25", "0.5"], **rules, seconds=0.02)
     assert list(points) == [("dense", rule, k) for rule in ("griffin", "low_rank") for k in ("0.25", "0.5")]
     for (_, rule, target), point in points.items():
         assert value(point, "density") == pytest.approx(float(target), abs=0.02)
