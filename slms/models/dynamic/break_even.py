@@ -20,8 +20,9 @@ class BreakEven(NamedTuple):
 
 
 NEVER = BreakEven(1.0, 1.0)  # one set for all tokens is a smaller dense MLP
-# By what is read whole and what by choice, where one compiled call runs the rule, and where library calls and loops of
-# `kernels.neurons` do. Measured at SmolLM2's shape (docs/benchmarks.md), rounded down; .0 never paid.
+# By what is read whole and what by choice; .0 never paid. Where one compiled call runs the rule: measured at SmolLM2's
+# shape (docs/benchmarks.md), rounded down. Where library calls and loops of `kernels.neurons` do: estimated from older
+# figures of one token in fp32 (docs/log.md, "Rules that are slower than dense run dense").
 COMPILED = {
     "output": BreakEven(0.8, 0.0),
     "gate": BreakEven(0.85, 0.4),
