@@ -1,4 +1,4 @@
-"""`eval.py ablation`: which classes of tokens suffer without a pathway or a community of neurons."""
+"""`eval.py ablation`: which classes of tokens suffer without a pathway, a head or a community of neurons."""
 
 from dataclasses import astuple
 from functools import partial
@@ -15,6 +15,7 @@ from slms.measure.causal import (
     cells_of,
     count_units,
     detectable_rows,
+    groups_at,
     unit_sets,
     units_at,
 )
@@ -22,9 +23,8 @@ from slms.measure.classes import check_families
 from slms.measure.random_sets import random_sets, read_neurons
 from slms.measure.rows import COLUMNS
 from slms.models.anatomy import find_mlps
-from slms.models.place import place_name
+from slms.models.place import layer_of, place_name
 from slms.models.routed import routed_modules
-from slms.models.routed_mlp import RoutedMLP
 from slms.progress import Progress, duration
 from slms.report.ablation import ablation_figure, ablation_table, detectable_table
 from slms.report.artifacts import write_csv, write_json
@@ -48,13 +48,14 @@ def ablation(
 ) -> None:
     """Causal specialization: the loss increase in nats, by class of the predicted token, when a unit is ablated.
 
-    A unit is a pathway of a routed MLP, or a community of co-active neurons in an MLP of a dense model. SI-causal is
+    A unit is a pathway of a routed MLP, a query head of a routed attention, or a community of co-active neurons in an
+    MLP of a dense model. The neurons of heads are the numbers that they pass to the output projection. SI-causal is
     the share of a unit's loss increase that falls on its best class, minus that share under permuted labels, with a
     95 % interval over documents. All classes weigh alike, and one half of the documents chooses the best class while
     the other half gives its share. Random sets of neurons, each as large as a unit and with the same total contribution
-    E|a|·‖w_out‖, are ablated first; they tell how small a difference to them will be seen, which is printed before any
-    unit is ablated. Each set is printed and kept as soon as it is measured; if the command is killed, give it again and
-    it continues with the next.
+    E|a|·‖w_out‖, are ablated first; those of a head come from the heads with which it competes. They tell how small a
+    difference to them will be seen, which is printed before any unit is ablated. Each set is printed and kept as soon
+    as it is measured; if the command is killed, give it again and it continues with the next.
 
     Args:
         model: a run directory, a model directory, `stories-1m` or a Hugging Face id.
@@ -72,8 +73,11 @@ def ablation(
     known = sorted(find_mlps(net))
     if wrong := [layer for layer in layers or () if layer not in known]:
         raise ValueError(f"--layers {wrong[0]}: the model's MLPs are {known[0]} to {known[-1]}")
-    everything = list(routed_modules(net, RoutedMLP)) or [place_name(layer) for layer in known]
-    places = everything if layers is None else [place_name(layer) for layer in layers]
+    routed = list(routed_modules(net))
+    in_layer = {layer: [p for p in routed if layer_of(p) == layer] or [place_name(layer)] for layer in known}
+    places = routed or list(map(place_name, known))
+    if layers is not None:
+        places = [place for layer in layers for place in in_layer[layer]]
     families = ["pos", "semantic", "token_class"] if families is None else families
     if not places or not families:
         raise ValueError(f"--{'families' if places else 'layers'} is empty; it must name at least one")
@@ -97,7 +101,7 @@ def ablation(
     neurons = journal.part("neurons", reading, places=places, batch_size=batch_size)
     generator = torch.Generator().manual_seed(seed)
     random = {
-        place: random_sets(neurons[place].contribution, unit_of, n_random, generator)
+        place: random_sets(neurons[place].contribution, unit_of, n_random, generator, groups_at(net, place, unit_of))
         for place, (_, unit_of) in units.items()
     }
     n_classes = {family: len(blocks.label_names[family]) for family in families}

@@ -1,4 +1,4 @@
-"""The loss increase of every class of tokens when a set of neurons is ablated in one MLP.
+"""The loss increase of every class of tokens when a set of neurons is ablated in one MLP or attention.
 
 Shapes: b blocks, t position, n predicted tokens (b·(t − 1)), f neurons, s sets of neurons, d documents, c classes,
 r permutations.

@@ -19,8 +19,8 @@ from slms.measure.rows import Row, finite, row_of
 from slms.metrics.communities import leiden
 from slms.metrics.functional import coactivation
 from slms.metrics.functional.causal import CausalScore, beyond_random_sets, smallest_effect
-from slms.models.anatomy import find_mlps
-from slms.models.place import layer_of
+from slms.models.routed import routed_modules
+from slms.models.routed_heads import RoutedHeads
 from slms.models.routed_mlp import RoutedMLP
 from slms.models.sites import read_sites
 
@@ -33,7 +33,7 @@ class Ablation(NamedTuple):
 
     place: str
     kind: str
-    """`pathway` or `community`"""
+    """`pathway`, `head` or `community`"""
     unit_of: Tensor
     """int64 [f], the unit of each neuron in dense order; −1 for none"""
     classes: dict[str, ClassSums]
@@ -45,13 +45,15 @@ class Ablation(NamedTuple):
 
 
 def units_at(model: PreTrainedModel, blocks: Blocks, place: str, batch_size: int, seed: int = 0) -> tuple[str, Tensor]:
-    """The kind of the units, and the unit of each neuron [f]: a routed MLP's pathways, or a dense one's communities.
+    """The kind of the units, and the unit of each neuron [f]: pathways, heads, or a dense MLP's communities.
 
     Communities come from Leiden on the co-activation graph that Q measures, over the first 4,096 tokens of the blocks.
     """
-    mlp = find_mlps(model)[layer_of(place)]
-    if isinstance(mlp, RoutedMLP):
-        return "pathway", mlp.pathway_of_neuron()
+    module = routed_modules(model).get(place)
+    if isinstance(module, RoutedMLP):
+        return "pathway", module.pathway_of_neuron()
+    if isinstance(module, RoutedHeads):
+        return "head", torch.arange(module.shape.h).repeat_interleave(module.shape.e)
     parts, n, site = [], 0, neurons_at(place)
     for batch in batches(blocks, batch_size):
         parts.append(read_sites(model, batch["input_ids"].to(model.device), [site])[site.name])
@@ -60,6 +62,12 @@ def units_at(model: PreTrainedModel, blocks: Blocks, place: str, batch_size: int
             break
     found = leiden(coactivation(torch.cat(parts)[:GRAPH_TOKENS].float().cpu()), seed=seed)
     return "community", torch.where(torch.bincount(found)[found] >= SMALLEST, found, -1)
+
+
+def groups_at(model: PreTrainedModel, place: str, unit_of: Tensor) -> Tensor:
+    """The group, int64 [f], of each neuron's unit: the heads of a group compete with each other alone."""
+    module = routed_modules(model).get(place)
+    return torch.zeros_like(unit_of) if module is None else unit_of // (module.config.n_pathways // module.n_groups)
 
 
 def count_units(unit_of: Tensor) -> int:

@@ -3,7 +3,7 @@
 Shapes: f neurons, u units, s sets.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,7 +13,9 @@ from transformers import PreTrainedModel
 from slms.data.text import Blocks
 from slms.measure.passes import batches
 from slms.models.anatomy import find_mlps
-from slms.models.place import layer_of
+from slms.models.place import parse_place, place_name
+from slms.models.routed import routed_modules
+from slms.models.routed_heads import RoutedHeads
 from slms.models.sites import Site, read_sites
 from slms.models.weights import read_mlp
 
@@ -30,6 +32,22 @@ class Neurons(NamedTuple):
     """[f], E|a|·‖w_out‖, how much a neuron adds to the output"""
 
 
+class Part(NamedTuple):
+    """What can be ablated in one part of a layer."""
+
+    site: str
+    """the kind of site (`slms.models.sites`) of its neurons: for heads, the numbers that they pass on"""
+    rows: Callable[[PreTrainedModel, int], Tensor]
+    """maps a model and a layer to what each neuron writes, [f, d]"""
+
+
+PARTS = {
+    "mlp": Part("neurons", lambda model, layer: read_mlp(find_mlps(model)[layer]).W_out),
+    "attn": Part("heads", lambda model, layer: routed_modules(model, RoutedHeads)[place_name(layer, "attn")].W_O()),
+}
+"""By part of a layer, as in the names of places."""
+
+
 class RandomSets(NamedTuple):
     """Random sets of neurons, each a match of one unit."""
 
@@ -44,8 +62,9 @@ class RandomSets(NamedTuple):
 
 
 def neurons_at(place: str) -> Site:
-    """The neurons of the MLP at a place."""
-    return Site("neurons", layer_of(place))
+    """The neurons of the MLP at a place, or what the query heads of its routed attention pass on."""
+    at = parse_place(place)
+    return Site(PARTS[at.part].site, at.layer)
 
 
 @torch.inference_mode()
@@ -63,12 +82,14 @@ def read_neurons(
             of_batch = [a.sum(0).cpu(), a.abs().sum(0).cpu()]
             sums[place] = [x + y for x, y in zip(sums[place], of_batch, strict=True)] if n else of_batch
         n += batch["input_ids"].numel()
-    mlps = find_mlps(model)
-    norms = {place: read_mlp(mlps[layer_of(place)]).W_out.detach().double().cpu().norm(dim=1) for place in places}
+    rows = {place: PARTS[at.part].rows(model, at.layer) for place, at in ((p, parse_place(p)) for p in places)}
+    norms = {place: of.detach().double().cpu().norm(dim=1) for place, of in rows.items()}
     return {place: Neurons((total / n).float(), size / n * norms[place]) for place, (total, size) in sums.items()}
 
 
-def random_sets(contribution: Tensor, unit_of: Tensor, n: int, generator: torch.Generator) -> RandomSets:
+def random_sets(
+    contribution: Tensor, unit_of: Tensor, n: int, generator: torch.Generator, group_of: Tensor | None = None
+) -> RandomSets:
     """Draw n independent random sets, which match the units in turn, in an order that is drawn.
 
     A set starts as a uniform draw of as many neurons as its unit has, its own included. While its total contribution is
@@ -77,13 +98,18 @@ def random_sets(contribution: Tensor, unit_of: Tensor, n: int, generator: torch.
 
     Args:
         contribution: [f]; unit_of: int64 [f], the unit of each neuron, −1 for none.
+        group_of: int64 [f]; a set is drawn among the neurons of its unit's group. None is one group.
     """
     n_units = int(unit_of.max()) + 1
     if not n or not n_units:
         return RandomSets(torch.zeros(0, len(unit_of), dtype=torch.bool), torch.zeros(0, dtype=torch.int64), 0.0, 0.0)
     order = torch.cat([torch.randperm(n_units, generator=generator) for _ in range(-(-n // n_units))])[:n]
-    sets = torch.stack([_matched(contribution.double(), unit_of == unit, generator) for unit in order.tolist()])
+    group_of = torch.zeros_like(unit_of) if group_of is None else group_of
     units = unit_of == order[:, None]
+    sets = torch.zeros_like(units)
+    for drawn, unit in zip(sets, units, strict=True):
+        group = torch.isin(group_of, group_of[unit])
+        drawn[group] = _matched(contribution[group].double(), unit[group], generator)
     total, wanted = ((x * contribution).sum(1) for x in (sets, units))
     error = float(((total - wanted).abs() / wanted.clamp(min=1e-300)).max())
     own = (sets & units).sum(1) / units.sum(1)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from slms.kernels.reference import neuron_weights
 from slms.models.anatomy import family_of
+from slms.models.routed_heads import RoutedHeads
 from slms.models.routed_mlp import RoutedMLP
 from slms.models.weights import neurons, read_mlp
 
@@ -25,14 +26,16 @@ def attach(
 
     Args:
         model: the model that has the site.
-        kind: as in `slms.models.sites`, not `cross`.
+        kind: as in `slms.models.sites`, not `cross`; or `heads`, which coders do not read: the numbers [..., h·e] that
+            the query heads pass to the output projection, zero for a head that was not chosen.
         index: the layer.
         pathway: the pathway, of kind `pathway`.
         see: called with the activations; unless it returns None, its result takes their place.
     """
     family = family_of(model)
     layer = model.get_submodule(f"{family.layers}.{index}")
-    mlp = getattr(layer, family.mlp)
+    mlp, attention = getattr(layer, family.mlp), layer.get_submodule(family.attention)
+    out = attention.out if isinstance(attention, RoutedHeads) else getattr(attention, family.out)
 
     def on_input(_: nn.Module, inputs: tuple):
         new = see(inputs[0])
@@ -57,6 +60,8 @@ def attach(
             return mlp.register_forward_hook(on_output)
         case "mlp_in":
             return mlp.register_forward_pre_hook(on_input)
+        case "heads":
+            return out.register_forward_pre_hook(on_input)
         case "neurons" if not isinstance(mlp, RoutedMLP):
             return getattr(mlp, family.down).register_forward_pre_hook(on_input)
         case _:

@@ -1,4 +1,4 @@
-"""Table and figure of the causal specialization of pathways or communities of neurons.
+"""Table and figure of the causal specialization of pathways, heads or communities of neurons.
 
 Shapes: u units, c classes.
 """
@@ -17,7 +17,8 @@ from slms.report.heatmap import image_panels, name_cells
 from slms.report.palette import caption, styled
 from slms.report.tables import number, text_table
 
-KINDS = {"pathway": "pathways", "community": "communities of co-active neurons"}
+KINDS = {"pathway": "pathways", "head": "query heads", "community": "communities of co-active neurons"}
+_ONE = {"pathway": "pathway", "head": "head", "community": "community of neurons"}
 _BY = {"mean": "their means", "zero": "zero"}
 
 
@@ -70,7 +71,7 @@ def ablation_figure(name: str, found: Sequence[Ablation], family: str, labels: S
         half = f" ± {(score.high - score.low) / 2:.2f}" if math.isfinite(score.high - score.low) else ""
         axes.set_title(f"{place}   {score.value:.2f}{half}" + (f" ({control.value:.2f})" if control else ""))
     figure.colorbar(images[0], ax=panels, aspect=30, label="share of the unit's loss increase")
-    kind = {"pathway": "pathway", "community": "community of neurons"}[found[0].kind]
+    kind = " or ".join(_ONE[kind] for kind in dict.fromkeys(a.kind for a in found))
     heading = f"{name}: what is lost without each {kind}, by '{family}' of the token predicted"
     random = " (random sets of neurons)" if any(a.control for a in found) else ""
     note = f"above: SI-causal ± 95 %{random}; left: unit and its mean loss increase in nats; ▪: its best class"
@@ -90,5 +91,5 @@ def _panel(axes: Axes, a: Ablation, family: str, names: list[str], shown: list[i
             continue  # nothing is lost without it
         axes.plot(int(best[unit]), y, "s", color="white" if shares[unit, best[unit]] > 0.3 else "black", markersize=1.5)
     whole = sums.sum(1) / totals.sum()
-    name_cells(axes, [f"{'p' if a.kind == 'pathway' else 'c'}{u} {float(whole[u]):+.3f}" for u in order], names)
+    name_cells(axes, [f"{a.kind[0]}{u} {float(whole[u]):+.3f}" for u in order], names)
     return image

@@ -51,6 +51,31 @@ def test_files_and_table(model, tmp_path, capsys):
     assert units["random_sets"] == 8 and units["contribution_error"] < 0.3
 
 
+def test_heads_beside_pathways(tmp_path, capsys):
+    """Of a model that routes both, each place has its rows, cells and units, and --layers names both parts."""
+    net, tokenizer = load_base(BaseConfig(name="stories-1m", init="random", d_model=8, n_layers=2, n_heads=2))
+    ids = tokenizer("Once upon a time there was a dog. " * 10, return_tensors="pt").input_ids
+    routing = slms.RoutingConfig(n_pathways=3, k=1, layers=[1], target="both", k_heads=1)
+    slms.save_model(slms.route(net, routing, calibration=ids), tokenizer, str(tmp_path / "model"))
+    flags = [*FLAGS[:-1], "--n_random=4", "--layers", "1", f"--output_dir={tmp_path}"]
+    evaluation.main(["ablation", str(tmp_path / "model"), *flags])
+    printed = capsys.readouterr().out
+    (directory,) = (path.parent for path in (tmp_path / "ablation").rglob("ablation.csv"))
+    rows = list(csv.DictReader((directory / "ablation.csv").open()))
+    cells = list(csv.DictReader((directory / "matrix.csv").open()))
+    about = json.loads((directory / "ablation.json").read_text())
+    assert [(row["place"], row["metric"]) for row in rows] == [
+        (place, metric) for metric in ("si_causal", "si_causal_detectable") for place in ("L1.attn", "L1.mlp")
+    ]
+    assert {place: (units["kind"], units["units"]) for place, units in about["units"].items()} == {
+        "L1.attn": ("head", 2),
+        "L1.mlp": ("pathway", 3),
+    }
+    assert {cell["neurons"] for cell in cells if cell["place"] == "L1.attn"} == {"4"}
+    assert all(f"without L1.attn head {head}: " in printed for head in range(2))
+    assert "pathways, query heads" in printed and (directory / "ablation.png").stat().st_size > 5000
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from slms import RoutingConfig, route
 from slms.data.text import Blocks
@@ -14,6 +15,7 @@ from slms.measure.journal import Journal
 from slms.measure.passes import token_nll
 from slms.measure.random_sets import read_neurons
 from slms.models.base import BaseConfig, init_base
+from slms.models.routed import routed_modules
 
 T, VOCAB, CLASSES = 12, 40, 3
 
@@ -106,6 +108,34 @@ def test_a_pathway_of_a_routed_model(model, blocks):
         cut.transformer.h[1].mlp.W_out[mlp.offsets[2] : mlp.offsets[3]] = 0
     wanted = brute(cut, routed, blocks, "even", 1)
     assert wanted != 0 and float(found["even"].sums[:, 0, 1].sum()) == pytest.approx(wanted, abs=1e-3)
+
+
+@pytest.mark.parametrize("t", [12, 100])
+def test_a_head_is_ablated_where_tokens_run_it(t):
+    """It equals the routed model whose columns of W_O are cut out; at 600 tokens skipped heads are really skipped."""
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    torch.manual_seed(0)
+    ids = np.random.default_rng(0).integers(0, VOCAB, (6, t))
+    text = Blocks(ids.astype(np.uint16), np.arange(6)[:, None].repeat(t, 1), {"even": ids % 2}, {"even": ("e", "o")})
+    routing = RoutingConfig(target="attention", k_heads=1, router="linear", layers=[1], mean_compensation=True)
+    routed = route(LlamaForCausalLM(config), routing, torch.from_numpy(ids)).eval()
+    for parameter in routed.parameters():
+        parameter.data.mul_(6)
+    unit_of = torch.arange(16) // 4
+    found = sums_without(routed, text, "L1.attn", unit_of, {"even": 2}, "zero", 1)
+    for head in range(4):
+        cut = copy.deepcopy(routed)
+        with torch.no_grad():
+            routed_modules(cut)["L1.attn"].out.weight[:, unit_of == head] = 0
+        wanted = brute(cut, routed, text, "even", 1)
+        assert wanted != 0 and float(found["even"].sums[:, head, 1].sum()) == pytest.approx(wanted, abs=1e-3)
 
 
 def test_a_kept_set_is_not_ablated_again(model, blocks, tmp_path):

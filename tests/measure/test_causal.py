@@ -6,7 +6,17 @@ import torch
 
 from slms import RoutingConfig, route
 from slms.measure.ablation import Ablated, ablate, whole_losses
-from slms.measure.causal import Ablation, ablation_rows, cells_of, count_units, detectable_rows, unit_sets, units_at
+from slms.measure.causal import (
+    Ablation,
+    ablation_rows,
+    cells_of,
+    count_units,
+    detectable_rows,
+    groups_at,
+    unit_sets,
+    units_at,
+)
+from slms.models.routed import routed_modules
 from tests.measure.test_ablation import blocks, model  # noqa: F401  fixtures
 
 T = 12
@@ -45,3 +55,17 @@ def test_units_of_a_routed_mlp_are_its_pathways(model, blocks):  # noqa: F811
         own = mlp.permutation[mlp.offsets[p] : mlp.offsets[p + 1]].sort().values
         assert torch.equal(unit_sets(unit_of)[p].nonzero()[:, 0], own)
     assert units_at(routed, blocks, "L0.mlp", 4)[0] == "community"
+
+
+def test_units_of_a_routed_attention_are_its_heads_and_groups_share_keys(model, blocks):  # noqa: F811
+    ids = torch.from_numpy(blocks.input_ids.astype(np.int64))
+    routing = RoutingConfig(target="both", k_heads=1, layers=[1], n_pathways=3, k=1)
+    routed = route(model, routing, calibration=ids).eval()
+    kind, unit_of = units_at(routed, blocks, "L1.attn", 4)
+    assert kind == "head" and unit_of.tolist() == [0] * 4 + [1] * 4
+    assert groups_at(routed, "L1.attn", unit_of).tolist() == [0] * 8, "no heads share keys: one group"
+    routed_modules(routed)["L1.attn"].n_groups = 2
+    assert groups_at(routed, "L1.attn", unit_of).tolist() == [0] * 4 + [1] * 4
+    kind, unit_of = units_at(routed, blocks, "L1.mlp", 4)
+    assert kind == "pathway" and not groups_at(routed, "L1.mlp", unit_of).any()
+    assert not groups_at(model, "L1.mlp", unit_of).any()

@@ -2,10 +2,13 @@
 
 import numpy as np
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from slms import RoutingConfig, route
 from slms.data.text import Blocks
 from slms.measure.random_sets import TOLERANCE, random_sets, read_neurons
 from slms.models.base import BaseConfig, init_base
+from slms.models.routed import record_routes, routed_modules
 
 
 def test_contribution_is_the_mean_size_times_the_norm_of_the_row():
@@ -51,3 +54,40 @@ def test_without_units_or_sets_nothing_is_drawn():
     for unit_of, n in ((torch.arange(8) // 4, 0), (torch.full((8,), -1), 0)):
         found = random_sets(torch.ones(8), unit_of, n, torch.Generator())
         assert found.sets.shape == (0, 8) and found.error == 0
+
+
+def test_sets_keep_to_their_units_group():
+    """Six heads of four numbers in two groups, whose contributions are far apart."""
+    unit_of, generator = torch.arange(24) // 4, torch.Generator().manual_seed(2)
+    contribution = torch.rand(24, generator=generator) + 9 * (unit_of > 2)
+    found = random_sets(contribution, unit_of, 60, generator, group_of=unit_of // 3)
+    assert (found.sets.sum(1) == 4).all()
+    for drawn, unit in zip(found.sets, found.of_unit, strict=True):
+        assert (unit_of[drawn] // 3 == unit // 3).all()
+    assert found.own < 0.6, "the heads beside it are drawn too"
+
+
+def test_the_neurons_of_heads_are_the_numbers_that_they_pass_on():
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    torch.manual_seed(0)
+    ids = np.random.default_rng(0).integers(0, 40, (5, 12)).astype(np.uint16)
+    routing = RoutingConfig(target="attention", k_heads=1, router="linear", layers=[1])
+    net = route(LlamaForCausalLM(config), routing, torch.from_numpy(ids.astype(np.int64))).eval()
+    heads, seen = routed_modules(net)["L1.attn"], []
+    heads.out.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, 1)))
+    with torch.no_grad(), record_routes(net) as routes:
+        net(torch.from_numpy(ids.astype(np.int64)))
+    (passed,) = seen
+    assert not passed.view(-1, 4, 2)[~routes["L1.attn"].chosen].any()
+    found = read_neurons(net, Blocks(ids, None, {}, {}), ["L1.attn", "L1.mlp"], 5)
+    assert torch.allclose(found["L1.attn"].mean, passed.mean(0), atol=1e-6)
+    wanted = passed.abs().mean(0) * heads.out.weight.norm(dim=0)
+    assert torch.allclose(found["L1.attn"].contribution.float(), wanted, rtol=1e-4)
+    assert found["L1.mlp"].mean.shape == (8,)
