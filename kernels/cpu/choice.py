@@ -8,6 +8,7 @@ from numba import carray
 from numba.extending import register_jitable
 
 from slms.kernels.cpu import loops
+from slms.kernels.cpu.gate_choice import choose_units, ordered_bits
 from slms.kernels.cpu.loops import NOTHING
 from slms.kernels.cpu.memory import floats, keep, numbers
 from slms.kernels.cpu.operands import aligned, pack_some, spare_rows, up, whole, whole_rows
@@ -133,8 +134,8 @@ def choose(a, form, low, chosen, gates, y):
     (n, p), k, kind = chosen.shape, a[loops.K], a[loops.GATE]
     bias, b_out = numbers(a[loops.BIAS], p, a[loops.SIZE]), numbers(a[loops.ROUTER_B_OUT], p, a[loops.SIZE])
     share = numbers(a[loops.RAMP], 1, a[loops.SIZE])[0] if a[loops.RAMP] else np.float32(1)
-    table, s = np.empty(loops.padded(p) * BLOCK, np.float32), np.empty(p, np.float32)
-    ranked, above = np.empty(p, np.float32), np.empty(p, np.int32)
+    table, s = np.empty(loops.padded(p) * (1 if n == 1 else BLOCK), np.float32), np.empty(p, np.float32)
+    bits = np.empty(p, np.int32)
     for start in range(0, n, BLOCK):
         count = min(BLOCK, n - start)
         stride = form(a, low + start, count, table.ctypes.data)
@@ -142,16 +143,10 @@ def choose(a, form, low, chosen, gates, y):
             t = start + i
             for q in range(p):
                 s[q] = table[q * stride + i] + b_out[q]
-                ranked[q] = s[q] + bias[q]
-            for q in range(p):
-                above[q] = 0
-            for other in range(p):  # comparisons with NaN are false: a token of NaNs chooses all, and shows it
-                for q in range(p):
-                    higher, same = ranked[other] > ranked[q], ranked[other] == ranked[q]
-                    above[q] += np.int32(higher or (same and other < q))
+                bits[q] = ordered_bits(s[q] + bias[q])  # NaN is the largest, so a token of NaNs shows it
+            choose_units(bits, k, 0, False, chosen[t])
             largest, total = np.float32(-np.inf), np.float32(0)
             for q in range(p):
-                chosen[t, q] = above[q] < k
                 largest = s[q] if chosen[t, q] and s[q] > largest else largest
             for q in range(p):
                 value = exp(s[q] - largest) if kind == SOFTMAX else sigmoid(s[q]) if kind == SIGMOID else np.float32(1)

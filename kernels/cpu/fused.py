@@ -90,13 +90,23 @@ class FusedMLP:
             fused_loop(a)
         return y
 
-    def _by_rows(self, x: Tensor, a: np.ndarray, team: int) -> Tensor:
-        """Run on several threads, each with its share of the neurons, after one thread has chosen."""
-        (n, d), p = x.shape, int(a[loops.P])
-        wide, y = as_float(x), torch.zeros(team, n, d)
+    def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`kernels.choose` of x [n, d], alone: gates [n, p], and the choice [n, p]."""
+        return self._choose(as_float(x), self.arguments.copy(), torch.empty(x.shape))
+
+    def _choose(self, wide: Tensor, a: np.ndarray, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose for x [n, d], float32, with arguments a; write the initial values of the output to y."""
+        n, p = len(wide), int(a[loops.P])
         gates, chosen = torch.empty(n, p), torch.empty(n, p, dtype=torch.bool)
         a[loops.N], a[loops.X], a[loops.Y] = n, address(wide), y.data_ptr()
         a[loops.GATES], a[loops.CHOSEN] = gates.data_ptr(), chosen.data_ptr()
         choose_loop(a)
+        return gates, chosen
+
+    def _by_rows(self, x: Tensor, a: np.ndarray, team: int) -> Tensor:
+        """Run on several threads, each with its share of the neurons, after one thread has chosen."""
+        wide, y = as_float(x), torch.zeros(team, *x.shape)
+        held = self._choose(wide, a, y)  # the loops know only addresses
         run(loops.forward_loop, team, a)
+        del held
         return y.sum(0).to(x.dtype)

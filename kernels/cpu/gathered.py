@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 from llvmlite import ir
 from numba.core import cgutils
+from numba.extending import register_jitable
 
-from slms.kernels.cpu.memory import FLOAT, HALF, I32, I64, intrinsic, void
+from slms.kernels.cpu.memory import FLOAT, HALF, I32, I64, intrinsic, stay_apart, void
 from slms.kernels.cpu.single import add_rows, dots
 from slms.kernels.cpu.vectors import rows_of, spread
 
@@ -76,3 +77,37 @@ def sums_at(n_rows: int, half: bool) -> Callable:
 
 dots_n, dots_1, dots_nh, dots_1h = (dots_at(n, half) for half in (False, True) for n in (ROWS, 1))
 sums_n, sums_1, sums_nh, sums_1h = (sums_at(n, half) for half in (False, True) for n in (ROWS, 1))
+
+
+@register_jitable
+def dot_rows_at(table, count, x, d, out, size):
+    """out[j] = row_j · x of the rows at a table of `count` addresses, behind which ROWS more may be fetched."""
+    stay_apart()
+    whole = count // ROWS * ROWS
+    for j in range(0, whole, ROWS):
+        if size == 4:
+            dots_n(table + 8 * j, table + 8 * (j + ROWS), x, d, out + 4 * j)
+        else:
+            dots_nh(table + 8 * j, table + 8 * (j + ROWS), x, d, out + 4 * j)
+    for j in range(whole, count):
+        if size == 4:
+            dots_1(table + 8 * j, table + 8 * (j + 1), x, d, out + 4 * j)
+        else:
+            dots_1h(table + 8 * j, table + 8 * (j + 1), x, d, out + 4 * j)
+
+
+@register_jitable
+def add_rows_at(table, count, factors, d, y, size):
+    """y += Σ_j factors[j] row_j of the same rows; y [d] float32."""
+    stay_apart()
+    whole = count // ROWS * ROWS
+    for j in range(0, whole, ROWS):
+        if size == 4:
+            sums_n(table + 8 * j, table + 8 * (j + ROWS), factors + 4 * j, d, y)
+        else:
+            sums_nh(table + 8 * j, table + 8 * (j + ROWS), factors + 4 * j, d, y)
+    for j in range(whole, count):
+        if size == 4:
+            sums_1(table + 8 * j, table + 8 * (j + 1), factors + 4 * j, d, y)
+        else:
+            sums_1h(table + 8 * j, table + 8 * (j + 1), factors + 4 * j, d, y)

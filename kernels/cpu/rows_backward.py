@@ -39,7 +39,7 @@ def backward_loop(a, thread, threads):
     slope, dg = np.empty(16 * BLOCK, np.float32), np.empty(BLOCK, np.float32)
     for p in range(a[loops.P]):
         begin, m = a[loops.OFFSETS + p], a[loops.OFFSETS + p + 1] - a[loops.OFFSETS + p]
-        low, high = begin + m * thread // threads, begin + m * (thread + 1) // threads
+        low, high = begin + loops.share(m, p, thread, threads), begin + loops.share(m, p, thread + 1, threads)
         d_in[low:high] = 0
         d_out[low:high] = 0
         if a[loops.B_IN]:

@@ -144,8 +144,9 @@ def fit_router(
     first.weight.div_(scale)  # inputs come unstandardised from here on
     if first.bias is not None:
         first.bias.sub_(first.weight @ shift)
-    residual = target - router(x)
-    return 1.0 - (residual.square().sum() / (target - target.mean(0)).square().sum()).item()
+    parts = zip(x.split(_CHUNK), target.split(_CHUNK), strict=True)
+    missed = sum((y - router(part)).square().sum().item() for part, y in parts)
+    return 1.0 - missed / (len(target) * target.var(0, correction=0).sum().item())
 
 
 def trimmed(norms: Tensor) -> Tensor:
@@ -207,14 +208,16 @@ def _descend(hidden: nn.Linear, out: nn.Linear, x: Tensor, y: Tensor, seed: int,
 
 def _solve(layer: nn.Linear, x: Tensor, y: Tensor, ridge: float = 1e-4) -> None:
     """Fit a linear layer to y [n, p] at x [n, d] by ridge regression in float64; a bias is not penalised."""
-    a, b = x.double(), y.double()
-    penalty = ridge * a.var(0, correction=0).mean().clamp_min(1e-12)
-    x_mean, y_mean = a.mean(0), b.mean(0)
-    if layer.bias is not None:
-        a, b = a - x_mean, b - y_mean
-    moment = einsum(a, a, "n i, n j -> i j") / len(x)
-    moment.diagonal().add_(penalty)
-    weight = rearrange(torch.linalg.solve(moment, einsum(a, b, "n i, n p -> i p") / len(x)), "i p -> p i")
+    x_mean, y_mean = (values.mean(0, dtype=torch.float64) for values in (x, y))
+    origin, level = (x_mean, y_mean) if layer.bias is not None else (torch.zeros_like(x_mean), torch.zeros_like(y_mean))
+    moment, cross = (x_mean.new_zeros(x.shape[1], values.shape[1]) for values in (x, y))
+    for a, b in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True):  # copies in float64 would take gigabytes
+        a = a.double() - origin
+        moment += einsum(a, a, "n i, n j -> i j") / len(x)
+        cross += einsum(a, b.double() - level, "n i, n p -> i p") / len(x)
+    variance = moment.diagonal() - (x_mean - origin).square()
+    moment.diagonal().add_(ridge * variance.mean().clamp_min(1e-12))
+    weight = rearrange(torch.linalg.solve(moment, cross), "i p -> p i")
     layer.weight.copy_(weight)
     if layer.bias is not None:
         layer.bias.copy_(y_mean - weight @ x_mean)

@@ -5,6 +5,7 @@ Shapes: f items (neurons), d features, p groups.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -15,6 +16,25 @@ from scipy.sparse.linalg import eigsh
 _RESTARTS = 4
 _ITERATIONS = 50
 _SWEEPS = 20
+MOST_GROUPS = 192
+"""Above, groups are found within communities, because a balanced assignment takes time in the square of the groups."""
+
+
+Find = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Maps the indices of items [f] and the sizes of groups [p] to labels [f]."""
+
+
+def nested(find: Find, items: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Find labels [f] of items; of more than `MOST_GROUPS` groups, first communities of about equally many groups."""
+    if len(sizes) <= MOST_GROUPS:
+        return find(items, sizes)
+    parts = np.array_split(np.arange(len(sizes)), -(-len(sizes) // MOST_GROUPS))
+    community = nested(find, items, np.array([sizes[part].sum() for part in parts]))
+    labels = np.empty_like(community)
+    for i, part in enumerate(parts):
+        inside = np.flatnonzero(community == i)
+        labels[inside] = part[find(items[inside], sizes[part])]
+    return labels
 
 
 class Assignment(NamedTuple):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from slms.models.assignment import Contributions, contributions, learned_assignment
-from slms.models.clustering import balanced_kmeans, spectral_embedding, swap_refinement
+from slms.models.clustering import balanced_kmeans, nested, spectral_embedding, swap_refinement
 
 CALIBRATED = ("coactivation", "learned")
 """Kinds that need calibration tokens."""
@@ -85,7 +85,10 @@ def partition(
     elif kind == "kmeans":
         rows = _array(W_in if W_gate is None else torch.cat([W_gate, W_in], 1))
         rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-        order = np.argsort(balanced_kmeans(rows, np.diff(offsets), rng), kind="stable")
+        labels = nested(
+            lambda items, sizes: balanced_kmeans(rows[items], sizes, rng), np.arange(d_ff), np.diff(offsets)
+        )
+        order = np.argsort(labels, kind="stable")
     elif kind in CALIBRATED:
         if acts is None or W_out is None or (kind == "learned" and (x is None or k is None)):
             raise ValueError(f"`routing.partition` is {kind}; it needs calibration tokens.")
@@ -97,7 +100,9 @@ def partition(
         if sizes.max() == 1:  # single neurons need no grouping
             labels = np.arange(len(rest))
         elif kind == "coactivation":
-            labels = _coactivation_labels(acts[:, rest], W_out[rest], sizes, rng)
+            labels = nested(
+                lambda items, sizes: _coactivation_labels(acts[:, items], W_out[items], sizes, rng), rest, sizes
+            )
         else:
             assert x is not None and k is not None
             of = contributions(x.detach().float(), acts, W_out)

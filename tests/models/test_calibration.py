@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from slms.models import calibration
 from slms.models.anatomy import find_mlps
 from slms.models.calibration import FACTORS, cool, fit_router, layer_inputs, pathway_statistics, trimmed
 from slms.models.weights import MLPWeights, read_mlp
@@ -82,6 +83,19 @@ def test_an_mlp_router_learns_what_a_linear_one_cannot():
     fresh = draw(1000, 12, seed=9)
     best = (fresh @ draw(12, 6, seed=1)).abs().argmax(1)
     assert (mlp(fresh).argmax(1) == best).float().mean() > 0.85
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("biased", [True, False])
+def test_the_fit_is_the_same_in_chunks_of_any_size(monkeypatch, biased):
+    x, norms = draw(100, 12) + 3, draw(100, 6, seed=1).abs()
+    found = []
+    for chunk in (100, 7):
+        monkeypatch.setattr(calibration, "_CHUNK", chunk)
+        r = router("linear", router_bias=biased)
+        found.append((fit_router(r, x, norms, seed=0), r(x)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()

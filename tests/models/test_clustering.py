@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from slms.models.clustering import balanced_assignment, balanced_kmeans, spectral_embedding, swap_refinement
+from slms.models import clustering
+from slms.models.clustering import balanced_assignment, balanced_kmeans, nested, spectral_embedding, swap_refinement
 
 
 def sizes_of(f: int, p: int) -> np.ndarray:
@@ -100,3 +101,23 @@ def test_swaps_recover_planted_groups_from_a_spoiled_start():
     swapped = rng.permutation(40)[:12]
     start[swapped] = truth[np.roll(swapped, 1)]
     assert same_groups(swap_refinement(graph, start, 4), truth)
+
+
+@pytest.mark.parametrize(("f", "p"), [(36, 9), (37, 9), (40, 12), (18, 18)])
+def test_many_groups_are_found_within_communities_and_keep_their_sizes(monkeypatch, f, p):
+    monkeypatch.setattr(clustering, "MOST_GROUPS", 4)
+    rng, asked = np.random.default_rng(0), []
+
+    def by_value(items: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Groups of neighbours in the order of their value."""
+        asked.append(len(sizes))
+        labels = np.empty(len(items), np.int64)
+        labels[values[items].argsort()] = np.repeat(np.arange(len(sizes)), sizes)
+        return labels
+
+    values, items = rng.random(50), rng.permutation(50)[:f]
+    labels = nested(by_value, items, sizes_of(f, p))
+    assert np.array_equal(labels, by_value(items, sizes_of(f, p))), (
+        "here, the best in each community are the best of all"
+    )
+    assert max(asked[:-1]) <= 4 and len(asked) > 3
