@@ -4,8 +4,8 @@ Every row is one selector and one number of pathways P of a SwiGLU MLP, of which
 of a row take turns, one thread, float32; times are medians of processor time. For one token, weights lie in several
 copies that are used in rotation, so that they come from memory as in a whole model.
 
-choice    router and selection alone, as one compiled call, for one token; `gate` has no router, so its selection alone
-          (its gate matrix runs whole)
+choice    router and selection alone, for one token, as a call of its own, whose start in Python the routed MLP does not
+          pay; `gate` has no router: its gate matrix runs whole, and its selection is part of `decode`
 share     choice over the dense MLP's time for one token
 decode    the routed MLP over the dense one, for one token
 prompt    the same for a prompt, which may run dense and masked where that is faster
@@ -27,10 +27,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.kernel_rivals import dense_mlp
 from benchmarks.kernels import CACHES, rotating
-from slms.kernels import Call, GateCall, Layer, Router, prepare_fused
+from slms.kernels import Call, Layer, Router, prepare_fused
 from slms.kernels.costs import machine
-from slms.kernels.cpu.gate_rows import gate_choice
-from slms.kernels.gate import units_of
 from slms.kernels.timing import time_together
 from slms.models.convert import route
 from slms.models.routed import set_ramp
@@ -59,14 +57,12 @@ def random_mlp(config: RoutingConfig, d: int, f: int, seed: int) -> RoutedMLP:
     return mlp
 
 
-def choice(mlp: RoutedMLP, x: Tensor) -> Run:
-    """A call of router and selection alone."""
+def choice(mlp: RoutedMLP, x: Tensor) -> Run | None:
+    """A call of router and selection alone, if there is a router."""
     router = mlp.router
     weights = mlp.W_in, mlp.b_in, mlp.W_gate, mlp.b_gate, mlp.W_out
     if isinstance(router, GateSelector):
-        units = (router.scale, mlp.offsets, mlp.k, 0, mlp.activation, router.whole_above)
-        call, gate = GateCall(x, *weights, *units), x @ mlp.W_gate.T  # type: ignore[union-attr]
-        return lambda: gate_choice(gate, call, units_of(mlp.offsets))
+        return None
     first = (None, None) if router.hidden is None else (router.hidden.weight, router.hidden.bias)
     last = router.out.weight, router.out.bias
     scorer = Router(*first, *last, router.selection_bias, mlp.k, router.gate, router.ramp)
@@ -92,7 +88,9 @@ def arms(config: RoutingConfig, options: argparse.Namespace, n: int) -> dict[str
         }
         if n == 1:
             loops = random_mlp(whole, d, f, seed)
-            made |= {"dense, loops": lambda mlp=loops, x=x: mlp(x), "choice": choice(mlp, x)}
+            made["dense, loops"] = lambda mlp=loops, x=x: mlp(x)
+            if (alone := choice(mlp, x)) is not None:
+                made["choice"] = alone
         for name, run in made.items():
             runs.setdefault(name, []).append(run)
     return {name: rotating(calls, turn) for turn, (name, calls) in enumerate(runs.items())}
@@ -129,7 +127,13 @@ def rows(options: argparse.Namespace) -> Iterator[list[str]]:
         for p in options.pathways:
             config = routing(router, p, options)
             one, many = (medians(config, options, n) for n in (1, options.prompt))
-            cells = [str(p), str(config.k), router, f"{one['choice']:.0f}", f"{one['choice'] / one['dense']:.1%}"]
+            alone = one.get("choice")
+            cells = [
+                str(p),
+                str(config.k),
+                router,
+                *(["", ""] if alone is None else [f"{alone:.0f}", f"{alone / one['dense']:.1%}"]),
+            ]
             cells += [f"{times['routed'] / times['dense']:.2f}" for times in (one, many)]
             if options.calibration:
                 seconds, peak = conversion(config, options)

@@ -15,6 +15,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from slms.kernels.router import kth_largest
+
 
 class Routes(NamedTuple):
     """One layer's routing of n tokens, all [n, p]."""
@@ -35,8 +37,7 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     >>> top_k(torch.tensor([[1.0, 3.0, 3.0, 3.0]]), 2)
     tensor([[False,  True,  True, False]])
     """
-    # torch.topk leaves the order of ties open, but not its k-th *value*, so the set is rebuilt from the value.
-    kth = scores.topk(k, dim=-1).values[..., -1:]
+    kth = kth_largest(scores, k)
     above, ties = scores > kth, scores == kth
     return above | (ties & (ties.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from slms.kernels.router import GATES, Router, choose
+from slms.kernels.router import GATES, Router, choose, kth_largest
 
 
 def make_router(d=24, p=6, h=10, k=2, gate="ramp", linear=False, seed=0) -> Router:
@@ -38,3 +38,13 @@ def test_choice_and_gates(gate, linear):
 def test_equal_scores_are_taken_from_the_left():
     flat = make_router(k=3)._replace(W_out=torch.zeros(6, 10), b_out=torch.zeros(6), bias=torch.zeros(6))
     assert choose(torch.zeros(2, 24), flat)[1].tolist() == [[True] * 3 + [False] * 3] * 2
+
+
+def test_the_kth_largest_is_that_of_a_sorted_row():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(-3, 3, (40, 11), generator=generator).float()
+    scores[:20] += torch.randn(20, 11, generator=generator)
+    scores[3, 2], scores[4, :5], scores[5, 1], scores[6, 7] = torch.nan, torch.nan, torch.inf, -torch.inf
+    ordered = scores.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).sort(descending=True).values
+    for k in range(1, 12):
+        assert torch.equal(kth_largest(scores, k), ordered[:, k - 1 : k])
