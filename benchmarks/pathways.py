@@ -19,6 +19,7 @@ loops that routed MLPs run in.
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from benchmarks.kernel_rivals import dense_mlp
 from benchmarks.kernels import CACHES, rotating
 from slms.kernels import Call, Layer, Router, prepare_fused
 from slms.kernels.costs import machine
+from slms.kernels.cpu.fused import FusedMLP
 from slms.kernels.timing import time_together
 from slms.models.convert import route
 from slms.models.routed import set_ramp
@@ -44,7 +46,7 @@ Run = Callable[[], object]
 def routing(router: str, p: int, options: argparse.Namespace) -> RoutingConfig:
     """The configuration of a row; `low_rank` is an `mlp` router of few hidden units."""
     names = {"router": "mlp", "router_hidden": options.rank} if router == "low_rank" else {"router": router}
-    return RoutingConfig(n_pathways=p, k=max(1, round(options.density * p)), every_n_layers=1, **names)  # type: ignore[arg-type]
+    return RoutingConfig(n_pathways=p, k=max(1, round(options.density * p)), every_n_layers=1, **names)
 
 
 def random_mlp(config: RoutingConfig, d: int, f: int, seed: int) -> RoutedMLP:
@@ -63,11 +65,12 @@ def choice(mlp: RoutedMLP, x: Tensor) -> Run | None:
     weights = mlp.W_in, mlp.b_in, mlp.W_gate, mlp.b_gate, mlp.W_out
     if isinstance(router, GateSelector):
         return None
-    first = (None, None) if router.hidden is None else (router.hidden.weight, router.hidden.bias)
-    last = router.out.weight, router.out.bias
-    scorer = Router(*first, *last, router.selection_bias, mlp.k, router.gate, router.ramp)
+    W_hidden, b_hidden = (None, None) if router.hidden is None else (router.hidden.weight, router.hidden.bias)
+    W, b = router.out.weight, router.out.bias
+    scorer = Router(W_hidden, b_hidden, W, b, router.selection_bias, mlp.k, router.gate, router.ramp)
     fused = prepare_fused(Layer(scorer, *weights, None, None, mlp.offsets, mlp.activation))
-    return lambda: fused.choose(x)  # type: ignore[union-attr]
+    assert isinstance(fused, FusedMLP), fused
+    return partial(fused.choose, x)
 
 
 def arms(config: RoutingConfig, options: argparse.Namespace, n: int) -> dict[str, Run]:
@@ -78,17 +81,16 @@ def arms(config: RoutingConfig, options: argparse.Namespace, n: int) -> dict[str
     runs: dict[str, list[Run]] = {}
     for seed in range(copies):
         mlp, x = random_mlp(config, d, f, seed), torch.randn(n, d)
-        in_order = [None if w is None else w.contiguous() for w in (mlp.W_in, None, mlp.W_gate, None, mlp.W_out)]
-        call = Call(x, *in_order, x, x, mlp.offsets, mlp.activation)  # type: ignore[arg-type]
-        transposed = call.W_out.T.contiguous()
-        made = {
-            "routed": lambda mlp=mlp, x=x: mlp(x),
-            "dense": lambda call=call, W=transposed: dense_mlp(call, W),
-            "dense, neuron-major": lambda call=call: dense_mlp(call, None),
+        assert mlp.W_gate is not None
+        W_in, W_gate, W_out = (w.contiguous() for w in (mlp.W_in, mlp.W_gate, mlp.W_out))
+        call = Call(x, W_in, None, W_gate, None, W_out, x, x, mlp.offsets, mlp.activation)
+        made: dict[str, Run] = {
+            "routed": partial(mlp, x),
+            "dense": partial(dense_mlp, call, W_out.T.contiguous()),
+            "dense, neuron-major": partial(dense_mlp, call, None),
         }
         if n == 1:
-            loops = random_mlp(whole, d, f, seed)
-            made["dense, loops"] = lambda mlp=loops, x=x: mlp(x)
+            made["dense, loops"] = partial(random_mlp(whole, d, f, seed), x)
             if (alone := choice(mlp, x)) is not None:
                 made["choice"] = alone
         for name, run in made.items():

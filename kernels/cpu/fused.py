@@ -92,21 +92,25 @@ class FusedMLP:
 
     def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`kernels.choose` of x [n, d], alone: gates [n, p], and the choice [n, p]."""
-        return self._choose(as_float(x), self.arguments.copy(), torch.empty(x.shape))
+        gates, chosen, _ = self._choose(x, self.arguments.copy(), torch.empty(x.shape))
+        return gates, chosen
 
-    def _choose(self, wide: Tensor, a: np.ndarray, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Choose for x [n, d], float32, with arguments a; write the initial values of the output to y."""
-        n, p = len(wide), int(a[loops.P])
+    def _choose(self, x: Tensor, a: np.ndarray, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Choose for x [n, d] with arguments a; write the initial values of the output to y.
+
+        Returns gates, choice and x in float32; a has their addresses, so they must live as long as it is used.
+        """
+        n, p, wide = len(x), int(a[loops.P]), as_float(x)
         gates, chosen = torch.empty(n, p), torch.empty(n, p, dtype=torch.bool)
         a[loops.N], a[loops.X], a[loops.Y] = n, address(wide), y.data_ptr()
         a[loops.GATES], a[loops.CHOSEN] = gates.data_ptr(), chosen.data_ptr()
         choose_loop(a)
-        return gates, chosen
+        return gates, chosen, wide
 
     def _by_rows(self, x: Tensor, a: np.ndarray, team: int) -> Tensor:
         """Run on several threads, each with its share of the neurons, after one thread has chosen."""
-        wide, y = as_float(x), torch.zeros(team, *x.shape)
-        held = self._choose(wide, a, y)  # the loops know only addresses
+        y = torch.zeros(team, *x.shape)
+        held = self._choose(x, a, y)
         run(loops.forward_loop, team, a)
         del held
         return y.sum(0).to(x.dtype)
