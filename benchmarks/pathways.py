@@ -40,6 +40,7 @@ from slms.routing import GateSelector, RoutingConfig
 ROUTERS = ("linear", "mlp", "low_rank", "gate")
 COLUMNS = "P | k | router | choice µs | share | decode | prompt | seconds | MiB".split(" | ")
 BLOCK = 256  # calibration tokens in a row
+MOST_COPIES = 32  # an MLP that needs more to fill the caches stays in them in a whole model too
 Run = Callable[[], object]
 
 
@@ -76,7 +77,7 @@ def choice(mlp: RoutedMLP, x: Tensor) -> Run | None:
 def arms(config: RoutingConfig, options: argparse.Namespace, n: int) -> dict[str, Run]:
     """The alternatives for n tokens; those for one token rotate through copies of the weights."""
     d, f = options.d, options.d_ff
-    copies = max(1, CACHES // (12 * d * f)) if n == 1 else 1
+    copies = min(max(1, CACHES // (12 * d * f)), MOST_COPIES) if n == 1 else 1
     whole = RoutingConfig(n_pathways=1, k=1, router="linear", gate="unit")
     runs: dict[str, list[Run]] = {}
     for seed in range(copies):
