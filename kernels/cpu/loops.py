@@ -19,6 +19,7 @@ from slms.kernels.cpu.single import add_lanes, dot_one, sum_one, to_lanes
 from slms.kernels.cpu.vectors import dots, sums
 
 ALONE = 128  # neurons that a single token processes between its up- and its down-projection
+WIDE = 32  # from so many neurons a pathway on, on average, a single token takes them pathway by pathway (docs/log.md)
 BLOCK = 128  # at most so many tokens, whose inputs and outputs stay in the second cache
 
 dots_4, dots_2, dots_1 = (dots(4, tokens) for tokens in (4, 2, 1))
@@ -227,7 +228,7 @@ def forward(a, thread, threads):
     n, d, size = a[N], a[D], a[SIZE]
     chosen, gates = carray(bytes_at(a[CHOSEN]), (n, a[P])), carray(floats(a[GATES]), (n, a[P]))
     b_in, b_gate = numbers(a[B_IN], a[OFFSETS + a[P]], size), numbers(a[B_GATE], a[OFFSETS + a[P]], size)
-    if n == 1:  # pathway by pathway, 768 of one neuron took four times as long
+    if n == 1 and a[OFFSETS + a[P]] < WIDE * a[P]:
         _forward_alone(a, chosen[0], gates[0], b_in, b_gate, thread, threads)
         return
     y = a[Y] + thread * n * d * 4
