@@ -10,7 +10,7 @@ from numba.extending import register_jitable
 
 from slms.kernels.cpu.compiled import njit
 from slms.kernels.cpu.gate_choice import kth_largest, score_bits
-from slms.kernels.cpu.gathered import ROWS, dots_1, dots_n, sums_1, sums_n
+from slms.kernels.cpu.gathered import ROWS, add_rows_at, dot_rows_at
 from slms.kernels.cpu.memory import keep, stay_apart
 from slms.kernels.cpu.pointwise import activate
 from slms.kernels.cpu.single import multiply, vector
@@ -64,7 +64,6 @@ def _apart(index, count, order, table, weight, c):
         order[j] = index[j // ROWS + j % ROWS * groups if j < groups * ROWS else j]
         table[j] = weight + 4 * c * order[j]
     table[count : count + ROWS] = weight
-    return groups * ROWS
 
 
 @register_jitable
@@ -73,11 +72,8 @@ def _dot_rows(weight, bias, index, count, x, u):
     stay_apart()
     c = x.shape[0]
     order, table, out = np.empty(count, np.int64), np.empty(count + ROWS, np.int64), np.empty(count, np.float32)
-    whole, at, to = _apart(index, count, order, table, weight, c), table.ctypes.data, out.ctypes.data
-    for j in range(0, whole, ROWS):
-        dots_n(at + 8 * j, at + 8 * (j + ROWS), x.ctypes.data, c, to + 4 * j)
-    for j in range(whole, count):
-        dots_1(at + 8 * j, at + 8 * (j + 1), x.ctypes.data, c, to + 4 * j)
+    _apart(index, count, order, table, weight, c)
+    dot_rows_at(table.ctypes.data, count, x.ctypes.data, c, out.ctypes.data, 4)
     for j in range(count):
         u[order[j]] = out[j]
     if bias != 0:
@@ -93,16 +89,13 @@ def _sum_rows(weight, bias, index, count, v, y):
     stay_apart()
     c = y.shape[0]
     order, table, factors = np.empty(count, np.int64), np.empty(count + ROWS, np.int64), np.empty(count, np.float32)
-    whole, at, by = _apart(index, count, order, table, weight, c), table.ctypes.data, factors.ctypes.data
+    _apart(index, count, order, table, weight, c)
     for j in range(count):
         factors[j] = v[order[j]]
     y[:] = 0
     if bias != 0:
         y[:] = vector(bias, c)
-    for j in range(0, whole, ROWS):
-        sums_n(at + 8 * j, at + 8 * (j + ROWS), by + 4 * j, c, y.ctypes.data)
-    for j in range(whole, count):
-        sums_1(at + 8 * j, at + 8 * (j + 1), by + 4 * j, c, y.ctypes.data)
+    add_rows_at(table.ctypes.data, count, factors.ctypes.data, c, y.ctypes.data, 4)
     keep(order, table, factors)
 
 
