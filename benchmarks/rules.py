@@ -14,9 +14,12 @@ from transformers import PreTrainedModel
 
 from slms.kernels.timing import time_together
 from slms.models.base import load_base
+from slms.models.calibration import layer_inputs
 from slms.models.decode_step import speed_up
 from slms.models.dynamic import RULES, apply_rule, force_rules, set_densities
 from slms.models.transformers_internals import CACHE
+
+PROMPT = 32  # tokens
 
 
 def first_layers(base: str, n_layers: int) -> tuple[PreTrainedModel, torch.Tensor]:
@@ -39,15 +42,13 @@ def one_token(model: Any, ids: torch.Tensor) -> Callable[[], object]:
     return step
 
 
-def mlps(model: Any, n_tokens: int) -> Callable[[], object]:
-    """All MLPs on as many sequences of one token; under `griffin`, after prompts."""
-    g = torch.Generator().manual_seed(0)
-    x = torch.randn(n_tokens, 1, model.config.hidden_size, generator=g)
-    prompt = torch.randn(n_tokens, 32, model.config.hidden_size, generator=g)
+def mlps(model: Any, inputs: list[torch.Tensor], n_tokens: int) -> Callable[[], object]:
+    """All MLPs on their own inputs [n, d] of as many sequences of one token; under `griffin`, after prompts."""
     modules = [layer.mlp for layer in model.model.layers]
-    for mlp in modules:
-        mlp(prompt)
-    return lambda: [mlp(x) for mlp in modules]
+    for mlp, x in zip(modules, inputs, strict=True):
+        mlp(x[: PROMPT * n_tokens].unflatten(0, (n_tokens, PROMPT)))
+    last = [x[-n_tokens:, None].contiguous() for x in inputs]
+    return lambda: [mlp(x) for mlp, x in zip(modules, last, strict=True)]
 
 
 @torch.inference_mode()
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     dense, ids = first_layers(args.base, args.layers)
+    inputs = [x for _, x in layer_inputs(dense, list(range(args.layers)), ids)]
     models = {"dense": dense} | {rule: apply_rule(dense, rule, ids) for rule in args.rule}
     for model in models.values():
         speed_up(model)
@@ -71,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for model in models.values():
             set_densities(model, density)
         for n in args.tokens:
-            runs = {name: one_token(model, ids) if n == 1 else mlps(model, n) for name, model in models.items()}
+            runs = {name: one_token(model, ids) if n == 1 else mlps(model, inputs, n) for name, model in models.items()}
             times = time_together(runs, "cpu", args.seconds)
             of = times.pop("dense").p50
             cells = " ".join(f"{name} {of / spread.p50:.2f}" for name, spread in times.items())

@@ -24,10 +24,10 @@ NEVER = BreakEven(1.0, 1.0)  # one set for all tokens is a smaller dense MLP
 # shape (docs/benchmarks.md), rounded down. Where library calls and loops of `kernels.neurons` do: estimated from older
 # figures of one token in fp32 (docs/log.md, "Rules that are slower than dense run dense").
 COMPILED = {
-    "output": BreakEven(0.8, 0.0),
-    "gate": BreakEven(0.85, 0.4),
-    "prediction": BreakEven(0.7, 0.4),
-    "inputs": BreakEven(0.85, 0.55),
+    "output": BreakEven(0.75, 0.0),
+    "gate": BreakEven(0.8, 0.35),
+    "prediction": BreakEven(0.65, 0.35),
+    "inputs": BreakEven(0.8, 0.45),
     "set": NEVER,
 }
 LIBRARY = {
