@@ -25,6 +25,7 @@ from slms.kernels.gate_gpu import gate_refusal, gpu_plan, size_class
 from slms.kernels.gate_reference import (
     GateCall,
     gate_mlp_reference,
+    keep_reference,
     per_neuron,
     select_reference,
     unit_scores,
@@ -102,8 +103,12 @@ def check_gate_call(call: GateCall) -> None:
     d, f, p = x.shape[1], offsets[-1] if offsets else 0, len(offsets) - 1
     if not 0 <= call.n_shared <= call.k <= p:
         raise ValueError(f"`k` is {call.k} of {p} units, {call.n_shared} shared; it must be between these two.")
-    check_tensors(call, (f, d), {"scale": (f,), "whole_above": ()})
-    for name in ("scale", "whole_above"):
+    if (call.k_out is None) != (call.out_scale is None):
+        raise ValueError(f"`k_out` is {call.k_out}; it needs `out_scale`, and this needs `k_out`.")
+    if call.k_out is not None and (units_of(offsets) or not 0 <= call.k_out <= call.k):
+        raise ValueError(f"`k_out` is {call.k_out}; it must be from 0 to `k` ({call.k}), and the units single neurons.")
+    check_tensors(call, (f, d), {"scale": (f,), "whole_above": (), "out_scale": (f,)})
+    for name in ("scale", "whole_above", "out_scale"):
         if (tensor := getattr(call, name)) is not None and tensor.dtype != torch.float32:
             raise ValueError(f"`{name}` is {tensor.dtype}; it must be torch.float32.")
 
@@ -153,6 +158,18 @@ def _chosen(gate: Tensor, call: GateCall, units: tuple[int, ...]) -> Tensor:
     return select_reference(scores, call.k, call.n_shared, call.whole_above)
 
 
+def _kept(up: Tensor, gate: Tensor, call: GateCall, units: tuple[int, ...]) -> Tensor:
+    """The neurons [n, f] that go through W_out, by up and gate [n, f] before the activation."""
+    if call.k_out is None:
+        return per_neuron(_chosen(gate, call, units), call.offsets)
+    up, gate = up.detach(), gate.detach()
+    if not gate.is_cuda and _refusal("cpu", gate.dtype, len(call.offsets) - 1) is None:
+        from slms.kernels.gate_ops import keep
+
+        return keep(up, gate, call)
+    return keep_reference(ACTIVATIONS[call.activation](gate) * up, _chosen(gate, call, units), call)
+
+
 def gate_select(call: GateCall) -> Tensor:
     """Return the units [n, p] bool that each token runs; it has no gradient.
 
@@ -170,13 +187,13 @@ def gate_select(call: GateCall) -> Tensor:
 def _dense(call: GateCall, units: tuple[int, ...], gradients: bool) -> Tensor:
     x, compiling = call.x, torch.compiler.is_compiling()
     compiled = _refusal(x.device.type, x.dtype, len(call.offsets) - 1) is None
-    if compiled and x.is_cuda and not compiling:
+    if compiled and x.is_cuda and not compiling and call.k_out is None:
         from slms.kernels.gpu.gate_many import gate_many  # Triton exists for Linux alone
 
         return gate_many(call, units, gradients)
     up, gate = F.linear(call.x, call.W_in, call.b_in), F.linear(call.x, call.W_gate, call.b_gate)
-    if gradients or compiling or not compiled:
-        kept = per_neuron(_chosen(gate, call, units), call.offsets)
+    if gradients or compiling or not compiled or x.is_cuda:
+        kept = _kept(up, gate, call, units)
         return torch.where(kept, ACTIVATIONS[call.activation](gate) * up, 0) @ call.W_out
     from slms.kernels.cpu.gate_rows import multiply_chosen
 
@@ -186,6 +203,8 @@ def _dense(call: GateCall, units: tuple[int, ...], gradients: bool) -> Tensor:
 
 def _grouped(call: GateCall, units: tuple[int, ...]) -> Tensor:
     """The units as pathways whose gates are 1, chosen by the gates, which the grouped kernels compute once more."""
+    if call.k_out is not None:
+        raise ValueError(f"`backend` is 'grouped'; it runs whole units, and `k_out` is {call.k_out}.")
     with torch.no_grad():
         chosen = _chosen(F.linear(call.x, call.W_gate, call.b_gate), call, units)
     most = call.k if call.whole_above is None else None
@@ -223,7 +242,7 @@ def prepare_gate(call: GateCall) -> "GateMLP":
 def gate_mlp(call: GateCall, backend: str = "auto") -> Tensor:
     """Return y [n, d] = Σ over neurons i of the units that `gate_select` chooses of act(g_i) · u_i · W_out[i].
 
-    g = x W_gateᵀ + b_gate, u = x W_inᵀ + b_in. The output bias is not added here. It is differentiable in x, W_in,
+    With `k_out`, only the chosen neurons of largest |act(g_i) · u_i| · `out_scale` have a term. g = x W_gateᵀ + b_gate, u = x W_inᵀ + b_in. The output bias is not added here. It is differentiable in x, W_in,
     b_in, W_gate, b_gate and W_out, except by "rows". Raises ValueError if shapes do not fit, or if a backend does not
     exist, cannot run here or has no gradient where one is needed.
     """
@@ -238,8 +257,12 @@ def gate_mlp(call: GateCall, backend: str = "auto") -> Tensor:
     if backend == "auto":
         smallest = min(end - start for start, end in pairwise(units)) if units and x.is_cuda else 1
         backend, _ = gate_plan(len(x), call.k / max(1, p), gradients, device, x.dtype, p, smallest)
+        if x.is_cuda and call.k_out is not None:
+            backend = "dense"
     elif backend == "rows":
         why = _refusal(device, x.dtype, p) or ("it has no gradient, and an input needs one" if gradients else None)
+        if why is None and x.is_cuda and call.k_out is not None:
+            why = f"it chooses once on a GPU, and `k_out` is {call.k_out}"
         if why is None and x.is_cuda and len(x) > GPU_TOKENS:
             why = f"it takes up to {GPU_TOKENS} tokens on a GPU, and there are {len(x)}"
         if why is not None:

@@ -16,7 +16,10 @@ from torch import Tensor, library
 
 from slms.kernels.gate_reference import GateCall
 
-CHOICE = "Tensor scale, int[] offsets, SymInt k, SymInt n_shared, str activation, Tensor? whole_above=None"
+CHOICE = (
+    "Tensor scale, int[] offsets, SymInt k, SymInt n_shared, str activation, Tensor? whole_above=None, "
+    "SymInt? k_out=None, Tensor? out_scale=None"
+)
 there: Any = dict(mutates_args=(), device_types=("cpu", "cuda"))
 
 
@@ -29,12 +32,19 @@ def _choice(gate: Tensor, *choice: Any) -> Tensor:
     return _on(gate).gate_choice(gate, GateCall(gate, gate, None, gate, None, gate, *choice), tuple(choice[1]))
 
 
+def _keep(up: Tensor, gate: Tensor, *choice: Any) -> Tensor:
+    return _on(gate).gate_keep(up, gate, GateCall(gate, gate, None, gate, None, gate, *choice))
+
+
 def _rows(*inputs: Any) -> Tensor:
     call = GateCall(*inputs)
     return _on(call.x).gate_rows(call, tuple(call.offsets))
 
 
 GATE_CHOICE = library.custom_op("kernels::gate_choice", _choice, schema=f"(Tensor gate, {CHOICE}) -> Tensor", **there)
+GATE_KEEP = library.custom_op(
+    "kernels::gate_keep", _keep, schema=f"(Tensor up, Tensor gate, {CHOICE}) -> Tensor", **(there | {"device_types": "cpu"})
+)
 GATE_ROWS = library.custom_op(
     "kernels::gate_rows",
     _rows,
@@ -49,6 +59,11 @@ def _fake_choice(gate: Tensor, scale: Tensor, offsets: Sequence[int], *others: A
     return gate.new_empty((n, len(offsets) - 1 if offsets else f), dtype=torch.bool)
 
 
+@GATE_KEEP.register_fake
+def _fake_keep(up: Tensor, gate: Tensor, *others: Any) -> Tensor:
+    return torch.empty_like(gate, dtype=torch.bool, memory_format=torch.contiguous_format)
+
+
 @GATE_ROWS.register_fake
 def _fake_rows(x: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -59,6 +74,13 @@ def choose(gate: Tensor, call: GateCall, units: tuple[int, ...]) -> Tensor:
     if torch.compiler.is_compiling():
         return GATE_CHOICE(gate, call.scale, units, *call[8:])
     return _on(gate).gate_choice(gate, call, units)
+
+
+def keep(up: Tensor, gate: Tensor, call: GateCall) -> Tensor:
+    """The neurons [n, f] that go through W_out, by up and gate [n, f] before the activation, with `k_out`, on a CPU."""
+    if torch.compiler.is_compiling():
+        return GATE_KEEP(up, gate, call.scale, (), *call[8:])
+    return _on(gate).gate_keep(up, gate, call)
 
 
 def few_tokens(call: GateCall, units: tuple[int, ...]) -> Tensor:

@@ -1,6 +1,7 @@
 """Gated MLPs whose neurons are chosen by their own gates: the inputs, and the specification in plain PyTorch.
 
-The gate matrix runs whole; up and down run only where chosen, which costs (1 + 2ρ)/3 of the dense MLP at density ρ.
+The gate matrix runs whole; up and down run only where chosen, which costs (1 + 2ρ)/3 of the dense MLP at density ρ. A
+second choice, by the activations themselves, may leave fewer for down: (1 + ρ + ρ_out)/3.
 
 Shapes: n tokens, d model, f neurons, p units.
 """
@@ -43,6 +44,10 @@ class GateCall(NamedTuple):
     """a key of `kernels.ACTIVATIONS`"""
     whole_above: Tensor | None = None
     """[] fp32: a token keeps every unit if the 2-norm of its units' scores exceeds it"""
+    k_out: int | None = None
+    """neurons of the chosen ones, which must be units of one, that go through W_out; None: all"""
+    out_scale: Tensor | None = None
+    """[f] fp32, at least 0: what one unit of a neuron's activation is worth to that second choice, ‖w_out_i‖"""
 
 
 def unit_scores(gate: Tensor, scale: Tensor, offsets: Sequence[int]) -> Tensor:
@@ -72,6 +77,20 @@ def select_reference(scores: Tensor, k: int, n_shared: int, whole_above: Tensor 
     return chosen if whole_above is None else chosen | (scores.norm(dim=1, keepdim=True) > whole_above)
 
 
+def keep_reference(h: Tensor, chosen: Tensor, call: GateCall) -> Tensor:
+    """Of the chosen neurons [n, f] those that go through W_out: the `k_out` of largest |h| · `out_scale`, h [n, f].
+
+    A token keeps all if it chose all though `k` are fewer; of equals the left one stays.
+    """
+    if call.k_out is None:
+        return chosen
+    assert call.out_scale is not None  # the call has been checked
+    wide = torch.promote_types(h.dtype, torch.float32)
+    worth = (h.detach().to(wide).abs() * call.out_scale).masked_fill(~chosen, -1.0)
+    whole = chosen.all(1, keepdim=True) & (call.k < chosen.shape[1])
+    return chosen & (select_reference(worth, call.k_out, 0) | whole)
+
+
 def per_neuron(chosen: Tensor, offsets: Sequence[int]) -> Tensor:
     """Each unit's choice repeated over its neurons: [n, p] -> [n, f]."""
     if len(offsets) - 1 == offsets[-1] and all(end - start == 1 for start, end in pairwise(offsets)):
@@ -86,11 +105,12 @@ def gate_activations(call: GateCall) -> Tensor:
 
 
 def gate_mlp_reference(call: GateCall) -> Tensor:
-    """y [n, d] = Σ over neurons i of chosen units of act(g_i) · u_i · W_out[i], g and u the two projections of x.
+    """y [n, d] = Σ over kept neurons i of act(g_i) · u_i · W_out[i], g and u the two projections of x.
 
-    It executes dense FLOPs.
+    Kept are the neurons of the chosen units, or those of them that `keep_reference` leaves. It executes dense FLOPs.
     """
     gate = gate_activations(call)
     scores = unit_scores(gate, call.scale, call.offsets)
-    kept = per_neuron(select_reference(scores, call.k, call.n_shared, call.whole_above), call.offsets)
-    return torch.where(kept, gate * F.linear(call.x, call.W_in, call.b_in), 0) @ call.W_out
+    chosen = per_neuron(select_reference(scores, call.k, call.n_shared, call.whole_above), call.offsets)
+    h = gate * F.linear(call.x, call.W_in, call.b_in)
+    return torch.where(keep_reference(h, chosen, call), h, 0) @ call.W_out

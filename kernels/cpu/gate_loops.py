@@ -9,16 +9,40 @@ from numba.extending import register_jitable
 
 from slms.kernels.cpu import loops
 from slms.kernels.cpu.compiled import njit
-from slms.kernels.cpu.gate_choice import choose_units, exceeds, score_bits
-from slms.kernels.cpu.gathered import ROWS, dots_1, dots_1h, dots_n, dots_nh, sums_1, sums_1h, sums_n, sums_nh
-from slms.kernels.cpu.memory import bits_as_float, bytes_at, floats, halves, integers, keep, narrow, numbers, stay_apart
+from slms.kernels.cpu.gate_choice import POSITIVE, choose_units, exceeds, score_bits
+from slms.kernels.cpu.gathered import (
+    ROWS,
+    add_rows_at,
+    dot_rows_at,
+    dots_1,
+    dots_1h,
+    dots_n,
+    dots_nh,
+    sums_1,
+    sums_1h,
+    sums_n,
+    sums_nh,
+)
+from slms.kernels.cpu.memory import (
+    bits_as_float,
+    bytes_at,
+    float_as_bits,
+    floats,
+    halves,
+    integers,
+    keep,
+    narrow,
+    numbers,
+    stay_apart,
+)
 from slms.kernels.cpu.pointwise import activate
 from slms.kernels.cpu.single import add_lanes, dot_one, to_lanes
 
 # Besides those of `loops`. GATES: [n, f] float32, written; INDEX: [n, f + 1] int64, written: each token's neurons, and
 # last their number. For single neurons, P is 1, and SINGLE is set. ROW: bytes from a row of W_in, and of W_out, to the
-# next: if more than a row's, the two lie interleaved.
-SCALE, SHARED, WHOLE, SINGLE, INDEX, ROW = loops.ROUTER_IN, 24, 25, 26, 27, 29
+# next: if more than a row's, the two lie interleaved. K_OUT: −1, or of a token's neurons so many, those of largest
+# |h| · OUT_SCALE [f], go through W_OUT; H: [n, f] float32, written: the activations of INDEX.
+SCALE, SHARED, WHOLE, SINGLE, INDEX, ROW, K_OUT, OUT_SCALE, H = loops.ROUTER_IN, 24, 25, 26, 27, 29, 30, 31, 32
 BLOCK = 64  # rows of the gate matrix that tokens share
 
 
@@ -178,12 +202,93 @@ def add_rows(a, thread, threads):
         _add_token(a, t, thread, threads, a[loops.Y] + (thread * n + t) * d * 4)
 
 
+@register_jitable
+def worth_bits(h, index, scale, bits):
+    """Write what |h| · scale of the neurons that index names is, as bits in their order, NaN the largest."""
+    for j in range(h.shape[0]):
+        bits[j] = np.int32(float_as_bits(h[j] * scale[index[j]]) & POSITIVE)
+
+
+@register_jitable
+def far_apart(j, count):
+    """Which of `count` rows is the j-th to be read: the rows of a tile lie far apart, as in `single`."""
+    whole = count // ROWS * ROWS
+    return j // ROWS + j % ROWS * (whole // ROWS) if j < whole else j
+
+
+@register_jitable
+def _rows_table(a, rows, index):
+    """The addresses of the rows of index, in the order of `far_apart`, and of what is fetched after the end."""
+    count = index.shape[0]
+    table = np.empty(count + ROWS, np.int64)
+    for j in range(count):
+        table[j] = rows + index[far_apart(j, count)] * a[ROW]
+    table[count:] = rows
+    return table
+
+
+@register_jitable
+def form_ups(a, thread, threads):
+    """Write H of this thread's share of INDEX."""
+    n, d, size, f = a[loops.N], a[loops.D], a[loops.SIZE], a[loops.OFFSETS + a[loops.P]]
+    bias = numbers(a[loops.B_IN], f, size)
+    for t in range(n):
+        chosen = carray(integers(a[INDEX]), (n, f + 1))[t]
+        low, high = chosen[f] * thread // threads, chosen[f] * (thread + 1) // threads
+        index, count = chosen[low:high], high - low
+        gates, h = carray(floats(a[loops.GATES]), (n, f))[t], carray(floats(a[H]), (n, f))[t]
+        lanes, u = to_lanes(a[loops.X] + 4 * d * t, d, size), np.empty(count, np.float32)
+        table = _rows_table(a, a[loops.W_IN], index)
+        dot_rows_at(table.ctypes.data, count, lanes.ctypes.data, d, u.ctypes.data, size)
+        for j in range(count):
+            at = far_apart(j, count)
+            i = index[at]
+            h[low + at] = (u[j] + bias[i] if bias.shape[0] > 0 else u[j]) * gates[i]
+        keep(lanes, table, u)
+
+
+@register_jitable
+def keep_best(a):
+    """Leave in INDEX and H of each token the K_OUT neurons of largest |H| · OUT_SCALE, unless it is whole."""
+    n, f, k = a[loops.N], a[loops.OFFSETS + a[loops.P]], a[K_OUT]
+    scale, bits, chosen = carray(floats(a[OUT_SCALE]), (f,)), np.empty(f, np.int32), np.empty(f, np.uint8)
+    for t in range(n):
+        index, h = carray(integers(a[INDEX]), (n, f + 1))[t], carray(floats(a[H]), (n, f))[t]
+        count = index[f]
+        if count <= k or (count == f and a[loops.K] < f):
+            continue
+        worth_bits(h[:count], index, scale, bits)
+        choose_units(bits[:count], k, 0, False, chosen)
+        kept = 0
+        for j in range(count):
+            index[kept], h[kept] = index[j], h[j]
+            kept += int(chosen[j])
+        index[f] = kept
+
+
+@register_jitable
+def add_downs(a, thread, threads):
+    """Add to Y [threads, n, d] the rows of W_OUT of this thread's share of INDEX, times H."""
+    n, d, size, f = a[loops.N], a[loops.D], a[loops.SIZE], a[loops.OFFSETS + a[loops.P]]
+    for t in range(n):
+        chosen = carray(integers(a[INDEX]), (n, f + 1))[t]
+        low, high = chosen[f] * thread // threads, chosen[f] * (thread + 1) // threads
+        index, count = chosen[low:high], high - low
+        h, factors = carray(floats(a[H]), (n, f))[t, low:high], np.empty(count, np.float32)
+        for j in range(count):
+            factors[j] = h[far_apart(j, count)]
+        table, total = _rows_table(a, a[loops.W_OUT], index), np.zeros(d, np.float32)
+        add_rows_at(table.ctypes.data, count, factors.ctypes.data, d, total.ctypes.data, size)
+        add_lanes(a[loops.Y] + (thread * n + t) * d * 4, total, size)
+        keep(table, total, factors)
+
+
 @njit
 def mask_loop(a, thread, threads):
     """Choose for this thread's share of the tokens of X [n, f], gates before their activation, of SIZE bytes.
 
     Write CHOSEN [n, units], if there is one; multiply Y [n, f], if there is one, by the activated gates, zero where not
-    chosen.
+    chosen. W_IN is Y, or in its absence what would be multiplied; with K_OUT, chosen is what it leaves.
     """
     n, p, f, size = a[loops.N], a[loops.P], a[loops.OFFSETS + a[loops.P]], a[loops.SIZE]
     offsets = a[loops.OFFSETS : loops.OFFSETS + (0 if a[SINGLE] else p + 1)]
@@ -196,10 +301,19 @@ def mask_loop(a, thread, threads):
         score_bits(gate, scale, offsets, bits)
         whole = exceeds(gate, scale, a[WHOLE])
         choose_units(bits, a[loops.K], a[SHARED], whole, chosen)
+        if a[loops.W_IN]:
+            widen(a[loops.W_IN] + t * f * size, factor, size)
+        if a[K_OUT] >= 0 and not (whole and a[loops.K] < f):
+            worth = carray(floats(a[OUT_SCALE]), (f,))
+            for i in range(f):
+                bits[i] = np.int32(float_as_bits(gate[i] * factor[i] * worth[i]) & POSITIVE)
+                bits[i] = bits[i] if chosen[i] else np.int32(-1)
+            choose_units(bits, a[K_OUT], 0, False, spread)
+            for i in range(f):
+                chosen[i] &= spread[i]
         if a[loops.CHOSEN]:
             carray(bytes_at(a[loops.CHOSEN]), (n, units))[t] = chosen
         if a[loops.Y]:
-            widen(a[loops.Y] + t * f * size, factor, size)
             kept = chosen
             if not a[SINGLE]:
                 kept = spread
@@ -223,6 +337,21 @@ def choose_loop(a):
 
 
 @njit
+def ups_loop(a, thread, threads):
+    form_ups(a, thread, threads)
+
+
+@njit
+def keep_loop(a):
+    keep_best(a)
+
+
+@njit
+def downs_loop(a, thread, threads):
+    add_downs(a, thread, threads)
+
+
+@njit
 def chosen_rows_loop(a, thread, threads):
     add_rows(a, thread, threads)
 
@@ -233,14 +362,21 @@ def gate_loop(a):
     n, d, f, size, target = a[loops.N], a[loops.D], a[loops.OFFSETS + a[loops.P]], a[loops.SIZE], a[loops.Y]
     x, y = numbers(a[loops.X], n * d, size), np.zeros(n * d, np.float32)
     gates, index = np.empty(n * f, np.float32), np.empty(n * (f + 1), np.int64)
-    a[loops.X], a[loops.Y], a[loops.GATES], a[INDEX] = (
+    h = np.empty(n * f if a[K_OUT] >= 0 else 0, np.float32)
+    a[loops.X], a[loops.Y], a[loops.GATES], a[INDEX], a[H] = (
         x.ctypes.data,
         y.ctypes.data,
         gates.ctypes.data,
         index.ctypes.data,
+        h.ctypes.data,
     )
     form_gates(a, 0, 1)
     choose(a)
-    add_rows(a, 0, 1)
+    if a[K_OUT] >= 0:
+        form_ups(a, 0, 1)
+        keep_best(a)
+        add_downs(a, 0, 1)
+    else:
+        add_rows(a, 0, 1)
     put(y.ctypes.data, target, n * d, size)
-    keep(x, y, gates, index)
+    keep(x, y, gates, index, h)

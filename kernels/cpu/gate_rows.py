@@ -30,6 +30,16 @@ def mask_member(arguments):
     take_part(gate_loops.mask_loop, arguments)
 
 
+def ups_member(arguments):
+    take_part(gate_loops.ups_loop, arguments)
+
+
+def downs_member(arguments):
+    take_part(gate_loops.downs_loop, arguments)
+
+
+MEMBERS[gate_loops.ups_loop] = ups_member
+MEMBERS[gate_loops.downs_loop] = downs_member
 MEMBERS[gate_loops.gates_loop] = gates_member
 MEMBERS[gate_loops.chosen_rows_loop] = chosen_rows_member
 MEMBERS[gate_loops.mask_loop] = mask_member
@@ -39,11 +49,16 @@ def _arguments(
     numbers: Sequence[int], addresses: Sequence[int], choice: Sequence[int], offsets: Sequence[int]
 ) -> np.ndarray:
     """A loop's arguments; `offsets` is empty for single neurons, whose number is the first of `choice`."""
-    f, scale, k, n_shared, whole_above = choice
+    f, scale, k, n_shared, whole_above, k_out, out_scale = choice
     a = packed([*numbers, 0, 0, *addresses], offsets or (0, f))
     a[loops.K], a[gate_loops.SHARED] = k, n_shared
     a[gate_loops.SCALE], a[gate_loops.WHOLE], a[gate_loops.SINGLE] = scale, whole_above, not offsets
+    a[gate_loops.K_OUT], a[gate_loops.OUT_SCALE] = k_out, out_scale
     return a
+
+
+def _k_out(call: GateCall) -> int:
+    return -1 if call.k_out is None else call.k_out
 
 
 def interleave(W_in: Tensor, W_out: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,15 +84,15 @@ class GateMLP:
     """
 
     def __init__(self, call: GateCall, offsets: Sequence[int]) -> None:
-        given, together = (*call[1:6], call.scale), interleaved(call.W_in, call.W_out)
+        given, together = (*call[1:6], call.scale, call.out_scale), interleaved(call.W_in, call.W_out)
         # Held, because the loops know only addresses.
         as_they_lie = (call.W_in, call.W_out) if together else ()
         self.held = [t if any(t is w for w in as_they_lie) else contiguous(t) for t in given] + [call.whole_above]
         self.copied = any(ours is not tensor for ours, tensor in zip(self.held, given, strict=False))
-        self.f, self.bytes = len(call.scale), call.W_in.nbytes * 2
-        *weights, scale, whole_above = map(address, self.held)
+        self.f, self.bytes, self.twice = len(call.scale), call.W_in.nbytes * 2, call.k_out is not None
+        *weights, scale, out_scale, whole_above = map(address, self.held)
         numbers = 0, call.W_in.shape[1], max(1, len(offsets) - 1), CODES[call.activation], call.W_in.element_size()
-        choice = self.f, scale, call.k, call.n_shared, whole_above
+        choice = self.f, scale, call.k, call.n_shared, whole_above, _k_out(call), out_scale
         self.arguments = _arguments(numbers, [0, *weights], choice, offsets)
         self.arguments[gate_loops.ROW] = call.W_in.nbytes // self.f * (1 + together)
 
@@ -96,7 +111,14 @@ class GateMLP:
         a[loops.X], a[loops.Y], a[loops.GATES], a[gate_loops.INDEX] = map(address, (wide, y, gates, index))
         run(gate_loops.gates_loop, team, a)
         gate_loops.choose_loop(a)
-        run(gate_loops.chosen_rows_loop, team, a)
+        if self.twice:
+            h = torch.empty(n, self.f)
+            a[gate_loops.H] = address(h)
+            run(gate_loops.ups_loop, team, a)
+            gate_loops.keep_loop(a)
+            run(gate_loops.downs_loop, team, a)
+        else:
+            run(gate_loops.chosen_rows_loop, team, a)
         return y.sum(0).to(x.dtype)
 
 
@@ -108,8 +130,15 @@ def gate_rows(call: GateCall, offsets: Sequence[int]) -> Tensor:
 def gate_choice(gate: Tensor, call: GateCall, offsets: Sequence[int]) -> Tensor:
     """Choose [n, p] bool by the gates [n, f] before their activation, float32 or bfloat16."""
     chosen = torch.empty(len(gate), len(offsets) - 1 if offsets else gate.shape[1], dtype=torch.bool)
-    _mask(gate.contiguous(), call, offsets, chosen, None)
+    _mask(gate.contiguous(), call._replace(k_out=None, out_scale=None), offsets, chosen, None)
     return chosen
+
+
+def gate_keep(up: Tensor, gate: Tensor, call: GateCall) -> Tensor:
+    """The neurons [n, f] bool of a call with `k_out` that go through W_out; up and gate [n, f] before the activation."""
+    kept = torch.empty(gate.shape, dtype=torch.bool)
+    _mask(gate.contiguous(), call, (), kept, up.contiguous(), write=False)
+    return kept
 
 
 def multiply_chosen(up: Tensor, gate: Tensor, call: GateCall, offsets: Sequence[int]) -> None:
@@ -117,10 +146,19 @@ def multiply_chosen(up: Tensor, gate: Tensor, call: GateCall, offsets: Sequence[
     _mask(gate.contiguous(), call, offsets, None, up)
 
 
-def _mask(gate: Tensor, call: GateCall, offsets: Sequence[int], chosen: Tensor | None, up: Tensor | None) -> None:
-    scale = contiguous(call.scale)
+def _mask(
+    gate: Tensor,
+    call: GateCall,
+    offsets: Sequence[int],
+    chosen: Tensor | None,
+    up: Tensor | None,
+    write: bool = True,
+) -> None:
+    scale, out_scale = contiguous(call.scale), contiguous(call.out_scale)
     n, f = gate.shape
     numbers = n, 0, max(1, len(offsets) - 1), CODES[call.activation], gate.element_size()
-    addresses = [address(gate), *[0] * 6, address(chosen), address(up)]
-    a = _arguments(numbers, addresses, (f, address(scale), call.k, call.n_shared, address(call.whole_above)), offsets)
+    addresses = [address(gate), *[0] * 6, address(chosen), address(up) if write else 0]
+    choice = f, address(scale), call.k, call.n_shared, address(call.whole_above), _k_out(call), address(out_scale)
+    a = _arguments(numbers, addresses, choice, offsets)
+    a[loops.W_IN] = address(up)
     run(gate_loops.mask_loop, team_size(CHOICE * n * f / 1024), a)

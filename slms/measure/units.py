@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from slms.data.text import Blocks
-from slms.kernels.reference import neuron_weights
 from slms.measure.journal import Journal
 from slms.metrics.activations import Rows
 from slms.models.activations import mlp_inputs, neuron_activations, run_up_to
@@ -166,9 +165,8 @@ class PathwayReader:
         for index, place in self.names.items():
             mlp, found = self.mlps[place], routes[place]
             a = neurons(read_mlp(mlp), inputs[index]).float()
-            weight = neuron_weights(found.gates, found.chosen, mlp.offsets)[:, mlp.permutation.argsort()]
             strength = torch.where(found.chosen, 1 + found.scores.sigmoid(), 0.0)
-            activity[place] = Activity(strength, found.chosen, a, a * weight.to(a.dtype))
+            activity[place] = Activity(strength, found.chosen, a, mlp.weigh_dense(a, found))
         return activity
 
 

@@ -13,7 +13,6 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from slms.kernels.reference import neuron_weights
 from slms.models.anatomy import family_of, find_attentions, find_mlps
 from slms.models.routed_mlp import RoutedMLP
 from slms.models.weights import family_of_mlp, neurons, read_mlp
@@ -124,6 +123,4 @@ def neuron_activations(model: PreTrainedModel, layers: Iterable[int] | None = No
 
 @torch.no_grad()
 def _routed_neurons(mlp: RoutedMLP, x: Tensor) -> Tensor:
-    routes = mlp.routes(x)
-    weight = neuron_weights(routes.gates, routes.chosen, mlp.offsets)[:, mlp.permutation.argsort()]
-    return neurons(read_mlp(mlp), x) * weight.to(x.dtype)
+    return mlp.weigh_dense(neurons(read_mlp(mlp), x), mlp.routes(x))

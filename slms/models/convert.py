@@ -81,6 +81,8 @@ def route(model: PreTrainedModel, config: RoutingConfig, calibration: Tensor | N
             weights = _fill(mlp, dense[i])
             if isinstance(mlp.router, GateSelector):
                 mlp.router.scale.copy_(weights.W_out.norm(dim=1))
+                if mlp.router.out_scale is not None:
+                    mlp.router.out_scale.copy_(weights.W_out.norm(dim=1))
         return routed
     roots = sensitivity_roots(model, list(layers), calibration, config.seed) if config.importance == "loss" else {}
     for i, x in progress(layer_inputs(model, list(layers), calibration), "routing layer", len(layers)):

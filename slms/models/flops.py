@@ -102,6 +102,8 @@ def mlp_flops(mlp: nn.Module, density: dict[str, float] | float | None = None) -
         share, extra = _density(mlp, density), _linear_flops(mlp.router)
         if isinstance(mlp.router, GateSelector):
             extra += (1 - share) * 2 * f * d  # the gate of what is skipped
+            if mlp.k_out is not None:
+                extra -= share * (1 - mlp.k_out / mlp.k) * 2 * f * d  # what stops before W_out
         if mlp.mean_out is not None:
             extra += 2 * mlp.mean_out.numel()
     return MLPFlops(f, share * f, per_neuron, share * per_neuron * f + extra)

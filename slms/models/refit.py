@@ -16,7 +16,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slms.kernels.reference import neuron_weights
 from slms.models.routed_mlp import RoutedMLP
 from slms.models.weights import MLPWeights, neurons
 
@@ -42,7 +41,7 @@ def refit(mlp: RoutedMLP, weights: MLPWeights, x: Tensor, ridge: float = RIDGE) 
         h = neurons(weights, chunk)
         y = h @ weights.W_out
         routes = mlp.routes(chunk.to(mlp.W_in.dtype))
-        h = h * neuron_weights(routes.gates.float(), routes.chosen, mlp.offsets)
+        h = mlp.weigh(h, routes)
         left = y - h @ weights.W_out
         if mlp.mean_out is not None:
             left -= (~routes.chosen).float() @ mlp.mean_out.float()

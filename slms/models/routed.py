@@ -99,6 +99,8 @@ class Routed(nn.Module):
         rule = RULES[config.rule]
         words = rule.words.format(**config.to_dict() | {"k": self._k})
         chosen = f"{words} chosen by its {'own gate' if config.router == 'gate' else f'{config.router} router'}"
+        if config.k_out is not None:
+            chosen += f" and of these {config.k_out} by their activations"
         density = f", density {self._k / config.n_pathways:.2g}" if rule.fixed or rule.held else ""
         if self.pool is not None:
             chosen += f" among {self.pool} of the document"

@@ -26,6 +26,7 @@ from slms.kernels import (
     routed_mlp,
 )
 from slms.kernels.activations import ACTIVATIONS
+from slms.kernels.gate_reference import keep_reference
 from slms.kernels.backends import refusal
 from slms.kernels.reference import neuron_weights
 from slms.kernels.router import GATES
@@ -80,6 +81,11 @@ class RoutedMLP(Routed):
         self.register_buffer("mean_out", torch.zeros(config.n_pathways, d_model) if config.mean_compensation else None)
         if config.router == "gate" and not gated:
             raise ValueError("`routing.router` is gate; the MLPs have no gate, so it must be mlp or linear.")
+        if config.k_out is not None and config.n_pathways != d_ff:
+            raise ValueError(
+                f"`routing.k_out` is {config.k_out}; it needs single neurons, `routing.n_pathways` {d_ff}, not "
+                f"{config.n_pathways}."
+            )
         self.router = GateSelector(self.offsets, config) if config.router == "gate" else PathwayRouter(d_model, config)
         self._prepared: tuple | None = None
         self.register_state_dict_post_hook(_contiguous)
@@ -164,6 +170,29 @@ class RoutedMLP(Routed):
             y = y + self.b_out.to(dtype)
         return F.dropout(y.to(x.dtype), self.dropout, self.training).reshape(x.shape)
 
+    @property
+    def k_out(self) -> int | None:
+        """Neurons per token that go through W_out; None if all that are chosen do, as where k is all of them.
+
+        It follows k in proportion.
+        """
+        config = self.config
+        if config.k_out is None or self._k == config.n_pathways:
+            return None
+        return max(1, round(self._k * config.k_out / config.k))
+
+    def weigh(self, h: Tensor, routes: Routes) -> Tensor:
+        """What goes through W_out of neurons h [n, f]: times the gates of their pathways, 0 where they do not run."""
+        weights = neuron_weights(routes.gates, routes.chosen, self.offsets)
+        if self.k_out is not None:
+            assert isinstance(self.router, GateSelector)
+            weights = keep_reference(h, weights > 0, self._gate_call(h, self.router))
+        return h * weights.to(h.dtype)
+
+    def weigh_dense(self, h: Tensor, routes: Routes) -> Tensor:
+        """The same of neurons in the dense model's order."""
+        return self.weigh(h[:, self.permutation], routes)[:, self.permutation.argsort()]
+
     def routes(self, x: Tensor) -> Routes:
         """Return the routes of inputs x [n, d]."""
         if isinstance(self.router, GateSelector):
@@ -181,8 +210,7 @@ class RoutedMLP(Routed):
             routes = selector.route(x, self._k, gates)
             if self.recorder is not None:
                 self.recorder(routes)
-            keep = neuron_weights(routes.gates, routes.chosen, self.offsets).to(gates.dtype)
-            y = (gates * F.linear(x, self.W_in, self.b_in) * keep) @ self.W_out
+            y = self.weigh(gates * F.linear(x, self.W_in, self.b_in), routes) @ self.W_out
         else:
             # Whether any token can be whole is not asked, for which a GPU would wait and CUDA graphs could not hold it.
             y = gate_mlp(self._gate_call(x, selector))
@@ -192,7 +220,9 @@ class RoutedMLP(Routed):
         assert self.W_gate is not None
         weights = (self.W_in, self.b_in, self.W_gate, self.b_gate, self.W_out)
         units = (selector.scale.float(), self.offsets, self._k, self.config.n_shared)
-        return GateCall(x, *weights, *units, self.activation, selector.whole_above.float())
+        k_out = self.k_out
+        out_scale = None if k_out is None or selector.out_scale is None else selector.out_scale.float()
+        return GateCall(x, *weights, *units, self.activation, selector.whole_above.float(), k_out, out_scale)
 
     def fused_gate(self, x: Tensor) -> GateMLP | None:
         """Return the MLP without its output bias as one compiled call, if it can be, as in `_fused`."""
@@ -209,7 +239,7 @@ class RoutedMLP(Routed):
         if prepared is not None and prepared[0] == where:
             return prepared[1]
         call, known = self._gate_call(x, selector), {id(tensor) for tensor in plain}
-        held = (*call[1:6], call.scale, call.whole_above)
+        held = (*call[1:6], call.scale, call.whole_above, call.out_scale)
         if any(tensor is not None and id(tensor) not in known for tensor in held):
             return None
         if any(weight is not None and weight.dtype != x.dtype for weight in call[1:6]):

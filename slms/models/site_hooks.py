@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from slms.kernels.reference import neuron_weights
 from slms.models.anatomy import family_of
 from slms.models.routed_heads import RoutedHeads
 from slms.models.routed_mlp import RoutedMLP
@@ -72,9 +71,8 @@ def _routed_part(mlp: RoutedMLP, x: Tensor, pathway: int | None) -> tuple[Tensor
     """Return W_out [f, d] and the gated activations [..., f] of all neurons or one pathway's, in dense order."""
     flat = rearrange(x, "... d -> (...) d")
     routes = mlp.routes(flat)
-    order = mlp.permutation.argsort()
     weights = read_mlp(mlp)
-    gated = neurons(weights, flat) * neuron_weights(routes.gates, routes.chosen, mlp.offsets)[:, order].to(x.dtype)
+    gated = mlp.weigh_dense(neurons(weights, flat), routes)
     if pathway is not None:
         mine = mlp.permutation[mlp.offsets[pathway] : mlp.offsets[pathway + 1]]
         return weights.W_out[mine], gated[:, mine].view(*x.shape[:-1], -1)

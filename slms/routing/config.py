@@ -69,6 +69,8 @@ class RoutingConfig:
         tau: the rule `threshold` keeps pathways whose predicted norm is at least (1 − tau) of the token's largest.
         gate: the factor on a chosen pathway's output; `slms.routing.rules` has the equations. By default `ramp`, or
             `softmax` under `stock`, `unit` with the router `gate` and `relu` with the rule `relu`.
+        k_out: of the `k` neurons that a token's gates choose, so many, on which the output depends most by their
+            activations, go through the down-projection; null: all. It needs the router `gate` and single neurons.
         n_shared: pathways 0 … n_shared − 1 run for every token and count towards `k`.
         pool: number of pathways, shared ones included, that a block of tokens may choose from: those with the greatest
             router probability over all earlier blocks of the document (docs/pools.md). Of a range [low, high], each
@@ -102,6 +104,7 @@ class RoutingConfig:
     top_p: float = 0.5
     tau: float = 0.5
     gate: Literal[*GATES] | None = None  # type: ignore[valid-type]  # names of a table
+    k_out: int | None = None
     n_shared: int = 0
     pool: int | list[int] | None = None
     pool_block: int | None = None
@@ -138,6 +141,11 @@ class RoutingConfig:
         if not 0 <= self.n_shared < self.k:
             raise ValueError(
                 f"`routing.n_shared` is {self.n_shared}; it must be at least 0 and below `routing.k` ({self.k})."
+            )
+        if self.k_out is not None and (self.router != "gate" or not 1 <= self.k_out <= self.k):
+            raise ValueError(
+                f"`routing.k_out` is {self.k_out}; it must be from 1 to `routing.k` ({self.k}), with `routing.router` "
+                f"gate, not {self.router}."
             )
         if not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"`routing.top_p` is {self.top_p}; it must be above 0 and at most 1.")

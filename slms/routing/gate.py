@@ -27,9 +27,13 @@ class GateSelector(nn.Module):
     c over its neurons. The gate matrix runs whole; the other two run where chosen. The choice has no gradient; the
     weights of what is chosen have theirs. A token for which ‖c‖ exceeds ``whole_above``, one with massive activations
     (arXiv:2402.17762), keeps every unit; calibration sets it where it finds such tokens.
+
+    With `routing.k_out` a second choice follows, by |act(gate_i) · up_i| · out_scale_i: what goes through W_out.
+    out_scale_i is ‖w_out_i‖, or ‖w_out_i R‖.
     """
 
     scale: Tensor
+    out_scale: Tensor | None
     whole_above: Tensor
     ramp = blend = None  # it has no graded gates
 
@@ -39,12 +43,15 @@ class GateSelector(nn.Module):
         self.gate = "unit"
         self.chooser: Callable[[Tensor, Routes], Tensor] | None = None
         self.register_buffer("scale", torch.ones(offsets[-1]))
+        self.register_buffer("out_scale", None if config.k_out is None else torch.ones(offsets[-1]))
         self.register_buffer("whole_above", torch.full((), math.inf))
 
     @torch.no_grad()
     def calibrate(self, activated: Tensor, up: Tensor, out_norm: Tensor) -> int:
         """Set scale and ``whole_above`` from gate and up activations [n, f] and ‖w_out‖ [f]; count massive tokens."""
         self.scale.copy_(up.float().square().mean(0).sqrt() * out_norm)
+        if self.out_scale is not None:
+            self.out_scale.copy_(out_norm)
         norms = unit_scores(activated, self.scale, self.offsets).norm(dim=1)
         above = MASSIVE * norms.median()
         massive = int((norms > above).sum())

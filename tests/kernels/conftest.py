@@ -63,7 +63,7 @@ def make(
 
 
 def gate_call(
-    n=7, d=8, offsets=range(13), k=6, n_shared=0, activation="silu", biased=True, some_whole=False, seed=0
+    n=7, d=8, offsets=range(13), k=6, n_shared=0, activation="silu", biased=True, some_whole=False, seed=0, k_out=None
 ) -> GateCall:
     """Random inputs of gate-selected neurons, in float32, whose weights need gradients."""
     generator = torch.Generator().manual_seed(seed)
@@ -85,6 +85,8 @@ def gate_call(
         k=k,
         n_shared=n_shared,
         activation=activation,
+        k_out=k_out,
+        out_scale=None if k_out is None else torch.rand(f, generator=generator) + 0.5,
     )
     if not some_whole:
         return call

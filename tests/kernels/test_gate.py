@@ -8,7 +8,7 @@ import torch
 
 from slms.kernels import ACTIVATIONS, gate_mlp, gate_mlp_reference, gate_select
 from slms.kernels.gate import _plan, gate_plan, units_of
-from slms.kernels.gate_reference import select_reference, unit_scores
+from slms.kernels.gate_reference import GateCall, keep_reference, select_reference, unit_scores
 
 UNITS = {"single neurons": range(33), "equal": range(0, 65, 8), "uneven": (0, 1, 1, 20, 37, 38)}
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -34,6 +34,42 @@ def test_parity(make_gate_call, close, units, backend, n, d, dtype):
             close(gate_mlp(call, backend), gate_mlp_reference(detached(call)), dtype, f"{k} {n_shared} {biased}")
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("backend", ["dense", "rows"])
+@pytest.mark.parametrize(("n", "d"), [(0, 8), (1, 33), (1, 64), (3, 40), (9, 5)])
+def test_parity_of_a_second_choice(make_gate_call, close, backend, n, d, dtype):
+    for k, share, biased, some_whole in itertools.product((7, 40, 64), (0, 0.4, 1), (False, True), (False, True)):
+        made = make_gate_call(n, d, range(65), k, 1, biased=biased, some_whole=some_whole, k_out=int(share * k))
+        call = detached(made, dtype)
+        if dtype == torch.bfloat16:  # worths far apart, whatever the rounding
+            call = call._replace(scale=torch.logspace(-30, 30, 65)[:64], out_scale=torch.logspace(30, -30, 65)[:64])
+        with torch.no_grad():
+            close(gate_mlp(call, backend), gate_mlp_reference(detached(call)), dtype, f"{k} {share} {biased}")
+
+
+def test_a_second_choice_by_hand():
+    """Two of three neurons by their gates 3, 2, 1; of these the one whose activation 3·1 or 2·5 weighs more."""
+    call = GateCall(
+        x=torch.tensor([[1.0]]),
+        W_in=torch.tensor([[1.0], [5.0], [9.0]]),
+        b_in=None,
+        W_gate=torch.tensor([[3.0], [2.0], [1.0]]),
+        b_gate=None,
+        W_out=torch.tensor([[1.0], [10.0], [100.0]]),
+        scale=torch.ones(3),
+        offsets=range(4),
+        k=2,
+        n_shared=0,
+        activation="relu",
+        k_out=1,
+        out_scale=torch.ones(3),
+    )
+    for backend in ("reference", "dense", "rows"):
+        assert gate_mlp(call, backend).item() == 100
+        assert gate_mlp(call._replace(out_scale=torch.tensor([4.0, 1.0, 1.0])), backend).item() == 3
+        assert gate_mlp(call._replace(k_out=2), backend).item() == 103
+
+
 @pytest.mark.parametrize("backend", ["dense", "rows", "grouped"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations(make_gate_call, close, activation, backend):
@@ -45,11 +81,16 @@ def test_activations(make_gate_call, close, activation, backend):
 @pytest.mark.parametrize("backend", ["auto", "dense", "grouped"])
 def test_gradients(make_gate_call, close, units, backend):
     call = make_gate_call(9, 16, UNITS[units], 3, 1, some_whole=True)
-    leaves, upstream = list(call[:6]), torch.randn(9, 16, generator=torch.Generator().manual_seed(1))
-    actual = torch.autograd.grad(gate_mlp(call, backend), leaves, upstream)
-    wanted = torch.autograd.grad(gate_mlp_reference(call), leaves, upstream)
-    for name, one, other in zip(call._fields, actual, wanted, strict=False):
-        close(one, other, torch.float32, name)
+    upstream = torch.randn(9, 16, generator=torch.Generator().manual_seed(1))
+    calls = [call]
+    if backend != "grouped" and units == "single neurons":
+        calls.append(make_gate_call(9, 16, UNITS[units], 12, 1, some_whole=True, k_out=5))
+    for call in calls:
+        leaves = list(call[:6])
+        actual = torch.autograd.grad(gate_mlp(call, backend), leaves, upstream)
+        wanted = torch.autograd.grad(gate_mlp_reference(call), leaves, upstream)
+        for name, one, other in zip(call._fields, actual, wanted, strict=False):
+            close(one, other, torch.float32, name)
 
 
 @pytest.mark.parametrize("n_shared", [0, 2])
@@ -83,6 +124,20 @@ def test_rows_not_chosen_are_never_read(make_gate_call, units, n):
     before = gate_mlp(call, "rows")
     for tensor in (call.W_in, call.b_in, call.W_out):
         tensor[skipped] = math.nan
+    assert torch.equal(gate_mlp(call, "rows"), before)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_rows_that_a_second_choice_drops_are_never_read(make_gate_call, n):
+    call = detached(make_gate_call(n, 40, range(65), 20, k_out=8))
+    chosen = gate_select(call)
+    gate, up = (torch.nn.functional.linear(call.x, *w) for w in ((call.W_gate, call.b_gate), (call.W_in, call.b_in)))
+    kept = keep_reference(torch.nn.functional.silu(gate) * up, chosen, call)
+    assert kept.sum(1).tolist() == [8] * n
+    before = gate_mlp(call, "rows")
+    for tensor, needed in ((call.W_in, chosen), (call.b_in, chosen), (call.W_out, kept)):
+        assert not needed.any(0).all()
+        tensor[~needed.any(0)] = math.nan
     assert torch.equal(gate_mlp(call, "rows"), before)
 
 
@@ -127,9 +182,12 @@ def test_offsets_are_walked_once():
 @pytest.mark.parametrize("n", [1, 9])
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("units", ["single neurons", "uneven"])
-def test_compiles_as_one_graph(make_gate_call, units, gradients, n):
+@pytest.mark.parametrize("k_out", [None, 2])
+def test_compiles_as_one_graph(make_gate_call, units, gradients, n, k_out):
+    if k_out is not None and units == "uneven":
+        pytest.skip("a second choice is of single neurons")
     torch._dynamo.reset()
-    call = make_gate_call(n, 16, tuple(UNITS[units]), 3, 1)
+    call = make_gate_call(n, 16, tuple(UNITS[units]), 3, 1, k_out=k_out)
     compiled = torch.compile(lambda x: gate_mlp(call._replace(x=x)).sin(), fullgraph=True, backend="aot_eager")
     with torch.set_grad_enabled(gradients):
         torch.testing.assert_close(compiled(call.x), gate_mlp_reference(call).sin(), rtol=1e-5, atol=1e-5)
@@ -172,6 +230,10 @@ def test_autocast_is_that_of_linear(make_gate_call):
         (dict(whole_above=torch.tensor(1.0).double()), r"`whole_above` is torch\.float64"),
         (dict(whole_above=torch.zeros(7)), r"`whole_above` has shape \(7,\)"),
         (dict(b_in=torch.zeros(12, device="meta")), "`b_in` is on meta"),
+        (dict(k_out=3), "`k_out` is 3; it needs `out_scale`"),
+        (dict(k_out=7, out_scale=torch.ones(12)), r"`k_out` is 7; it must be from 0 to `k` \(6\)"),
+        (dict(k_out=1, out_scale=torch.ones(12), offsets=(0, 2, 12), k=2), "the units single neurons"),
+        (dict(k_out=3, out_scale=torch.ones(12).double()), "`out_scale` is torch.float64"),
     ],
 )
 def test_what_does_not_fit(make_gate_call, change, message):

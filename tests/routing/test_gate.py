@@ -16,7 +16,7 @@ from slms.models.anatomy import find_mlps
 from slms.models.convert import route
 from slms.models.flops import mlp_flops
 from slms.models.routed import choose_by, record_routes, routed_modules
-from slms.models.weights import read_mlp
+from slms.models.weights import neurons, read_mlp
 from slms.routing import GateSelector, RoutingConfig
 from slms.routing.gate import MASSIVE
 from tests.models.conftest import D_FF, FAMILIES, tiny, tokens  # noqa: F401  fixtures
@@ -62,6 +62,59 @@ def test_the_routed_mlp_is_the_definition(tiny, tokens, family, n, k, shared):  
     assert torch.equal(found.gates, found.chosen.float())
     assert not found.probs[:, :shared].any()
     torch.testing.assert_close(found.probs.sum(1), torch.ones(5))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", GATED)
+def test_a_second_choice_leaves_the_largest_activations(tiny, tokens, tmp_path, family):  # noqa: F811
+    """Of a token's k neurons the k_out of largest |h| · importance go through W_out, observed, saved or not."""
+    model, ids = tiny(family), tokens(2, 9)
+    routed = route(model, RoutingConfig(**ALONE, k=12, k_out=5), tokens(4, 16))
+    mlp, weights = find_mlps(routed)[1], read_mlp(find_mlps(model)[1])
+    mlp.router.whole_above.fill_(math.inf)
+    x = torch.randn(3, weights.W_in.shape[1], generator=torch.Generator().manual_seed(1))
+    h = neurons(weights, x)
+    gate = ACTIVATIONS[weights.activation](F.linear(x, weights.W_gate, weights.b_gate))
+    want = torch.zeros(3, weights.W_out.shape[1]) if weights.b_out is None else weights.b_out.repeat(3, 1)
+    for t in range(3):
+        best = (gate[t].abs() * mlp.router.scale).argsort(descending=True)[:12].tolist()
+        for i in sorted(best, key=lambda i: -abs(h[t, i] * mlp.router.out_scale[i]))[:5]:
+            want[t] += h[t, i] * weights.W_out[i]
+    torch.testing.assert_close(mlp(x), want, atol=1e-4, rtol=1e-4)
+    with record_routes(routed) as routes:
+        torch.testing.assert_close(mlp(x), want, atol=1e-4, rtol=1e-4)
+    assert routes["L1.mlp"].chosen.sum(1).tolist() == [12] * 3
+    assert mlp.weigh_dense(h, routes["L1.mlp"]).count_nonzero(1).tolist() == [5] * 3
+    slms.save_model(routed, None, tmp_path / "model")
+    torch.testing.assert_close(slms.load_model(tmp_path / "model").model(ids).logits, routed(ids).logits)
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 2, "eos_token_id": None}
+    assert torch.equal(routed.generate(ids, **options), routed.generate(ids, use_cache=False, **options))
+    mlp.k = D_FF
+    assert mlp.k_out is None
+    torch.testing.assert_close(mlp(x), find_mlps(model)[1](x), atol=1e-5, rtol=1e-5)
+
+
+def test_a_second_choice_saves_down_projections(tiny, tokens):  # noqa: F811
+    mlp = find_mlps(route(tiny("llama"), RoutingConfig(**ALONE, k=12, k_out=5), tokens(4, 16)))[0]
+    found = mlp_flops(mlp)
+    assert found.run == pytest.approx(found.per_neuron * (D_FF + 12 + 5) / 3)
+    mlp.k = 24
+    assert mlp.k_out == 10
+    assert mlp_flops(mlp).run == pytest.approx(found.per_neuron * (D_FF + 24 + 10) / 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(k_out=6), r"`routing.k_out` is 6; it must be from 1 to `routing.k` \(5\)"),
+        (dict(k_out=0), r"`routing.k_out` is 0; it must be from 1 to `routing.k`"),
+        (dict(k_out=2, router="linear"), r"`routing.k_out` is 2; .* with `routing.router` gate, not linear"),
+        (dict(k_out=2, n_pathways=6), r"`routing.k_out` is 2; it needs single neurons, `routing.n_pathways` \d+, not 6"),
+    ],
+)
+def test_a_second_choice_that_cannot_be(tiny, tokens, change, message):  # noqa: F811
+    with pytest.raises(ValueError, match=message):
+        route(tiny("llama"), RoutingConfig(**ALONE | dict(k=5) | change), tokens(4, 16))
 
 
 @torch.no_grad()
