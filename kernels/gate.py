@@ -24,10 +24,10 @@ from slms.kernels.dispatch import routed_mlp
 from slms.kernels.gate_gpu import gate_refusal, gpu_plan, size_class
 from slms.kernels.gate_reference import (
     GateCall,
+    choose_reference,
     gate_mlp_reference,
     keep_reference,
     per_neuron,
-    select_reference,
     unit_scores,
 )
 
@@ -107,8 +107,10 @@ def check_gate_call(call: GateCall) -> None:
         raise ValueError(f"`k_out` is {call.k_out}; it needs `out_scale`, and this needs `k_out`.")
     if call.k_out is not None and (units_of(offsets) or not 0 <= call.k_out <= call.k):
         raise ValueError(f"`k_out` is {call.k_out}; it must be from 0 to `k` ({call.k}), and the units single neurons.")
-    check_tensors(call, (f, d), {"scale": (f,), "whole_above": (), "out_scale": (f,)})
-    for name in ("scale", "whole_above", "out_scale"):
+    if (call.least_out is None) != (call.least is None or call.k_out is None):
+        raise ValueError("`least_out` is needed where `least` and `k_out` are given, and only there.")
+    check_tensors(call, (f, d), {"scale": (f,), "whole_above": (), "out_scale": (f,), "least": (), "least_out": ()})
+    for name in ("scale", "whole_above", "out_scale", "least", "least_out"):
         if (tensor := getattr(call, name)) is not None and tensor.dtype != torch.float32:
             raise ValueError(f"`{name}` is {tensor.dtype}; it must be torch.float32.")
 
@@ -150,12 +152,18 @@ def _cast(call: GateCall) -> GateCall:
 def _chosen(gate: Tensor, call: GateCall, units: tuple[int, ...]) -> Tensor:
     """Choose [n, p] by the gates [n, f] before their activation."""
     gate = gate.detach()
-    if _refusal(gate.device.type, gate.dtype, len(call.offsets) - 1) is None:
+    compiled = _refusal(gate.device.type, gate.dtype, len(call.offsets) - 1) is None
+    if compiled and not (gate.is_cuda and call.least is not None):
         from slms.kernels.gate_ops import choose  # numba takes half a second to import and is optional
 
         return choose(gate, call, units)
     scores = unit_scores(ACTIVATIONS[call.activation](gate), call.scale, call.offsets)
-    return select_reference(scores, call.k, call.n_shared, call.whole_above)
+    return choose_reference(scores, call)
+
+
+def _once(call: GateCall) -> bool:
+    """Whether a call asks for no more than Triton's kernels do: the best k of all units."""
+    return call.k_out is None and call.least is None
 
 
 def _kept(up: Tensor, gate: Tensor, call: GateCall, units: tuple[int, ...]) -> Tensor:
@@ -174,8 +182,8 @@ def gate_select(call: GateCall) -> Tensor:
     """Return the units [n, p] bool that each token runs; it has no gradient.
 
     c = |act(x W_gateᵀ + b_gate)| · scale; a unit's score is c of its neuron, or the 2-norm of c over its neurons. The
-    shared units run, and of the others the k − n_shared of largest score, the left one of equals; every unit of
-    a token for which the 2-norm of the scores exceeds `whole_above`. Raises ValueError if shapes do not fit.
+    shared units run, and of the others the k − n_shared of largest score, the left one of equals, or, with `least`,
+    those that reach it; every unit of a token for which the 2-norm of the scores exceeds `whole_above`. Raises ValueError if shapes do not fit.
     """
     call = _cast(call)
     units = units_of(call.offsets)
@@ -187,7 +195,7 @@ def gate_select(call: GateCall) -> Tensor:
 def _dense(call: GateCall, units: tuple[int, ...], gradients: bool) -> Tensor:
     x, compiling = call.x, torch.compiler.is_compiling()
     compiled = _refusal(x.device.type, x.dtype, len(call.offsets) - 1) is None
-    if compiled and x.is_cuda and not compiling and call.k_out is None:
+    if compiled and x.is_cuda and not compiling and _once(call):
         from slms.kernels.gpu.gate_many import gate_many  # Triton exists for Linux alone
 
         return gate_many(call, units, gradients)
@@ -207,7 +215,7 @@ def _grouped(call: GateCall, units: tuple[int, ...]) -> Tensor:
         raise ValueError(f"`backend` is 'grouped'; it runs whole units, and `k_out` is {call.k_out}.")
     with torch.no_grad():
         chosen = _chosen(F.linear(call.x, call.W_gate, call.b_gate), call, units)
-    most = call.k if call.whole_above is None else None
+    most = call.k if call.whole_above is None and call.least is None else None
     ones = torch.ones_like(chosen, dtype=call.x.dtype)
     routed = Call(*call[:6], ones, chosen, call.offsets, call.activation, most)
     return routed_mlp(routed, "triton" if call.x.is_cuda else "grouped")
@@ -242,7 +250,8 @@ def prepare_gate(call: GateCall) -> "GateMLP":
 def gate_mlp(call: GateCall, backend: str = "auto") -> Tensor:
     """Return y [n, d] = Σ over neurons i of the units that `gate_select` chooses of act(g_i) · u_i · W_out[i].
 
-    With `k_out`, only the chosen neurons of largest |act(g_i) · u_i| · `out_scale` have a term. g = x W_gateᵀ + b_gate, u = x W_inᵀ + b_in. The output bias is not added here. It is differentiable in x, W_in,
+    With `k_out`, only the chosen neurons of largest |act(g_i) · u_i| · `out_scale`, or those in which it reaches
+    `least_out`, have a term. g = x W_gateᵀ + b_gate, u = x W_inᵀ + b_in. The output bias is not added here. It is differentiable in x, W_in,
     b_in, W_gate, b_gate and W_out, except by "rows". Raises ValueError if shapes do not fit, or if a backend does not
     exist, cannot run here or has no gradient where one is needed.
     """
@@ -257,12 +266,12 @@ def gate_mlp(call: GateCall, backend: str = "auto") -> Tensor:
     if backend == "auto":
         smallest = min(end - start for start, end in pairwise(units)) if units and x.is_cuda else 1
         backend, _ = gate_plan(len(x), call.k / max(1, p), gradients, device, x.dtype, p, smallest)
-        if x.is_cuda and call.k_out is not None:
+        if x.is_cuda and not _once(call):
             backend = "dense"
     elif backend == "rows":
         why = _refusal(device, x.dtype, p) or ("it has no gradient, and an input needs one" if gradients else None)
-        if why is None and x.is_cuda and call.k_out is not None:
-            why = f"it chooses once on a GPU, and `k_out` is {call.k_out}"
+        if why is None and x.is_cuda and not _once(call):
+            why = f"on a GPU it chooses the best once; `k_out` is {call.k_out} and `least` {call.least}"
         if why is None and x.is_cuda and len(x) > GPU_TOKENS:
             why = f"it takes up to {GPU_TOKENS} tokens on a GPU, and there are {len(x)}"
         if why is not None:

@@ -18,7 +18,7 @@ from slms.kernels.gate_reference import GateCall
 
 CHOICE = (
     "Tensor scale, int[] offsets, SymInt k, SymInt n_shared, str activation, Tensor? whole_above=None, "
-    "SymInt? k_out=None, Tensor? out_scale=None"
+    "SymInt? k_out=None, Tensor? out_scale=None, Tensor? least=None, Tensor? least_out=None"
 )
 there: Any = dict(mutates_args=(), device_types=("cpu", "cuda"))
 

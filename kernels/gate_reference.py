@@ -48,6 +48,10 @@ class GateCall(NamedTuple):
     """neurons of the chosen ones, which must be units of one, that go through W_out; None: all"""
     out_scale: Tensor | None = None
     """[f] fp32, at least 0: what one unit of a neuron's activation is worth to that second choice, ‖w_out_i‖"""
+    least: Tensor | None = None
+    """[] fp32: units whose score is at least this are chosen, and `k` is only their usual number"""
+    least_out: Tensor | None = None
+    """[] fp32, with `least` and `k_out`: neurons with |h| · `out_scale` of at least this go through W_out"""
 
 
 def unit_scores(gate: Tensor, scale: Tensor, offsets: Sequence[int]) -> Tensor:
@@ -77,17 +81,29 @@ def select_reference(scores: Tensor, k: int, n_shared: int, whole_above: Tensor 
     return chosen if whole_above is None else chosen | (scores.norm(dim=1, keepdim=True) > whole_above)
 
 
+def choose_reference(scores: Tensor, call: GateCall) -> Tensor:
+    """Choose [n, p] bool by scores [n, p] as a call says: the best `k`, or those of at least `least`; NaN counts as large."""
+    if call.least is None:
+        return select_reference(scores, call.k, call.n_shared, call.whole_above)
+    chosen = ~(scores < call.least)
+    chosen[:, : call.n_shared] = True
+    return chosen if call.whole_above is None else chosen | (scores.norm(dim=1, keepdim=True) > call.whole_above)
+
+
 def keep_reference(h: Tensor, chosen: Tensor, call: GateCall) -> Tensor:
     """Of the chosen neurons [n, f] those that go through W_out: the `k_out` of largest |h| · `out_scale`, h [n, f].
 
-    A token keeps all if it chose all though `k` are fewer; of equals the left one stays.
+    Or, with `least_out`, those of at least that. A token keeps all if it chose all though `k` are fewer; of equals the left one stays.
     """
     if call.k_out is None:
         return chosen
     assert call.out_scale is not None  # the call has been checked
     wide = torch.promote_types(h.dtype, torch.float32)
-    worth = (h.detach().to(wide).abs() * call.out_scale).masked_fill(~chosen, -1.0)
+    worth = h.detach().to(wide).abs() * call.out_scale
     whole = chosen.all(1, keepdim=True) & (call.k < chosen.shape[1])
+    if call.least_out is not None:
+        return chosen & (~(worth < call.least_out) | whole)
+    worth = worth.masked_fill(~chosen, -1.0)
     return chosen & (select_reference(worth, call.k_out, 0) | whole)
 
 
@@ -111,6 +127,6 @@ def gate_mlp_reference(call: GateCall) -> Tensor:
     """
     gate = gate_activations(call)
     scores = unit_scores(gate, call.scale, call.offsets)
-    chosen = per_neuron(select_reference(scores, call.k, call.n_shared, call.whole_above), call.offsets)
+    chosen = per_neuron(choose_reference(scores, call), call.offsets)
     h = gate * F.linear(call.x, call.W_in, call.b_in)
     return torch.where(keep_reference(h, chosen, call), h, 0) @ call.W_out

@@ -72,6 +72,17 @@ def kth_largest(bits, k):
 
 
 @register_jitable
+def choose_at_least(bits, address, chosen):
+    """Write chosen [p] uint8: what reaches the number at an address; it returns how many."""
+    least = np.int32(float_as_bits(carray(floats(address), (1,))[0]))
+    count = 0
+    for i in range(bits.shape[0]):
+        chosen[i] = np.uint8(bits[i] >= least)
+        count += int(chosen[i])
+    return count
+
+
+@register_jitable
 def choose_units(bits, k, n_shared, whole, chosen):
     """Write chosen [p] uint8: the shared units and the k − n_shared of largest bits, the left of equals; all if whole.
 

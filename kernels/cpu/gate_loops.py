@@ -9,7 +9,7 @@ from numba.extending import register_jitable
 
 from slms.kernels.cpu import loops
 from slms.kernels.cpu.compiled import njit
-from slms.kernels.cpu.gate_choice import POSITIVE, choose_units, exceeds, score_bits
+from slms.kernels.cpu.gate_choice import POSITIVE, choose_at_least, choose_units, exceeds, score_bits
 from slms.kernels.cpu.gathered import (
     ROWS,
     add_rows_at,
@@ -41,7 +41,9 @@ from slms.kernels.cpu.single import add_lanes, dot_one, to_lanes
 # Besides those of `loops`. GATES: [n, f] float32, written; INDEX: [n, f + 1] int64, written: each token's neurons, and
 # last their number. For single neurons, P is 1, and SINGLE is set. ROW: bytes from a row of W_in, and of W_out, to the
 # next: if more than a row's, the two lie interleaved. K_OUT: −1, or of a token's neurons so many, those of largest
-# |h| · OUT_SCALE [f], go through W_OUT; H: [n, f] float32, written: the activations of INDEX.
+# |h| · OUT_SCALE [f], go through W_OUT; H: [n, f] float32, written: the activations of INDEX. LEAST, LEAST_OUT: 0, or
+# where the numbers lie that scores must reach, instead of being the K or K_OUT largest.
+LEAST, LEAST_OUT = 16, 17
 SCALE, SHARED, WHOLE, SINGLE, INDEX, ROW, K_OUT, OUT_SCALE, H = loops.ROUTER_IN, 24, 25, 26, 27, 29, 30, 31, 32
 BLOCK = 64  # rows of the gate matrix that tokens share
 
@@ -96,6 +98,16 @@ def form_gates(a, thread, threads):
 
 
 @register_jitable
+def _choose(a, bits, whole, chosen):
+    """Write chosen [p] uint8 by the scores' bits."""
+    if a[LEAST] == 0 or whole:
+        choose_units(bits, a[loops.K], a[SHARED], whole, chosen)
+    else:
+        choose_at_least(bits, a[LEAST], chosen)
+        chosen[: a[SHARED]] = 1
+
+
+@register_jitable
 def choose(a):
     """Write INDEX, and how many units of each token."""
     n, p, f = a[loops.N], a[loops.P], a[loops.OFFSETS + a[loops.P]]
@@ -107,7 +119,7 @@ def choose(a):
     for t in range(n):
         whole = exceeds(gates[t], scale, a[WHOLE])
         score_bits(gates[t], scale, offsets, bits)
-        choose_units(bits, a[loops.K], a[SHARED], whole, chosen)
+        _choose(a, bits, whole, chosen)
         count = 0
         if a[SINGLE]:
             for i in range(f):
@@ -249,16 +261,19 @@ def form_ups(a, thread, threads):
 
 @register_jitable
 def keep_best(a):
-    """Leave in INDEX and H of each token the K_OUT neurons of largest |H| · OUT_SCALE, unless it is whole."""
+    """Leave in INDEX and H of each token what LEAST_OUT or K_OUT keeps by |H| · OUT_SCALE, unless it is whole."""
     n, f, k = a[loops.N], a[loops.OFFSETS + a[loops.P]], a[K_OUT]
     scale, bits, chosen = carray(floats(a[OUT_SCALE]), (f,)), np.empty(f, np.int32), np.empty(f, np.uint8)
     for t in range(n):
         index, h = carray(integers(a[INDEX]), (n, f + 1))[t], carray(floats(a[H]), (n, f))[t]
         count = index[f]
-        if count <= k or (count == f and a[loops.K] < f):
+        if (a[LEAST_OUT] == 0 and count <= k) or (count == f and a[loops.K] < f):
             continue
         worth_bits(h[:count], index, scale, bits)
-        choose_units(bits[:count], k, 0, False, chosen)
+        if a[LEAST_OUT]:
+            choose_at_least(bits[:count], a[LEAST_OUT], chosen)
+        else:
+            choose_units(bits[:count], k, 0, False, chosen)
         kept = 0
         for j in range(count):
             index[kept], h[kept] = index[j], h[j]
@@ -300,15 +315,22 @@ def mask_loop(a, thread, threads):
         activate(gate, a[loops.CODE], f)
         score_bits(gate, scale, offsets, bits)
         whole = exceeds(gate, scale, a[WHOLE])
-        choose_units(bits, a[loops.K], a[SHARED], whole, chosen)
+        _choose(a, bits, whole, chosen)
         if a[loops.W_IN]:
             widen(a[loops.W_IN] + t * f * size, factor, size)
-        if a[K_OUT] >= 0 and not (whole and a[loops.K] < f):
+        if a[K_OUT] >= 0:
+            every = np.int32(0)
+            for i in range(f):
+                every += np.int32(chosen[i])
+        if a[K_OUT] >= 0 and not (every == f and a[loops.K] < f):
             worth = carray(floats(a[OUT_SCALE]), (f,))
             for i in range(f):
                 bits[i] = np.int32(float_as_bits(gate[i] * factor[i] * worth[i]) & POSITIVE)
                 bits[i] = bits[i] if chosen[i] else np.int32(-1)
-            choose_units(bits, a[K_OUT], 0, False, spread)
+            if a[LEAST_OUT]:
+                choose_at_least(bits, a[LEAST_OUT], spread)
+            else:
+                choose_units(bits, a[K_OUT], 0, False, spread)
             for i in range(f):
                 chosen[i] &= spread[i]
         if a[loops.CHOSEN]:

@@ -4,6 +4,7 @@ Shapes: n tokens, d model, f neurons, p units.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,19 +47,16 @@ MEMBERS[gate_loops.mask_loop] = mask_member
 
 
 def _arguments(
-    numbers: Sequence[int], addresses: Sequence[int], choice: Sequence[int], offsets: Sequence[int]
+    numbers: Sequence[int], addresses: Sequence[int], choice: Sequence[Any], offsets: Sequence[int]
 ) -> np.ndarray:
     """A loop's arguments; `offsets` is empty for single neurons, whose number is the first of `choice`."""
-    f, scale, k, n_shared, whole_above, k_out, out_scale = choice
+    f, k, n_shared, k_out, scale, out_scale, whole_above, least, least_out = choice
     a = packed([*numbers, 0, 0, *addresses], offsets or (0, f))
     a[loops.K], a[gate_loops.SHARED] = k, n_shared
     a[gate_loops.SCALE], a[gate_loops.WHOLE], a[gate_loops.SINGLE] = scale, whole_above, not offsets
-    a[gate_loops.K_OUT], a[gate_loops.OUT_SCALE] = k_out, out_scale
+    a[gate_loops.K_OUT], a[gate_loops.OUT_SCALE] = -1 if k_out is None else k_out, out_scale
+    a[gate_loops.LEAST], a[gate_loops.LEAST_OUT] = least, least_out
     return a
-
-
-def _k_out(call: GateCall) -> int:
-    return -1 if call.k_out is None else call.k_out
 
 
 def interleave(W_in: Tensor, W_out: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,12 +85,13 @@ class GateMLP:
         given, together = (*call[1:6], call.scale, call.out_scale), interleaved(call.W_in, call.W_out)
         # Held, because the loops know only addresses.
         as_they_lie = (call.W_in, call.W_out) if together else ()
-        self.held = [t if any(t is w for w in as_they_lie) else contiguous(t) for t in given] + [call.whole_above]
+        self.held = [t if any(t is w for w in as_they_lie) else contiguous(t) for t in given]
+        self.held += [call.whole_above, call.least, call.least_out]
         self.copied = any(ours is not tensor for ours, tensor in zip(self.held, given, strict=False))
         self.f, self.bytes, self.twice = len(call.scale), call.W_in.nbytes * 2, call.k_out is not None
-        *weights, scale, out_scale, whole_above = map(address, self.held)
+        *weights, scale, out_scale, whole_above, least, least_out = map(address, self.held)
         numbers = 0, call.W_in.shape[1], max(1, len(offsets) - 1), CODES[call.activation], call.W_in.element_size()
-        choice = self.f, scale, call.k, call.n_shared, whole_above, _k_out(call), out_scale
+        choice = self.f, call.k, call.n_shared, call.k_out, scale, out_scale, whole_above, least, least_out
         self.arguments = _arguments(numbers, [0, *weights], choice, offsets)
         self.arguments[gate_loops.ROW] = call.W_in.nbytes // self.f * (1 + together)
 
@@ -130,7 +129,7 @@ def gate_rows(call: GateCall, offsets: Sequence[int]) -> Tensor:
 def gate_choice(gate: Tensor, call: GateCall, offsets: Sequence[int]) -> Tensor:
     """Choose [n, p] bool by the gates [n, f] before their activation, float32 or bfloat16."""
     chosen = torch.empty(len(gate), len(offsets) - 1 if offsets else gate.shape[1], dtype=torch.bool)
-    _mask(gate.contiguous(), call._replace(k_out=None, out_scale=None), offsets, chosen, None)
+    _mask(gate.contiguous(), call._replace(k_out=None, out_scale=None, least_out=None), offsets, chosen, None)
     return chosen
 
 
@@ -158,7 +157,8 @@ def _mask(
     n, f = gate.shape
     numbers = n, 0, max(1, len(offsets) - 1), CODES[call.activation], gate.element_size()
     addresses = [address(gate), *[0] * 6, address(chosen), address(up) if write else 0]
-    choice = f, address(scale), call.k, call.n_shared, address(call.whole_above), _k_out(call), address(out_scale)
+    least = map(address, (scale, out_scale, call.whole_above, call.least, call.least_out))
+    choice = f, call.k, call.n_shared, call.k_out, *least
     a = _arguments(numbers, addresses, choice, offsets)
     a[loops.W_IN] = address(up)
     run(gate_loops.mask_loop, team_size(CHOICE * n * f / 1024), a)

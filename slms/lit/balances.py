@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from slms.models.routed import Routed, routed_modules
-from slms.routing import PathwayRouter, Routes, budget_of
+from slms.routing import GateSelector, PathwayRouter, Routes, budget_of
 from slms.routing.balance import BalanceConfig, GlobalBalance, bias_update, z_loss
-from slms.routing.budget import AdaptiveL1, ThresholdControl
+from slms.routing.budget import AdaptiveL1, GateControl, ThresholdControl
 
 
 def key_of(place: str) -> str:
@@ -80,7 +80,11 @@ class Budgets(nn.ModuleDict):
     def step(self, net: nn.Module) -> None:
         """Correct each place's density after an optimizer step; every rank must call it."""
         for place, module in routed_modules(net).items():
-            if key_of(place) in self:
+            budget = self[key_of(place)] if key_of(place) in self else None
+            if isinstance(budget, GateControl):
+                assert isinstance(module.router, GateSelector)
+                budget.step(module.router, module.k)
+            elif budget is not None:
                 assert isinstance(module.router, PathwayRouter)
                 self._of(place).step(module.router, module.k)
 

@@ -234,5 +234,7 @@ def _calibrate_gate(
     massive = selector.calibrate(
         gate, F.linear(x, weights.W_in, weights.b_in), _weighed(weights.W_out, root).norm(dim=1)
     )
+    if selector.least is not None:
+        logger.info("%s: tokens run what scores %.3g or more", mlp.place, selector.least.item())
     if massive:
         logger.info("%s: %d of %d tokens are massive; such tokens keep all neurons", mlp.place, massive, len(x))

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from slms.models.activations import mlp_inputs
 from slms.models.routed import record_routes, routed_modules
 from slms.models.routed_mlp import RoutedMLP
-from slms.routing import PathwayRouter, set_threshold
+from slms.routing import GateSelector, PathwayRouter, set_threshold
 
 ROUNDS = 3  # a place's scores depend on what earlier places choose, so thresholds are set again
 _ELEMENTS = 2**22  # scores of a place that decide
@@ -26,15 +27,21 @@ def set_thresholds(model: PreTrainedModel, density: float | None, blocks: Tensor
         for module in modules.values():
             p, fewest = module.config.n_pathways, module.config.n_shared + 1
             module.k = p if density == 1 else min(max(round(density * p), fewest), max(p - 1, fewest))
+    by_gate = [place for place, module in modules.items() if isinstance(module.router, GateSelector)]
     for _ in range(ROUNDS):
-        scores: dict[str, list[Tensor]] = {place: [] for place in modules}
+        scores: dict[str, list[Tensor]] = {place: [] for place in modules}  # or inputs, of those whose gates choose
+        gated = {module.layer_index: place for place, module in modules.items() if place in by_gate}
         for part in blocks.split(batch_size):
-            with record_routes(model) as routes:
+            with record_routes(model) as routes, mlp_inputs(model, list(gated)) as inputs:
                 model.base_model(part.to(model.device), use_cache=False)
+            read = {place: inputs[i] for i, place in gated.items()}
             for place, found in ((place, routes[place]) for place in modules):
                 every = -(-blocks.numel() * found.scores.shape[1] // _ELEMENTS)
-                scores[place].append(found.scores[::every])
+                scores[place].append(read.get(place, found.scores)[::every])
         for place, module in modules.items():
+            if place in by_gate:
+                module.set_least(torch.cat(scores[place]))
+                continue
             assert isinstance(module.router, PathwayRouter)
             p, shared = module.config.n_pathways, module.config.n_shared
             executed = float(module.k) if density is None else density * p

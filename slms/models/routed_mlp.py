@@ -26,7 +26,7 @@ from slms.kernels import (
     routed_mlp,
 )
 from slms.kernels.activations import ACTIVATIONS
-from slms.kernels.gate_reference import keep_reference
+from slms.kernels.gate_reference import choose_reference, keep_reference, per_neuron, unit_scores
 from slms.kernels.backends import refusal
 from slms.kernels.reference import neuron_weights
 from slms.kernels.router import GATES
@@ -203,6 +203,15 @@ class RoutedMLP(Routed):
         assert self.W_gate is not None
         return ACTIVATIONS[self.activation](F.linear(x, self.W_gate, self.b_gate))
 
+    @torch.no_grad()
+    def set_least(self, x: Tensor) -> None:
+        """Set the thresholds of its own gates such that inputs x [n, d] choose k pathways on average."""
+        selector, gates = self.router, self._gates(x)
+        assert isinstance(selector, GateSelector)
+        worth = gates * F.linear(x, self.W_in, self.b_in)
+        worth = None if selector.out_scale is None else worth.abs().float() * selector.out_scale
+        selector.set_least(unit_scores(gates, selector.scale, self.offsets), worth, self._k)
+
     def _by_gate(self, x: Tensor, selector: GateSelector) -> Tensor:
         """Return the output [n, d] for x [n, d] if the gate chooses; what is observed is computed whole and masked."""
         if self.recorder is not None or selector.chooser is not None:
@@ -211,6 +220,14 @@ class RoutedMLP(Routed):
             if self.recorder is not None:
                 self.recorder(routes)
             y = self.weigh(gates * F.linear(x, self.W_in, self.b_in), routes) @ self.W_out
+        elif self.training and self._least(selector):  # the budget needs to know what was chosen
+            call = self._gate_call(x, selector)
+            gates = self._gates(x)
+            h = gates * F.linear(x, self.W_in, self.b_in)
+            chosen = choose_reference(unit_scores(gates, call.scale, self.offsets), call)
+            kept = keep_reference(h, per_neuron(chosen, self.offsets), call)
+            selector.count(chosen, kept)
+            y = torch.where(kept, h, 0) @ self.W_out
         else:
             # Whether any token can be whole is not asked, for which a GPU would wait and CUDA graphs could not hold it.
             y = gate_mlp(self._gate_call(x, selector))
@@ -222,7 +239,13 @@ class RoutedMLP(Routed):
         units = (selector.scale.float(), self.offsets, self._k, self.config.n_shared)
         k_out = self.k_out
         out_scale = None if k_out is None or selector.out_scale is None else selector.out_scale.float()
-        return GateCall(x, *weights, *units, self.activation, selector.whole_above.float(), k_out, out_scale)
+        least = [None if t is None else t.float() for t in (selector.least, selector.least_out)]
+        held = least if self._least(selector) else [None, None]
+        return GateCall(x, *weights, *units, self.activation, selector.whole_above.float(), k_out, out_scale, *held)
+
+    def _least(self, selector: GateSelector) -> bool:
+        """Whether thresholds choose; k of all units is the dense model."""
+        return selector.least is not None and self.config.rule == "controlled" and self._k < self.config.n_pathways
 
     def fused_gate(self, x: Tensor) -> GateMLP | None:
         """Return the MLP without its output bias as one compiled call, if it can be, as in `_fused`."""
@@ -234,12 +257,12 @@ class RoutedMLP(Routed):
             return None
         owners: list[dict] = [self._parameters, self._buffers, selector._parameters, selector._buffers]
         plain = [tensor for owner in owners for tensor in owner.values() if type(tensor) in (Tensor, nn.Parameter)]
-        where = [self._k, x.dtype, *((tensor.data_ptr(), tensor.dtype) for tensor in plain)]
+        where = [self._k, self._least(selector), x.dtype, *((t.data_ptr(), t.dtype) for t in plain)]
         prepared = self._prepared  # another thread may replace it
         if prepared is not None and prepared[0] == where:
             return prepared[1]
         call, known = self._gate_call(x, selector), {id(tensor) for tensor in plain}
-        held = (*call[1:6], call.scale, call.whole_above, call.out_scale)
+        held = (*call[1:6], call.scale, call.whole_above, call.out_scale, call.least, call.least_out)
         if any(tensor is not None and id(tensor) not in known for tensor in held):
             return None
         if any(weight is not None and weight.dtype != x.dtype for weight in call[1:6]):

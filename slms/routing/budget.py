@@ -15,6 +15,7 @@ Shapes: n tokens, p pathways.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -24,9 +25,15 @@ from slms.routing.config import RoutingConfig
 from slms.routing.router import PathwayRouter
 from slms.routing.rules import RULES, Routes, centred
 
+if TYPE_CHECKING:
+    from slms.routing.gate import GateSelector
+
 PROPORTIONAL, INTEGRAL = 0.5, 0.2
 """How far the controller moves the threshold for an error of the density, in spreads of the calibration scores. Normal
 scores at a density of a third have a slope of .37 there, so that a lasting error decays by 7 % a step (docs/log.md)."""
+GATE_INTEGRAL = 0.1
+"""How far the logarithm of a gate's threshold moves for a relative error of the density. A density near a third changes
+by about 1.2 % for 1 % of the threshold (SmolLM2-135M), so that a lasting error decays by 12 % a step (docs/log.md)."""
 LOG_PROPORTIONAL, LOG_INTEGRAL = 5.0, 0.05
 """How far the logarithm of the penalty's weight moves for a relative error of the density. ReMoE multiplies the weight
 by 1.2 or 1/1.2; routers follow it so late that the density falls to half and stays there (docs/log.md)."""
@@ -173,11 +180,34 @@ class AdaptiveL1(Budget):
             self.last.copy_(error)
 
 
+class GateControl(nn.Module):
+    """Moves the thresholds of a `GateSelector`, which counts what its tokens choose, by an integral controller.
+
+    Each step multiplies a threshold by exp(GATE_INTEGRAL · (density / target − 1)).
+    """
+
+    @torch.no_grad()
+    def step(self, selector: GateSelector, k: int) -> None:
+        """Correct the thresholds and forget the counts. Every rank must call it."""
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(selector.counts)
+        chosen, kept, possible = selector.counts.tolist()
+        selector.counts.zero_()
+        config = selector.config
+        k_out = 0 if config.k_out is None else k * config.k_out / config.k
+        for least, ran, wanted in ((selector.least, chosen, k), (selector.least_out, kept, k_out)):
+            if least is not None and possible:
+                error = ran / possible / (wanted / config.n_pathways) - 1
+                least.mul_(math.exp(GATE_INTEGRAL * error))
+
+
 BUDGETS: dict[str, type[ThresholdControl | AdaptiveL1]] = {"threshold": ThresholdControl, "penalty": AdaptiveL1}
 """How a rule is held (`Rule.held`) → what holds it."""
 
 
-def budget_of(config: RoutingConfig) -> ThresholdControl | AdaptiveL1 | None:
+def budget_of(config: RoutingConfig) -> ThresholdControl | AdaptiveL1 | GateControl | None:
     """What holds the density of a place that is routed by this configuration; None if its rule needs nothing."""
     held = RULES[config.rule].held
-    return None if held is None or math.isclose(target_density(config, config.k), 1.0) else BUDGETS[held]()
+    if held is None or math.isclose(target_density(config, config.k), 1.0):
+        return None
+    return GateControl() if config.router == "gate" else BUDGETS[held]()

@@ -18,7 +18,6 @@ _RELU: dict[str, Any] = {"router_bias": True, "gate": "relu"}
 _GATE: dict[str, Any] = {
     "router_bias": None,
     "router_init": None,
-    "rule": "top_k",
     "gate": "unit",
     "pool": None,
     "mean_compensation": False,
@@ -157,6 +156,10 @@ class RoutingConfig:
         layers = self.layers
         if layers is not None and (not layers or min(layers) < 0 or len(set(layers)) != len(layers)):
             raise ValueError(f"`routing.layers` is {layers}; it must name one or more layers, each once, from 0.")
+        if self.router == "gate" and self.rule not in ("top_k", "controlled"):
+            raise ValueError(
+                f"`routing.rule` is {self.rule}; with `routing.router` gate it must be top_k or controlled."
+            )
         combined = {"router": own.get(str(self.router), {}), "rule": _RELU if self.rule == "relu" else {}}
         for option, needed in combined.items():
             for name, value in needed.items():

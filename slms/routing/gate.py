@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from slms.kernels.gate_reference import unit_scores
+from slms.routing.budget import score_at_density, target_density
 from slms.routing.config import RoutingConfig
 from slms.routing.rules import Routes, gated, top_k
 
@@ -30,10 +31,16 @@ class GateSelector(nn.Module):
 
     With `routing.k_out` a second choice follows, by |act(gate_i) · up_i| · out_scale_i: what goes through W_out.
     out_scale_i is ‖w_out_i‖, or ‖w_out_i R‖.
+
+    Under the rule ``controlled`` both choices are by thresholds, ``least`` and ``least_out``, which calibration and then
+    training (:class:`slms.routing.budget.GateControl`) set such that k and k_out are means over tokens.
     """
 
     scale: Tensor
     out_scale: Tensor | None
+    least: Tensor | None
+    least_out: Tensor | None
+    counts: Tensor
     whole_above: Tensor
     ramp = blend = None  # it has no graded gates
 
@@ -44,19 +51,45 @@ class GateSelector(nn.Module):
         self.chooser: Callable[[Tensor, Routes], Tensor] | None = None
         self.register_buffer("scale", torch.ones(offsets[-1]))
         self.register_buffer("out_scale", None if config.k_out is None else torch.ones(offsets[-1]))
+        held = config.rule == "controlled"
+        self.register_buffer("least", torch.zeros(()) if held else None)
+        self.register_buffer("least_out", torch.zeros(()) if held and config.k_out is not None else None)
+        self.register_buffer("counts", torch.zeros(3, dtype=torch.int64), persistent=False)
         self.register_buffer("whole_above", torch.full((), math.inf))
 
     @torch.no_grad()
     def calibrate(self, activated: Tensor, up: Tensor, out_norm: Tensor) -> int:
-        """Set scale and ``whole_above`` from gate and up activations [n, f] and ‖w_out‖ [f]; count massive tokens."""
+        """Set what it chooses by from gate and up activations [n, f] and ‖w_out‖ [f]; count massive tokens."""
         self.scale.copy_(up.float().square().mean(0).sqrt() * out_norm)
         if self.out_scale is not None:
             self.out_scale.copy_(out_norm)
-        norms = unit_scores(activated, self.scale, self.offsets).norm(dim=1)
+        scores = unit_scores(activated, self.scale, self.offsets)
+        norms = scores.norm(dim=1)
         above = MASSIVE * norms.median()
         massive = int((norms > above).sum())
         self.whole_above.fill_(above if massive else math.inf)
+        if self.least is not None:
+            worth = None if self.out_scale is None else (activated * up).abs().float() * self.out_scale
+            self.set_least(scores, worth, self.config.k)
         return massive
+
+    @torch.no_grad()
+    def set_least(self, scores: Tensor, worth: Tensor | None, k: int) -> None:
+        """Set the thresholds at which tokens choose k units on average, by scores [n, p], and k_out by worth [n, f]."""
+        if self.least is None:  # a model that was trained by another rule
+            self.least = torch.zeros_like(self.whole_above)
+            self.least_out = None if self.out_scale is None else torch.zeros_like(self.least)
+        self.least.copy_(score_at_density(scores[:, self.config.n_shared :], target_density(self.config, k)))
+        if self.least_out is not None:
+            assert worth is not None and self.config.k_out is not None
+            share = k * self.config.k_out / self.config.k / self.config.n_pathways
+            chosen = scores >= self.least
+            chosen[:, : self.config.n_shared] = True
+            self.least_out.copy_(score_at_density(worth * chosen, share))
+
+    def count(self, chosen: Tensor, kept: Tensor) -> None:
+        """Add a batch's choices [n, p] and what goes through W_out to the counts of the step."""
+        self.counts += torch.stack([chosen.sum(), kept.sum(), chosen.new_full((), chosen.numel(), dtype=torch.int64)])
 
     @torch.no_grad()
     def route(self, x: Tensor, k: int, activated: Tensor) -> Routes:
@@ -67,7 +100,10 @@ class GateSelector(nn.Module):
         competing[:, :n_shared] = 0
         probs = competing / competing.sum(1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
         competing[:, :n_shared] = -math.inf
-        chosen = top_k(competing, k - n_shared)
+        if self.least is None or self.config.rule != "controlled":
+            chosen = top_k(competing, k - n_shared)
+        else:
+            chosen = competing >= self.least
         chosen = chosen | (scores.norm(dim=1, keepdim=True) > self.whole_above)
         routes = gated(scores, probs, chosen, self.gate, n_shared)
         if self.chooser is None:

@@ -62,8 +62,14 @@ def make(
     )
 
 
+def _between(values: Tensor, count: int) -> Tensor:
+    """A number that `count` of the values reach, between two of them, so that rounding decides nothing."""
+    ordered = torch.cat([torch.tensor([1e9]), values.detach().flatten().sort(descending=True).values, torch.zeros(1)])
+    return (ordered[count] + ordered[min(count + 1, len(ordered) - 1)]) / 2
+
+
 def gate_call(
-    n=7, d=8, offsets=range(13), k=6, n_shared=0, activation="silu", biased=True, some_whole=False, seed=0, k_out=None
+    n=7, d=8, offsets=range(13), k=6, n_shared=0, activation="silu", biased=True, some_whole=False, seed=0, k_out=None, held=False
 ) -> GateCall:
     """Random inputs of gate-selected neurons, in float32, whose weights need gradients."""
     generator = torch.Generator().manual_seed(seed)
@@ -88,6 +94,13 @@ def gate_call(
         k_out=k_out,
         out_scale=None if k_out is None else torch.rand(f, generator=generator) + 0.5,
     )
+    if held:  # by thresholds that k units, and k_out neurons, of a token reach on average
+        gate = gate_activations(call)
+        scores = unit_scores(gate, call.scale, offsets)
+        call = call._replace(least=_between(scores, k * n))
+        if k_out is not None:
+            h = (gate * torch.nn.functional.linear(call.x, call.W_in, call.b_in)).abs() * call.out_scale
+            call = call._replace(least_out=_between(torch.where(scores >= call.least, h, 0), k_out * n))
     if not some_whole:
         return call
     sizes = unit_scores(gate_activations(call), call.scale, offsets).norm(dim=1).sort().values

@@ -25,11 +25,13 @@ def detached(call, dtype=torch.float32):
 def test_parity(make_gate_call, close, units, backend, n, d, dtype):
     """In bfloat16 near equals may be chosen otherwise, so what each chose is compared in float32 alone."""
     p = len(UNITS[units]) - 1
-    for k, n_shared, biased, some_whole in itertools.product((1, p // 2, p), (0, 1), (False, True), (False, True)):
-        made = make_gate_call(n, d, UNITS[units], k, n_shared, biased=biased, some_whole=some_whole)
+    flags = itertools.product((1, p // 2, p), (0, 1), (False, True), (False, True), (False, True))
+    for k, n_shared, biased, some_whole, held in flags:
+        made = make_gate_call(n, d, UNITS[units], k, n_shared, biased=biased, some_whole=some_whole, held=held)
         call = detached(made, dtype)
         if dtype == torch.bfloat16 and k < p:  # scores far apart, whatever the rounding
             call = call._replace(scale=torch.logspace(-30, 30, len(call.scale)))
+            call = call._replace(least=torch.tensor(1e-3) if held else None)
         with torch.no_grad():
             close(gate_mlp(call, backend), gate_mlp_reference(detached(call)), dtype, f"{k} {n_shared} {biased}")
 
@@ -38,11 +40,14 @@ def test_parity(make_gate_call, close, units, backend, n, d, dtype):
 @pytest.mark.parametrize("backend", ["dense", "rows"])
 @pytest.mark.parametrize(("n", "d"), [(0, 8), (1, 33), (1, 64), (3, 40), (9, 5)])
 def test_parity_of_a_second_choice(make_gate_call, close, backend, n, d, dtype):
-    for k, share, biased, some_whole in itertools.product((7, 40, 64), (0, 0.4, 1), (False, True), (False, True)):
-        made = make_gate_call(n, d, range(65), k, 1, biased=biased, some_whole=some_whole, k_out=int(share * k))
+    flags = itertools.product((7, 40, 64), (0, 0.4, 1), (False, True), (False, True), (False, True))
+    for k, share, biased, some_whole, held in flags:
+        options = dict(biased=biased, some_whole=some_whole, k_out=int(share * k), held=held)
+        made = make_gate_call(n, d, range(65), k, 1, **options)
         call = detached(made, dtype)
         if dtype == torch.bfloat16:  # worths far apart, whatever the rounding
             call = call._replace(scale=torch.logspace(-30, 30, 65)[:64], out_scale=torch.logspace(30, -30, 65)[:64])
+            call = call._replace(least=torch.tensor(1e-9), least_out=torch.tensor(1e-9)) if held else call
         with torch.no_grad():
             close(gate_mlp(call, backend), gate_mlp_reference(detached(call)), dtype, f"{k} {share} {biased}")
 
@@ -84,7 +89,7 @@ def test_gradients(make_gate_call, close, units, backend):
     upstream = torch.randn(9, 16, generator=torch.Generator().manual_seed(1))
     calls = [call]
     if backend != "grouped" and units == "single neurons":
-        calls.append(make_gate_call(9, 16, UNITS[units], 12, 1, some_whole=True, k_out=5))
+        calls += [make_gate_call(9, 16, UNITS[units], 12, 1, some_whole=True, k_out=5, held=h) for h in (False, True)]
     for call in calls:
         leaves = list(call[:6])
         actual = torch.autograd.grad(gate_mlp(call, backend), leaves, upstream)
@@ -127,13 +132,14 @@ def test_rows_not_chosen_are_never_read(make_gate_call, units, n):
     assert torch.equal(gate_mlp(call, "rows"), before)
 
 
+@pytest.mark.parametrize("held", [False, True])
 @pytest.mark.parametrize("n", [1, 3])
-def test_rows_that_a_second_choice_drops_are_never_read(make_gate_call, n):
-    call = detached(make_gate_call(n, 40, range(65), 20, k_out=8))
+def test_rows_that_a_second_choice_drops_are_never_read(make_gate_call, n, held):
+    call = detached(make_gate_call(n, 40, range(65), 20, k_out=8, held=held))
     chosen = gate_select(call)
     gate, up = (torch.nn.functional.linear(call.x, *w) for w in ((call.W_gate, call.b_gate), (call.W_in, call.b_in)))
     kept = keep_reference(torch.nn.functional.silu(gate) * up, chosen, call)
-    assert kept.sum(1).tolist() == [8] * n
+    assert kept.sum() == 8 * n and (held or kept.sum(1).tolist() == [8] * n)
     before = gate_mlp(call, "rows")
     for tensor, needed in ((call.W_in, chosen), (call.b_in, chosen), (call.W_out, kept)):
         assert not needed.any(0).all()
@@ -182,12 +188,12 @@ def test_offsets_are_walked_once():
 @pytest.mark.parametrize("n", [1, 9])
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("units", ["single neurons", "uneven"])
-@pytest.mark.parametrize("k_out", [None, 2])
-def test_compiles_as_one_graph(make_gate_call, units, gradients, n, k_out):
+@pytest.mark.parametrize(("k_out", "held"), [(None, False), (2, False), (2, True)])
+def test_compiles_as_one_graph(make_gate_call, units, gradients, n, k_out, held):
     if k_out is not None and units == "uneven":
         pytest.skip("a second choice is of single neurons")
     torch._dynamo.reset()
-    call = make_gate_call(n, 16, tuple(UNITS[units]), 3, 1, k_out=k_out)
+    call = make_gate_call(n, 16, tuple(UNITS[units]), 3, 1, k_out=k_out, held=held)
     compiled = torch.compile(lambda x: gate_mlp(call._replace(x=x)).sin(), fullgraph=True, backend="aot_eager")
     with torch.set_grad_enabled(gradients):
         torch.testing.assert_close(compiled(call.x), gate_mlp_reference(call).sin(), rtol=1e-5, atol=1e-5)
@@ -231,6 +237,8 @@ def test_autocast_is_that_of_linear(make_gate_call):
         (dict(whole_above=torch.zeros(7)), r"`whole_above` has shape \(7,\)"),
         (dict(b_in=torch.zeros(12, device="meta")), "`b_in` is on meta"),
         (dict(k_out=3), "`k_out` is 3; it needs `out_scale`"),
+        (dict(least_out=torch.tensor(1.0)), "`least_out` is needed where `least` and `k_out` are given"),
+        (dict(least=torch.ones(2)), r"`least` has shape \(2,\)"),
         (dict(k_out=7, out_scale=torch.ones(12)), r"`k_out` is 7; it must be from 0 to `k` \(6\)"),
         (dict(k_out=1, out_scale=torch.ones(12), offsets=(0, 2, 12), k=2), "the units single neurons"),
         (dict(k_out=3, out_scale=torch.ones(12).double()), "`out_scale` is torch.float64"),

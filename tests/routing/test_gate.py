@@ -12,10 +12,13 @@ from torch import nn
 import slms
 from slms.kernels import gate_mlp_reference
 from slms.kernels.activations import ACTIVATIONS
+from slms.lit.balances import Budgets
+from slms.measure.dynamick import set_routed_rule
+from slms.models.activations import mlp_inputs
 from slms.models.anatomy import find_mlps
 from slms.models.convert import route
 from slms.models.flops import mlp_flops
-from slms.models.routed import choose_by, record_routes, routed_modules
+from slms.models.routed import choose_by, record_routes, routed_modules, set_k
 from slms.models.weights import neurons, read_mlp
 from slms.routing import GateSelector, RoutingConfig
 from slms.routing.gate import MASSIVE
@@ -115,6 +118,77 @@ def test_a_second_choice_saves_down_projections(tiny, tokens):  # noqa: F811
 def test_a_second_choice_that_cannot_be(tiny, tokens, change, message):  # noqa: F811
     with pytest.raises(ValueError, match=message):
         route(tiny("llama"), RoutingConfig(**ALONE | dict(k=5) | change), tokens(4, 16))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("k_out", [None, 5])
+@pytest.mark.parametrize("n", [D_FF, 6])
+def test_thresholds_choose_k_on_average(tiny, tokens, tmp_path, n, k_out):  # noqa: F811
+    """Under `controlled` tokens run what scores as much as the threshold, observed or not, saved or not."""
+    if k_out is not None and n != D_FF:
+        pytest.skip("a second choice is of single neurons")
+    model, ids, k = tiny("llama"), tokens(2, 9), n // 2
+    options = {"rule": "controlled", "n_pathways": n, "k": k, "k_out": k_out}
+    routed = route(model, RoutingConfig(**ALONE | options), tokens(32, 16)).eval()
+    mlp = find_mlps(routed)[0]  # its inputs are the dense model's
+    assert mlp.router.least > 0
+    for rows in (slice(0, 64), slice(0, 3)):
+        with mlp_inputs(model, [0]) as inputs:
+            model(tokens(32, 16))
+        x = inputs[0][rows]
+        with record_routes(routed) as routes:
+            observed = mlp(x)
+        chosen = routes["L0.mlp"].chosen
+        torch.testing.assert_close(mlp(x), observed, atol=1e-5, rtol=1e-4)
+        plain = gate_mlp_reference(mlp._gate_call(x, mlp.router)) + mlp.b_out
+        torch.testing.assert_close(plain, observed, atol=1e-5, rtol=1e-4)
+        mlp.train()
+        torch.testing.assert_close(mlp(x), observed, atol=1e-5, rtol=1e-4)
+        mlp.eval()
+        assert torch.equal(chosen, mlp.routes(x).scores >= mlp.router.least)
+    x = inputs[0]
+    assert mlp.routes(x).chosen.float().mean().item() == pytest.approx(k / n, abs=0.02)
+    if k_out is not None:
+        h = neurons(read_mlp(find_mlps(model)[0]), x)
+        assert (mlp.weigh_dense(h, mlp.routes(x)) != 0).float().mean().item() == pytest.approx(k_out / n, abs=0.02)
+    slms.save_model(routed, None, tmp_path / "model")
+    torch.testing.assert_close(slms.load_model(tmp_path / "model").model(ids).logits, routed(ids).logits)
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 2, "eos_token_id": None}
+    assert torch.equal(routed.generate(ids, **options), routed.generate(ids, use_cache=False, **options))
+    set_k(routed, n)
+    torch.testing.assert_close(routed(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("off", [0.3, 3.0])
+def test_training_brings_the_thresholds_back(tiny, tokens, off):  # noqa: F811
+    options = {"rule": "controlled", "k": D_FF // 2, "k_out": D_FF // 4}
+    routed = route(tiny("llama"), RoutingConfig(**ALONE | options), tokens(32, 16)).train()
+    budgets = Budgets()
+    budgets.follow(routed)
+    for mlp in routed_modules(routed).values():
+        mlp.router.least.mul_(off)
+        mlp.router.least_out.mul_(off)
+    for step in range(100):
+        routed(tokens(16, 16, seed=step))
+        ran = [mlp.router.counts.tolist() for mlp in routed_modules(routed).values()]
+        budgets.step(routed)
+    for chosen, kept, possible in ran:
+        assert chosen / possible == pytest.approx(0.5, abs=0.05)
+        assert kept / possible == pytest.approx(0.25, abs=0.05)
+    assert all(not mlp.router.counts.any() for mlp in routed_modules(routed).values())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rule", ["top_k", "controlled"])
+def test_thresholds_at_another_density(tiny, tokens, rule):  # noqa: F811
+    options = {"rule": rule, "k": D_FF // 2, "k_out": D_FF // 4}
+    routed, ids = route(tiny("llama"), RoutingConfig(**ALONE | options), tokens(8, 16)).eval(), tokens(32, 16)
+    set_routed_rule(routed, "controlled", 0.8, ids, 8)
+    with record_routes(routed) as routes:
+        routed(ids)
+    for found in routes.values():
+        assert found.chosen.float().mean().item() == pytest.approx(round(0.8 * D_FF) / D_FF, abs=0.03)
 
 
 @torch.no_grad()

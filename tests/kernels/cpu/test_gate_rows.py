@@ -7,8 +7,8 @@ from slms.kernels import gate_mlp, gate_mlp_reference, gate_select, prepare_gate
 from slms.kernels.cpu import team
 from slms.kernels.cpu.gate_rows import interleave, interleaved
 
-CHOICES = (range(38), 2, None), ((0, 1, 1, 20, 37, 38), 2, None), (range(38), 30, 15)
-"""Offsets, k and k_out."""
+CHOICES = (range(38), 2, None, False), ((0, 1, 1, 20, 37, 38), 2, None, False), (range(38), 30, 15, False), (range(38), 30, 15, True)
+"""Offsets, k, k_out, and whether thresholds choose."""
 
 
 @pytest.fixture(params=[2, 3])
@@ -21,10 +21,10 @@ def threads(request, monkeypatch):
 
 
 @pytest.mark.parametrize("backend", ["rows", "dense"])
-@pytest.mark.parametrize(("offsets", "k", "k_out"), [*CHOICES])
+@pytest.mark.parametrize(("offsets", "k", "k_out", "held"), [*CHOICES])
 @pytest.mark.parametrize("n", [0, 1, 5])
-def test_threads_share_the_work(make_gate_call, threads, offsets, k, k_out, n, backend):
-    made = make_gate_call(n, 40, offsets, k, some_whole=True, k_out=k_out)
+def test_threads_share_the_work(make_gate_call, threads, offsets, k, k_out, held, n, backend):
+    made = make_gate_call(n, 40, offsets, k, some_whole=True, k_out=k_out, held=held)
     call = made._make([*(tensor.detach() for tensor in made[:6]), *made[6:]])
     torch.testing.assert_close(gate_mlp(call, backend), gate_mlp_reference(call), rtol=1e-5, atol=1e-5)
     alone = gate_select(call)
@@ -33,11 +33,11 @@ def test_threads_share_the_work(make_gate_call, threads, offsets, k, k_out, n, b
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("offsets", "k", "k_out"), [*CHOICES])
+@pytest.mark.parametrize(("offsets", "k", "k_out", "held"), [*CHOICES])
 @pytest.mark.parametrize("n", [1, 5])
-def test_interleaved_rows_are_read_in_place(make_gate_call, offsets, k, k_out, n, dtype):
+def test_interleaved_rows_are_read_in_place(make_gate_call, offsets, k, k_out, held, n, dtype):
     """The output is the same, nothing is copied, and a later change of the weights is seen."""
-    made = make_gate_call(n, 40, offsets, k, some_whole=True, k_out=k_out)
+    made = make_gate_call(n, 40, offsets, k, some_whole=True, k_out=k_out, held=held)
     call = made._make([*(None if t is None else t.detach().to(dtype) for t in made[:6]), *made[6:]])
     both = torch.stack([call.W_in, call.W_out], 1)
     together = call._replace(W_in=both[:, 0], W_out=both[:, 1])
@@ -51,9 +51,9 @@ def test_interleaved_rows_are_read_in_place(make_gate_call, offsets, k, k_out, n
     torch.testing.assert_close(run(call.x), changed(call.x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("offsets", "k", "k_out"), [*CHOICES])
-def test_interleaved_rows_among_threads(make_gate_call, threads, offsets, k, k_out):
-    made = make_gate_call(5, 40, offsets, k, some_whole=True, k_out=k_out)
+@pytest.mark.parametrize(("offsets", "k", "k_out", "held"), [*CHOICES])
+def test_interleaved_rows_among_threads(make_gate_call, threads, offsets, k, k_out, held):
+    made = make_gate_call(5, 40, offsets, k, some_whole=True, k_out=k_out, held=held)
     call = made._make([*(None if t is None else t.detach() for t in made[:6]), *made[6:]])
     W_in, W_out = interleave(call.W_in, call.W_out)
     together = call._replace(W_in=W_in, W_out=W_out)
