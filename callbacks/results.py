@@ -156,7 +156,7 @@ class ResultsWriter(Callback):
             dense=measured.loss if trial else module.base_loss,
             controlled=controlled,
             random_weights=random,
-            flops=flops_per_token(net, data.block_size, measured.densities),
+            flops=flops_per_token(net, data.block_size, measured.densities, measured.through),
             routing=None if module.routing is None else module.routing.to_dict(),
             control_run=module.made_control,
         )

@@ -75,7 +75,7 @@ def pathways(
         dense=dense,
         controlled=controlled,
         random_weights=random.rows,
-        flops=flops_per_token(subject.model, subject.text["block_size"], measured.densities),
+        flops=flops_per_token(subject.model, subject.text["block_size"], measured.densities, measured.through),
         routing=config,
     )
     directory, _ = results_of(subject, output_dir, "pathways", given_token=given_token, controls=options)

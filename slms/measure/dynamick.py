@@ -83,15 +83,19 @@ class _Shares:
     """Averages shares by place over batches of unequal size."""
 
     def __init__(self) -> None:
-        self.weight, self.sums = 1, dict[str, tuple[float, float, int]]()
+        self.weight, self.sums = 1, dict[str, tuple[float, float, float, int]]()
 
     def add(self, place: str, kept: Kept) -> None:
-        inputs, neurons, total = self.sums.get(place, (0.0, 0.0, 0))
+        inputs, neurons, out, total = self.sums.get(place, (0.0, 0.0, 0.0, 0))
         w = self.weight
-        self.sums[place] = (inputs + w * kept.inputs, neurons + w * kept.neurons, total + w)
+        added = w * kept.inputs, w * kept.neurons, w * kept.neurons * kept.through
+        self.sums[place] = (inputs + added[0], neurons + added[1], out + added[2], total + w)
 
     def means(self) -> dict[str, Kept]:
-        return {place: Kept(inputs / total, neurons / total) for place, (inputs, neurons, total) in self.sums.items()}
+        return {
+            place: Kept(inputs / total, neurons / total, out / neurons if neurons else 1.0)
+            for place, (inputs, neurons, out, total) in self.sums.items()
+        }
 
 
 @contextmanager
@@ -102,7 +106,13 @@ def _observing(model: PreTrainedModel, see: Callable[[str, Kept], None]) -> Iter
 
     def recorder(place: str) -> Callable[[Routes], None]:
         sizes = torch.tensor(routed[place].offsets).diff().float()
-        return lambda routes: see(place, Kept(1.0, ((routes.chosen.cpu() * sizes).sum(1).mean() / sizes.sum()).item()))
+
+        def of(routes: Routes) -> Kept:
+            ran = (routes.chosen.cpu() * sizes).sum()
+            through = 1.0 if routes.through is None else (routes.through.sum().cpu() / ran.clamp_min(1)).item()
+            return Kept(1.0, (ran / len(routes.chosen) / sizes.sum()).item(), through)
+
+        return lambda routes: see(place, of(routes))
 
     try:
         for place, module in routed.items():
@@ -127,7 +137,8 @@ def count_cost(
     """FLOPs per token at the shares that were measured, `as_executed` or not."""
     whole = flops_per_token(dense, block_size)
     if routed := routed_modules(model):
-        counted = flops_per_token(model, block_size, {place: kept[place].neurons for place in routed})
+        shares, through = ({place: kept[place][i] for place in routed} for i in (1, 2))
+        counted = flops_per_token(model, block_size, shares, through)
         return Cost(counted.active_fraction, *(counted.mlp_routed, counted.total_routed) * 2)
     mlps = dynamic_mlps(model)
     if not mlps:

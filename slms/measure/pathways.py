@@ -110,6 +110,8 @@ class Measurement(NamedTuple):
     labels: dict[str, Labels]
     kl: DocumentLoss | None = None
     """KL(base ‖ model), if there is a base"""
+    through: Mapping[str, float] | None = None
+    """the share of the executed neurons that go through W_out, of places with a second choice; None if none has"""
 
     @property
     def densities(self) -> dict[str, float]:
@@ -138,6 +140,7 @@ def measure_pathways(
     tables = PathwayTables(routed_modules(model), blocks, given_token, alone=True)
     loss, kl = DocumentLoss().to(device), DocumentLoss().to(device)
     model.eval()
+    twice: dict[str, list[Tensor]] = {}
     for batch in batches(blocks, batch_size):
         batch = {name: column.to(device) for name, column in batch.items()}
         with record_routes(model) as routes:
@@ -147,8 +150,14 @@ def measure_pathways(
         if nats.kl is not None:
             kl.update(nats.kl.flatten(), documents)
         tables.update(routes, batch)
+        for place, found in routes.items():
+            if found.through is not None:
+                twice.setdefault(place, []).append(torch.stack([found.through.sum(), found.chosen.sum()]).double())
     model.train(was_training)
-    return Measurement(loss.cpu(), *tables.compute(tokenizer), labels_of(blocks), None if base is None else kl.cpu())
+    sums = {place: torch.stack(counts).sum(0).tolist() for place, counts in twice.items()}
+    through = {place: kept / max(ran, 1.0) for place, (kept, ran) in sums.items()}
+    own = None if base is None else kl.cpu()
+    return Measurement(loss.cpu(), *tables.compute(tokenizer), labels_of(blocks), own, through or None)
 
 
 def word_class_rows(choices: Choices, label_names: Mapping[str, tuple[str, ...]]) -> list[Row]:

@@ -8,6 +8,7 @@ One multiply–add is two FLOPs. Norms, activations, softmax, embeddings and rot
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import nn
@@ -48,11 +49,17 @@ class Flops(NamedTuple):
         return 1.0 - self.total_routed / self.total_dense
 
 
-def flops_per_token(model: PreTrainedModel, seq_len: int, density: dict[str, float] | float | None = None) -> Flops:
+def flops_per_token(
+    model: PreTrainedModel,
+    seq_len: int,
+    density: dict[str, float] | float | None = None,
+    through: Mapping[str, float] | None = None,
+) -> Flops:
     """Count FLOPs per token, averaged over the positions of a sequence of ``seq_len`` tokens.
 
     density: measured share of units executed in each routed module, by place or one for all; by default k / P, or 1 if
-    the rule lets k vary and nothing holds its mean. Works on the `meta` device too.
+    the rule lets k vary and nothing holds its mean. through: measured share of these that go through W_out, by place, of
+    places with a second choice; by default k_out / k. Works on the `meta` device too.
     """
     if seq_len < 1:
         raise ValueError(f"`seq_len` is {seq_len}; it must be at least 1.")
@@ -60,7 +67,7 @@ def flops_per_token(model: PreTrainedModel, seq_len: int, density: dict[str, flo
     neurons = active = 0.0
     widths: dict[int, int] = getattr(model, "dense_widths", {})  # of a cut model
     for index, mlp in find_mlps(model).items():
-        here = mlp_flops(mlp, density)
+        here = mlp_flops(mlp, density, through)
         f = widths.get(index, here.neurons)
         dense, routed = dense + here.per_neuron * f, routed + here.run
         neurons, active = neurons + f, active + here.active
@@ -93,8 +100,10 @@ class MLPFlops(NamedTuple):
     """of the MLP as it runs, with its router and mean compensation"""
 
 
-def mlp_flops(mlp: nn.Module, density: dict[str, float] | float | None = None) -> MLPFlops:
-    """Count the FLOPs per token of a dense or routed MLP; `density` as in :func:`flops_per_token`."""
+def mlp_flops(
+    mlp: nn.Module, density: dict[str, float] | float | None = None, through: Mapping[str, float] | None = None
+) -> MLPFlops:
+    """Count the FLOPs per token of a dense or routed MLP; `density` and `through` as in :func:`flops_per_token`."""
     weights = read_mlp(mlp)
     f, d = weights.W_in.shape
     per_neuron, share, extra = 2 * (2 if weights.W_gate is None else 3) * d, 1.0, 0.0
@@ -103,7 +112,8 @@ def mlp_flops(mlp: nn.Module, density: dict[str, float] | float | None = None) -
         if isinstance(mlp.router, GateSelector):
             extra += (1 - share) * 2 * f * d  # the gate of what is skipped
             if mlp.k_out is not None:
-                extra -= share * (1 - mlp.k_out / mlp.k) * 2 * f * d  # what stops before W_out
+                left = mlp.k_out / mlp.k if through is None else through[mlp.place]
+                extra -= share * (1 - left) * 2 * f * d  # what stops before W_out
         if mlp.mean_out is not None:
             extra += 2 * mlp.mean_out.numel()
     return MLPFlops(f, share * f, per_neuron, share * per_neuron * f + extra)

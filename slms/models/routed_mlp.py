@@ -183,11 +183,14 @@ class RoutedMLP(Routed):
 
     def weigh(self, h: Tensor, routes: Routes) -> Tensor:
         """What goes through W_out of neurons h [n, f]: times the gates of their pathways, 0 where they do not run."""
+        return h * self._weights(h, routes)
+
+    def _weights(self, h: Tensor, routes: Routes) -> Tensor:
         weights = neuron_weights(routes.gates, routes.chosen, self.offsets)
         if self.k_out is not None:
             assert isinstance(self.router, GateSelector)
             weights = keep_reference(h, weights > 0, self._gate_call(h, self.router))
-        return h * weights.to(h.dtype)
+        return weights.to(h.dtype)
 
     def weigh_dense(self, h: Tensor, routes: Routes) -> Tensor:
         """The same of neurons in the dense model's order."""
@@ -217,9 +220,12 @@ class RoutedMLP(Routed):
         if self.recorder is not None or selector.chooser is not None:
             gates = self._gates(x)
             routes = selector.route(x, self._k, gates)
+            h = gates * F.linear(x, self.W_in, self.b_in)
+            weights = self._weights(h, routes)
             if self.recorder is not None:
-                self.recorder(routes)
-            y = self.weigh(gates * F.linear(x, self.W_in, self.b_in), routes) @ self.W_out
+                through = None if self.k_out is None else weights.sum(1, dtype=torch.int64)
+                self.recorder(routes._replace(through=through))
+            y = (h * weights) @ self.W_out
         elif self.training and self._least(selector):  # the budget needs to know what was chosen
             call = self._gate_call(x, selector)
             gates = self._gates(x)

@@ -29,6 +29,8 @@ class Routes(NamedTuple):
     """bool, True where the token executes the pathway."""
     gates: Tensor
     """Factor on the pathway's output, fp32; exactly 0 where not chosen."""
+    through: Tensor | None = None
+    """int [n], neurons that go through W_out, where a second choice leaves fewer than run"""
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:

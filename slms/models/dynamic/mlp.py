@@ -28,6 +28,8 @@ class Kept(NamedTuple):
     """share of the columns of W_in and W_gate, their mean; 1 for rules that choose neurons"""
     neurons: float
     """share of the neurons; for rules that choose inputs, of those of the down-projection"""
+    through: float = 1.0
+    """share of these neurons that go through the down-projection, where a routed MLP chooses twice"""
 
 
 class DynamicMLP(nn.Module, ABC):
