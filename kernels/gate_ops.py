@@ -43,7 +43,10 @@ def _rows(*inputs: Any) -> Tensor:
 
 GATE_CHOICE = library.custom_op("kernels::gate_choice", _choice, schema=f"(Tensor gate, {CHOICE}) -> Tensor", **there)
 GATE_KEEP = library.custom_op(
-    "kernels::gate_keep", _keep, schema=f"(Tensor up, Tensor gate, {CHOICE}) -> Tensor", **(there | {"device_types": "cpu"})
+    "kernels::gate_keep",
+    _keep,
+    schema=f"(Tensor up, Tensor gate, {CHOICE}) -> Tensor",
+    **(there | {"device_types": "cpu"}),
 )
 GATE_ROWS = library.custom_op(
     "kernels::gate_rows",

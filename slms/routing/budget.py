@@ -189,10 +189,12 @@ class GateControl(nn.Module):
     @torch.no_grad()
     def step(self, selector: GateSelector, k: int) -> None:
         """Correct the thresholds and forget the counts. Every rank must call it."""
+        counts, selector.counts = selector.counts, None
+        if counts is None:
+            return
         if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(selector.counts)
-        chosen, kept, possible = selector.counts.tolist()
-        selector.counts.zero_()
+            dist.all_reduce(counts)
+        chosen, kept, possible = counts.tolist()
         config = selector.config
         k_out = 0 if config.k_out is None else k * config.k_out / config.k
         for least, ran, wanted in ((selector.least, chosen, k), (selector.least_out, kept, k_out)):

@@ -40,7 +40,6 @@ class GateSelector(nn.Module):
     out_scale: Tensor | None
     least: Tensor | None
     least_out: Tensor | None
-    counts: Tensor
     whole_above: Tensor
     ramp = blend = None  # it has no graded gates
 
@@ -54,7 +53,7 @@ class GateSelector(nn.Module):
         held = config.rule == "controlled"
         self.register_buffer("least", torch.zeros(()) if held else None)
         self.register_buffer("least_out", torch.zeros(()) if held and config.k_out is not None else None)
-        self.register_buffer("counts", torch.zeros(3, dtype=torch.int64), persistent=False)
+        self.counts: Tensor | None = None
         self.register_buffer("whole_above", torch.full((), math.inf))
 
     @torch.no_grad()
@@ -88,8 +87,9 @@ class GateSelector(nn.Module):
             self.least_out.copy_(score_at_density(worth * chosen, share))
 
     def count(self, chosen: Tensor, kept: Tensor) -> None:
-        """Add a batch's choices [n, p] and what goes through W_out to the counts of the step."""
-        self.counts += torch.stack([chosen.sum(), kept.sum(), chosen.new_full((), chosen.numel(), dtype=torch.int64)])
+        """Add a batch's choices [n, p] and what goes through W_out [n, f] to the counts of the step."""
+        ran = torch.stack([chosen.sum(), kept.sum(), chosen.new_full((), chosen.numel(), dtype=torch.int64)])
+        self.counts = ran if self.counts is None else self.counts + ran
 
     @torch.no_grad()
     def route(self, x: Tensor, k: int, activated: Tensor) -> Routes:

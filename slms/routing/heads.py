@@ -41,7 +41,7 @@ def by_group(scores: Tensor, k: int, n_groups: int, bias: Tensor | None = None) 
     assert k % n_groups == 0, (k, n_groups)
     grouped = None if bias is None else bias.unflatten(-1, (n_groups, -1))
     found = select(scores.unflatten(-1, (n_groups, -1)), k=k // n_groups, gate="unit", bias=grouped)
-    return Routes(scores, *(part.flatten(-2) for part in found[1:]))
+    return Routes(scores, *(part.flatten(-2) for part in found[1:4]))
 
 
 class HeadRouter(PathwayRouter):

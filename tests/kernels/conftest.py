@@ -69,7 +69,17 @@ def _between(values: Tensor, count: int) -> Tensor:
 
 
 def gate_call(
-    n=7, d=8, offsets=range(13), k=6, n_shared=0, activation="silu", biased=True, some_whole=False, seed=0, k_out=None, held=False
+    n=7,
+    d=8,
+    offsets=range(13),
+    k=6,
+    n_shared=0,
+    activation="silu",
+    biased=True,
+    some_whole=False,
+    seed=0,
+    k_out=None,
+    held=False,
 ) -> GateCall:
     """Random inputs of gate-selected neurons, in float32, whose weights need gradients."""
     generator = torch.Generator().manual_seed(seed)

@@ -112,7 +112,10 @@ def test_a_second_choice_saves_down_projections(tiny, tokens):  # noqa: F811
         (dict(k_out=6), r"`routing.k_out` is 6; it must be from 1 to `routing.k` \(5\)"),
         (dict(k_out=0), r"`routing.k_out` is 0; it must be from 1 to `routing.k`"),
         (dict(k_out=2, router="linear"), r"`routing.k_out` is 2; .* with `routing.router` gate, not linear"),
-        (dict(k_out=2, n_pathways=6), r"`routing.k_out` is 2; it needs single neurons, `routing.n_pathways` \d+, not 6"),
+        (
+            dict(k_out=2, n_pathways=6),
+            r"`routing.k_out` is 2; it needs single neurons, `routing.n_pathways` \d+, not 6",
+        ),
     ],
 )
 def test_a_second_choice_that_cannot_be(tiny, tokens, change, message):  # noqa: F811
@@ -176,7 +179,7 @@ def test_training_brings_the_thresholds_back(tiny, tokens, off):  # noqa: F811
     for chosen, kept, possible in ran:
         assert chosen / possible == pytest.approx(0.5, abs=0.05)
         assert kept / possible == pytest.approx(0.25, abs=0.05)
-    assert all(not mlp.router.counts.any() for mlp in routed_modules(routed).values())
+    assert all(mlp.router.counts is None for mlp in routed_modules(routed).values())
 
 
 @torch.no_grad()

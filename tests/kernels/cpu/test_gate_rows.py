@@ -7,7 +7,12 @@ from slms.kernels import gate_mlp, gate_mlp_reference, gate_select, prepare_gate
 from slms.kernels.cpu import team
 from slms.kernels.cpu.gate_rows import interleave, interleaved
 
-CHOICES = (range(38), 2, None, False), ((0, 1, 1, 20, 37, 38), 2, None, False), (range(38), 30, 15, False), (range(38), 30, 15, True)
+CHOICES = (
+    (range(38), 2, None, False),
+    ((0, 1, 1, 20, 37, 38), 2, None, False),
+    (range(38), 30, 15, False),
+    (range(38), 30, 15, True),
+)
 """Offsets, k, k_out, and whether thresholds choose."""
 
 
