@@ -211,8 +211,8 @@ class RoutedMLP(Routed):
         """Set the thresholds of its own gates such that inputs x [n, d] choose k pathways on average."""
         selector, gates = self.router, self._gates(x)
         assert isinstance(selector, GateSelector)
-        worth = gates * F.linear(x, self.W_in, self.b_in)
-        worth = None if selector.out_scale is None else worth.abs().float() * selector.out_scale
+        h = gates * F.linear(x, self.W_in, self.b_in)
+        worth = None if selector.out_scale is None else h.abs().float() * selector.out_scale
         selector.set_least(unit_scores(gates, selector.scale, self.offsets), worth, self._k)
 
     def _by_gate(self, x: Tensor, selector: GateSelector) -> Tensor:
