@@ -183,7 +183,8 @@ def gate_select(call: GateCall) -> Tensor:
 
     c = |act(x W_gateᵀ + b_gate)| · scale; a unit's score is c of its neuron, or the 2-norm of c over its neurons. The
     shared units run, and of the others the k − n_shared of largest score, the left one of equals, or, with `least`,
-    those that reach it; every unit of a token for which the 2-norm of the scores exceeds `whole_above`. Raises ValueError if shapes do not fit.
+    those that reach it; every unit of a token for which the 2-norm of the scores exceeds `whole_above`. Raises
+    ValueError if shapes do not fit.
     """
     call = _cast(call)
     units = units_of(call.offsets)
@@ -251,9 +252,9 @@ def gate_mlp(call: GateCall, backend: str = "auto") -> Tensor:
     """Return y [n, d] = Σ over neurons i of the units that `gate_select` chooses of act(g_i) · u_i · W_out[i].
 
     With `k_out`, only the chosen neurons of largest |act(g_i) · u_i| · `out_scale`, or those in which it reaches
-    `least_out`, have a term. g = x W_gateᵀ + b_gate, u = x W_inᵀ + b_in. The output bias is not added here. It is differentiable in x, W_in,
-    b_in, W_gate, b_gate and W_out, except by "rows". Raises ValueError if shapes do not fit, or if a backend does not
-    exist, cannot run here or has no gradient where one is needed.
+    `least_out`, have a term. g = x W_gateᵀ + b_gate, u = x W_inᵀ + b_in. The output bias is not added here. It is
+    differentiable in x, W_in, b_in, W_gate, b_gate and W_out, except by "rows". Raises ValueError if shapes do not
+    fit, or if a backend does not exist, cannot run here or has no gradient where one is needed.
     """
     call = _cast(call)
     units = units_of(call.offsets)

@@ -82,7 +82,7 @@ def select_reference(scores: Tensor, k: int, n_shared: int, whole_above: Tensor 
 
 
 def choose_reference(scores: Tensor, call: GateCall) -> Tensor:
-    """Choose [n, p] bool by scores [n, p] as a call says: the best `k`, or those of at least `least`; NaN counts as large."""
+    """Choose [n, p] bool by scores [n, p]: the best `k`, or with `least` those that reach it, as NaN does."""
     if call.least is None:
         return select_reference(scores, call.k, call.n_shared, call.whole_above)
     chosen = ~(scores < call.least)
@@ -93,7 +93,8 @@ def choose_reference(scores: Tensor, call: GateCall) -> Tensor:
 def keep_reference(h: Tensor, chosen: Tensor, call: GateCall) -> Tensor:
     """Of the chosen neurons [n, f] those that go through W_out: the `k_out` of largest |h| · `out_scale`, h [n, f].
 
-    Or, with `least_out`, those of at least that. A token keeps all if it chose all though `k` are fewer; of equals the left one stays.
+    Or, with `least_out`, those that reach it. A token that chose all, though `k` are fewer, keeps all; of equals the
+    left one stays.
     """
     if call.k_out is None:
         return chosen

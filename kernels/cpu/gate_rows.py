@@ -134,7 +134,7 @@ def gate_choice(gate: Tensor, call: GateCall, offsets: Sequence[int]) -> Tensor:
 
 
 def gate_keep(up: Tensor, gate: Tensor, call: GateCall) -> Tensor:
-    """The neurons [n, f] bool of a call with `k_out` that go through W_out; up and gate [n, f] before the activation."""
+    """The neurons [n, f] bool of a call with `k_out` that go through W_out; gate [n, f] is before its activation."""
     kept = torch.empty(gate.shape, dtype=torch.bool)
     _mask(gate.contiguous(), call, (), kept, up.contiguous(), write=False)
     return kept

@@ -80,7 +80,7 @@ class Budgets(nn.ModuleDict):
     def step(self, net: nn.Module) -> None:
         """Correct each place's density after an optimizer step; every rank must call it."""
         for place, module in routed_modules(net).items():
-            budget = self[key_of(place)] if key_of(place) in self else None
+            budget = self._modules.get(key_of(place))
             if isinstance(budget, GateControl):
                 assert isinstance(module.router, GateSelector)
                 budget.step(module.router, module.k)

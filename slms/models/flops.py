@@ -58,8 +58,8 @@ def flops_per_token(
     """Count FLOPs per token, averaged over the positions of a sequence of ``seq_len`` tokens.
 
     density: measured share of units executed in each routed module, by place or one for all; by default k / P, or 1 if
-    the rule lets k vary and nothing holds its mean. through: measured share of these that go through W_out, by place, of
-    places with a second choice; by default k_out / k. Works on the `meta` device too.
+    the rule lets k vary and nothing holds its mean. through: measured share of these that go through W_out, by place,
+    of places with a second choice; by default k_out / k. Works on the `meta` device too.
     """
     if seq_len < 1:
         raise ValueError(f"`seq_len` is {seq_len}; it must be at least 1.")

@@ -26,8 +26,8 @@ from slms.kernels import (
     routed_mlp,
 )
 from slms.kernels.activations import ACTIVATIONS
-from slms.kernels.gate_reference import choose_reference, keep_reference, per_neuron, unit_scores
 from slms.kernels.backends import refusal
+from slms.kernels.gate_reference import choose_reference, keep_reference, per_neuron, unit_scores
 from slms.kernels.reference import neuron_weights
 from slms.kernels.router import GATES
 from slms.models.partition import pathway_offsets

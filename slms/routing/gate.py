@@ -32,8 +32,8 @@ class GateSelector(nn.Module):
     With `routing.k_out` a second choice follows, by |act(gate_i) · up_i| · out_scale_i: what goes through W_out.
     out_scale_i is ‖w_out_i‖, or ‖w_out_i R‖.
 
-    Under the rule ``controlled`` both choices are by thresholds, ``least`` and ``least_out``, which calibration and then
-    training (:class:`slms.routing.budget.GateControl`) set such that k and k_out are means over tokens.
+    Under the rule ``controlled`` both choices are by thresholds, ``least`` and ``least_out``, which calibration and
+    then training (:class:`slms.routing.budget.GateControl`) set such that k and k_out are means over tokens.
     """
 
     scale: Tensor
