@@ -23,6 +23,8 @@ SERVED = ("llama", "mistral", "qwen2", "qwen3")
 KINDS = {
     "dense": None,
     "neurons": dict(router="gate", n_pathways=D_FF, k=D_FF // 3),
+    "twice": dict(router="gate", n_pathways=D_FF, k=D_FF // 2, k_out=D_FF // 4),
+    "thresholds": dict(router="gate", n_pathways=D_FF, k=D_FF // 2, k_out=D_FF // 4, rule="controlled"),
     "units": dict(router="gate", n_pathways=4, k=2, n_shared=1, every_n_layers=2),
     "router": dict(n_pathways=4, k=2),
 }
