@@ -170,17 +170,6 @@ class RoutedMLP(Routed):
             y = y + self.b_out.to(dtype)
         return F.dropout(y.to(x.dtype), self.dropout, self.training).reshape(x.shape)
 
-    @property
-    def k_out(self) -> int | None:
-        """Neurons per token that go through W_out; None if all that are chosen do, as where k is all of them.
-
-        It follows k in proportion.
-        """
-        config = self.config
-        if config.k_out is None or self._k == config.n_pathways:
-            return None
-        return max(1, round(self._k * config.k_out / config.k))
-
     def weigh(self, h: Tensor, routes: Routes) -> Tensor:
         """What goes through W_out of neurons h [n, f]: times the gates of their pathways, 0 where they do not run."""
         return h * self._weights(h, routes)

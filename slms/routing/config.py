@@ -141,10 +141,10 @@ class RoutingConfig:
             raise ValueError(
                 f"`routing.n_shared` is {self.n_shared}; it must be at least 0 and below `routing.k` ({self.k})."
             )
-        if self.k_out is not None and (self.router != "gate" or not 1 <= self.k_out <= self.k):
+        if self.k_out is not None and (self.router != "gate" or not 1 <= self.k_out <= self.k < self.n_pathways):
             raise ValueError(
                 f"`routing.k_out` is {self.k_out}; it must be from 1 to `routing.k` ({self.k}), with `routing.router` "
-                f"gate, not {self.router}."
+                f"gate, not {self.router}, and `routing.k` below `routing.n_pathways` ({self.n_pathways})."
             )
         if not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"`routing.top_p` is {self.top_p}; it must be above 0 and at most 1.")
