@@ -178,7 +178,10 @@ class RoutedMLP(Routed):
         weights = neuron_weights(routes.gates, routes.chosen, self.offsets)
         if self.k_out is not None:
             assert isinstance(self.router, GateSelector)
-            weights = keep_reference(h, weights > 0, self._gate_call(h, self.router))
+            call = self._gate_call(h, self.router)
+            if self.router.chooser is not None:  # of another choice fewer activations reach a threshold
+                call = call._replace(least=None, least_out=None)
+            weights = keep_reference(h, weights > 0, call)
         return weights.to(h.dtype)
 
     def weigh_dense(self, h: Tensor, routes: Routes) -> Tensor:

@@ -69,7 +69,8 @@ class RoutingConfig:
         gate: the factor on a chosen pathway's output; `slms.routing.rules` has the equations. By default `ramp`, or
             `softmax` under `stock`, `unit` with the router `gate` and `relu` with the rule `relu`.
         k_out: of the `k` neurons that a token's gates choose, so many, on which the output depends most by their
-            activations, go through the down-projection; null: all. It needs the router `gate` and single neurons.
+            activations, go through the down-projection; null: all. It needs the router `gate`, single neurons and a `k`
+            below `n_pathways`.
         n_shared: pathways 0 … n_shared − 1 run for every token and count towards `k`.
         pool: number of pathways, shared ones included, that a block of tokens may choose from: those with the greatest
             router probability over all earlier blocks of the document (docs/pools.md). Of a range [low, high], each

@@ -165,6 +165,24 @@ def test_thresholds_choose_k_on_average(tiny, tokens, tmp_path, n, k_out):  # no
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("rule", ["top_k", "controlled"])
+def test_another_choice_sends_as_many_neurons_through_w_out(tiny, tokens, rule):  # noqa: F811
+    """What stands in for the gates, as a random router of the same loads does, costs what they cost."""
+    routed = route(tiny("llama"), RoutingConfig(**ALONE, rule=rule, k=12, k_out=6), tokens(32, 16)).eval()
+    generator = torch.Generator().manual_seed(0)
+
+    def another(x, routes):
+        return routes.chosen.gather(1, torch.rand(routes.chosen.shape, generator=generator).argsort(1))
+
+    through = []
+    for choosers in ({}, dict.fromkeys(routed_modules(routed), another)):
+        with choose_by(routed, choosers), record_routes(routed) as routes:
+            routed(tokens(32, 16))
+        through.append(torch.stack([found.through.float().mean() for found in routes.values()]))
+    torch.testing.assert_close(through[1], through[0], rtol=0.1, atol=0)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("off", [0.3, 3.0])
 def test_training_brings_the_thresholds_back(tiny, tokens, off):  # noqa: F811
     options = {"rule": "controlled", "k": D_FF // 2, "k_out": D_FF // 4}
