@@ -70,6 +70,17 @@ class Routed(nn.Module):
         self._k = value
 
     @property
+    def k_out(self) -> int | None:
+        """Neurons per token that a second choice leaves for W_out; it follows k in proportion.
+
+        None if all that are chosen go through it, as where k is all of them.
+        """
+        config = self.config
+        if config.k_out is None or self._k == config.n_pathways:
+            return None
+        return max(1, round(self._k * config.k_out / config.k))
+
+    @property
     def pool(self) -> int | None:
         """Pathways that a block of tokens may choose from, shared ones included: of a range, its low end, or in
         training the number that was drawn (:func:`draw_pool`). None if pools are off.
@@ -99,8 +110,8 @@ class Routed(nn.Module):
         rule = RULES[config.rule]
         words = rule.words.format(**config.to_dict() | {"k": self._k})
         chosen = f"{words} chosen by its {'own gate' if config.router == 'gate' else f'{config.router} router'}"
-        if config.k_out is not None:
-            chosen += f" and of these {config.k_out} by their activations"
+        if self.k_out is not None:
+            chosen += f" and of these {self.k_out} by their activations"
         density = f", density {self._k / config.n_pathways:.2g}" if rule.fixed or rule.held else ""
         if self.pool is not None:
             chosen += f" among {self.pool} of the document"

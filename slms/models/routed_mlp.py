@@ -170,17 +170,6 @@ class RoutedMLP(Routed):
             y = y + self.b_out.to(dtype)
         return F.dropout(y.to(x.dtype), self.dropout, self.training).reshape(x.shape)
 
-    @property
-    def k_out(self) -> int | None:
-        """Neurons per token that go through W_out; None if all that are chosen do, as where k is all of them.
-
-        It follows k in proportion.
-        """
-        config = self.config
-        if config.k_out is None or self._k == config.n_pathways:
-            return None
-        return max(1, round(self._k * config.k_out / config.k))
-
     def weigh(self, h: Tensor, routes: Routes) -> Tensor:
         """What goes through W_out of neurons h [n, f]: times the gates of their pathways, 0 where they do not run."""
         return h * self._weights(h, routes)
@@ -189,7 +178,10 @@ class RoutedMLP(Routed):
         weights = neuron_weights(routes.gates, routes.chosen, self.offsets)
         if self.k_out is not None:
             assert isinstance(self.router, GateSelector)
-            weights = keep_reference(h, weights > 0, self._gate_call(h, self.router))
+            call = self._gate_call(h, self.router)
+            if self.router.chooser is not None:  # of another choice fewer activations reach a threshold
+                call = call._replace(least=None, least_out=None)
+            weights = keep_reference(h, weights > 0, call)
         return weights.to(h.dtype)
 
     def weigh_dense(self, h: Tensor, routes: Routes) -> Tensor:

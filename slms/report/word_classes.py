@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from slms.measure.metrics import BY_CLASS
-from slms.measure.rows import MEAN, Row, places_of
+from slms.measure.rows import MEAN, Row
 from slms.report.heatmap import image_panels, name_cells
 from slms.report.palette import caption, styled
 from slms.report.place_tables import place_names
@@ -59,7 +59,7 @@ def word_class_figure(rows: Sequence[Row], title: str) -> Figure:
     if not found:
         raise ValueError("word_class_figure: every token executes equally many pathways")
     mean = {row.place: row.value for row in rows if row.metric == "chosen_per_token"}
-    names = {place: name for place, name in place_names(rows).items() if place != MEAN and place in places_of(rows)}
+    names = {place: name for place, name in place_names(rows).items() if place != MEAN and place in mean}
     matrix = [
         [math.log2((found.get((place, one)) or math.nan) / (mean[place] or math.nan)) for one in classes]
         for place in names

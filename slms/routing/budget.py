@@ -34,6 +34,8 @@ scores at a density of a third have a slope of .37 there, so that a lasting erro
 GATE_INTEGRAL = 0.1
 """How far the logarithm of a gate's threshold moves for a relative error of the density. A density near a third changes
 by about 1.2 % for 1 % of the threshold (SmolLM2-135M), so that a lasting error decays by 12 % a step (docs/log.md)."""
+LEAST = torch.finfo(torch.float32).tiny
+"""The lowest threshold of gates: what scores 0 adds nothing, and 0 times anything would stay 0."""
 LOG_PROPORTIONAL, LOG_INTEGRAL = 5.0, 0.05
 """How far the logarithm of the penalty's weight moves for a relative error of the density. ReMoE multiplies the weight
 by 1.2 or 1/1.2; routers follow it so late that the density falls to half and stays there (docs/log.md)."""
@@ -200,7 +202,7 @@ class GateControl(nn.Module):
         for least, ran, wanted in ((selector.least, chosen, k), (selector.least_out, kept, k_out)):
             if least is not None and possible:
                 error = ran / possible / (wanted / config.n_pathways) - 1
-                least.mul_(math.exp(GATE_INTEGRAL * error))
+                least.mul_(math.exp(GATE_INTEGRAL * error)).clamp_(min=LEAST)
 
 
 BUDGETS: dict[str, type[ThresholdControl | AdaptiveL1]] = {"threshold": ThresholdControl, "penalty": AdaptiveL1}

@@ -69,7 +69,8 @@ class RoutingConfig:
         gate: the factor on a chosen pathway's output; `slms.routing.rules` has the equations. By default `ramp`, or
             `softmax` under `stock`, `unit` with the router `gate` and `relu` with the rule `relu`.
         k_out: of the `k` neurons that a token's gates choose, so many, on which the output depends most by their
-            activations, go through the down-projection; null: all. It needs the router `gate` and single neurons.
+            activations, go through the down-projection; null: all. It needs the router `gate`, single neurons and a `k`
+            below `n_pathways`.
         n_shared: pathways 0 … n_shared − 1 run for every token and count towards `k`.
         pool: number of pathways, shared ones included, that a block of tokens may choose from: those with the greatest
             router probability over all earlier blocks of the document (docs/pools.md). Of a range [low, high], each
@@ -141,10 +142,10 @@ class RoutingConfig:
             raise ValueError(
                 f"`routing.n_shared` is {self.n_shared}; it must be at least 0 and below `routing.k` ({self.k})."
             )
-        if self.k_out is not None and (self.router != "gate" or not 1 <= self.k_out <= self.k):
+        if self.k_out is not None and (self.router != "gate" or not 1 <= self.k_out <= self.k < self.n_pathways):
             raise ValueError(
                 f"`routing.k_out` is {self.k_out}; it must be from 1 to `routing.k` ({self.k}), with `routing.router` "
-                f"gate, not {self.router}."
+                f"gate, not {self.router}, and `routing.k` below `routing.n_pathways` ({self.n_pathways})."
             )
         if not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"`routing.top_p` is {self.top_p}; it must be above 0 and at most 1.")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from slms.kernels.gate_reference import unit_scores
-from slms.routing.budget import score_at_density, target_density
+from slms.routing.budget import LEAST, score_at_density, target_density
 from slms.routing.config import RoutingConfig
 from slms.routing.rules import Routes, gated, top_k
 
@@ -78,13 +78,14 @@ class GateSelector(nn.Module):
         if self.least is None:  # a model that was trained by another rule
             self.least = torch.zeros_like(self.whole_above)
             self.least_out = None if self.out_scale is None else torch.zeros_like(self.least)
-        self.least.copy_(score_at_density(scores[:, self.config.n_shared :], target_density(self.config, k)))
+        found = score_at_density(scores[:, self.config.n_shared :], target_density(self.config, k))
+        self.least.copy_(found.clamp_min(LEAST))
         if self.least_out is not None:
             assert worth is not None and self.config.k_out is not None
             share = k * self.config.k_out / self.config.k / self.config.n_pathways
             chosen = scores >= self.least
             chosen[:, : self.config.n_shared] = True
-            self.least_out.copy_(score_at_density(worth * chosen, share))
+            self.least_out.copy_(score_at_density(worth * chosen, share).clamp_min(LEAST))
 
     def count(self, chosen: Tensor, kept: Tensor) -> None:
         """Add a batch's choices [n, p] and what goes through W_out [n, f] to the counts of the step."""

@@ -10,6 +10,7 @@ from transformers import DynamicCache, StaticCache
 
 from slms.kernels.cpu import decoder
 from slms.kernels.cpu.gate_rows import interleaved
+from slms.measure.dynamick import set_routed_rule
 from slms.models.anatomy import find_mlps
 from slms.models.convert import route
 from slms.models.decode_step import Step, speed_up
@@ -26,6 +27,7 @@ KINDS = {
     "twice": dict(router="gate", n_pathways=D_FF, k=D_FF // 2, k_out=D_FF // 4),
     "thresholds": dict(router="gate", n_pathways=D_FF, k=D_FF // 2, k_out=D_FF // 4, rule="controlled"),
     "units": dict(router="gate", n_pathways=4, k=2, n_shared=1, every_n_layers=2),
+    "thresholds": dict(router="gate", n_pathways=D_FF, k=D_FF // 3, k_out=5, rule="controlled"),
     "router": dict(n_pathways=4, k=2),
 }
 
@@ -94,6 +96,16 @@ def test_a_rule_that_is_slower_than_dense_runs_dense_inside(tiny, tokens, ran): 
     force_rules(fast)  # the step sees that what runs has changed
     assert (decode(fast, ids) - decode(dense, ids)).abs().max() > 1e-4
     assert ran == [True] * 16
+
+
+@torch.no_grad()
+def test_the_step_follows_the_rule(tiny, tokens, ran):  # noqa: F811
+    stock, fast = pair(tiny, tokens, "llama", "thresholds")
+    for rule in ("controlled", "top_k", "controlled"):
+        for model in (stock, fast):
+            set_routed_rule(model, rule, None, tokens(4, 16), 4)
+        torch.testing.assert_close(decode(fast, tokens(1, 12)), decode(stock, tokens(1, 12)), atol=1e-5, rtol=1e-5)
+    assert ran == [True] * 24
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -24,7 +24,7 @@ def test_means_by_hand_in_rows_table_and_figure():
     classes = torch.tensor([0, 0, 1, 1, 1, -1])
     rows = word_class_rows(choices(torch.tensor([1, 2, 4, 3, 4, 1]), classes), NAMES)
     assert [(row.family, row.value, row.n) for row in rows] == [("noun", 1.5, 2), ("verb", pytest.approx(11 / 3), 3)]
-    rows.append(row_of("L2.mlp", "chosen_per_token", "", 2.5))
+    rows += [row_of("L2.mlp", "chosen_per_token", "", 2.5), row_of("model", "perplexity", "", 9.0)]
     head, _, line, *_ = word_class_table(rows).splitlines()
     assert head.split() == ["pathways", "verb", "noun"] and line.split() == ["L2", "3.67", "1.50"]
     (axes, _) = word_class_figure(rows, "words").axes

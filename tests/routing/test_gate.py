@@ -101,8 +101,9 @@ def test_a_second_choice_saves_down_projections(tiny, tokens):  # noqa: F811
     mlp = find_mlps(route(tiny("llama"), RoutingConfig(**ALONE, k=12, k_out=5), tokens(4, 16)))[0]
     found = mlp_flops(mlp)
     assert found.run == pytest.approx(found.per_neuron * (D_FF + 12 + 5) / 3)
+    assert "and of these 5 by their activations" in mlp.summary()
     mlp.k = 24
-    assert mlp.k_out == 10
+    assert mlp.k_out == 10 and "and of these 10 by their activations" in mlp.summary()
     assert mlp_flops(mlp).run == pytest.approx(found.per_neuron * (D_FF + 24 + 10) / 3)
 
 
@@ -111,6 +112,7 @@ def test_a_second_choice_saves_down_projections(tiny, tokens):  # noqa: F811
     [
         (dict(k_out=6), r"`routing.k_out` is 6; it must be from 1 to `routing.k` \(5\)"),
         (dict(k_out=0), r"`routing.k_out` is 0; it must be from 1 to `routing.k`"),
+        (dict(k=D_FF, k_out=5), r"`routing.k_out` is 5; .* and `routing.k` below `routing.n_pathways` \(37\)"),
         (dict(k_out=2, router="linear"), r"`routing.k_out` is 2; .* with `routing.router` gate, not linear"),
         (
             dict(k_out=2, n_pathways=6),
@@ -163,6 +165,24 @@ def test_thresholds_choose_k_on_average(tiny, tokens, tmp_path, n, k_out):  # no
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("rule", ["top_k", "controlled"])
+def test_another_choice_sends_as_many_neurons_through_w_out(tiny, tokens, rule):  # noqa: F811
+    """What stands in for the gates, as a random router of the same loads does, costs what they cost."""
+    routed = route(tiny("llama"), RoutingConfig(**ALONE, rule=rule, k=12, k_out=6), tokens(32, 16)).eval()
+    generator = torch.Generator().manual_seed(0)
+
+    def another(x, routes):
+        return routes.chosen.gather(1, torch.rand(routes.chosen.shape, generator=generator).argsort(1))
+
+    through = []
+    for choosers in ({}, dict.fromkeys(routed_modules(routed), another)):
+        with choose_by(routed, choosers), record_routes(routed) as routes:
+            routed(tokens(32, 16))
+        through.append(torch.stack([found.through.float().mean() for found in routes.values()]))
+    torch.testing.assert_close(through[1], through[0], rtol=0.1, atol=0)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("off", [0.3, 3.0])
 def test_training_brings_the_thresholds_back(tiny, tokens, off):  # noqa: F811
     options = {"rule": "controlled", "k": D_FF // 2, "k_out": D_FF // 4}
@@ -180,6 +200,24 @@ def test_training_brings_the_thresholds_back(tiny, tokens, off):  # noqa: F811
         assert chosen / possible == pytest.approx(0.5, abs=0.05)
         assert kept / possible == pytest.approx(0.25, abs=0.05)
     assert all(mlp.router.counts is None for mlp in routed_modules(routed).values())
+
+
+@torch.no_grad()
+def test_thresholds_never_choose_what_adds_nothing(tiny, tokens):  # noqa: F811
+    """Where fewer neurons than k are not 0, as a ReLU leaves them, those run, and training does not lose them."""
+    model = tiny("llama")
+    model.config.hidden_act = "relu"
+    for mlp in find_mlps(model).values():
+        mlp.act_fn = nn.ReLU()
+    routed = route(model, RoutingConfig(**ALONE, rule="controlled", k=36, k_out=35), tokens(8, 16))
+    budgets, ids = Budgets(), tokens(2, 9)
+    budgets.follow(routed)
+    for _ in range(3):
+        with record_routes(routed.eval()) as routes:
+            torch.testing.assert_close(routed(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
+        assert all(torch.equal(found.chosen, found.scores > 0) for found in routes.values())
+        routed.train()(ids)
+        budgets.step(routed)
 
 
 @torch.no_grad()
@@ -307,7 +345,7 @@ def test_the_prepared_call_follows_every_change_and_is_not_copied(tiny, tokens):
     def check(prepared_again):
         before = mlp._prepared
         plain = gate_mlp_reference(mlp._gate_call(x[0], mlp.router))
-        torch.testing.assert_close(mlp(x)[0], plain + mlp.b_out, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(mlp(x)[0], plain + mlp.b_out, atol=1e-5, rtol=1e-5)
         assert (mlp._prepared is not before) == prepared_again
 
     check(True)
