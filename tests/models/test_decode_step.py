@@ -27,7 +27,6 @@ KINDS = {
     "twice": dict(router="gate", n_pathways=D_FF, k=D_FF // 2, k_out=D_FF // 4),
     "thresholds": dict(router="gate", n_pathways=D_FF, k=D_FF // 2, k_out=D_FF // 4, rule="controlled"),
     "units": dict(router="gate", n_pathways=4, k=2, n_shared=1, every_n_layers=2),
-    "thresholds": dict(router="gate", n_pathways=D_FF, k=D_FF // 3, k_out=5, rule="controlled"),
     "router": dict(n_pathways=4, k=2),
 }
 
