@@ -218,7 +218,7 @@ class RoutedMLP(Routed):
                 through = None if self.k_out is None else weights.sum(1, dtype=torch.int64)
                 self.recorder(routes._replace(through=through))
             y = (h * weights) @ self.W_out
-        elif self.training and self._least(selector):  # the budget needs to know what was chosen
+        elif self.training and selector.by_threshold(self._k):  # the budget needs to know what was chosen
             call = self._gate_call(x, selector)
             gates = self._gates(x)
             h = gates * F.linear(x, self.W_in, self.b_in)
@@ -238,12 +238,8 @@ class RoutedMLP(Routed):
         k_out = self.k_out
         out_scale = None if k_out is None or selector.out_scale is None else selector.out_scale.float()
         least = [None if t is None else t.float() for t in (selector.least, selector.least_out)]
-        held = least if self._least(selector) else [None, None]
+        held = least if selector.by_threshold(self._k) else [None, None]
         return GateCall(x, *weights, *units, self.activation, selector.whole_above.float(), k_out, out_scale, *held)
-
-    def _least(self, selector: GateSelector) -> bool:
-        """Whether thresholds choose; k of all units is the dense model."""
-        return selector.least is not None and self.config.rule == "controlled" and self._k < self.config.n_pathways
 
     def fused_gate(self, x: Tensor) -> GateMLP | None:
         """Return the MLP without its output bias as one compiled call, if it can be, as in `_fused`."""
@@ -255,7 +251,7 @@ class RoutedMLP(Routed):
             return None
         owners: list[dict] = [self._parameters, self._buffers, selector._parameters, selector._buffers]
         plain = [tensor for owner in owners for tensor in owner.values() if type(tensor) in (Tensor, nn.Parameter)]
-        where = [self._k, self._least(selector), x.dtype, *((t.data_ptr(), t.dtype) for t in plain)]
+        where = [self._k, selector.by_threshold(self._k), x.dtype, *((t.data_ptr(), t.dtype) for t in plain)]
         prepared = self._prepared  # another thread may replace it
         if prepared is not None and prepared[0] == where:
             return prepared[1]

@@ -87,6 +87,10 @@ class GateSelector(nn.Module):
             chosen[:, : self.config.n_shared] = True
             self.least_out.copy_(score_at_density(worth * chosen, share).clamp_min(LEAST))
 
+    def by_threshold(self, k: int) -> bool:
+        """Whether thresholds choose; k of all units is the dense model."""
+        return self.least is not None and self.config.rule == "controlled" and k < self.config.n_pathways
+
     def count(self, chosen: Tensor, kept: Tensor) -> None:
         """Add a batch's choices [n, p] and what goes through W_out [n, f] to the counts of the step."""
         ran = torch.stack([chosen.sum(), kept.sum(), chosen.new_full((), chosen.numel(), dtype=torch.int64)])
@@ -101,10 +105,7 @@ class GateSelector(nn.Module):
         competing[:, :n_shared] = 0
         probs = competing / competing.sum(1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
         competing[:, :n_shared] = -math.inf
-        if self.least is None or self.config.rule != "controlled":
-            chosen = top_k(competing, k - n_shared)
-        else:
-            chosen = competing >= self.least
+        chosen = competing >= self.least if self.by_threshold(k) else top_k(competing, k - n_shared)
         chosen = chosen | (scores.norm(dim=1, keepdim=True) > self.whole_above)
         routes = gated(scores, probs, chosen, self.gate, n_shared)
         if self.chooser is None:

@@ -162,6 +162,9 @@ def test_thresholds_choose_k_on_average(tiny, tokens, tmp_path, n, k_out):  # no
     assert torch.equal(routed.generate(ids, **options), routed.generate(ids, use_cache=False, **options))
     set_k(routed, n)
     torch.testing.assert_close(routed(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
+    with record_routes(routed) as routes:
+        torch.testing.assert_close(routed(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
+    assert all(found.chosen.all() for found in routes.values())
 
 
 @torch.no_grad()
