@@ -105,7 +105,8 @@ class GateSelector(nn.Module):
         competing[:, :n_shared] = 0
         probs = competing / competing.sum(1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
         competing[:, :n_shared] = -math.inf
-        chosen = competing >= self.least if self.by_threshold(k) else top_k(competing, k - n_shared)
+        least = self.least if self.by_threshold(k) else None
+        chosen = top_k(competing, k - n_shared) if least is None else competing >= least
         chosen = chosen | (scores.norm(dim=1, keepdim=True) > self.whole_above)
         routes = gated(scores, probs, chosen, self.gate, n_shared)
         if self.chooser is None:
