@@ -10,9 +10,18 @@ import numpy as np
 from numba import carray
 from numba.extending import register_jitable
 
+from slms.kernels.cpu import loops
 from slms.kernels.cpu.memory import float_as_bits, floats, stay_apart
 
-POSITIVE, LEAST = np.uint32(0x7FFFFFFF), np.int32(-(2**31))
+POSITIVE, LOWEST = np.uint32(0x7FFFFFFF), np.int32(-(2**31))
+
+# Besides those of `loops`. GATES: [n, f] float32, written; INDEX: [n, f + 1] int64, written: each token's neurons, and
+# last their number. For single neurons, P is 1, and SINGLE is set. ROW: bytes from a row of W_in, and of W_out, to the
+# next: if more than a row's, the two lie interleaved. K_OUT: −1, or of a token's neurons so many, those of largest
+# |h| · OUT_SCALE [f], go through W_OUT; H: [n, f] float32, written: the activations of INDEX. LEAST, LEAST_OUT: 0, or
+# where the numbers lie that scores must reach, instead of being the K or K_OUT largest.
+LEAST, LEAST_OUT = 16, 17
+SCALE, SHARED, WHOLE, SINGLE, INDEX, ROW, K_OUT, OUT_SCALE, H = loops.ROUTER_IN, 24, 25, 26, 27, 29, 30, 31, 32
 
 
 @register_jitable
@@ -58,7 +67,7 @@ def ordered_bits(value):
 def kth_largest(bits, k):
     """The k-th largest of the bits, 1 ≤ k ≤ their number, or a lower value that k reach; and how many reach it."""
     stay_apart()
-    found, reached = LEAST, np.int32(bits.shape[0])
+    found, reached = LOWEST, np.int32(bits.shape[0])
     for b in range(32):
         trial = np.int32(0) if b == 0 else np.int32(found | (np.int32(1) << np.int32(31 - b)))
         count = np.int32(0)
@@ -73,13 +82,10 @@ def kth_largest(bits, k):
 
 @register_jitable
 def choose_at_least(bits, address, chosen):
-    """Write chosen [p] uint8: what reaches the number at an address; it returns how many."""
+    """Write chosen [p] uint8: what reaches the number at an address."""
     least = np.int32(float_as_bits(carray(floats(address), (1,))[0]))
-    count = 0
     for i in range(bits.shape[0]):
         chosen[i] = np.uint8(bits[i] >= least)
-        count += int(chosen[i])
-    return count
 
 
 @register_jitable

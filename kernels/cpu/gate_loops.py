@@ -9,11 +9,26 @@ from numba.extending import register_jitable
 
 from slms.kernels.cpu import loops
 from slms.kernels.cpu.compiled import njit
-from slms.kernels.cpu.gate_choice import POSITIVE, choose_at_least, choose_units, exceeds, score_bits
+from slms.kernels.cpu.gate_choice import (
+    INDEX,
+    K_OUT,
+    LEAST,
+    OUT_SCALE,
+    POSITIVE,
+    ROW,
+    SCALE,
+    SHARED,
+    SINGLE,
+    WHOLE,
+    H,
+    choose_at_least,
+    choose_units,
+    exceeds,
+    score_bits,
+)
+from slms.kernels.cpu.gate_twice import add_downs, choose_again, far_apart, form_ups, keep_best
 from slms.kernels.cpu.gathered import (
     ROWS,
-    add_rows_at,
-    dot_rows_at,
     dots_1,
     dots_1h,
     dots_n,
@@ -24,53 +39,20 @@ from slms.kernels.cpu.gathered import (
     sums_nh,
 )
 from slms.kernels.cpu.memory import (
-    bits_as_float,
     bytes_at,
     float_as_bits,
     floats,
-    halves,
     integers,
     keep,
-    narrow,
     numbers,
+    put,
     stay_apart,
+    widen,
 )
 from slms.kernels.cpu.pointwise import activate
 from slms.kernels.cpu.single import add_lanes, dot_one, to_lanes
 
-# Besides those of `loops`. GATES: [n, f] float32, written; INDEX: [n, f + 1] int64, written: each token's neurons, and
-# last their number. For single neurons, P is 1, and SINGLE is set. ROW: bytes from a row of W_in, and of W_out, to the
-# next: if more than a row's, the two lie interleaved. K_OUT: −1, or of a token's neurons so many, those of largest
-# |h| · OUT_SCALE [f], go through W_OUT; H: [n, f] float32, written: the activations of INDEX. LEAST, LEAST_OUT: 0, or
-# where the numbers lie that scores must reach, instead of being the K or K_OUT largest.
-LEAST, LEAST_OUT = 16, 17
-SCALE, SHARED, WHOLE, SINGLE, INDEX, ROW, K_OUT, OUT_SCALE, H = loops.ROUTER_IN, 24, 25, 26, 27, 29, 30, 31, 32
 BLOCK = 64  # rows of the gate matrix that tokens share
-
-
-@register_jitable
-def widen(source, target, size):
-    """Fill target [f] with the numbers at an address, of `size` bytes each."""
-    n = target.shape[0]
-    if size == 4:
-        whole = carray(floats(source), (n,))
-        for i in range(n):
-            target[i] = whole[i]
-    else:
-        half = carray(halves(source), (n,))
-        for i in range(n):
-            target[i] = bits_as_float(np.uint32(half[i]) << np.uint32(16))
-
-
-@register_jitable
-def put(source, target, count, size):
-    """Write float32 numbers from one address to another, there of `size` bytes each."""
-    if size == 2:
-        narrow(source, target, count)
-    else:
-        numbers, stored = carray(floats(source), (count,)), carray(floats(target), (count,))
-        for i in range(count):
-            stored[i] = numbers[i]
 
 
 @register_jitable
@@ -168,7 +150,7 @@ def _add_token(a, t, thread, threads, y):
     order = np.empty(count, np.int64)  # a tile's rows lie far apart, as in `single`
     table = np.empty(2 * count + ROWS, np.int64)  # rows of W_in, then of W_out, then what is fetched after the end
     for j in range(count):
-        i = order[j] = index[j // ROWS + j % ROWS * (whole // ROWS) if j < whole else j]
+        i = order[j] = index[far_apart(j, count)]
         table[j], table[count + j] = a[loops.W_IN] + i * a[ROW], a[loops.W_OUT] + i * a[ROW]
     table[2 * count :] = a[loops.W_OUT]
     u, up, down = np.empty(count, np.float32), table.ctypes.data, table.ctypes.data + 8 * count
@@ -214,90 +196,6 @@ def add_rows(a, thread, threads):
         _add_token(a, t, thread, threads, a[loops.Y] + (thread * n + t) * d * 4)
 
 
-@register_jitable
-def worth_bits(h, index, scale, bits):
-    """Write what |h| · scale of the neurons that index names is, as bits in their order, NaN the largest."""
-    for j in range(h.shape[0]):
-        bits[j] = np.int32(float_as_bits(h[j] * scale[index[j]]) & POSITIVE)
-
-
-@register_jitable
-def far_apart(j, count):
-    """Which of `count` rows is the j-th to be read: the rows of a tile lie far apart, as in `single`."""
-    whole = count // ROWS * ROWS
-    return j // ROWS + j % ROWS * (whole // ROWS) if j < whole else j
-
-
-@register_jitable
-def _rows_table(a, rows, index):
-    """The addresses of the rows of index, in the order of `far_apart`, and of what is fetched after the end."""
-    count = index.shape[0]
-    table = np.empty(count + ROWS, np.int64)
-    for j in range(count):
-        table[j] = rows + index[far_apart(j, count)] * a[ROW]
-    table[count:] = rows
-    return table
-
-
-@register_jitable
-def form_ups(a, thread, threads):
-    """Write H of this thread's share of INDEX."""
-    n, d, size, f = a[loops.N], a[loops.D], a[loops.SIZE], a[loops.OFFSETS + a[loops.P]]
-    bias = numbers(a[loops.B_IN], f, size)
-    for t in range(n):
-        chosen = carray(integers(a[INDEX]), (n, f + 1))[t]
-        low, high = chosen[f] * thread // threads, chosen[f] * (thread + 1) // threads
-        index, count = chosen[low:high], high - low
-        gates, h = carray(floats(a[loops.GATES]), (n, f))[t], carray(floats(a[H]), (n, f))[t]
-        lanes, u = to_lanes(a[loops.X] + 4 * d * t, d, size), np.empty(count, np.float32)
-        table = _rows_table(a, a[loops.W_IN], index)
-        dot_rows_at(table.ctypes.data, count, lanes.ctypes.data, d, u.ctypes.data, size)
-        for j in range(count):
-            at = far_apart(j, count)
-            i = index[at]
-            h[low + at] = (u[j] + bias[i] if bias.shape[0] > 0 else u[j]) * gates[i]
-        keep(lanes, table, u)
-
-
-@register_jitable
-def keep_best(a):
-    """Leave in INDEX and H of each token what LEAST_OUT or K_OUT keeps by |H| · OUT_SCALE, unless it is whole."""
-    n, f, k = a[loops.N], a[loops.OFFSETS + a[loops.P]], a[K_OUT]
-    scale, bits, chosen = carray(floats(a[OUT_SCALE]), (f,)), np.empty(f, np.int32), np.empty(f, np.uint8)
-    for t in range(n):
-        index, h = carray(integers(a[INDEX]), (n, f + 1))[t], carray(floats(a[H]), (n, f))[t]
-        count = index[f]
-        if (a[LEAST_OUT] == 0 and count <= k) or (count == f and a[loops.K] < f):
-            continue
-        worth_bits(h[:count], index, scale, bits)
-        if a[LEAST_OUT]:
-            choose_at_least(bits[:count], a[LEAST_OUT], chosen)
-        else:
-            choose_units(bits[:count], k, 0, False, chosen)
-        kept = 0
-        for j in range(count):
-            index[kept], h[kept] = index[j], h[j]
-            kept += int(chosen[j])
-        index[f] = kept
-
-
-@register_jitable
-def add_downs(a, thread, threads):
-    """Add to Y [threads, n, d] the rows of W_OUT of this thread's share of INDEX, times H."""
-    n, d, size, f = a[loops.N], a[loops.D], a[loops.SIZE], a[loops.OFFSETS + a[loops.P]]
-    for t in range(n):
-        chosen = carray(integers(a[INDEX]), (n, f + 1))[t]
-        low, high = chosen[f] * thread // threads, chosen[f] * (thread + 1) // threads
-        index, count = chosen[low:high], high - low
-        h, factors = carray(floats(a[H]), (n, f))[t, low:high], np.empty(count, np.float32)
-        for j in range(count):
-            factors[j] = h[far_apart(j, count)]
-        table, total = _rows_table(a, a[loops.W_OUT], index), np.zeros(d, np.float32)
-        add_rows_at(table.ctypes.data, count, factors.ctypes.data, d, total.ctypes.data, size)
-        add_lanes(a[loops.Y] + (thread * n + t) * d * 4, total, size)
-        keep(table, total, factors)
-
-
 @njit
 def mask_loop(a, thread, threads):
     """Choose for this thread's share of the tokens of X [n, f], gates before their activation, of SIZE bytes.
@@ -327,10 +225,7 @@ def mask_loop(a, thread, threads):
             for i in range(f):
                 bits[i] = np.int32(float_as_bits(gate[i] * factor[i] * worth[i]) & POSITIVE)
                 bits[i] = bits[i] if chosen[i] else np.int32(-1)
-            if a[LEAST_OUT]:
-                choose_at_least(bits, a[LEAST_OUT], spread)
-            else:
-                choose_units(bits, a[K_OUT], 0, False, spread)
+            choose_again(a, bits, spread)
             for i in range(f):
                 chosen[i] &= spread[i]
         if a[loops.CHOSEN]:
@@ -356,21 +251,6 @@ def gates_loop(a, thread, threads):
 @njit
 def choose_loop(a):
     choose(a)
-
-
-@njit
-def ups_loop(a, thread, threads):
-    form_ups(a, thread, threads)
-
-
-@njit
-def keep_loop(a):
-    keep_best(a)
-
-
-@njit
-def downs_loop(a, thread, threads):
-    add_downs(a, thread, threads)
 
 
 @njit

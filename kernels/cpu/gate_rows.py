@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slms.kernels.cpu import gate_loops, loops
+from slms.kernels.cpu import gate_choice as slots
+from slms.kernels.cpu import gate_loops, gate_twice, loops
 from slms.kernels.cpu.pointwise import CODES
 from slms.kernels.cpu.rows import MEMBERS, address, as_float, contiguous, packed, run, take_part
 from slms.kernels.cpu.team import team_size
@@ -32,15 +33,15 @@ def mask_member(arguments):
 
 
 def ups_member(arguments):
-    take_part(gate_loops.ups_loop, arguments)
+    take_part(gate_twice.ups_loop, arguments)
 
 
 def downs_member(arguments):
-    take_part(gate_loops.downs_loop, arguments)
+    take_part(gate_twice.downs_loop, arguments)
 
 
-MEMBERS[gate_loops.ups_loop] = ups_member
-MEMBERS[gate_loops.downs_loop] = downs_member
+MEMBERS[gate_twice.ups_loop] = ups_member
+MEMBERS[gate_twice.downs_loop] = downs_member
 MEMBERS[gate_loops.gates_loop] = gates_member
 MEMBERS[gate_loops.chosen_rows_loop] = chosen_rows_member
 MEMBERS[gate_loops.mask_loop] = mask_member
@@ -52,10 +53,10 @@ def _arguments(
     """A loop's arguments; `offsets` is empty for single neurons, whose number is the first of `choice`."""
     f, k, n_shared, k_out, scale, out_scale, whole_above, least, least_out = choice
     a = packed([*numbers, 0, 0, *addresses], offsets or (0, f))
-    a[loops.K], a[gate_loops.SHARED] = k, n_shared
-    a[gate_loops.SCALE], a[gate_loops.WHOLE], a[gate_loops.SINGLE] = scale, whole_above, not offsets
-    a[gate_loops.K_OUT], a[gate_loops.OUT_SCALE] = -1 if k_out is None else k_out, out_scale
-    a[gate_loops.LEAST], a[gate_loops.LEAST_OUT] = least, least_out
+    a[loops.K], a[slots.SHARED] = k, n_shared
+    a[slots.SCALE], a[slots.WHOLE], a[slots.SINGLE] = scale, whole_above, not offsets
+    a[slots.K_OUT], a[slots.OUT_SCALE] = -1 if k_out is None else k_out, out_scale
+    a[slots.LEAST], a[slots.LEAST_OUT] = least, least_out
     return a
 
 
@@ -93,7 +94,7 @@ class GateMLP:
         numbers = 0, call.W_in.shape[1], max(1, len(offsets) - 1), CODES[call.activation], call.W_in.element_size()
         choice = self.f, call.k, call.n_shared, call.k_out, scale, out_scale, whole_above, least, least_out
         self.arguments = _arguments(numbers, [0, *weights], choice, offsets)
-        self.arguments[gate_loops.ROW] = call.W_in.nbytes // self.f * (1 + together)
+        self.arguments[slots.ROW] = call.W_in.nbytes // self.f * (1 + together)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Output [n, d] of x [n, d]."""
@@ -107,15 +108,15 @@ class GateMLP:
             return y
         wide, y = as_float(x), torch.zeros(team, n, d)
         gates, index = torch.empty(n, self.f), torch.empty(n, self.f + 1, dtype=torch.int64)
-        a[loops.X], a[loops.Y], a[loops.GATES], a[gate_loops.INDEX] = map(address, (wide, y, gates, index))
+        a[loops.X], a[loops.Y], a[loops.GATES], a[slots.INDEX] = map(address, (wide, y, gates, index))
         run(gate_loops.gates_loop, team, a)
         gate_loops.choose_loop(a)
         if self.twice:
             h = torch.empty(n, self.f)
-            a[gate_loops.H] = address(h)
-            run(gate_loops.ups_loop, team, a)
-            gate_loops.keep_loop(a)
-            run(gate_loops.downs_loop, team, a)
+            a[slots.H] = address(h)
+            run(gate_twice.ups_loop, team, a)
+            gate_twice.keep_loop(a)
+            run(gate_twice.downs_loop, team, a)
         else:
             run(gate_loops.chosen_rows_loop, team, a)
         return y.sum(0).to(x.dtype)

@@ -125,3 +125,28 @@ def narrow(source, target, count):
         bits = float_as_bits(numbers[i])
         rounded = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
         stored[i] = np.uint16((rounded if numbers[i] == numbers[i] else np.uint32(0x7FC00000)) >> np.uint32(16))
+
+
+@register_jitable
+def widen(source, target, size):
+    """Fill target [f] with the numbers at an address, of `size` bytes each."""
+    n = target.shape[0]
+    if size == 4:
+        whole = carray(floats(source), (n,))
+        for i in range(n):
+            target[i] = whole[i]
+    else:
+        half = carray(halves(source), (n,))
+        for i in range(n):
+            target[i] = bits_as_float(np.uint32(half[i]) << np.uint32(16))
+
+
+@register_jitable
+def put(source, target, count, size):
+    """Write float32 numbers from one address to another, there of `size` bytes each."""
+    if size == 2:
+        narrow(source, target, count)
+    else:
+        numbers, stored = carray(floats(source), (count,)), carray(floats(target), (count,))
+        for i in range(count):
+            stored[i] = numbers[i]
