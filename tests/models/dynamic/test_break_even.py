@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from slms.models.dynamic import RULES
+from slms.models.dynamic import RULES, Kept
 from slms.models.dynamic.break_even import COMPILED, FEW, LIBRARY, MORE, plan
 from tests.models.dynamic.conftest import D, F
 
@@ -74,7 +74,7 @@ def test_scored_as_executed_is_what_one_token_runs(name, gated_weights, tokens, 
         mlp.as_executed = True
         scored = mlp(tokens)
         if mlp.plan().dense:
-            assert torch.equal(scored, mlp.dense(tokens)) and seen[-1] == (1.0, 1.0)
+            assert torch.equal(scored, mlp.dense(tokens)) and seen[-1] == Kept(1.0, 1.0)
             assert density == 0.95 and not torch.allclose(ruled, scored, atol=1e-4)
         else:
             assert torch.equal(scored, ruled) and seen[-1].neurons < 1
