@@ -20,6 +20,7 @@ from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
 from slms.kernels.backends import refusal
 from slms.models.dynamic.mlp import DynamicMLP
+from slms.models.fused_mlp import fused_gate
 from slms.models.routed_mlp import RoutedMLP
 from slms.models.transformers_internals import CACHE
 
@@ -231,7 +232,7 @@ def _read(stack: Any, modules: list[nn.Module]) -> tuple[np.ndarray, np.ndarray,
         if not all(put(i, *part) for part in parts):
             return None
         row[decoder.KIND] = decoder.OTHER
-        gated = mlp.fused_gate(stack.norm.weight[None]) if isinstance(mlp, RoutedMLP) else None
+        gated = fused_gate(mlp, stack.norm.weight[None]) if isinstance(mlp, RoutedMLP) else None
         if gated is not None and not gated.copied:
             row[decoder.KIND], row[decoder.CHOSEN] = decoder.BY_GATE, gated.arguments.ctypes.data
             row[decoder.B_DOWN] = 0 if mlp.b_out is None else mlp.b_out.data_ptr()

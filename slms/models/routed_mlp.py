@@ -5,38 +5,23 @@ Shapes: b batch, t position, n tokens (b·t), d model, f neurons, p pathways.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import einsum
 from torch import Tensor, nn
 
-from slms.kernels import (
-    Call,
-    GateCall,
-    Layer,
-    Router,
-    fuses,
-    gate_fuses,
-    gate_mlp,
-    prepare_fused,
-    prepare_gate,
-    routed_mlp,
-)
+from slms.kernels import Call, GateCall, gate_mlp, routed_mlp
 from slms.kernels.activations import ACTIVATIONS
 from slms.kernels.backends import refusal
 from slms.kernels.gate_reference import choose_reference, keep_reference, per_neuron, unit_scores
 from slms.kernels.reference import neuron_weights
-from slms.kernels.router import GATES
+from slms.models.fused_mlp import fused_backend, fused_gate, fused_router
 from slms.models.partition import pathway_offsets
 from slms.models.routed import Routed, routed_modules
 from slms.models.weights import MLPWeights
 from slms.routing import RULES, GateSelector, PathwayRouter, Routes, RoutingConfig
-
-if TYPE_CHECKING:
-    from slms.kernels.cpu.gate_rows import GateMLP
 
 
 class RoutedMLP(Routed):
@@ -143,12 +128,12 @@ class RoutedMLP(Routed):
         """Return the output [..., d] for x [..., d], in x's dtype."""
         flat = x.reshape(-1, x.shape[-1])
         if isinstance(self.router, GateSelector):
-            if (gated := self.fused_gate(flat)) is not None:
+            if (gated := fused_gate(self, flat)) is not None:
                 y = gated(flat)
                 return (y if self.b_out is None else y + self.b_out).reshape(x.shape)
             y = self._by_gate(flat, self.router)
             return F.dropout(y.to(x.dtype), self.dropout, self.training).reshape(x.shape)
-        if (backend := self._fuses(flat)) is not None and (run := self._fused(flat.dtype)) is not None:
+        if (backend := fused_backend(self, flat)) is not None and (run := fused_router(self, flat.dtype)) is not None:
             return run(flat, backend).reshape(x.shape)
         routes = self.routes(flat)
         if self.recorder is not None:
@@ -178,7 +163,7 @@ class RoutedMLP(Routed):
         weights = neuron_weights(routes.gates, routes.chosen, self.offsets)
         if self.k_out is not None:
             assert isinstance(self.router, GateSelector)
-            call = self._gate_call(h, self.router)
+            call = self.gate_call(h, self.router)
             if self.router.chooser is not None:  # of another choice fewer activations reach a threshold
                 call = call._replace(least=None, least_out=None)
             weights = keep_reference(h, weights > 0, call)
@@ -219,7 +204,7 @@ class RoutedMLP(Routed):
                 self.recorder(routes._replace(through=through))
             y = (h * weights) @ self.W_out
         elif self.training and selector.by_threshold(self._k):  # the budget needs to know what was chosen
-            call = self._gate_call(x, selector)
+            call = self.gate_call(x, selector)
             gates = self._gates(x)
             h = gates * F.linear(x, self.W_in, self.b_in)
             chosen = choose_reference(unit_scores(gates, call.scale, self.offsets), call)
@@ -228,10 +213,11 @@ class RoutedMLP(Routed):
             y = torch.where(kept, h, 0) @ self.W_out
         else:
             # Whether any token can be whole is not asked, for which a GPU would wait and CUDA graphs could not hold it.
-            y = gate_mlp(self._gate_call(x, selector))
+            y = gate_mlp(self.gate_call(x, selector))
         return y if self.b_out is None else y + self.b_out
 
-    def _gate_call(self, x: Tensor, selector: GateSelector) -> GateCall:
+    def gate_call(self, x: Tensor, selector: GateSelector) -> GateCall:
+        """The inputs of the kernels for x [n, d]."""
         assert self.W_gate is not None
         weights = (self.W_in, self.b_in, self.W_gate, self.b_gate, self.W_out)
         units = (selector.scale.float(), self.offsets, self._k, self.config.n_shared)
@@ -240,81 +226,6 @@ class RoutedMLP(Routed):
         least = [None if t is None else t.float() for t in (selector.least, selector.least_out)]
         held = least if selector.by_threshold(self._k) else [None, None]
         return GateCall(x, *weights, *units, self.activation, selector.whole_above.float(), k_out, out_scale, *held)
-
-    def fused_gate(self, x: Tensor) -> GateMLP | None:
-        """Return the MLP without its output bias as one compiled call, if it can be, as in `_fused`."""
-        selector = self.router
-        if not isinstance(selector, GateSelector):
-            return None
-        observed = self.recorder is not None or selector.chooser is not None or (self.training and self.dropout)
-        if observed or not gate_fuses(x, self.W_in, self._k / self.config.n_pathways):
-            return None
-        owners: list[dict] = [self._parameters, self._buffers, selector._parameters, selector._buffers]
-        plain = [tensor for owner in owners for tensor in owner.values() if type(tensor) in (Tensor, nn.Parameter)]
-        where = [self._k, selector.by_threshold(self._k), x.dtype, *((t.data_ptr(), t.dtype) for t in plain)]
-        prepared = self._prepared  # another thread may replace it
-        if prepared is not None and prepared[0] == where:
-            return prepared[1]
-        call, known = self._gate_call(x, selector), {id(tensor) for tensor in plain}
-        held = (*call[1:6], call.scale, call.whole_above, call.out_scale, call.least, call.least_out)
-        if any(tensor is not None and id(tensor) not in known for tensor in held):
-            return None
-        if any(weight is not None and weight.dtype != x.dtype for weight in call[1:6]):
-            return None
-        if self._modules.keys() != {"router"} or selector._modules:
-            return None
-        run = prepare_gate(call)
-        if not run.copied:
-            self._prepared = where, run
-        return run
-
-    def _fuses(self, x: Tensor) -> str | None:
-        """Return the backend of a single compiled call if this is unobserved inference and the call is faster."""
-        config, p = self.config, self.config.n_pathways
-        plain = (
-            self.recorder is None
-            and self.router.chooser is None
-            and not (self.training and self.dropout)
-            and config.rule == "top_k"
-            and config.n_shared == 0
-            and config.pool is None
-            and self.router.gate in GATES
-        )
-        return fuses(x, self.W_in, self._k / p, p, self.W_gate is not None, config.backend) if plain else None
-
-    def _fused(self, dtype: torch.dtype) -> Callable[[Tensor, str], Tensor] | None:
-        """Return the whole MLP as one compiled call, prepared at first use and again after a tensor has moved.
-
-        None unless every weight has this dtype and lies in memory as it is used, which excludes weights computed by a
-        parametrization, hook or adapter, and sharded or fake tensors.
-        """
-        router = self.router
-        assert isinstance(router, PathwayRouter)
-        hidden, out = router.hidden, router.out
-        owners: list[dict] = [self._parameters, self._buffers, router._parameters, router._buffers, out._parameters]
-        if hidden is not None:
-            owners.append(hidden._parameters)
-        plain = [tensor for owner in owners for tensor in owner.values() if type(tensor) in (Tensor, nn.Parameter)]
-        where = [self._k, dtype, *((tensor.data_ptr(), tensor.dtype) for tensor in plain)]
-        prepared = self._prepared  # another thread may replace it
-        if prepared is not None and prepared[0] == where:
-            return prepared[1]
-        W, b = (None, None) if hidden is None else (hidden.weight, hidden.bias)
-        ramp = router.ramp if router.blend is None else router.blend
-        b_out: Tensor | None = out.bias
-        if b_out is None:  # the compiled call always adds one
-            plain.append(b_out := torch.zeros_like(router.selection_bias))
-        chooser = Router(W, b, out.weight, b_out, router.selection_bias, self._k, router.gate, ramp)
-        weights = (self.W_in, self.b_in, self.W_gate, self.b_gate, self.W_out, self.b_out, self.mean_out)
-        known = {id(tensor) for tensor in plain}
-        if any(t is not None and (t.dtype != dtype or id(t) not in known) for t in (*chooser[:5], ramp, *weights)):
-            return None
-        if self._modules.keys() != {"router"} or any(module._modules for module in router.children()):
-            return None
-        run = prepare_fused(Layer(chooser, *weights, self.offsets, self.activation))
-        if not run.copied:  # it copies tensors that are not contiguous, whose numbers may change later
-            self._prepared = where, run
-        return run
 
     def __getstate__(self) -> dict:
         return super().__getstate__() | {"_prepared": None}

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn.utils import parametrize, prune
 
+from slms.models.fused_mlp import fused_backend, fused_router
 from slms.models.routed_mlp import RoutedMLP
 from slms.routing import RoutingConfig
 
@@ -26,7 +27,7 @@ def make(**fields) -> RoutedMLP:
 
 
 def fuses(mlp: RoutedMLP, x: torch.Tensor) -> bool:
-    return mlp._fuses(x) is not None and mlp._fused(x.dtype) is not None
+    return fused_backend(mlp, x) is not None and fused_router(mlp, x.dtype) is not None
 
 
 def in_parts(mlp: RoutedMLP, x: torch.Tensor) -> torch.Tensor:
@@ -59,7 +60,7 @@ def test_inference_in_one_compiled_call(monkeypatch, gate, router):
         with torch.no_grad():
             fused = mlp(x)
             with monkeypatch.context() as patch:
-                patch.setattr(RoutedMLP, "_fuses", lambda self, x: None)
+                patch.setattr("slms.models.routed_mlp.fused_backend", lambda mlp, x: None)
                 return fused, mlp(x)
 
     torch.testing.assert_close(*both(), rtol=1e-4, atol=1e-5)
@@ -95,10 +96,11 @@ def test_not_in_one_call_where_something_else_is_wanted():
         for change in (dict(), dict(rule="top_p"), dict(n_shared=1), dict(gate="graded")):
             config = RoutingConfig(n_pathways=5, k=2, **change)
             mlp = RoutedMLP(12, 33, config, activation="gelu", layer_index=0)
-            assert mlp._fuses(x) == ("rows" if change == {} else None), change
+            assert fused_backend(mlp, x) == ("rows" if change == {} else None), change
         mlp = RoutedMLP(12, 33, RoutingConfig(n_pathways=5, k=2), activation="gelu", layer_index=0, dropout=0.5)
-        assert not mlp.train()._fuses(x) and mlp.eval()._fuses(x)
-    assert not RoutedMLP(12, 33, RoutingConfig(n_pathways=5, k=2), activation="gelu", layer_index=0)._fuses(x)
+        assert not fused_backend(mlp.train(), x) and fused_backend(mlp.eval(), x)
+    mlp = RoutedMLP(12, 33, RoutingConfig(n_pathways=5, k=2), activation="gelu", layer_index=0)
+    assert fused_backend(mlp, x) is None  # gradients are needed
 
 
 def test_not_in_one_call_with_weights_that_are_computed():
