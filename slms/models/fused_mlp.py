@@ -8,7 +8,7 @@ Shapes: n tokens, d model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,17 +28,20 @@ def fused_gate(mlp: RoutedMLP, x: Tensor) -> GateMLP | None:
     selector = mlp.router
     if not isinstance(selector, GateSelector):
         return None
-    if not _unobserved(mlp) or not gate_fuses(x, mlp.W_in, mlp.k / mlp.config.n_pathways):
+    if not _unobserved(mlp) or not gate_fuses(x, mlp.W_in, mlp._k / mlp.config.n_pathways):
         return None
-
-    def prepare(known: set[int]) -> GateMLP | None:
-        call = mlp.gate_call(x, selector)
-        held = (*call[1:6], call.scale, call.whole_above, call.out_scale, call.least, call.least_out)
-        if not _as_they_lie(held, known) or not _of_type(call[1:6], x.dtype) or mlp._modules.keys() != {"router"}:
-            return None
-        return None if selector._modules else prepare_gate(call)
-
-    return _prepared(mlp, (selector.by_threshold(mlp.k), x.dtype), _plain(mlp, selector), prepare)
+    plain = _plain(mlp, selector)
+    where = [selector.by_threshold(mlp._k), *_where(mlp, x.dtype, plain)]
+    prepared = mlp._prepared  # another thread may replace it
+    if prepared is not None and prepared[0] == where:
+        return prepared[1]
+    call = mlp.gate_call(x, selector)
+    held = (*call[1:6], call.scale, call.whole_above, call.out_scale, call.least, call.least_out)
+    if not _as_they_lie(held, plain) or not _of_type(call[1:6], x.dtype):
+        return None
+    if mlp._modules.keys() != {"router"} or selector._modules:
+        return None
+    return _keep(mlp, where, prepare_gate(call))
 
 
 def fused_backend(mlp: RoutedMLP, x: Tensor) -> str | None:
@@ -51,7 +54,7 @@ def fused_backend(mlp: RoutedMLP, x: Tensor) -> str | None:
         and config.pool is None
         and mlp.router.gate in GATES
     )
-    return fuses(x, mlp.W_in, mlp.k / p, p, mlp.W_gate is not None, config.backend) if plain else None
+    return fuses(x, mlp.W_in, mlp._k / p, p, mlp.W_gate is not None, config.backend) if plain else None
 
 
 def fused_router(mlp: RoutedMLP, dtype: torch.dtype) -> Callable[[Tensor, str], Tensor] | None:
@@ -59,24 +62,24 @@ def fused_router(mlp: RoutedMLP, dtype: torch.dtype) -> Callable[[Tensor, str], 
     router = mlp.router
     assert isinstance(router, PathwayRouter)
     hidden, out = router.hidden, router.out
+    plain = _plain(mlp, router, out) if hidden is None else _plain(mlp, router, out, hidden)
+    where = _where(mlp, dtype, plain)
+    prepared = mlp._prepared  # another thread may replace it
+    if prepared is not None and prepared[0] == where:
+        return prepared[1]
+    W, b = (None, None) if hidden is None else (hidden.weight, hidden.bias)
+    ramp = router.ramp if router.blend is None else router.blend
     b_out: Tensor | None = out.bias
-    own = _plain(mlp, router, out, *([] if hidden is None else [hidden]))
     if b_out is None:  # the compiled call always adds one
-        b_out = torch.zeros_like(router.selection_bias)
-
-    def prepare(known: set[int]) -> Any:
-        W, b = (None, None) if hidden is None else (hidden.weight, hidden.bias)
-        ramp = router.ramp if router.blend is None else router.blend
-        chooser = Router(W, b, out.weight, b_out, router.selection_bias, mlp.k, router.gate, ramp)
-        weights = (mlp.W_in, mlp.b_in, mlp.W_gate, mlp.b_gate, mlp.W_out, mlp.b_out, mlp.mean_out)
-        held = (*chooser[:5], ramp, *weights)
-        if not _as_they_lie(held, known | {id(b_out)}) or not _of_type(held, dtype):
-            return None
-        if mlp._modules.keys() != {"router"} or any(module._modules for module in router.children()):
-            return None
-        return prepare_fused(Layer(chooser, *weights, mlp.offsets, mlp.activation))
-
-    return _prepared(mlp, (dtype,), own, prepare)
+        plain.append(b_out := torch.zeros_like(router.selection_bias))
+    chooser = Router(W, b, out.weight, b_out, router.selection_bias, mlp._k, router.gate, ramp)
+    weights = (mlp.W_in, mlp.b_in, mlp.W_gate, mlp.b_gate, mlp.W_out, mlp.b_out, mlp.mean_out)
+    held = (*chooser[:5], ramp, *weights)
+    if not _as_they_lie(held, plain) or not _of_type(held, dtype):
+        return None
+    if mlp._modules.keys() != {"router"} or any(module._modules for module in router.children()):
+        return None
+    return _keep(mlp, where, prepare_fused(Layer(chooser, *weights, mlp.offsets, mlp.activation)))
 
 
 def _unobserved(mlp: RoutedMLP) -> bool:
@@ -85,11 +88,17 @@ def _unobserved(mlp: RoutedMLP) -> bool:
 
 def _plain(*modules: nn.Module) -> list[Tensor]:
     """The modules' own parameters and buffers, but for those of special types."""
-    owners: Iterable[dict] = (owner for module in modules for owner in (module._parameters, module._buffers))
+    owners: list[dict] = [owner for module in modules for owner in (module._parameters, module._buffers)]
     return [tensor for owner in owners for tensor in owner.values() if type(tensor) in (Tensor, nn.Parameter)]
 
 
-def _as_they_lie(held: Sequence[Tensor | None], known: set[int]) -> bool:
+def _where(mlp: RoutedMLP, dtype: torch.dtype, plain: list[Tensor]) -> list[object]:
+    """What a call was prepared for: as long as it stays the same, so does the call."""
+    return [mlp._k, dtype, *((tensor.data_ptr(), tensor.dtype) for tensor in plain)]
+
+
+def _as_they_lie(held: Sequence[Tensor | None], plain: list[Tensor]) -> bool:
+    known = {id(tensor) for tensor in plain}
     return all(tensor is None or id(tensor) in known for tensor in held)
 
 
@@ -97,15 +106,7 @@ def _of_type(held: Sequence[Any], dtype: torch.dtype) -> bool:
     return all(tensor is None or tensor.dtype == dtype for tensor in held)
 
 
-def _prepared(
-    mlp: RoutedMLP, settings: Sequence[object], plain: list[Tensor], prepare: Callable[[set[int]], Any]
-) -> Any:
-    """Return what `prepare` made of the ids of the plain tensors when settings and tensors were these, or now."""
-    where = [mlp.k, *settings, *((tensor.data_ptr(), tensor.dtype) for tensor in plain)]
-    prepared = mlp._prepared  # another thread may replace it
-    if prepared is not None and prepared[0] == where:
-        return prepared[1]
-    run = prepare({id(tensor) for tensor in plain})
-    if run is not None and not run.copied:  # it copies what is not contiguous, whose numbers may change later
+def _keep(mlp: RoutedMLP, where: list[object], run: Any) -> Any:
+    if not run.copied:  # it copies what is not contiguous, whose numbers may change later
         mlp._prepared = where, run
     return run
