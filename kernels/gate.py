@@ -264,11 +264,11 @@ def gate_mlp(call: GateCall, backend: str = "auto") -> Tensor:
     if backend not in GATE_BACKENDS:
         raise ValueError(f"`backend` is {backend!r}; it must be one of {', '.join(GATE_BACKENDS)}.")
     device, p = x.device.type, len(call.offsets) - 1
-    if backend == "auto":
+    if backend == "auto" and x.is_cuda and not _once(call):
+        backend = "dense"
+    elif backend == "auto":
         smallest = min(end - start for start, end in pairwise(units)) if units and x.is_cuda else 1
         backend, _ = gate_plan(len(x), call.k / max(1, p), gradients, device, x.dtype, p, smallest)
-        if x.is_cuda and not _once(call):
-            backend = "dense"
     elif backend == "rows":
         why = _refusal(device, x.dtype, p) or ("it has no gradient, and an input needs one" if gradients else None)
         if why is None and x.is_cuda and not _once(call):

@@ -137,8 +137,8 @@ def count_cost(
     """FLOPs per token at the shares that were measured, `as_executed` or not."""
     whole = flops_per_token(dense, block_size)
     if routed := routed_modules(model):
-        shares, through = ({place: kept[place][i] for place in routed} for i in (1, 2))
-        counted = flops_per_token(model, block_size, shares, through)
+        shares = {place: kept[place].neurons for place in routed}
+        counted = flops_per_token(model, block_size, shares, {place: kept[place].through for place in routed})
         return Cost(counted.active_fraction, *(counted.mlp_routed, counted.total_routed) * 2)
     mlps = dynamic_mlps(model)
     if not mlps:

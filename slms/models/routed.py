@@ -75,10 +75,8 @@ class Routed(nn.Module):
 
         None if all that are chosen go through it, as where k is all of them.
         """
-        config = self.config
-        if config.k_out is None or self._k == config.n_pathways:
-            return None
-        return max(1, round(self._k * config.k_out / config.k))
+        k_out = self.config.k_out_at(self._k)
+        return None if k_out is None else max(1, round(k_out))
 
     @property
     def pool(self) -> int | None:

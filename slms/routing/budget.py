@@ -197,11 +197,10 @@ class GateControl(nn.Module):
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(counts)
         chosen, kept, possible = counts.tolist()
-        config = selector.config
-        k_out = 0 if config.k_out is None else k * config.k_out / config.k
+        p, k_out = selector.config.n_pathways, selector.config.k_out_at(k)
         for least, ran, wanted in ((selector.least, chosen, k), (selector.least_out, kept, k_out)):
-            if least is not None and possible:
-                error = ran / possible / (wanted / config.n_pathways) - 1
+            if least is not None and wanted and possible:
+                error = ran / possible / (wanted / p) - 1
                 least.mul_(math.exp(GATE_INTEGRAL * error)).clamp_(min=LEAST)
 
 

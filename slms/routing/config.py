@@ -228,6 +228,10 @@ class RoutingConfig:
                 f"`routing.n_pathways` ({self.n_pathways})."
             )
 
+    def k_out_at(self, k: int) -> float | None:
+        """Neurons that go through W_out where k are chosen: `k_out` in proportion, or None if all of them do."""
+        return None if self.k_out is None or k == self.n_pathways else k * self.k_out / self.k
+
     def routed_layers(self, n_layers: int) -> list[int]:
         """Indices of the layers to route in a model of ``n_layers``.
 

@@ -81,8 +81,9 @@ class GateSelector(nn.Module):
         found = score_at_density(scores[:, self.config.n_shared :], target_density(self.config, k))
         self.least.copy_(found.clamp_min(LEAST))
         if self.least_out is not None:
-            assert worth is not None and self.config.k_out is not None
-            share = k * self.config.k_out / self.config.k / self.config.n_pathways
+            assert worth is not None
+            k_out = self.config.k_out_at(k)
+            share = (k if k_out is None else k_out) / self.config.n_pathways
             chosen = scores >= self.least
             chosen[:, : self.config.n_shared] = True
             self.least_out.copy_(score_at_density(worth * chosen, share).clamp_min(LEAST))
