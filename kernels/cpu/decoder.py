@@ -22,8 +22,10 @@ from slms.kernels.cpu.single import dot_one, multiply, sum_one, vector
 
 # A layer's row of the table: numbers of rows, kind, and addresses; 0 stands for what it has not.
 KIND, F, NORM, Q, B_Q, KEY, B_KEY, VALUE, B_VALUE, Q_NORM, K_NORM, OUT, B_OUT, NORM_2 = range(14)
-GATE, B_GATE, UP, B_UP, DOWN, B_DOWN, CHOSEN, KEYS, VALUES = range(14, 23)
-COLUMNS = 23
+GATE, B_GATE, UP, B_UP, DOWN, B_DOWN, CHOSEN = range(14, 21)
+# Keys and values, written; and as they were, without the new token, with the numbers from a head of theirs to the next.
+KEYS, VALUES, OLD_KEYS, OLD_VALUES, KEYS_GAP, VALUES_GAP = range(21, 27)
+COLUMNS = 27
 DENSE, BY_GATE, BY_RULE, OTHER = range(4)  # what the MLP is; OTHER is computed by the caller, between two calls
 # Of the model: sizes and addresses. COS, SIN: [e]; CONSTANTS: the norms' epsilon and the scale of scores.
 WIDTH, HEADS, KEY_HEADS, SIZE, LENGTH, CODE, COS, SIN, CONSTANTS, STREAM, NORMED, LAST_NORM = range(12)
@@ -74,8 +76,19 @@ def attend(q, keys, values, scale, scores, y):
 
 
 @register_jitable
+def append(old, last, new, s):
+    """Write one head's s − 1 old vectors and its last one [e] to `new`; both are addresses."""
+    stay_apart()
+    before, after = vector(old, (s - 1) * last.shape[0]), vector(new, s * last.shape[0])
+    for i in range(before.shape[0]):
+        after[i] = before[i]
+    for i in range(last.shape[0]):
+        after[before.shape[0] + i] = last[i]
+
+
+@register_jitable
 def add_attention(m, layer, x, normed):
-    """x [d] += the layer's attention; its keys and values end with the room for the new token's."""
+    """x [d] += the layer's attention; its keys and values become the old ones and the new token's."""
     stay_apart()
     d, h, g, e, s = m[WIDTH], m[HEADS], m[KEY_HEADS], m[SIZE], m[LENGTH]
     constants, cos, sin = vector(m[CONSTANTS], 2), vector(m[COS], e), vector(m[SIN], e)
@@ -92,9 +105,8 @@ def add_attention(m, layer, x, normed):
             normalise(head, vector(weight, e), constants[0], head)
         turn(head, cos, sin)
     for i in range(g):
-        last = 4 * e * (i * s + s - 1)
-        vector(layer[KEYS] + last, e)[:] = k[i * e : (i + 1) * e]
-        vector(layer[VALUES] + last, e)[:] = v[i * e : (i + 1) * e]
+        append(layer[OLD_KEYS] + 4 * i * layer[KEYS_GAP], k[i * e : (i + 1) * e], layer[KEYS] + 4 * e * s * i, s)
+        append(layer[OLD_VALUES] + 4 * i * layer[VALUES_GAP], v[i * e : (i + 1) * e], layer[VALUES] + 4 * e * s * i, s)
     for i in range(h):
         mine, there = slice(i * e, (i + 1) * e), 4 * e * s * (i * g // h)
         attend(q[mine], layer[KEYS] + there, layer[VALUES] + there, constants[1], scores, y[mine])

@@ -156,10 +156,10 @@ def _add_token(a, t, thread, threads, y):
     u, up, down = np.empty(count, np.float32), table.ctypes.data, table.ctypes.data + 8 * count
     u_at = u.ctypes.data
     for j in range(0, whole, ROWS):
-        _dot_tile(up + 8 * j, down + 8 * j if together else up + 8 * (j + ROWS), x, d, u_at + 4 * j, size)
+        _dot_tile(up + 8 * j, up + 8 * (j + ROWS), x, d, u_at + 4 * j, size)
         if together:
             _weigh(u, order, gates, bias, j, j + ROWS)
-            _sum_tile(down + 8 * j, up + 8 * (j + ROWS), u_at + 4 * j, d, y_at, size)
+            _sum_tile(down + 8 * j, down + 8 * (j + ROWS), u_at + 4 * j, d, y_at, size)
     for j in range(whole, count):
         if size == 4:
             dots_1(up + 8 * j, up + 8 * (j + 1), x, d, u_at + 4 * j)

@@ -9,11 +9,9 @@ All arguments of a tile are int64: addresses and counts. Shapes: d model.
 
 from collections.abc import Callable
 
-from llvmlite import ir
-from numba.core import cgutils
 from numba.extending import register_jitable
 
-from slms.kernels.cpu.memory import FLOAT, HALF, I32, I64, intrinsic, stay_apart, void
+from slms.kernels.cpu.memory import FLOAT, HALF, I32, I64, fetch, intrinsic, stay_apart, void
 from slms.kernels.cpu.single import add_rows, dots
 from slms.kernels.cpu.vectors import rows_of, spread
 
@@ -23,13 +21,10 @@ ROWS = 12  # measured: 4, 8, 12, 16 rows read 12.6, 14.4, 15.5, 14.6 GB/s; neigh
 def _fetcher(builder, table, count, kind):
     """A function of i that asks for the memory of these rows from their i-th number on."""
     rows = rows_of(builder, table, count, kind)
-    signature = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), I32, I32, I32])
-    fetch = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
 
     def ahead(i):
         for row in rows:
-            place = builder.bitcast(builder.gep(row, [i]), ir.IntType(8).as_pointer())
-            builder.call(fetch, [place, I32(0), I32(3), I32(1)])  # to read, soon, data
+            fetch(builder, builder.gep(row, [i]))
 
     return ahead
 

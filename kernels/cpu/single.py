@@ -16,7 +16,7 @@ from numba import carray
 from numba.core import cgutils
 from numba.extending import register_jitable
 
-from slms.kernels.cpu.memory import FLOAT, HALF, I32, I64, floats, intrinsic, stay_apart, void
+from slms.kernels.cpu.memory import FLOAT, HALF, I32, I64, fetch, floats, intrinsic, stay_apart, void
 from slms.kernels.cpu.vectors import (
     LANES,
     VECTOR,
@@ -31,6 +31,7 @@ from slms.kernels.cpu.vectors import (
 
 WORDS = ir.VectorType(I32, LANES)
 ROWS = 8
+AHEAD = 1024  # bytes
 
 
 def _wide(builder, row, i, half):
@@ -89,6 +90,17 @@ def add_rows(builder, rows, factors, y, d, half, ahead=lambda i: None):
     steps(builder, d, half, step)
 
 
+def _fetcher(builder, rows):
+    """A function of i that asks for the memory AHEAD of the i-th number of each row."""
+
+    def ahead(i):
+        for row in rows:
+            place = builder.bitcast(builder.gep(row, [i]), ir.IntType(8).as_pointer())
+            fetch(builder, builder.gep(place, [I64(AHEAD)]))
+
+    return ahead
+
+
 def _apart(builder, base, gap, count, kind):
     starts = [builder.add(base, builder.mul(gap, I64(k))) for k in range(count)]
     return [builder.inttoptr(start, kind.as_pointer()) for start in starts]
@@ -103,7 +115,7 @@ def dot_tile(n_rows: int, half: bool) -> Callable:
             rows, gap, x, d, out, out_gap = arguments
             w = _apart(builder, rows, gap, n_rows, HALF if half else FLOAT)
             token = builder.inttoptr(x, FLOAT.as_pointer())
-            results = dots(builder, w, token, d, half)
+            results = dots(builder, w, token, d, half, _fetcher(builder, w))
             for k, target in enumerate(_apart(builder, out, out_gap, n_rows, FLOAT)):
                 builder.store(builder.extract_element(results, I32(k)), target)
             return context.get_dummy_value()
@@ -125,7 +137,7 @@ def sum_tile(n_rows: int, half: bool) -> Callable:
             factors = _apart(builder, factors, factor_gap, n_rows, FLOAT)
             scales = [spread(builder, builder.load(factor)) for factor in factors]
 
-            add_rows(builder, w, scales, target, d, half)
+            add_rows(builder, w, scales, target, d, half, _fetcher(builder, w))
             return context.get_dummy_value()
 
         return void(6), codegen

@@ -21,6 +21,7 @@ from transformers.models.qwen3 import modeling_qwen3 as qwen3
 from slms.kernels.backends import refusal
 from slms.models.dynamic.mlp import DynamicMLP
 from slms.models.fused_mlp import fused_gate
+from slms.models.huge_pages import move_to_huge_pages
 from slms.models.routed_mlp import RoutedMLP
 from slms.models.transformers_internals import CACHE
 
@@ -40,12 +41,15 @@ FULL = ("input_ids", "attention_mask", "position_ids", CACHE, "use_cache", "retu
 """The arguments that a step computes with; any other must be None or False."""
 
 
-def unobserved(modules: list[nn.Module]) -> bool:
-    """Whether no hook or changed method watches these modules, and none is training."""
+def _unobserved(attributes: list[dict[str, Any]]) -> bool:
+    """Whether no hook or changed method watches the modules of these attributes, and none is training."""
     everywhere = nn.modules.module
     if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
         return False
-    return not any(m._forward_hooks or m._forward_pre_hooks or m.training or "forward" in m.__dict__ for m in modules)
+    for one in attributes:
+        if one["training"] or one["_forward_hooks"] or one["_forward_pre_hooks"] or "forward" in one:
+            return False
+    return True
 
 
 def _plain(x: Any) -> bool:
@@ -61,11 +65,22 @@ def _plain(x: Any) -> bool:
 
 
 class Layout(NamedTuple):
-    """A stack as the compiled loop reads it; all that it holds by address is held."""
+    """A stack as the compiled loop reads it; all that it holds by address is held.
 
-    modules: list[nn.Module]
+    What tells whether the stack has changed is read before every token, after weights have passed through every cache:
+    as few dictionaries as will do.
+    """
+
+    attributes: list[dict[str, Any]]
+    """of every module inside"""
+    branches: list[dict[str, nn.Module | None]]
+    """the modules' own dictionaries of modules, if not empty"""
     children: list[dict[str, nn.Module | None]]
-    tensors: list[tuple[int, torch.dtype]]
+    """what these held"""
+    owners: list[dict[str, Tensor | None]]
+    """the modules' own dictionaries of parameters and of buffers, if not empty"""
+    tensors: list[int]
+    """where these lay"""
     routed: list[RoutedMLP]
     ruled: list[DynamicMLP]
     chosen: list[object]
@@ -119,9 +134,9 @@ class Step:
 
     def _run(self, kwargs: dict[str, Any]) -> BaseModelOutputWithPast | None:
         layout = self._layout  # another thread may replace it
-        if layout is None or not _same(self.stack, layout):
+        if layout is None or not _same(layout):
             self._layout = layout = _layout(self.stack)
-        if layout.table is None or not unobserved(layout.modules[1:]):
+        if layout.table is None or not _unobserved(layout.attributes):
             return None
         if any(m.recorder is not None or m.router.chooser is not None for m in layout.routed):
             return None
@@ -137,13 +152,12 @@ class Step:
         x = stack.embed_tokens(kwargs["input_ids"])
         cos, sin = (part.contiguous() for part in stack.rotary_emb(x, position_ids=positions))
         settings, table, normed = layout.settings.copy(), layout.table.copy(), torch.empty_like(x)
-        room = x.new_empty(1, settings[decoder.KEY_HEADS], 1, settings[decoder.SIZE])
         settings[decoder.LENGTH] = length + 1
         addresses = [tensor.data_ptr() for tensor in (cos, sin, x, normed)]
         settings[[decoder.COS, decoder.SIN, decoder.STREAM, decoder.NORMED]] = addresses
-        kept = [cache.update(room, room, i) for i in range(len(table))]  # the loop writes keys and values into the room
-        table[:, decoder.KEYS] = [keys.data_ptr() for keys, _ in kept]
-        table[:, decoder.VALUES] = [values.data_ptr() for _, values in kept]
+        if (grown := _grow(cache.layers)) is None:
+            return None
+        table[:, decoder.KEYS : decoder.COLUMNS] = grown[0]
         at = 0
         while (at := decoder.layers_loop(settings, table, at)) < len(table):
             x += stack.layers[at].mlp(normed)
@@ -154,17 +168,37 @@ class Step:
         return BaseModelOutputWithPast(last_hidden_state=normed, **{CACHE: cache})
 
 
-def _tensors(modules: list[nn.Module]) -> list[tuple[int, torch.dtype]]:
-    """Where every parameter and buffer lies, which tells whether one moved."""
-    owners = [owner for module in modules for owner in (module._parameters, module._buffers) if owner]
-    return [(t.data_ptr(), t.dtype) for owner in owners for t in owner.values() if t is not None]
+def _grow(layers: list[Any]) -> tuple[list[tuple[int, ...]], list[Tensor]] | None:
+    """Give every layer's cache new tensors with room for one more token, which the loop fills.
+
+    It returns each layer's row of what the loop reads and writes, and the old tensors, to be kept until it has; None if
+    layers differ. transformers grows each layer on its own, which takes three times as long.
+    """
+    old = [states for layer in layers for states in (layer.keys, layer.values)]
+    if len({(states.shape, states.dtype) for states in old}) != 1:
+        return None
+    _, heads, length, size = old[0].shape
+    old = [states if states.stride()[2:] == (size, 1) else states.contiguous() for states in old]
+    new = old[0].new_empty(len(old), 1, heads, length + 1, size).unbind()
+    for layer, keys, values in zip(layers, new[::2], new[1::2], strict=True):
+        layer.keys, layer.values = keys, values
+    places, gaps = [states.data_ptr() for states in (*new, *old)], [states.stride(1) for states in old]
+    columns = [
+        column for numbers in (places[: len(old)], places[len(old) :], gaps) for column in (numbers[::2], numbers[1::2])
+    ]
+    return list(zip(*columns, strict=True)), old
 
 
-def _same(stack: nn.Module, layout: Layout) -> bool:
-    """Whether the stack still consists of these modules, with their tensors in place."""
+def _addresses(owners: list[dict[str, Tensor | None]]) -> list[int]:
+    """Where every parameter and buffer lies, which tells whether one moved or has another type."""
+    return [tensor.data_ptr() for owner in owners for tensor in owner.values() if tensor is not None]
+
+
+def _same(layout: Layout) -> bool:
+    """Whether a stack still consists of these modules, with their tensors in place."""
     return (
-        all(module._modules == children for module, children in zip(layout.modules, layout.children, strict=True))
-        and _tensors(layout.modules) == layout.tensors
+        layout.branches == layout.children
+        and _addresses(layout.owners) == layout.tensors
         and _chosen(layout.routed, layout.ruled) == layout.chosen
     )
 
@@ -174,9 +208,21 @@ def _layout(stack: Any) -> Layout:
     routed = [module for module in modules if isinstance(module, RoutedMLP)]
     ruled = [module for module in modules if isinstance(module, DynamicMLP)]
     settings, table, held = _read(stack, modules) or (np.zeros(0, np.int64), None, [])
-    children = [dict(module._modules) for module in modules]
-    chosen = _chosen(routed, ruled)
-    return Layout(modules, children, _tensors(modules), routed, ruled, chosen, settings, table, held)
+    branches = [module._modules for module in modules if module._modules]
+    owners: list[Any] = [o for module in modules for o in (module._parameters, module._buffers) if o]
+    return Layout(
+        [vars(module) for module in modules[1:]],
+        branches,
+        [dict(branch) for branch in branches],
+        owners,
+        _addresses(owners),
+        routed,
+        ruled,
+        _chosen(routed, ruled),
+        settings,
+        table,
+        held,
+    )
 
 
 def _chosen(routed: list[RoutedMLP], ruled: list[DynamicMLP]) -> list[object]:
@@ -287,7 +333,8 @@ def speed_up(model: Model) -> Model:
 
     It serves one unpadded sequence in float32 on one CPU thread, without gradients, hooks or recorders; anything else
     runs as before. Logits equal transformers' up to the order of sums: within 1e-5 on tiny models, within 3e-5 on
-    SmolLM2-135M, whose largest are 23. Other models do not change.
+    SmolLM2-135M, whose largest are 23. Weights move into huge pages of memory, where they stay the same parameters.
+    Other models do not change.
     """
     stack: Any = getattr(model, "model", None)
     head: Any = getattr(model, "lm_head", None)
@@ -295,5 +342,7 @@ def speed_up(model: Model) -> Model:
         for module in stack.modules():
             if isinstance(module, RoutedMLP):
                 module.interleave()
+        if not isinstance(vars(stack).get("forward"), Step):
+            move_to_huge_pages(model)
         vars(stack)["forward"], vars(head)["forward"] = Step(stack), Head(head)
     return model

@@ -3,7 +3,8 @@
 import pytest
 
 from benchmarks import whole_models
-from slms.measure.llama_cpp import absent
+from slms.measure.gguf import Timed
+from slms.measure.llama_cpp import Times, absent
 from slms.models.base import Base
 from tests.models.test_to_gguf import build, byte_level
 
@@ -17,11 +18,25 @@ def test_every_model_has_a_row_in_each_engine(monkeypatch, capsys):
     found = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")][1:]
     assert found[0][:2] == ["transformers fp32", "dense"] and float(found[0][2]) > 0
     found, names = found[1:], ["dense", "1 of 2", "2 of 2"]
-    assert [row[1] for row in found[:4]] == [*names, "gate, 0.5"] and found[0][3] == found[0][5] == "1.00"
-    assert all(float(row[2]) > 0 and float(row[4]) > 0 for row in found[:4])
-    assert [row[1] for row in found[4:]] == [name for name in names for _ in range(2)]
-    for row in found[4:]:
+    assert [row[1] for row in found[:5]] == [*names, "gate, 0.5", "gate twice, 0.6 and 0.4"]
+    assert found[0][3] == found[0][5] == "1.00" and all(float(row[2]) > 0 and float(row[4]) > 0 for row in found[:5])
+    assert [row[1] for row in found[5:]] == [name for name in names for _ in range(2)]
+    for row in found[5:]:
         assert float(row[2]) > 0 if absent(times_only=True) is None else row[2] == absent(times_only=True)
+
+
+def test_speeds_in_llama_cpp_stand_in_their_columns(monkeypatch, capsys):
+    times = {"dense": Times(300.0, 40.0, "llama_decode; a.gguf", "b1"), "1 of 2": Times(360.0, 60.0, "", "b1")}
+    monkeypatch.setattr(whole_models, "load_base", lambda name: Base(build("llama-tied"), byte_level()))
+    monkeypatch.setattr(
+        whole_models, "time_models", lambda models, *_: [Timed(name, "f32", times[name]) for name in models]
+    )
+    whole_models.main(["--n_pathways=2", "--k=1", "--density", "--prompt=16", "--seconds=0"])
+    found = [line for line in capsys.readouterr().out.splitlines() if "llama.cpp F32" in line]
+    assert found == [
+        "| llama.cpp F32 | dense | 40.0 | 1.00 | 300.0 | 1.00 |",
+        "| llama.cpp F32 | 1 of 2 | 60.0 | 1.50 | 360.0 | 1.20 |",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,55 @@ def test_changes_after_the_first_token_are_followed(tiny, tokens, ran):  # noqa:
 
 
 @torch.no_grad()
+def test_the_cache_is_new_with_every_token(tiny, tokens, ran):  # noqa: F811
+    """As transformers' own: what it held stays as it was, also if it is cropped and goes on otherwise."""
+    stock, fast = pair(tiny, tokens, "llama")
+    ids, others = tokens(1, 9), tokens(1, 9) + 1
+    caches = [model(ids[:, :4], use_cache=True)[CACHE] for model in (stock, fast)]
+    for step in range(3):
+        before = [[states for layer in cache.layers for states in (layer.keys, layer.values)] for cache in caches]
+        copies = [states.clone() for states in before[1]]
+        for tokens_of in (ids, others):
+            outs = [
+                m(tokens_of[:, [step]], use_cache=True, **{CACHE: c})
+                for m, c in zip((stock, fast), caches, strict=True)
+            ]
+            torch.testing.assert_close(outs[1].logits, outs[0].logits, atol=1e-5, rtol=1e-5)
+            assert all(torch.equal(*both) for both in zip(before[1], copies, strict=True))
+            for ours, theirs in zip(caches[1].layers, caches[0].layers, strict=True):
+                torch.testing.assert_close((ours.keys, ours.values), (theirs.keys, theirs.values), atol=1e-5, rtol=1e-5)
+            if tokens_of is ids:
+                for cache in caches:
+                    cache.crop(-1)
+    assert ran == [True] * 6
+    ran.clear()
+    for cache in caches:  # layers of different lengths are transformers' own business
+        layer = cache.layers[1]
+        layer.keys, layer.values = layer.keys[..., :-1, :], layer.values[..., :-1, :]
+    outs = [m(ids[:, :1], use_cache=True, **{CACHE: c}).logits for m, c in zip((stock, fast), caches, strict=True)]
+    torch.testing.assert_close(outs[1], outs[0])
+    assert ran == [False]
+
+
+@torch.no_grad()
+def test_weights_stay_the_same_parameters(tiny, tokens):  # noqa: F811
+    model = tiny("llama")
+    model.lm_head.weight = model.model.embed_tokens.weight
+    before = {name: (id(p), p.clone(), p.data_ptr()) for name, p in model.named_parameters(remove_duplicate=False)}
+    speed_up(model)
+    moved = dict(model.named_parameters(remove_duplicate=False))
+    assert {name: id(p) for name, p in moved.items()} == {name: kept[0] for name, kept in before.items()}
+    assert all(torch.equal(p, before[name][1]) and p.data_ptr() != before[name][2] for name, p in moved.items())
+    places = [p.data_ptr() for p in moved.values()]
+    speed_up(model)
+    assert places == [p.data_ptr() for p in moved.values()]
+    with torch.enable_grad():
+        model.train()(tokens(1, 4), labels=tokens(1, 4)).loss.backward()
+        torch.optim.SGD(model.parameters(), 1.0).step()
+    assert not torch.equal(model.model.layers[0].mlp.up_proj.weight, before["model.layers.0.mlp.up_proj.weight"][1])
+
+
+@torch.no_grad()
 def test_copies_have_a_step_of_their_own(tiny, tokens, ran, tmp_path):  # noqa: F811
     stock, fast = pair(tiny, tokens, "llama")
     ids = tokens(1, 6)
