@@ -11,6 +11,7 @@ decode_step              one more token of a Llama-like model in one compiled ca
 transformers_internals   everything that relies on undocumented parts of transformers
 partition, routed_mlp    group neurons into pathways; run only the chosen pathways
 fused_mlp                the same as one compiled call
+huge_pages               where weights lie in memory, for faster reading
 routed_heads, head_slots route the query heads of an attention; leave out those that a token did not choose
 dynamic                  rules that choose and execute neurons of dense MLPs without training
 pools                    which pathways the tokens of a block may choose from, decided by the blocks before it

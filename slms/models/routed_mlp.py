@@ -97,13 +97,13 @@ class RoutedMLP(Routed):
         self.permutation.copy_(permutation)
 
     def interleave(self) -> None:
-        """Let W_in and W_out lie row by row beside each other, in place, which decodes faster if the gate chooses.
+        """Let W_in and W_out lie row by row beside each other, in place, which decodes faster if the gate chooses once.
 
         Parameters stay the same objects with the same numbers, and state dictionaries hold contiguous copies. Nothing
-        happens unless `router` is gate, in float32 on the CPU.
+        happens unless `router` is gate without `k_out`, in float32 on the CPU.
         """
         kind = self.W_in.dtype
-        if not isinstance(self.router, GateSelector) or kind != torch.float32:
+        if not isinstance(self.router, GateSelector) or self.config.k_out is not None or kind != torch.float32:
             return
         if refusal("rows", self.W_in.device.type, kind) is not None:
             return
