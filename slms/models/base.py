@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from slms.models.io import Base, read_model, read_tokenizer
 from slms.models.routed import routed_modules
 from slms.models.source import BaseConfig, Resolved, as_base, fetch, fetch_tokenizer, resolve
 from slms.models.speedups import prepare
-from slms.routing import RULES
 
 __all__ = ["Base", "BaseConfig", "Resolved", "build_meta", "init_base", "load_base", "open_model", "resolve"]
 
@@ -85,10 +83,10 @@ def random_twin(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     for place, module in routed_modules(model).items():
         other = routed_modules(twin)[place]
         config = module.router.config
-        if RULES[config.rule].held:
-            gate = "unit" if config.gate == "relu" else config.gate
-            config, other.router.gate = replace(config, rule="top_k", gate=gate), str(gate)
-        other.router.config = config
+        fixed = config.with_fixed_k()
+        if fixed is not config:
+            other.router.gate = str(fixed.gate)
+        other.router.config = fixed
         other.k = module.k
         if module.router.ramp is not None:
             assert other.router.ramp is not None  # both have the gate of one configuration

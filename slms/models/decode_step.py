@@ -328,6 +328,11 @@ class Head:
 Model = TypeVar("Model", bound=nn.Module)
 
 
+def serves(model: nn.Module) -> bool:
+    """Whether `speed_up` changes this model."""
+    return type(getattr(model, "model", None)) in STACKS and type(getattr(model, "lm_head", None)) is nn.Linear
+
+
 def speed_up(model: Model) -> Model:
     """Let a dense or routed Llama, Mistral, Qwen2 or Qwen3 decode faster, in place: a token is one compiled call.
 
@@ -338,7 +343,7 @@ def speed_up(model: Model) -> Model:
     """
     stack: Any = getattr(model, "model", None)
     head: Any = getattr(model, "lm_head", None)
-    if type(stack) in STACKS and type(head) is nn.Linear:
+    if serves(model):
         for module in stack.modules():
             if isinstance(module, RoutedMLP):
                 module.interleave()

