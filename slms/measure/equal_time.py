@@ -39,7 +39,7 @@ class EqualTime(NamedTuple):
     """share of the neurons, as text, → time"""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def equal_time(model: PreTrainedModel, routing: RoutingConfig, seconds: float = SECONDS) -> EqualTime:
     """Time the MLPs that `routing` would make of a dense model, and narrower dense ones, in turns on one token.
 

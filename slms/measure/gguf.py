@@ -29,8 +29,10 @@ from slms.models.to_gguf import BLOCK, TYPES, check, tensors, write_gguf
 
 PERPLEXITY = {"f32": 1e-4, "q8_0": 5e-3}
 """The largest relative difference of perplexity with which a file is kept."""
-ARGMAX = {"f32": 0.999, "q8_0": 0.9}
-"""The smallest share of tokens on which model and file must predict the same token."""
+ARGMAX = {"f32": 0.999, "q8_0": 0.95}
+"""The smallest share of tokens on which model and file must predict the same token, of those that count."""
+LEAD = {"f32": 0.0, "q8_0": 1.0}
+"""A token counts if the model's largest logit leads by so much; rounding to 8 bits turns many others of a mixture."""
 
 
 class GGUFComparison(NamedTuple):
@@ -45,14 +47,17 @@ class GGUFComparison(NamedTuple):
     """perplexity of the file in llama.cpp"""
     argmax: float | None = None
     """share of tokens at which both have the same largest logit: greedy decoding's choice"""
+    clear: float | None = None
+    """the same share of the tokens at which the model's largest logit leads by LEAD["q8_0"]"""
     retokenized: float | None = None
     """share of blocks whose text llama.cpp's tokenizer turns into the same tokens as the model's"""
 
     def equal(self, type: str) -> bool:
         """Whether the file may be kept; without llama.cpp the stored tensors have been compared already."""
-        if self.perplexity is None or self.exported is None or self.argmax is None:
+        if self.perplexity is None or self.exported is None or self.argmax is None or self.clear is None:
             return True
-        return abs(self.exported / self.perplexity - 1) <= PERPLEXITY[type] and self.argmax >= ARGMAX[type]
+        same = self.clear if LEAD[type] else self.argmax
+        return abs(self.exported / self.perplexity - 1) <= PERPLEXITY[type] and same >= ARGMAX[type]
 
 
 def export_gguf(
@@ -79,7 +84,8 @@ def export_gguf(
         if not found.equal(type):
             raise ValueError(
                 f"{file} is not kept, since llama.cpp computes something else: perplexity {found.exported:.6g}, the "
-                f"model's is {found.perplexity:.6g}; the same token is predicted on {found.argmax:.2%}"
+                f"model's is {found.perplexity:.6g}; the same token is predicted on {found.argmax:.2%}, and on "
+                f"{found.clear:.2%} where it leads by {LEAD['q8_0']:g} nat"
             )
         os.replace(part, file)
     finally:
@@ -141,19 +147,21 @@ def compare_gguf(
     """Run a model and its GGUF file on input_ids [b, t]; logits of one block are held at a time."""
     if (why := absent()) is not None:
         return GGUFComparison(f"{why}; only the stored tensors were compared")
-    nats, same, again = [0.0, 0.0], 0, 0
+    nats, same, clear, leading, again = [0.0, 0.0], 0, 0, 0, 0
     with Engine(file, torch.get_num_threads(), input_ids.shape[1], exact=True) as engine:
         for ids in input_ids:
             own = model(ids[None].to(model.device)).logits[0].float().cpu()
             read = engine.logits(ids.tolist())
             for i, logits in enumerate((own, read)):
                 nats[i] += F.cross_entropy(logits[:-1], ids[1:].cpu(), reduction="sum").double().item()
-            same += int((own.argmax(-1) == read.argmax(-1)).sum())
+            equal, (first, second) = own.argmax(-1) == read.argmax(-1), own.topk(2, -1).values.unbind(-1)
+            leads = first - second > LEAD["q8_0"]
+            same, clear, leading = same + int(equal.sum()), clear + int(equal[leads].sum()), leading + int(leads.sum())
             text = str(tokenizer.decode(ids.tolist(), skip_special_tokens=True))
             again += engine.tokenize(text) == tokenizer(text).input_ids
     predicted = input_ids.numel() - len(input_ids)
     ours, theirs = (math.exp(total / predicted) for total in nats)
-    shares = same / input_ids.numel(), again / max(len(input_ids), 1)
+    shares = same / input_ids.numel(), clear / leading if leading else 1.0, again / max(len(input_ids), 1)
     return GGUFComparison(build(), input_ids.numel(), ours, theirs, *shares)
 
 

@@ -41,13 +41,15 @@ FULL = ("input_ids", "attention_mask", "position_ids", CACHE, "use_cache", "retu
 """The arguments that a step computes with; any other must be None or False."""
 
 
-def _unobserved(attributes: list[dict[str, Any]]) -> bool:
-    """Whether no hook or changed method watches the modules of these attributes, and none is training."""
+def _unobserved(attributes: list[tuple[dict[str, Any], Any, Any, Any]]) -> bool:
+    """Whether no hook or changed method watches these modules, none is training, and they keep their dictionaries."""
     everywhere = nn.modules.module
     if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
         return False
-    for one in attributes:
+    for one, modules, parameters, buffers in attributes:
         if one["training"] or one["_forward_hooks"] or one["_forward_pre_hooks"] or "forward" in one:
+            return False
+        if one["_modules"] is not modules or one["_parameters"] is not parameters or one["_buffers"] is not buffers:
             return False
     return True
 
@@ -71,8 +73,8 @@ class Layout(NamedTuple):
     as few dictionaries as will do.
     """
 
-    attributes: list[dict[str, Any]]
-    """of every module inside"""
+    attributes: list[tuple[dict[str, Any], Any, Any, Any]]
+    """of every module inside: all, and the dictionaries of modules, of parameters and of buffers among them"""
     branches: list[dict[str, nn.Module | None]]
     """the modules' own dictionaries of modules, if not empty"""
     children: list[dict[str, nn.Module | None]]
@@ -122,7 +124,9 @@ class Step:
         if config.output_hidden_states or config.output_attentions or not config.return_dict:
             return False
         layers = cache.layers
-        if len(layers) != config.num_hidden_layers or any(type(layer) is not DynamicLayer for layer in layers):
+        if len(layers) != config.num_hidden_layers or "update" in vars(cache):
+            return False
+        if any(type(layer) is not DynamicLayer or "update" in vars(layer) for layer in layers):
             return False
         first: Any = layers[0]
         if not first.is_initialized or first.keys.dtype != torch.float32 or len(first.keys) != 1:
@@ -155,9 +159,10 @@ class Step:
         settings[decoder.LENGTH] = length + 1
         addresses = [tensor.data_ptr() for tensor in (cos, sin, x, normed)]
         settings[[decoder.COS, decoder.SIN, decoder.STREAM, decoder.NORMED]] = addresses
-        if (grown := _grow(cache.layers)) is None:
+        heads, size = int(settings[decoder.KEY_HEADS]), int(settings[decoder.SIZE])
+        if (grown := _grown(cache.layers, (1, heads, length, size))) is None:
             return None
-        table[:, decoder.KEYS : decoder.COLUMNS] = grown[0]
+        table[:, decoder.KEYS : decoder.COLUMNS], _old, new = grown  # the old ones are read until the loop has ended
         at = 0
         while (at := decoder.layers_loop(settings, table, at)) < len(table):
             x += stack.layers[at].mlp(normed)
@@ -165,28 +170,29 @@ class Step:
             if at == len(table):
                 normed = stack.norm(x)
                 break
+        for layer, keys, values in zip(cache.layers, new[::2], new[1::2], strict=True):
+            layer.keys, layer.values = keys, values
         return BaseModelOutputWithPast(last_hidden_state=normed, **{CACHE: cache})
 
 
-def _grow(layers: list[Any]) -> tuple[list[tuple[int, ...]], list[Tensor]] | None:
-    """Give every layer's cache new tensors with room for one more token, which the loop fills.
+def _grown(layers: list[Any], shape: tuple[int, ...]) -> tuple[np.ndarray, list[Tensor], list[Tensor]] | None:
+    """Every layer's keys and values, in turn: as they are, and new ones with room for one more token.
 
-    It returns each layer's row of what the loop reads and writes, and the old tensors, to be kept until it has; None if
-    layers differ. transformers grows each layer on its own, which takes three times as long.
+    It also returns each layer's row of what the loop reads and writes; None unless all have this shape [1, g, s, e].
+    transformers grows each on its own, by operations that take longer than the loop takes to copy.
     """
     old = [states for layer in layers for states in (layer.keys, layer.values)]
-    if len({(states.shape, states.dtype) for states in old}) != 1:
+    if {_kind(states) for states in old} != {(shape, torch.float32, "cpu")}:
         return None
-    _, heads, length, size = old[0].shape
+    one, heads, length, size = shape
     old = [states if states.stride()[2:] == (size, 1) else states.contiguous() for states in old]
-    new = old[0].new_empty(len(old), 1, heads, length + 1, size).unbind()
-    for layer, keys, values in zip(layers, new[::2], new[1::2], strict=True):
-        layer.keys, layer.values = keys, values
-    places, gaps = [states.data_ptr() for states in (*new, *old)], [states.stride(1) for states in old]
-    columns = [
-        column for numbers in (places[: len(old)], places[len(old) :], gaps) for column in (numbers[::2], numbers[1::2])
-    ]
-    return list(zip(*columns, strict=True)), old
+    new = [old[0].new_empty(one, heads, length + 1, size) for _ in old]
+    rows = [[states.data_ptr() for states in new], [states.data_ptr() for states in old], [t.stride(1) for t in old]]
+    return np.array(rows).reshape(3, -1, 2).transpose(1, 0, 2).reshape(-1, 6), old, new
+
+
+def _kind(states: Tensor | None) -> tuple[object, ...] | None:
+    return None if states is None else (tuple(states.shape), states.dtype, states.device.type)
 
 
 def _addresses(owners: list[dict[str, Tensor | None]]) -> list[int]:
@@ -211,7 +217,7 @@ def _layout(stack: Any) -> Layout:
     branches = [module._modules for module in modules if module._modules]
     owners: list[Any] = [o for module in modules for o in (module._parameters, module._buffers) if o]
     return Layout(
-        [vars(module) for module in modules[1:]],
+        [(vars(m), m._modules, m._parameters, m._buffers) for m in modules[1:]],
         branches,
         [dict(branch) for branch in branches],
         owners,
@@ -347,7 +353,6 @@ def speed_up(model: Model) -> Model:
         for module in stack.modules():
             if isinstance(module, RoutedMLP):
                 module.interleave()
-        if not isinstance(vars(stack).get("forward"), Step):
-            move_to_huge_pages(model)
+        move_to_huge_pages(model)
         vars(stack)["forward"], vars(head)["forward"] = Step(stack), Head(head)
     return model

@@ -110,7 +110,8 @@ class RoutedMLP(Routed):
         from slms.kernels.cpu.gate_rows import interleave, interleaved  # numba takes half a second to import
 
         if not interleaved(self.W_in, self.W_out):
-            self.W_in.data, self.W_out.data = interleave(self.W_in, self.W_out)
+            with torch.inference_mode(self.W_in.is_inference()):  # they stay of their kind, and can be trained
+                self.W_in.data, self.W_out.data = interleave(self.W_in, self.W_out)
 
     def pathway_of_neuron(self) -> Tensor:
         """Return the pathway of each neuron, int64 [f] on the CPU, in the dense model's order."""

