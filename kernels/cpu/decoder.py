@@ -23,7 +23,7 @@ from slms.kernels.cpu.single import dot_one, multiply, sum_one, vector
 # A layer's row of the table: numbers of rows, kind, and addresses; 0 stands for what it has not.
 KIND, F, NORM, Q, B_Q, KEY, B_KEY, VALUE, B_VALUE, Q_NORM, K_NORM, OUT, B_OUT, NORM_2 = range(14)
 GATE, B_GATE, UP, B_UP, DOWN, B_DOWN, CHOSEN = range(14, 21)
-# Keys and values, written; and as they were, without the new token, with the numbers from a head of theirs to the next.
+# Keys and values, written; and as they were, without the new token, with the distances between their heads in numbers.
 KEYS, VALUES, OLD_KEYS, OLD_VALUES, KEYS_GAP, VALUES_GAP = range(21, 27)
 COLUMNS = 27
 DENSE, BY_GATE, BY_RULE, OTHER = range(4)  # what the MLP is; OTHER is computed by the caller, between two calls

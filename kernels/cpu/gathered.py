@@ -15,7 +15,7 @@ from slms.kernels.cpu.memory import FLOAT, HALF, I32, I64, fetch, intrinsic, sta
 from slms.kernels.cpu.single import add_rows, dots
 from slms.kernels.cpu.vectors import rows_of, spread
 
-ROWS = 12  # measured: 4, 8, 12, 16 rows read 12.6, 14.4, 15.5, 14.6 GB/s; neighbouring rows 11 % less (docs/log.md)
+ROWS = 12  # measured, on two processors, against 4, 6, 8 and 16; neighbouring rows take 11 % longer (docs/log.md)
 
 
 def _fetcher(builder, table, count, kind):
