@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 from slms.kernels.timing import time_together
 from slms.measure.schema import Results
 from slms.measure.speed import one_more_token
+from slms.models.decode_step import speed_up
 from slms.metrics.functional import Interval, paired_over_seeds
 
 ROUTED = "routed"
@@ -200,11 +201,14 @@ def verdict(arm: str, minus_routed: Interval | None, n_seeds: int) -> str:
 def decode_speedup(dense: PreTrainedModel, model: PreTrainedModel, seconds: float) -> float:
     """Tokens a second of a model over those of its dense base, for one token after a prompt of random ones.
 
-    The two are timed in turns; the times are 20th percentiles (`kernels.timing`).
+    Both decode by the same engine, `speed_up` (in place). They are timed in turns; the times are 20th percentiles
+    (`kernels.timing`).
     """
+    for one in (dense, model):
+        speed_up(one.eval())
     length = min(PROMPT, getattr(dense.config, "max_position_embeddings", PROMPT) - 1)
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(dense.config.vocab_size, (1, length), generator=generator).to(dense.device)
-    runs = {"dense": one_more_token(dense.eval(), prompt), "model": one_more_token(model.eval(), prompt)}
+    runs = {"dense": one_more_token(dense, prompt), "model": one_more_token(model, prompt)}
     times = time_together(runs, str(dense.device.type), seconds)
     return times["dense"].p20 / times["model"].p20
