@@ -30,8 +30,8 @@ from transformers import PreTrainedModel
 from slms.kernels.timing import time_together
 from slms.measure.schema import Results
 from slms.measure.speed import one_more_token
-from slms.models.decode_step import speed_up
 from slms.metrics.functional import Interval, paired_over_seeds
+from slms.models.decode_step import speed_up
 
 ROUTED = "routed"
 FEWEST = 3

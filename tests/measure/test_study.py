@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from slms.measure.study import Documents, StudyRun, arms_of, decode_speedup
 from slms.metrics.functional import paired_over_seeds
 from slms.models.base import init_base
+from slms.models.decode_step import Step
 
 TOKENS = torch.randint(20, 90, (40,), generator=torch.Generator().manual_seed(0))
 
@@ -75,3 +77,11 @@ def test_other_documents_are_refused():
 def test_decoding_is_timed_after_the_same_prompt():
     dense = init_base("stories-1m").eval()
     assert 0.2 < decode_speedup(dense, init_base("stories-1m"), 0.3) < 5
+
+
+def test_both_decode_by_the_same_engine():
+    """Else a routed model's compiled loops would be timed against PyTorch's products."""
+    sizes = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
+    models = [LlamaForCausalLM(LlamaConfig(**sizes)) for _ in range(2)]
+    assert decode_speedup(*models, 0.1) > 0
+    assert all(isinstance(vars(model.model).get("forward"), Step) for model in models)
