@@ -8,6 +8,7 @@ listing                  lists the MLPs of a model or base
 anatomy, activations     find the MLPs of every architecture and read what flows through them
 speedups, small_heads    exact, faster substitutes for modules of transformers
 decode_step              one more token of a Llama-like model in one compiled call
+decode_layout            the model as that call reads it, and whether it has changed since
 transformers_internals   everything that relies on undocumented parts of transformers
 partition, routed_mlp    group neurons into pathways; run only the chosen pathways
 fused_mlp                the same as one compiled call
