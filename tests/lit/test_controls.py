@@ -185,3 +185,15 @@ def test_the_controls_of_heads():
 def test_controls_that_heads_do_not_have_are_refused(name, options, message):
     with pytest.raises(ValueError, match=message):
         controls.check_control(name, RoutingConfig(**options))
+
+
+@pytest.mark.parametrize("rule", ["controlled", "relu"])
+def test_equal_time_needs_a_rule_that_runs_as_it_is_timed(rule):
+    """A router under these rules decodes in PyTorch's operations, and `top_k`, which would be timed, in one call."""
+    gate = "relu" if rule == "relu" else "softmax"
+    with pytest.raises(ValueError, match=f"static_time and model.routing.rule {rule}"):
+        controls.check_control("static_time", RoutingConfig(rule=rule, gate=gate))
+    controls.check_control("static_flops", RoutingConfig(rule=rule, gate=gate))
+    if rule == "controlled":
+        routing = RoutingConfig(router="gate", n_pathways=48, k=16, rule=rule)
+        controls.check_control("static_time", routing)

@@ -391,6 +391,13 @@ def test_other_types_are_not_interleaved(tiny, tokens):  # noqa: F811
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("kind", "lie_so"), [("neurons", True), ("twice", False), ("thresholds", False)])
+def test_only_neurons_chosen_once_are_interleaved(tiny, tokens, kind, lie_so):  # noqa: F811
+    _, fast = pair(tiny, tokens, "llama", kind)
+    assert [interleaved(mlp.W_in, mlp.W_out) for mlp in find_mlps(fast).values()] == [lie_so] * len(find_mlps(fast))
+
+
+@torch.no_grad()
 def test_interleaved_weights_stay_parameters(tiny, tokens, ran, tmp_path):  # noqa: F811
     """They are the same objects; a change is seen; a file, a copy and a pickle hold the same numbers."""
     stock, fast = pair(tiny, tokens, "llama", "neurons")
