@@ -13,7 +13,7 @@ if __name__ == "slms.kernels":
     from slms.kernels.calibrate import calibrate
     from slms.kernels.call import Call, Layer
     from slms.kernels.dispatch import explain, fuses, prepare_fused, routed_mlp
-    from slms.kernels.gate import gate_fuses, gate_mlp, gate_select, prepare_gate
+    from slms.kernels.gate import gate_fuses, gate_mlp, gate_select, mean_density, prepare_gate
     from slms.kernels.gate_reference import GateCall, gate_mlp_reference
     from slms.kernels.reference import routed_mlp_reference
     from slms.kernels.router import Router, choose
@@ -37,6 +37,7 @@ __all__ = [
     "gate_mlp",
     "gate_mlp_reference",
     "gate_select",
+    "mean_density",
     "prepare_fused",
     "prepare_gate",
     "routed_mlp",

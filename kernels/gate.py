@@ -1,14 +1,15 @@
 """Runs a gated MLP whose neurons are chosen by their own gates: checks, choice, and the implementations by name.
 
-rows: few tokens in one compiled call, which reads of W_in and W_out only what was chosen; it has no gradient. dense:
-library products, a compiled choice between them. Tokens choose apart, so many of them together need all rows. grouped:
-units as the pathways of `kernels.routed_mlp`. On a GPU, Triton's kernels are behind these names.
+rows: compiled loops, which form only the products that were chosen; it has no gradient. dense: library products, a
+compiled choice between them. grouped: units as the pathways of `kernels.routed_mlp`. On a GPU, Triton's kernels are
+behind these names.
 
 Shapes: n tokens, d model, f neurons, p units.
 """
 
 import functools
 import logging
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GATE_BACKENDS = ("auto", "reference", "dense", "rows", "grouped")
-# Measured at d 576, f 1,536, one thread with AVX2 (docs/log.md): up to FEW tokens at any density, up to MORE at SPARSE.
-FEW, MORE, SPARSE = 4, 8, 0.6
+BREAK_EVEN = {4: 1.0, 8: 0.6, 32: 0.5, math.inf: 0.4}
+"""Tokens → the density up to which "rows" is faster for so many; d 576, f 1,536, one thread (docs/log.md)."""
+FEW = 8  # tokens, up to which that holds for bfloat16 too; of more, a library's products are twice as fast
 
 
 def _refusal(device: str, dtype: torch.dtype, n_units: int) -> str | None:
@@ -48,7 +50,7 @@ def _refusal(device: str, dtype: torch.dtype, n_units: int) -> str | None:
 
 @functools.lru_cache(maxsize=4096)
 def _plan(
-    limit: int, density: float, gradients: bool, device: str, dtype: torch.dtype, n_units: int, smallest: int
+    limit: float, density: float, gradients: bool, device: str, dtype: torch.dtype, n_units: int, smallest: int
 ) -> tuple[str, str]:
     why = _refusal(device, dtype, n_units)
     if why is None and device == "cuda":
@@ -57,11 +59,13 @@ def _plan(
     else:
         if why is None and gradients:
             why = "rows has no gradient"
-        if why is None and limit > (MORE if density <= SPARSE else FEW):
-            bounds = f"{MORE} at density {SPARSE} and below, {FEW} above"
-            why = f"tokens that choose apart need nearly all rows; break-even measured at {bounds}"
-        plan = ("rows", "it reads only the chosen rows") if why is None else ("dense", why)
-        tokens = f"up to {limit}" if limit <= MORE else f"more than {MORE}"
+        if why is None and limit > FEW and dtype != torch.float32:
+            why = f"more than {FEW} tokens that choose apart are fast in float32 alone, not in {dtype}"
+        if why is None and density > BREAK_EVEN[limit]:
+            why = f"tokens that choose apart need nearly all rows; break-even measured at density {BREAK_EVEN[limit]}"
+        plan = ("rows", "it multiplies by the chosen rows alone") if why is None else ("dense", why)
+        most = list(BREAK_EVEN)[-2]
+        tokens = f"up to {limit:g}" if limit <= most else f"more than {most:g}"
     log.info("%s for %s gate-selected tokens at density %.2f: %s", plan[0], tokens, density, plan[1])
     return plan
 
@@ -77,13 +81,18 @@ def gate_plan(
 ) -> tuple[str, str]:
     """Return the backend that "auto" picks, and why, in words; each choice is logged once.
 
-    smallest: neurons of the smallest unit.
+    density: as `mean_density`; smallest: neurons of the smallest unit.
     """
     # A few classes of numbers of tokens: when compiled with dynamic shapes, each is one guard and one graph.
-    limit = FEW if n_tokens <= FEW else MORE if n_tokens <= MORE else MORE + 1
+    limit: float = next(most for most in BREAK_EVEN if n_tokens <= most)
     if device == "cuda":
         limit = size_class(n_tokens)
     return _constant_plan(limit, density, gradients, device, dtype, n_units, smallest)
+
+
+def mean_density(k: int, k_out: int | None, n_units: int) -> float:
+    """The share of units that run, on the average of the products with W_in and with W_out."""
+    return (k + (k if k_out is None else k_out)) / max(1, 2 * n_units)
 
 
 def _constant_plan(*arguments: Any) -> tuple[str, str]:
@@ -223,7 +232,10 @@ def _grouped(call: GateCall, units: tuple[int, ...]) -> Tensor:
 
 
 def gate_fuses(x: Tensor, W_in: Tensor, density: float) -> bool:
-    """Whether "auto" runs x [n, d] by "rows", eagerly and in the type of the weights, as `prepare_gate` does."""
+    """Whether "auto" runs x [n, d] by "rows", eagerly and in the type of the weights, as `prepare_gate` does.
+
+    density: as `mean_density`.
+    """
     device = x.device.type
     return (
         type(x) is Tensor
@@ -268,7 +280,8 @@ def gate_mlp(call: GateCall, backend: str = "auto") -> Tensor:
         backend = "dense"
     elif backend == "auto":
         smallest = min(end - start for start, end in pairwise(units)) if units and x.is_cuda else 1
-        backend, _ = gate_plan(len(x), call.k / max(1, p), gradients, device, x.dtype, p, smallest)
+        density = mean_density(call.k, call.k_out, p)
+        backend, _ = gate_plan(len(x), density, gradients, device, x.dtype, p, smallest)
     elif backend == "rows":
         why = _refusal(device, x.dtype, p) or ("it has no gradient, and an input needs one" if gradients else None)
         if why is None and x.is_cuda and not _once(call):
@@ -283,6 +296,6 @@ def gate_mlp(call: GateCall, backend: str = "auto") -> Tensor:
         return _dense(call, units, gradients)
     if backend == "grouped":
         return _grouped(call, units)
-    from slms.kernels.gate_ops import few_tokens
+    from slms.kernels.gate_ops import by_rows
 
-    return few_tokens(call, units)
+    return by_rows(call, units)

@@ -1,7 +1,7 @@
 """Gate-selected neurons as PyTorch operators: `torch.compile(fullgraph=True)` passes through them.
 
 `kernels::gate_choice` chooses, for the dense implementation, whose products PyTorch differentiates; a choice has no
-gradient. `kernels::gate_rows` is the whole MLP for few tokens, for inference. On CUDA both are Triton's. Eager calls go
+gradient. `kernels::gate_rows` is the whole MLP, for inference. On CUDA both are Triton's. Eager calls go
 past the operators, which cost some 30 µs. Offsets are empty for single neurons: an operator's list of 1,537 numbers
 costs more than its choice.
 """
@@ -86,7 +86,7 @@ def keep(up: Tensor, gate: Tensor, call: GateCall) -> Tensor:
     return _on(gate).gate_keep(up, gate, call)
 
 
-def few_tokens(call: GateCall, units: tuple[int, ...]) -> Tensor:
+def by_rows(call: GateCall, units: tuple[int, ...]) -> Tensor:
     """Run the MLP by the device's `gate_rows`; `units` stand for the offsets."""
     if torch.compiler.is_compiling():
         return GATE_ROWS(*call[:7], units, *call[8:])

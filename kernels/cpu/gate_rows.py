@@ -1,4 +1,4 @@
-"""Gate-selected neurons on the CPU: few tokens in one compiled call, and the choice for many.
+"""Gate-selected neurons on the CPU: the chosen rows in compiled loops, and the choice alone.
 
 Shapes: n tokens, d model, f neurons, p units.
 """
@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from slms.kernels.cpu import gate_choice as slots
-from slms.kernels.cpu import gate_loops, gate_twice, loops
+from slms.kernels.cpu import gate_blocks, gate_loops, gate_twice, loops
 from slms.kernels.cpu.pointwise import CODES
 from slms.kernels.cpu.rows import MEMBERS, address, as_float, contiguous, packed, run, take_part
 from slms.kernels.cpu.team import team_size
 from slms.kernels.gate_reference import GateCall
 
+APART = 12  # up to so many tokens take rows of their own; more of them, in float32, share blocks (docs/log.md)
 CHOICE = 12 << 10  # bytes that could be read while one score of a thousand is ranked: 1 µs
 
 
@@ -26,6 +28,10 @@ def gates_member(arguments):
 
 def chosen_rows_member(arguments):
     take_part(gate_loops.chosen_rows_loop, arguments)
+
+
+def blocks_member(arguments):
+    take_part(gate_blocks.blocks_loop, arguments)
 
 
 def mask_member(arguments):
@@ -44,6 +50,7 @@ MEMBERS[gate_twice.ups_loop] = ups_member
 MEMBERS[gate_twice.downs_loop] = downs_member
 MEMBERS[gate_loops.gates_loop] = gates_member
 MEMBERS[gate_loops.chosen_rows_loop] = chosen_rows_member
+MEMBERS[gate_blocks.blocks_loop] = blocks_member
 MEMBERS[gate_loops.mask_loop] = mask_member
 
 
@@ -77,7 +84,7 @@ def interleaved(W_in: Tensor, W_out: Tensor) -> bool:
 class GateMLP:
     """`kernels.gate_mlp` for one layer, without gradients, for float32 and bfloat16, accumulated in float32.
 
-    It reads the whole gate matrix once, and of W_in and W_out each token's chosen rows. `offsets` stand for those of
+    It multiplies by the whole gate matrix, and of W_in and W_out by each token's chosen rows. `offsets` stand for those of
     the call, and are empty for single neurons. What the call holds must not move, but may change in place unless
     `copied` says that something of it was not contiguous.
     """
@@ -99,8 +106,15 @@ class GateMLP:
     def __call__(self, x: Tensor) -> Tensor:
         """Output [n, d] of x [n, d]."""
         a, (n, d) = self.arguments.copy(), x.shape
-        x, team = x if x.is_contiguous() else x.contiguous(), team_size(self.bytes)
+        x = x if x.is_contiguous() else x.contiguous()
         a[loops.N] = n
+        if n > APART and x.dtype == torch.float32:
+            _, _, W_gate, b_gate, *_ = self.held
+            y, gates = torch.empty_like(x), F.linear(x, W_gate, b_gate)
+            a[loops.X], a[loops.Y], a[loops.GATES] = map(address, (x, y, gates))
+            run(gate_blocks.blocks_loop, team_size(self.bytes * n), a)
+            return y
+        team = team_size(self.bytes)
         if team == 1:
             y = torch.empty_like(x)
             a[loops.X], a[loops.Y] = x.data_ptr(), y.data_ptr()

@@ -17,6 +17,8 @@ from slms.kernels.cpu.vectors import rows_of, spread
 
 ROWS = 12  # measured, on two processors, against 4, 6, 8 and 16; neighbouring rows take 11 % longer (docs/log.md)
 
+NEAR = 4  # rows in the second cache, at a time; 4 to 12 take equally long, and fewer leave less of a tile unused
+
 
 def _fetcher(builder, table, count, kind):
     """A function of i that asks for the memory of these rows from their i-th number on."""
@@ -29,15 +31,20 @@ def _fetcher(builder, table, count, kind):
     return ahead
 
 
-def dots_at(n_rows: int, half: bool) -> Callable:
-    """out[k] = row_k · x for the rows that a table names; x [d] float32."""
+def _nothing(i):
+    """Rows that lie in the second cache need no fetching, which would take a fifth of the time."""
+
+
+def dots_at(n_rows: int, half: bool, far: bool = True) -> Callable:
+    """out[k] = row_k · x for the rows that a table names; x [d] float32. If they are far, `after` is fetched."""
     kind = HALF if half else FLOAT
 
     @intrinsic
     def tile(typing_context, table, after, x, d, out):
         def codegen(context, builder, signature, arguments):
             table, after, x, d, out = arguments
-            w, ahead = rows_of(builder, table, n_rows, kind), _fetcher(builder, after, n_rows, kind)
+            w = rows_of(builder, table, n_rows, kind)
+            ahead = _fetcher(builder, after, n_rows, kind) if far else _nothing
             token = builder.inttoptr(x, FLOAT.as_pointer())
             results = dots(builder, w, token, d, half, ahead)
             target = builder.inttoptr(out, FLOAT.as_pointer())
@@ -50,15 +57,16 @@ def dots_at(n_rows: int, half: bool) -> Callable:
     return tile
 
 
-def sums_at(n_rows: int, half: bool) -> Callable:
-    """y += Σ_k factors[k] row_k for the rows that a table names; y [d] float32."""
+def sums_at(n_rows: int, half: bool, far: bool = True) -> Callable:
+    """y += Σ_k factors[k] row_k for the rows that a table names; y [d] float32. `far` as in `dots_at`."""
     kind = HALF if half else FLOAT
 
     @intrinsic
     def tile(typing_context, table, after, factors, d, y):
         def codegen(context, builder, signature, arguments):
             table, after, factors, d, y = arguments
-            w, ahead = rows_of(builder, table, n_rows, kind), _fetcher(builder, after, n_rows, kind)
+            w = rows_of(builder, table, n_rows, kind)
+            ahead = _fetcher(builder, after, n_rows, kind) if far else _nothing
             target, first = (builder.inttoptr(place, FLOAT.as_pointer()) for place in (y, factors))
             scales = [spread(builder, builder.load(builder.gep(first, [I64(k)]))) for k in range(n_rows)]
 
@@ -72,6 +80,7 @@ def sums_at(n_rows: int, half: bool) -> Callable:
 
 dots_n, dots_1, dots_nh, dots_1h = (dots_at(n, half) for half in (False, True) for n in (ROWS, 1))
 sums_n, sums_1, sums_nh, sums_1h = (sums_at(n, half) for half in (False, True) for n in (ROWS, 1))
+dots_near, sums_near = dots_at(NEAR, False, far=False), sums_at(NEAR, False, far=False)
 
 
 @register_jitable

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from slms.kernels import Layer, Router, fuses, gate_fuses, prepare_fused, prepare_gate
+from slms.kernels import Layer, Router, fuses, gate_fuses, mean_density, prepare_fused, prepare_gate
 from slms.kernels.router import GATES
 from slms.routing import GateSelector, PathwayRouter
 
@@ -28,7 +28,8 @@ def fused_gate(mlp: RoutedMLP, x: Tensor) -> GateMLP | None:
     selector = mlp.router
     if not isinstance(selector, GateSelector):
         return None
-    if not _unobserved(mlp) or not gate_fuses(x, mlp.W_in, mlp._k / mlp.config.n_pathways):
+    density = mean_density(mlp._k, mlp.k_out, mlp.config.n_pathways)
+    if not _unobserved(mlp) or not gate_fuses(x, mlp.W_in, density):
         return None
     plain = _plain(mlp, selector)
     where = [selector.by_threshold(mlp._k), *_where(mlp, x.dtype, plain)]

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from slms.kernels import ACTIVATIONS, gate_mlp, gate_mlp_reference, gate_select
+from slms.kernels import ACTIVATIONS, gate_mlp, gate_mlp_reference, gate_select, mean_density
 from slms.kernels.gate import _plan, gate_plan, units_of
 from slms.kernels.gate_reference import GateCall, keep_reference, select_reference, unit_scores
 
@@ -21,7 +21,7 @@ def detached(call, dtype=torch.float32):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("backend", ["dense", "rows"])
 @pytest.mark.parametrize("units", UNITS)
-@pytest.mark.parametrize(("n", "d"), [(0, 8), (1, 33), (1, 64), (3, 40), (9, 5)])
+@pytest.mark.parametrize(("n", "d"), [(0, 8), (1, 33), (1, 64), (3, 40), (9, 5), (13, 5)])
 def test_parity(make_gate_call, close, units, backend, n, d, dtype):
     """In bfloat16 near equals may be chosen otherwise, so what each chose is compared in float32 alone."""
     p = len(UNITS[units]) - 1
@@ -38,7 +38,7 @@ def test_parity(make_gate_call, close, units, backend, n, d, dtype):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("backend", ["dense", "rows"])
-@pytest.mark.parametrize(("n", "d"), [(0, 8), (1, 33), (1, 64), (3, 40), (9, 5)])
+@pytest.mark.parametrize(("n", "d"), [(0, 8), (1, 33), (1, 64), (3, 40), (9, 5), (13, 5)])
 def test_parity_of_a_second_choice(make_gate_call, close, backend, n, d, dtype):
     flags = itertools.product((7, 40, 64), (0, 0.4, 1), (False, True), (False, True), (False, True))
     for k, share, biased, some_whole, held in flags:
@@ -120,9 +120,10 @@ def test_the_choice_of_equals_zeros_infinity_and_nan(make_gate_call, units, n_sh
 
 
 @pytest.mark.parametrize("units", UNITS)
-@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("n", [1, 3, 13])
 def test_rows_not_chosen_are_never_read(make_gate_call, units, n):
     call = detached(make_gate_call(n, 40, UNITS[units], 2))
+    call.x[1:] = call.x[0] * torch.rand(n - 1, 1)  # many tokens that leave out the same rows
     sizes = torch.tensor(UNITS[units]).diff()
     skipped = ~gate_select(call).any(0).repeat_interleave(sizes)
     assert skipped.any()
@@ -133,7 +134,7 @@ def test_rows_not_chosen_are_never_read(make_gate_call, units, n):
 
 
 @pytest.mark.parametrize("held", [False, True])
-@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("n", [1, 3, 13])
 def test_rows_that_a_second_choice_drops_are_never_read(make_gate_call, n, held):
     call = detached(make_gate_call(n, 40, range(65), 20, k_out=8, held=held))
     chosen = gate_select(call)
@@ -173,7 +174,12 @@ def test_auto_says_what_it_picks(make_gate_call, caplog):
         "dense for up to 8 gate-selected tokens at density 1.00: tokens that choose apart need nearly all"
         in caplog.text
     )
-    assert gate_plan(8, 0.5, False, "cpu", torch.float32)[0] == "rows"
+    for n, density in ((8, 0.6), (9, 0.5), (32, 0.5), (33, 0.4), (100_000, 0.4)):
+        assert gate_plan(n, density, False, "cpu", torch.float32)[0] == "rows", n
+        assert gate_plan(n, density + 0.01, False, "cpu", torch.float32)[0] == "dense", n
+    assert "rows for more than 32 gate-selected tokens at density 0.40" in caplog.text
+    assert "fast in float32 alone" in gate_plan(9, 0.1, False, "cpu", torch.bfloat16)[1]
+    assert mean_density(3, None, 10) == 0.3 and mean_density(3, 2, 10) == 0.25
     assert gate_plan(1, 1.0, False, "cpu", torch.bfloat16)[0] == "rows"
     assert gate_plan(1, 0.5, True, "cpu", torch.float32) == ("dense", "rows has no gradient")
     assert gate_plan(1, 0.5, False, "cpu", torch.float64)[0] == "dense"
@@ -185,7 +191,7 @@ def test_offsets_are_walked_once():
     assert units_of(tuple(range(9))) == units_of(range(9)) == units_of([0, 1, 2]) == ()
 
 
-@pytest.mark.parametrize("n", [1, 9])
+@pytest.mark.parametrize("n", [1, 9, 13])
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("units", ["single neurons", "uneven"])
 @pytest.mark.parametrize(("k_out", "held"), [(None, False), (2, False), (2, True)])

@@ -5,6 +5,7 @@ import torch
 
 from slms.kernels import gate_mlp, gate_mlp_reference, gate_select, prepare_gate
 from slms.kernels.cpu import team
+from slms.kernels.cpu.gate_blocks import BLOCK, TOKENS
 from slms.kernels.cpu.gate_rows import interleave, interleaved
 
 CHOICES = (
@@ -27,7 +28,7 @@ def threads(request, monkeypatch):
 
 @pytest.mark.parametrize("backend", ["rows", "dense"])
 @pytest.mark.parametrize(("offsets", "k", "k_out", "held"), [*CHOICES])
-@pytest.mark.parametrize("n", [0, 1, 5])
+@pytest.mark.parametrize("n", [0, 1, 5, 29])
 def test_threads_share_the_work(make_gate_call, threads, offsets, k, k_out, held, n, backend):
     made = make_gate_call(n, 40, offsets, k, some_whole=True, k_out=k_out, held=held)
     call = made._make([*(tensor.detach() for tensor in made[:6]), *made[6:]])
@@ -39,7 +40,7 @@ def test_threads_share_the_work(make_gate_call, threads, offsets, k, k_out, held
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("offsets", "k", "k_out", "held"), [*CHOICES])
-@pytest.mark.parametrize("n", [1, 5])
+@pytest.mark.parametrize("n", [1, 5, 13])
 def test_interleaved_rows_are_read_in_place(make_gate_call, offsets, k, k_out, held, n, dtype):
     """The output is the same, nothing is copied, and a later change of the weights is seen."""
     made = make_gate_call(n, 40, offsets, k, some_whole=True, k_out=k_out, held=held)
@@ -63,3 +64,13 @@ def test_interleaved_rows_among_threads(make_gate_call, threads, offsets, k, k_o
     W_in, W_out = interleave(call.W_in, call.W_out)
     together = call._replace(W_in=W_in, W_out=W_out)
     torch.testing.assert_close(prepare_gate(together)(call.x), gate_mlp_reference(call), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("k_out", [None, 9])
+def test_many_tokens_in_blocks_of_tokens_and_of_rows(make_gate_call, k_out):
+    """Wide rows make a block hold fewer of them than there are, so that tokens come back to their later neurons."""
+    n, d = TOKENS + 7, 3500
+    assert BLOCK // (4 * d) < 38
+    made = make_gate_call(n, d, range(39), 15, some_whole=True, k_out=k_out)
+    call = made._make([*(tensor.detach() for tensor in made[:6]), *made[6:]])
+    torch.testing.assert_close(gate_mlp(call, "rows"), gate_mlp_reference(call), rtol=1e-4, atol=1e-5)
