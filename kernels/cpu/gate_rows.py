@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slms.kernels.cpu import gate_choice as slots
 from slms.kernels.cpu import gate_blocks, gate_loops, gate_twice, loops
+from slms.kernels.cpu import gate_choice as slots
 from slms.kernels.cpu.pointwise import CODES
 from slms.kernels.cpu.rows import MEMBERS, address, as_float, contiguous, packed, run, take_part
 from slms.kernels.cpu.team import team_size
@@ -84,8 +84,8 @@ def interleaved(W_in: Tensor, W_out: Tensor) -> bool:
 class GateMLP:
     """`kernels.gate_mlp` for one layer, without gradients, for float32 and bfloat16, accumulated in float32.
 
-    It multiplies by the whole gate matrix, and of W_in and W_out by each token's chosen rows. `offsets` stand for those of
-    the call, and are empty for single neurons. What the call holds must not move, but may change in place unless
+    It multiplies by the whole gate matrix, and of W_in and W_out by each token's chosen rows. `offsets` stand for those
+    of the call, and are empty for single neurons. What the call holds must not move, but may change in place unless
     `copied` says that something of it was not contiguous.
     """
 
