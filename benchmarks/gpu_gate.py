@@ -19,7 +19,8 @@ from benchmarks.gpu_setting import Row, Setting
 from benchmarks.kernels import arrange
 from slms.kernels.backends import GPU_TOKENS
 from slms.kernels.costs import Shape
-from slms.kernels.gate import gate_mlp, gate_plan, units_of
+from slms.kernels.gate import gate_mlp, units_of
+from slms.kernels.gate_plan import gate_plan
 from slms.kernels.gate_reference import GateCall
 from slms.kernels.timing import time_together
 

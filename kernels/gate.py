@@ -7,22 +7,19 @@ behind these names.
 Shapes: n tokens, d model, f neurons, p units.
 """
 
-import functools
-import logging
-import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from slms.kernels.activations import ACTIVATIONS
-from slms.kernels.backends import GPU_TOKENS, refusal
+from slms.kernels.backends import GPU_TOKENS
 from slms.kernels.call import Call, check_tensors
 from slms.kernels.dispatch import routed_mlp
-from slms.kernels.gate_gpu import gate_refusal, gpu_plan, size_class
+from slms.kernels.gate_plan import gate_plan, mean_density, rows_refusal
 from slms.kernels.gate_reference import (
     GateCall,
     choose_reference,
@@ -35,71 +32,7 @@ from slms.kernels.gate_reference import (
 if TYPE_CHECKING:
     from slms.kernels.cpu.gate_rows import GateMLP
 
-log = logging.getLogger(__name__)
-
 GATE_BACKENDS = ("auto", "reference", "dense", "rows", "grouped")
-BREAK_EVEN = {4: 1.0, 8: 0.6, 32: 0.5, math.inf: 0.4}
-"""Tokens → the density up to which "rows" is faster for so many; d 576, f 1,536, one thread (docs/log.md)."""
-FEW = 8  # tokens, up to which that holds for bfloat16 too; of more, a library's products are twice as fast
-
-
-def _refusal(device: str, dtype: torch.dtype, n_units: int) -> str | None:
-    """Why the compiled kernels cannot run there, or None if they can."""
-    return gate_refusal(device, dtype, n_units) if device == "cuda" else refusal("rows", device, dtype)
-
-
-@functools.lru_cache(maxsize=4096)
-def _plan(
-    limit: float, density: float, gradients: bool, device: str, dtype: torch.dtype, n_units: int, smallest: int
-) -> tuple[str, str]:
-    why = _refusal(device, dtype, n_units)
-    if why is None and device == "cuda":
-        plan = gpu_plan(limit, density, gradients, n_units, smallest)
-        tokens = f"up to {limit}" if limit <= GPU_TOKENS else f"more than {GPU_TOKENS}"
-    else:
-        if why is None and gradients:
-            why = "rows has no gradient"
-        if why is None and limit > FEW and dtype != torch.float32:
-            why = f"more than {FEW} tokens that choose apart are fast in float32 alone, not in {dtype}"
-        if why is None and density > BREAK_EVEN[limit]:
-            why = f"tokens that choose apart need nearly all rows; break-even measured at density {BREAK_EVEN[limit]}"
-        plan = ("rows", "it multiplies by the chosen rows alone") if why is None else ("dense", why)
-        most = list(BREAK_EVEN)[-2]
-        tokens = f"up to {limit:g}" if limit <= most else f"more than {most:g}"
-    log.info("%s for %s gate-selected tokens at density %.2f: %s", plan[0], tokens, density, plan[1])
-    return plan
-
-
-def gate_plan(
-    n_tokens: int,
-    density: float,
-    gradients: bool,
-    device: str,
-    dtype: torch.dtype,
-    n_units: int = 1,
-    smallest: int = 1,
-) -> tuple[str, str]:
-    """Return the backend that "auto" picks, and why, in words; each choice is logged once.
-
-    density: as `mean_density`; smallest: neurons of the smallest unit.
-    """
-    # A few classes of numbers of tokens: when compiled with dynamic shapes, each is one guard and one graph.
-    limit: float = next(most for most in BREAK_EVEN if n_tokens <= most)
-    if device == "cuda":
-        limit = size_class(n_tokens)
-    return _constant_plan(limit, density, gradients, device, dtype, n_units, smallest)
-
-
-def mean_density(k: int, k_out: int | None, n_units: int) -> float:
-    """The share of units that run, on the average of the products with W_in and with W_out."""
-    return (k + (k if k_out is None else k_out)) / max(1, 2 * n_units)
-
-
-def _constant_plan(*arguments: Any) -> tuple[str, str]:
-    return _plan(*arguments)
-
-
-_constant_plan._dynamo_marked_constant = True  # type: ignore[attr-defined]  # see kernels.backends
 
 
 def check_gate_call(call: GateCall) -> None:
@@ -161,7 +94,7 @@ def _cast(call: GateCall) -> GateCall:
 def _chosen(gate: Tensor, call: GateCall, units: tuple[int, ...]) -> Tensor:
     """Choose [n, p] by the gates [n, f] before their activation."""
     gate = gate.detach()
-    compiled = _refusal(gate.device.type, gate.dtype, len(call.offsets) - 1) is None
+    compiled = rows_refusal(gate.device.type, gate.dtype, len(call.offsets) - 1) is None
     if compiled and not (gate.is_cuda and call.least is not None):
         from slms.kernels.gate_ops import choose  # numba takes half a second to import and is optional
 
@@ -180,7 +113,7 @@ def _kept(up: Tensor, gate: Tensor, call: GateCall, units: tuple[int, ...]) -> T
     if call.k_out is None:
         return per_neuron(_chosen(gate, call, units), call.offsets)
     up, gate = up.detach(), gate.detach()
-    if not gate.is_cuda and _refusal("cpu", gate.dtype, len(call.offsets) - 1) is None:
+    if not gate.is_cuda and rows_refusal("cpu", gate.dtype, len(call.offsets) - 1) is None:
         from slms.kernels.gate_ops import keep
 
         return keep(up, gate, call)
@@ -204,7 +137,7 @@ def gate_select(call: GateCall) -> Tensor:
 
 def _dense(call: GateCall, units: tuple[int, ...], gradients: bool) -> Tensor:
     x, compiling = call.x, torch.compiler.is_compiling()
-    compiled = _refusal(x.device.type, x.dtype, len(call.offsets) - 1) is None
+    compiled = rows_refusal(x.device.type, x.dtype, len(call.offsets) - 1) is None
     if compiled and x.is_cuda and not compiling and _once(call):
         from slms.kernels.gpu.gate_many import gate_many  # Triton exists for Linux alone
 
@@ -283,7 +216,7 @@ def gate_mlp(call: GateCall, backend: str = "auto") -> Tensor:
         density = mean_density(call.k, call.k_out, p)
         backend, _ = gate_plan(len(x), density, gradients, device, x.dtype, p, smallest)
     elif backend == "rows":
-        why = _refusal(device, x.dtype, p) or ("it has no gradient, and an input needs one" if gradients else None)
+        why = rows_refusal(device, x.dtype, p) or ("it has no gradient, and an input needs one" if gradients else None)
         if why is None and x.is_cuda and not _once(call):
             why = f"on a GPU it chooses the best once; `k_out` is {call.k_out} and `least` {call.least}"
         if why is None and x.is_cuda and len(x) > GPU_TOKENS:

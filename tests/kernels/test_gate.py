@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from slms.kernels import ACTIVATIONS, gate_mlp, gate_mlp_reference, gate_select, mean_density
-from slms.kernels.gate import _plan, gate_plan, units_of
+from slms.kernels.gate import units_of
+from slms.kernels.gate_plan import _plan, gate_plan
 from slms.kernels.gate_reference import GateCall, keep_reference, select_reference, unit_scores
 
 UNITS = {"single neurons": range(33), "equal": range(0, 65, 8), "uneven": (0, 1, 1, 20, 37, 38)}
@@ -166,7 +167,7 @@ def test_strided_inputs(make_gate_call, backend):
 
 
 def test_auto_says_what_it_picks(make_gate_call, caplog):
-    caplog.set_level("INFO", "slms.kernels.gate")
+    caplog.set_level("INFO", "slms.kernels.gate_plan")
     _plan.cache_clear()
     call = detached(make_gate_call(5, k=12))
     gate_mlp(call)

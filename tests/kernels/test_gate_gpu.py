@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from slms.kernels import backends
-from slms.kernels.gate import gate_plan
 from slms.kernels.gate_gpu import UNITS, gate_refusal, size_class
+from slms.kernels.gate_plan import gate_plan
 
 
 @pytest.mark.parametrize(

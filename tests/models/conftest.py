@@ -4,6 +4,8 @@ import pytest
 import torch
 import transformers as hf
 
+from slms.models.decode_step import Step
+
 VOCAB, D_FF = 61, 37
 _LLAMA = {
     "vocab_size": VOCAB,
@@ -97,3 +99,24 @@ def tokens():
 def family(request) -> str:
     """Each architecture in turn."""
     return request.param
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Whether the compiled step ran, of each forward that asked it."""
+    seen, run = [], Step._run
+
+    def watched(step, kwargs):
+        seen.append((out := run(step, kwargs)) is not None)
+        return out
+
+    monkeypatch.setattr(Step, "_run", watched)
+    return seen

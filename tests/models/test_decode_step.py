@@ -1,7 +1,6 @@
 """The compiled decode step against transformers' own forward, and all that it must leave to it."""
 
 import copy
-import mmap
 import pickle
 
 import pytest
@@ -10,71 +9,20 @@ from torch import nn
 from transformers import DynamicCache, StaticCache
 
 from slms.kernels.cpu import decoder
-from slms.kernels.cpu.gate_rows import interleaved
 from slms.measure.dynamick import set_routed_rule
 from slms.models.anatomy import find_mlps
-from slms.models.convert import route
-from slms.models.decode_step import Step, speed_up
+from slms.models.decode_step import speed_up
 from slms.models.dynamic import RULES, apply_rule, force_rules, set_densities
 from slms.models.routed import record_routes
 from slms.models.transformers_internals import CACHE
-from slms.routing import RoutingConfig
-from tests.models.conftest import D_FF, tiny, tokens  # noqa: F401  fixtures
+from tests.models.decoding import KINDS, SERVED, decode, pair
 
-SERVED = ("llama", "mistral", "qwen2", "qwen3")
-KINDS = {
-    "dense": None,
-    "neurons": dict(router="gate", n_pathways=D_FF, k=D_FF // 3),
-    "twice": dict(router="gate", n_pathways=D_FF, k=D_FF // 2, k_out=D_FF // 4),
-    "thresholds": dict(router="gate", n_pathways=D_FF, k=D_FF // 2, k_out=D_FF // 4, rule="controlled"),
-    "units": dict(router="gate", n_pathways=4, k=2, n_shared=1, every_n_layers=2),
-    "router": dict(n_pathways=4, k=2),
-}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def ran(monkeypatch):
-    """Whether the compiled step ran, of each forward that asked it."""
-    seen, run = [], Step._run
-
-    def watched(step, kwargs):
-        seen.append((out := run(step, kwargs)) is not None)
-        return out
-
-    monkeypatch.setattr(Step, "_run", watched)
-    return seen
-
-
-def pair(build, draw, family, kind="dense"):
-    model = build(family)
-    model.config.sliding_window = None
-    if KINDS[kind] is not None:
-        with torch.enable_grad():
-            model = route(model, RoutingConfig(**{"every_n_layers": 1, **KINDS[kind]}), draw(4, 16)).eval()
-    return model, speed_up(copy.deepcopy(model))
-
-
-def decode(model, ids, prompt=4, **arguments):
-    """Logits of every token behind the prompt, one at a time."""
-    out = model(ids[:, :prompt], use_cache=True)
-    logits = []
-    for i in range(prompt, ids.shape[1]):
-        out = model(ids[:, i : i + 1], use_cache=True, **{CACHE: out[CACHE]}, **arguments)
-        logits.append(out.logits)
-    return torch.cat(logits, 1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("rule", RULES)
 @torch.no_grad()
-def test_rules_run_inside_and_follow_their_density(tiny, tokens, ran, rule):  # noqa: F811
+def test_rules_run_inside_and_follow_their_density(tiny, tokens, ran, rule):
     """GRIFFIN's sets come from the prompt, so that its step begins behind it."""
     stock = apply_rule(tiny("llama"), rule, tokens(4, 16))
     fast, ids = speed_up(copy.deepcopy(stock)), tokens(1, 12)
@@ -88,7 +36,7 @@ def test_rules_run_inside_and_follow_their_density(tiny, tokens, ran, rule):  # 
 
 
 @torch.no_grad()
-def test_a_rule_that_is_slower_than_dense_runs_dense_inside(tiny, tokens, ran):  # noqa: F811
+def test_a_rule_that_is_slower_than_dense_runs_dense_inside(tiny, tokens, ran):
     dense, ids = tiny("llama"), tokens(1, 12)
     fast = speed_up(apply_rule(dense, "low_rank", tokens(4, 16)))
     set_densities(fast, 0.9)
@@ -99,7 +47,7 @@ def test_a_rule_that_is_slower_than_dense_runs_dense_inside(tiny, tokens, ran): 
 
 
 @torch.no_grad()
-def test_the_step_follows_the_rule(tiny, tokens, ran):  # noqa: F811
+def test_the_step_follows_the_rule(tiny, tokens, ran):
     stock, fast = pair(tiny, tokens, "llama", "thresholds")
     for rule in ("controlled", "top_k", "controlled"):
         for model in (stock, fast):
@@ -111,7 +59,7 @@ def test_the_step_follows_the_rule(tiny, tokens, ran):  # noqa: F811
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", SERVED)
 @torch.no_grad()
-def test_logits_and_cache_are_transformers_own(tiny, tokens, ran, family, kind):  # noqa: F811
+def test_logits_and_cache_are_transformers_own(tiny, tokens, ran, family, kind):
     stock, fast = pair(tiny, tokens, family, kind)
     ids = tokens(1, 12)
     torch.testing.assert_close(decode(fast, ids), decode(stock, ids), atol=1e-5, rtol=1e-5)
@@ -126,7 +74,7 @@ def test_logits_and_cache_are_transformers_own(tiny, tokens, ran, family, kind):
 
 
 @torch.no_grad()
-def test_generate(tiny, tokens, ran):  # noqa: F811
+def test_generate(tiny, tokens, ran):
     stock, fast = pair(tiny, tokens, "llama", "neurons")
     ids, settings = tokens(1, 5), dict(do_sample=False, max_new_tokens=12, min_new_tokens=12, pad_token_id=0)
     whole = torch.ones_like(ids)
@@ -144,7 +92,7 @@ def test_generate(tiny, tokens, ran):  # noqa: F811
 
 
 @torch.no_grad()
-def test_everything_else_runs_as_before(tiny, tokens, ran):  # noqa: F811
+def test_everything_else_runs_as_before(tiny, tokens, ran):
     stock, fast = pair(tiny, tokens, "qwen3", "neurons")
     ids = tokens(1, 8)
     wanted = decode(stock, ids)
@@ -182,7 +130,7 @@ def test_everything_else_runs_as_before(tiny, tokens, ran):  # noqa: F811
 
 
 @torch.no_grad()
-def test_changes_after_the_first_token_are_followed(tiny, tokens, ran):  # noqa: F811
+def test_changes_after_the_first_token_are_followed(tiny, tokens, ran):
     stock, fast = pair(tiny, tokens, "llama", "neurons")
     ids = tokens(1, 7)
 
@@ -216,7 +164,7 @@ def test_changes_after_the_first_token_are_followed(tiny, tokens, ran):  # noqa:
 
 
 @torch.no_grad()
-def test_the_cache_is_new_with_every_token(tiny, tokens, ran):  # noqa: F811
+def test_the_cache_is_new_with_every_token(tiny, tokens, ran):
     """As transformers' own: what it held stays as it was, also if it is cropped and goes on otherwise."""
     stock, fast = pair(tiny, tokens, "llama")
     ids, others = tokens(1, 9), tokens(1, 9) + 1
@@ -249,7 +197,7 @@ def test_the_cache_is_new_with_every_token(tiny, tokens, ran):  # noqa: F811
 
 @torch.no_grad()
 @pytest.mark.parametrize("what", ["fewer heads", "smaller heads", "meta", "reset", "update"])
-def test_a_cache_that_is_not_the_models_is_left_to_transformers(tiny, tokens, ran, what):  # noqa: F811
+def test_a_cache_that_is_not_the_models_is_left_to_transformers(tiny, tokens, ran, what):
     stock, fast = pair(tiny, tokens, "llama")
     ids = tokens(1, 6)
     caches = [model(ids[:, :5], use_cache=True)[CACHE] for model in (stock, fast)]
@@ -280,7 +228,7 @@ def test_a_cache_that_is_not_the_models_is_left_to_transformers(tiny, tokens, ra
 
 
 @torch.no_grad()
-def test_an_interrupted_token_leaves_the_cache_as_it_was(tiny, tokens, monkeypatch):  # noqa: F811
+def test_an_interrupted_token_leaves_the_cache_as_it_was(tiny, tokens, monkeypatch):
     _, fast = pair(tiny, tokens, "llama", "router")
     cache = fast(tokens(1, 5), use_cache=True)[CACHE]
     before = [states.clone() for layer in cache.layers for states in (layer.keys, layer.values)]
@@ -297,7 +245,7 @@ def test_an_interrupted_token_leaves_the_cache_as_it_was(tiny, tokens, monkeypat
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["_modules", "_parameters", "__dict__"])
-def test_replaced_dictionaries_are_noticed(tiny, tokens, ran, name):  # noqa: F811
+def test_replaced_dictionaries_are_noticed(tiny, tokens, ran, name):
     stock, fast = pair(tiny, tokens, "llama")
     ids = tokens(1, 7)
     decode(fast, ids)
@@ -315,47 +263,7 @@ def test_replaced_dictionaries_are_noticed(tiny, tokens, ran, name):  # noqa: F8
 
 
 @torch.no_grad()
-def test_weights_stay_the_same_parameters(tiny, tokens):  # noqa: F811
-    model = tiny("llama")
-    model.lm_head.weight = model.model.embed_tokens.weight
-    before = {name: (id(p), p.clone()) for name, p in model.named_parameters(remove_duplicate=False)}
-    with torch.inference_mode():
-        speed_up(model)
-    moved = dict(model.named_parameters(remove_duplicate=False))
-    assert {name: id(p) for name, p in moved.items()} == {name: kept[0] for name, kept in before.items()}
-    assert all(torch.equal(p, before[name][1]) for name, p in moved.items())
-    places = [p.data_ptr() for p in moved.values()]
-    speed_up(model)
-    assert places == [p.data_ptr() for p in moved.values()]
-    with torch.enable_grad():
-        model.train()(tokens(1, 4), labels=tokens(1, 4)).loss.backward()
-        torch.optim.SGD(model.parameters(), 1.0).step()
-    assert not torch.equal(model.model.layers[0].mlp.up_proj.weight, before["model.layers.0.mlp.up_proj.weight"][1])
-
-
-@torch.no_grad()
-@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="this system has no huge pages to ask for")
-def test_weights_lie_in_huge_pages_once(tiny, tokens, monkeypatch):  # noqa: F811
-    model = tiny("llama")
-    before = [p.data_ptr() for p in model.parameters()]
-    copied = copy.deepcopy(speed_up(model))
-    moved = [p.data_ptr() for p in model.parameters()]
-    assert not set(before) & set(moved)
-    unmoved = [p.data_ptr() for p in copied.parameters()]
-    assert not set(unmoved) & {p.data_ptr() for p in speed_up(copied).parameters()}  # a copy is moved too
-
-    def refused(*arguments, **options):
-        raise OSError("no memory")
-
-    monkeypatch.setattr(mmap, "mmap", refused)
-    other = tiny("llama")
-    before = [p.data_ptr() for p in other.parameters()]
-    assert before == [p.data_ptr() for p in speed_up(other).parameters()]
-    decode(other.eval(), tokens(1, 6))
-
-
-@torch.no_grad()
-def test_copies_have_a_step_of_their_own(tiny, tokens, ran, tmp_path):  # noqa: F811
+def test_copies_have_a_step_of_their_own(tiny, tokens, ran, tmp_path):
     stock, fast = pair(tiny, tokens, "llama")
     ids = tokens(1, 6)
     wanted = decode(fast, ids)
@@ -372,7 +280,7 @@ def test_copies_have_a_step_of_their_own(tiny, tokens, ran, tmp_path):  # noqa: 
 
 
 @torch.no_grad()
-def test_a_sliding_window_and_other_families_do_not_change(tiny, tokens, ran):  # noqa: F811
+def test_a_sliding_window_and_other_families_do_not_change(tiny, tokens, ran):
     model = tiny("mistral")
     model.config.sliding_window = 3
     fast, ids = speed_up(copy.deepcopy(model)), tokens(1, 9)
@@ -380,38 +288,3 @@ def test_a_sliding_window_and_other_families_do_not_change(tiny, tokens, ran):  
     assert ran == []
     for family in ("gemma2", "gpt2"):
         assert "forward" not in vars(speed_up(tiny(family)).base_model)
-
-
-@torch.no_grad()
-def test_other_types_are_not_interleaved(tiny, tokens):  # noqa: F811
-    stock, _ = pair(tiny, tokens, "llama", "neurons")
-    half = speed_up(copy.deepcopy(stock).bfloat16())
-    assert all(p.dtype == torch.bfloat16 and p.is_contiguous() for p in half.parameters())
-    half(tokens(1, 4))
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(("kind", "lie_so"), [("neurons", True), ("twice", False), ("thresholds", False)])
-def test_only_neurons_chosen_once_are_interleaved(tiny, tokens, kind, lie_so):  # noqa: F811
-    _, fast = pair(tiny, tokens, "llama", kind)
-    assert [interleaved(mlp.W_in, mlp.W_out) for mlp in find_mlps(fast).values()] == [lie_so] * len(find_mlps(fast))
-
-
-@torch.no_grad()
-def test_interleaved_weights_stay_parameters(tiny, tokens, ran, tmp_path):  # noqa: F811
-    """They are the same objects; a change is seen; a file, a copy and a pickle hold the same numbers."""
-    stock, fast = pair(tiny, tokens, "llama", "neurons")
-    mlp, ids = find_mlps(fast)[0], tokens(1, 12)
-    assert interleaved(mlp.W_in, mlp.W_out) and {id(p) for p in fast.parameters()} >= {id(mlp.W_in), id(mlp.W_out)}
-    before = decode(fast, ids)
-    for model in (stock, fast):
-        find_mlps(model)[0].W_in.mul_(1.5)
-    torch.testing.assert_close(decode(fast, ids), decode(stock, ids), atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(decode(fast, ids), before) and all(ran)
-    assert all(tensor.is_contiguous() for tensor in fast.state_dict().values())
-    fast.save_pretrained(tmp_path / "saved")
-    again = type(fast).from_pretrained(tmp_path / "saved").eval()
-    for other in (again, copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
-        torch.testing.assert_close(decode(other, ids), decode(stock, ids), atol=1e-5, rtol=1e-5)
-    fast.load_state_dict({name: tensor * 0 for name, tensor in fast.state_dict().items()})
-    assert not mlp.W_out.any() and interleaved(mlp.W_in, mlp.W_out)
