@@ -17,7 +17,7 @@ SHOWN = {"train/loss/lm": "train", "val/loss": "val nats", "val/perplexity": "pe
 class Progress(TQDMProgressBar):
     """Shows Lightning's bar on a terminal, or a line now and then elsewhere, and always a line after each validation.
 
-    A line holds the loss, the speed, the memory in use and the time left.
+    A line holds the loss, the speed, the memory in use and the time left, from the second step on.
 
     Args:
         refresh_rate: batches between two updates of the bar.
@@ -31,12 +31,15 @@ class Progress(TQDMProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         super().on_train_start(trainer, pl_module)
-        self._since, self._step, self._tokens = time.monotonic(), trainer.global_step, 0
+        self._since, self._step, self._tokens, self._warm = time.monotonic(), trainer.global_step, 0, False
         self._pace = Pace()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
         """Count tokens, and print a line if the last one was long ago."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if not self._warm:  # the first step compiles and fills caches, so it tells nothing about the others
+            self._warm, self._since, self._step = True, time.monotonic(), trainer.global_step
+            return
         ids = batch.get("input_ids") if isinstance(batch, dict) else None
         self._tokens += 0 if ids is None else ids.numel() * trainer.world_size
         if self._speaks(trainer):

@@ -13,6 +13,9 @@ Item = TypeVar("Item")
 FIRST_S = 15.0
 """Seconds of silence before the first line; work that takes less says nothing."""
 
+MANY = 10
+"""Of so many updates, the first is left out of the estimate of the time left."""
+
 
 class Pace:
     """Says when the next line is due: after `FIRST_S`, then each time the elapsed time has grown by a tenth."""
@@ -43,7 +46,7 @@ class Progress:
 
     def __init__(self, what: str, total: int | None = None, unit: str = "it"):
         self.what, self.total, self.done = what, total, 0
-        self.started = time.monotonic()
+        self._begun = time.monotonic(), 0
         self._bar = tqdm(total=total, desc=what, unit=unit, leave=False, delay=2) if sys.stderr.isatty() else None
         if not self._open:
             Progress._pace = Pace()
@@ -51,7 +54,10 @@ class Progress:
 
     def update(self, steps: int = 1, what: str | None = None) -> None:
         """Count steps; `what` names the work that comes next."""
+        first = self.done == 0
         self.done += steps
+        if first and self.total is not None and self.total >= MANY * self.done:
+            self._begun = time.monotonic(), self.done  # the first of many steps compiles and fills caches
         if what is not None:
             self.what = what
         if self._bar is not None:
@@ -62,9 +68,10 @@ class Progress:
 
     def __str__(self) -> str:
         counted = f"{self.what} {self.done:,}" + (f"/{self.total:,}" if self.total else "")
-        if not self.total or not 0 < self.done < self.total:
+        since, before = self._begun
+        if not self.total or not before < self.done < self.total:
             return counted
-        left = (time.monotonic() - self.started) * (self.total - self.done) / self.done
+        left = (time.monotonic() - since) * (self.total - self.done) / (self.done - before)
         return f"{counted} ({duration(left)} left)"
 
     def __enter__(self) -> "Progress":

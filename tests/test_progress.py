@@ -27,6 +27,18 @@ def test_short_work_is_silent_and_long_work_says_a_line_now_and_then(clock, caps
     assert 15 < len(lines) < 40, "lines become rarer as time goes by"
 
 
+def test_the_first_of_many_steps_is_no_measure(clock, capsys):
+    with Progress("cutting", 30) as steps:
+        for seconds in (100, 20, 20):
+            clock(seconds)
+            steps.update()
+    assert capsys.readouterr().err.splitlines() == [
+        "cutting 1/30",
+        "cutting 2/30 (9.3 min left)",
+        "cutting 3/30 (9.0 min left)",
+    ]
+
+
 def test_work_inside_work_is_said_on_one_line(clock, capsys):
     with Progress("models", 2) as outer:
         for _ in progress(["a", "b"], "scoring"):
