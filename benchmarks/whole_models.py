@@ -10,7 +10,6 @@ speed says why.
 import argparse
 import copy
 from collections.abc import Iterator
-from functools import partial
 
 import torch
 from transformers import PreTrainedModel
@@ -18,7 +17,7 @@ from transformers import PreTrainedModel
 from slms.kernels.costs import machine
 from slms.kernels.timing import time_together
 from slms.measure.gguf import time_models
-from slms.measure.speed import compare_speed, one_more_token
+from slms.measure.speed import compare_speed, one_more_token, prefill
 from slms.models.base import load_base
 from slms.models.convert import route
 from slms.models.decode_step import speed_up
@@ -81,12 +80,12 @@ def _stock(dense: PreTrainedModel, ids: torch.Tensor, seconds: float) -> tuple[s
     models = {"stock": copy.deepcopy(dense), "slms": speed_up(copy.deepcopy(dense))}
     with torch.inference_mode():
         decode = time_together({name: one_more_token(model, ids) for name, model in models.items()}, "cpu", seconds / 4)
-        prefill = time_together(
-            {name: partial(model, ids, use_cache=True, logits_to_keep=1) for name, model in models.items()},
+        prompt = time_together(
+            {name: prefill(model, ids) for name, model in models.items()},
             "cpu",
             seconds / 4,
         )
-    stock, ours = ((1e6 / decode[name].p20, 1e6 * ids.shape[1] / prefill[name].p20) for name in models)
+    stock, ours = ((1e6 / decode[name].p20, 1e6 * ids.shape[1] / prompt[name].p20) for name in models)
     return _row("transformers fp32", "dense", stock, ours)
 
 

@@ -15,7 +15,17 @@ from slms.lit.checkpoint import newest_checkpoint
 from slms.lit.controls import CONTROLS
 from slms.lit.parser import find_config, known_configs, read_yaml, trains_coders
 from slms.measure.journal import Journal, digest
-from slms.measure.study import ROUTED, Arm, Documents, StudyRun, arms_of, decode_speedup, documents_of, study_run
+from slms.measure.study import (
+    ROUTED,
+    Arm,
+    Documents,
+    Speedups,
+    StudyRun,
+    arms_of,
+    documents_of,
+    measure_speedups,
+    study_run,
+)
 from slms.models.base import load_base
 from slms.report.artifacts import own_directory, write_csv, write_json
 from slms.report.palette import write_figure
@@ -88,7 +98,7 @@ def study(
         controls: dense, static, static_flops, static_time, frozen_router; by default all.
         overrides: options of train.py for every run; you may also give them as they are (--trainer.max_steps=30).
         runs: the runs go to RUNS/study-NAME/ARM-sSEED/, with what they print in study.log.
-        seconds: how long to time the decoding of each arm; 0 does not time it.
+        seconds: how long to time each arm, half of it a token and half a prompt; 0 does not time it.
         output_dir: study.csv, study.json, study.png and .svg go to OUTPUT_DIR/study/CONFIG/ARMS/.
     """
     changed = _checked(recipe, seeds, controls, overrides or [])
@@ -121,7 +131,7 @@ def study(
             first = first or results.run.versions
             if other := other_versions(first, results.run.versions):
                 logger.warning("%s was trained by other versions than %s: %s", job.name, jobs[0].name, other)
-            speed = _speed(directory, run, seconds) if job.seed == seeds[0] and seconds else None
+            speed = _speed(directory, run, seconds) if job.seed == seeds[0] and seconds else Speedups()
             made.append(study_run(job.arm, job.seed, str(run), results, speed))
             documents[job.arm, job.seed] = documents_of(results)
             print(f"{job.name}: {made[-1].nats:.4f} nats after {made[-1].steps} steps", flush=True)
@@ -201,16 +211,17 @@ def _train(place: Path, job: Job, config: Path, overrides: Sequence[str]) -> Pat
     return run
 
 
-def _speed(directory: Path, run: Path, seconds: float) -> float:
-    """The run's decoding speed over its base's, measured once."""
+def _speed(directory: Path, run: Path, seconds: float) -> Speedups:
+    """The run's speed over its base's, measured once."""
 
-    def measure() -> float:
+    def measure() -> dict[str, float | None]:
         base = run_base(str(run))
         assert base is not None, run
-        return decode_speedup(load_base(base).model, open_model(str(run)).model, seconds)
+        return measure_speedups(load_base(base).model, open_model(str(run)).model, seconds)._asdict()
 
     written = (run / RESULTS_FILE).stat().st_mtime_ns
-    return Journal(directory / "measured").part(f"decode-{run.parent.name}", measure, run=str(run), written=written)
+    made = Journal(directory / "measured").part(f"speed-{run.parent.name}", measure, run=str(run), written=written)
+    return Speedups(**made)
 
 
 def _write(directory: Path, name: str, runs: Sequence[StudyRun], arms: Sequence[Arm], about: dict) -> None:

@@ -58,9 +58,14 @@ def compare_speed(dense: PreTrainedModel, other: PreTrainedModel, prompt: Tensor
         return Speed(
             decode=pair(lambda model: one_more_token(model, prompt)),
             decode_mlps=pair(lambda model: all_mlps(model, prompt, last=True)),
-            prefill=pair(lambda model: lambda: model(prompt, use_cache=True, logits_to_keep=1)),
+            prefill=pair(lambda model: prefill(model, prompt)),
             prefill_mlps=pair(lambda model: all_mlps(model, prompt, last=False)),
         )
+
+
+def prefill(model: PreTrainedModel, prompt: Tensor) -> Callable[[], object]:
+    """The prompt [1, t] through the whole model, with the head for its last position."""
+    return lambda: model(prompt, use_cache=True, logits_to_keep=1)
 
 
 def one_more_token(model: PreTrainedModel, prompt: Tensor) -> Callable[[], object]:

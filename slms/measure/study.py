@@ -11,7 +11,7 @@ The rule was written before any study was run:
    which says that this study does not show a difference, not that there is none.
 4. Each pair is judged by itself at 95 %: five controls without a true difference show at least one in 23 % of studies.
 
-Decoding speed does not enter the verdict. It is measured in turns with the dense base, on one model of each arm.
+Speed does not enter the verdict. It is measured in turns with the dense base, on one model of each arm.
 
 Shapes: s seeds, d documents.
 """
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,15 +29,15 @@ from transformers import PreTrainedModel
 
 from slms.kernels.timing import time_together
 from slms.measure.schema import Results
-from slms.measure.speed import one_more_token
+from slms.measure.speed import one_more_token, prefill
 from slms.metrics.functional import Interval, paired_over_seeds
 from slms.models.decode_step import speed_up
 
 ROUTED = "routed"
 FEWEST = 3
 """Seeds that a verdict needs."""
-PROMPT = 64
-"""Tokens before the one that is timed."""
+BEFORE, PROMPT = 64, 256
+"""Tokens before the one that is timed, and of the prompt that is timed."""
 
 
 class StudyRun(NamedTuple):
@@ -63,6 +63,8 @@ class StudyRun(NamedTuple):
     """share of all MLP neurons that execute for a token"""
     decode_speedup: float | None
     """tokens a second over the dense base's, one token after a prompt; measured on one run of each arm"""
+    prompt_speedup: float | None
+    """the same of a prompt"""
 
 
 class Documents(NamedTuple):
@@ -88,6 +90,7 @@ class Arm(NamedTuple):
     mlp_share: float | None
     active_fraction: float | None
     decode_speedup: float | None
+    prompt_speedup: float | None
     minus_routed: float | None
     """nats − the routed arm's, on the seeds that both have; null of the routed arm"""
     low: float | None
@@ -95,7 +98,16 @@ class Arm(NamedTuple):
     verdict: str
 
 
-def study_run(arm: str, seed: int, run: str, results: Results, decode_speedup: float | None = None) -> StudyRun:
+class Speedups(NamedTuple):
+    """A model's tokens a second over those of its dense base."""
+
+    decode: float | None = None
+    """one token after a prompt of `BEFORE` tokens"""
+    prompt: float | None = None
+    """a prompt of `PROMPT` tokens"""
+
+
+def study_run(arm: str, seed: int, run: str, results: Results, speedups: Speedups) -> StudyRun:
     """One row of a study from a run's results."""
     compute, dense = results.compute, results.losses.dense
     return StudyRun(
@@ -111,7 +123,8 @@ def study_run(arm: str, seed: int, run: str, results: Results, decode_speedup: f
         mlp_flops=compute and compute.mlp_routed,
         mlp_share=compute and compute.mlp_routed / compute.mlp_dense,
         active_fraction=compute and compute.active_fraction,
-        decode_speedup=decode_speedup,
+        decode_speedup=speedups.decode,
+        prompt_speedup=speedups.prompt,
     )
 
 
@@ -163,6 +176,7 @@ def _arm(
         mlp_share=_mean([run.mlp_share for run in runs]),
         active_fraction=_mean([run.active_fraction for run in runs]),
         decode_speedup=_mean([run.decode_speedup for run in runs]),
+        prompt_speedup=_mean([run.prompt_speedup for run in runs]),
         minus_routed=apart and apart.value,
         low=apart and apart.low,
         high=apart and apart.high,
@@ -198,17 +212,22 @@ def verdict(arm: str, minus_routed: Interval | None, n_seeds: int) -> str:
 
 
 @torch.inference_mode()
-def decode_speedup(dense: PreTrainedModel, model: PreTrainedModel, seconds: float) -> float:
-    """Tokens a second of a model over those of its dense base, for one token after a prompt of random ones.
+def measure_speedups(dense: PreTrainedModel, model: PreTrainedModel, seconds: float) -> Speedups:
+    """Time a model beside its dense base on random tokens, for about `seconds`, half of them a prompt.
 
-    Both decode by the same engine, `speed_up` (in place). They are timed in turns; the times are 20th percentiles
+    Both run by the same engine, `speed_up` (in place). They are timed in turns; the times are 20th percentiles
     (`kernels.timing`).
     """
     for one in (dense, model):
         speed_up(one.eval())
-    length = min(PROMPT, getattr(dense.config, "max_position_embeddings", PROMPT) - 1)
+    longest = getattr(dense.config, "max_position_embeddings", PROMPT)
     generator = torch.Generator().manual_seed(0)
-    prompt = torch.randint(dense.config.vocab_size, (1, length), generator=generator).to(dense.device)
-    runs = {"dense": one_more_token(dense, prompt), "model": one_more_token(model, prompt)}
-    times = time_together(runs, str(dense.device.type), seconds)
-    return times["dense"].p20 / times["model"].p20
+    ids = torch.randint(dense.config.vocab_size, (1, min(PROMPT, longest)), generator=generator).to(dense.device)
+
+    def of(make: Callable[[PreTrainedModel], Callable[[], object]]) -> float:
+        runs = {"dense": make(dense), "model": make(model)}
+        times = time_together(runs, str(dense.device.type), seconds / 2)
+        return times["dense"].p20 / times["model"].p20
+
+    before = ids[:, : min(BEFORE, longest - 1)]
+    return Speedups(of(lambda one: one_more_token(one, before)), of(lambda one: prefill(one, ids)))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from slms.measure.study import FEWEST, ROUTED, Arm, StudyRun
+from slms.measure.study import FEWEST, PROMPT, ROUTED, Arm, StudyRun
 from slms.report.palette import COLOURS, GREY, PAGE, caption, styled
 from slms.report.tables import amount, number, share, text_table
 
@@ -22,6 +22,7 @@ def study_table(runs: Sequence[StudyRun], arms: Sequence[Arm]) -> str:
         "",
         "neurons",
         "decode",
+        "prompt",
         "nats",
         "− routed",
         "95 % interval",
@@ -33,7 +34,7 @@ def study_table(runs: Sequence[StudyRun], arms: Sequence[Arm]) -> str:
     for arm in arms:
         flops = next((run.mlp_flops for run in runs if run.arm == arm.arm and run.mlp_flops is not None), None)
         cost = "–" if flops is None else amount(flops), share(arm.mlp_share), share(arm.active_fraction)
-        loss = _times(arm.decode_speedup, 2), number(arm.nats, 4)
+        loss = _times(arm.decode_speedup, 2), _times(arm.prompt_speedup, 2), number(arm.nats, 4)
         apart = ["", ""] if arm.minus_routed is None else [f"{arm.minus_routed:+.4f}", _interval(arm)]
         rows.append(
             [
@@ -48,7 +49,8 @@ def study_table(runs: Sequence[StudyRun], arms: Sequence[Arm]) -> str:
             ]
         )
     notes = [
-        "  neurons: share of all MLP neurons that execute for a token; decode: tokens/s over the dense base's, here",
+        "  neurons: share of all MLP neurons that execute for a token",
+        f"  decode, prompt: tokens/s over the dense base's, here, of one token and of a prompt of {PROMPT}",
         "  nats: mean over seeds; interval: over seeds and documents, in pairs",
         "  KL: of the model's predictions from the base's, in nats per token, if the base taught",
         f"  verdict: the rule in slms/measure/study.py; it needs {FEWEST} seeds and an interval without 0",
@@ -105,17 +107,20 @@ def _loss_panel(axes: Axes, runs: Sequence[StudyRun], arms: Sequence[Arm], at: d
 
 
 def _cost_panel(axes: Axes, arms: Sequence[Arm], at: dict[str, int]) -> None:
-    times = [None if arm.decode_speedup is None else 1 / arm.decode_speedup for arm in arms]
-    for offset, colour, label, values in (
-        (0.19, COLOURS[0], "MLP FLOPs", [arm.mlp_share for arm in arms]),
-        (-0.19, COLOURS[2], "decode time", times),
-    ):
+    shares = {
+        "MLP FLOPs": [arm.mlp_share for arm in arms],
+        "decode time": [arm.decode_speedup and 1 / arm.decode_speedup for arm in arms],
+        "prompt time": [arm.prompt_speedup and 1 / arm.prompt_speedup for arm in arms],
+    }
+    colours = COLOURS[0], COLOURS[2], COLOURS[3]
+    for i, (label, values) in enumerate(shares.items()):
         known = [(at[arm.arm], value) for arm, value in zip(arms, values, strict=True) if value is not None]
         if known:
-            axes.barh([y + offset for y, _ in known], [100 * v for _, v in known], 0.36, color=colour, label=label)
+            y, x = [y + 0.26 * (1 - i) for y, _ in known], [100 * value for _, value in known]
+            axes.barh(y, x, 0.24, color=colours[i], label=label)
     axes.axvline(100, color=GREY, ls="--", linewidth=0.6)
     axes.set(title="b   Cost", xlabel="% of the dense base's")
     axes.set_yticks(list(at.values()), [""] * len(at))
     axes.set_ylim(-0.6, len(arms) - 0.4)
-    spacing = {"handlelength": 1.0, "handletextpad": 0.4, "columnspacing": 1.0}
-    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderpad=0, borderaxespad=0.4, **spacing)
+    spacing = {"handlelength": 0.8, "handletextpad": 0.3, "columnspacing": 0.7}
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, borderpad=0, borderaxespad=0.4, **spacing)
