@@ -9,10 +9,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from slms.data.dataset import dataset_files, dataset_texts
-from slms.data.files import SUFFIXES, file_texts
+from slms.data.dataset import dataset_documents, dataset_files
+from slms.data.files import SUFFIXES, Document, file_documents
 from slms.data.stories import story
 
 EMBEDDED = "stories"
@@ -76,14 +76,6 @@ class CorpusConfig:
         return replace(self, **absolute, files=files or None)
 
 
-class Document(NamedTuple):
-    """One text; only the embedded corpus has `words` and `domain`."""
-
-    text: str
-    words: list | None = None
-    domain: str | None = None
-
-
 def documents(
     name: str,
     split: str,
@@ -111,13 +103,12 @@ def documents(
     elif is_file(name):
         if split not in SPLITS:
             raise ValueError(f"corpus {name}: split is {split!r}; of a file it must be one of {', '.join(SPLITS)}")
-        for i, text in enumerate(file_texts(Path(name), text_field)):
+        for i, document in enumerate(file_documents(Path(name), text_field)):
             held_out = validation is None and i % HOLD_OUT == 0
             if split == "all" or held_out == (split != "train"):
-                yield Document(text)
+                yield document
     else:
-        for text in dataset_texts(name, "train" if split == "all" else split, text_field, config):
-            yield Document(text)
+        yield from dataset_documents(name, "train" if split == "all" else split, text_field, config)
 
 
 def _whole(validation: str) -> str:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from slms.data.files import text_of
+from slms.data.files import Document, document_of
 from slms.network import hub_trouble
 
 ROWS = {".parquet", ".arrow", ".jsonl", ".json", ".csv"}
@@ -21,11 +21,11 @@ def dataset_files(directory: Path) -> list[Path]:
     return sorted(path for path in directory.rglob("*") if path.suffix in ROWS and path.name != "dataset_info.json")
 
 
-def dataset_texts(name: str, split: str, text_field: str, config: str | None = None) -> Iterator[str]:
-    """Yield the texts of one split of a dataset, in order; raise like `open_dataset`."""
+def dataset_documents(name: str, split: str, text_field: str, config: str | None = None) -> Iterator[Document]:
+    """Yield the documents of one split of a dataset, in order; raise like `open_dataset`."""
     try:
         for row in open_dataset(name, split, config):
-            yield text_of(row, text_field, name)
+            yield document_of(row, text_field, name)
     except OSError as error:  # the connection was lost while reading
         raise ValueError(f"corpus {name!r}: {_first_line(error)}") from None
 

@@ -1,25 +1,38 @@
 """Reads documents from text files, one at a time, in bounded memory and with errors that name the line or row.
 
 In `.txt` files, `<|endoftext|>` marks separate documents, or blank lines if there is no such mark. `.jsonl` and
-`.parquet` files hold one document per row, in a text field. A byte-order mark at the beginning is not text.
+`.parquet` files hold one document per row, in a text field, and may name its domain. A byte-order mark at the beginning
+is not text.
 """
 
 import json
 from collections.abc import Iterator
 from itertools import count, islice
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 SEPARATOR = "<|endoftext|>"
 SEPARATED = f"documents are parted by blank lines, or by {SEPARATOR} where that occurs"
 LONGEST = 1 << 24
 """Characters of a line or a document; a `.txt` document that is longer is cut at a line's end, all else is refused."""
+DOMAIN = "domain"
+"""The field of a row that names the document's domain, if it is a word or a few."""
+LONGEST_DOMAIN = 100
+"""Characters; what is longer, or not printable, names no domain."""
 LARGEST_GROUP = 1 << 31
 """Bytes that a row group of a parquet file may expand to, by its own account."""
 
 
-def file_texts(path: Path, text_field: str = "text") -> Iterator[str]:
+class Document(NamedTuple):
+    """One text; only the embedded corpus has `words`."""
+
+    text: str
+    words: list | None = None
+    domain: str | None = None
+
+
+def file_documents(path: Path, text_field: str = "text") -> Iterator[Document]:
     """Yield the documents of a file, in order.
 
     Raises:
@@ -28,13 +41,21 @@ def file_texts(path: Path, text_field: str = "text") -> Iterator[str]:
     if not path.is_file():
         raise ValueError(f"corpus {path}: no such file")
     if path.suffix == ".txt":
-        yield from _txt_texts(path)
+        yield from map(Document, _txt_texts(path))
     elif path.suffix == ".jsonl":
-        yield from _jsonl_texts(path, text_field)
+        yield from _jsonl_documents(path, text_field)
     elif path.suffix == ".parquet":
-        yield from _parquet_texts(path, text_field)
+        yield from _parquet_documents(path, text_field)
     else:
         raise ValueError(f"corpus {path}: the ending must be one of {', '.join(SUFFIXES)}")
+
+
+def document_of(row: object, field: str, where: str) -> Document:
+    """Return `text_of` a row with the row's domain."""
+    text = text_of(row, field, where)
+    domain = row.get(DOMAIN) if isinstance(row, dict) else None
+    named = isinstance(domain, str) and 0 < len(domain) <= LONGEST_DOMAIN and domain.isprintable()
+    return Document(text, domain=domain if named else None)
 
 
 def text_of(row: object, field: str, where: str) -> str:
@@ -86,7 +107,7 @@ def _txt_texts(path: Path) -> Iterator[str]:
             yield text
 
 
-def _jsonl_texts(path: Path, text_field: str) -> Iterator[str]:
+def _jsonl_documents(path: Path, text_field: str) -> Iterator[Document]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in _lines(file, path):
             if not line.strip():
@@ -97,30 +118,39 @@ def _jsonl_texts(path: Path, text_field: str) -> Iterator[str]:
                 raise ValueError(f"corpus {path}:{number}: not UTF-8 JSON lines: nested too deeply") from None
             except ValueError as error:
                 raise ValueError(f"corpus {path}:{number}: not UTF-8 JSON lines: {error}") from None
-            yield text_of(row, text_field, f"{path}:{number}")
+            yield document_of(row, text_field, f"{path}:{number}")
 
 
-def _parquet_texts(path: Path, text_field: str) -> Iterator[str]:
+def _parquet_documents(path: Path, text_field: str) -> Iterator[Document]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         schema = pq.read_schema(path)
-        kinds = [schema.field(i).type for i in schema.get_all_field_indices(text_field)]
-        kinds = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in kinds]
-        if len(kinds) != 1 or not (pa.types.is_string(kinds[0]) or pa.types.is_large_string(kinds[0])):
+        if not _is_text(schema, text_field):
             raise ValueError(f"corpus {path}: no text in field {text_field!r}")
         # A dictionary holds a text once however often it occurs; a file of kilobytes can hold it a million times.
-        with pq.ParquetFile(path, read_dictionary=[text_field]) as file:
+        columns = [text_field, DOMAIN] if text_field != DOMAIN and _is_text(schema, DOMAIN) else [text_field]
+        with pq.ParquetFile(path, read_dictionary=columns) as file:
             number = 0
             for group in range(file.num_row_groups):
                 _check_group(path, file.metadata.row_group(group), group)
-                for batch in file.iter_batches(batch_size=256, row_groups=[group], columns=[text_field]):
-                    for value in batch.column(0):
-                        yield text_of({text_field: value.as_py()}, text_field, f"{path} row {number}")
+                for batch in file.iter_batches(batch_size=256, row_groups=[group], columns=columns):
+                    for values in zip(*(batch.column(name) for name in columns), strict=True):
+                        row = {name: value.as_py() for name, value in zip(columns, values, strict=True)}
+                        yield document_of(row, text_field, f"{path} row {number}")
                         number += 1
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise ValueError(f"corpus {path}: not a parquet file of UTF-8 text: {str(error).splitlines()[0]}") from None
+
+
+def _is_text(schema, field: str) -> bool:
+    """Whether a parquet file has one such column, and it is text."""
+    import pyarrow as pa
+
+    kinds = [schema.field(i).type for i in schema.get_all_field_indices(field)]
+    kinds = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in kinds]
+    return len(kinds) == 1 and bool(pa.types.is_string(kinds[0]) or pa.types.is_large_string(kinds[0]))
 
 
 def _check_group(path: Path, group, index: int) -> None:

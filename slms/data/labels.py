@@ -1,8 +1,8 @@
 """Labels every token with classes, from the embedded corpus's own labels or, for other text, from its lexicon.
 
 The families are `token_class` (the kind of token), `frequency` (fifths of the corpus's mass), `pos`, `semantic`, and,
-for the embedded corpus, `number` and `domain` (the story's plot). −1 marks a token of unknown class; `coverage`, the
-share of known tokens, stands beside every number computed from them.
+for the embedded corpus, `number`. `domain` is the plot of an embedded story, or what a row of the text names. −1 marks
+a token of unknown class; `coverage`, the share of known tokens, stands beside every number computed from them.
 """
 
 import re
@@ -14,9 +14,11 @@ from transformers import PreTrainedTokenizerBase
 
 from slms.data.stories import LEXICON, NUMBER, PLOTS, POS, SEMANTIC
 
-VERSION = 1  # part of the cache's key; raise it when a label changes
+VERSION = 2  # part of the cache's key; raise it when a label changes
 TOKEN_CLASSES = ("special", "space", "punctuation", "digit", "function", "content", "capitalised", "piece")
 FREQUENCY_BINS = ("top fifth", "second fifth", "middle fifth", "fourth fifth", "rarest fifth")
+MOST_DOMAINS = 64
+"""Domains of a text that are told apart; documents of further ones have none."""
 WORD = re.compile(r"[A-Za-z]+(?:['’][A-Za-z]+)?|\d+|[^\sA-Za-z\d]")
 
 _FUNCTION_WORDS = frozenset(
@@ -33,6 +35,7 @@ class Labeller:
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.token_class = token_classes(tokenizer)
         self.annotated: bool | None = None
+        self.domains: list[str] = []
 
     def __call__(self, document, ids: Sequence[int], spans: Sequence[tuple[int, int]]) -> dict[str, np.ndarray]:
         """Return the classes of one document's tokens, family → [t] int16.
@@ -52,10 +55,15 @@ class Labeller:
             index = {name: i for i, name in enumerate(names)}
             classes = np.asarray([index.get(value, -1) for value in column] + [-1], dtype=np.int16)
             out[family] = classes[word_of]
-        if self.annotated:
-            domain = np.full(len(ids), PLOTS.index(document.domain), dtype=np.int16)
-            out["domain"] = np.where(word_of >= 0, domain, np.int16(-1))
+        out["domain"] = np.where(word_of >= 0, np.int16(self._domain(document.domain)), np.int16(-1))
         return out
+
+    def _domain(self, name: str | None) -> int:
+        if self.annotated:
+            return PLOTS.index(name)
+        if name is not None and name not in self.domains and len(self.domains) < MOST_DOMAINS:
+            self.domains.append(name)
+        return self.domains.index(name) if name in self.domains else -1
 
     def _word_families(self, words):
         if self.annotated:
@@ -67,10 +75,12 @@ class Labeller:
             yield "semantic", [w[3] for w in words], SEMANTIC
 
     def names(self) -> dict[str, tuple[str, ...]]:
-        """Return the class names of every family that `__call__` has returned."""
+        """Return the class names of every family that `__call__` has returned; without a domain, it is none."""
         families = {"token_class": TOKEN_CLASSES, "pos": tuple(POS), "semantic": tuple(SEMANTIC)}
         if self.annotated:
             families |= {"number": tuple(NUMBER), "domain": tuple(PLOTS)}
+        if self.domains:
+            families["domain"] = tuple(self.domains)
         return families
 
 

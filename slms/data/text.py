@@ -163,6 +163,8 @@ def _make_arrays(spec: BlockSpec, tokenizer: PreTrainedTokenizerBase) -> dict[st
     if labeller is not None:
         arrays["labels_frequency"] = lb.frequency_bins(arrays["input_ids"])
         names = labeller.names() | {"frequency": lb.FREQUENCY_BINS}
+        if "domain" not in names:
+            del arrays["labels_domain"]
     return arrays | {"label_names": np.asarray(json.dumps(names))}
 
 

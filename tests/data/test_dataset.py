@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 
 from slms.data import dataset
-from slms.data.dataset import dataset_texts, is_cached
+from slms.data.dataset import dataset_documents, is_cached
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 TEXTS = {"train": ["a", "b", "c"], "validation": ["d"]}
@@ -47,7 +47,7 @@ def test_files_in_the_hub_s_cache_are_read(snapshot):
     write(snapshot / "data")
     assert is_cached("me/tales")
     for split, texts in TEXTS.items():
-        assert list(dataset_texts("me/tales", split, "text")) == texts
+        assert [document.text for document in dataset_documents("me/tales", split, "text")] == texts
 
 
 def test_a_part_of_the_files_is_no_dataset(snapshot):
@@ -55,7 +55,7 @@ def test_a_part_of_the_files_is_no_dataset(snapshot):
     next((snapshot / "data").glob("train-00001*")).unlink()
     assert not is_cached("me/tales")
     with pytest.raises(ValueError, match=rf"'me/tales' is no file here and the hub .* reached; .*{SHA} holds a part"):
-        list(dataset_texts("me/tales", "train", "text"))
+        list(dataset_documents("me/tales", "train", "text"))
 
 
 def test_arrow_in_the_cache_of_datasets_is_read(caches):
@@ -68,26 +68,26 @@ def test_arrow_in_the_cache_of_datasets_is_read(caches):
         next((caches / split).glob("data-*.arrow")).rename(place / f"my_tales-{split}.arrow")
     assert is_cached("me/MyTales")
     for split, texts in TEXTS.items():
-        assert list(dataset_texts("me/MyTales", split, "text")) == texts
+        assert [document.text for document in dataset_documents("me/MyTales", split, "text")] == texts
 
 
 def test_a_directory_is_a_dataset(tmp_path):
     write(tmp_path / "rows")
-    assert list(dataset_texts(str(tmp_path / "rows"), "validation", "text")) == ["d"]
+    assert [document.text for document in dataset_documents(str(tmp_path / "rows"), "validation", "text")] == ["d"]
     with pytest.raises(ValueError, match=r"split 'test': .*train.*validation.*or name data\.corpus\.validation"):
-        list(dataset_texts(str(tmp_path / "rows"), "test", "text"))
+        list(dataset_documents(str(tmp_path / "rows"), "test", "text"))
 
 
 def test_a_directory_of_text_files_names_them(tmp_path):
     with pytest.raises(ValueError, match=r"a directory without \.arrow, .* files; name a file, or a directory that"):
-        list(dataset_texts(str(tmp_path), "train", "text"))
+        list(dataset_documents(str(tmp_path), "train", "text"))
     (tmp_path / "a.txt").write_text("a line\n")
     with pytest.raises(ValueError, match=r"name one of its files: a\.txt"):
-        list(dataset_texts(str(tmp_path), "train", "text"))
+        list(dataset_documents(str(tmp_path), "train", "text"))
 
 
 def test_what_is_neither_a_file_nor_cached_nor_to_be_had_is_one_line(caches):
     for name, message in (("me/tales", "is no file here and the hub cannot be reached"), ("./x/y", "no such file or")):
         with pytest.raises(ValueError, match=message) as caught:
-            list(dataset_texts(name, "train", "text"))
+            list(dataset_documents(name, "train", "text"))
         assert "\n" not in str(caught.value)

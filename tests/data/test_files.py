@@ -8,7 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from slms.data import files
-from slms.data.files import LONGEST, file_texts
+from slms.data.files import LONGEST, Document, file_documents
+
+
+def texts(path, text_field="text"):
+    return [document.text for document in file_documents(path, text_field)]
 
 
 def peak_mib(consume) -> float:
@@ -30,7 +34,7 @@ def test_a_line_of_two_gigabytes_is_refused_in_bounded_memory(tmp_path, name):
 
     def read():
         with pytest.raises(ValueError, match=rf"{name}:1: a line of more than 16,777,216 characters") as caught:
-            next(file_texts(tmp_path / name))
+            next(file_documents(tmp_path / name))
         assert "\n" not in str(caught.value)
 
     assert peak_mib(read) < 8 * LONGEST / 2**20
@@ -40,7 +44,7 @@ def test_a_long_document_is_cut_at_a_line_s_end(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LONGEST", 100)
     lines = [f"line {i:03d} of a text without blank lines\n" for i in range(20)]
     (tmp_path / "c.txt").write_text("".join(lines))
-    pieces = list(file_texts(tmp_path / "c.txt"))
+    pieces = texts(tmp_path / "c.txt")
     assert len(pieces) > 5 and all(len(piece) <= 100 for piece in pieces)
     assert "\n".join(pieces) == "".join(lines).strip()
 
@@ -53,25 +57,25 @@ def test_a_parquet_of_kilobytes_that_expands_to_gigabytes_is_read_row_by_row(tmp
     del column
 
     def read():
-        found = file_texts(tmp_path / "c.parquet")
-        assert all(next(found) == text for _ in range(300))  # 300 MiB of text so far, 5 GiB in all
+        found = file_documents(tmp_path / "c.parquet")
+        assert all(next(found).text == text for _ in range(300))  # 300 MiB of text so far, 5 GiB in all
 
     assert peak_mib(read) < 100
 
 
 def test_a_row_group_that_expands_too_far_is_refused_before_it_is_read(tmp_path, monkeypatch):
     pq.write_table(pa.table({"text": ["y" * 100_000], "blob": ["z" * 100_000]}), tmp_path / "c.parquet")
-    assert len(list(file_texts(tmp_path / "c.parquet"))) == 1
+    assert len(texts(tmp_path / "c.parquet")) == 1
     monkeypatch.setattr(files, "LARGEST_GROUP", 150_000)
     with pytest.raises(ValueError, match=r"row group 0 expands to 200,\d+ bytes; it must be at most 150,000"):
-        list(file_texts(tmp_path / "c.parquet"))
+        texts(tmp_path / "c.parquet")
 
 
 def test_a_document_that_is_too_long_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LONGEST", 100)
     pq.write_table(pa.table({"text": ["fine", "x" * 101]}), tmp_path / "c.parquet")
     with pytest.raises(ValueError, match=r"c\.parquet row 1: a document of 101 characters; it must have at most 100"):
-        list(file_texts(tmp_path / "c.parquet"))
+        texts(tmp_path / "c.parquet")
 
 
 @pytest.mark.parametrize(
@@ -89,7 +93,7 @@ def test_a_document_that_is_too_long_is_refused(tmp_path, monkeypatch):
 def test_what_cannot_be_read_is_one_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:
-        list(file_texts(tmp_path / name))
+        texts(tmp_path / name)
     assert "\n" not in str(caught.value)
 
 
@@ -98,28 +102,45 @@ def test_invalid_utf8_in_a_parquet_is_one_line(tmp_path):
     column = pa.Array.from_buffers(pa.string(), 2, raw.buffers())  # says UTF-8, is not
     pq.write_table(pa.table({"text": column}), tmp_path / "c.parquet")
     with pytest.raises(ValueError, match=r"c\.parquet: not a parquet file of UTF-8 text"):
-        list(file_texts(tmp_path / "c.parquet"))
+        texts(tmp_path / "c.parquet")
 
 
 def test_other_columns_of_a_parquet_are_not_read(tmp_path):
     pq.write_table(pa.table({"n": [1, 2], "story": ["a", "b"]}), tmp_path / "c.parquet")
-    assert list(file_texts(tmp_path / "c.parquet", "story")) == ["a", "b"]
+    assert texts(tmp_path / "c.parquet", "story") == ["a", "b"]
     for field in ("text", "n"):
         with pytest.raises(ValueError, match=f"no text in field '{field}'"):
-            list(file_texts(tmp_path / "c.parquet", field))
+            texts(tmp_path / "c.parquet", field)
 
 
 def test_half_a_character_becomes_the_replacement_character(tmp_path):
     (tmp_path / "c.jsonl").write_text(json.dumps({"text": "a \ud83d b \ud83d\ude00"}))
-    assert list(file_texts(tmp_path / "c.jsonl")) == ["a \ufffd b \U0001f600"]
+    assert texts(tmp_path / "c.jsonl") == ["a \ufffd b \U0001f600"]
 
 
 def test_a_line_may_hold_several_documents(tmp_path):
     path = tmp_path / "x.txt"
     path.write_text("a<|endoftext|>b b<|endoftext|>c\nd\n<|endoftext|>\n<|endoftext|><|endoftext|>e\n")
-    assert list(file_texts(path)) == ["a", "b b", "c\nd", "e"]
+    assert texts(path) == ["a", "b b", "c\nd", "e"]
     path.write_text("a\nb\n\n \nc\n\nd")
-    assert list(file_texts(path)) == ["a\nb", "c", "d"]
+    assert texts(path) == ["a\nb", "c", "d"]
+
+
+def test_a_row_may_name_its_domain(tmp_path):
+    """A word or a few; anything else in that field is no domain, and no error."""
+    named = ["code", "a b", "", "x" * 101, "two\nlines", None]
+    rows = [{"text": f"t{i}", "domain": domain} for i, domain in enumerate([*named, 3, ["code"]])] + [{"text": "t8"}]
+    found = ["code", "a b"] + [None] * 7
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert list(file_documents(tmp_path / "c.jsonl")) == [Document(f"t{i}", None, name) for i, name in enumerate(found)]
+    column = pa.array(named)
+    for domains in (column, column.dictionary_encode()):
+        pq.write_table(pa.table({"text": [f"t{i}" for i in range(6)], "domain": domains}), tmp_path / "c.parquet")
+        assert [document.domain for document in file_documents(tmp_path / "c.parquet")] == found[:6]
+    pq.write_table(pa.table({"text": ["t0"], "domain": [1]}), tmp_path / "c.parquet")
+    assert list(file_documents(tmp_path / "c.parquet")) == [Document("t0")]
+    pq.write_table(pa.table({"domain": ["the text"]}), tmp_path / "c.parquet")
+    assert list(file_documents(tmp_path / "c.parquet", "domain")) == [Document("the text", None, "the text")]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -129,4 +150,4 @@ def test_a_byte_order_mark_is_no_text(tmp_path, end):
         ("c.jsonl", f'{{"text": "one"}}{end}{{"text": "two\ufeff"}}'),
     ):
         (tmp_path / name).write_bytes(content.encode("utf-8-sig"))
-        assert list(file_texts(tmp_path / name)) == ["one", "two\ufeff"], name  # a mark elsewhere is the text's own
+        assert texts(tmp_path / name) == ["one", "two\ufeff"], name  # a mark elsewhere is the text's own

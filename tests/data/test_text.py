@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 
 from slms.data import text
 from slms.data.corpora import documents
+from slms.data.labels import MOST_DOMAINS
 from slms.data.text import BlockSpec, load_blocks
 from slms.models.io import read_tokenizer
 from slms.models.source import EMBEDDED
@@ -68,6 +70,21 @@ def test_other_text_is_labelled_by_the_lexicon(tmp_path, tokenizer):
     semantic = dict(zip(pieces, blocks.labels["semantic"][0].tolist(), strict=True))
     assert blocks.label_names["semantic"][semantic["dog"]] == "animal"
     assert "domain" not in blocks.labels and -1 in blocks.labels["pos"]
+
+
+def test_documents_carry_the_domain_that_their_row_names(tmp_path, tokenizer):
+    rows = [{"text": f"one two {i} " * 20, "domain": domain} for i, domain in enumerate(["b", None, "a", "b"])]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    blocks = load_blocks(spec(tmp_path / "c.jsonl", "all", n_tokens=None, block_size=8), tokenizer)
+    assert blocks.label_names["domain"] == ("b", "a")
+    found = {(int(i), int(c)) for i, c in zip(blocks.doc_ids.flat, blocks.labels["domain"].flat, strict=True)}
+    assert {(i, c) for i, c in found if c >= 0} == {(0, 0), (2, 1), (3, 0)} and (0, -1) in found  # its separator
+    (tmp_path / "c.jsonl").write_text(
+        "".join(json.dumps(row | {"domain": f"d{i % 70}"}) + "\n" for i, row in enumerate(rows * 20))
+    )
+    blocks = load_blocks(spec(tmp_path / "c.jsonl", "all", n_tokens=None, block_size=8), tokenizer)
+    assert blocks.label_names["domain"] == tuple(f"d{i}" for i in range(MOST_DOMAINS))
+    assert set(blocks.labels["domain"].flat) == set(range(-1, MOST_DOMAINS))
 
 
 def test_the_cache_notices_a_changed_file(tmp_path, tokenizer):
