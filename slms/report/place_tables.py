@@ -20,7 +20,7 @@ def control_notes(controls: Mapping[str, Control]) -> list[str]:
     notes = ["purity, SI: chance subtracted; /ceiling: of the most that these loads allow", "max load: over the mean"]
     shown = {HEADS[name]: control for name, control in controls.items() if name in HEADS}
     if shown:
-        seeds = {f"{control.seeds} seeds" for control in shown.values()}
+        seeds = {f"{control.seeds} seed{'s' * (control.seeds != 1)}" for control in shown.values()}
         tokens = {amount(control.tokens) for control in shown.values()}
         about = f"± 95 % over documents and {' and '.join(sorted(seeds))}, on {' and '.join(sorted(tokens))} tokens"
         notes += [f"{head}: minus {control.meaning}" for head, control in shown.items()] + [about]
