@@ -109,8 +109,8 @@ def _loss_panel(axes: Axes, runs: Sequence[StudyRun], arms: Sequence[Arm], at: d
 def _cost_panel(axes: Axes, arms: Sequence[Arm], at: dict[str, int]) -> None:
     shares = {
         "MLP FLOPs": [arm.mlp_share for arm in arms],
-        "decode time": [arm.decode_speedup and 1 / arm.decode_speedup for arm in arms],
-        "prompt time": [arm.prompt_speedup and 1 / arm.prompt_speedup for arm in arms],
+        "decode": [arm.decode_speedup and 1 / arm.decode_speedup for arm in arms],
+        "prompt": [arm.prompt_speedup and 1 / arm.prompt_speedup for arm in arms],
     }
     colours = COLOURS[0], COLOURS[2], COLOURS[3]
     for i, (label, values) in enumerate(shares.items()):
@@ -119,7 +119,7 @@ def _cost_panel(axes: Axes, arms: Sequence[Arm], at: dict[str, int]) -> None:
             y, x = [y + 0.26 * (1 - i) for y, _ in known], [100 * value for _, value in known]
             axes.barh(y, x, 0.24, color=colours[i], label=label)
     axes.axvline(100, color=GREY, ls="--", linewidth=0.6)
-    axes.set(title="b   Cost", xlabel="% of the dense base's")
+    axes.set(title="b   Cost", xlabel="% of the dense base's FLOPs, or time")
     axes.set_yticks(list(at.values()), [""] * len(at))
     axes.set_ylim(-0.6, len(arms) - 0.4)
     spacing = {"handlelength": 0.8, "handletextpad": 0.3, "columnspacing": 0.7}
