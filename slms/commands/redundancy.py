@@ -6,7 +6,7 @@ from functools import partial
 from slms.commands.subject import open_subject, results_of, short_name
 from slms.measure.classes import OF_DOCUMENTS, check_families
 from slms.measure.redundancy import Losses, disabled_rows
-from slms.measure.retention import domains_of, retention_rows, uses_by_document
+from slms.measure.retention import FEWEST, domains_of, retention_rows, uses_by_document
 from slms.measure.rows import COLUMNS
 from slms.models.routed import routed_modules
 from slms.progress import progress
@@ -75,7 +75,12 @@ def redundancy(
         print(redundancy_table(kept), flush=True)
         rows += kept
     else:
-        print("no domain has enough documents, or the text names none: no subsets were kept")
+        why = (
+            f"none has {FEWEST} documents; more --n_tokens bring more"
+            if domains in blocks.labels
+            else "the text names none"
+        )
+        print(f"no subsets were kept for domains: {why}")
     write_csv(directory / "redundancy.csv", COLUMNS, map(astuple, rows))
     about = {"model": model, **subject.text, **options, "command": command_line()}
     write_json(
