@@ -17,6 +17,7 @@ from slms.measure.gguf import as_experts, export_gguf
 from slms.models.card import CARD
 from slms.models.io import quiet_transformers, repair_generation
 from slms.models.stock import check_model
+from slms.models.stock_tokenizer import write_tokenizer
 from slms.models.stock_weights import write_stock
 from slms.report.export import export_card, export_lines, gguf_lines
 from slms.report.provenance import command_line
@@ -86,7 +87,7 @@ def _write(
     repair_generation(model)
     with quiet_transformers():
         if tokenizer is not None:
-            tokenizer.save_pretrained(new)
+            write_tokenizer(tokenizer, new)
         if model.generation_config is not None:
             model.generation_config.save_pretrained(new)
     found = compare_export(model.eval(), new, input_ids)
