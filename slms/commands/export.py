@@ -1,5 +1,6 @@
 """`eval.py export`: a routed model, or the coders of a run, in the formats of other programs."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,15 +11,28 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slms.commands.export_coders import circuit_tracer, neuronpedia
-from slms.commands.subject import open_model, run_base, run_text, short_name, text_options, with_text
+from slms.commands.subject import (
+    Subject,
+    open_model,
+    run_base,
+    run_text,
+    short_name,
+    text_options,
+    with_text,
+)
 from slms.files import make_new, write_atomic
 from slms.measure.export import ARGMAX, PERPLEXITY, Comparison, compare_export
-from slms.measure.gguf import as_experts, export_gguf
+from slms.measure.gguf import GGUFComparison, as_experts, export_gguf
+from slms.models.base import Base
 from slms.models.card import CARD
+from slms.models.convert import check_tokens
 from slms.models.io import quiet_transformers, repair_generation
-from slms.models.stock import check_model
+from slms.models.source import looks_like_path
+from slms.models.stock import ARCHITECTURES, check_model
+from slms.models.stock_tokenizer import write_tokenizer
 from slms.models.stock_weights import write_stock
-from slms.report.export import export_card, export_lines, gguf_lines
+from slms.models.to_gguf import TYPES
+from slms.report.export import export_card, export_lines, gguf_card, gguf_lines
 from slms.report.provenance import command_line
 
 
@@ -39,38 +53,53 @@ def export_model(
     input_ids: Tensor,
     format: str = "mixtral",
     *,
+    type: str | None = None,
     title: str | None = None,
     base: str | None = None,
     text: str = "the given tokens",
-    command: str = "slms.export_model(...)",
-) -> Comparison:
-    """Write a routed model to a new directory as a stock checkpoint, which is kept only if it computes the same.
+    command: str | None = None,
+) -> Comparison | GGUFComparison:
+    """Write a routed model to a new directory as a stock checkpoint or GGUF, kept only if it computes the same.
 
     Args:
-        model: a routed model; docs/leaving.md says which can be exported.
-        input_ids: token ids [b, t] on which transformers, in a process without slms, must give the same as the model.
-        format: `mixtral`, `qwen2_moe` or `qwen3_moe`.
+        model: a routed model, or for `gguf` also a dense one; docs/leaving.md says which can be exported.
+        tokenizer: is written too; `gguf` needs one.
+        input_ids: token ids [b, t] on which transformers, in a process without slms, must give the same as the model;
+            for `gguf` llama.cpp, where it is installed.
+        format: `mixtral`, `qwen2_moe`, `qwen3_moe` or `gguf`.
+        type: of the weights in a `gguf`: `f32`, the default, or `q8_0`.
         title: the title of the card; the next three are also for the card.
         base: the dense model that the routed one was made from.
         text: what the tokens are, in words.
-        command: how it was made.
+        command: how it was made; by default by this function.
 
     Raises:
-        ValueError: the directory exists, or the model cannot be exported; all that stands in the way is named.
+        ValueError: the directory exists, an argument is wrong, or the model cannot be exported; all that stands in the
+            way is named.
     """
+    if format not in (*ARCHITECTURES, "gguf"):
+        raise ValueError(f"`format` is {format!r}; it must be one of {', '.join(ARCHITECTURES)}, gguf")
+    if type is not None and format != "gguf":
+        raise ValueError(f"`type` is {type!r}; only the format gguf has types")
+    if type not in (None, *TYPES):
+        raise ValueError(f"`type` is {type!r}; it must be one of {', '.join(TYPES)}")
+    card = {"title": title or model.__class__.__name__, "base": base, "text": text, "command": command}
     with make_new(directory) as new:
-        check_model(model, format)
-        return _write(
-            new,
-            model,
-            tokenizer,
-            input_ids,
-            format,
-            title=title or type(model).__name__,
-            base=base,
-            text=text,
-            command=command,
-        )
+        if format != "gguf":
+            check_model(model, format)
+        ids = _token_ids(input_ids, model)
+        if format == "gguf":
+            return _write_gguf(new, model, _mixture(model), tokenizer, ids, type or "f32", **card)
+        return _write(new, model, tokenizer, ids, format, **card)
+
+
+def _token_ids(input_ids: Tensor, model: PreTrainedModel) -> Tensor:
+    """Return token ids as int64 [b, t], or raise ValueError unless the model can predict the next of some."""
+    ids = torch.as_tensor(input_ids)
+    check_tokens(ids, model, "input_ids")
+    if ids.shape[1] < 2:
+        raise ValueError("`input_ids` has blocks of 1 token; perplexity needs a next one, so at least 2.")
+    return ids.long()
 
 
 def _write(
@@ -86,39 +115,71 @@ def _write(
     repair_generation(model)
     with quiet_transformers():
         if tokenizer is not None:
-            tokenizer.save_pretrained(new)
+            write_tokenizer(tokenizer, new)
         if model.generation_config is not None:
             model.generation_config.save_pretrained(new)
     found = compare_export(model.eval(), new, input_ids)
     if not found.equal:
         lines = export_lines(found).replace("\n", "; ")
+        dtype = str(model.dtype).removeprefix("torch.")
+        hint = f"; in {dtype} rounding alone can do this: give slms.export_model model.float()"
         raise ValueError(
             f"the export is not kept, since it computes something else: {lines}; it must be within {PERPLEXITY:g} and "
-            f"on at least {ARGMAX:.1%}"
+            f"on at least {ARGMAX:.1%}{'' if model.dtype == torch.float32 else hint}"
         )
     write_atomic(new / CARD, export_card(model, format, found, **card))
     return found
 
 
+def _write_gguf(
+    new: Path,
+    model: PreTrainedModel,
+    mixture: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    input_ids: Tensor,
+    type: str,
+    **card: Any,
+) -> GGUFComparison:
+    """Write one GGUF file and its card into `new`, and compare; `mixture` is what `_mixture` made of the model."""
+    if tokenizer is None:
+        raise ValueError("`tokenizer` is None; a GGUF file holds the tokenizer too")
+    file = f"model-{type}.gguf"
+    found = export_gguf(mixture, tokenizer, new / file, input_ids, type)
+    write_atomic(new / CARD, gguf_card(model, file, type, found, **card))
+    return found
+
+
+def _mixture(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model as GGUF holds it: in fp32, and a routed one as the mixture of experts that it is."""
+    return as_experts(model if model.dtype == torch.float32 else copy.deepcopy(model).float())
+
+
 def _stock(format: str, run: str, new: Path, text: dict[str, Any]) -> str:
     """Write a run as a stock checkpoint."""
-    opened, text = open_model(run), text | {"n_tokens": text.get("n_tokens") or 4096}
+    opened = open_model(run)
     check_model(opened.model, format)
-    subject = with_text(run, opened, run_text(run), **text)
-    started = run_base(run)
-    base = None if started is None else started.name or (started.hub if started.source == "hub" else started.embedded)
-    card = {"title": short_name(run), "base": base, "text": subject.source, "command": command_line()}
-    ids = torch.as_tensor(subject.blocks.input_ids, dtype=torch.long)
+    subject, ids, card = _prepared(run, opened, text)
     return export_lines(_write(new, subject.model, subject.tokenizer, ids, format, **card))
 
 
 def _gguf(run: str, new: Path, text: dict[str, Any], type: str = "f32") -> str:
     """Write a dense model, or a routed one as the mixture of experts that it is, as one GGUF file."""
-    opened, text = open_model(run), text | {"n_tokens": text.get("n_tokens") or 4096}
-    model = as_experts(opened.model)
-    subject = with_text(run, opened, run_text(run), **text)
-    ids = torch.as_tensor(subject.blocks.input_ids, dtype=torch.long)
-    return gguf_lines(export_gguf(model, subject.tokenizer, new / f"model-{type}.gguf", ids, type))
+    opened = open_model(run)
+    mixture = _mixture(opened.model)
+    subject, ids, card = _prepared(run, opened, text)
+    return gguf_lines(_write_gguf(new, subject.model, mixture, subject.tokenizer, ids, type, **card))
+
+
+def _prepared(run: str, opened: Base, text: dict[str, Any]) -> tuple[Subject, Tensor, dict[str, Any]]:
+    """Read the text [b, t] on which an export is compared, and what its card says."""
+    subject = with_text(run, opened, run_text(run), **text | {"n_tokens": text.get("n_tokens") or 4096})
+    started = run_base(run)
+    if started is not None:
+        base = started.name or (started.hub if started.source == "hub" else started.embedded)
+    else:
+        base = None if looks_like_path(run) else run
+    card = {"title": short_name(run), "base": base, "text": subject.source, "command": command_line()}
+    return subject, torch.as_tensor(subject.blocks.input_ids, dtype=torch.long), card
 
 
 FORMATS = {

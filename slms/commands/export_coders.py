@@ -1,5 +1,6 @@
 """How `eval.py export` writes the coders of a run: as a Neuronpedia export, or as a circuit-tracer transcoder set."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,15 @@ from torch import Tensor
 
 from slms.commands.coder import OpenCoder, open_coder
 from slms.commands.features import measured_features
-from slms.commands.subject import short_name
+from slms.commands.subject import public_name, short_name
+from slms.files import write_atomic
 from slms.models.anatomy import find_mlps
+from slms.models.card import CARD, shortened
 from slms.models.mlp_norm import mlp_norm
 from slms.models.weights import read_mlp
+from slms.report.export_coders import neuronpedia_card, set_card
 from slms.report.neuronpedia import Subject, write_neuronpedia
+from slms.report.provenance import command_line
 from slms.sae.circuit_tracer import fvu, layer_of, mean_threshold, thresholded, write_set
 from slms.sae.coders import TopK
 from slms.sae.load import coder_directories
@@ -22,12 +27,13 @@ SHOWN = {"n_strongest": 20, "n_random": 10}  # uses of each feature that Neuronp
 
 def neuronpedia(run: str, new: Path, text: dict[str, Any]) -> str:
     """Measure every coder of a run and write its features, activations and descriptions for Neuronpedia's importer."""
-    written = []
+    written, sources = [], {}
     for path in coder_directories(Path(run)):
         opened = open_coder(str(path), **text)
         if opened.versus is not None:
             raise ValueError(f"{path}: reads two models; Neuronpedia shows coders of one")
         results, _ = measured_features(str(path), opened, opened.batch_size, **SHOWN)
+        results = replace(results, model=public_name(results.model), corpus=shortened(results.corpus))
         mlps, layer = find_mlps(opened.subject.model), opened.source.layer
         subject = Subject(
             release=short_name(run),
@@ -37,8 +43,12 @@ def neuronpedia(run: str, new: Path, text: dict[str, Any]) -> str:
             neurons=len(read_mlp(mlps[layer]).W_in),
             block_size=opened.subject.blocks.input_ids.shape[1],
         )
-        place = write_neuronpedia(new, results, subject)
-        written.append(f"{place.relative_to(new)}: {results.d_sae} features, {results.dead} of them never used")
+        place = write_neuronpedia(new, results, subject).relative_to(new)
+        written.append(f"{place}: {results.d_sae} features, {results.dead} of them never used")
+        sources[str(place)] = results.d_sae, results.dead
+    title = short_name(run)
+    card = neuronpedia_card(results.model, title, sources, results.tokens, results.corpus, command_line())
+    write_atomic(new / CARD, card)
     return "\n".join(written)
 
 
@@ -65,7 +75,9 @@ def circuit_tracer(run: str, new: Path, text: dict[str, Any]) -> str:
     subject = next(iter(found.values())).subject
     n_layers = len(find_mlps(subject.model))
     coders = {layer: opened.coder for layer, opened in found.items()}
-    write_set(coders, names, n_layers, thresholds, norms, new, subject.name)
+    model, title = public_name(subject.name), ", ".join(dict.fromkeys(map(short_name, run.split(","))))
+    write_set(coders, names, n_layers, thresholds, norms, new, model)
+    write_atomic(new / CARD, set_card(model, title, n_layers, coders[0].d_sae, lines, command_line()))
     return "\n".join([*lines, f"{n_layers} layers, {coders[0].d_sae} features each"])
 
 

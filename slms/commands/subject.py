@@ -11,7 +11,7 @@ from slms.data.corpora import EMBEDDED, CorpusConfig, absolute_name, check_uncha
 from slms.data.text import Blocks, BlockSpec, load_blocks
 from slms.measure.journal import Journal, identity
 from slms.models.base import Base, open_model
-from slms.models.source import BaseConfig
+from slms.models.source import BaseConfig, looks_like_path
 from slms.report.artifacts import own_directory
 
 DEFAULTS = {"corpus": EMBEDDED, "validation": None, "text_field": "text", "block_size": 256, "n_tokens": 131_072}
@@ -149,6 +149,18 @@ def short_name(model: str) -> str:
     """The name of a model in tables and figures: its run's name, its directory's, or the last part of its hub id."""
     path = Path(model)
     return path.resolve().parent.name if (path / "config.yaml").is_file() else path.name or model
+
+
+def public_name(model: str) -> str:
+    """The name of a model for what goes elsewhere: an embedded name or hub id as it is, of a path no more than its end.
+
+    >>> public_name("roneneldan/TinyStories-1M"), public_name("/home/me/my-llama")
+    ('roneneldan/TinyStories-1M', 'my-llama')
+    """
+    path = Path(model)
+    if path.name == "model" and (path.parent / "config.yaml").is_file():
+        return short_name(str(path.parent))
+    return short_name(model) if looks_like_path(model) else model
 
 
 def run_base(model: str) -> BaseConfig | None:

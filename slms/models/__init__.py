@@ -27,6 +27,7 @@ cut_lm                   the cut Hugging Face classes
 registration             registers these classes with transformers' Auto classes
 io, flops                save and load models; count the FLOPs of a token
 stock, stock_weights     which routed models are stock mixtures of experts, and writing them as such
+stock_tokenizer          a tokenizer that other versions of transformers open
 
 activation_stream  activations of a frozen language model as shuffled training batches
 capture            writes activations to shards of safetensors with token ids, positions and documents

@@ -128,17 +128,15 @@ def _uncalibrated(config: RoutingConfig) -> RoutingConfig:
     return dataclasses.replace(config, **changed)
 
 
-def check_tokens(tokens: Tensor, model: PreTrainedModel) -> None:
-    """Raise ValueError if `tokens` are not token ids [b, t] that the model can read."""
+def check_tokens(tokens: Tensor, model: PreTrainedModel, name: str = "calibration") -> None:
+    """Raise ValueError, calling the tokens by `name`, if they are not token ids [b, t] that the model can read."""
     longest, vocab = getattr(model.config, "max_position_embeddings", None), model.config.vocab_size
     if tokens.ndim != 2 or tokens.is_floating_point() or not tokens.numel():
-        raise ValueError(
-            f"`calibration` is {tokens.dtype} {tuple(tokens.shape)}; it must be token ids [blocks, positions]."
-        )
+        raise ValueError(f"`{name}` is {tokens.dtype} {tuple(tokens.shape)}; it must be token ids [blocks, positions].")
     if longest is not None and tokens.shape[1] > longest:
-        raise ValueError(f"`calibration` has blocks of {tokens.shape[1]} tokens; the model takes at most {longest}.")
+        raise ValueError(f"`{name}` has blocks of {tokens.shape[1]} tokens; the model takes at most {longest}.")
     if tokens.min() < 0 or tokens.max() >= vocab:
-        raise ValueError(f"`calibration` holds token {tokens.max().item()}; the model knows 0 to {vocab - 1}.")
+        raise ValueError(f"`{name}` holds token {tokens.max().item()}; the model knows 0 to {vocab - 1}.")
 
 
 def in_fp32(weights: MLPWeights) -> MLPWeights:

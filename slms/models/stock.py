@@ -11,7 +11,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from slms.models.families import family_name
 from slms.models.routed import routed_modules
-from slms.models.routed_mlp import RoutedMLP
 from slms.routing import PathwayRouter, RoutingConfig
 from slms.routing.stock import Obstacle, listed, routing_obstacles
 
@@ -96,7 +95,7 @@ def layout_obstacles(config: PreTrainedConfig, routing: RoutingConfig, name: str
     stock, found = ARCHITECTURES[name], routing_obstacles(routing)
     d_ff, p = getattr(config, "intermediate_size", 0), routing.n_pathways
     if d_ff % p:
-        fits = [n for n in range(2, d_ff + 1) if d_ff % n == 0]
+        fits = [n for n in range(max(2, routing.k), d_ff + 1) if d_ff % n == 0]
         words = ", ".join(map(str, sorted(sorted(fits, key=lambda n: abs(n - p))[:8])))
         found.append(Obstacle(f"`routing.n_pathways` is {p} and d_ff {d_ff}", f"--model.routing.n_pathways={words}"))
     elsewhere = ", or --format qwen2_moe" if name == "mixtral" else ""
@@ -105,7 +104,8 @@ def layout_obstacles(config: PreTrainedConfig, routing: RoutingConfig, name: str
         every = "--model.routing.every_n_layers=1 --model.routing.first_layer=0 --model.routing.last_layer=-1"
         every = every if routing.layers is None else f"--model.routing.layers=null {every}"
         left = sorted(set(range(layers)) - set(routing.routed_layers(layers)))
-        found.append(Obstacle(f"layers {', '.join(map(str, left))} are dense", every + elsewhere))
+        dense = f"layers {', '.join(map(str, left))} are dense" if len(left) > 1 else f"layer {left[0]} is dense"
+        found.append(Obstacle(dense, every + elsewhere))
     if not stock.shared and routing.n_shared:
         found.append(Obstacle(f"`routing.n_shared` is {routing.n_shared}", f"--model.routing.n_shared=0{elsewhere}"))
     return found
@@ -115,7 +115,7 @@ def check_base(config: PreTrainedConfig, routing: RoutingConfig, bias_rate: floa
     """Raise ValueError, naming all in the way, if a base routed so could become no architecture of `ARCHITECTURES`."""
     family = family_name(config.model_type)
     tried = [
-        base_obstacles(config, name) + layout_obstacles(config, routing, name)
+        (base_obstacles(config, name), layout_obstacles(config, routing, name))
         for name, row in ARCHITECTURES.items()
         if family in row.families
     ]
@@ -124,7 +124,9 @@ def check_base(config: PreTrainedConfig, routing: RoutingConfig, bias_rate: floa
         f"a {family} has no stock mixture of experts, only {', '.join(families)} have one",
         "--model.routing.stock=false",
     )
-    found = min(tried, key=len, default=[none])
+    # What the base has, no flag lifts; so the architecture that fits the base best is the one to route for.
+    of_base, of_layout = min(tried, key=lambda both: (len(both[0]), len(both[1])), default=([none], []))
+    found = of_base + of_layout
     if bias_rate:
         found = [*found, _biased(f"`balance.bias_rate` is {bias_rate:g}")]
     if found:
@@ -144,8 +146,8 @@ def check_model(model: PreTrainedModel, name: str) -> None:
     first = next(iter(mlps.values()))
     if family_name(model.config.model_type) in ARCHITECTURES[name].families:
         found += layout_obstacles(model.config, first.config, name)
-    if others := [place for place, mlp in mlps.items() if not isinstance(mlp, RoutedMLP)]:
-        found.append(Obstacle(f"{others[0]} is routed, and {name} routes MLPs only", OWN))
+    elif found[0].lift != OWN:  # another format would do, but for these
+        found += routing_obstacles(first.config)
     if len({mlp.k for mlp in mlps.values()}) > 1:
         found.append(Obstacle("k differs between layers", "slms.models.routed.set_k"))
     routers = [mlp.router for mlp in mlps.values() if isinstance(mlp.router, PathwayRouter)]

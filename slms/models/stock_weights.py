@@ -51,12 +51,20 @@ def write_stock(model: PreTrainedModel, name: str, directory: Path) -> None:
     values["rope_theta"] = rope.pop("rope_theta")
     if rope.get("rope_type", "default") != "default":
         values["rope_scaling"] = rope
+    # transformers 5 writes some under one name for all models, as `num_local_experts`; others read the model's own.
+    values |= {key: getattr(config, key) for key in stock_values(model, name) if key not in values}
+    values["torch_dtype"] = values["dtype"]  # as it was called before transformers 4.56
     write_atomic(directory / "config.json", json.dumps(values, indent=2) + "\n")
     save_torch_state_dict(stock_state(model, name), directory)
 
 
 def stock_config(model: PreTrainedModel, name: str) -> PreTrainedConfig:
     """Return the configuration that a routed model has as the architecture `name`."""
+    return getattr(transformers, ARCHITECTURES[name].config)(**stock_values(model, name))
+
+
+def stock_values(model: PreTrainedModel, name: str) -> dict[str, Any]:
+    """Return the same as the options that the architecture's own configuration class takes."""
     config, stock = model.config, ARCHITECTURES[name]
     mlps = routed_modules(model, RoutedMLP)
     first = next(iter(mlps.values()))
@@ -74,7 +82,7 @@ def stock_config(model: PreTrainedModel, name: str) -> PreTrainedConfig:
         values |= {"shared_expert_intermediate_size": _filled(first.offsets[n]), "qkv_bias": True}
     else:
         values["head_dim"] = getattr(config, "head_dim", None)
-    return getattr(transformers, stock.config)(**values)
+    return values
 
 
 @torch.no_grad()

@@ -10,7 +10,8 @@ figures                `llm_monosemanticity.png`                       evolution
 heatmap                pathway × class                                 palette              one look for every figure
 word_classes           pathways of a token by word class
 card                   the model card of a run                         compare              runs side by side
-export                 the card of an exported model
+export                 the cards of exported models
+export_coders          the cards of exported coders
 ablation, compare, doctor, dynamick, features, probes, redundancy, sae, specialization, study, suite   of these commands
 specialization_figure, frontier_figure, coder_figure                                 and their figures
 neuronpedia            features as a Neuronpedia export

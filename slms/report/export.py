@@ -1,4 +1,4 @@
-"""The card and the closing lines of an exported model."""
+"""The cards and the closing lines of an exported model."""
 
 from huggingface_hub import ModelCardData
 from transformers import PreTrainedModel
@@ -10,9 +10,22 @@ from slms.models.routed import routed_modules
 from slms.models.stock import ARCHITECTURES
 from slms.report.provenance import versions
 
+LICENCE = """## Licence
+
+None is stated here. The licence of the base model, and perhaps that of the training text, decides what you may \
+choose. Before you upload, write `license:` into the metadata at the head of this file.
+"""
+
 
 def export_card(
-    model: PreTrainedModel, name: str, found: Comparison, *, title: str, base: str | None, text: str, command: str
+    model: PreTrainedModel,
+    name: str,
+    found: Comparison,
+    *,
+    title: str,
+    base: str | None,
+    text: str,
+    command: str | None,
 ) -> str:
     """The README.md of a routed model that was exported as the architecture `name`, with the hub's metadata.
 
@@ -21,38 +34,18 @@ def export_card(
         title: the name of the run or model.
         base: the dense model that the run started from.
         text: what both were compared on, in words.
-        command: the command that made the export.
+        command: the command that made the export; None for the function.
     """
-    is_id = base is not None and HUB_ID.fullmatch(base)
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["slms", name, "mixture-of-experts"],
-        base_model=base if is_id else None,
-    )
-    mlps = routed_modules(model)
-    first = next(iter(mlps.values()))
-    p, n = first.config.n_pathways, first.config.n_shared
-    shared = f", and {n} more that every token runs form the shared expert" if n else ""
-    made = f"Made from `{shortened(base)}`. " if base else ""
-    used = ", ".join(f"{package} {version}" for package, version in versions().items())
     return f"""---
-{data}
+{_metadata(base, [name, "mixture-of-experts"], "transformers")}
 ---
 
 # {title}
 
-{made}The MLPs of {", ".join(f"`{place}`" for place in mlps)} are mixtures of {p - n} experts, of which each token \
-runs {first.k - n}{shared}. They were split out of a dense model by slms. This is a plain \
+{_made(base)}{experts(model)} They were split out of a dense model by slms. This is a plain \
 `{ARCHITECTURES[name].model}` checkpoint: no code comes with it, and none of slms is needed to run it.
 
-## How it was made
-
-```bash
-{portable(command)}
-```
-
-{used}
+{how(command, name)}
 
 ## Compared with the model it was made from
 
@@ -73,11 +66,96 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("path/of/this/directory")
 ```
 
-## Licence
+{LICENCE}"""
 
-None is stated here. The licence of the base model, and perhaps that of the training text, decides what you may \
-choose. Before you upload, write `license:` into the metadata at the head of this file.
-"""
+
+def gguf_card(
+    model: PreTrainedModel,
+    file: str,
+    type: str,
+    found: GGUFComparison,
+    *,
+    title: str,
+    base: str | None,
+    text: str,
+    command: str | None,
+) -> str:
+    """The README.md beside a GGUF file, with the hub's metadata.
+
+    Args:
+        model: the dense or routed model.
+        file: the name of the GGUF file.
+        type: `f32` or `q8_0`.
+        found: how the file compares with the model.
+        title: the name of the run or model.
+        base: the model that it was made from.
+        text: what both were compared on, in words.
+        command: the command that made the export; None for the function.
+    """
+    routed = bool(routed_modules(model))
+    split = f"{experts(model)} They were split out of a dense model by slms. " if routed else ""
+    compared = "llama.cpp was not at hand to run it."
+    if found.perplexity is not None:
+        compared = f"llama.cpp ran it on {shortened(text)}:\n\n```text\n{gguf_lines(found)}\n```"
+    return f"""---
+{_metadata(base, ["gguf", "llama.cpp", *(["mixture-of-experts"] if routed else [])], "gguf")}
+---
+
+# {title}
+
+{_made(base)}{split}`{file}` is one GGUF file with the weights in {type.upper()} and the tokenizer. llama.cpp, and \
+what is built on it, opens it; none of slms is needed to run it.
+
+{how(command, "gguf", type)}
+
+## Compared with the model it was made from
+
+Every tensor of the file was read back and is what the model has, up to the rounding of its type. {compared}
+
+## Use
+
+```bash
+llama-cli -m {file}      # to chat or complete
+llama-server -m {file}   # to serve
+```
+
+{LICENCE}"""
+
+
+def experts(model: PreTrainedModel) -> str:
+    """One sentence about the mixtures of experts that a routed model's MLPs are."""
+    mlps = routed_modules(model)
+    first = next(iter(mlps.values()))
+    p, n = first.config.n_pathways, first.config.n_shared
+    shared = f", and {n} more that every token runs form the shared expert" if n else ""
+    places = ", ".join(f"`{place}`" for place in mlps)
+    return f"The MLPs of {places} are mixtures of {p - n} experts, of which each token runs {first.k - n}{shared}."
+
+
+def how(command: str | None, format: str, type: str | None = None) -> str:
+    """The section that says how an export was made: by a command, or else by `slms.export_model`; with versions."""
+    used = ", ".join(f"{package} {version}" for package, version in versions().items())
+    if command is None:
+        more = "" if type is None else f', type="{type}"'
+        call = f'slms.export_model(model, tokenizer, "path/of/this/directory", input_ids, "{format}"{more})'
+        block = f"```python\nimport slms\n\n{call}\n```"
+    else:
+        block = f"```bash\n{portable(command)}\n```"
+    return f"## How it was made\n\n{block}\n\n{used}"
+
+
+def _made(base: str | None) -> str:
+    return f"Made from `{shortened(base)}`. " if base else ""
+
+
+def _metadata(base: str | None, tags: list[str], library: str) -> ModelCardData:
+    is_id = base is not None and HUB_ID.fullmatch(base)
+    return ModelCardData(
+        library_name=library,
+        pipeline_tag="text-generation",
+        tags=["slms", *tags],
+        base_model=base if is_id else None,
+    )
 
 
 def export_lines(found: Comparison) -> str:

@@ -1,6 +1,7 @@
 """Routing: scores → rule → chosen pathways and gates → balancing loss.
 
 config    the configuration of a routed model, with every routing default
+option_types  whether a value has an option's type, and how both are spelled
 router    maps an MLP's input to a score for each pathway
 heads     chooses attention heads by the group that shares keys and values
 gate      scores the units of a gated MLP by its own gate activations

@@ -2,11 +2,10 @@
 
 import dataclasses
 from dataclasses import dataclass, replace
-from types import NoneType, UnionType
-from typing import Any, Literal, Self, Union, get_args, get_origin
+from typing import Any, Literal, Self
 
+from slms.routing.option_types import described, fits, typed
 from slms.routing.rules import GATES, RULES
-from slms.routing.stock import check_stock
 
 _ROUTED: dict[bool, dict[str, Any]] = {
     False: {"router": "mlp", "router_bias": True, "router_init": "norm", "gate": "ramp"},
@@ -22,12 +21,11 @@ _GATE: dict[str, Any] = {
     "pool": None,
     "mean_compensation": False,
     "backend": "auto",
-    "stock": False,
 }
 """What the selector `gate`, which has no weights of its own, can be combined with."""
 _FREE: dict[str, Any] = {"router_bias": None, "router_init": None, "gate": "unit"}
 """The same of the selectors of heads without weights."""
-_MLP_ONLY = "n_pathways k partition rule top_p tau n_shared pool pool_block backend stock".split()
+_MLP_ONLY = "n_pathways k partition rule top_p tau n_shared pool pool_block backend".split()
 """Options that say nothing about attention heads."""
 FREE = ("query_norm", "static")
 """Selectors of heads without weights."""
@@ -80,7 +78,8 @@ class RoutingConfig:
         backend: the backend of `kernels.routed_mlp` that executes the MLP.
         seed: seeds the partition and the router's initial weights.
         stock: route so that `eval.py export` can write the model as a stock mixture of experts (docs/leaving.md); it
-            changes the defaults of `router`, `router_bias` and `gate`, and refuses what cannot be exported.
+            changes the defaults of `router`, `router_bias` and `gate`; `route` and a training run refuse, once they
+            know the base, what cannot be exported.
         target: what is routed in the chosen layers: the `mlp`, the query heads of the `attention`, or `both`. Keys and
             values stay whole.
         k_heads: number of query heads that each token executes of every group of heads that shares keys and values
@@ -131,8 +130,9 @@ class RoutingConfig:
             object.__setattr__(self, "pool_block", 32)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not _fits(field.type, value):
-                raise ValueError(f"`routing.{field.name}` is {value!r}; it must be {_kind(field.type)}.")
+            if not fits(field.type, value):
+                said = repr(value) if isinstance(value, str) else typed(value)
+                raise ValueError(f"`routing.{field.name}` is {said}; it must be {described(field.type)}.")
         for name in ("n_pathways", "k", "every_n_layers", "router_hidden"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`routing.{name}` is {getattr(self, name)}; it must be at least 1.")
@@ -141,11 +141,6 @@ class RoutingConfig:
         if not 0 <= self.n_shared < self.k:
             raise ValueError(
                 f"`routing.n_shared` is {self.n_shared}; it must be at least 0 and below `routing.k` ({self.k})."
-            )
-        if self.k_out is not None and (self.router != "gate" or not 1 <= self.k_out <= self.k < self.n_pathways):
-            raise ValueError(
-                f"`routing.k_out` is {self.k_out}; it must be from 1 to `routing.k` ({self.k}), with `routing.router` "
-                f"gate, not {self.router}, and `routing.k` below `routing.n_pathways` ({self.n_pathways})."
             )
         if not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"`routing.top_p` is {self.top_p}; it must be above 0 and at most 1.")
@@ -157,69 +152,79 @@ class RoutingConfig:
         layers = self.layers
         if layers is not None and (not layers or min(layers) < 0 or len(set(layers)) != len(layers)):
             raise ValueError(f"`routing.layers` is {layers}; it must name one or more layers, each once, from 0.")
+        if self.rule == "relu" and self.k == self.n_pathways:
+            raise ValueError(f"`routing.k` is {self.k}, every pathway; with `routing.rule` relu it must be lower.")
+        if self.k_heads is not None and self.k_heads < 1:
+            raise ValueError(f"`routing.k_heads` is {self.k_heads}; it must be at least 1, or null.")
+        self._check_pool()
+        self._check_weighed()
+        if not self.stock:  # `slms.routing.stock` names all of these at once, with what else is in its way
+            self._check_router(own.get(str(self.router), {}))
+            self._check_target()
+
+    def _check_router(self, own: dict[str, Any]) -> None:
+        """Refuse what the router, with its own needs, and the rule cannot have."""
+        if self.k_out is not None and (self.router != "gate" or not 1 <= self.k_out <= self.k < self.n_pathways):
+            raise ValueError(
+                f"`routing.k_out` is {self.k_out}; it must be from 1 to `routing.k` ({self.k}), with `routing.router` "
+                f"gate, not {self.router}, and `routing.k` below `routing.n_pathways` ({self.n_pathways})."
+            )
         if self.router == "gate" and self.rule not in ("top_k", "controlled"):
             raise ValueError(
                 f"`routing.rule` is {self.rule}; with `routing.router` gate it must be top_k or controlled."
             )
-        combined = {"router": own.get(str(self.router), {}), "rule": _RELU if self.rule == "relu" else {}}
+        combined = {"router": own, "rule": _RELU if self.rule == "relu" else {}}
         for option, needed in combined.items():
             for name, value in needed.items():
                 if getattr(self, name) != value:
                     raise ValueError(
-                        f"`routing.{name}` is {getattr(self, name)}; with `routing.{option}` {getattr(self, option)} "
-                        f"it must be {'null' if value is None else value}."
+                        f"`routing.{name}` is {typed(getattr(self, name))}; with `routing.{option}` "
+                        f"{getattr(self, option)} it must be {typed(value)}."
                     )
         if self.gate == "relu" and self.rule != "relu":
             raise ValueError(f"`routing.gate` is relu; it needs `routing.rule` relu, not {self.rule}.")
-        if self.rule == "relu" and self.k == self.n_pathways:
-            raise ValueError(f"`routing.k` is {self.k}, every pathway; with `routing.rule` relu it must be lower.")
-        self._check_target()
-        self._check_pool()
-        if self.stock:
-            check_stock(self)
 
     def _check_target(self) -> None:
         """Refuse what the target cannot have, and what would do nothing."""
-        fits = {"mlp": ("mlp", "linear", "gate"), "attention": ("mlp", "linear", *FREE), "both": ("mlp", "linear")}
-        if self.router not in fits[self.target]:
+        possible = {"mlp": ("mlp", "linear", "gate"), "attention": ("mlp", "linear", *FREE), "both": ("mlp", "linear")}
+        if self.router not in possible[self.target]:
             raise ValueError(
                 f"`routing.router` is {self.router}; with `routing.target` {self.target} it must be one of "
-                f"{', '.join(fits[self.target])}."
+                f"{', '.join(possible[self.target])}."
             )
         if self.target == "mlp" and self.k_heads is not None:
             raise ValueError(f"`routing.k_heads` is {self.k_heads}; it needs `routing.target` attention or both.")
-        if self.k_heads is not None and self.k_heads < 1:
-            raise ValueError(f"`routing.k_heads` is {self.k_heads}; it must be at least 1, or null.")
         if self.target != "mlp" and self.importance == "loss":
             raise ValueError(
                 f"`routing.importance` is loss; with `routing.target` {self.target} it must be norm, as heads have it."
             )
+        if self.target == "attention" and self.refit:
+            raise ValueError(
+                "`routing.refit` is true; with `routing.target` attention, which routes no MLP, it must be false."
+            )
+        if self.target == "attention":
+            defaults = {field.name: field.default for field in dataclasses.fields(self)} | {"gate": "unit"}
+            for name in (*_MLP_ONLY, "gate"):
+                if getattr(self, name) != defaults[name]:
+                    raise ValueError(
+                        f"`routing.{name}` is {typed(getattr(self, name))}; with `routing.target` attention, which "
+                        f"routes no MLP, it must be left at {typed(defaults[name])}."
+                    )
+
+    def _check_weighed(self) -> None:
+        """Refuse a weight on contributions that nothing reads."""
         weighs = self.router == "gate" or self.router_init == "norm" or self.partition in ("coactivation", "learned")
         if self.importance == "loss" and not weighs:
             raise ValueError(
                 "`routing.importance` is loss; it needs `routing.router_init` norm, or a partition by contributions "
                 "(coactivation or learned)."
             )
-        if self.target == "attention" and self.refit:
-            raise ValueError(
-                "`routing.refit` is true; with `routing.target` attention, which routes no MLP, it must be false."
-            )
-        if self.target == "both" and self.stock:
-            raise ValueError("`routing.stock` is true; `routing.target` both routes heads, as no stock model does.")
-        if self.target == "attention":
-            defaults = {field.name: field.default for field in dataclasses.fields(self)} | {"gate": "unit"}
-            for name in (*_MLP_ONLY, "gate"):
-                if getattr(self, name) != defaults[name]:
-                    raise ValueError(
-                        f"`routing.{name}` is {getattr(self, name)}; with `routing.target` attention, which routes no "
-                        f"MLP, it must be left at {defaults[name]}."
-                    )
 
     def _check_pool(self) -> None:
         if self.pool_block is not None and (self.pool is None or self.pool_block < 1):
             raise ValueError(
-                f"`routing.pool_block` is {self.pool_block} and `routing.pool` {self.pool}; it must be at least 1, and "
-                "needs a pool."
+                f"`routing.pool_block` is {self.pool_block} and `routing.pool` {typed(self.pool)}; it must be at "
+                "least 1, and needs a pool."
             )
         sizes = self.pool if isinstance(self.pool, list) else [] if self.pool is None else [self.pool] * 2
         if self.pool is not None and (len(sizes) != 2 or not self.k <= sizes[0] <= sizes[1] <= self.n_pathways):
@@ -278,27 +283,3 @@ class RoutingConfig:
                 f"`routing.{unknown[0]}` is not a routing option; the options are {', '.join(sorted(known))}."
             )
         return cls(**values)
-
-
-def _fits(kind: Any, value: Any) -> bool:
-    """Return whether a plain JSON value has a field's type."""
-    if get_origin(kind) in (Union, UnionType):
-        return value is None or any(_fits(inner, value) for inner in get_args(kind) if inner is not NoneType)
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if kind is float:
-        return type(value) in (int, float)
-    if kind in (int, bool, str):
-        return type(value) is kind
-    return isinstance(value, list) and all(type(item) is int for item in value)
-
-
-def _kind(kind: Any) -> str:
-    """Describe a field's type in words."""
-    if get_origin(kind) in (Union, UnionType):
-        return " or ".join("null" if inner is NoneType else _kind(inner) for inner in get_args(kind))
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(get_args(kind))}"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}.get(
-        kind, "a list of whole numbers"
-    )

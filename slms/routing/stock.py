@@ -9,18 +9,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
+from slms.routing.option_types import typed
+
 if TYPE_CHECKING:
     from slms.routing.config import RoutingConfig
 
 NEEDED = {
+    "target": "mlp",
+    "k_heads": None,
     "rule": "top_k",
     "router": "linear",
     "router_bias": False,
     "gate": "softmax",
+    "k_out": None,
     "mean_compensation": False,
     "pool": None,
 }
 """Routing option → the value that a stock mixture of experts needs, whatever its architecture."""
+_WITH = {"pool": " --model.routing.pool_block=null"}
+"""Routing option → what must be lifted with it."""
 
 
 class Obstacle(NamedTuple):
@@ -35,16 +42,13 @@ class Obstacle(NamedTuple):
 def routing_obstacles(config: RoutingConfig) -> list[Obstacle]:
     """Return every option of a routing configuration that no stock mixture of experts can express."""
     return [
-        Obstacle(f"`routing.{name}` is {_typed(getattr(config, name))}", f"--model.routing.{name}={_typed(needed)}")
+        Obstacle(
+            f"`routing.{name}` is {typed(getattr(config, name))}",
+            f"--model.routing.{name}={typed(needed)}{_WITH.get(name, '')}",
+        )
         for name, needed in NEEDED.items()
         if getattr(config, name) != needed
     ]
-
-
-def check_stock(config: RoutingConfig) -> None:
-    """Raise ValueError, naming each option in the way, if a configuration asks for `stock` and contradicts it."""
-    if found := routing_obstacles(config):
-        raise ValueError(f"`routing.stock` is true, but {listed(found)}.")
 
 
 def listed(obstacles: Iterable[Obstacle]) -> str:
@@ -54,8 +58,3 @@ def listed(obstacles: Iterable[Obstacle]) -> str:
     '`routing.gate` is unit (--model.routing.gate=softmax) and it has a bias (none)'
     """
     return " and ".join(f"{what} ({lift})" for what, lift in obstacles)
-
-
-def _typed(value: object) -> str:
-    """Spell a value as you would type it."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -7,11 +7,13 @@ import sys
 import pytest
 import torch
 import transformers as hf
+from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 
 import eval as evaluation
 import slms
 import train
+from slms.measure.export import Comparison
 from tests.models.test_stock import SHAPE
 
 TEXT = ["--corpus=stories", "--block_size=32", "--n_tokens=320"]
@@ -77,6 +79,8 @@ def test_a_run_leaves_as_a_mixtral_with_tokenizer_and_card(run, tmp_path, capsys
     assert card.startswith("---\nlibrary_name: transformers\n") and "4 experts, of which each token runs 2" in card
     assert "export" in card and str(tmp_path) not in card and re.search(r"transformers \d", card)
     assert "license:" not in card.split("---")[1]
+    named = json.loads((out / "tokenizer_config.json").read_text())
+    assert named["tokenizer_class"] == "PreTrainedTokenizerFast" and "is_local" not in named
     assert [path.name for path in tmp_path.rglob(".*")] == []
 
 
@@ -98,20 +102,99 @@ def test_a_refused_export_is_one_line_and_leaves_nothing(run, tmp_path, capsys, 
 
 def test_an_export_that_computes_something_else_is_not_kept(run, tmp_path, monkeypatch):
     model, tokenizer = slms.load_model(run / "model")
-    ids = torch.randint(0, 100, (2, 32), generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr("slms.commands.export.check_model", lambda model, name: None)
     for layer in model.model.layers:  # an export cannot express this, and would have been refused
         layer.mlp.router.selection_bias.copy_(torch.tensor([9.0, 0.0, 0.0, 0.0]))
         layer.mlp.W_out.data *= 100
     with pytest.raises(ValueError, match="the export is not kept"):
-        slms.export_model(model, tokenizer, tmp_path / "new", ids)
+        slms.export_model(model, tokenizer, tmp_path / "new", tokens())
     assert list(tmp_path.iterdir()) == []
+
+
+def tokens(shape=(2, 32), dtype=torch.long):
+    return torch.randint(0, 100, shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+@pytest.mark.parametrize("type", [None, "f32"])
+def test_the_function_writes_gguf_too(run, tmp_path, type):
+    pytest.importorskip("gguf", reason="the package gguf is not installed")
+    model, tokenizer = slms.load_model(run / "model")
+    found = slms.export_model(model, tokenizer, tmp_path / "new", tokens(dtype=torch.int32), "gguf", type=type)
+    assert found.equal("f32") and {path.name for path in (tmp_path / "new").iterdir()} == {
+        "model-f32.gguf",
+        "README.md",
+    }
+    card = (tmp_path / "new" / "README.md").read_text()
+    call = 'slms.export_model(model, tokenizer, "path/of/this/directory", input_ids, "gguf", type="f32")'
+    assert f"```python\nimport slms\n\n{call}\n```" in card
+    with pytest.raises(ValueError, match="`tokenizer` is None; a GGUF file holds the tokenizer too"):
+        slms.export_model(model, None, tmp_path / "other", tokens(), "gguf")
+
+
+def test_a_dense_model_in_bf16_leaves_as_gguf_as_it_is(run, tmp_path):
+    pytest.importorskip("gguf", reason="the package gguf is not installed")
+    base = slms.load_model(run / "model")
+    dense = hf.LlamaForCausalLM(hf.LlamaConfig(**SHAPE | {"vocab_size": len(base.tokenizer)})).bfloat16().eval()
+    assert slms.export_model(dense, base.tokenizer, tmp_path / "new", tokens(), "gguf").equal("f32")
+    assert dense.dtype == torch.bfloat16
+    assert "mixture" not in (tmp_path / "new" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("ids", "options", "said"),
+    [
+        (tokens(), {"format": "onnx"}, "`format` is 'onnx'; it must be one of mixtral, qwen2_moe, qwen3_moe, gguf"),
+        (tokens(), {"format": "neuronpedia"}, "`format` is 'neuronpedia'; it must be one of mixtral"),
+        (tokens(), {"type": "q8_0"}, "`type` is 'q8_0'; only the format gguf has types"),
+        (tokens(), {"format": "gguf", "type": "q4"}, "`type` is 'q4'; it must be one of f32, q8_0"),
+        (tokens()[0], {}, r"`input_ids` is torch.int64 \(32,\); it must be token ids \[blocks, positions\]"),
+        (tokens(dtype=torch.float32), {}, "`input_ids` is torch.float32"),
+        (tokens((2, 65)), {}, "`input_ids` has blocks of 65 tokens; the model takes at most 64"),
+        (tokens((2, 1)), {}, "`input_ids` has blocks of 1 token"),
+        (tokens() + 5000, {}, "`input_ids` holds token 50"),
+    ],
+)
+def test_the_function_refuses_a_wrong_argument_in_one_line(run, tmp_path, ids, options, said):
+    model, tokenizer = slms.load_model(run / "model")
+    with pytest.raises(ValueError, match=said) as refused:
+        slms.export_model(model, tokenizer, tmp_path / "new", ids, **options)
+    assert "\n" not in str(refused.value) and list(tmp_path.iterdir()) == []
+
+
+def test_the_function_takes_int32_and_says_in_the_card_that_it_was_called(run, tmp_path):
+    model, tokenizer = slms.load_model(run / "model")
+    assert slms.export_model(model, tokenizer, tmp_path / "new", tokens(dtype=torch.int32)).equal
+    card = (tmp_path / "new" / "README.md").read_text()
+    assert 'slms.export_model(model, tokenizer, "path/of/this/directory", input_ids, "mixtral")\n```' in card
+    assert "```bash" not in card
+
+
+def test_a_refused_model_in_bf16_gets_a_hint(run, tmp_path, monkeypatch):
+    model, tokenizer = slms.load_model(run / "model")
+    unlike = Comparison(4096, 33.0, 33.0, 0.988, 0.1)
+    monkeypatch.setattr("slms.commands.export.compare_export", lambda *rest: unlike)
+    with pytest.raises(
+        ValueError,
+        match=r"98\.800% .*; in bfloat16 rounding alone can do this: give slms.export_model model\.float\(\)",
+    ):
+        slms.export_model(model.bfloat16(), tokenizer, tmp_path / "new", tokens())
+    with pytest.raises(ValueError) as refused:
+        slms.export_model(model.float(), tokenizer, tmp_path / "new", tokens())
+    assert "float()" not in str(refused.value)
 
 
 def test_training_refuses_what_could_not_be_exported(base, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
+    several = ["routing.gate=unit", "routing.target=both", "routing.n_pathways=5", "balance.bias_rate=0.1"]
     for more, named in (
         (["--model.routing.gate=unit"], "--model.routing.gate=softmax"),
+        (
+            [f"--model.{option}" for option in several],
+            "`routing.stock` is true, but `routing.target` is both (--model.routing.target=mlp) and `routing.gate` is "
+            "unit (--model.routing.gate=softmax) and `routing.n_pathways` is 5 and d_ff 48 "
+            "(--model.routing.n_pathways=2, 3, 4, 6, 8, 12, 16, 24) and `balance.bias_rate` is 0.1, and no stock "
+            "router chooses by a bias (--model.balance.bias_rate=0)",
+        ),
         (["--model.routing.n_pathways=5"], "d_ff 48 (--model.routing.n_pathways=2, 3, 4, 6, 8, 12"),
         (["--model.balance.bias_rate=0.001"], "--model.balance.bias_rate=0"),
         (["--model.base.name=stories-1m"], "a gpt_neo has no stock mixture of experts"),
@@ -124,7 +207,12 @@ def test_a_run_leaves_as_gguf(run, tmp_path, capsys):
     gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
     out = tmp_path / "out"
     evaluation.main(["export", str(run), "--format=gguf", "--type=f32", f"--out={out}", "--n_tokens=512"])
-    assert [path.name for path in out.iterdir()] == ["model-f32.gguf"]
+    assert {path.name for path in out.iterdir()} == {"model-f32.gguf", "README.md"}
+    card = ModelCard.load(out / "README.md")
+    assert card.data.tags == ["slms", "gguf", "llama.cpp", "mixture-of-experts"] and card.data.base_model is None
+    assert "Made from `llama`" in card.content and "4 experts, of which each token runs 2" in card.content
+    assert "export" in card.content and "llama-cli -m model-f32.gguf" in card.content
+    assert str(tmp_path) not in card.content and str(run) not in card.content
     fields = gguf.GGUFReader(out / "model-f32.gguf").fields
     assert fields["llama.expert_used_count"].contents() == 2 and "llama.cpp" in capsys.readouterr().out
     again = ["export", str(run), f"--out={out}2", "--n_tokens=512"]

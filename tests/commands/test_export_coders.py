@@ -5,6 +5,8 @@ import json
 
 import pytest
 import torch
+import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import GPTNeoForCausalLM
 
@@ -55,6 +57,7 @@ TEXT = {"n_tokens": 512}
 def test_every_coder_for_neuronpedia(place, tmp_path):
     said = neuronpedia(str(place / "saes"), tmp_path, TEXT)
     (model,) = (tmp_path / "v1").iterdir()
+    assert model.name == "model"  # the end of its path
     sources = {path.name for path in model.iterdir()}
     assert sources == {"1-residual-topk-24", "0-mlp_in-to-mlp_out-topk-24", "1-mlp_in-to-mlp_out-topk-24"}
     assert all(f"{model.name}/{name}: 24 features" in said for name in sources)
@@ -64,12 +67,28 @@ def test_every_coder_for_neuronpedia(place, tmp_path):
     assert len(json.loads(lines[0])["pos_str"]) == 10
     described = json.loads((one / "model.jsonl").read_text())
     assert (described["layers"], described["neuronsPerLayer"]) == (2, 32)
-    assert json.loads((one / "source.jsonl").read_text())["num_tokens_in_prompt"] == 16
+    source = json.loads((one / "source.jsonl").read_text())
+    assert source["num_tokens_in_prompt"] == 16 and source["dataset"] == "text.txt (every 50th document)"
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    text = [gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes() for path in written]
+    assert not any(str(place).encode() in content for content in text)
+    assert {path.name for path in tmp_path.iterdir()} == {"README.md", "v1"}  # the importer reads what v1/ holds
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.tags == ["slms", "sparse-autoencoder", "neuronpedia"] and "## How it was made" in card.content
+    assert "| `v1/model/1-residual-topk-24` | 24 | " in card.content and "text.txt" in card.content
 
 
 def test_the_transcoders_for_circuit_tracer(place, tmp_path):
     said = circuit_tracer(f"{place / 'saes' / 't1'},{place / 'saes' / 't0'}", tmp_path, TEXT)
-    assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "layer_0.safetensors", "layer_1.safetensors"}
+    layers = {"layer_0.safetensors", "layer_1.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {"README.md", "config.yaml", *layers}
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["model_name"] == "model"
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.library_name == "circuit-tracer" and card.data.base_model is None
+    assert (
+        "one for each of its 2 layers, with 24 features each" in card.content and "load_transcoder_set" in card.content
+    )
+    assert "- layer 0: TopK became a threshold" in card.content and str(place) not in card.content
     assert "layer 0: TopK became a threshold" in said and "L0 3.0 instead of 3" in said
     whole = tmp_path / "whole"
     whole.mkdir()

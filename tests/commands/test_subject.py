@@ -8,7 +8,7 @@ import yaml
 
 import eval as evaluation
 import slms.commands
-from slms.commands.subject import chosen_text, open_subject
+from slms.commands.subject import chosen_text, open_subject, public_name
 from slms.data.corpora import CorpusConfig
 from slms.models.base import BaseConfig, init_base, load_base
 from slms.models.io import save_model
@@ -22,6 +22,17 @@ def test_blocks_are_no_longer_than_the_context_unless_asked_for(tmp_path):
     assert open_subject(str(tmp_path), n_tokens=512).blocks.input_ids.shape == (16, 32)
     with pytest.raises(ValueError, match=r"--block_size 64: .* at most 32"):
         open_subject(str(tmp_path), n_tokens=512, block_size=64)
+
+
+def test_the_public_name_of_a_model_is_no_path(tmp_path, monkeypatch):
+    run = tmp_path / "runs" / "mine" / "20260101"
+    (run / "model").mkdir(parents=True)
+    (run / "config.yaml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    for path in (run, run / "model", "runs/mine/20260101", "runs/mine/20260101/model", tmp_path / "gone" / "mine"):
+        assert public_name(str(path)) == "mine"
+    for name in ("stories-1m", "roneneldan/TinyStories-1M"):
+        assert public_name(name) == name
 
 
 RUN = {"corpus": "mine.jsonl", "validation": "dev.jsonl", "text_field": "story", "block_size": 128, "n_tokens": 4096}

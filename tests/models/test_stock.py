@@ -37,6 +37,13 @@ def test_every_architecture_and_family_exists_in_transformers():
         (hf.Qwen3Config(**SHAPE), {"n_shared": 1}, ["--model.routing.n_shared=0"]),
         (hf.GPTNeoConfig(), {}, ["a gpt_neo has no stock mixture of experts, only llama, mistral, qwen2, qwen3"]),
         (hf.MistralConfig(**SHAPE, sliding_window=8), {"n_shared": 1}, ["--model.routing.n_shared=0"]),
+        (  # a window fits Mixtral alone, so the others have to give way
+            hf.MistralConfig(**SHAPE, sliding_window=8),
+            {"n_shared": 1, "layers": [1]},
+            ["--model.routing.n_shared=0", "layers 0, 2 are dense"],
+        ),
+        (hf.LlamaConfig(**SHAPE), {"n_pathways": 5, "k": 5}, ["=6, 8, 12, 16, 24, 48"]),
+        (hf.LlamaConfig(**SHAPE), {"target": "both", "k_heads": 1}, ["routing.target=mlp", "routing.k_heads=null"]),
     ],
 )
 def test_what_no_architecture_can_express_is_named_before_training(base, changes, named):
@@ -53,8 +60,21 @@ def test_a_base_fits_if_one_architecture_does_and_balancing_by_bias_never_does()
     check_base(hf.MistralConfig(**SHAPE, sliding_window=8), STOCK)
     with pytest.raises(ValueError, match=r"--model.balance.bias_rate=0"):
         check_base(llama, STOCK, bias_rate=1e-3)
-    with pytest.raises(ValueError, match="d_ff 48"):
-        slms.route(hf.LlamaForCausalLM(llama), RoutingConfig(stock=True, n_pathways=5, k=2))
+    every = RoutingConfig(stock=True, n_pathways=5, k=2, gate="unit", router="mlp", rule="top_p", target="both")
+    for refuse in (lambda: check_base(llama, every), lambda: slms.route(hf.LlamaForCausalLM(llama), every)):
+        with pytest.raises(ValueError, match=r"`routing\.stock` is true, but ") as refused:
+            refuse()
+        lifts = ["target=mlp", "rule=top_k", "router=linear", "gate=softmax", "n_pathways=2, 3"]
+        assert all(f"(--model.routing.{lift}" in str(refused.value) for lift in lifts), refused.value
+
+
+def test_one_line_names_the_routing_the_base_and_the_balance_together():
+    mistral = hf.MistralConfig(**SHAPE, sliding_window=8)
+    asked = RoutingConfig(stock=True, n_pathways=5, k=2, gate="unit", router="mlp", layers=[0, 2])
+    with pytest.raises(ValueError) as refused:
+        check_base(mistral, asked, bias_rate=0.1)
+    named = ["router=linear", "gate=softmax", "d_ff 48", "layer 1 is dense", "--model.balance.bias_rate=0"]
+    assert all(words in str(refused.value) for words in named) and "\n" not in str(refused.value), refused.value
 
 
 def test_at_export_all_that_stands_in_the_way_is_named_with_the_flag_that_lifts_it():
@@ -67,5 +87,8 @@ def test_at_export_all_that_stands_in_the_way_is_named_with_the_flag_that_lifts_
         check_model(routed, "mixtral")
     flags = ["gate=softmax", "layers=null", "every_n_layers=1", "n_shared=0", "balance.bias_rate=0", "qwen2_moe"]
     assert all(flag in str(refused.value) for flag in flags), refused.value
-    with pytest.raises(ValueError, match="a llama is no qwen3_moe"):
+    with pytest.raises(ValueError, match=r"a llama is no qwen3_moe .*gate=softmax"):
         check_model(routed, "qwen3_moe")
+    both = slms.route(model, routing(target="both", k_heads=1, gate="softmax"))
+    with pytest.raises(ValueError, match=r"`routing\.target` is both \(--model\.routing\.target=mlp\)"):
+        check_model(both, "mixtral")

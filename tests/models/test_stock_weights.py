@@ -1,6 +1,8 @@
 """A routed model and what transformers makes of its export compute the same."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,15 @@ from tests.models.test_stock import SHAPE, routing
 
 IDS = torch.randint(0, 61, (2, 20), generator=torch.Generator().manual_seed(0))
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "leaving.md").read_text()
+
+
+def read_by_vllm(name: str) -> set[str]:
+    """The keys of config.json that the guide's table says vLLM reads of an architecture."""
+    (cells,) = re.findall(rf"^\| `{name}\.py` \| ([^;|]*)", GUIDE, flags=re.M)
+    return set(re.findall(r"`(\w+)`", cells))
 
 
 def routed(config, **changes):
@@ -53,6 +64,9 @@ def test_the_export_computes_the_same(tmp_path, name, config, changes):
         torch.testing.assert_close(theirs, ours, rtol=2e-4, atol=2e-4)
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["rope_theta"] == config.rope_parameters["rope_theta"] and written["model_type"] == name
+    keys = read_by_vllm(name)
+    assert len(keys) > 4 and keys <= written.keys(), keys - written.keys()
+    assert written["torch_dtype"] == written["dtype"] == "float32"
 
 
 def test_checkpoints_have_the_names_that_engines_read(tmp_path):

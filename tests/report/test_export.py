@@ -1,0 +1,24 @@
+"""The card of a GGUF file says what llama.cpp found, or that it was not there."""
+
+from huggingface_hub import ModelCard
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from slms.measure.gguf import GGUFComparison
+from slms.report.export import gguf_card
+from tests.models.test_stock import SHAPE
+
+BASE = "HuggingFaceTB/SmolLM2-135M"
+
+
+def card(found):
+    made = {"title": "mine", "base": BASE, "text": "/secret/text.txt", "command": None}
+    return ModelCard(gguf_card(LlamaForCausalLM(LlamaConfig(**SHAPE)), "m.gguf", "q8_0", found, **made))
+
+
+def test_what_llama_cpp_found_is_told():
+    ran = card(GGUFComparison("llama.cpp b1", 512, 10.0, 10.01, 0.99, 1.0, 1.0))
+    assert ran.data.base_model == BASE and ran.data.library_name == "gguf" and "mixture" not in ran.content
+    assert "llama.cpp ran it on text.txt:" in ran.content and "perplexity 10, of the file 10.01" in ran.content
+    assert 'input_ids, "gguf", type="q8_0")' in ran.content and "weights in Q8_0" in ran.content
+    away = card(GGUFComparison("llama.cpp is away"))
+    assert "llama.cpp was not at hand to run it." in away.content and "```text" not in away.content
