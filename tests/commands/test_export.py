@@ -86,7 +86,7 @@ def test_a_run_leaves_as_a_mixtral_with_tokenizer_and_card(run, tmp_path, capsys
         (["--format=mixtral"], "required: out"),
         (["--format=onnx", "--out={new}"], "--format onnx: it must be one of mixtral"),
         (["--format=mixtral", "--out={old}"], "exists; name a new one"),
-        (["--format=qwen3_moe", "--out={new}"], "a llama is no qwen3_moe (--format mixtral or qwen2_moe)"),
+        (["--format=qwen3_moe", "--out={new}"], "is no qwen3_moe: it is a llama (--format mixtral or qwen2_moe)"),
     ],
 )
 def test_a_refused_export_is_one_line_and_leaves_nothing(run, tmp_path, capsys, args, named):
@@ -131,5 +131,5 @@ def test_a_run_leaves_as_gguf(run, tmp_path, capsys):
     said = refused(evaluation.main, [*again, "--format=mixtral", "--type=f32"], capsys)
     assert "--type f32: only --format gguf has types" in said
     said = refused(evaluation.main, [*again, "--format=gguf", "--type=q8_0"], capsys)
-    assert "`hidden_size` is 24; it must be a multiple of 32" in said
+    assert "d_model is 24, and Q8_0 stores 32 weights of a row together" in said
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
