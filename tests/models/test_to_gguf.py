@@ -7,7 +7,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import BPE, WordLevel
-from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.pre_tokenizers import ByteLevel, Metaspace
 from transformers import AutoModelForCausalLM as Auto
 from transformers import (
     GPT2Config,
@@ -22,7 +22,7 @@ from transformers import (
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 import slms
-from slms.models.gguf_tokenizer import PRE
+from slms.models.gguf_tokenizer import PRE, _warn_once, vocabulary
 from slms.models.to_gguf import check, paired, tensors, write_gguf
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
@@ -152,6 +152,15 @@ def test_many_experts_of_a_token_come_with_biases_of_zeros():
 def test_what_llama_cpp_would_compute_otherwise_is_refused(config, kind, message):
     with pytest.raises(ValueError, match=message):
         check(config, kind)
+
+
+def test_a_lack_of_byte_tokens_is_told_once(caplog):
+    bpe = Tokenizer(BPE({"▁": 0, "a": 1, "<0x0A>": 2}, []))
+    bpe.pre_tokenizer = Metaspace()
+    _warn_once.cache_clear()
+    for _ in range(4):
+        assert vocabulary(PreTrainedTokenizerFast(tokenizer_object=bpe), 3).model == "llama"
+    assert [record.getMessage()[:37] for record in caplog.records] == ["the tokenizer has 1 of 256 byte token"]
 
 
 def test_a_tokenizer_without_a_gguf_form_is_refused_and_leaves_nothing(tmp_path):
