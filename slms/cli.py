@@ -38,15 +38,27 @@ def one_line_errors(program: str) -> Iterator[None]:
 def _one_line(message: object) -> str:
     """Keep only what is wrong, without the parser's list of everything else that it tried."""
     lines = [line.strip().removeprefix("- ") for line in str(message).splitlines() if line.strip()]
-    kept = " ".join([line for line in lines if not line.startswith(_NOISE)] or lines)
+    kept = " ".join(_of_one_type([line for line in lines if not line.startswith(_NOISE)]) or lines)
     given = next((line.partition(": ")[2] for line in lines if line.startswith("Given value:")), "")
     if wrong := re.fullmatch(r"Parser key \"([\w.]+)\": Expected a <class '(\w+)'>(?:\. Got value: (.*))?", kept):
         return f"--{wrong[1]} {wrong[3] or given}: it must be {_KINDS.get(wrong[2], wrong[2])}"
-    if wrong := re.fullmatch(r"Parser key \"([\w.]+)\": Expected a typing\.Literal\[(.*)\]\. Got value: (.*)", kept):
-        return f"--{wrong[1]} {wrong[3]}: it must be one of {wrong[2]}".replace("'", "")
+    if wrong := re.fullmatch(
+        r"Parser key \"([\w.]+)\": Expected a typing\.Literal\[(.*?)\](?:\. Got value: (.*))?", kept
+    ):
+        return f"--{wrong[1]} {wrong[3] or given}: it must be one of {wrong[2]}".replace("'", "")
     if wrong := re.match(r"Parser key \"([\w.]+)\": Unable to load config '(.*?)'", kept):
         return f"--{wrong[1]} {wrong[2]}: a section of options takes a mapping or a YAML file"
+    if wrong := re.match(r"Parser key \"([\w.]+)\":.*Expected a dot import path string: (\S+)", " ".join(lines)):
+        return f"--{wrong[1]} {wrong[2]}: there is no such class; one of your own is package.module.Class"
+    if wrong := re.search(r"class_path '(?:\w+\.)*(\w+)':.*?(?:Requirement|Module not found:?) '([\w.-]+)(.*?)'", kept):
+        return f"{wrong[1]} needs the package {wrong[2]}: pip install '{wrong[2]}{wrong[3]}'"
     return kept or type(message).__name__
+
+
+def _of_one_type(lines: list[str]) -> list[str]:
+    """Leave out the other types that a value might have had, if one of them says what is wrong with it."""
+    told = [line for line in lines if not line.startswith("Expected a ")]
+    return told if any(not line.startswith("Parser key") or "Expected a " in line for line in told) else lines
 
 
 def hanging(items: Sequence[tuple[str, str]], width: int, indent: str = "") -> list[str]:

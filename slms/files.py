@@ -88,12 +88,15 @@ def make_new(target: Path | str) -> Iterator[Path]:
     On any error nothing is left behind, neither `target` nor its missing parents.
 
     Raises:
-        ValueError: `target` exists.
+        ValueError: `target` exists, or cannot, since a file is in its path.
     """
     target = Path(target).expanduser().absolute()
     if os.path.lexists(target):
         raise ValueError(f"--out {target} exists; name a new one")
-    with scratch(next(parent for parent in target.parents if parent.is_dir())) as place:
+    nearest = next(parent for parent in target.parents if os.path.lexists(parent))
+    if not nearest.is_dir():
+        raise ValueError(f"--out {target}: {nearest} is no directory")
+    with scratch(nearest) as place:
         new = place / target.name
         new.mkdir()
         yield new

@@ -188,7 +188,8 @@ NOT_TAKEN = [
 REFUSALS = [
     ("barebones=true", REFUSED["barebones"][1]),
     ("plugins=[lightning.pytorch.plugins.io.AsyncCheckpointIO]", "WholeCheckpointIO writes checkpoints"),
-    ("logger=WandbLogger", "wandb"),
+    ("logger=WandbLogger", "error: WandbLogger needs the package wandb: pip install 'wandb>="),
+    ("logger=Wandb", "error: --trainer.logger Wandb: there is no such class; one of your own is package.module.Class"),
     ("accelerator=tpu", "torch_xla"),
     ("devices=0", "devices"),
     ("overfit_batches=1.5", "overfit_batches"),

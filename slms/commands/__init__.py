@@ -28,6 +28,7 @@ suite           specialization across models of several sizes
 import ast
 import difflib
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -72,11 +73,19 @@ def command(name: str) -> Callable[..., None]:
 
 
 def run(name: str, args: list[str], program: str) -> None:
-    """Run a command once for each subject that its arguments name."""
+    """Run a command once for each subject that its arguments name.
+
+    Raises:
+        ValueError: several subjects, and a command that writes one directory.
+    """
     from jsonargparse import auto_cli
 
     function = command(name)
-    for line in command_lines(args, function):
+    lines = command_lines(args, function)
+    if len(lines) > 1 and "out" in inspect.signature(function).parameters:
+        subjects = ", ".join(line[0].partition("=")[2] for line in lines)
+        raise ValueError(f"{name} writes one --out for one run, and {len(lines)} are named: {subjects}")
+    for line in lines:
         auto_cli(function, args=line, as_positional=False, parser_class=CommandParser, prog=program)
 
 

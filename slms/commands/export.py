@@ -34,6 +34,7 @@ from slms.models.stock_weights import write_stock
 from slms.models.to_gguf import TYPES
 from slms.report.export import export_card, export_lines, gguf_card, gguf_lines
 from slms.report.provenance import command_line
+from slms.sae.export import CONFIG
 
 
 class Format(NamedTuple):
@@ -44,6 +45,8 @@ class Format(NamedTuple):
     what to print. What it leaves in `new` is moved to `--out` as a whole."""
     words: str
     """What it is, for `--help` and the guide."""
+    of: str = "a model"
+    """What a run must hold."""
 
 
 def export_model(
@@ -156,7 +159,7 @@ def _mixture(model: PreTrainedModel) -> PreTrainedModel:
 
 def _stock(format: str, run: str, new: Path, text: dict[str, Any]) -> str:
     """Write a run as a stock checkpoint."""
-    opened = open_model(run)
+    opened = open_model(run, "export")
     check_model(opened.model, format)
     subject, ids, card = _prepared(run, opened, text)
     return export_lines(_write(new, subject.model, subject.tokenizer, ids, format, **card))
@@ -164,7 +167,7 @@ def _stock(format: str, run: str, new: Path, text: dict[str, Any]) -> str:
 
 def _gguf(run: str, new: Path, text: dict[str, Any], type: str = "f32") -> str:
     """Write a dense model, or a routed one as the mixture of experts that it is, as one GGUF file."""
-    opened = open_model(run)
+    opened = open_model(run, "export")
     mixture = _mixture(opened.model)
     subject, ids, card = _prepared(run, opened, text)
     return gguf_lines(_write_gguf(new, subject.model, mixture, subject.tokenizer, ids, type, **card))
@@ -186,10 +189,22 @@ FORMATS = {
     "mixtral": Format(partial(_stock, "mixtral"), "Llama or Mistral, all MLPs routed, no shared pathways"),
     "qwen2_moe": Format(partial(_stock, "qwen2_moe"), "Llama, Mistral or Qwen2, with dense layers or shared pathways"),
     "qwen3_moe": Format(partial(_stock, "qwen3_moe"), "Qwen3, with dense layers"),
-    "neuronpedia": Format(neuronpedia, "the features of every coder of a run, for Neuronpedia's importer"),
-    "circuit_tracer": Format(circuit_tracer, "the transcoders of a run, one for each layer's MLP, for circuit-tracer"),
+    "neuronpedia": Format(neuronpedia, "the features of every coder of a run, for Neuronpedia's importer", "coders"),
+    "circuit_tracer": Format(
+        circuit_tracer, "the transcoders of a run, one for each layer's MLP, for circuit-tracer", "coders"
+    ),
     "gguf": Format(_gguf, "llama.cpp's file: what leaves as mixtral, Qwen3 with every layer routed, or a dense model"),
 }
+
+
+def check_holds(run: str, format: str) -> None:
+    """Raise ValueError, naming the formats that fit, if a run holds a model in place of coders or the reverse."""
+    path, wanted = Path(run), FORMATS[format].of
+    model = (path / "model").is_dir() or (path / "config.json").is_file()
+    coders = any(any(path.glob(f"{place}{CONFIG}")) for place in ("", "*/", "saes/*/"))
+    if model != coders and wanted != (held := "a model" if model else "coders"):
+        fit = [name for name, row in FORMATS.items() if row.of == held]
+        raise ValueError(f"--format {format}: {run} holds {held}, not {wanted}; --format {' or '.join(fit)} fits")
 
 
 def export(
@@ -216,6 +231,8 @@ def export(
     """
     if type is not None and format != "gguf":
         raise ValueError(f"--type {type}: only --format gguf has types")
+    for one in run.split(","):
+        check_holds(one, format)
     options = {} if type is None else {"type": type}
     with make_new(out) as new:
         print(FORMATS[format].write(run=run, new=new, text=text_options(n_tokens=n_tokens, **text), **options))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from slms.commands.coder import OpenCoder, open_coder
 from slms.commands.features import measured_features
-from slms.commands.subject import public_name, short_name
+from slms.commands.subject import public_name, run_section, short_name
 from slms.files import write_atomic
 from slms.models.anatomy import find_mlps
 from slms.models.card import CARD, shortened
@@ -20,6 +20,7 @@ from slms.report.neuronpedia import Subject, write_neuronpedia
 from slms.report.provenance import command_line
 from slms.sae.circuit_tracer import fvu, layer_of, mean_threshold, thresholded, write_set
 from slms.sae.coders import TopK
+from slms.sae.config import CoderSpec
 from slms.sae.load import coder_directories
 
 SHOWN = {"n_strongest": 20, "n_random": 10}  # uses of each feature that Neuronpedia shows
@@ -42,6 +43,8 @@ def neuronpedia(run: str, new: Path, text: dict[str, Any]) -> str:
             layers=len(mlps),
             neurons=len(read_mlp(mlps[layer]).W_in),
             block_size=opened.subject.blocks.input_ids.shape[1],
+            kind=trained_kind(path) or results.kind,
+            name="" if path.name in (results.site, f"{results.site}-to-{results.target}") else path.name,
         )
         place = write_neuronpedia(new, results, subject).relative_to(new)
         written.append(f"{place}: {results.d_sae} features, {results.dead} of them never used")
@@ -50,6 +53,18 @@ def neuronpedia(run: str, new: Path, text: dict[str, Any]) -> str:
     card = neuronpedia_card(results.model, title, sources, results.tokens, results.corpus, command_line())
     write_atomic(new / CARD, card)
     return "\n".join(written)
+
+
+def trained_kind(directory: Path) -> str | None:
+    """The kind that a coder in a run's `saes/` was trained as, from the run's config; None if that is not known."""
+    config = directory.resolve().parent.parent / "config.yaml"
+    if not config.is_file():
+        return None
+    coders = run_section(config, "model").get("coders") or []
+    for one in coders:
+        if CoderSpec(one["site"], one.get("target"), one.get("name")).label == directory.name:
+            return one.get("coder", {}).get("kind")
+    return None
 
 
 def circuit_tracer(run: str, new: Path, text: dict[str, Any]) -> str:

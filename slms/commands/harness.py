@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from slms.commands.arguments import published
 from slms.commands.subject import open_model, run_text, with_text
 from slms.measure.dynamick import DENSE_RULES, ROUTED_RULES, set_routed_rule, share_out, under_rule
-from slms.measure.harness import TaskScore, installed, score
+from slms.measure.harness import INSTALL, TaskScore, installed, score
 from slms.measure.journal import identity
 from slms.models.base import Base
 from slms.models.dynamic import masking
@@ -34,7 +34,7 @@ def harness(
     batch_size: int = 16,
     output_dir: str = "artifacts",
 ) -> None:
-    """Run tasks of lm-eval (an optional dependency: `pip install -e '.[harness]'`) and report its own metrics.
+    """Run tasks of lm-eval (an optional dependency: `pip install 'lm-eval[hf]'`) and report its own metrics.
 
     Args:
         model: a run directory, a model directory, `stories-1m` or a Hugging Face id; dense or routed.
@@ -58,7 +58,7 @@ def harness(
     if rule is not None and rule not in (known := dict.fromkeys((*DENSE_RULES, *ROUTED_RULES))):
         raise ValueError(f"--rule {rule}: it must be one of {', '.join(known)}")
     if not installed():
-        raise ValueError("harness needs the package lm-eval: pip install -e '.[harness]'")
+        raise ValueError(f"harness needs the package lm-eval: {INSTALL}")
     net, tokenizer = open_model(model)
     assert tokenizer is not None, model  # load_base raises without one
     made_from: dict[str, object] = {"tasks": tasks, "include_path": include_path, "shots": shots, "limit": limit}

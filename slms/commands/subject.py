@@ -169,12 +169,13 @@ def run_base(model: str) -> BaseConfig | None:
     if not config.is_file():
         return None
     try:
-        return BaseConfig(**_section(config, "model")["base"])
+        return BaseConfig(**run_section(config, "model")["base"])
     except (KeyError, TypeError):
         raise ValueError(f"{config}: not the config.yaml of a run") from None
 
 
-def _section(config: Path, name: str) -> dict:
+def run_section(config: Path, name: str) -> dict:
+    """A section of a run's config.yaml; raises ValueError if that has none."""
     try:
         section = yaml.safe_load(config.read_text(encoding="utf-8"))[name]
     except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError):
@@ -189,10 +190,10 @@ def run_text(model: str | Path) -> dict:
     config = Path(model) / "config.yaml"
     if not config.is_file():
         return {}
-    data = _section(config, "data")
+    data = run_section(config, "data")
     try:
         corpus = data["corpus"]
-        source = _section(config, "model")["base"]["source"]  # where the base came from; the corpus goes with it
+        source = run_section(config, "model")["base"]["source"]  # where the base came from; the corpus goes with it
         text = {
             "corpus": CorpusConfig(**corpus).resolve(source),
             "validation": corpus["validation"],

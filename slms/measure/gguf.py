@@ -23,7 +23,7 @@ from slms.measure.llama_cpp import Engine, Times, absent, build, in_turns
 from slms.models.families import family_name
 from slms.models.io import quiet_transformers
 from slms.models.routed import routed_modules
-from slms.models.stock import check_model
+from slms.models.stock import ARCHITECTURES, check_model
 from slms.models.stock_weights import write_stock
 from slms.models.to_gguf import BLOCK, TYPES, check, tensors, write_gguf
 
@@ -33,6 +33,8 @@ ARGMAX = {"f32": 0.999, "q8_0": 0.95}
 """The smallest share of tokens on which model and file must predict the same token, of those that count."""
 LEAD = {"f32": 0.0, "q8_0": 1.0}
 """A token counts if the model's largest logit leads by so much; rounding to 8 bits turns many others of a mixture."""
+EXPERTS = ("mixtral", "qwen3_moe")
+"""The stock mixtures of experts that llama.cpp computes as transformers does."""
 
 
 class GGUFComparison(NamedTuple):
@@ -100,8 +102,12 @@ def as_experts(model: PreTrainedModel) -> PreTrainedModel:
     """
     if not routed_modules(model):
         return model
-    name = "qwen3_moe" if family_name(model.config.model_type) == "qwen3" else "mixtral"
-    check_model(model, name)
+    family = family_name(model.config.model_type)
+    name = next((name for name in EXPERTS if family in ARCHITECTURES[name].families), None)
+    if name is None:
+        fit = ", ".join(fit for name in EXPERTS for fit in ARCHITECTURES[name].families)
+        raise ValueError(f"a routed {family} has no GGUF form: llama.cpp computes only {fit} as they are routed here")
+    check_model(model, name, gguf=True)
     with tempfile.TemporaryDirectory() as place, quiet_transformers():
         write_stock(model, name, Path(place))
         return AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, local_files_only=True).eval()
@@ -180,7 +186,7 @@ def check_tensors(model: PreTrainedModel, file: Path, type: str) -> None:
 
 
 def _all(model: PreTrainedModel, type: str) -> Iterable[tuple[str, np.ndarray]]:
-    return tensors(model, check(model.config, type))
+    return tensors(model, check(model.config, type), type)
 
 
 def _close(read: np.ndarray, weight: np.ndarray, type: str) -> bool:

@@ -1,6 +1,6 @@
 """Runs tasks of lm-eval (the language model evaluation harness) on a model that is already loaded.
 
-lm-eval is an optional dependency (`pip install -e '.[harness]'`) and is imported by the functions that need it.
+lm-eval is an optional dependency (`INSTALL`, or the extra `harness`) and is imported by the functions that need it.
 """
 
 import contextlib
@@ -16,6 +16,8 @@ from typing import NamedTuple
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CODE = "!function"
+INSTALL = "pip install 'lm-eval[hf]'"
+"""as the extra `harness` does, be slms a wheel or a checkout"""
 
 
 class TaskScore(NamedTuple):
@@ -70,7 +72,7 @@ def score(
         ValueError: lm-eval is not installed or does not know a task, or a task would run generated code.
     """
     if not installed():
-        raise ValueError("harness needs the package lm-eval: pip install -e '.[harness]'")
+        raise ValueError(f"harness needs the package lm-eval: {INSTALL}")
     if include is not None:
         check_tasks(include)
     with _quiet():

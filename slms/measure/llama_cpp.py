@@ -9,6 +9,8 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -48,8 +50,16 @@ def absent(times_only: bool = False) -> str | None:
     except ImportError:
         return f"llama.cpp is not installed: {INSTALL}" + (" (or put llama-bench on the PATH)" if times_only else "")
     except (RuntimeError, OSError) as error:  # built for another system, as for a newer C library
-        return f"llama.cpp's library cannot be loaded: {str(error).splitlines()[0]}"
+        return _why_not(str(error))
     return None
+
+
+def _why_not(said: str) -> str:
+    """Say why the library cannot be loaded, from the loader's message, which repeats its path three times."""
+    if missing := re.findall(r"`GLIBC_([\d.]+)' not found", said):
+        needed = max(missing, key=lambda version: [int(part) for part in version.split(".")])
+        return f"llama.cpp's library needs glibc {needed}, and {platform.libc_ver()[1] or 'another C library'} is here"
+    return f"llama.cpp's library cannot be loaded: {said.splitlines()[0].partition('  Additionally')[0]}"
 
 
 def _library() -> tuple[Any, Any, ModuleType]:

@@ -119,16 +119,22 @@ def _convert(file: Path, directory: Path, weights: bool) -> None:
 
     from slms.models.gguf_tokenizer import with_pre
     from slms.models.io import quiet_transformers, read_model, save_model
+    from slms.models.transformers_internals import own_gguf_progress
 
     safely: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
-    with quiet_transformers():
+    with quiet_transformers(), own_gguf_progress():
         try:
             config = AutoConfig.from_pretrained(file.parent, **safely)
             tokenizer = AutoTokenizer.from_pretrained(file.parent, **safely)
-            sizes, pre = _what_transformers_misses(file)
+            sizes, pre, experts = _what_transformers_misses(file)
         except Exception as error:  # a reader that meets a damaged file raises anything
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(f"{file}: truncated, or no model that transformers can read ({said}).") from error
+        if experts:
+            raise ValueError(
+                f"{file}: a mixture of {experts} experts; it cannot be routed again, and transformers does not read it "
+                "from GGUF."
+            )
         for name, size in sizes.items():
             if hasattr(config, name):
                 setattr(config, name, size)
@@ -153,15 +159,19 @@ _SIZES = {
 """Sizes in a configuration that transformers does not read from the file for every architecture."""
 
 
-def _what_transformers_misses(file: Path) -> tuple[dict[str, int], str | None]:
-    """Return sizes of the model, and how a byte-level tokenizer splits text in llama.cpp's words (else None)."""
+def _what_transformers_misses(file: Path) -> tuple[dict[str, int], str | None, int]:
+    """Return sizes of the model, how a byte-level tokenizer splits text in llama.cpp's words (else None), and experts.
+
+    The experts are those of llama.cpp's `llama`, which transformers opens as a dense Llama without its MLPs.
+    """
     import gguf
 
     fields = gguf.GGUFReader(file).fields
     found = {key: field.contents() for key, field in fields.items() if len(field.data) == 1}
     sizes = {name: found.get(f"{found['general.architecture']}.{key}") for name, key in _SIZES.items()}
     pre = found.get("tokenizer.ggml.pre") if found.get("tokenizer.ggml.model") == "gpt2" else None
-    return {name: size for name, size in sizes.items() if size is not None}, pre
+    experts = found.get("llama.expert_count", 0) if found["general.architecture"] == "llama" else 0
+    return {name: size for name, size in sizes.items() if size is not None}, pre, experts
 
 
 def _plain(model: PreTrainedModel) -> PreTrainedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from typing import Any, NamedTuple
@@ -50,6 +51,15 @@ class Vocabulary(NamedTuple):
     add_bos: bool
 
 
+@functools.cache
+def _warn_once(n_bytes: int) -> None:
+    """Warn once, though one command may write several files with the same tokenizer."""
+    logger.warning(
+        "the tokenizer has %d of 256 byte tokens; at a character that it does not know, llama.cpp ends the process",
+        n_bytes,
+    )
+
+
 def vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary:
     """Return a tokenizer as GGUF stores it, filled up to `size` tokens.
 
@@ -77,10 +87,7 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary:
         if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
             types[i], scores[i] = BYTE, 0.0
     if types.count(BYTE) < 256:
-        logger.warning(
-            "the tokenizer has %d of 256 byte tokens; at a character that it does not know, llama.cpp ends the process",
-            types.count(BYTE),
-        )
+        _warn_once(types.count(BYTE))
     if tokenizer.unk_token_id is not None:
         types[tokenizer.unk_token_id] = UNKNOWN
     prefix = any(part["type"] == "Prepend" for part in _parts(content["normalizer"], "normalizers"))

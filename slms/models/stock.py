@@ -71,7 +71,7 @@ def base_obstacles(config: PreTrainedConfig, name: str) -> list[Obstacle]:
     family, stock = family_name(config.model_type), ARCHITECTURES[name]
     if family not in stock.families:
         fits = [other for other, row in ARCHITECTURES.items() if family in row.families]
-        return [Obstacle(f"a {family} is no {name}", f"--format {' or '.join(fits)}" if fits else OWN)]
+        return [Obstacle(f"it is a {family}", f"--format {' or '.join(fits)}" if fits else OWN)]
     found = []
     if config.hidden_act not in ("silu", "swish"):
         found.append(Obstacle(f"the base's activation is {config.hidden_act}, and that of {name} silu", OWN))
@@ -90,17 +90,20 @@ def base_obstacles(config: PreTrainedConfig, name: str) -> list[Obstacle]:
     return found
 
 
-def layout_obstacles(config: PreTrainedConfig, routing: RoutingConfig, name: str) -> list[Obstacle]:
-    """Return what stands in the way of routing this base so that it becomes the architecture `name`."""
+def layout_obstacles(config: PreTrainedConfig, routing: RoutingConfig, name: str, gguf: bool = False) -> list[Obstacle]:
+    """Return what stands in the way of routing this base so that it becomes the architecture `name`.
+
+    gguf: whether llama.cpp is to run it, which routes every layer and computes no qwen2_moe as transformers does.
+    """
     stock, found = ARCHITECTURES[name], routing_obstacles(routing)
     d_ff, p = getattr(config, "intermediate_size", 0), routing.n_pathways
     if d_ff % p:
         fits = [n for n in range(max(2, routing.k), d_ff + 1) if d_ff % n == 0]
         words = ", ".join(map(str, sorted(sorted(fits, key=lambda n: abs(n - p))[:8])))
         found.append(Obstacle(f"`routing.n_pathways` is {p} and d_ff {d_ff}", f"--model.routing.n_pathways={words}"))
-    elsewhere = ", or --format qwen2_moe" if name == "mixtral" else ""
+    elsewhere = ", or --format qwen2_moe" if name == "mixtral" and not gguf else ""
     layers = config.num_hidden_layers
-    if not stock.mixed and len(routing.routed_layers(layers)) < layers:
+    if (gguf or not stock.mixed) and len(routing.routed_layers(layers)) < layers:
         every = "--model.routing.every_n_layers=1 --model.routing.first_layer=0 --model.routing.last_layer=-1"
         every = every if routing.layers is None else f"--model.routing.layers=null {every}"
         left = sorted(set(range(layers)) - set(routing.routed_layers(layers)))
@@ -137,15 +140,18 @@ def _biased(what: str) -> Obstacle:
     return Obstacle(f"{what}, and no stock router chooses by a bias", "--model.balance.bias_rate=0")
 
 
-def check_model(model: PreTrainedModel, name: str) -> None:
-    """Raise ValueError, naming all that stands in the way, unless a routed model is the architecture `name`."""
+def check_model(model: PreTrainedModel, name: str, gguf: bool = False) -> None:
+    """Raise ValueError, naming all that stands in the way, unless a routed model is the architecture `name`.
+
+    gguf: whether it is to become a GGUF file, so that what lifts an obstacle must leave it one.
+    """
     mlps = routed_modules(model)
     if not mlps:
         raise ValueError(f"{type(model).__name__} is not routed; as it was saved, it is a stock checkpoint already.")
     found = base_obstacles(model.config, name)
     first = next(iter(mlps.values()))
     if family_name(model.config.model_type) in ARCHITECTURES[name].families:
-        found += layout_obstacles(model.config, first.config, name)
+        found += layout_obstacles(model.config, first.config, name, gguf)
     elif found[0].lift != OWN:  # another format would do, but for these
         found += routing_obstacles(first.config)
     if len({mlp.k for mlp in mlps.values()}) > 1:
@@ -154,4 +160,5 @@ def check_model(model: PreTrainedModel, name: str) -> None:
     if any(router.selection_bias.any() for router in routers):
         found.append(_biased("its routers have a selection bias"))
     if found:
-        raise ValueError(f"this model is no {name}: {listed(found)}.")
+        no_form = "has no GGUF form, since it " if gguf else ""
+        raise ValueError(f"this model {no_form}is no {name}: {listed(found)}.")

@@ -63,6 +63,9 @@ _NAMES = {
 _BIASED = ("attn_q", "attn_k", "attn_v", "attn_output")
 FEW_EXPERTS, MOST_EXPERTS = 16, 32
 """Of a token. On 30 layers 16 of 48 run and 20 do not; with biases 32 do and 40 do not."""
+_ROWS = tuple(f"ffn_{part}{of}" for part in ("gate", "up") for of in ("", "_exps", "_shexp"))
+_COLUMNS = tuple(f"ffn_down{of}" for of in ("", "_exps", "_shexp"))
+"""The tensors of an MLP or expert: its neurons are rows of the first and columns of the second."""
 _TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
@@ -71,7 +74,8 @@ def write_gguf(
 ) -> Path:
     """Write a model and its tokenizer to a GGUF file, which is replaced as a whole or left unchanged.
 
-    type: `f32`, or `q8_0`: one byte a weight and a scale for every 32; vectors and routers stay fp32.
+    type: `f32`, or `q8_0`: one byte a weight and a scale for every 32; vectors and routers stay fp32. In Q8_0 neurons
+    of zeros, which change nothing, fill every MLP and expert up to a multiple of 32.
     Raises ValueError for a missing package, or for what GGUF or llama.cpp cannot hold: a family, tokenizer or shape.
     """
     if type not in TYPES:
@@ -87,9 +91,9 @@ def write_gguf(
         writer.add_name(name or Path(file).stem)
         writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0 if type == "q8_0" else gguf.LlamaFileType.ALL_F32)
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        _add_shape(writer, model.config, arch)
+        _add_shape(writer, model.config, arch, type)
         _add_vocabulary(writer, words, tokenizer)
-        for tensor, weight in tensors(model, arch):
+        for tensor, weight in tensors(model, arch, type):
             matrix = weight.ndim > 1 and "ffn_gate_inp" not in tensor
             kind = gguf.GGMLQuantizationType.Q8_0 if type == "q8_0" and matrix else gguf.GGMLQuantizationType.F32
             data = weight if kind == gguf.GGMLQuantizationType.F32 else gguf.quants.quantize(weight, kind)
@@ -122,19 +126,36 @@ def check(config: Any, type: str = "f32") -> Architecture:
     if (used := getattr(config, "num_experts_per_tok", None) or 0) > MOST_EXPERTS:
         raise ValueError(f"`num_experts_per_tok` is {used}; llama.cpp's graph has room for at most {MOST_EXPERTS}.")
     if type == "q8_0":
-        widths = {"hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size}
-        if arch.name.endswith("moe"):
-            widths = {"hidden_size": config.hidden_size, "moe_intermediate_size": config.moe_intermediate_size}
-        for width, value in widths.items():
-            if value % BLOCK:
+        heads = config.num_attention_heads
+        rows = {"d_model": config.hidden_size, f"{heads} heads × {_head(config)}": heads * _head(config)}
+        for row, size in rows.items():
+            if size % BLOCK:
                 raise ValueError(
-                    f"--type q8_0: `{width}` is {value}; it must be a multiple of {BLOCK}, else --type f32"
+                    f"{row} is {size}, and Q8_0 stores {BLOCK} weights of a row together: it takes multiples of "
+                    f"{BLOCK} only, F32 (export's --type f32) any"
                 )
     return arch
 
 
-def tensors(model: PreTrainedModel, arch: Architecture) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield name and fp32 values of every tensor of the file."""
+def tensors(model: PreTrainedModel, arch: Architecture, type: str = "f32") -> Iterator[tuple[str, np.ndarray]]:
+    """Yield name and fp32 values of every tensor of a file of this type."""
+    for name, values in _tensors(model, arch):
+        part, kind = name.split(".")[-2:]
+        axis = {"weight": -2, "bias": -1}[kind] if part in _ROWS else -1
+        if part in _ROWS or (part in _COLUMNS and kind == "weight"):
+            room = [(0, 0)] * values.ndim
+            room[axis] = (0, _filled(values.shape[axis], type) - values.shape[axis])
+            values = np.pad(values, room) if room[axis][1] else values
+        yield name, values
+
+
+def _filled(neurons: int, type: str) -> int:
+    """How many neurons an MLP or expert of so many has in a file: in Q8_0, neurons of zeros fill the last block."""
+    return neurons if type == "f32" else -(-neurons // BLOCK) * BLOCK
+
+
+def _tensors(model: PreTrainedModel, arch: Architecture) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield name and fp32 values of every tensor in the model's own shape."""
     config, state = model.config, model.state_dict()
     head_of = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     for name, weight in state.items():
@@ -188,14 +209,18 @@ def _values(weight: Tensor) -> np.ndarray:
     return weight.detach().to("cpu", torch.float32).contiguous().numpy()
 
 
-def _add_shape(writer: Any, config: Any, arch: Architecture) -> None:
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+def _head(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _add_shape(writer: Any, config: Any, arch: Architecture, type: str) -> None:
+    head = _head(config)
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     rope = getattr(config, "rope_parameters", None) or {}
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(min(config.max_position_embeddings, window or config.max_position_embeddings))
     writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_feed_forward_length(_filled(config.intermediate_size, type))
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_key_length(head)
@@ -209,9 +234,9 @@ def _add_shape(writer: Any, config: Any, arch: Architecture) -> None:
     writer.add_expert_count(getattr(config, "num_local_experts", None) or config.num_experts)
     writer.add_expert_used_count(config.num_experts_per_tok)
     if arch.name != "llama":
-        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+        writer.add_expert_feed_forward_length(_filled(config.moe_intermediate_size, type))
     if arch.name == "qwen2moe":
-        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+        writer.add_expert_shared_feed_forward_length(_filled(config.shared_expert_intermediate_size, type))
 
 
 def _add_vocabulary(writer: Any, words: Any, tokenizer: PreTrainedTokenizerBase) -> None:

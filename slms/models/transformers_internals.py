@@ -6,6 +6,7 @@ UnpaddedGPTNeoModel     GPT-Neo's stack: forward, and that it passes on a four-d
 forget_renamed_weights  what from_pretrained notes for save_pretrained
 compute_again           the method that turns gradient checkpointing on
 uses_sdpa               where a configuration keeps which attention it computes
+own_gguf_progress       the bar of the reader of GGUF files, which no option turns off
 LeavesOut               the method that sets a module's first weights
 
 An override names only the arguments that it uses and passes on the others unchanged. If it meets an argument that it
@@ -16,6 +17,8 @@ Shapes: b batch, t queries, s keys, d model; heads and head size as h and e.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,6 +30,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoModel, GPTNeoSelfAttention
 
 from slms.models.small_heads import serves, small_head_attention
+from slms.progress import progress
 
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 """What a causal language model calls its cache of keys and values, given or returned: renamed in transformers 5.24."""
@@ -38,6 +42,22 @@ SERVED = ("attention_mask", "layer_past", "use_cache")
 def uses_sdpa(config: Any) -> bool:
     """Whether a model of this configuration computes attention by PyTorch's fused function."""
     return config._attn_implementation == "sdpa"
+
+
+@contextlib.contextmanager
+def own_gguf_progress() -> Iterator[None]:
+    """Show how far transformers has read a GGUF file as other long work is shown, not by its own bar."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    bar = getattr(reader, "tqdm", None)
+    if bar is None:
+        yield
+        return
+    reader.tqdm = lambda tensors, **_: progress(tensors, "converting")
+    try:
+        yield
+    finally:
+        reader.tqdm = bar
 
 
 class LeavesOut(PreTrainedModel):

@@ -61,16 +61,25 @@ def llama_cpp_json(timed: Sequence[Timed]) -> list[dict[str, object]]:
 def llama_cpp_lines(timed: Sequence[Timed]) -> str:
     """One line for each model and type: its speed in llama.cpp, or why there is none; then command and build.
 
-    The speeds of models after the first are also given in times those of the first.
+    The speeds of models after the first are also given in times those of the first. A reason that holds for all types
+    of a model, or for all models, is given once.
     """
+    reasons = {one.why_not for one in timed}
+    if len(reasons) == 1 and (why := reasons.pop()) is not None:
+        return why if why.startswith("llama.cpp") else f"llama.cpp: {why}"
     first = {one.type: one.times for one in timed if one.model == timed[0].model}
     lines = []
     for one in timed:
+        types = [other.type for other in timed if other.model == one.model and other.why_not == one.why_not]
+        if one.why_not is not None:
+            if one.type == types[0]:
+                lines.append(f"llama.cpp, {one.model}, {' and '.join(types)}: {one.why_not}")
+            continue
         speed = one.times and f"decode {one.times.decode:.1f} tok/s, prefill {one.times.prompt:.1f}"
         if one.model != timed[0].model and one.times is not None and (dense := first[one.type]) is not None:
             ratios = one.times.decode / dense.decode, one.times.prompt / dense.prompt
             speed = f"{speed}; × {timed[0].model}: {ratios[0]:.2f} and {ratios[1]:.2f}"
-        lines.append(f"llama.cpp, {one.model}, {one.type}: {speed or one.why_not}")
+        lines.append(f"llama.cpp, {one.model}, {one.type}: {speed}")
     made = next((one.times for one in timed if one.times is not None), None)
     return "\n".join(lines if made is None else [*lines, f"  {made.command}", f"  {made.build}"])
 

@@ -19,6 +19,7 @@ from slms.report.feature_schema import Feature, FeatureResults
 
 CREATOR = "clkht01d40000jv08hvalcvly"  # the user that Neuronpedia's own seed creates in every local database
 BATCH = 256  # features of one file
+INFO = "__"  # divides a source's set from what tells it from others of the set (apps/webapp/lib/utils/source.ts)
 
 
 class Subject(NamedTuple):
@@ -36,23 +37,33 @@ class Subject(NamedTuple):
     """Neurons of one MLP."""
     block_size: int
     """Tokens of one prompt."""
+    kind: str
+    """How the coder was trained to choose latents; BatchTopK and Matryoshka are stored as `jump_relu`."""
+    name: str = ""
+    """The coder's own name; empty if its site is its name."""
 
 
 def slug(text: str) -> str:
-    """Return a name that Neuronpedia accepts: lower-case letters, digits, `-` and `_`.
+    """Return a name that Neuronpedia accepts: lower-case letters, digits, `-` and single `_`.
 
-    >>> slug("EleutherAI/Pythia-70m.v2")
-    'eleutherai-pythia-70m-v2'
+    >>> slug("EleutherAI/Pythia-70m.v2__b")
+    'eleutherai-pythia-70m-v2_b'
     """
-    return re.sub(r"[^a-z0-9_-]+", "-", text.lower()).strip("-") or "unnamed"
+    return re.sub(r"__+", "_", re.sub(r"[^a-z0-9_-]+", "-", text.lower())).strip("-") or "unnamed"
 
 
-def source_set(results: FeatureResults, layer: int) -> str:
+def source_set(results: FeatureResults, subject: Subject) -> str:
     """Return the name of the set of sources: the site or sites without the layer, the kind and the width."""
     sites = dict.fromkeys((results.site, results.target))
     one = not any("+" in site for site in sites)
-    stem = "-to-".join(re.sub(rf"\.{layer}(\.|$)", r"\1", site) if one else site for site in sites)
-    return slug(f"{stem}-{results.kind}-{results.d_sae}")
+    stem = "-to-".join(re.sub(rf"\.{subject.layer}(\.|$)", r"\1", site) if one else site for site in sites)
+    return slug(f"{stem}-{subject.kind}-{results.d_sae}")
+
+
+def source_id(results: FeatureResults, subject: Subject) -> str:
+    """Return the name of one source: the layer, its set and, if it has one of its own, the coder's name."""
+    named = f"{INFO}{slug(subject.name).strip('_')}" if subject.name else ""
+    return f"{subject.layer}-{source_set(results, subject)}{named}"
 
 
 def write_neuronpedia(directory: Path, results: FeatureResults, subject: Subject) -> Path:
@@ -61,16 +72,16 @@ def write_neuronpedia(directory: Path, results: FeatureResults, subject: Subject
     Raises:
         ValueError: another coder has been written there.
     """
-    model, sources = slug(results.model), source_set(results, subject.layer)
-    source = f"{subject.layer}-{sources}"
+    model, sources = slug(results.model), source_set(results, subject)
+    source = source_id(results, subject)
     place = directory / "v1" / model / source
     if place.exists():
-        raise ValueError(f"{results.directory}: a second coder would be {model}/{source}; export its directory alone")
+        raise ValueError(f"{results.directory}: a second coder would be {model}/{source}; rename its directory")
     when = {"creatorId": CREATOR, "createdAt": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")}
     public = {"visibility": "PUBLIC"}
     release = slug(subject.release)
     where = {"modelId": model, "layer": source}
-    title = f"{results.kind}, {results.d_sae} latents, of {results.model}"
+    title = f"{subject.kind}, {results.d_sae} latents, of {results.model}"
     _lines(
         place / "model.jsonl",
         {

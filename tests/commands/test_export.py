@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 import eval as evaluation
 import slms
 import train
+from slms.commands.export import check_holds
 from slms.measure.export import Comparison
 from tests.models.test_stock import SHAPE
 
@@ -90,14 +91,41 @@ def test_a_run_leaves_as_a_mixtral_with_tokenizer_and_card(run, tmp_path, capsys
         (["--format=mixtral"], "required: out"),
         (["--format=onnx", "--out={new}"], "--format onnx: it must be one of mixtral"),
         (["--format=mixtral", "--out={old}"], "exists; name a new one"),
-        (["--format=qwen3_moe", "--out={new}"], "a llama is no qwen3_moe (--format mixtral or qwen2_moe)"),
+        (["--format=mixtral", "--out={file}/sub/new"], "/file is no directory"),
+        (["--format=gguf", "--out={new}", "--type=q4"], "--type q4: it must be one of f32, q8_0"),
+        (["--format=neuronpedia", "--out={new}"], "holds a model, not coders; --format mixtral or qwen2_moe or"),
+        (["--format=qwen3_moe", "--out={new}"], "is no qwen3_moe: it is a llama (--format mixtral or qwen2_moe)"),
     ],
 )
 def test_a_refused_export_is_one_line_and_leaves_nothing(run, tmp_path, capsys, args, named):
     (tmp_path / "old").mkdir()
-    told = [arg.format(new=tmp_path / "deep" / "new", old=tmp_path / "old") for arg in args]
-    assert named in refused(evaluation.main, ["export", str(run), *told, *TEXT], capsys)
-    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    (tmp_path / "file").touch()
+    places = {"new": tmp_path / "deep" / "new", "old": tmp_path / "old", "file": tmp_path / "file"}
+    assert named in refused(
+        evaluation.main, ["export", str(run), *(arg.format(**places) for arg in args), *TEXT], capsys
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "old"]
+
+
+def test_one_out_is_for_one_run(run, tmp_path, capsys):
+    said = refused(
+        evaluation.main, ["export", str(run), str(run), "--format=mixtral", f"--out={tmp_path / 'new'}"], capsys
+    )
+    assert f"export writes one --out for one run, and 2 are named: {run}, {run}" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_coders_do_not_leave_as_a_model(tmp_path):
+    (tmp_path / "saes" / "residual.1").mkdir(parents=True)
+    (tmp_path / "saes" / "residual.1" / "cfg.json").touch()
+    (tmp_path / "config.yaml").touch()
+    for place in (tmp_path, tmp_path / "saes", tmp_path / "saes" / "residual.1"):
+        with pytest.raises(ValueError, match="holds coders, not a model; --format neuronpedia or circuit_tracer fits"):
+            check_holds(str(place), "gguf")
+        check_holds(str(place), "neuronpedia")
+    (tmp_path / "model").mkdir()  # what may hold both, or nothing that is known, is left to the format
+    check_holds(str(tmp_path), "gguf")
+    check_holds("EleutherAI/pythia-70m", "gguf")
 
 
 def test_an_export_that_computes_something_else_is_not_kept(run, tmp_path, monkeypatch):
@@ -219,5 +247,5 @@ def test_a_run_leaves_as_gguf(run, tmp_path, capsys):
     said = refused(evaluation.main, [*again, "--format=mixtral", "--type=f32"], capsys)
     assert "--type f32: only --format gguf has types" in said
     said = refused(evaluation.main, [*again, "--format=gguf", "--type=q8_0"], capsys)
-    assert "`hidden_size` is 24; it must be a multiple of 32" in said
+    assert "d_model is 24, and Q8_0 stores 32 weights of a row together" in said
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import GPTNeoForCausalLM
 
 from slms.commands.coder import open_coder
-from slms.commands.export_coders import circuit_tracer, neuronpedia
+from slms.commands.export_coders import circuit_tracer, neuronpedia, trained_kind
 from slms.sae.baselines import random_coder
 from slms.sae.export import Provenance, save
 from tests.tiny import tiny_config, word_tokenizer
@@ -59,9 +60,9 @@ def test_every_coder_for_neuronpedia(place, tmp_path):
     (model,) = (tmp_path / "v1").iterdir()
     assert model.name == "model"  # the end of its path
     sources = {path.name for path in model.iterdir()}
-    assert sources == {"1-residual-topk-24", "0-mlp_in-to-mlp_out-topk-24", "1-mlp_in-to-mlp_out-topk-24"}
+    assert sources == {"1-residual-topk-24__r", "0-mlp_in-to-mlp_out-topk-24__t0", "1-mlp_in-to-mlp_out-topk-24__t1"}
     assert all(f"{model.name}/{name}: 24 features" in said for name in sources)
-    one = model / "1-residual-topk-24"
+    one = model / "1-residual-topk-24__r"
     lines = gzip.decompress((one / "features" / "batch-0.jsonl.gz").read_bytes()).splitlines()
     assert len(lines) == 24
     assert len(json.loads(lines[0])["pos_str"]) == 10
@@ -75,7 +76,29 @@ def test_every_coder_for_neuronpedia(place, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"README.md", "v1"}  # the importer reads what v1/ holds
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.tags == ["slms", "sparse-autoencoder", "neuronpedia"] and "## How it was made" in card.content
-    assert "| `v1/model/1-residual-topk-24` | 24 | " in card.content and "text.txt" in card.content
+    assert "| `v1/model/1-residual-topk-24__r` | 24 | " in card.content and "text.txt" in card.content
+
+
+def test_coders_of_one_site_and_width_keep_apart_by_trained_kind_and_name(place, tmp_path):
+    """BatchTopK and Matryoshka are stored alike; a second of the same kind has a name."""
+    run = tmp_path / "run"
+    spec = {"site": "residual.1", "target": None, "name": None, "coder": {"kind": "batch_topk"}}
+    names = ("residual.1", "other", "sparser")
+    coders = [spec, spec | {"name": "other", "coder": {"kind": "matryoshka"}}, spec | {"name": "sparser"}]
+    for name in names:
+        shutil.copytree(place / "saes" / "r", run / "saes" / name)
+    base = {"name": str(place / "model"), "source": "local"}
+    corpus = {"name": str(place / "text.txt"), "validation": None, "text_field": "text"}
+    data = {"corpus": corpus, "block_size": 16, "val_tokens": 512}
+    (run / "config.yaml").write_text(yaml.safe_dump({"model": {"base": base, "coders": coders}, "data": data}))
+    kinds = [trained_kind(run / "saes" / name) for name in names]
+    assert kinds == ["batch_topk", "matryoshka", "batch_topk"] and trained_kind(place / "saes" / "r") is None
+    neuronpedia(str(run), tmp_path / "new", TEXT)
+    found = {path.name for path in (tmp_path / "new" / "v1").glob("*/*")}
+    made = {"1-residual-batch_topk-24", "1-residual-matryoshka-24__other", "1-residual-batch_topk-24__sparser"}
+    assert found == made
+    neuronpedia(str(run / "saes" / "other"), tmp_path / "alone", TEXT)
+    assert [path.name for path in (tmp_path / "alone" / "v1").glob("*/*")] == ["1-residual-matryoshka-24__other"]
 
 
 def test_the_transcoders_for_circuit_tracer(place, tmp_path):

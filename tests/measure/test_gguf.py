@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM as Auto
+from transformers import LlamaConfig
 
 import slms
 from slms.measure import gguf as measured
 from slms.measure.gguf import as_experts, export_gguf, time_models
-from slms.measure.llama_cpp import absent
+from slms.measure.llama_cpp import Times, absent
 from slms.measure.llama_cpp import build as build_of_llama_cpp
-from tests.models.test_to_gguf import build, byte_level
+from tests.models.test_to_gguf import CONFIGS, SHAPE, WIDTHS, build, byte_level
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
 installed = pytest.mark.skipif(absent() is not None, reason=str(absent()))
@@ -21,6 +23,15 @@ def test_llama_cpp_computes_what_every_family_computes(name, tmp_path):
     found = export_gguf(build(name), byte_level(), tmp_path / "m.gguf", IDS)
     assert found.equal("f32") and abs(found.exported / found.perplexity - 1) < 1e-4 and found.argmax == 1
     assert (tmp_path / "m.gguf").is_file() and len(list(tmp_path.iterdir())) == 1
+
+
+@installed
+@pytest.mark.parametrize("name", ["llama-tied", "mixtral", "qwen3_moe"])
+def test_llama_cpp_computes_the_same_with_neurons_of_zeros(name, tmp_path, monkeypatch):
+    narrow = type(CONFIGS[name])(**CONFIGS[name].to_dict() | dict.fromkeys(WIDTHS & CONFIGS[name].to_dict().keys(), 20))
+    monkeypatch.setitem(CONFIGS, name, narrow)
+    found = export_gguf(build(name), byte_level(), tmp_path / "m.gguf", IDS, "q8_0")
+    assert found.equal("q8_0") and found.exported is not None
 
 
 def test_without_llama_cpp_the_tensors_are_compared(tmp_path, monkeypatch):
@@ -47,9 +58,8 @@ def test_a_file_that_differs_is_not_kept(tmp_path, monkeypatch):
 
 def routed(**options):
     """The tiny Llama without biases, every MLP routed, as 4 pathways of width 16."""
-    config = slms.RoutingConfig(
-        n_pathways=4, k=2, every_n_layers=1, partition="random", router_init="random", **options
-    )
+    options = {"every_n_layers": 1} | options
+    config = slms.RoutingConfig(n_pathways=4, k=2, partition="random", router_init="random", **options)
     return slms.route(build("llama-tied"), config, IDS).eval()
 
 
@@ -63,13 +73,36 @@ def test_a_routed_model_becomes_the_mixture_that_it_is():
         as_experts(routed(gate="unit"))
 
 
+def test_no_advice_leads_away_from_gguf():
+    with pytest.raises(ValueError) as refused:
+        as_experts(routed(gate="softmax", layers=[0], n_shared=1, every_n_layers=2))
+    said = str(refused.value)
+    assert said.startswith("this model has no GGUF form, since it is no mixtral: ") and "--format" not in said
+    assert "--model.routing.n_shared=0" in said and "--model.routing.every_n_layers=1" in said
+    for name, words in (("qwen2", "a routed qwen2 has no GGUF form"), ("qwen3", r"layers 1 are dense \(--model")):
+        one = slms.route(build(name), slms.RoutingConfig(n_pathways=4, k=2, layers=[0], stock=True))
+        with pytest.raises(ValueError, match=words) as refused:
+            as_experts(one)
+        assert "--format" not in str(refused.value)
+
+
+def test_a_narrow_pathway_is_timed_in_q8_0_and_a_narrow_model_has_the_reason(monkeypatch):
+    monkeypatch.setattr(measured, "absent", lambda times_only=False: None)
+    monkeypatch.setattr(measured, "in_turns", lambda files, *rest: [Times(1.0, 2.0, "", "") for _ in files])
+    timed = time_models({"stock": routed(stock=True)}, byte_level(), 16)
+    assert [one.times.decode for one in timed] == [2.0, 2.0]
+    narrow = Auto.from_config(LlamaConfig(**SHAPE | {"hidden_size": 40}))
+    one, two = time_models({"narrow": narrow}, byte_level(), 16)
+    assert one.times.decode == 2.0 and two.why_not.startswith("d_model is 40, and Q8_0 stores 32 weights of a row")
+
+
 @installed
 def test_a_routed_model_is_timed_or_has_the_reason():
     models = {"dense": build("llama-tied"), "stock": routed(stock=True), "other": routed(gate="unit")}
     timed = {(one.model, one.type): one for one in time_models(models, byte_level(), 16)}
     assert timed["stock", "f32"].times.decode > 0 and timed["stock", "f32"].times.build == build_of_llama_cpp()
-    assert "must be a multiple of 32" in timed["stock", "q8_0"].why_not  # a pathway has 16 neurons
-    assert all("this model is no mixtral" in timed["other", type].why_not for type in ("f32", "q8_0"))
+    assert timed["stock", "q8_0"].times.decode > 0  # though a pathway has 16 neurons
+    assert all("it is no mixtral" in timed["other", type].why_not for type in ("f32", "q8_0"))
 
 
 @installed

@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import yaml
 
 import eval as evaluation
 import slms
+from slms.commands.harness import harness as command
 from slms.data.probe_tasks import Item
 from slms.data.stories import story
 from slms.data.stories.probes import KINDS, probes
@@ -19,9 +22,7 @@ from slms.measure.probes import margins
 from slms.models.dynamic import masking
 from slms.routing import RoutingConfig
 
-needs_lm_eval = pytest.mark.skipif(
-    not harness.installed(), reason="lm-eval is not installed: pip install -e '.[harness]'"
-)
+needs_lm_eval = pytest.mark.skipif(not harness.installed(), reason=f"lm-eval is not installed: {harness.INSTALL}")
 KIND = next(iter(KINDS))
 
 
@@ -148,7 +149,11 @@ def test_flags_are_checked_first(flags, message, capsys):
 
 def test_without_lm_eval_one_line_says_how_to_get_it(monkeypatch, capsys):
     monkeypatch.setattr("slms.commands.harness.installed", lambda: False)
-    assert "pip install -e '.[harness]'" in refused(["harness", "stories-1m", "--tasks", "x"], capsys)
+    assert harness.INSTALL in refused(["harness", "stories-1m", "--tasks", "x"], capsys)
+    assert harness.INSTALL in command.__doc__.splitlines()[0] and " -e " not in harness.INSTALL
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    (needed,) = project["optional-dependencies"]["harness"]
+    assert needed.partition(">")[0] == harness.INSTALL.split("'")[1]
     monkeypatch.setattr(harness, "installed", lambda: False)
     with pytest.raises(ValueError, match="needs the package lm-eval"):
         harness.score(None, None, ["x"])

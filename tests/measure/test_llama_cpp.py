@@ -3,6 +3,7 @@
 import builtins
 import json
 import os
+import platform
 import shutil
 import stat
 
@@ -36,11 +37,28 @@ def test_its_absence_has_a_reason(monkeypatch):
     with pytest.raises(ValueError, match=r"not installed: .*or put llama-bench on the PATH"):
         in_turns(["a.gguf"])
 
-    def too_old():
-        raise RuntimeError("version `GLIBC_2.38' not found\nmore")
 
-    monkeypatch.setattr(llama_cpp, "_library", too_old)
-    assert absent() == "llama.cpp's library cannot be loaded: version `GLIBC_2.38' not found"
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (
+            "cannot load library 'x/libllama.so': libc.so.6: version `GLIBC_2.9' not found "
+            "(required by x/libllama.so); version `GLIBC_2.38' not found.  Additionally, ctypes.util did",
+            "llama.cpp's library needs glibc 2.38, and 2.36 is here",
+        ),
+        (
+            "x.so: wrong class.  Additionally, ctypes\nmore",
+            "llama.cpp's library cannot be loaded: x.so: wrong class.",
+        ),
+    ],
+)
+def test_a_library_for_another_system_gets_a_short_line(said, why, monkeypatch):
+    def refuse():
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(llama_cpp, "_library", refuse)
+    assert absent() == why
 
 
 def test_llama_bench_is_run_in_turns_and_its_best_counts(tmp_path, monkeypatch):

@@ -15,6 +15,8 @@ from slms.models import from_gguf
 from slms.models.from_gguf import PACKAGED, converted, gguf_file
 from slms.models.listing import list_layers
 from slms.models.source import BaseConfig, resolve
+from slms.models.to_gguf import write_gguf
+from tests.models.test_to_gguf import build, byte_level
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
 
@@ -144,6 +146,20 @@ def test_a_truncated_file_gets_one_line(file, tmp_path, monkeypatch, capsys, kee
     assert "short.gguf: truncated, or no model that transformers can read" in said
     assert {path.name for path in tmp_path.iterdir()} == {"short.gguf", "cache"}
     assert [path.name for path in (tmp_path / "cache" / "gguf").iterdir()] == [".lock"]
+
+
+def test_a_mixture_is_named_as_one_and_no_bar_of_transformers_shows(file, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("SLMS_CACHE", str(tmp_path / "cache"))
+    slms.load_base(file)
+    assert capfd.readouterr().err == ""
+    path = write_gguf(build("mixtral"), byte_level(), tmp_path / "mixture.gguf")
+    for weights in (True, False):
+        with pytest.raises(
+            ValueError, match=r"mixture\.gguf: a mixture of 4 experts; it cannot be routed again"
+        ) as said:
+            converted(path, weights)
+        assert "\n" not in str(said.value)
+    assert capfd.readouterr().err == ""
 
 
 def test_what_is_missing_is_named(file, tmp_path, monkeypatch, capsys):

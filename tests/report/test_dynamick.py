@@ -155,3 +155,14 @@ def test_speeds_in_llama_cpp():
     ]
     first, second, *_ = llama_cpp_json(timed)
     assert first["times"]["decode"] == 40.0 and (second["times"], second["why_not"]) == (None, "too narrow")
+
+
+def test_a_reason_is_given_once():
+    away, odd = "llama.cpp is not installed: pip install it", "model type `gpt2` has no GGUF form"
+    four = [(name, type) for name in ("dense", "routed") for type in ("f32", "q8_0")]
+    assert llama_cpp_lines([Timed(*case, None, away) for case in four]) == away
+    assert llama_cpp_lines([Timed("dense", type, None, odd) for type in ("f32", "q8_0")]) == f"llama.cpp: {odd}"
+    times = Times(300.0, 40.0, "llama_decode", "b1")
+    mixed = [Timed(*case, None, odd) if case[0] == "routed" else Timed(*case, times) for case in four]
+    assert llama_cpp_lines(mixed).splitlines()[2] == f"llama.cpp, routed, f32 and q8_0: {odd}"
+    assert len(llama_cpp_lines(mixed).splitlines()) == 5

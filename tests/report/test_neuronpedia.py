@@ -87,7 +87,7 @@ def results(n):
     return FeatureResults(**place, **numbers, **text, vocabulary=WORDS, features=features)
 
 
-SUBJECT = Subject("run/1", 3, "blocks.3.hook_mlp_out", 8, 256, 64)
+SUBJECT = Subject("run/1", 3, "blocks.3.hook_mlp_out", 8, 256, 64, "topk")
 
 
 def fits(value, kind):
@@ -140,5 +140,11 @@ def test_a_file_without_a_line_is_not_written(tmp_path):
 
 def test_a_second_coder_of_the_same_name_is_refused(tmp_path):
     write_neuronpedia(tmp_path, results(3), SUBJECT)
+    other = SUBJECT._replace(kind="matryoshka"), SUBJECT._replace(name="Wide__x"), SUBJECT._replace(name="wide")
+    for subject, name in zip(other, ("matryoshka-3", "topk-3__wide_x", "topk-3__wide"), strict=True):
+        place = write_neuronpedia(tmp_path, results(3), subject)
+        assert place.name == f"3-mlp_in-to-mlp_out-{name}"
+        (sources,) = as_importer_reads(place / "sourceset.jsonl", SET)
+        assert place.name.split("-", 1)[1].split("__")[0] == sources["name"]  # as Neuronpedia reads a source's name
     with pytest.raises(ValueError, match="a second coder would be org-model-1-5m/3-mlp_in-to-mlp_out-topk-3"):
         write_neuronpedia(tmp_path, results(3), SUBJECT)

@@ -63,7 +63,7 @@ def test_computes_the_same_by_the_format_s_definition(kind, skip, tmp_path):
 @pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize(("kind", "skip"), CASES)
 def test_opens_in_circuit_tracer(kind, skip, lazy, tmp_path):
-    reason = "circuit-tracer is not a dependency; pip install circuit-tracer beside slms"
+    reason = "circuit-tracer is not a dependency; pip install --no-deps circuit-tracer, then nnsight, beside slms"
     loader = pytest.importorskip("circuit_tracer.transcoder.single_layer_transcoder", reason=reason)
     coders, inputs, thresholds, normed = written(kind, skip, tmp_path)
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())
