@@ -96,6 +96,7 @@ class GateMLP:
         self.held = [t if any(t is w for w in as_they_lie) else contiguous(t) for t in given]
         self.held += [call.whole_above, call.least, call.least_out]
         self.copied = any(ours is not tensor for ours, tensor in zip(self.held, given, strict=False))
+        self.W_gate, self.b_gate = call.W_gate, call.b_gate
         self.f, self.bytes, self.twice = len(call.scale), call.W_in.nbytes * 2, call.k_out is not None
         *weights, scale, out_scale, whole_above, least, least_out = map(address, self.held)
         numbers = 0, call.W_in.shape[1], max(1, len(offsets) - 1), CODES[call.activation], call.W_in.element_size()
@@ -109,8 +110,7 @@ class GateMLP:
         x = x if x.is_contiguous() else x.contiguous()
         a[loops.N] = n
         if n > APART and x.dtype == torch.float32:
-            _, _, W_gate, b_gate, *_ = self.held
-            y, gates = torch.empty_like(x), F.linear(x, W_gate, b_gate)
+            y, gates = torch.empty_like(x), F.linear(x, self.W_gate, self.b_gate)
             a[loops.X], a[loops.Y], a[loops.GATES] = map(address, (x, y, gates))
             run(gate_blocks.blocks_loop, team_size(self.bytes * n), a)
             return y

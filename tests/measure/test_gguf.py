@@ -79,7 +79,7 @@ def test_no_advice_leads_away_from_gguf():
     said = str(refused.value)
     assert said.startswith("this model has no GGUF form, since it is no mixtral: ") and "--format" not in said
     assert "--model.routing.n_shared=0" in said and "--model.routing.every_n_layers=1" in said
-    for name, words in (("qwen2", "a routed qwen2 has no GGUF form"), ("qwen3", r"layers 1 are dense \(--model")):
+    for name, words in (("qwen2", "a routed qwen2 has no GGUF form"), ("qwen3", r"layer 1 is dense \(--model")):
         one = slms.route(build(name), slms.RoutingConfig(n_pathways=4, k=2, layers=[0], stock=True))
         with pytest.raises(ValueError, match=words) as refused:
             as_experts(one)
