@@ -55,7 +55,7 @@ def refused(main, args: list[str], capsys) -> str:
     [
         (["--model.routing.kk=3"], ["kk"]),
         (["--model.routing.k=x"], ["--model.routing.k x: it must be a whole number"]),
-        (["--model.routing.first_layer=null"], ["routing.first_layer", "None", "whole number"]),
+        (["--model.routing.first_layer=null"], ["routing.first_layer", "null", "whole number"]),
         (["--model.optimizer.lr=1" + "0" * 400], ["too large"]),
         (["--model.routing.k=33"], ["routing.k", "33", "routing.n_pathways", "32"]),
         (["--model.routing.n_pathways=300", "--model.routing.k=4"], ["n_pathways", "300", "256"]),

@@ -87,7 +87,7 @@ def test_at_export_all_that_stands_in_the_way_is_named_with_the_flag_that_lifts_
         check_model(routed, "mixtral")
     flags = ["gate=softmax", "layers=null", "every_n_layers=1", "n_shared=0", "balance.bias_rate=0", "qwen2_moe"]
     assert all(flag in str(refused.value) for flag in flags), refused.value
-    with pytest.raises(ValueError, match=r"is no qwen3_moe: it is a llama .*gate=softmax"):
+    with pytest.raises(ValueError, match=r"it is a llama \(--format mixtral or qwen2_moe\) and .*gate=softmax"):
         check_model(routed, "qwen3_moe")
     both = slms.route(model, routing(target="both", k_heads=1, gate="softmax"))
     with pytest.raises(ValueError, match=r"`routing\.target` is both \(--model\.routing\.target=mlp\)"):
