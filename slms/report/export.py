@@ -128,8 +128,10 @@ def experts(model: PreTrainedModel) -> str:
     first = next(iter(mlps.values()))
     p, n = first.config.n_pathways, first.config.n_shared
     shared = f", and {n} more that every token runs form the shared expert" if n else ""
-    places = ", ".join(f"`{place}`" for place in mlps)
-    return f"The MLPs of {places} are mixtures of {p - n} experts, of which each token runs {first.k - n}{shared}."
+    layers = sorted(mlp.layer_index for mlp in mlps.values())
+    whole = len(layers) > 2 and layers[-1] - layers[0] < len(layers)
+    named = f"{layers[0]} to {layers[-1]}" if whole else ", ".join(map(str, layers))
+    return f"The MLPs of layer{'s' * (len(layers) > 1)} {named} are mixtures of {p - n} experts, of which each token runs {first.k - n}{shared}."
 
 
 def how(command: str | None, format: str, type: str | None = None) -> str:
