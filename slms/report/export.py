@@ -131,7 +131,8 @@ def experts(model: PreTrainedModel) -> str:
     layers = sorted(mlp.layer_index for mlp in mlps.values())
     whole = len(layers) > 2 and layers[-1] - layers[0] < len(layers)
     named = f"{layers[0]} to {layers[-1]}" if whole else ", ".join(map(str, layers))
-    return f"The MLPs of layer{'s' * (len(layers) > 1)} {named} are mixtures of {p - n} experts, of which each token runs {first.k - n}{shared}."
+    of = f"layer{'s' * (len(layers) > 1)} {named}"
+    return f"The MLPs of {of} are mixtures of {p - n} experts, of which each token runs {first.k - n}{shared}."
 
 
 def how(command: str | None, format: str, type: str | None = None) -> str:
