@@ -28,6 +28,8 @@ def fused_gate(mlp: RoutedMLP, x: Tensor) -> GateMLP | None:
     selector = mlp.router
     if not isinstance(selector, GateSelector):
         return None
+    if mlp.training and selector.by_threshold(mlp._k):  # the budget needs to know what was chosen
+        return None
     density = mean_density(mlp._k, mlp.k_out, mlp.config.n_pathways)
     if not _unobserved(mlp) or not gate_fuses(x, mlp.W_in, density):
         return None

@@ -229,15 +229,16 @@ def test_training_refuses_what_could_not_be_exported(base, tmp_path, capsys, mon
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_run_leaves_as_gguf(run, tmp_path, capsys):
+def test_a_run_leaves_as_gguf(run, tmp_path, capsys, monkeypatch):
     gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
     out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["eval.py", "export", "RUN", "--format=gguf"])
     evaluation.main(["export", str(run), "--format=gguf", "--type=f32", f"--out={out}", "--n_tokens=512"])
     assert {path.name for path in out.iterdir()} == {"model-f32.gguf", "README.md"}
     card = ModelCard.load(out / "README.md")
     assert card.data.tags == ["slms", "gguf", "llama.cpp", "mixture-of-experts"] and card.data.base_model is None
     assert "Made from `llama`" in card.content and "4 experts, of which each token runs 2" in card.content
-    assert "export" in card.content and "llama-cli -m model-f32.gguf" in card.content
+    assert "eval.py export RUN --format=gguf" in card.content and "llama-cli -m model-f32.gguf" in card.content
     assert str(tmp_path) not in card.content and str(run) not in card.content
     fields = gguf.GGUFReader(out / "model-f32.gguf").fields
     assert fields["llama.expert_used_count"].contents() == 2 and "llama.cpp" in capsys.readouterr().out

@@ -151,6 +151,8 @@ def test_training_brings_the_thresholds_back(tiny, tokens, off):  # noqa: F811
     for mlp in routed_modules(routed).values():
         mlp.router.least.mul_(off)
         mlp.router.least_out.mul_(off)
+    routed(tokens(1, 3))
+    assert all(mlp.router.counts is not None for mlp in routed_modules(routed).values()), "few tokens count too"
     for step in range(100):
         routed(tokens(16, 16, seed=step))
         ran = [mlp.router.counts.tolist() for mlp in routed_modules(routed).values()]
