@@ -107,7 +107,7 @@ def test_the_transcoders_for_circuit_tracer(place, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"README.md", "config.yaml", *layers}
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["model_name"] == "model"
     card = ModelCard.load(tmp_path / "README.md")
-    assert card.data.library_name == "circuit-tracer" and card.data.base_model is None
+    assert card.data.get("library_name") == "circuit-tracer" and card.data.base_model is None
     assert "one for each of its 2 layers, with 24 features each" in card.content
     assert "load_transcoder_set" in card.content
     assert "- layer 0: TopK became a threshold" in card.content and str(place) not in card.content

@@ -20,7 +20,7 @@ def card(found):
 
 def test_what_llama_cpp_found_is_told():
     ran = card(GGUFComparison("llama.cpp b1", 512, 10.0, 10.01, 0.99, 1.0, 1.0))
-    assert ran.data.base_model == BASE and ran.data.library_name == "gguf" and "mixture" not in ran.content
+    assert ran.data.base_model == BASE and ran.data.get("library_name") == "gguf" and "mixture" not in ran.content
     assert "llama.cpp ran it on text.txt:" in ran.content and "perplexity 10, of the file 10.01" in ran.content
     assert 'input_ids, "gguf", type="q8_0")' in ran.content and "weights in Q8_0" in ran.content
     away = card(GGUFComparison("llama.cpp is away"))
