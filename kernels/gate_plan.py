@@ -61,9 +61,7 @@ def gate_plan(
     density: as `mean_density`; smallest: neurons of the smallest unit.
     """
     # A few classes of numbers of tokens: when compiled with dynamic shapes, each is one guard and one graph.
-    limit: float = next(most for most in BREAK_EVEN if n_tokens <= most)
-    if device == "cuda":
-        limit = size_class(n_tokens)
+    limit = size_class(n_tokens) if device == "cuda" else next(most for most in BREAK_EVEN if n_tokens <= most)
     return _constant_plan(limit, density, gradients, device, dtype, n_units, smallest)
 
 

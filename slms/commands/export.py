@@ -32,7 +32,7 @@ from slms.models.stock import ARCHITECTURES, check_model
 from slms.models.stock_tokenizer import write_tokenizer
 from slms.models.stock_weights import write_stock
 from slms.models.to_gguf import TYPES
-from slms.report.export import export_card, export_lines, gguf_card, gguf_lines
+from slms.report.export import Origin, export_card, export_lines, gguf_card, gguf_lines
 from slms.report.provenance import command_line
 from slms.sae.export import CONFIG
 
@@ -86,14 +86,14 @@ def export_model(
         raise ValueError(f"`type` is {type!r}; only the format gguf has types")
     if type not in (None, *TYPES):
         raise ValueError(f"`type` is {type!r}; it must be one of {', '.join(TYPES)}")
-    card = {"title": title or model.__class__.__name__, "base": base, "text": text, "command": command}
+    origin = Origin(title or model.__class__.__name__, base, text, command)
     with make_new(directory) as new:
         if format != "gguf":
             check_model(model, format)
         ids = _token_ids(input_ids, model)
         if format == "gguf":
-            return _write_gguf(new, model, _mixture(model), tokenizer, ids, type or "f32", **card)
-        return _write(new, model, tokenizer, ids, format, **card)
+            return _write_gguf(new, model, _mixture(model), tokenizer, ids, type or "f32", origin)
+        return _write(new, model, tokenizer, ids, format, origin)
 
 
 def _token_ids(input_ids: Tensor, model: PreTrainedModel) -> Tensor:
@@ -111,7 +111,7 @@ def _write(
     tokenizer: PreTrainedTokenizerBase | None,
     input_ids: Tensor,
     format: str,
-    **card: Any,
+    origin: Origin,
 ) -> Comparison:
     """Write checkpoint, tokenizer, generation configuration and card into `new`, and compare."""
     write_stock(model, format, new)
@@ -130,7 +130,7 @@ def _write(
             f"the export is not kept, since it computes something else: {lines}; it must be within {PERPLEXITY:g} and "
             f"on at least {ARGMAX:.1%}{'' if model.dtype == torch.float32 else hint}"
         )
-    write_atomic(new / CARD, export_card(model, format, found, **card))
+    write_atomic(new / CARD, export_card(model, format, found, origin))
     return found
 
 
@@ -141,14 +141,14 @@ def _write_gguf(
     tokenizer: PreTrainedTokenizerBase | None,
     input_ids: Tensor,
     type: str,
-    **card: Any,
+    origin: Origin,
 ) -> GGUFComparison:
     """Write one GGUF file and its card into `new`, and compare; `mixture` is what `_mixture` made of the model."""
     if tokenizer is None:
         raise ValueError("`tokenizer` is None; a GGUF file holds the tokenizer too")
     file = f"model-{type}.gguf"
     found = export_gguf(mixture, tokenizer, new / file, input_ids, type)
-    write_atomic(new / CARD, gguf_card(model, file, type, found, **card))
+    write_atomic(new / CARD, gguf_card(model, file, type, found, origin))
     return found
 
 
@@ -161,19 +161,19 @@ def _stock(format: str, run: str, new: Path, text: dict[str, Any]) -> str:
     """Write a run as a stock checkpoint."""
     opened = open_model(run, "export")
     check_model(opened.model, format)
-    subject, ids, card = _prepared(run, opened, text)
-    return export_lines(_write(new, subject.model, subject.tokenizer, ids, format, **card))
+    subject, ids, origin = _prepared(run, opened, text)
+    return export_lines(_write(new, subject.model, subject.tokenizer, ids, format, origin))
 
 
 def _gguf(run: str, new: Path, text: dict[str, Any], type: str = "f32") -> str:
     """Write a dense model, or a routed one as the mixture of experts that it is, as one GGUF file."""
     opened = open_model(run, "export")
     mixture = _mixture(opened.model)
-    subject, ids, card = _prepared(run, opened, text)
-    return gguf_lines(_write_gguf(new, subject.model, mixture, subject.tokenizer, ids, type, **card))
+    subject, ids, origin = _prepared(run, opened, text)
+    return gguf_lines(_write_gguf(new, subject.model, mixture, subject.tokenizer, ids, type, origin))
 
 
-def _prepared(run: str, opened: Base, text: dict[str, Any]) -> tuple[Subject, Tensor, dict[str, Any]]:
+def _prepared(run: str, opened: Base, text: dict[str, Any]) -> tuple[Subject, Tensor, Origin]:
     """Read the text [b, t] on which an export is compared, and what its card says."""
     subject = with_text(run, opened, run_text(run), **text | {"n_tokens": text.get("n_tokens") or 4096})
     started = run_base(run)
@@ -181,8 +181,8 @@ def _prepared(run: str, opened: Base, text: dict[str, Any]) -> tuple[Subject, Te
         base = started.name or (started.hub if started.source == "hub" else started.embedded)
     else:
         base = None if looks_like_path(run) else run
-    card = {"title": short_name(run), "base": base, "text": subject.source, "command": command_line()}
-    return subject, torch.as_tensor(subject.blocks.input_ids, dtype=torch.long), card
+    origin = Origin(short_name(run), base, subject.source, command_line())
+    return subject, torch.as_tensor(subject.blocks.input_ids, dtype=torch.long), origin
 
 
 FORMATS = {

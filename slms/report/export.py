@@ -1,5 +1,7 @@
 """The cards and the closing lines of an exported model."""
 
+from typing import NamedTuple
+
 from huggingface_hub import ModelCardData
 from transformers import PreTrainedModel
 
@@ -17,40 +19,40 @@ choose. Before you upload, write `license:` into the metadata at the head of thi
 """
 
 
-def export_card(
-    model: PreTrainedModel,
-    name: str,
-    found: Comparison,
-    *,
-    title: str,
-    base: str | None,
-    text: str,
-    command: str | None,
-) -> str:
+class Origin(NamedTuple):
+    """What a card says of where an export came from."""
+
+    title: str
+    """the name of the run or model"""
+    base: str | None
+    """the model that the run started from"""
+    text: str
+    """what model and export were compared on, in words"""
+    command: str | None
+    """the command that made the export; None for the function"""
+
+
+def export_card(model: PreTrainedModel, name: str, found: Comparison, origin: Origin) -> str:
     """The README.md of a routed model that was exported as the architecture `name`, with the hub's metadata.
 
     Args:
         found: how the export compares with the model.
-        title: the name of the run or model.
-        base: the dense model that the run started from.
-        text: what both were compared on, in words.
-        command: the command that made the export; None for the function.
     """
     return f"""---
-{_metadata(base, [name, "mixture-of-experts"], "transformers")}
+{_metadata(origin.base, [name, "mixture-of-experts"], "transformers")}
 ---
 
-# {title}
+# {origin.title}
 
-{_made(base)}{experts(model)} They were split out of a dense model by slms. This is a plain \
+{_made(origin.base)}{experts(model)} They were split out of a dense model by slms. This is a plain \
 `{ARCHITECTURES[name].model}` checkpoint: no code comes with it, and none of slms is needed to run it.
 
-{how(command, name)}
+{how(origin.command, name)}
 
 ## Compared with the model it was made from
 
 The export was opened by transformers in a process without slms and compared on {found.tokens:,} tokens of \
-{shortened(text)}.
+{shortened(origin.text)}.
 
 | | routed model | this export |
 |---|---|---|
@@ -69,17 +71,7 @@ model = AutoModelForCausalLM.from_pretrained("path/of/this/directory")
 {LICENCE}"""
 
 
-def gguf_card(
-    model: PreTrainedModel,
-    file: str,
-    type: str,
-    found: GGUFComparison,
-    *,
-    title: str,
-    base: str | None,
-    text: str,
-    command: str | None,
-) -> str:
+def gguf_card(model: PreTrainedModel, file: str, type: str, found: GGUFComparison, origin: Origin) -> str:
     """The README.md beside a GGUF file, with the hub's metadata.
 
     Args:
@@ -87,26 +79,22 @@ def gguf_card(
         file: the name of the GGUF file.
         type: `f32` or `q8_0`.
         found: how the file compares with the model.
-        title: the name of the run or model.
-        base: the model that it was made from.
-        text: what both were compared on, in words.
-        command: the command that made the export; None for the function.
     """
     routed = bool(routed_modules(model))
     split = f"{experts(model)} They were split out of a dense model by slms. " if routed else ""
     compared = "llama.cpp was not at hand to run it."
     if found.perplexity is not None:
-        compared = f"llama.cpp ran it on {shortened(text)}:\n\n```text\n{gguf_lines(found)}\n```"
+        compared = f"llama.cpp ran it on {shortened(origin.text)}:\n\n```text\n{gguf_lines(found)}\n```"
     return f"""---
-{_metadata(base, ["gguf", "llama.cpp", *(["mixture-of-experts"] if routed else [])], "gguf")}
+{_metadata(origin.base, ["gguf", "llama.cpp", *(["mixture-of-experts"] if routed else [])], "gguf")}
 ---
 
-# {title}
+# {origin.title}
 
-{_made(base)}{split}`{file}` is one GGUF file with the weights in {type.upper()} and the tokenizer. llama.cpp, and \
-what is built on it, opens it; none of slms is needed to run it.
+{_made(origin.base)}{split}`{file}` is one GGUF file with the weights in {type.upper()} and the tokenizer. llama.cpp, \
+and what is built on it, opens it; none of slms is needed to run it.
 
-{how(command, "gguf", type)}
+{how(origin.command, "gguf", type)}
 
 ## Compared with the model it was made from
 

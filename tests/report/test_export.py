@@ -6,7 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from slms.measure.gguf import GGUFComparison
 from slms.models.convert import route
-from slms.report.export import experts, gguf_card
+from slms.report.export import Origin, experts, gguf_card
 from slms.routing import RoutingConfig
 from tests.models.test_stock import SHAPE
 
@@ -14,8 +14,8 @@ BASE = "HuggingFaceTB/SmolLM2-135M"
 
 
 def card(found):
-    made = {"title": "mine", "base": BASE, "text": "/secret/text.txt", "command": None}
-    return ModelCard(gguf_card(LlamaForCausalLM(LlamaConfig(**SHAPE)), "m.gguf", "q8_0", found, **made))
+    origin = Origin("mine", BASE, "/secret/text.txt", None)
+    return ModelCard(gguf_card(LlamaForCausalLM(LlamaConfig(**SHAPE)), "m.gguf", "q8_0", found, origin))
 
 
 def test_what_llama_cpp_found_is_told():
