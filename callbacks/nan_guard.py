@@ -15,6 +15,7 @@ from slms.lit.checkpoint import step_of
 from slms.lit.trainer_options import run_directory
 
 STOPPED_FILE = "stopped.json"
+LOW = 0.1  # nats, of a language model; a loss that begins at 0, as of a dense student of itself, rises and is sound
 
 
 class NanGuard(Callback):
@@ -26,7 +27,7 @@ class NanGuard(Callback):
 
     Args:
         max_rise: the loss explodes when its running mean over about 20 batches exceeds this multiple of its lowest
-            running mean; null allows any finite loss.
+            running mean, or of 0.1 if that is more; null allows any finite loss.
     """
 
     def __init__(self, max_rise: float | None = 10.0):
@@ -51,8 +52,8 @@ class NanGuard(Callback):
             return
         self._mean = value if math.isnan(self._mean) else 0.95 * self._mean + 0.05 * value
         self._lowest = min(self._lowest, self._mean)
-        if self.max_rise is not None and self._mean > self.max_rise * abs(self._lowest):
-            rule = f"below {self.max_rise:g} times its lowest, {self._lowest:.4g} (nan_guard.max_rise)"
+        if self.max_rise is not None and self._mean > self.max_rise * max(self._lowest, LOW):
+            rule = f"below {self.max_rise:g} times its lowest, {self._lowest:.4g}, or {LOW:g} (nan_guard.max_rise)"
             self._complain("training loss", value, rule)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

@@ -77,10 +77,13 @@ class OneLineErrors(ArgumentParser):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **{"allow_abbrev": False} | kwargs)  # a prefix of an option may be a typo of another
 
-    def parse_args(self, *args, **kwargs):
-        """Parse as jsonargparse does, but also report an overflow or endless nesting as a mistake."""
+    def parse_args(self, args=None, *more, **kwargs):
+        """Parse as jsonargparse does, but also report an empty word, an overflow or endless nesting as a mistake."""
+        for word in sys.argv[1:] if args is None else args:
+            if word == "" or re.fullmatch(r"--[^=]+=", word):  # a script's variable that was not set
+                self.error(f"{word.removesuffix('=') or 'an argument'} is empty; give it a value or leave it out")
         try:
-            return super().parse_args(*args, **kwargs)
+            return super().parse_args(args, *more, **kwargs)
         except OverflowError as error:
             self.error(f"a number is too large: {error}")
         except RecursionError:

@@ -66,6 +66,7 @@ def refused(main, args: list[str], capsys) -> str:
         (["--data.batch_size=999"], ["data.batch_size", "999"]),
         (["--data.corpus.name=nowhere.txt"], ["nowhere.txt", "no such file"]),
         (["--model.base.name=./nowhere"], ["nowhere"]),
+        (["--data.corpus.name="], ["--data.corpus.name is empty"]),
         (["--ckpt_path=nowhere.ckpt"], ["--ckpt_path", "nowhere.ckpt", "no such checkpoint"]),
         (["--config=nowhere.yaml"], ["nowhere.yaml", "routed_tinystories.yaml"]),
         (["--model.base.source=hub"], ["TinyStories-1M", "HF_HUB_OFFLINE"]),

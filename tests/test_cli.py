@@ -66,6 +66,14 @@ def test_a_wrong_value_is_named_with_its_option_and_rule(make, kind, rule, capsy
     assert capsys.readouterr().err == f"{parser.prog}: error: --n_tokens 12k: it must be {rule}\n"
 
 
+@pytest.mark.parametrize("make", [evaluation, training])
+@pytest.mark.parametrize(("words", "named"), [(["--kernels.calibrate="], "--kernels.calibrate"), ([""], "an argument")])
+def test_an_empty_word_is_refused(make, words, named, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        make().parse_args(words)
+    assert capsys.readouterr().err.split("error: ")[1].startswith(f"{named} is empty; ")
+
+
 def test_lists_fit_the_terminal_and_lose_nothing(monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     text = "what it computes, in words " * 6

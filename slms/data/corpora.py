@@ -47,6 +47,9 @@ class CorpusConfig:
     files: dict[str, str] | None = None
 
     def __post_init__(self):
+        for field in ("name", "validation", "hub", "text_field"):
+            if getattr(self, field) == "":  # a path from here, so every file of the working directory
+                raise ValueError(f"data.corpus.{field} is empty")
         if self.name is None and self.hub is None:
             raise ValueError("data.corpus needs either `name`, or `hub` (with `embedded` as its stand-in)")
 

@@ -49,6 +49,9 @@ class BaseConfig:
     vocab: int | None = None
 
     def __post_init__(self):
+        for field in ("name", "hub", "tokenizer", "revision"):
+            if getattr(self, field) == "":
+                raise ValueError(f"`base.{field}` is empty.")
         if self.name is not None:  # a name on the command line overrides the pair in a YAML
             object.__setattr__(self, "hub", None)
             object.__setattr__(self, "embedded", None)

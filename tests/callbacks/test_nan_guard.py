@@ -89,6 +89,14 @@ def test_a_loss_that_explodes_though_finite(tmp_path):
         _fit(lambda y: 0 * y + y.detach(), [1.0, 1.0, 300.0], tmp_path, enable_checkpointing=False)
 
 
+def test_a_loss_that_begins_at_nothing_may_rise(tmp_path):
+    """A dense student of itself starts at a KL of 0 or just below it; its first nats are no explosion."""
+    low = [-1e-10, 1e-3, 0.01, 0.5]
+    assert len(_fit(lambda y: 0 * y + y.detach(), low, tmp_path, enable_checkpointing=False).seen) == len(low)
+    with pytest.raises(ValueError, match=r"it must be below 10 times its lowest, 0, or 0.1 \(nan_guard"):
+        _fit(lambda y: 0 * y + y.detach(), [0.0, 30.0], tmp_path, enable_checkpointing=False)
+
+
 @pytest.mark.parametrize("max_rise", [0.5, 1.0])
 def test_a_rise_that_forbids_training_is_refused(max_rise):
     with pytest.raises(ValueError, match="max_rise is"):
