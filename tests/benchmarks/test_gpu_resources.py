@@ -34,7 +34,7 @@ def table():
 def test_all_are_compiled(table):
     names = {row["name"] for row in table}
     assert {row["chip"] for row in table} == {80, 90}
-    assert len(table) == 2 * 100
+    assert len(table) == 2 * 0
     kernels = ("count", "scan", "place", "pick bf16", "pick fp32")
     assert {f"{kernel} {p} pathways" for kernel in kernels for p in (16, 32, 64, backends.GPU_PATHWAYS)} <= names
     for kernel in PRODUCTS:
