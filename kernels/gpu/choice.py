@@ -149,8 +149,8 @@ def keep(
 ):
     """kept[t] = the K_OUT chosen neurons of largest |h| · out_scale, or if HELD those that reach `least`.
 
-    A token that chose all F neurons, though K are fewer, keeps all. hidden = h = act(gate) · up where kept, else 0. It is
-    computed twice, since the search needs the registers.
+    A token that chose all F neurons, though K are fewer, keeps all. hidden = h = act(gate) · up where kept, else 0; it
+    is computed twice, since the search needs the registers.
     """
     t = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, UU)
