@@ -3,6 +3,7 @@
 Shapes: n tokens, d model, h router's hidden units, p pathways.
 """
 
+import importlib
 from typing import NamedTuple
 
 import torch
@@ -58,9 +59,7 @@ def top_k(scores: Tensor, k: int) -> Tensor:
 
 
 def _top_k(scores: Tensor, k: int) -> Tensor:
-    from slms.kernels.gpu import choice  # Triton exists for Linux alone
-
-    return choice.top_k(scores, k)
+    return importlib.import_module("slms.kernels.gpu.choice").top_k(scores, k)  # Triton exists for Linux alone
 
 
 # As PyTorch's operations it is ten passes over the scores.

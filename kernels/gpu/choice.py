@@ -16,7 +16,6 @@ from torch import Tensor
 
 from slms.kernels.gate_reference import GateCall
 from slms.kernels.gpu.pieces import activate, narrow
-from slms.kernels.gpu.problem import device_offsets
 from slms.kernels.gpu.tiles import ACTS, block_sizes, score_sizes, select_sizes, upcast
 
 
@@ -175,8 +174,14 @@ def keep(
 
 
 @functools.cache
+def device_offsets(offsets: tuple[int, ...], device: torch.device) -> Tensor:
+    """The offsets on a device, copied once per partition, never freed, so that calls and CUDA graphs copy nothing."""
+    return torch.tensor(offsets, dtype=torch.int32, device=device)
+
+
+@functools.cache
 def unit_of(units: tuple[int, ...], device: torch.device) -> Tensor:
-    """The unit [f] of every neuron, on a device; never freed, as `kernels.gpu.problem.device_offsets`."""
+    """The unit [f] of every neuron, on a device; never freed, as `device_offsets`."""
     sizes = torch.tensor([end - start for start, end in pairwise(units)])
     return torch.arange(len(sizes), dtype=torch.int32).repeat_interleave(sizes).to(device)
 

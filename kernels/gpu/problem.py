@@ -12,13 +12,8 @@ from torch import Tensor
 
 from slms.kernels.backends import GPU_PATHWAYS
 from slms.kernels.call import Call
+from slms.kernels.gpu.choice import device_offsets
 from slms.kernels.gpu.tiles import ACTS, Tiles, arithmetic, tiles_for
-
-
-@functools.cache
-def device_offsets(offsets: tuple[int, ...], device: torch.device) -> Tensor:
-    """The offsets on a device, copied once per partition, never freed, so that calls and CUDA graphs copy nothing."""
-    return torch.tensor(offsets, dtype=torch.int32, device=device)
 
 
 @functools.cache
