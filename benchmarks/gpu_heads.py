@@ -31,7 +31,7 @@ def _measure(name: str, tokens: int, decoded: int, training: bool, setting: Sett
 
     def timed(forward: Callable[[], Tensor]) -> Callable[[], object]:
         if training:
-            return lambda: forward().sum().backward()  # type: ignore[no-untyped-call]
+            return lambda: forward().sum().backward()
         run = torch.no_grad()(forward)
         return graphed(run) if decoded and not setting.dry else run
 

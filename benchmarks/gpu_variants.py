@@ -103,13 +103,7 @@ def variants(quick: bool) -> Iterator[Variant]:
             yield Variant(f"dot_rows {short} {size}", sparse.dot_rows, data, constants, row_tile.warps, 3, None, odd)
             constants = math | count | {"ROWS": sum_tile.rows, "COLS": sum_tile.inner}
             yield Variant(f"sum_rows {short} {size}", sparse.sum_rows, data, constants, sum_tile.warps, 3, None, odd)
-            constants = math | count | {"BIASED": True, "HH": 32, "ROWS": row_tile.rows, "INNER": row_tile.inner}
-            queries = f"few_queries {short} {size}", heads.few_queries, data, constants, row_tile.warps
-            yield Variant(*queries, 3, None, odd)
-            for e in HEAD_SIZES:
-                constants = math | count | {"HH": 32, "EE": e, "ROWS": row_tile.rows}
-                outputs = f"few_outputs {short} {size} {e}", heads.few_outputs, data, constants, row_tile.warps
-                yield Variant(*outputs, 3, None, odd)
+        yield from _heads(short, family, data, quick)
         for gated, activation, odd, precision in _settings(short, quick):
             product = {"ALIGNED": not odd, "PRECISION": precision, "UPCAST": False}
             common = product | {"ACT": activation, "BIASED": True, "GATED": gated, "GATE_BIASED": gated}
@@ -117,13 +111,32 @@ def variants(quick: bool) -> Iterator[Variant]:
             if gated:
                 yield from _gates(dtype, label, data, common, odd, quick)
             yield from _grouped(dtype, label, data, product, common, activation == "gelu_tanh", odd)
-            if activation != "none":
-                yield from _small(dtype, label, data, common, odd, quick)
+            yield from _small(dtype, label, data, common, odd, quick)
             for size in ("one", "few"):
                 slice_tile = tiles.DECODE_TILES[family, size]
                 constants = common | {"ONE": size == "one", "N": 1 if size == "one" else GPU_TOKENS}
                 constants |= {"ROWS": slice_tile.rows, "INNER": slice_tile.inner}
                 yield Variant(f"slices {label} {size}", decode.slices, data, constants, slice_tile.warps, 3, None, odd)
+
+
+def _heads(short: str, family: str, data: Mapping[str, str], quick: bool) -> Iterator[Variant]:
+    """The kernels of attention heads: projections of few tokens, and the grouped product without an activation."""
+    math = {"PRECISION": "ieee", "UPCAST": False}
+    for size, odd in itertools.product(("one", "few"), (False,) if quick else (False, True)):
+        tile = tiles.DECODE_TILES[family, size]
+        constants = math | {"ONE": size == "one", "N": 1 if size == "one" else GPU_TOKENS, "HH": 32, "ROWS": tile.rows}
+        queries = constants | {"BIASED": True, "INNER": tile.inner}
+        yield Variant(f"few_queries {short} {size}", heads.few_queries, data, queries, tile.warps, 3, None, odd)
+        for e in HEAD_SIZES:
+            name = f"few_outputs {short} {size} {e}"
+            yield Variant(name, heads.few_outputs, data, constants | {"EE": e}, tile.warps, 3, None, odd)
+    for size in ("large", "small") if quick else ("large", "small", "odd"):
+        shipped = tiles.TILES[family, size].up
+        settings = shipped.launch()
+        warps, stages = settings.pop("num_warps"), settings.pop("num_stages")
+        constants = math | settings | {"ACT": "none", "BIASED": True, "GATED": False, "GATE_BIASED": False}
+        constants |= {"ALIGNED": size != "odd"}
+        yield Variant(f"up {short} {size}", grouped.up, data, constants, warps, stages, shipped.resident, size == "odd")
 
 
 def _settings(short: str, quick: bool) -> Iterator[tuple[bool, str, bool, str]]:
@@ -132,8 +145,6 @@ def _settings(short: str, quick: bool) -> Iterator[tuple[bool, str, bool, str]]:
         if quick and not gated and short != "bf16":
             continue
         yield gated, "gelu_tanh", False, "ieee"
-        if not gated:  # of attention heads
-            yield gated, "none", False, "ieee"
         if quick:
             continue
         for activation in ("gelu", "relu", "silu"):

@@ -61,7 +61,7 @@ def arms(
     routed = route(model, routing, torch.randint(0, 64, (2, min(t, 64)))).eval()
     x = torch.randn(decoded or 1, 1 if decoded else t, d).to(device, dtype)
     for one in (model, routed):
-        one.to(device, dtype)  # type: ignore[arg-type]  # of a decorated method
+        one.to(device, dtype)
     position = torch.tensor([[t - 1]]) if decoded else torch.arange(t)[None]
     more: dict[str, object] = {"position_embeddings": model.model.rotary_emb(x, position_ids=position.to(device))}
     if decoded:

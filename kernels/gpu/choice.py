@@ -204,8 +204,9 @@ def select_units(gate: Tensor, call: GateCall, units: tuple[int, ...], listed: b
     if n * p:
         limits = [scale if limit is None else limit for limit in (call.whole_above, call.least)]
         flags = {"SCORED": bool(units), "SIGNED": False, "WHOLE": call.whole_above is not None}
-        flags |= {"HELD": call.least is not None, "LISTED": listed, **select_sizes(p)}
-        select[(n,)](values, scale, *limits, chosen, index, count, p, call.k, call.n_shared, act, **flags)
+        flags |= {"HELD": call.least is not None, "LISTED": listed}
+        tensors, numbers = (values, scale, *limits, chosen, index, count), (p, call.k, call.n_shared)
+        select[(n,)](*tensors, *numbers, act, **flags, **select_sizes(p))
     return chosen, index, count
 
 
