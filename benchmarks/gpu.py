@@ -2,6 +2,7 @@
 
 parity    every Triton kernel against its reference, output and gradients
 gate      gate-selected neurons beside the dense MLP, eager and compiled: decode, prompts, forward and backward
+heads     attentions with routed heads beside the dense ones: prompts, forward and backward, decoding
 models    a routed SmolLM2-135M beside the dense one: eager, one CUDA graph, compiled
 training  some steps of it in bfloat16, dense and routed
 rivals    pathways beside ScatterMoE and PyTorch's `grouped_mm`
@@ -41,6 +42,12 @@ def _gate(setting: Setting) -> Iterator[Row]:
     return gate_rows(setting)
 
 
+def _heads(setting: Setting) -> Iterator[Row]:
+    from benchmarks.gpu_heads import head_rows
+
+    return head_rows(setting)
+
+
 def _rivals(setting: Setting) -> Iterator[Row]:
     from benchmarks.gpu_gate import rival_rows
 
@@ -62,6 +69,7 @@ def _training(setting: Setting) -> Iterator[Row]:
 PARTS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "parity": _parity,
     "gate": _gate,
+    "heads": _heads,
     "models": _models,
     "training": _training,
     "rivals": _rivals,

@@ -31,7 +31,7 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 TOKENIZERS_
 
 "$python" -m benchmarks.gpu begin --out "$out" --device "$device" || exit $?
 failed=0
-for part in parity:90 gate:100 models:150 training:50 rivals:60; do # seconds; what rivals need may be missing
+for part in parity:90 gate:100 heads:30 models:140 training:50 rivals:60; do # seconds; what rivals need may be missing
   name=${part%:*} limit=${part#*:} start=$SECONDS
   timeout -k 5 "$limit" "$python" -m benchmarks.gpu "$name" --out "$out" --device "$device" \
     --seconds $((limit - 10)) >"$out/$name.log" 2>&1

@@ -17,12 +17,14 @@ from benchmarks import kernels
 from benchmarks.gpu_parity import random_gate_call
 from benchmarks.gpu_setting import Row, Setting
 from benchmarks.kernels import arrange
-from slms.kernels.backends import GPU_TOKENS
+from slms.kernels.backends import GPU_PATHWAYS, GPU_TOKENS
+from slms.kernels.calibrate import one_pass
 from slms.kernels.costs import Shape
+from slms.kernels.dispatch import routed_mlp
 from slms.kernels.gate import gate_mlp, units_of
 from slms.kernels.gate_plan import gate_plan
 from slms.kernels.gate_reference import GateCall
-from slms.kernels.timing import time_together
+from slms.kernels.timing import random_call, time_together
 
 # SmolLM2-135M, TinyLlama-1.1B, Llama 3.1 8B.
 SHAPES = {"smollm2-135m": (576, 1536), "llama-1b": (2048, 5632), "llama-8b": (4096, 14336)}
@@ -59,7 +61,7 @@ def alternatives(call: GateCall, shape: Shape) -> dict[str, Callable[[], Tensor]
         units = units_of(call.offsets)
         runs["product"] = lambda: gate_many(call, units, True)
         names.remove("dense")
-        if not gradients:
+        if not gradients and call.k_out is None:
 
             def epilogue() -> Tensor:
                 gate = F.linear(call.x, call.W_gate)
@@ -71,9 +73,12 @@ def alternatives(call: GateCall, shape: Shape) -> dict[str, Callable[[], Tensor]
     return runs
 
 
-def _measure(name: str, shape: Shape, n_tokens: int, density: float, setting: Setting) -> Iterator[Row]:
+def _measure(
+    name: str, shape: Shape, n_tokens: int, density: float, setting: Setting, out: float | None = None
+) -> Iterator[Row]:
+    """out: the density of a second choice."""
     copies = 8 if n_tokens <= GPU_TOKENS and not setting.dry else 1
-    calls = [random_gate_call(shape, n_tokens, density, seed) for seed in range(copies)]
+    calls = [random_gate_call(shape, n_tokens, density, seed, density_out=out) for seed in range(copies)]
     runs: dict[str, list[Callable[[], object]]] = {}
     for call in calls:
         leaves = [tensor for tensor in call[:6] if tensor is not None and tensor.requires_grad]
@@ -85,9 +90,11 @@ def _measure(name: str, shape: Shape, n_tokens: int, density: float, setting: Se
     us = {run: spread.p50 / at_once for run, spread in times.items()}
     best = min(value for run, value in us.items() if run.startswith("dense"))
     dtype, p = getattr(torch, shape.dtype), shape.n_pathways
-    picked, _ = gate_plan(n_tokens, density, shape.training, shape.device, dtype, p, shape.d_ff // p)
+    mean = density if out is None else (density + out) / 2
+    picked, _ = gate_plan(n_tokens, mean, shape.training, shape.device, dtype, p, shape.d_ff // p)
     row: Row = {"shape": name, "d": shape.d_model, "f": shape.d_ff, "units": p, "dtype": shape.dtype}
-    row |= {"pass": "train" if shape.training else "forward", "tokens": n_tokens, "density": density, "picked": picked}
+    row |= {"pass": "train" if shape.training else "forward", "tokens": n_tokens, "density": density}
+    row |= {"density out": density if out is None else out, "picked": picked}
     row |= {f"{run} µs": round(value, 1) for run, value in us.items()}
     yield row | {"dense / auto": round(best / us["auto"], 2)}
 
@@ -103,7 +110,10 @@ def _both(forward: Callable[[], Tensor], leaves: list[Tensor]) -> Callable[[], o
 
 
 def gate_rows(setting: Setting) -> Iterator[Row]:
-    """Time single neurons at decode, at prompts and in training, then units of 16 and 128 neurons at prompts."""
+    """Time single neurons at decode, at prompts and in training, then units of 16 and 128 neurons at prompts.
+
+    Last, single neurons that are chosen twice, at the FLOPs of density .5 (SmolLM2's .60 and .40) and .25.
+    """
     shapes = {"tiny": (16, 64)} if setting.dry else SHAPES
     decode = (1,) if setting.dry else (1, 2, 4, 8, 16)
     prompts, training = ((20,), (20,)) if setting.dry else ((512, 2048, 8192), (2048, 8192))
@@ -114,10 +124,50 @@ def gate_rows(setting: Setting) -> Iterator[Row]:
         plans, shapes.items(), DENSITIES[:1] if setting.dry else DENSITIES
     ):
         shape = Shape(d, f, f // m, True, dtype, setting.device, trained)
-        if m > 1 and shape.n_pathways > 256:
+        if m > 1 and shape.n_pathways > GPU_PATHWAYS:
             continue  # more than the grouped kernels take
         make = functools.partial(_measure, name, shape, n, density, setting)
         yield from setting.rows(f"{name}, {n} tokens, units of {m}, density {density}", make)
+    twice = decode[:1] + prompts[-1:]
+    for n, (name, (d, f)), (density, out) in itertools.product(twice, shapes.items(), ((0.6, 0.4), (0.3, 0.2))):
+        shape = Shape(d, f, f, True, dtype, setting.device, False)
+        make = functools.partial(_measure, name, shape, n, density, setting, out)
+        yield from setting.rows(f"{name}, {n} tokens, two choices of {density} and {out}", make)
+    yield from small_rows(setting)
+
+
+def small_rows(setting: Setting) -> Iterator[Row]:
+    """Time pathways of one neuron, half of them chosen: the MLP alone, and with its router, beside PyTorch's mask."""
+    shapes = {"tiny": (16, 64)} if setting.dry else SHAPES
+    dtype = "float32" if setting.dry else "bfloat16"
+    plans = ((20, False),) if setting.dry else ((1, False), (4, False), (2048, False), (2048, True))
+    for (n, training), (name, (d, f)) in itertools.product(plans, shapes.items()):
+        shape = Shape(d, f, f, True, dtype, setting.device, training)
+        make = functools.partial(_small, name, shape, n, setting)
+        yield from setting.rows(f"{f} pathways of {name}, {n} tokens", make)
+
+
+def _small(name: str, shape: Shape, n: int, setting: Setting) -> Iterator[Row]:
+    runs: dict[str, list[Callable[[], object]]] = {}
+    for seed in range(8 if n <= GPU_TOKENS else 1):
+        call = random_call(shape, n, DENSITIES[0], "silu", seed)
+        assert call.W_gate is not None
+        W_out_t = call.W_out.detach().t().contiguous().requires_grad_(shape.training)
+        with torch.set_grad_enabled(shape.training):
+            whole = kernels.routed(call, kernels.random_router(shape, DENSITIES[0], seed), "auto")
+        made: dict[str, Callable[[], Tensor]] = {
+            "dense": functools.partial(dense_swiglu, call.x, call.W_in, call.W_gate, W_out_t),
+            "masked": functools.partial(routed_mlp, call, "dense"),
+            "auto": functools.partial(routed_mlp, call, "auto", DENSITIES[0]),
+            "routed": whole,
+        }
+        for run, forward in made.items():
+            runs.setdefault(run, []).append(one_pass(call, shape, forward, [W_out_t] * shape.training))
+    timed, at_once = arrange(runs, shape, n)
+    us = {run: spread.p50 / at_once for run, spread in time_together(timed, shape.device, setting.seconds).items()}
+    row: Row = {"shape": name, "d": shape.d_model, "f": shape.d_ff, "units": shape.n_pathways, "dtype": shape.dtype}
+    row |= {"pass": "train" if shape.training else "forward", "tokens": n, "density": DENSITIES[0]}
+    yield row | {"router": "mlp"} | {f"{run} µs": round(value, 1) for run, value in us.items()}
 
 
 def rival_rows(setting: Setting) -> Iterator[Row]:

@@ -31,10 +31,20 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 WIDE = r"ld\.global[.\w]*\.v4\.b32|ld\.global[.\w]*\.v2\.b64|cp\.async[.\w]*\.shared\.global[^;]*, 0x10"
 NARROW = r"ld\.global[.\w]*(?<!v2)(?<!v4)\.b(16)|cp\.async[.\w]*\.shared\.global[^;]*, 0x([48])\b"
 # As at run time: tensors are aligned, and d_model and the pathway size divide by 16.
-MULTIPLES = ("d", "M", "r", "c", "f", "U", "LENGTH", "width", "H")
+MULTIPLES = ("d", "M", "r", "c", "f", "U", "LENGTH", "width", "H", "E")
 
 PRODUCTS = ("up", "down", "hidden_gradients", "weight_gradient", "masked_up")
-READERS = ("slices", "combine", "dot_rows", "sum_rows", "features", "chosen_rows", "score")
+READERS = (
+    "slices",
+    "combine",
+    "dot_rows",
+    "sum_rows",
+    "features",
+    "chosen_rows",
+    "score",
+    "few_queries",
+    "few_outputs",
+)
 ELEMENTWISE = ("masked_product", "product_gradients")
 
 

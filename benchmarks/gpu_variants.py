@@ -7,14 +7,29 @@ from typing import NamedTuple
 import torch
 import triton
 
-from slms.kernels.backends import GPU_PATHWAYS, GPU_TOKENS
-from slms.kernels.gpu import decode, gate, gate_many, gradients, grouped, routes, sparse, step, tiles
+from slms.kernels.backends import GPU_PATHWAYS, GPU_TOKENS, GPU_UNITS
+from slms.kernels.gpu import (
+    choice,
+    decode,
+    gate_many,
+    gradients,
+    grouped,
+    heads,
+    masked,
+    routes,
+    rows,
+    sparse,
+    step,
+    tiles,
+)
 from slms.kernels.router import SOFTMAX, UNIT
 
 PATHWAYS = (16, 32, 64, GPU_PATHWAYS)
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-# Units to choose from, in registers at once: single neurons of SmolLM2-135M, of Llama 3.1 8B.
-UNITS = (1536, 8192)
+# Units to choose from, in registers at once: single neurons of SmolLM2-135M, of Llama 3.2 1B, and the most possible.
+UNITS = (1536, 8192, GPU_UNITS)
+
+HEAD_SIZES = (64, 128)
 
 
 class Variant(NamedTuple):
@@ -45,7 +60,7 @@ def variants(quick: bool) -> Iterator[Variant]:
     GELU's approximation, ungated MLPs except in bfloat16, odd sizes, TF32, and of gate-selected neurons some sizes.
     """
     metadata = _pointers("token pair starts tile_pathway tile_row n_tiles offsets counts before", "i32")
-    metadata |= _pointers("index count unit", "i32") | _pointers("chosen keep used", "u8")
+    metadata |= _pointers("index count unit", "i32") | _pointers("chosen keep kept used", "u8")
     for p in PATHWAYS:
         sizes, label = tiles.routes_sizes(p), f"{p} pathways"
         yield Variant(f"count {label}", routes._count, metadata, sizes, 4, 3)
@@ -56,14 +71,21 @@ def variants(quick: bool) -> Iterator[Variant]:
             continue
         family = tiles.family(dtype)
         data = _pointers("x grad W W_in b_in W_gate b_gate W_out hidden hidden_gate du dv", short)
-        data |= _pointers("left right out b bias ramp rows y v b_out mean_out gate up d_gate d_up", short)
+        data |= _pointers("left right out b bias ramp rows y v b_out mean_out gate up d_gate d_up q o", short)
         data |= metadata | _pointers("gates d_gates partial inputs scale scores whole_above", "fp32")
-        yield Variant(f"features {short}", step.features, data | {"out": "*fp32"}, tiles.FEATURES, 4, 3)
+        data |= _pointers("least out_scale weights", "fp32")
+        for relu in (True, False):
+            layer = {"RELU": relu, **tiles.FEATURES}
+            yield Variant(f"features {short}", step.features, data | {"out": "*fp32"}, layer, 4, 3)
         for p, (kind, inputs) in itertools.product(PATHWAYS, ((UNIT, short), (SOFTMAX, "fp32"))):
             router = {"KIND": kind, "RAMPED": kind == SOFTMAX, **tiles.pick_sizes(p)}
             warps = router.pop("num_warps")
             # A linear router's inputs are the tokens, others' are features.
             yield Variant(f"pick {short} {p} pathways", step.pick, data | {"inputs": f"*{inputs}"}, router, warps, 3)
+        for p, kind in itertools.product(UNITS[-1:] if quick else UNITS, (UNIT, SOFTMAX)):
+            router = {"KIND": kind, "RAMPED": kind == SOFTMAX, **tiles.select_sizes(p), **tiles.block_sizes(p)}
+            warps = router.pop("num_warps")
+            yield Variant(f"pick_many {short} {p} pathways", step.pick_many, data, router, warps, 3)
         columns = {
             "P": 16,
             "COLS": tiles.COMBINE_COLS,
@@ -81,6 +103,7 @@ def variants(quick: bool) -> Iterator[Variant]:
             yield Variant(f"dot_rows {short} {size}", sparse.dot_rows, data, constants, row_tile.warps, 3, None, odd)
             constants = math | count | {"ROWS": sum_tile.rows, "COLS": sum_tile.inner}
             yield Variant(f"sum_rows {short} {size}", sparse.sum_rows, data, constants, sum_tile.warps, 3, None, odd)
+        yield from _heads(short, family, data, quick)
         for gated, activation, odd, precision in _settings(short, quick):
             product = {"ALIGNED": not odd, "PRECISION": precision, "UPCAST": False}
             common = product | {"ACT": activation, "BIASED": True, "GATED": gated, "GATE_BIASED": gated}
@@ -88,11 +111,32 @@ def variants(quick: bool) -> Iterator[Variant]:
             if gated:
                 yield from _gates(dtype, label, data, common, odd, quick)
             yield from _grouped(dtype, label, data, product, common, activation == "gelu_tanh", odd)
+            yield from _small(dtype, label, data, common, odd, quick)
             for size in ("one", "few"):
                 slice_tile = tiles.DECODE_TILES[family, size]
                 constants = common | {"ONE": size == "one", "N": 1 if size == "one" else GPU_TOKENS}
                 constants |= {"ROWS": slice_tile.rows, "INNER": slice_tile.inner}
                 yield Variant(f"slices {label} {size}", decode.slices, data, constants, slice_tile.warps, 3, None, odd)
+
+
+def _heads(short: str, family: str, data: Mapping[str, str], quick: bool) -> Iterator[Variant]:
+    """The kernels of attention heads: projections of few tokens, and the grouped product without an activation."""
+    math = {"PRECISION": "ieee", "UPCAST": False}
+    for size, odd in itertools.product(("one", "few"), (False,) if quick else (False, True)):
+        tile = tiles.DECODE_TILES[family, size]
+        constants = math | {"ONE": size == "one", "N": 1 if size == "one" else GPU_TOKENS, "HH": 32, "ROWS": tile.rows}
+        queries = constants | {"BIASED": True, "INNER": tile.inner}
+        yield Variant(f"few_queries {short} {size}", heads.few_queries, data, queries, tile.warps, 3, None, odd)
+        for e in HEAD_SIZES:
+            name = f"few_outputs {short} {size} {e}"
+            yield Variant(name, heads.few_outputs, data, constants | {"EE": e}, tile.warps, 3, None, odd)
+    for size in ("large", "small") if quick else ("large", "small", "odd"):
+        shipped = tiles.TILES[family, size].up
+        settings = shipped.launch()
+        warps, stages = settings.pop("num_warps"), settings.pop("num_stages")
+        constants = math | settings | {"ACT": "none", "BIASED": True, "GATED": False, "GATE_BIASED": False}
+        constants |= {"ALIGNED": size != "odd"}
+        yield Variant(f"up {short} {size}", grouped.up, data, constants, warps, stages, shipped.resident, size == "odd")
 
 
 def _settings(short: str, quick: bool) -> Iterator[tuple[bool, str, bool, str]]:
@@ -134,22 +178,52 @@ def _grouped(dtype, label, data, product, common, products_too, odd) -> Iterator
             yield Variant(f"{name} {label} {size}", kernel, data, constants | settings, warps, stages, resident, odd)
 
 
+def _small(dtype, label, data, common, odd, quick) -> Iterator[Variant]:
+    """The kernels of many small pathways: rows for few tokens, a pass between products for many."""
+    names = ("ACT", "BIASED", "GATE_BIASED", "PRECISION", "UPCAST")
+    rules = {name: common[name] for name in names} | {"GATE": "rows" if common["GATED"] else "none"}
+    for n, f in ((1, 1024), (1, 1536), (1, 4097), (2, 1536)):
+        launch = tiles.gate_tile(dtype, n, f).launch(n)
+        warps, size = launch.pop("num_warps"), f"one × {launch['ROWS']}" if n == 1 else "few"
+        constants = {**rules, **launch, "SINGLE": False, "LISTED": False}
+        yield Variant(f"chosen_rows {label} pathways {size}", rows.chosen_rows, data, constants, warps, 3, None, odd)
+    if common["PRECISION"] == "ieee":
+        for longest in (1,) if quick else (1, 16, 64):
+            flags = {"SINGLE": longest == 1, "UPCAST": False, **tiles.weigh_sizes(longest)}
+            warps = flags.pop("num_warps")
+            constants = flags | {name: common[name] for name in ("ACT", "GATED", "ALIGNED")}
+            if longest == 1:  # as a launch makes of every argument that is 1
+                constants["LONGEST"] = 1
+            for kernel in (masked.weigh, masked.weigh_gradients):
+                yield Variant(f"{kernel.__name__} {label} {longest}", kernel, data, constants, warps, 3, None, odd)
+
+
 def _gates(dtype, label, data, common, odd, quick) -> Iterator[Variant]:
     """The kernels of gate-selected neurons; the choice, which is not specialized for odd sizes, once a type."""
     settings = {name: common[name] for name in ("ACT", "BIASED", "PRECISION", "UPCAST")}
     whole = {"SINGLE": True, **settings}
     act = {"ACT": common["ACT"]}
     if not odd and common["PRECISION"] == "ieee":
-        for p, scored in itertools.product(UNITS[-1:] if quick else UNITS, (False, True)):
-            sizes = {"SCORED": scored, "WHOLE": True, "LISTED": not scored, **act, **tiles.select_sizes(p)}
+        for p, kind in itertools.product(UNITS[-1:] if quick else UNITS, ("neurons", "units", "thresholds", "scores")):
+            scored, held = kind in ("units", "scores"), kind == "thresholds"
+            sizes = {"SCORED": scored, "SIGNED": kind == "scores", "WHOLE": kind != "scores", "HELD": held}
+            sizes |= {"LISTED": not scored, **act, **tiles.select_sizes(p)}
             warps, values = sizes.pop("num_warps"), "*fp32" if scored else data["gate"]
-            kind = f"select {label} {p} {'units' if scored else 'neurons'}"
-            yield Variant(kind, gate.select, data | {"values": values}, sizes, warps, 3)
+            yield Variant(f"select {label} {p} {kind}", choice.select, data | {"values": values}, sizes, warps, 3)
+        for p, held in itertools.product(UNITS[-1:] if quick else UNITS, (False, True)):
+            sizes = {"HELD": held, "UPCAST": False, **act, **tiles.select_sizes(p), **tiles.block_sizes(p)}
+            warps = sizes.pop("num_warps")
+            yield Variant(f"keep {label} {p}{' thresholds' * held}", choice.keep, data, sizes, warps, 3)
         for longest in (16,) if quick else (16, 256):
             yield Variant(
-                f"score {label} {longest}", gate.score, data, act | {"ALIGNED": True} | tiles.score_sizes(longest), 4, 3
+                f"score {label} {longest}",
+                choice.score,
+                data,
+                act | {"ALIGNED": True} | tiles.score_sizes(longest),
+                4,
+                3,
             )
-        yield Variant(f"add_used {label}", gate.add_used, data, {**tiles.ADD, "UPCAST": False}, 4, 3)
+        yield Variant(f"add_used {label}", rows.add_used, data, {**tiles.ADD, "UPCAST": False}, 4, 3)
         for kernel in (gate_many.masked_product, gate_many.product_gradients):
             cells = {"SINGLE": True, "UPCAST": False, **act, **tiles.CELLS}
             yield Variant(f"{kernel.__name__} {label}", kernel, data, cells, 4, 3)
@@ -158,7 +232,8 @@ def _gates(dtype, label, data, common, odd, quick) -> Iterator[Variant]:
         warps, size = launch.pop("num_warps"), f"one × {launch['ROWS']}" if n == 1 else "few"
         for single in (True,) if quick else (True, False):
             constants = {**whole, **launch, "SINGLE": single, "LISTED": single and n == 1}
-            yield Variant(f"chosen_rows {label} {size}", gate.chosen_rows, data, constants, warps, 3, None, odd)
+            constants |= {"GATE": "given", "GATE_BIASED": False}
+            yield Variant(f"chosen_rows {label} {size}", rows.chosen_rows, data, constants, warps, 3, None, odd)
     for size in ("odd",) if odd else ("large", "small"):
         launch = tiles.masked_tile(dtype, 512 if size == "large" else 17, odd).launch()
         warps, stages = launch.pop("num_warps"), launch.pop("num_stages")

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +16,36 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from slms.models.anatomy import find_attentions
 from slms.models.convert import route
+from slms.models.transformers_internals import CACHE
 from slms.routing import RoutingConfig
 
 Run = Callable[[], Tensor]
 
 
-def arms(d: int, heads: int, groups: int, t: int, k: int) -> tuple[Run, Run]:
-    """The dense attention of a Llama and the same with k heads of each group, on one random prompt of t tokens."""
+class Context(NamedTuple):
+    """A cache of keys and values [b, g, t, e] that a call reads and does not change."""
+
+    keys: Tensor
+    values: Tensor
+
+    def update(self, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        return self.keys, self.values
+
+
+def arms(
+    d: int,
+    heads: int,
+    groups: int,
+    t: int,
+    k: int,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    decoded: int = 0,
+) -> tuple[Run, Run]:
+    """The dense attention of a Llama and the same with k heads of each group, on one random prompt of t tokens.
+
+    decoded: blocks that each decode one token with a context of t, instead of the prompt.
+    """
     config = LlamaConfig(
         vocab_size=64,
         hidden_size=d,
@@ -35,11 +59,16 @@ def arms(d: int, heads: int, groups: int, t: int, k: int) -> tuple[Run, Run]:
     model = LlamaForCausalLM(config).eval()
     routing = RoutingConfig(target="attention", k_heads=k, router="linear", every_n_layers=1, mean_compensation=True)
     routed = route(model, routing, torch.randint(0, 64, (2, min(t, 64)))).eval()
-    x = torch.randn(1, t, d)
-    angles = model.model.rotary_emb(x, position_ids=torch.arange(t)[None])
+    x = torch.randn(decoded or 1, 1 if decoded else t, d).to(device, dtype)
+    for one in (model, routed):
+        one.to(device, dtype)
+    position = torch.tensor([[t - 1]]) if decoded else torch.arange(t)[None]
+    more: dict[str, object] = {"position_embeddings": model.model.rotary_emb(x, position_ids=position.to(device))}
+    if decoded:
+        more[CACHE] = Context(*torch.randn(2, decoded, groups, t, d // heads).to(device, dtype))
 
     def run(attention: nn.Module) -> Tensor:
-        return attention(hidden_states=x, position_embeddings=angles, attention_mask=None)[0]
+        return attention(hidden_states=x, attention_mask=None, **more)[0]
 
     return tuple(partial(run, find_attentions(one)[0]) for one in (model, routed))  # type: ignore[return-value]
 

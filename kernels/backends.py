@@ -10,7 +10,8 @@ import torch
 
 BACKENDS = ("auto", "reference", "dense", "grouped", "rows", "amx", "triton")
 GPU_TOKENS = 16  # the most of a decoding step: Triton's kernels for few tokens take them, and a tensor core at once
-GPU_PATHWAYS = 256  # the most for which they were compiled; one program compares each with each
+GPU_PATHWAYS = 256  # the most by which tokens are grouped, and of which one program compares each with each
+GPU_UNITS = 16384  # the most that one program ranks in registers without spilling
 GPU_CAPABILITY = (8, 0)  # the oldest devices for which they were compiled
 
 
@@ -52,8 +53,8 @@ def refusal(backend: str, device: str, dtype: torch.dtype, n_pathways: int = 1) 
         if device == "cuda" and (found := _capability()) < GPU_CAPABILITY:
             least, oldest = ("{}.{}".format(*version) for version in (GPU_CAPABILITY, found))
             return f"it needs CUDA devices of compute capability {least} or above, and one here has {oldest}"
-        if n_pathways > GPU_PATHWAYS:
-            return f"it takes up to {GPU_PATHWAYS} pathways, and there are {n_pathways}"
+        if n_pathways > GPU_UNITS:
+            return f"it takes up to {GPU_UNITS} pathways or units, and there are {n_pathways}"
         if dtype not in (torch.float32, torch.bfloat16, torch.float16):
             return f"it knows float32, bfloat16 and float16, and x is {dtype}"
         return None

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from slms.kernels import backends
-from slms.kernels.backends import GPU_TOKENS
+from slms.kernels.backends import GPU_PATHWAYS, GPU_TOKENS
 from slms.kernels.cache import cache_file
 from slms.kernels.cpu import team
 
@@ -81,11 +81,16 @@ def estimate_gpu(backend: str, shape: Shape, n_tokens: int, density: float, chip
     weights = matrices * shape.d_model * shape.d_ff
     speed = chip.matmul_float32 if shape.dtype == "float32" else chip.matmul
     passes = 3.0 if shape.training else 1.0
-    if backend == "dense":
-        return passes * (4 * chip.launch + max(weights * size / chip.memory, 2 * n_tokens * weights / speed))
+    few = n_tokens <= GPU_TOKENS and not shape.training
+    if backend == "dense" or (shape.n_pathways > GPU_PATHWAYS and not few):  # all rows
+        # Between the products PyTorch reads or writes [n, f] some eight times, Triton in one pass once for each matrix.
+        starts, moved = (
+            (4 * chip.launch, 8) if backend == "dense" else (matrices * chip.launch + chip.own_launch, matrices)
+        )
+        between = n_tokens * shape.d_ff * size * moved / chip.memory
+        return passes * (starts + between + max(weights * size / chip.memory, 2 * n_tokens * weights / speed))
     read = 1 - (1 - density) ** n_tokens
     work = density * 2 * n_tokens * weights / (speed * chip.grouped_share)
-    few = n_tokens <= GPU_TOKENS and not shape.training
     # Partial sums of 32 neurons, written and read in float32; or pairs: gathered, written, combined.
     partial = n_tokens * density * shape.d_ff / 32 * shape.d_model * 8
     pairs = n_tokens * density * shape.n_pathways * 3 * shape.d_model * size

@@ -94,8 +94,7 @@ def _cast(call: GateCall) -> GateCall:
 def _chosen(gate: Tensor, call: GateCall, units: tuple[int, ...]) -> Tensor:
     """Choose [n, p] by the gates [n, f] before their activation."""
     gate = gate.detach()
-    compiled = rows_refusal(gate.device.type, gate.dtype, len(call.offsets) - 1) is None
-    if compiled and not (gate.is_cuda and call.least is not None):
+    if rows_refusal(gate.device.type, gate.dtype, len(call.offsets) - 1) is None:
         from slms.kernels.gate_ops import choose  # numba takes half a second to import and is optional
 
         return choose(gate, call, units)
@@ -103,17 +102,12 @@ def _chosen(gate: Tensor, call: GateCall, units: tuple[int, ...]) -> Tensor:
     return choose_reference(scores, call)
 
 
-def _once(call: GateCall) -> bool:
-    """Whether a call asks for no more than Triton's kernels do: the best k of all units."""
-    return call.k_out is None and call.least is None
-
-
 def _kept(up: Tensor, gate: Tensor, call: GateCall, units: tuple[int, ...]) -> Tensor:
     """The neurons [n, f] that go through W_out, by up and gate [n, f] before the activation."""
     if call.k_out is None:
         return per_neuron(_chosen(gate, call, units), call.offsets)
     up, gate = up.detach(), gate.detach()
-    if not gate.is_cuda and rows_refusal("cpu", gate.dtype, len(call.offsets) - 1) is None:
+    if rows_refusal(gate.device.type, gate.dtype, len(call.offsets) - 1) is None:
         from slms.kernels.gate_ops import keep
 
         return keep(up, gate, call)
@@ -138,7 +132,7 @@ def gate_select(call: GateCall) -> Tensor:
 def _dense(call: GateCall, units: tuple[int, ...], gradients: bool) -> Tensor:
     x, compiling = call.x, torch.compiler.is_compiling()
     compiled = rows_refusal(x.device.type, x.dtype, len(call.offsets) - 1) is None
-    if compiled and x.is_cuda and not compiling and _once(call):
+    if compiled and x.is_cuda and not compiling:
         from slms.kernels.gpu.gate_many import gate_many  # Triton exists for Linux alone
 
         return gate_many(call, units, gradients)
@@ -209,16 +203,12 @@ def gate_mlp(call: GateCall, backend: str = "auto") -> Tensor:
     if backend not in GATE_BACKENDS:
         raise ValueError(f"`backend` is {backend!r}; it must be one of {', '.join(GATE_BACKENDS)}.")
     device, p = x.device.type, len(call.offsets) - 1
-    if backend == "auto" and x.is_cuda and not _once(call):
-        backend = "dense"
-    elif backend == "auto":
+    if backend == "auto":
         smallest = min(end - start for start, end in pairwise(units)) if units and x.is_cuda else 1
         density = mean_density(call.k, call.k_out, p)
         backend, _ = gate_plan(len(x), density, gradients, device, x.dtype, p, smallest)
     elif backend == "rows":
         why = rows_refusal(device, x.dtype, p) or ("it has no gradient, and an input needs one" if gradients else None)
-        if why is None and x.is_cuda and not _once(call):
-            why = f"on a GPU it chooses the best once; `k_out` is {call.k_out} and `least` {call.least}"
         if why is None and x.is_cuda and len(x) > GPU_TOKENS:
             why = f"it takes up to {GPU_TOKENS} tokens on a GPU, and there are {len(x)}"
         if why is not None:

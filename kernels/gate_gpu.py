@@ -5,10 +5,8 @@ No GPU has measured them; `benchmarks/gpu.sh` prints the times that would.
 
 import torch
 
-from slms.kernels.backends import GPU_TOKENS, refusal
+from slms.kernels.backends import GPU_PATHWAYS, GPU_TOKENS, refusal
 
-# The most units that one program ranks in registers without spilling; more are left to PyTorch's sort.
-UNITS = 8192
 # Estimate: few tokens run the rows that any of them chose while these are at most this share of all, beyond which
 # library products, which read all rows, lose less than the gathering does.
 UNION = 0.9
@@ -28,20 +26,13 @@ def gate_refusal(device: str, dtype: torch.dtype, n_units: int) -> str | None:
     """Why Triton's kernels of gate-selected neurons cannot run there, or None if they can."""
     if device != "cuda":
         return f"it needs a CUDA device and x is on {device}"
-    if n_units > UNITS:
-        return f"it takes up to {UNITS} units, and there are {n_units}"
-    return refusal("triton", device, dtype)
+    return refusal("triton", device, dtype, n_units)
 
 
 def gpu_plan(limit: int, density: float, gradients: bool, n_units: int, smallest: int) -> tuple[str, str]:
     """The implementation and why, for up to `limit` tokens of a `size_class`; `smallest`: neurons of a unit."""
     union = 1 - (1 - density) ** limit
-    if (
-        limit >= MANY
-        and smallest >= MEMBERS
-        and density <= RARE
-        and refusal("triton", "cuda", torch.float32, n_units) is None
-    ):
+    if limit >= MANY and smallest >= MEMBERS and density <= RARE and n_units <= GPU_PATHWAYS:
         return "grouped", f"units of {MEMBERS} neurons and more, each run by few tokens, are grouped (an estimate)"
     if gradients:
         return "dense", "rows has no gradient"

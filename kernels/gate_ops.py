@@ -1,9 +1,9 @@
 """Gate-selected neurons as PyTorch operators: `torch.compile(fullgraph=True)` passes through them.
 
-`kernels::gate_choice` chooses, for the dense implementation, whose products PyTorch differentiates; a choice has no
-gradient. `kernels::gate_rows` is the whole MLP, for inference. On CUDA both are Triton's. Eager calls go
-past the operators, which cost some 30 µs. Offsets are empty for single neurons: an operator's list of 1,537 numbers
-costs more than its choice.
+`kernels::gate_choice` chooses, and `kernels::gate_keep` chooses twice, for the dense implementation, whose products
+PyTorch differentiates; a choice has no gradient. `kernels::gate_rows` is the whole MLP, for inference. On CUDA all are
+Triton's. Eager calls go past the operators, which cost some 30 µs. Offsets are empty for single neurons: an operator's
+list of 1,537 numbers costs more than its choice.
 """
 
 import importlib
@@ -43,10 +43,7 @@ def _rows(*inputs: Any) -> Tensor:
 
 GATE_CHOICE = library.custom_op("kernels::gate_choice", _choice, schema=f"(Tensor gate, {CHOICE}) -> Tensor", **there)
 GATE_KEEP = library.custom_op(
-    "kernels::gate_keep",
-    _keep,
-    schema=f"(Tensor up, Tensor gate, {CHOICE}) -> Tensor",
-    **(there | {"device_types": "cpu"}),
+    "kernels::gate_keep", _keep, schema=f"(Tensor up, Tensor gate, {CHOICE}) -> Tensor", **there
 )
 GATE_ROWS = library.custom_op(
     "kernels::gate_rows",
@@ -80,7 +77,7 @@ def choose(gate: Tensor, call: GateCall, units: tuple[int, ...]) -> Tensor:
 
 
 def keep(up: Tensor, gate: Tensor, call: GateCall) -> Tensor:
-    """The neurons [n, f] that go through W_out, by up and gate [n, f] before the activation, with `k_out`, on a CPU."""
+    """The neurons [n, f] that go through W_out, by up and gate [n, f] before the activation, with `k_out`."""
     if torch.compiler.is_compiling():
         return GATE_KEEP(up, gate, call.scale, (), *call[8:])
     return _on(gate).gate_keep(up, gate, call)

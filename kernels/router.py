@@ -3,11 +3,14 @@
 Shapes: n tokens, d model, h router's hidden units, p pathways.
 """
 
+import importlib
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
+
+from slms.kernels.backends import refusal
 
 UNIT, SIGMOID, SOFTMAX = range(3)
 GATES = {"unit": UNIT, "sigmoid": SIGMOID, "softmax": SOFTMAX, "ramp": SIGMOID, "blend": SOFTMAX}
@@ -42,6 +45,34 @@ def kth_largest(scores: Tensor, k: int) -> Tensor:
     return largest.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).amin(-1, keepdim=True)
 
 
+def top_k(scores: Tensor, k: int) -> Tensor:
+    """Choose the k largest scores of each row [..., p], as a bool mask; of equal scores the leftmost win.
+
+    >>> top_k(torch.tensor([[1.0, 3.0, 3.0, 3.0]]), 2)
+    tensor([[False,  True,  True, False]])
+    """
+    if scores.is_cuda and refusal("triton", "cuda", scores.dtype, scores.shape[-1]) is None:
+        return TOP_K(scores.detach(), k)
+    kth = kth_largest(scores, k)
+    above, ties = scores > kth, scores == kth
+    return above | (ties & (ties.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
+
+
+def _top_k(scores: Tensor, k: int) -> Tensor:
+    return importlib.import_module("slms.kernels.gpu.choice").top_k(scores, k)  # Triton exists for Linux alone
+
+
+# As PyTorch's operations it is ten passes over the scores.
+TOP_K = library.custom_op(
+    "kernels::top_k", _top_k, schema="(Tensor scores, SymInt k) -> Tensor", mutates_args=(), device_types="cuda"
+)
+
+
+@TOP_K.register_fake
+def _fake_top_k(scores: Tensor, k: int) -> Tensor:
+    return torch.empty_like(scores, dtype=torch.bool, memory_format=torch.contiguous_format)
+
+
 def choose(x: Tensor, router: Router) -> tuple[Tensor, Tensor]:
     """Choose pathways for x [n, d]: gates [n, p], float32 and 0 where not chosen, and the choice [n, p]."""
     features = x.float()
@@ -49,9 +80,7 @@ def choose(x: Tensor, router: Router) -> tuple[Tensor, Tensor]:
         features = F.linear(features, router.W_in.float(), router.b_in.float()).relu()
     scores = F.linear(features, router.W_out.float(), router.b_out.float())
     ranked = scores.detach() + router.bias.float()
-    least = kth_largest(ranked, router.k)
-    above, ties = ranked > least, ranked == least
-    chosen = above | (ties & (ties.cumsum(1) <= router.k - above.sum(1, keepdim=True)))  # of equals, those to the left
+    chosen = top_k(ranked, router.k)
     kind = GATES[router.gate]
     if kind == SOFTMAX:
         value = router.k * scores.masked_fill(~chosen, -torch.inf).softmax(1)

@@ -10,6 +10,7 @@ from torch import Tensor
 from slms.kernels.call import Call, Gradients
 from slms.kernels.gpu import gradients
 from slms.kernels.gpu.launch import combine, down, persistent
+from slms.kernels.gpu.masked import masked_backward
 from slms.kernels.gpu.problem import Problem, problem
 from slms.kernels.gpu.routes import RouteTable, find_routes
 from slms.kernels.gpu.tiles import Tile
@@ -26,6 +27,8 @@ def _gradients(grad: Tensor, call: Problem) -> Gradients:
         inputs = (call.x, call.W_in, call.b_in, call.W_gate, call.b_gate, call.W_out, call.gates)
         return Gradients(*(call.x.new_empty(0) if t is None else torch.zeros_like(t) for t in inputs))
     grad = grad.contiguous()
+    if call.small:
+        return masked_backward(grad, call)
     (n, d), p, m = call.x.shape, call.chosen.shape[1], call.m
     tiles = call.tiles
     tile = tiles.hidden if call.W_gate is None else tiles.gated_hidden

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from slms.kernels.gate_reference import GateCall
-from slms.kernels.gpu.gate import gate_choice, unit_of
+from slms.kernels.gpu.choice import keep_neurons, unit_of
+from slms.kernels.gpu.gate import gate_choice
 from slms.kernels.gpu.grouped import turn
 from slms.kernels.gpu.pieces import activate, multiply, narrow, slope
 from slms.kernels.gpu.tiles import ACTS, CELLS, arithmetic, masked_tile, upcast
@@ -76,8 +77,8 @@ def masked_up(
 @triton.jit
 def cells_of(chosen, unit, f, U, SINGLE: tl.constexpr, BLOCK: tl.constexpr):
     """This program's cells of [n, f], which of them exist, and which are chosen; a token is a row of programs."""
-    t = tl.program_id(1).to(tl.int64)
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    t = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     owner = i
     if not SINGLE:
         owner = tl.load(unit + i, mask=i < f, other=0)
@@ -141,7 +142,7 @@ def _by_cells(kernel: Any, tensors: tuple[Tensor, ...], chosen: Tensor, units: t
         constants = {"ACT": ACTS[act], "SINGLE": not units, "UPCAST": upcast(tensors[0].dtype), **CELLS}
         with torch.cuda.device_of(chosen):
             places = (*tensors, chosen.view(torch.uint8), owners, *outs)
-            kernel[(triton.cdiv(f, CELLS["BLOCK"]), n)](*places, f, chosen.shape[1], **constants)
+            kernel[(n, triton.cdiv(f, CELLS["BLOCK"]))](*places, f, chosen.shape[1], **constants)
 
 
 class MaskedProduct(torch.autograd.Function):
@@ -186,7 +187,13 @@ def gate_many(call: GateCall, units: tuple[int, ...], gradients: bool) -> Tensor
     """The same function as `kernels.gate_mlp` for any number of tokens; it is differentiable as it."""
     gate = F.linear(call.x, call.W_gate, call.b_gate)
     chosen = gate_choice(gate.detach(), call, units)
-    if not gradients and call.x.shape[1] <= EPILOGUE_D:
+    if not gradients and call.k_out is None and call.x.shape[1] <= EPILOGUE_D:
         return up_where_chosen(call, gate, chosen, units) @ call.W_out
     up = F.linear(call.x, call.W_in, call.b_in)
+    if call.k_out is not None:  # of single neurons, which may stand for any others
+        with torch.cuda.device_of(up):
+            kept, hidden = keep_neurons(up.detach(), gate.detach(), chosen.view(torch.uint8), call)
+        if not gradients:
+            return hidden @ call.W_out
+        chosen = kept.view(torch.bool)
     return MaskedProduct.apply(gate, up, chosen, units, call.activation) @ call.W_out

@@ -10,9 +10,12 @@ from torch import Tensor
 from slms.kernels.backends import GPU_TOKENS
 from slms.kernels.call import Call
 from slms.kernels.gpu import decode, grouped
+from slms.kernels.gpu.choice import unit_of
+from slms.kernels.gpu.masked import masked_forward
 from slms.kernels.gpu.problem import Problem, places, problem
 from slms.kernels.gpu.routes import RouteTable, find_routes
-from slms.kernels.gpu.tiles import ADD, COMBINE_COLS, DECODE_TILES, Tile, combine_warps, family, upcast
+from slms.kernels.gpu.rows import run_rows
+from slms.kernels.gpu.tiles import ADD, COMBINE_COLS, DECODE_TILES, Tile, combine_warps, family, gate_tile, upcast
 
 
 def on_gpu(call: Call) -> Tensor:
@@ -21,12 +24,18 @@ def on_gpu(call: Call) -> Tensor:
     if ours.empty:
         return torch.zeros_like(ours.x)
     with torch.cuda.device_of(ours.x):  # Triton launches on the current device
-        return decode_forward(ours) if len(ours.x) <= GPU_TOKENS else grouped_forward(ours)
+        if len(ours.x) <= GPU_TOKENS:
+            return decode_forward(ours)
+        return masked_forward(ours) if ours.small else grouped_forward(ours)
 
 
 def decode_forward(call: Problem, b_out: Tensor | None = None, mean_out: Tensor | None = None) -> Tensor:
     """Run up to GPU_TOKENS tokens, and add b_out [d] and mean_out [p, d] of the pathways that are not chosen."""
     assert len(call.x) <= GPU_TOKENS, (len(call.x), GPU_TOKENS)
+    if call.small:
+        y = rows_forward(call)
+        y = y if b_out is None else y + b_out
+        return y if mean_out is None else torch.addmm(y, (~call.chosen).to(y.dtype), mean_out)
     (n, d), p = call.x.shape, call.chosen.shape[1]
     tile = DECODE_TILES[family(call.x.dtype), "one" if n == 1 else "few"]
     s = triton.cdiv(call.m, tile.rows)
@@ -42,6 +51,19 @@ def decode_forward(call: Problem, b_out: Tensor | None = None, mean_out: Tensor 
     return y
 
 
+def rows_forward(call: Problem) -> Tensor:
+    """Run up to GPU_TOKENS tokens by single rows, for many small pathways."""
+    f = len(call.W_in)
+    named = {"x": call.x, "W_in": call.W_in, "W_out": call.W_out, "weights": call.gates}
+    named |= {"chosen": call.chosen.view(torch.uint8)}
+    more = {"b_in": call.b_in, "W_gate": call.W_gate, "b_gate": call.b_gate}
+    more |= {"unit": None if call.single else unit_of(call.bounds, call.x.device)}
+    tensors = named | {name: tensor for name, tensor in more.items() if tensor is not None}
+    flags = {name: call.constants[name] for name in ("ACT", "BIASED", "GATE_BIASED", "PRECISION", "UPCAST")}
+    flags |= {"GATE": "none" if call.W_gate is None else "rows", "SINGLE": call.single, "LISTED": False}
+    return run_rows(tensors, f, gate_tile(call.x.dtype, len(call.x), f), **flags)
+
+
 def persistent(routes: RouteTable, width: int, tile: Tile) -> tuple[int]:
     """The grid of a persistent kernel: all programs that can run at once, unless there are fewer tiles."""
     most = len(routes.tile_row) * triton.cdiv(width, tile.cols)
@@ -53,11 +75,16 @@ def grouped_forward(call: Problem) -> Tensor:
     tiles = call.tiles
     tile = tiles.up if call.W_gate is None else tiles.gated_up
     routes = find_routes(call.chosen, tile.rows, call.capacity)
+    return combine(down(call, routes, tiles.down, up(call, routes, tile), call.W_out), routes, call)
+
+
+def up(call: Problem, routes: RouteTable, tile: Tile) -> Tensor:
+    """The weighted activations [r, m] of every pair."""
     hidden = call.x.new_empty(call.capacity, call.m)
     tensors = (call.x, *call.weights, call.gates, hidden, *routes.work, call.offsets)
     sizes = (call.x.shape[1], call.chosen.shape[1], call.m)
     grouped.up[persistent(routes, call.m, tile)](*tensors, *sizes, **call.constants, **tile.launch())
-    return combine(down(call, routes, tiles.down, hidden, call.W_out), routes, call)
+    return hidden
 
 
 def down(

@@ -15,6 +15,8 @@ def activate(a, ACT: tl.constexpr):
         return tl.where(a < 0, 0.0, a)
     elif ACT == "silu":
         return a * tl.sigmoid(a)
+    elif ACT == "none":
+        return a
     elif ACT == "gelu":
         return 0.5 * a * (1.0 + tl.erf(a * 0.7071067811865476))
     else:

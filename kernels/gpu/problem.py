@@ -10,14 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from slms.kernels.backends import GPU_PATHWAYS
 from slms.kernels.call import Call
+from slms.kernels.gpu.choice import device_offsets
 from slms.kernels.gpu.tiles import ACTS, Tiles, arithmetic, tiles_for
-
-
-@functools.cache
-def device_offsets(offsets: tuple[int, ...], device: torch.device) -> Tensor:
-    """The offsets on a device, copied once per partition, never freed, so that calls and CUDA graphs copy nothing."""
-    return torch.tensor(offsets, dtype=torch.int32, device=device)
 
 
 @functools.cache
@@ -45,6 +41,8 @@ class Problem(NamedTuple):
     chosen: Tensor
     offsets: Tensor
     """on the device"""
+    bounds: tuple[int, ...]
+    """the same on the host"""
     m: int
     most: int
     """an upper bound on pathways per token"""
@@ -64,6 +62,16 @@ class Problem(NamedTuple):
     @property
     def empty(self) -> bool:
         return self.m == 0 or self.capacity == 0
+
+    @property
+    def single(self) -> bool:
+        """Whether every pathway is one neuron."""
+        return self.m == 1 and len(self.W_in) == self.chosen.shape[1]
+
+    @property
+    def small(self) -> bool:
+        """Whether there are too many pathways to group tokens by them: then they are rows of neurons."""
+        return self.chosen.shape[1] > GPU_PATHWAYS
 
     @property
     def tiles(self) -> Tiles:
@@ -87,8 +95,9 @@ def problem(call: Call) -> Problem:
         "ALIGNED": all(offset % 16 == 0 for offset in call.offsets),
         **arithmetic(x.dtype),
     }
-    offsets = device_offsets(tuple(call.offsets), x.device)
+    bounds = tuple(call.offsets)
+    offsets = device_offsets(bounds, x.device)
     m = max(end - start for start, end in pairwise(call.offsets))
     most = p if call.most is None else min(call.most, p)
     call = call.contiguous()
-    return Problem(call.x, *call.weights, call.gates, call.chosen, offsets, m, most, constants)
+    return Problem(call.x, *call.weights, call.gates, call.chosen, offsets, bounds, m, most, constants)

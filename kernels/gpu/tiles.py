@@ -150,10 +150,20 @@ def score_sizes(longest: int) -> dict[str, int]:
     return {"UNITS": 2048 // members, "MEMBERS": members}
 
 
+def weigh_sizes(longest: int) -> dict[str, int]:
+    """The same for a pass over all neurons, which holds more of each in registers."""
+    return score_sizes(longest) | {"num_warps": 8}
+
+
 def select_sizes(p: int) -> dict[str, int]:
-    """Sizes for a choice among p units, which one program holds in registers, at most 32 in a thread."""
+    """Sizes for a choice among p units, which one program holds in registers, 16 in a thread."""
     padded = triton_size(p)
     return {"UU": padded, "num_warps": max(1, min(32, padded // 512))}
+
+
+def block_sizes(p: int) -> dict[str, int]:
+    """How many of p units the program handles at a time when it has chosen, so that little is in registers at once."""
+    return {"BLOCK": min(triton_size(p), 4096)}
 
 
 def triton_size(count: int) -> int:

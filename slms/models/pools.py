@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from slms.kernels.router import top_k
 from slms.models.routed import Routed, routed_modules
 from slms.models.transformers_internals import CACHE
-from slms.routing.rules import top_k
 
 
 class Sums(NamedTuple):

@@ -5,7 +5,7 @@ Shapes: b batch, t position, n tokens (b·t), d model, h query heads, e head siz
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -15,11 +15,14 @@ from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from slms.models.families import Family
-from slms.models.head_slots import Slots, can_be_slots, slots_of, with_slots, written
+from slms.models.head_slots import Slots, can_be_slots, on_gpu, slots_of, with_slots
 from slms.models.routed import Routed
 from slms.routing import HeadRouter, HeadSelector, PathwayRouter, Routes, RoutingConfig
 from slms.routing.config import FREE
 from slms.routing.heads import heads_config
+
+if TYPE_CHECKING:
+    from slms.kernels.gpu.heads import HeadSlots
 
 
 class HeadShape(NamedTuple):
@@ -89,20 +92,30 @@ class RoutedHeads(Routed):
         else:
             heads, *rest = with_slots(self.attention, slots, self.n_groups)(*args, **kwargs)
             if routes.gates.requires_grad:  # else all are 1
-                gates = routes.gates[routes.chosen].to(heads.dtype).view(*heads.shape[:-1], -1, 1)
+                gates = slots.gates(routes.gates).to(heads.dtype).view(*heads.shape[:-1], -1, 1)
                 heads = (heads.unflatten(-1, (slots.s, -1)) * gates).flatten(-2)
-            y = written(self.out, slots, heads.reshape(len(flat), -1)).view(*x.shape[:-1], -1)
+            y = slots.written(self.out.weight, heads.reshape(len(flat), -1)).view(*x.shape[:-1], -1)
             y = y if self.out.bias is None else y + self.out.bias
         if self.mean_out is not None:
             y = torch.addmm(y.flatten(0, -2), (~routes.chosen).to(y.dtype), self.mean_out.to(y.dtype)).view_as(y)
         return (self.dropout(y), *rest)
 
-    def _slots(self, x: Tensor, routes: Routes, kwargs: dict[str, Any]) -> Slots | None:
+    def _slots(self, x: Tensor, routes: Routes, kwargs: dict[str, Any]) -> Slots | HeadSlots | None:
         """Return what heads tokens share slots of, if skipped heads can be left out (`slms.models.head_slots`)."""
-        shared = self.shape.kv < self.shape.h and self._k < self.shape.h
-        if not shared or not can_be_slots(self.attention, self.out, kwargs, x):
+        if not self.shared or self._k == self.shape.h or not can_be_slots(self.attention, self.out, kwargs, x):
             return None
-        return slots_of(routes.chosen, self.n_groups)
+        if not on_gpu(x):
+            return slots_of(routes.chosen, self.n_groups)
+        if self.router.chooser is not None:  # whether it chooses equally many is not asked, for which a GPU would wait
+            return None
+        from slms.kernels.gpu.heads import HeadSlots  # Triton exists for Linux alone
+
+        return HeadSlots(routes.chosen, self._k)
+
+    @property
+    def shared(self) -> bool:
+        """Whether heads share keys and values, without which skipped heads are computed too and left out."""
+        return self.shape.kv < self.shape.h
 
     def routes(self, x: Tensor) -> Routes:
         """Return the routes of inputs x [n, d]."""
@@ -125,7 +138,8 @@ class RoutedHeads(Routed):
         of = f"of each of {g} groups " if g > 1 else ""
         chosen = {"static": "the same for every token", "query_norm": "chosen by the norms of their queries"}
         words = chosen.get(str(self.config.router), f"chosen by its {self.config.router} router")
-        return f"{h} heads, the best {k // g} {of}{words}, density {k / h:.2g}"
+        whole = "" if self.shared or k == h else "; all are computed, since each has keys of its own"
+        return f"{h} heads, the best {k // g} {of}{words}, density {k / h:.2g}{whole}"
 
     def extra_repr(self) -> str:
         return f"{self.place}, heads={self.shape.h}, groups={self.n_groups}, k={self._k}"

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from slms.kernels.gate_reference import unit_scores
+from slms.kernels.router import top_k
 from slms.routing.budget import LEAST, score_at_density, target_density
 from slms.routing.config import RoutingConfig
-from slms.routing.rules import Routes, gated, top_k
+from slms.routing.rules import Routes, gated
 
 MASSIVE = 8.0
 """A token whose gates weigh this many times the calibration tokens' median is massive; docs/log.md says why."""

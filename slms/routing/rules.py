@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from slms.kernels.router import kth_largest
+from slms.kernels.router import top_k
 
 
 class Routes(NamedTuple):
@@ -31,17 +31,6 @@ class Routes(NamedTuple):
     """Factor on the pathway's output, fp32; exactly 0 where not chosen."""
     through: Tensor | None = None
     """int [n], neurons that go through W_out, where a second choice leaves fewer than run"""
-
-
-def top_k(scores: Tensor, k: int) -> Tensor:
-    """Choose the k largest scores of each row, as a bool mask; of equal scores the leftmost win.
-
-    >>> top_k(torch.tensor([[1.0, 3.0, 3.0, 3.0]]), 2)
-    tensor([[False,  True,  True, False]])
-    """
-    kth = kth_largest(scores, k)
-    above, ties = scores > kth, scores == kth
-    return above | (ties & (ties.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
 
 
 def top_p(probs: Tensor, p: float) -> Tensor:

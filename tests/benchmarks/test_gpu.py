@@ -30,6 +30,8 @@ def test_dry_run(tmp_path):
     assert all(row["ok"] for row in parts["parity"]["rows"]) and not parts["parity"]["left_out"]
     kernels = {row["kernel"] for row in parts["parity"]["rows"]}
     assert {"pathways", "gate rows", "gate product", "gate epilogue", "rows' sums", "router's choice"} <= kernels
+    assert {"twice, gate rows", "largest scores", "queries of heads", "outputs of heads"} <= kernels
+    assert {row["pass"] for row in parts["heads"]["rows"]} == {"prompt", "train", "decode"}
     assert {row["pass"] for row in parts["gate"]["rows"]} == {"forward", "train"} and not parts["gate"]["left_out"]
     assert {row.get("model") for row in parts["models"]["rows"]} >= {"dense", "gate ρ .5"}
     assert [row["left_out"] for row in parts["rivals"]["left_out"]] == ["ScatterMoE"]

@@ -34,9 +34,13 @@ def table():
 def test_all_are_compiled(table):
     names = {row["name"] for row in table}
     assert {row["chip"] for row in table} == {80, 90}
-    assert len(table) == 2 * 100
+    assert len(table) == 2 * 148
     kernels = ("count", "scan", "place", "pick bf16", "pick fp32")
     assert {f"{kernel} {p} pathways" for kernel in kernels for p in (16, 32, 64, backends.GPU_PATHWAYS)} <= names
+    most = backends.GPU_UNITS
+    assert {f"pick_many {t} {most} pathways" for t in ("bf16", "fp32")} <= names
+    assert {f"select bf16 {most} neurons", f"keep fp32 {most}"} <= names
+    assert {"weigh bf16 1", "weigh_gradients fp32 1", "few_queries bf16 one", "few_outputs fp32 few 64"} <= names
     for kernel in PRODUCTS:
         assert {f"{kernel} {t} {size}" for t in ("bf16", "fp32") for size in ("large", "small")} <= names
     assert {row["gated"] for row in table if row["name"] == "up bf16 large"} == {False, True}
@@ -66,6 +70,10 @@ def test_tensor_cores_and_wide_loads(table):
             "features",
             "chosen_rows",
             "score",
+            "few_queries",
+            "few_outputs",
+            "weigh",
+            "weigh_gradients",
             "masked_product",
         ):
             assert row["wide_loads"], row

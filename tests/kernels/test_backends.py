@@ -52,9 +52,10 @@ def test_triton_on_an_old_device(monkeypatch, found, said):
 def test_triton_with_many_pathways(make_case, monkeypatch):
     monkeypatch.setattr(backends, "_installed", functools.cache(lambda package: True))
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    with pytest.raises(ValueError, match="`backend` is 'triton'; it takes up to 256 pathways, and there are 257"):
-        make_case(offsets=tuple(range(258))).run("triton")
-    for p, expected in ((256, ["dense", "triton"]), (257, ["dense"])):
+    most = backends.GPU_UNITS
+    with pytest.raises(ValueError, match=f"it takes up to {most} pathways or units, and there are {most + 1}"):
+        make_case(n=1, d=1, offsets=tuple(range(most + 2))).run("triton")
+    for p, expected in ((most, ["dense", "triton"]), (most + 1, ["dense"])):
         assert dispatch.candidates(SHAPE._replace(device="cuda", n_pathways=p)) == expected
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from slms.kernels import backends
-from slms.kernels.gate_gpu import UNITS, gate_refusal, size_class
+from slms.kernels.backends import GPU_UNITS
+from slms.kernels.gate_gpu import gate_refusal, size_class
 from slms.kernels.gate_plan import gate_plan
 
 
@@ -33,8 +34,8 @@ def test_the_plan(n, density, gradients, n_units, smallest, expected):
 def test_what_triton_cannot_run_is_left_to_pytorch(monkeypatch):
     picked, why = gate_plan(1, 0.5, False, "cuda", torch.float64, 8)
     assert picked == "dense" and "float64" in why
-    picked, why = gate_plan(1, 0.5, False, "cuda", torch.float32, UNITS + 1)
-    assert picked == "dense" and f"up to {UNITS} units, and there are {UNITS + 1}" in why
+    picked, why = gate_plan(1, 0.5, False, "cuda", torch.float32, GPU_UNITS + 1)
+    assert picked == "dense" and f"up to {GPU_UNITS} pathways or units, and there are {GPU_UNITS + 1}" in why
     assert gate_refusal("cpu", torch.float32, 8) == "it needs a CUDA device and x is on cpu"
     monkeypatch.setattr(backends, "_installed", lambda package: False)
     assert "triton, which is not installed" in (gate_refusal("cuda", torch.float32, 8) or "")

@@ -33,6 +33,13 @@ def whole(monkeypatch):
 
 
 @pytest.fixture
+def triton(monkeypatch):
+    """Skip heads by Triton's kernels, on a CPU by its interpreter."""
+    for module in (head_slots, routed_heads):
+        monkeypatch.setattr(module, "on_gpu", lambda x: True)
+
+
+@pytest.fixture
 def used(monkeypatch) -> list:
     """Grows by one whenever heads are skipped."""
     calls: list = []
@@ -84,11 +91,62 @@ def test_weights_of_heads_that_nobody_chose_are_not_read(tiny, tokens, used):
     assert torch.equal(routed(ids).logits, before) and used
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_triton_trains_and_generates_as_the_masked_computation(tiny, tokens, name, whole, used, triton):
+    """All passes skip heads: 26 tokens with gradients, a prompt without, and decoding."""
+    routed, ids = route(tiny(name), CONFIG, tokens(4, 16)), tokens(2, 13)
+    upstream = torch.randn(2, 13, 61)
+
+    def results():
+        logits = routed(ids, use_cache=False).logits
+        routed.zero_grad()
+        logits.backward(upstream)
+        return {"logits": logits} | {n: p.grad.clone() for n, p in routed.named_parameters()}
+
+    found, wanted = results(), whole(results)
+    assert len(used) == 3
+    for part, value in wanted.items():
+        torch.testing.assert_close(found[part], value, atol=1e-4, rtol=1e-4, msg=lambda m, part=part: f"{part}: {m}")
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 2, "eos_token_id": None}
+    cached = routed.generate(ids, **options)
+    assert len(used) == 3 + 4 * 3 and torch.equal(cached, whole(lambda: routed.generate(ids, **options)))
+
+
+def test_triton_reads_no_weights_of_heads_that_nobody_chose(tiny, tokens, used, triton):
+    config = RoutingConfig(target="attention", k_heads=1, router="static", layers=[1])
+    routed, ids = route(tiny("llama"), config, tokens(4, 16)), tokens(2, 9)
+    with torch.no_grad():
+        before = [routed(ids).logits, routed(ids[:, :1]).logits]  # a prompt, and two tokens
+        heads = routed_modules(routed, RoutedHeads)["L1.attn"]
+        for i in (~heads.routes(torch.zeros(1, heads.shape.d)).chosen[0]).nonzero().flatten().tolist():
+            heads.attention.q_proj.weight[6 * i : 6 * i + 6] = torch.nan
+            heads.out.weight[:, 6 * i : 6 * i + 6] = torch.nan
+        after = [routed(ids).logits, routed(ids[:, :1]).logits]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)) and len(used) == 4
+
+
+def test_triton_leaves_other_choices_and_short_passes_whole(tiny, tokens, used, triton, monkeypatch):
+    """What others choose may be of unequal numbers; between few tokens and FEWEST nothing is saved."""
+    routed = route(tiny("llama"), CONFIG, tokens(4, 16))
+    monkeypatch.setattr(head_slots, "FEWEST", 30)
+    with torch.no_grad():
+        with choose_by(routed, {place: lambda x, routes: routes.chosen for place in routed_modules(routed)}):
+            routed(tokens(1, 9))
+        routed(tokens(1, 20))
+    routed(tokens(1, 9))  # with gradients
+    assert not used
+    with torch.no_grad():
+        routed(tokens(1, 9))
+        routed(tokens(2, 15))
+    assert len(used) == 6
+
+
 def test_slots_by_hand():
     """Four heads in two groups; token 0 chose heads 1 and 2, token 1 heads 0 and 2."""
     slots = slots_of(torch.tensor([[False, True, True, False], [True, False, True, False]]), 2)
     assert slots.s == 2 and slots.bounds == [0, 1, 2, 4, 4]
     assert slots.tokens.tolist() == [1, 0, 0, 1] and slots.place.tolist() == [1, 2, 0, 3]
+    assert slots.gates(torch.arange(8.0).view(2, 4)).tolist() == [[1, 2], [4, 6]]
     assert slots_of(torch.tensor([[True, True, True, False], [True, False, True, False]]), 2) is None
     assert slots_of(torch.zeros(2, 4, dtype=torch.bool), 2) is None
 

@@ -4,8 +4,9 @@ import math
 import pytest
 import torch
 
+from slms.kernels.router import top_k
 from slms.routing import rules
-from slms.routing.rules import RULES, Routes, at_least, select, threshold, top_k, top_p
+from slms.routing.rules import RULES, Routes, at_least, select, threshold, top_p
 
 
 def tied_scores(n: int, p: int, seed: int = 0) -> torch.Tensor:

@@ -8,8 +8,8 @@ import torch
 
 from slms.kernels import gate_mlp_reference
 from slms.kernels.gate import units_of
-from slms.kernels.gate_reference import select_reference, unit_scores
-from slms.kernels.gpu.gate import gate_choice, gate_rows
+from slms.kernels.gate_reference import keep_reference, select_reference, unit_scores
+from slms.kernels.gpu.gate import gate_choice, gate_keep, gate_rows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 UNITS = {"single neurons": range(33), "equal": range(0, 65, 16), "uneven": (0, 1, 1, 20, 37, 38)}
@@ -30,6 +30,50 @@ def test_rows(make_gate_call, close, units, n, d):
         made = make_gate_call(n, d, UNITS[units], k, n_shared, biased=biased, some_whole=some_whole, seed=3)
         call = there(made)
         close(gate_rows(call, units_of(call.offsets)), gate_mlp_reference(call), torch.float32, f"{k} {biased}")
+
+
+@pytest.mark.parametrize("units", UNITS)
+@pytest.mark.parametrize("n", [1, 3])
+def test_rows_by_a_threshold(make_gate_call, close, units, n):
+    for some_whole in (False, True):
+        call = there(make_gate_call(n, 24, UNITS[units], 2, 1, some_whole=some_whole, held=True))
+        close(gate_rows(call, units_of(call.offsets)), gate_mlp_reference(call), torch.float32, f"{some_whole}")
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize(("n", "d"), [(1, 33), (3, 40)])
+def test_rows_by_a_second_choice(make_gate_call, close, n, d, held):
+    for k, k_out, n_shared, some_whole in ((20, 8, 0, False), (20, 8, 1, True), (32, 0, 0, False), (32, 20, 2, True)):
+        made = make_gate_call(n, d, range(33), k, n_shared, some_whole=some_whole, k_out=k_out, held=held, seed=3)
+        call = there(made)
+        close(gate_rows(call, ()), gate_mlp_reference(call), torch.float32, f"{k} {k_out} {some_whole}")
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("n", [1, 16])
+def test_a_second_choice_in_sixteen_bits(make_gate_call, dtype, n):
+    """Worths are far apart, so that no rounding changes a choice."""
+    call = there(make_gate_call(n, 40, range(33), 9, some_whole=True, k_out=4), dtype)
+    call = call._replace(scale=torch.logspace(-30, 30, 32, device=DEVICE))
+    call = call._replace(out_scale=torch.logspace(30, -30, 32, device=DEVICE))
+    wanted = gate_mlp_reference(call._make([t.float() for t in call[:6]] + list(call[6:])))
+    torch.testing.assert_close(gate_rows(call, ()).float(), wanted, rtol=HALF[dtype], atol=HALF[dtype])
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("n", [1, 3])
+def test_rows_that_a_second_choice_drops_are_never_read(make_gate_call, poison_new_tensors, n, held):
+    call = there(make_gate_call(n, 40, range(65), 20, k_out=8, held=held))
+    gate, up = (torch.nn.functional.linear(call.x, *w) for w in ((call.W_gate, call.b_gate), (call.W_in, call.b_in)))
+    chosen, kept = gate_choice(gate, call, ()), gate_keep(up, gate, call)
+    assert torch.equal(kept, keep_reference(torch.nn.functional.silu(gate) * up, chosen, call))
+    assert kept.sum() == 8 * n and (held or kept.sum(1).tolist() == [8] * n)
+    before = gate_rows(call, ())
+    for tensor, needed in ((call.W_in, chosen), (call.b_in, chosen), (call.W_out, kept)):
+        assert not needed.any(0).all()
+        tensor[~needed.any(0)] = math.nan
+    poison_new_tensors()
+    assert torch.equal(gate_rows(call, ()), before)
 
 
 @pytest.mark.parametrize("dtype", HALF)
@@ -108,9 +152,10 @@ def test_nothing_to_do(make_gate_call, n, f, k):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE != "cuda", reason="CUDA graphs need a CUDA device")
+@pytest.mark.parametrize("k_out", [None, 8])
 @pytest.mark.parametrize("n", [1, 3])
-def test_cuda_graph(make_gate_call, n):
-    call = there(make_gate_call(n, 48, range(81), 20))
+def test_cuda_graph(make_gate_call, n, k_out):
+    call = there(make_gate_call(n, 48, range(81), 20, k_out=k_out))
     gate_rows(call, ())
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -35,6 +35,21 @@ def test_output_and_gradients(make_gate_call, close, units, biased):
         close(one, other, torch.float32, f"gradient {number}")
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_a_second_choice(make_gate_call, close, held):
+    call = there(make_gate_call(19, 33, range(33), 12, 1, some_whole=True, k_out=5, held=held))
+    wanted = gate_mlp_reference(call)
+    with torch.no_grad():
+        close(many.gate_many(call, (), False), wanted, torch.float32, "inference")
+    y = many.gate_many(call, (), True)
+    close(y, wanted, torch.float32, "training")
+    upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    leaves = list(call[:6])
+    pairs = zip(torch.autograd.grad(y, leaves, upstream), torch.autograd.grad(wanted, leaves, upstream), strict=True)
+    for name, (one, other) in zip(call._fields, pairs, strict=False):
+        close(one, other, torch.float32, name)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_slopes(make_gate_call, activation):
     """The gradient of the product, against float64 and finite differences where nothing is chosen by rank."""

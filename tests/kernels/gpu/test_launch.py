@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import library
 
-from slms.kernels import ACTIVATIONS, ops
+from slms.kernels import ACTIVATIONS, backends, ops
 from slms.kernels.gpu import gradients, grouped, launch, problem, tiles
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -240,3 +240,36 @@ def test_offsets_past_2_to_the_31(make_case):
     math = math | dict(ROWS=64)
     gradients.weight_gradient[(1, 1, 1)](hidden, x, out, out, token, starts, offsets, d, d, BIASED=False, **math)
     torch.testing.assert_close(out.float(), hidden[last:].float().T @ values.float(), rtol=2e-3, atol=2e-3)
+
+
+MANY = {"single neurons": tuple(range(301)), "small": (*range(0, 600, 2), 601, 601, 640)}
+
+
+@pytest.mark.parametrize("n", [1, 3, 20])  # rows of one token, of a few, all rows masked
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("offsets", MANY)
+def test_many_small_pathways(make_case, check_case, poison_new_tensors, offsets, gated, n):
+    assert len(MANY[offsets]) > backends.GPU_PATHWAYS + 1
+    case = on_device(make_case(n=n, d=24, offsets=MANY[offsets], gated=gated, biased=gated, density=0.1))
+    poison_new_tensors()
+    check_case(case, "triton")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_many_small_pathways_in_sixteen_bits(make_case, check_case, dtype):
+    for n in (1, 3, 17):
+        case = make_case(n=n, d=16, offsets=MANY["single neurons"], gated=True, dtype=dtype)
+        gates = case.gates.detach().float().requires_grad_()
+        check_case(on_device(case._replace(gates=gates)), "triton")
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_rows_of_skipped_small_pathways_are_never_read(make_case, n):
+    case = on_device(make_case(n=n, d=16, offsets=MANY["small"], gated=True, density=0.05))
+    skipped = ~case.chosen.any(0).repeat_interleave(torch.tensor(case.offsets, device=DEVICE).diff())
+    clean = case.run("triton")
+    with torch.no_grad():
+        for weight in (case.W_in, case.b_in, case.W_gate, case.b_gate, case.W_out):
+            weight[skipped] = float("nan")
+        case.gates[~case.chosen] = float("nan")
+        assert torch.equal(case.run("triton"), clean)

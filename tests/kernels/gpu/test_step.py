@@ -63,13 +63,34 @@ def test_whole(make_case, close, n, dtype, more):
     close(output, exact, dtype, "output")
 
 
-def test_choice_among_many():
-    router = make_router(40, 200, torch.float32, k=60, gate="softmax", linear=True)
-    x = torch.randn(1, 40, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+@pytest.mark.parametrize(("p", "linear"), [(200, True), (300, True), (300, False), (1536, True)])
+def test_choice_among_many(p, linear):
+    router = make_router(40, p, torch.float32, k=p // 3, gate="softmax", linear=linear)
+    x = torch.randn(2, 40, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     gates, chosen = choose(x, router)
     expected, theirs = kernels.choose(x, router)
-    assert torch.equal(chosen, theirs) and int(chosen.sum()) == 60
+    assert torch.equal(chosen, theirs) and chosen.sum(1).tolist() == [p // 3] * 2
     torch.testing.assert_close(gates, expected, rtol=1e-5, atol=1e-5)
+    x[1, 3] = float("nan")
+    gates, chosen = choose(x, router._replace(gate="unit"))
+    assert gates[1, chosen[1]].isnan().all() and not gates[0].isnan().any()
+
+
+def test_many_pathways_with_bias_and_means(make_case, close, poison_new_tensors):
+    """Single neurons; the rows of those that neither token chose are never read."""
+    p = 300
+    case = make_case(n=2, d=24, offsets=tuple(range(p + 1)), gated=True)
+    case = case._replace(**{name: getattr(case, name).detach().to(DEVICE) for name in case.tensor_names()})
+    router = make_router(24, p, torch.float32, k=p // 3, gate="sigmoid")
+    b_out, means = case.x.new_ones(24) / 3, case.x.new_ones(p, 24) / torch.arange(1, p + 1).to(case.x)[:, None]
+    weights = (case.W_in, case.b_in, case.W_gate, case.b_gate, case.W_out, b_out, means)
+    step = Step(Layer(router, *weights, case.offsets, case.activation))
+    gates, chosen = kernels.choose(case.x, router)
+    exact = case._replace(gates=gates, chosen=chosen).to(torch.float64).reference()
+    for weight in (case.W_in, case.b_in, case.W_gate, case.b_gate, case.W_out):
+        weight[~chosen.any(0)] = float("nan")
+    poison_new_tensors()
+    close(step(case.x), exact + b_out + (~chosen).double() @ means.double(), torch.float32, "output")
 
 
 def test_linear_router_with_gates_of_one_and_means(make_case, close):
