@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -120,11 +121,11 @@ class Gains(nn.Module):
         """Add tokens with inputs x [n, d] of the MLP and choices [n, p]."""
         x, chosen = x[::_STRIDE].float(), chosen[::_STRIDE]
         rows = {name: getattr(mlp, name) for name in ("W_in", "W_out", "b_in", "W_gate", "b_gate")}
-        fp32 = {name: None if w is None else w.detach().float() for name, w in rows.items()}
+        fp32: dict[str, Any] = {name: None if w is None else w.float() for name, w in rows.items()}
         with torch.autocast(x.device.type, enabled=False):
             acts = neurons(MLPWeights(**fp32, b_out=None, activation=mlp.activation), x)
             lost = acts - self.mean_activation() if mlp.mean_out is not None else acts
-            energy = lost.square() * rows["W_out"].detach().float().square().sum(1)
+            energy = lost.square() * fp32["W_out"].square().sum(1)
             energy /= energy.sum(1, keepdim=True).clamp_min(1e-30)
             found = torch.cat([energy.T @ chosen.float(), acts.sum(0)[:, None]], 1).flatten()
         found = torch.cat([found, found.new_tensor([len(x)])])
@@ -159,8 +160,9 @@ class Gains(nn.Module):
         order = mlp.regroup(pathway, self.mean_activation())
         for rows in (self.gain, self.mean):
             rows.copy_(rows[order])
-        for parameter in (mlp.W_in, mlp.W_out, mlp.W_gate, mlp.b_in, mlp.b_gate):
-            for kept in optimizer.state.get(parameter, {}).values() if parameter is not None else ():
+        parameters = (mlp.W_in, mlp.W_out, mlp.W_gate, mlp.b_in, mlp.b_gate)
+        for parameter in (parameter for parameter in parameters if parameter is not None):
+            for kept in optimizer.state.get(parameter, {}).values():
                 if isinstance(kept, Tensor) and kept.shape == parameter.shape:
                     kept.copy_(kept[order])
 
