@@ -139,8 +139,8 @@ class Gains(nn.Module):
             dist.all_reduce(self._sum)
         step = (self._sum[:-1] / self._sum[-1]).view(len(self.mean), -1)
         self._sum = None
-        self.gain.lerp_(step[:, :-1], 1 - momentum)
-        self.mean.mul_(momentum).add_(step[:, -1], alpha=1 - momentum)
+        for kept, new in ((self.gain, step[:, :-1]), (self.mean, step[:, -1])):
+            kept.mul_(momentum).add_(new, alpha=1 - momentum)
         self.weight.mul_(momentum).add_(1 - momentum)
 
     @torch.no_grad()

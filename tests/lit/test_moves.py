@@ -161,6 +161,18 @@ def test_skipped_means_change_sides_with_their_neurons_and_shared_pathways_keep_
         torch.testing.assert_close(mlp.mean_out[q], (mean[rows] @ mlp.W_out[rows]).detach())
 
 
+def test_gains_follow_a_model_to_bfloat16():
+    mlp, topic = planted()
+    moves = moving(mlp.to(torch.bfloat16)).to(torch.bfloat16)
+    x, optimizer = tokens().to(torch.bfloat16), torch.optim.SGD(mlp.parameters(), lr=0.1)
+    for step in range(4):
+        with record_routes(Net(mlp)) as routes:
+            mlp(x)
+        moves.count(Net(mlp), routes, {0: x})
+        moves.step(Net(mlp), optimizer, step, 4)
+    assert torch.equal(mlp.pathway_of_neuron(), topic)
+
+
 def test_a_neuron_stays_unless_it_gains_enough():
     for least, stays in ((0.0, False), (0.3, True)):
         mlp, _ = planted((2, 2), k=1)
