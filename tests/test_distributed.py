@@ -29,14 +29,14 @@ def numbers(folder, name):
     return {row[:1] + row[2:5]: row.value for row in rows if row.metric not in ("stability", "saturation")}
 
 
-def assert_same_run(folder, name):
+def assert_same_run(folder, name, as_name="one"):
     """Losses to 1e-5; what is counted (utilization, pathway × token tables and all that follows) exactly."""
-    one, other = numbers(folder, "one"), numbers(folder, name)
+    one, other = numbers(folder, as_name), numbers(folder, name)
     assert one.keys() == other.keys()
     for key, value in one.items():
         is_loss = key[2] == "loss" or key[2] in ("loss", "perplexity", "kl") or key[1:3] == ("train", "loss")
         assert abs(other[key] - value) <= (1e-5 * max(1, abs(value)) if is_loss else 0), (key, value, other[key])
-    first, second = (read_results(directory(folder, which)) for which in ("one", name))
+    first, second = (read_results(directory(folder, which)) for which in (as_name, name))
     assert_alike(first.rows, second.rows)
     assert first.pathways == second.pathways
     assert first.run.tokens_trained == second.run.tokens_trained
@@ -59,6 +59,22 @@ def test_four_micro_batches_a_step_are_one(folder, one_run):
     cut = Run(folder / "cut.log", flags(folder, "cut", "--data.batch_size=2", "--trainer.accumulate_grad_batches=4"))
     assert cut.join() == [0], cut.said()
     assert_same_run(folder, "cut")
+
+
+@pytest.mark.slow
+def test_neurons_move_alike_in_two_processes(folder):
+    more = [
+        "--model.routing={n_pathways: 4, k: 2, every_n_layers: 2, last_layer: -1, router: linear, gate: unit, "
+        "partition: random}",
+        "--model.assignment={every: 2, until: 1.0, least: 0.0}",
+    ]
+    alone = Run(folder / "moving.log", flags(folder, "moving", *more))
+    assert alone.join() == [0], alone.said()
+    two = Run(folder / "moving2.log", flags(folder, "moving2", *more, *several(2)), torchrun(2))
+    assert two.join() == [0, 0], two.said()
+    moved = [value for key, value in numbers(folder, "moving").items() if key[1:3] == ("assignment", "moved")]
+    assert len(moved) == 6 and sum(value > 0 for value in moved) == 3
+    assert_same_run(folder, "moving2", "moving")
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from slms.lit.balances import Balances, Budgets, key_of
 from slms.lit.checkpoint import CONTROL_KEY, kept_in
 from slms.lit.controls import CONTROLS, Plan, check_control, make_control
 from slms.lit.distill import DistillConfig, Teacher, kept_states, losses_of
+from slms.lit.moves import AssignmentConfig, Moves, check_assignment
 from slms.lit.optim import (
     OptimizerConfig,
     Trained,
@@ -65,6 +66,8 @@ class LanguageModel(OptimizedModule):
         gate_ramp: share of the steps over which gates of kind `ramp` go from 1 to σ(score), and `relu` to the score.
         k_anneal: share of the steps over which k falls from `routing.n_pathways` to `routing.k`, under the rule
             `top_k` (and of heads from all to `routing.k_heads`); 0 starts at k.
+        assignment: let neurons move between pathways while training (`slms.lit.moves`); null leaves them where the
+            conversion put them, as in every control.
         calibration_tokens: training tokens that determine the partition and the routers' initialisation.
         recompute: keep only each layer's input and compute its inside again in the backward pass (gradient
             checkpointing): less memory for one more forward pass a step.
@@ -83,6 +86,7 @@ class LanguageModel(OptimizedModule):
         train: Trained | None = None,
         gate_ramp: float = 0.3,
         k_anneal: float = 0.0,
+        assignment: AssignmentConfig | None = None,
         calibration_tokens: int = 65_536,
         recompute: bool = False,
     ):
@@ -101,6 +105,8 @@ class LanguageModel(OptimizedModule):
             )
         if control is not None:
             check_control(control, routing)
+        if assignment is not None:
+            check_assignment(routing)
         if balance is not None and routing is not None and routing.router not in ("mlp", "linear"):
             raise ValueError(
                 f"model.balance is given and model.routing.router {routing.router}, which has no router to balance"
@@ -111,6 +117,7 @@ class LanguageModel(OptimizedModule):
         self.optimizer_config, self.distill = optimizer, distill.resolved(routing is not None)
         if self.distill.mlp and routing is not None and routing.target == "attention":
             raise ValueError(f"model.distill.mlp is {distill.mlp} and model.routing.target attention; no MLP is routed")
+        self.assignment = assignment if control is None else None
         self.trained = train or trained_by_default(routing is not None)
         self.gate_ramp, self.k_anneal, self.calibration_tokens = gate_ramp, k_anneal, calibration_tokens
         self.net, self.tokenizer = load_base(base)
@@ -119,7 +126,7 @@ class LanguageModel(OptimizedModule):
         if recompute and not self.net.supports_gradient_checkpointing:
             raise ValueError(f"model.recompute is true; {type(self.net).__name__} cannot compute its layers again")
         self.recompute = recompute
-        self.balances, self.budgets = Balances(), Budgets()
+        self.balances, self.budgets, self.moves = Balances(), Budgets(), Moves()
         self.val_loss = DocumentLoss()
         self.val_kl = DocumentLoss()  # KL(base ‖ model), if there is a teacher
         self.base_loss: DocumentLoss | None = None  # the base's loss by document, before any tuning
@@ -145,6 +152,8 @@ class LanguageModel(OptimizedModule):
         limit = getattr(self.net.config, "max_position_embeddings", data.block_size)
         if data.block_size > limit:
             raise ValueError(f"data.block_size is {data.block_size}; the base's context holds at most {limit} tokens")
+        if self.assignment is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):
+            raise ValueError("model.assignment is given; --trainer.strategy=fsdp2 shards what would move, so take ddp")
         self.base_digest = model_digest(self.net)
         self.base_loss = document_loss(self.net, data.val_blocks, data.batch_size)
         dense = self.net
@@ -174,6 +183,8 @@ class LanguageModel(OptimizedModule):
             self.net, self.made_control = make_control(self.control, self.net, plan)
         self.balances.follow(self.net, self.balance)
         self.budgets.follow(self.net)
+        if self.assignment is not None:
+            self.moves.follow(self.net, self.assignment)
 
     def configure_model(self) -> None:
         """Shard the model under `--trainer.strategy=fsdp2`; otherwise every process holds all of it."""
@@ -226,8 +237,10 @@ class LanguageModel(OptimizedModule):
         observed: AbstractContextManager[dict[str, Routes]] = (
             record_routes(self.net) if self.balances else nullcontext({})
         )
-        with observed as routes, mlp_outputs(self.net, layers) as outputs:
+        seen = self.moves.watch(self.net, self.global_step, self.total_steps)
+        with observed as routes, mlp_outputs(self.net, layers) as outputs, seen as inputs:
             tokens, wanted = losses_of(self.net, teacher, batch, *weights, layers)
+        self.moves.count(self.net, routes, inputs)
         loss, terms = tokens.total, {"lm": tokens.nll}
         if self.balances:
             terms |= self.balances.terms(self.net, routes)
@@ -256,12 +269,15 @@ class LanguageModel(OptimizedModule):
         self.log_dict({f"train/loss/{name}": value for name, value in named.items()})
 
     def optimizer_step(self, *args, **kwargs):
-        """After the optimizer's step, close the global batch: move selection biases, and correct densities."""
+        """After the optimizer's step, close the global batch: selection biases, densities, and neurons move."""
         super().optimizer_step(*args, **kwargs)
         self._sums.clear()
         with undeclared(self.trainer).profiler.profile("GlobalBalance.step"):
             self.balances.step(self.net, self.balance)
             self.budgets.step(self.net)
+            self.moves.step(self.net, self.trainer.optimizers[0], self.global_step, self.total_steps)
+        moved = self.moves.shares(self.net, start_again=logs_step(self.trainer, self.global_step + 1))
+        self.log_dict({f"assignment/moved/{place}": share for place, share in moved.items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep how the control was made, because times that decided it would be others when the run is resumed."""

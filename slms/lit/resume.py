@@ -19,14 +19,15 @@ COMPARED = ["model.base", "model.versus", "data.corpus"]
 """Sources that you may name differently, as when a directory moves; the checkpoint has digests of weights and text."""
 
 KEPT = """
-    trainer.overfit_batches model.routing model.control model.train model.calibration_tokens model.coders
+    trainer.overfit_batches model.routing model.control model.train model.assignment model.calibration_tokens
+    model.coders
     data.block_size data.buffer data.epoch_tokens data.seed data.stream data.train_tokens
 """.split()
 """Options on which the checkpoint's weights and its position in the text depend. The longest entry that an option
 begins with decides: `model.routing.k` is used, the rest of `model.routing` is kept."""
 
 
-OLDER = {"train": "all"}
+OLDER = {"train": "all", "assignment": None}
 """What runs of language models did before these options of `model` existed."""
 
 

@@ -118,6 +118,28 @@ class RoutedMLP(Routed):
         sizes = torch.tensor(self.offsets).diff()
         return torch.arange(len(sizes)).repeat_interleave(sizes)[self.permutation.argsort().cpu()]
 
+    @torch.no_grad()
+    def regroup(self, pathway: Tensor, mean: Tensor | None = None) -> Tensor:
+        """Put the neurons into other pathways, in place; with every pathway chosen the MLP computes what it did.
+
+        pathway [f] is the new pathway of each row, with as many rows each as before. mean [f] are the neurons' mean
+        activations, whose outputs change sides in the stored means of skipped pathways; needed if there are such means.
+        Returns the old row of each new row, int64 [f]: what belongs to rows, as an optimizer's moments, must follow.
+        """
+        sizes = torch.tensor(self.offsets, device=pathway.device).diff()
+        found = pathway.bincount(minlength=len(sizes))
+        assert found.equal(sizes), (found.tolist(), sizes.tolist())
+        if self.mean_out is not None:
+            assert mean is not None
+            before = F.one_hot(torch.arange(len(sizes), device=pathway.device).repeat_interleave(sizes), len(sizes))
+            crossed = (F.one_hot(pathway, len(sizes)) - before).to(mean)
+            self.mean_out += (crossed * mean[:, None]).T.to(self.mean_out) @ self.W_out.to(self.mean_out)
+        order = (pathway * len(pathway) + self.permutation.to(pathway)).argsort()  # by pathway, then as in the base
+        for rows in (self.W_in, self.W_out, self.W_gate, self.b_in, self.b_gate, self.permutation):
+            if rows is not None:
+                rows.copy_(rows[order.to(rows.device)])
+        return order
+
     def dense_weights(self) -> MLPWeights:
         """Return copies of the weights in the dense model's order of neurons, which inverts :meth:`load_dense`."""
         order = self.permutation.argsort()

@@ -17,7 +17,7 @@ EVOLUTION_FILE = "evolution.png"
 def evolution_figure(rows: list[Logged]) -> Figure:
     """Draw loss, SI of each family (mean of places), and every metric that has a panel title, with one line per place.
 
-    A panel is left out if its metric was never logged.
+    Runs whose neurons move have a panel of how many did. A panel is left out if its metric was never logged.
     """
     series: dict[tuple[str, str, str], dict[int, float]] = {}
     for row in rows:
@@ -30,6 +30,7 @@ def evolution_figure(rows: list[Logged]) -> Figure:
     found = {metric.title: _by_place(series, name) for name, metric in METRICS.items() if metric.title}
     panels = [("Loss (nats per token)", losses)] if any(losses.values()) else []
     panels += [("Specialization index, mean of places (share of H(class))", si)] if si else []
+    found["Neurons that changed pathway (share of all)"] = _by_place(series, "moved", "assignment")
     panels += [(title, lines) for title, lines in found.items() if lines]
     if not panels:
         raise ValueError("metrics.csv holds no loss and no pathway metric: there is no evolution to draw")
@@ -47,10 +48,10 @@ def _is_si(stage: str, metric: str, place: str) -> bool:
     return stage == "val" and metric.startswith("si_") and not place
 
 
-def _by_place(series: dict[tuple[str, str, str], dict[int, float]], metric: str) -> dict[str, dict[int, float]]:
-    found = {
-        place: points for (stage, name, place), points in series.items() if (stage, name) == ("val", metric) and place
-    }
+def _by_place(
+    series: dict[tuple[str, str, str], dict[int, float]], metric: str, stage: str = "val"
+) -> dict[str, dict[int, float]]:
+    found = {place: points for (*key, place), points in series.items() if key == [stage, metric] and place}
     places = in_order(found)
     return {name: found[place] for place, name in zip(places, short_names(places), strict=True)}
 

@@ -33,6 +33,13 @@ def test_the_last_of_two_values_of_a_step_is_drawn():
     assert list(purity.get_lines()[0].get_ydata()) == [0.0, 1.0, 9.0, 3.0, 4.0]
 
 
+def test_neurons_that_move_have_a_panel():
+    rows = [*_rows(1), *(Logged(i, 0, "assignment", "moved", "L0.mlp", 0.5 - 0.1 * i) for i in range(3))]
+    moved = evolution_figure(rows).axes[-1]
+    assert (moved.get_title(loc="left"), moved.get_ylabel()) == ("Neurons that changed pathway", "share of all")
+    assert list(moved.get_lines()[0].get_ydata()) == [0.5, 0.4, 0.3]
+
+
 def test_dense_runs_have_the_loss_only():
     figure = evolution_figure(_rows(0)[:10])
     assert [(axes.get_title(loc="left"), axes.get_ylabel()) for axes in figure.axes] == [("Loss", "nats per token")]

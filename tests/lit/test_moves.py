@@ -1,0 +1,316 @@
+"""Neurons that move between pathways while a run trains: they end where they belong, and nothing else changes."""
+
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+import torch.nn.functional as F
+
+import slms
+from slms.data.corpora import CorpusConfig
+from slms.data.module import TextData
+from slms.lit.language_model import LanguageModel
+from slms.lit.moves import AssignmentConfig, Gains, Moves, check_assignment
+from slms.lit.resume import check_resumed
+from slms.models.base import BaseConfig
+from slms.models.routed import record_routes, routed_modules
+from slms.models.routed_mlp import RoutedMLP
+from slms.routing import RoutingConfig
+
+TOPICS = 4
+
+
+def planted(sizes=(5, 5, 5, 5), seed=0, **fields) -> tuple[RoutedMLP, torch.Tensor]:
+    """An MLP whose neurons read one topic each, in wrong pathways, and whose router chooses the topic's pathway.
+
+    Returns it and the topic of each neuron in the base's order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    f, p = sum(sizes), len(sizes)
+    topic = torch.arange(p).repeat_interleave(torch.tensor(sizes))
+    config = RoutingConfig(**{"n_pathways": p, "k": 1, "router": "linear", "gate": "unit", **fields})
+    mlp = RoutedMLP(p, f, config, activation="relu", layer_index=0, bias_in=False, bias_out=False)
+    W_in = F.one_hot(topic, p) * (1 + torch.rand(f, 1, generator=generator))
+    W_out = torch.randn(f, p, generator=generator)
+    mlp.load_dense(W_in, W_out, permutation=torch.randperm(f, generator=generator))
+    with torch.no_grad():
+        mlp.router.out.weight.copy_(torch.eye(p))
+        mlp.router.out.bias.zero_()
+    return mlp, topic
+
+
+def tokens(n=64, seed=0, topics=TOPICS):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.eye(topics)[torch.randint(0, topics, (n,), generator=generator)] + 0.05 * torch.rand(
+        n, topics, generator=generator
+    )
+
+
+class Net(torch.nn.Module):
+    def __init__(self, mlp: RoutedMLP) -> None:
+        super().__init__()
+        self.mlp = mlp
+
+
+def train(mlp: RoutedMLP, moves: Moves, steps: int, lr: float) -> float:
+    """Learn the dense output by Adam; the last step's error."""
+    net, dense = Net(mlp), mlp.dense_weights()
+    optimizer = torch.optim.AdamW([mlp.W_in, mlp.W_out], lr=lr, weight_decay=0.0)
+    for step in range(steps):
+        x = tokens(seed=step, topics=mlp.W_in.shape[1])
+        with record_routes(net) as routes:
+            error = (mlp(x) - (x @ dense.W_in.T).relu() @ dense.W_out).square().mean()
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+        if moves:
+            moves.count(net, routes, {0: x})
+            moves.step(net, optimizer, step, steps)
+    return error.item()
+
+
+def moving(mlp: RoutedMLP, **fields) -> Moves:
+    moves = Moves()
+    moves.follow(Net(mlp), AssignmentConfig(**{"every": 4, "until": 1.0, "momentum": 0.5, **fields}))
+    return moves
+
+
+@pytest.mark.parametrize("sizes", [(5, 5, 5, 5), (4, 4, 3, 3)])
+def test_training_moves_neurons_from_wrong_pathways_to_where_their_tokens_go(sizes):
+    mlp, topic = planted(sizes)
+    assert not torch.equal(mlp.pathway_of_neuron(), topic)
+    stayed = train(planted(sizes)[0], Moves(), 12, 1e-3)
+    moves = moving(mlp)
+    error = train(mlp, moves, 12, 1e-3)
+    assert torch.equal(mlp.pathway_of_neuron(), topic)
+    assert error < 0.05 * stayed
+    assert moves.shares(Net(mlp), start_again=True)["L0.mlp"] > 0.4
+    assert moves.shares(Net(mlp), start_again=True)["L0.mlp"] == 0
+
+
+def test_gains_are_those_of_the_definition():
+    mlp, _ = planted((3, 3, 2, 2), mean_compensation=True)
+    gains, total, mean, n = Gains(10, 4), torch.zeros(10, 4), torch.zeros(10), 0
+    for step in range(2):
+        before = mean / max(1 - 0.9**step, 1e-12)
+        summed, acts_sum = torch.zeros(10, 4), torch.zeros(10)
+        for part in range(2):  # two micro-batches, every fourth token of each
+            x = tokens(40, seed=10 * step + part)
+            chosen = torch.rand(40, 4, generator=torch.Generator().manual_seed(step)) < 0.5
+            gains.count(mlp, x, chosen)
+            for t in range(0, 40, 4):
+                acts = torch.stack([(x[t] @ mlp.W_in[i]).relu() for i in range(10)]).detach()
+                wrote = torch.stack([(acts[i] - before[i]) * mlp.W_out[i].norm() for i in range(10)]).detach()
+                shares = wrote.square() / wrote.square().sum()
+                summed += shares[:, None] * chosen[t]
+                acts_sum += acts
+        gains.fold(0.9)
+        total, mean = 0.9 * total + 0.1 * summed / 20, 0.9 * mean + 0.1 * acts_sum / 20
+        n += 20
+    torch.testing.assert_close(gains.gain, total)
+    torch.testing.assert_close(gains.mean_activation(), mean / (1 - 0.9**2))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_function_of_every_pathway_does_not_change_whatever_moves_nor_does_its_training(gated):
+    """With k = P and Adam, a run whose neurons move at random each step is the run in which they stay."""
+
+    def run(moved: bool):
+        torch.manual_seed(0)
+        config = RoutingConfig(n_pathways=4, k=4, router="linear", gate="unit")
+        mlp = RoutedMLP(6, 22, config, activation="silu", layer_index=0, gated=gated)
+        optimizer = torch.optim.AdamW(mlp.parameters(), lr=1e-2)
+        gains, generator = Gains(22, 4), torch.Generator().manual_seed(1)
+        target = torch.randn(30, 6)
+        x, changed = torch.randn(30, 6), 0
+        for _ in range(6):
+            optimizer.zero_grad()
+            (mlp(x) - target).square().mean().backward()
+            optimizer.step()
+            if moved:
+                before = mlp(x).detach()
+                gains.gain.copy_(torch.rand(22, 4, generator=generator))
+                gains.reassign(mlp, optimizer, 0.0)
+                torch.testing.assert_close(mlp(x), before)
+                changed += int(gains.moved)
+                assert mlp.pathway_of_neuron().bincount().tolist() == [6, 6, 5, 5]
+        assert changed > 30 or not moved
+        return mlp.dense_weights()
+
+    for stayed, moved in zip(run(False), run(True), strict=True):
+        assert (stayed is None) == (moved is None)
+        if isinstance(stayed, torch.Tensor):
+            torch.testing.assert_close(moved, stayed)
+
+
+def test_skipped_means_change_sides_with_their_neurons_and_shared_pathways_keep_theirs():
+    mlp, _ = planted((3, 3, 3, 3), n_shared=1, k=2, mean_compensation=True)
+    gains, optimizer = Gains(12, 4), torch.optim.SGD(mlp.parameters(), lr=0.1)
+    gains.mean.copy_(torch.rand(12))
+    gains.weight.fill_(0.5)
+    gains.gain.copy_(torch.rand(12, 4))
+    mean = gains.mean_activation()
+    mlp.mean_out.copy_(torch.stack([mean[q * 3 : q * 3 + 3] @ mlp.W_out[q * 3 : q * 3 + 3] for q in range(4)]).detach())
+    shared = mlp.permutation[:3].clone()
+    gains.reassign(mlp, optimizer, 0.0)
+    assert gains.moved > 0 and mlp.permutation[:3].equal(shared.sort().values)
+    mean = gains.mean_activation()  # of the rows as they lie now
+    for q in range(4):
+        rows = slice(q * 3, q * 3 + 3)
+        torch.testing.assert_close(mlp.mean_out[q], (mean[rows] @ mlp.W_out[rows]).detach())
+
+
+def test_gains_follow_a_model_to_bfloat16():
+    mlp, topic = planted()
+    moves = moving(mlp.to(torch.bfloat16)).to(torch.bfloat16)
+    x, optimizer = tokens().to(torch.bfloat16), torch.optim.SGD(mlp.parameters(), lr=0.1)
+    for step in range(4):
+        with record_routes(Net(mlp)) as routes:
+            mlp(x)
+        moves.count(Net(mlp), routes, {0: x})
+        moves.step(Net(mlp), optimizer, step, 4)
+    assert torch.equal(mlp.pathway_of_neuron(), topic)
+
+
+def test_a_neuron_stays_unless_it_gains_enough():
+    for least, stays in ((0.0, False), (0.3, True)):
+        mlp, _ = planted((2, 2), k=1)
+        gains = Gains(4, 2)
+        gains.gain.copy_(torch.tensor([[1.0, 1.2], [1.0, 0.2], [1.2, 1.0], [0.2, 1.0]]))
+        gains.reassign(mlp, torch.optim.SGD(mlp.parameters(), lr=0.1), least)
+        assert int(gains.moved) == (0 if stays else 2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"router": "gate", "n_pathways": 16}, r"model.routing.router gate; it needs a router that learns"),
+        ({"gate": "ramp"}, r"model.routing.gate ramp; it must be unit"),
+        ({"stock": True}, r"model.routing.gate softmax; it must be unit"),
+        ({"rule": "relu"}, r"model.routing.gate relu; it must be unit"),
+        ({"k": 16}, r"model.routing.k 16, every pathway"),
+        ({"target": "attention", "k_heads": 2}, r"model.routing.target attention; it moves neurons of MLPs"),
+        ({"n_pathways": 256}, r"model.routing has 256 pathways to choose from; it must be 2 to 192"),
+    ],
+)
+def test_what_has_nothing_to_move_is_refused(fields, words):
+    unit = {"gate": "unit"} if not fields.keys() & {"gate", "stock", "rule", "target"} else {}
+    with pytest.raises(ValueError, match=words):
+        check_assignment(RoutingConfig(**{**unit, **fields}))
+
+
+def test_a_dense_run_and_single_neurons_are_refused_and_numbers_out_of_range():
+    with pytest.raises(ValueError, match=r"model.assignment is given and model.routing null"):
+        LanguageModel(BaseConfig(name="stories-1m"), assignment=AssignmentConfig())
+    mlp, _ = planted((1, 1, 1, 1))
+    with pytest.raises(ValueError, match=r"model.routing.n_pathways 4; pathways of single neurons cannot"):
+        moving(mlp)
+    for name, value in (("every", 0), ("until", 0.0), ("until", 1.1), ("momentum", 1.0), ("least", -0.1)):
+        with pytest.raises(ValueError, match=rf"model.assignment.{name} is {value}"):
+            AssignmentConfig(**{name: value})
+
+
+IDS = torch.randint(3, 2000, (4, 48), generator=torch.Generator().manual_seed(0))
+ROUTING = RoutingConfig(
+    n_pathways=16, k=5, layers=[1, 3], router="linear", gate="unit", partition="random", mean_compensation=True
+)
+
+
+class Watch(lightning.Callback):
+    """Keeps the run's third step as `directory`/middle.ckpt, and what is logged and where neurons are at each step."""
+
+    def __init__(self, directory: Path):
+        self.directory, self.moved, self.pathways = directory, [], []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if batch_idx == 5:
+            trainer.save_checkpoint(self.directory / "middle.ckpt")
+        if batch_idx % 2:
+            self.moved.append(float(trainer.callback_metrics.get("assignment/moved/L1.mlp", -1)))
+            self.pathways.append(next(iter(routed_modules(module.net, RoutedMLP).values())).pathway_of_neuron())
+
+
+def fit(directory: Path, resumed: Path | None = None, **more) -> tuple[LanguageModel, Watch]:
+    """A run of six steps of two batches."""
+    options = {"assignment": AssignmentConfig(every=2, until=0.7, least=0.0), "calibration_tokens": 1024} | more
+    model = LanguageModel(BaseConfig(name="stories-1m"), ROUTING, **options)
+    sizes = {"block_size": 64, "batch_size": 2, "train_tokens": 1536, "epoch_tokens": 1536, "val_tokens": 64}
+    watch = Watch(directory)
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        limit_val_batches=0,
+        enable_model_summary=False,
+        accelerator="cpu",
+        use_distributed_sampler=False,
+        accumulate_grad_batches=2,
+        log_every_n_steps=1,
+        callbacks=[watch],
+    )
+    trainer.fit(
+        model, TextData(CorpusConfig(name="stories"), model.tokenizer, **sizes), ckpt_path=resumed, weights_only=True
+    )
+    return model, watch
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("moves")
+    return *fit(folder), folder
+
+
+def test_a_run_moves_neurons_at_its_turns_and_says_how_many(run):
+    _, watch, _ = run
+    changed = [
+        float((now != before).float().mean()) for before, now in zip(watch.pathways, watch.pathways[1:], strict=False)
+    ]
+    assert changed[0] > 0 and changed[2] > 0  # after steps 2 and 4, of 4.2 in which they may
+    assert [c for i, c in enumerate(changed) if i not in (0, 2)] == [0.0, 0.0, 0.0]
+    assert watch.moved[1:] == pytest.approx(changed)
+
+
+def test_a_resumed_run_goes_on_bit_for_bit(run, tmp_path):
+    whole, _, folder = run
+    again, _ = fit(tmp_path, folder / "middle.ckpt")
+    for (name, one), other in zip(whole.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_the_saved_model_is_a_plain_routed_one(run, tmp_path):
+    model = run[0]
+    net = model.net.eval()
+    slms.save_model(net, model.tokenizer, tmp_path / "out")
+    opened = slms.load_model(tmp_path / "out").model
+    torch.testing.assert_close(net(IDS).logits, opened(IDS).logits)
+    for place, mlp in routed_modules(opened, RoutedMLP).items():
+        kept = routed_modules(net, RoutedMLP)[place]
+        assert torch.equal(mlp.pathway_of_neuron(), kept.pathway_of_neuron())
+        assert mlp.permutation.sort().values.equal(torch.arange(256))
+
+
+def test_with_every_pathway_a_run_of_frozen_mlps_is_still_the_base(tmp_path):
+    model, _ = fit(tmp_path, train="routers")
+    net, base = model.net.eval(), slms.load_base("stories-1m").model.eval()
+    moved = [mlp.pathway_of_neuron() for mlp in routed_modules(net, RoutedMLP).values()]
+    start = slms.route(base, ROUTING, IDS)
+    before = [mlp.pathway_of_neuron() for mlp in routed_modules(start, RoutedMLP).values()]
+    assert not any(map(torch.equal, moved, before))
+    slms.models.routed.set_k(net, 16)
+    torch.testing.assert_close(net(IDS).logits, base(IDS).logits, rtol=1e-5, atol=1e-4)
+
+
+def test_controls_keep_their_neurons(tmp_path):
+    model, watch = fit(tmp_path, control="frozen_router")
+    assert not model.moves and all(map(torch.equal, watch.pathways, watch.pathways[1:]))
+
+
+def test_an_old_run_had_no_moves_and_a_resumed_one_keeps_them():
+    given = {"model": {"routing": {}, "assignment": {"every": 20}}}
+    with pytest.raises(ValueError, match=r"--model.assignment is .*; the run was started with null"):
+        check_resumed({"model": {"routing": {}}}, given)
+    with pytest.raises(ValueError, match=r"--model.assignment.every is 10; the run was started with 20"):
+        check_resumed(given, {"model": {"routing": {}, "assignment": {"every": 10}}})
+    check_resumed({"model": {"routing": {}}}, {"model": {"routing": {}, "assignment": None}})
