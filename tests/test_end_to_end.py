@@ -93,7 +93,10 @@ def test_every_epoch_is_measured_in_metrics_csv_and_tensorboard(routed):
 def test_training_and_eval_give_the_same_number(routed, tmp_path, capsys):
     evaluation.main(["perplexity", str(routed), f"--output_dir={tmp_path}"])
     measured = json.loads(next((tmp_path / "perplexity").rglob("perplexity.json")).read_text())
-    assert abs(measured["nats"] - read_results(routed).losses.model.nats) < 1e-6
+    trained = read_results(routed).losses
+    assert abs(measured["nats"] - trained.model.nats) < 1e-6
+    assert measured["by_document"]["tokens"] == trained.by_document.tokens
+    assert measured["by_document"]["nats"] == pytest.approx(trained.by_document.nats, abs=1e-3)
     assert f"{measured['nats']:.4f}" in capsys.readouterr().out
     logged = [row.value for row in read_rows(routed / "metrics.csv") if (row.stage, row.metric) == ("val", "loss")]
     assert len(logged) == 2 and abs(measured["nats"] - logged[-1]) < 1e-6  # the last epoch's, not the mean of both

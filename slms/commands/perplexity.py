@@ -1,9 +1,11 @@
 """`eval.py perplexity`: the loss of a model on text, with its interval."""
 
 import math
+from dataclasses import asdict
 
 from slms.commands.subject import open_subject, results_of
 from slms.measure.passes import document_loss
+from slms.measure.results import sums_of
 from slms.report.artifacts import write_json
 from slms.report.tables import interval
 
@@ -25,7 +27,8 @@ def perplexity(
     """
     subject = open_subject(model, **text)
     directory, journal = results_of(subject, output_dir, "perplexity")
-    loss = document_loss(subject.model, subject.blocks, batch_size, journal).compute()
+    sums = document_loss(subject.model, subject.blocks, batch_size, journal)
+    loss = sums.compute()
     result = {
         "model": model,
         **subject.text,
@@ -35,6 +38,7 @@ def perplexity(
         "perplexity": math.exp(loss.value),
         "tokens": loss.n,
         "documents": subject.blocks.n_documents,
+        "by_document": asdict(sums_of(sums)),
     }
     path = write_json(directory / "perplexity.json", result)
     print(f"{model} on {subject.source}: {loss.n:,} tokens, {result['documents']:,} documents")

@@ -135,14 +135,19 @@ def loss_of(sums: DocumentLoss) -> Loss:
 
 def losses_of(model: DocumentLoss, dense: DocumentLoss | None, kl: DocumentLoss | None = None) -> Losses:
     """The losses of the model and of the dense base it started from, with their paired difference and KL."""
-    nll, tokens = model.nll, model.tokens
-    counted = tokens > 0
-    found = Losses(loss_of(model), by_document=DocumentSums(nll[counted].tolist(), tokens[counted].tolist()))
+    by_document = sums_of(model)
+    found, documents = Losses(loss_of(model), by_document=by_document), len(by_document.tokens)
     if dense is not None:
-        found = replace(found, dense=loss_of(dense), difference=_difference(model.minus(dense), int(counted.sum())))
+        found = replace(found, dense=loss_of(dense), difference=_difference(model.minus(dense), documents))
     if kl is not None:
-        found = replace(found, kl=_difference(document_loss(kl.nll, kl.tokens), int(counted.sum())))
+        found = replace(found, kl=_difference(document_loss(kl.nll, kl.tokens), documents))
     return found
+
+
+def sums_of(loss: DocumentLoss) -> DocumentSums:
+    """The sums of the documents that have predicted tokens, in their order."""
+    counted = loss.tokens > 0
+    return DocumentSums(loss.nll[counted].tolist(), loss.tokens[counted].tolist())
 
 
 def _difference(nats: Interval, documents: int) -> LossDifference:
