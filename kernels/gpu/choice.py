@@ -149,28 +149,28 @@ def keep(
     """kept[t] = the K_OUT chosen neurons of largest |h| · out_scale, or if HELD those that reach `least`.
 
     A token that chose all F neurons, though K are fewer, keeps all. hidden = h = act(gate) · up where kept, else 0; it
-    is computed twice, since the search needs the registers.
+    goes through memory block by block, since the search needs the registers.
     """
     t = tl.program_id(0).to(tl.int64)
+    for first in range(0, F, BLOCK):
+        j = t * F + first + tl.arange(0, BLOCK)
+        inside = j < (t + 1) * F
+        a = activate(tl.load(gate + j, mask=inside, other=0.0).to(tl.float32), ACT)
+        h = a * tl.load(up + j, mask=inside, other=0.0).to(tl.float32)
+        tl.store(hidden + j, narrow(h, hidden.dtype.element_ty, UPCAST), mask=inside)
+    tl.debug_barrier()
     i = tl.arange(0, UU)
     c = tl.load(chosen + t * F + i, mask=i < F, other=0) != 0
     whole = ((tl.sum(c.to(tl.int32), 0) == F) & (K < F)).to(tl.int32)
-    v = tl.load(gate + t * F + i, mask=i < F, other=0.0).to(tl.float32)
-    worth = activate(v, ACT) * tl.load(up + t * F + i, mask=i < F, other=0.0).to(tl.float32)
-    worth = tl.abs(worth) * tl.load(out_scale + i, mask=i < F, other=0.0)
+    worth = tl.abs(tl.load(hidden + t * F + i, mask=i < F, other=0.0).to(tl.float32))
+    worth *= tl.load(out_scale + i, mask=i < F, other=0.0)
     if HELD:
         taken = c & ((worth >= tl.load(least)) | (worth != worth))
     else:
         taken = largest(tl.where(c, ordered(worth), -1), K_OUT, False)
     taken = taken | (tl.zeros_like(i) < whole)
     tl.store(kept + t * F + i, taken.to(tl.uint8), mask=i < F)
-    tl.debug_barrier()
-    for first in range(0, F, BLOCK):
-        j = first + tl.arange(0, BLOCK)
-        k = tl.load(kept + t * F + j, mask=j < F, other=0) != 0
-        a = activate(tl.load(gate + t * F + j, mask=j < F, other=0.0).to(tl.float32), ACT)
-        h = a * tl.load(up + t * F + j, mask=j < F, other=0.0).to(tl.float32)
-        tl.store(hidden + t * F + j, narrow(tl.where(k, h, 0.0), hidden.dtype.element_ty, UPCAST), mask=j < F)
+    tl.store(hidden + t * F + i, tl.zeros((UU,), hidden.dtype.element_ty), mask=(i < F) & (taken == 0))
 
 
 @functools.cache
