@@ -176,10 +176,11 @@ def test_gains_follow_a_model_to_bfloat16():
 def test_a_neuron_stays_unless_it_gains_enough():
     for least, stays in ((0.0, False), (0.3, True)):
         mlp, _ = planted((2, 2), k=1)
-        gains = Gains(4, 2)
-        gains.gain.copy_(torch.tensor([[1.0, 1.2], [1.0, 0.2], [1.2, 1.0], [0.2, 1.0]]))
+        gains, table = Gains(4, 2).double(), torch.tensor([[1.0, 1.2], [1.0, 0.2], [1.2, 1.0], [0.2, 1.0]]).double()
+        gains.gain.copy_(table)
         gains.reassign(mlp, torch.optim.SGD(mlp.parameters(), lr=0.1), least)
         assert int(gains.moved) == (0 if stays else 2)
+        assert gains.gain.sort(0).values.equal(table.sort(0).values)
 
 
 @pytest.mark.parametrize(
