@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+
 from slms.commands.arguments import published
 from slms.commands.subject import open_model, run_base
 from slms.files import sole_owner
 from slms.lit.checkpoint import newest_checkpoint
-from slms.lit.controls import CONTROLS
+from slms.lit.controls import CONTROLS, check_control
 from slms.lit.parser import find_config, known_configs, read_yaml, trains_coders
 from slms.measure.journal import Journal, digest
 from slms.measure.study import (
@@ -32,6 +34,7 @@ from slms.report.palette import write_figure
 from slms.report.provenance import command_line, hardware, versions
 from slms.report.results import RESULTS_FILE, read_results
 from slms.report.study import STUDY_COLUMNS, study_figure, study_table
+from slms.routing import RoutingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -95,14 +98,14 @@ def study(
     Args:
         recipe: a config of train.py that routes; you may also write --config.
         seeds: the seeds of every arm, each once.
-        controls: dense, static, static_flops, static_time, frozen_router; by default all.
+        controls: dense, static, static_flops, static_time, frozen_router, query_norm; by default all that it can have.
         overrides: options of train.py for every run; you may also give them as they are (--trainer.max_steps=30).
         runs: the runs go to RUNS/study-NAME/ARM-sSEED/, with what they print in study.log.
         seconds: how long to time each arm, half of it a token and half a prompt; 0 does not time it.
         output_dir: study.csv, study.json, study.png and .svg go to OUTPUT_DIR/study/CONFIG/ARMS/.
     """
-    changed = _checked(recipe, seeds, controls, overrides or [])
-    names = [ROUTED, *(CONTROLS if controls is None else controls)]
+    changed, rivals = _checked(recipe, seeds, controls, overrides or [])
+    names = [ROUTED, *rivals]
     path = find_config(recipe)
     assert path is not None, recipe  # it has been checked
     made_from = {"config": read_yaml(path), "overrides": sorted(changed)}
@@ -140,8 +143,10 @@ def study(
     print(f"\n{study_table(made, arms)}\n\nwritten to {directory}")
 
 
-def _checked(config: str, seeds: Sequence[int], controls: Sequence[str] | None, overrides: Sequence[str]) -> list[str]:
-    """The overrides as options, with two dashes; raises ValueError for what no study can be made of."""
+def _checked(
+    config: str, seeds: Sequence[int], controls: Sequence[str] | None, overrides: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """The overrides as options, with two dashes, and the controls; raises ValueError for what can be no study."""
     if find_config(config) is None:
         raise ValueError(f"--config {config}: no such file; {known_configs()}")
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
@@ -166,7 +171,31 @@ def _checked(config: str, seeds: Sequence[int], controls: Sequence[str] | None, 
         name.startswith("model.routing.") for name in given
     ):
         raise ValueError(f"--config {config}: it routes nothing (model.routing is null), so it has no controls")
-    return options
+    return options, _controls(controls, model.get("routing"), given)
+
+
+def _controls(asked: Sequence[str] | None, routing: object, given: Mapping[str, str]) -> list[str]:
+    """The asked controls, or all that a routing (as in the YAML, then as given in options) can have.
+
+    Raises:
+        ValueError: the routing is none, or cannot have an asked control.
+    """
+    values = yaml.safe_load(given["model.routing"]) if "model.routing" in given else routing
+    if not isinstance(values, dict | None):  # a file, which the training reads
+        return list(CONTROLS if asked is None else asked)
+    own = {name[len("model.routing.") :]: value for name, value in given.items() if name.startswith("model.routing.")}
+    config = RoutingConfig.from_dict((values or {}) | {name: yaml.safe_load(value) for name, value in own.items()})
+    for name in asked or ():
+        check_control(name, config)
+    return [name for name in CONTROLS if _has(config, name)] if asked is None else list(asked)
+
+
+def _has(routing: RoutingConfig, control: str) -> bool:
+    try:
+        check_control(control, routing)
+    except ValueError:
+        return False
+    return True
 
 
 def _runs_of(place: Path, job: Job) -> list[Path]:

@@ -66,6 +66,16 @@ def _frozen_router(base: PreTrainedModel, plan: Plan) -> Made:
     return Made(net, {})
 
 
+def _heads_by(router: str, base: PreTrainedModel, plan: Plan, **own: Any) -> Made:
+    """The model of a run that routes heads, whose heads something without weights chooses."""
+    own |= {"router": router, "router_bias": None, "router_init": None}
+    return Made(route(base, dataclasses.replace(plan.routing, **own), plan.calibration), {})
+
+
+def _query_norm(base: PreTrainedModel, plan: Plan) -> Made:
+    return _heads_by("query_norm", base, plan, importance="norm")
+
+
 def _static(size: Callable[[PreTrainedModel, RoutingConfig], dict[str, Any]]) -> Callable[..., Made]:
     """The base cut down to the neurons that `size` gives, by place, beside what they were decided by.
 
@@ -74,8 +84,7 @@ def _static(size: Callable[[PreTrainedModel, RoutingConfig], dict[str, Any]]) ->
 
     def make(base: PreTrainedModel, plan: Plan) -> Made:
         if plan.routing.target == "attention":
-            own: dict[str, Any] = {"router": "static", "router_bias": None, "router_init": None}
-            return Made(route(base, dataclasses.replace(plan.routing, **own), plan.calibration), {})
+            return _heads_by("static", base, plan)
         record = plan.record or plan.agreed(size(base, plan.routing))
         widths = {layer_of(place): width for place, width in record["neurons"].items()}
         return Made(cut(base, widths, plan.calibration), record)
@@ -113,6 +122,7 @@ CONTROLS: dict[str, Control] = {
     "frozen_router": Control(
         _frozen_router, "routed", "what chooses (a router, or the MLPs' gates) as converted, the rest trained"
     ),
+    "query_norm": Control(_query_norm, "routed", "MoH's rule without weights: the heads of the greatest query norms"),
 }
 """`--model.control` takes these names."""
 
@@ -121,7 +131,12 @@ def check_control(name: str, routing: RoutingConfig | None) -> None:
     """Raise ValueError if a run with this routing cannot have this control."""
     if routing is None:
         raise ValueError(f"model.control is {name} and model.routing null; it is the control of a routed run")
-    heads = ("static", "dense", "frozen_router")
+    heads = ("static", "dense", "frozen_router", "query_norm")
+    if name == "query_norm" and (routing.target != "attention" or routing.router == name):
+        raise ValueError(
+            f"model.control is {name}, model.routing.target {routing.target} and router {routing.router}; it is the "
+            "control of heads alone that another router chooses"
+        )
     if routing.target == "attention" and name not in heads:
         raise ValueError(
             f"model.control is {name} and model.routing.target attention; heads have the controls {', '.join(heads)}"

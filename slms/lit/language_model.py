@@ -56,7 +56,7 @@ class LanguageModel(OptimizedModule):
         control: train, in place of the model that `routing` describes, one of its rivals with the same text, objective
             and recipe (`slms.lit.controls`): `dense` (the base), `static` (its best fixed neurons, as many as the
             routed model executes), `static_flops` and `static_time` (as many as take the routed model's FLOPs, or its
-            measured decode time) or `frozen_router`.
+            measured decode time), `frozen_router` or, of heads, `query_norm`.
         balance: load balancing (GLBL), router z-loss and bias balancing; null takes its defaults, or with the selector
             `gate`, which has no router to balance, none.
         optimizer: AdamW and its schedule.

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slms.kernels.activations import ACTIVATIONS
 from slms.models.activations import attention_states
-from slms.models.anatomy import find_mlps
+from slms.models.anatomy import find_attentions, find_mlps
 from slms.models.calibration import cool, fit_router, layer_inputs, pathway_statistics, trimmed, unit_statistics
 from slms.models.families import family_name
 from slms.models.partition import CALIBRATED, partition
@@ -73,8 +73,11 @@ def route(model: PreTrainedModel, config: RoutingConfig, calibration: Tensor | N
 
     routed, layers = with_fresh_mlps(model, config)
     heads = {module.layer_index: module for module in routed_modules(routed, RoutedHeads).values()}
-    for i, states in layer_inputs(model, list(heads), calibration, attention_states) if calibration is not None else ():
-        _calibrate_heads(heads[i], *states.split([heads[i].shape.d, states.shape[1] - heads[i].shape.d], 1))
+    if calibration is not None:
+        roots = _roots(model, find_attentions(model), list(heads), calibration, config)
+        for i, states in layer_inputs(model, list(heads), calibration, attention_states):
+            x, o = states.split([heads[i].shape.d, states.shape[1] - heads[i].shape.d], 1)
+            _calibrate_heads(heads[i], x, o, roots.get(i))
     dense = {i: in_fp32(read_mlp(find_mlps(model)[i])) for i in layers}
     if calibration is None:
         for i, mlp in layers.items():
@@ -84,7 +87,7 @@ def route(model: PreTrainedModel, config: RoutingConfig, calibration: Tensor | N
                 if mlp.router.out_scale is not None:
                     mlp.router.out_scale.copy_(weights.W_out.norm(dim=1))
         return routed
-    roots = sensitivity_roots(model, list(layers), calibration, config.seed) if config.importance == "loss" else {}
+    roots = _roots(model, find_mlps(model), list(layers), calibration, config)
     for i, x in progress(layer_inputs(model, list(layers), calibration), "routing layer", len(layers)):
         weights = _fill(layers[i], dense[i], x, roots.get(i))
         _calibrate(layers[i], weights, x, roots.get(i))
@@ -107,6 +110,15 @@ def with_fresh_mlps(model: PreTrainedModel, config: RoutingConfig) -> tuple[PreT
         modules = route_modules(routed)
     mlps = {module.layer_index: module for module in modules.values() if isinstance(module, RoutedMLP)}
     return prepare(routed), mlps  # like a model read from disk
+
+
+def _roots(
+    model: PreTrainedModel, modules: dict[int, nn.Module], layers: list[int], calibration: Tensor, config: RoutingConfig
+) -> dict[int, Tensor]:
+    """Return the roots of the layers' modules that weigh what pathways add, by layer; none under importance `norm`."""
+    if config.importance != "loss" or not layers:
+        return {}
+    return sensitivity_roots(model, {i: modules[i] for i in layers}, calibration, config.seed)
 
 
 def _uncalibrated(config: RoutingConfig) -> RoutingConfig:
@@ -206,10 +218,10 @@ def _calibrate(mlp: RoutedMLP, weights: MLPWeights, x: Tensor, root: Tensor | No
             set_positive(mlp.router, few, statistics.norms[::every], density)
 
 
-def _calibrate_heads(heads: RoutedHeads, x: Tensor, o: Tensor) -> None:
+def _calibrate_heads(heads: RoutedHeads, x: Tensor, o: Tensor, root: Tensor | None) -> None:
     """Set what chooses, and mean outputs, from inputs x [n, d] and the dense heads' outputs o [n, h·e]."""
     config, bounds = heads.config, range(0, o.shape[1] + 1, heads.shape.e)
-    statistics = unit_statistics(lambda o: o, heads.W_O().float(), o, bounds, centred=config.mean_compensation)
+    statistics = unit_statistics(lambda o: o, heads.W_O().float(), o, bounds, config.mean_compensation, root)
     if heads.mean_out is not None:
         heads.mean_out.copy_(statistics.mean)
     if isinstance(heads.router, HeadSelector):

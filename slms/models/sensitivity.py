@@ -1,18 +1,17 @@
-"""Measures which directions of an MLP's output a model's predictions depend on.
+"""Measures which directions of an MLP's or attention's output a model's predictions depend on.
 
 Shapes: b blocks, t position, n tokens, d model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from slms.models.anatomy import find_mlps
 from slms.models.calibration import evenly
 
 TOKENS = 4096
@@ -20,9 +19,11 @@ _STEP_TOKENS = 512
 
 
 def sensitivity_roots(
-    model: PreTrainedModel, layers: Sequence[int], blocks: Tensor, seed: int = 0
+    model: PreTrainedModel, modules: Mapping[int, nn.Module], blocks: Tensor, seed: int = 0
 ) -> dict[int, Tensor]:
-    """For each layer a matrix R [d, d] such that ‖v R‖² is how much the predictions mind v added to its MLP's output.
+    """For each module a matrix R [d, d] such that ‖v R‖² is how much the predictions mind v added to its output.
+
+    The modules are MLPs or attentions of the model, by layer; the output of an attention is the first it returns.
 
     R Rᵀ is the Fisher information of the output, E g gᵀ, where g is the gradient of −Σ ln p(y) at one token and y are
     drawn from the model's own predictions; to second order, ½ ‖v R‖² is the KL divergence that v causes, mean over
@@ -34,14 +35,14 @@ def sensitivity_roots(
     if any(parameter.is_inference() for parameter in model.parameters()):
         raise ValueError("the model was made in inference mode; `routing.importance` loss needs gradients: use norm.")
     blocks = evenly(blocks, TOKENS)
-    mlps, device, d = find_mlps(model), model.device, model.config.hidden_size
+    device, d = model.device, model.config.hidden_size
     generator = torch.Generator(device).manual_seed(seed)
-    information = {i: torch.zeros(d, d, dtype=torch.float64, device=device) for i in layers}
+    information = {i: torch.zeros(d, d, dtype=torch.float64, device=device) for i in modules}
     training = model.training
     model.eval()
     try:
         for batch in blocks.split(max(1, _STEP_TOKENS // blocks.shape[1])):
-            for i, g in _gradients(model, {i: mlps[i] for i in layers}, batch.to(device), generator).items():
+            for i, g in _gradients(model, modules, batch.to(device), generator).items():
                 information[i].addmm_(g.T, g)
     finally:
         model.train(training)
@@ -49,19 +50,20 @@ def sensitivity_roots(
 
 
 def _gradients(
-    model: PreTrainedModel, mlps: dict[int, nn.Module], batch: Tensor, generator: torch.Generator
+    model: PreTrainedModel, modules: Mapping[int, nn.Module], batch: Tensor, generator: torch.Generator
 ) -> dict[int, Tensor]:
-    """Gradients [n, d] of −Σ ln p(y) by what each MLP gives, y drawn from the predictions for blocks [b, t]."""
+    """Gradients [n, d] of −Σ ln p(y) by what each module gives, y drawn from the predictions for blocks [b, t]."""
     added = {}
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         batch = batch.clone()  # one made in inference mode could not be used
-        for i, mlp in mlps.items():
+        for i, module in modules.items():
 
-            def add(_: nn.Module, __: tuple, output: Tensor, i: int = i) -> Tensor:
-                added[i] = torch.zeros_like(output, requires_grad=True)
-                return output + added[i]
+            def add(_: nn.Module, __: tuple, output: Tensor | tuple, i: int = i) -> Tensor | tuple:
+                y, *rest = output if isinstance(output, tuple) else (output,)
+                added[i] = torch.zeros_like(y, requires_grad=True)
+                return (y + added[i], *rest) if isinstance(output, tuple) else y + added[i]
 
-            stack.callback(mlp.register_forward_hook(add).remove)
+            stack.callback(module.register_forward_hook(add).remove)
         log_p = model(input_ids=batch, use_cache=False).logits.float().log_softmax(-1).flatten(0, 1)
         drawn = torch.multinomial(log_p.detach().exp(), 1, generator=generator)
         found = torch.autograd.grad(-log_p.gather(1, drawn).sum(), list(added.values()))

@@ -54,9 +54,9 @@ class RoutingConfig:
         router_bias: whether each pathway's score has a bias; by default true, or false under `stock`.
         router_init: `norm`, the default, fits scores to pathways' output norms on calibration tokens (D2DMoE); `random`
             is seeded.
-        importance: how calibration weighs what a neuron or pathway adds to the output: by its `norm`, or by how much
-            the model's predictions, hence its `loss`, depend on it (Fisher information). By default `loss` with the
-            router `gate`, else `norm`.
+        importance: how calibration weighs what a neuron, pathway or head adds to the output: by its `norm`, or by how
+            much the model's predictions, hence its `loss`, depend on it (Fisher information). By default `loss` with
+            the router `gate`, else `norm`.
         refit: refit the down-projections at conversion, so that what a token chooses comes closest to the dense output.
             By default true with the router `gate`.
         rule: how scores decide which pathways a token executes. Under `controlled`, as many as exceed a threshold, at
@@ -194,10 +194,6 @@ class RoutingConfig:
             )
         if self.target == "mlp" and self.k_heads is not None:
             raise ValueError(f"`routing.k_heads` is {self.k_heads}; it needs `routing.target` attention or both.")
-        if self.target != "mlp" and self.importance == "loss":
-            raise ValueError(
-                f"`routing.importance` is loss; with `routing.target` {self.target} it must be norm, as heads have it."
-            )
         if self.target == "attention" and self.refit:
             raise ValueError(
                 "`routing.refit` is true; with `routing.target` attention, which routes no MLP, it must be false."
@@ -213,11 +209,12 @@ class RoutingConfig:
 
     def _check_weighed(self) -> None:
         """Refuse a weight on contributions that nothing reads."""
-        weighs = self.router == "gate" or self.router_init == "norm" or self.partition in ("coactivation", "learned")
+        parts = self.target != "attention" and self.partition in ("coactivation", "learned")
+        weighs = self.router in ("gate", "static") or self.router_init == "norm" or parts
         if self.importance == "loss" and not weighs:
             raise ValueError(
                 "`routing.importance` is loss; it needs `routing.router_init` norm, or a partition by contributions "
-                "(coactivation or learned)."
+                "(coactivation or learned), or of heads `routing.router` static."
             )
 
     def _check_pool(self) -> None:

@@ -60,10 +60,18 @@ def test_trains_what_is_missing_and_writes_after_every_run(tmp_path, capsys, cap
 
 def test_a_training_that_fails_is_one_line_with_its_reason(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        study("--seeds=0", "--controls=dense", *SMALL, "--model.routing.k=99", out=tmp_path)
+        study("--seeds=0", "--controls=dense", *SMALL, "--model.optimizer.lr=-1", out=tmp_path)
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.count("\n") == 1
-    assert "routed-s0 ended with code 2" in said and "routing.k" in said and "study.log has more" in said
+    assert "routed-s0 ended with code 2" in said and "model.optimizer.lr" in said and "study.log has more" in said
+
+
+def test_by_default_a_study_has_the_controls_that_its_routing_can_have():
+    heads = command._checked("routed_attention_tinystories", [0], None, [])[1]
+    assert heads == ["dense", "static", "frozen_router", "query_norm"]
+    without = command._checked("routed_attention_tinystories", [0], None, ["model.routing.router=query_norm"])[1]
+    assert without == ["dense", "static"]
+    assert "query_norm" not in command._checked("routed_tinystories", [0], None, [])[1]
 
 
 @pytest.mark.parametrize(
@@ -76,6 +84,9 @@ def test_a_training_that_fails_is_one_line_with_its_reason(tmp_path, capsys):
         (["--model.control=dense"], "--overrides --model.control=dense: the study sets model.control itself"),
         (["--overrides", "max_steps"], "it must be an option with its value"),
         (["--model.routing=null"], "it routes nothing (model.routing is null)"),
+        (["--model.routing.k=99"], "`routing.k` is 99"),
+        (["--controls=query_norm"], "model.control is query_norm, model.routing.target mlp and router"),
+        (["--config=routed_attention_tinystories", "--controls=static_flops"], "heads have the controls static, dense"),
         (["--config=sae_tinystories"], "it trains sparse autoencoders"),
         (["--config=nothing"], "--config nothing: no such file; there are controlled_tinystories.yaml"),
     ],

@@ -1,5 +1,6 @@
 """Each control is what its name says, has the routed run's objective, and comes back as it was when it is resumed."""
 
+import dataclasses
 from pathlib import Path
 
 import lightning
@@ -22,6 +23,7 @@ from slms.routing import RoutingConfig
 from slms.routing.balance import BalanceConfig
 
 IDS = torch.randint(3, 2000, (8, 64), generator=torch.Generator().manual_seed(0))
+OF_MLPS = [name for name in CONTROLS if name != "query_norm"]
 ROUTING = RoutingConfig(n_pathways=32, k=11, layers=[1, 3], router="linear", mean_compensation=True)
 
 
@@ -49,7 +51,7 @@ def test_static_flops_takes_the_routed_model_s_flops():
     assert flops_per_token(made.net, 64).total_routed == flops_per_token(route(base, ROUTING, IDS), 64).total_routed
 
 
-@pytest.mark.parametrize("name", CONTROLS)
+@pytest.mark.parametrize("name", OF_MLPS)
 def test_every_control_is_made_and_leaves_the_base_alone(name):
     base = load_base("stories-1m").model
     before = {key: value.clone() for key, value in base.state_dict().items()}
@@ -112,7 +114,7 @@ def fit(control: str | None, directory: Path, steps: int = 2, resumed: Path | No
     return model
 
 
-@pytest.mark.parametrize("control", [None, *CONTROLS])
+@pytest.mark.parametrize("control", [None, *OF_MLPS])
 def test_every_control_trains_with_the_routed_run_s_objective(control, tmp_path):
     """All are taught by the base; the balance of pathways is a term where there are pathways."""
     model = fit(control, tmp_path)
@@ -138,7 +140,7 @@ def test_a_resumed_control_keeps_the_widths_that_were_measured(tmp_path, monkeyp
     assert [layer.d_ff for layer in list_layers(again.net)[:4]] == [256, 100, 256, 90]
 
 
-@pytest.mark.parametrize("name", CONTROLS)
+@pytest.mark.parametrize("name", OF_MLPS)
 def test_the_controls_of_gates_have_their_cost_or_keep_them(name, monkeypatch):
     """Equal FLOPs: the gate whole and half of the rest are two thirds of an MLP."""
     if name == "static_time":  # by the clock
@@ -168,6 +170,9 @@ def test_the_controls_of_heads():
     for found in routes.values():
         assert (found.chosen == found.chosen[0]).all() and found.chosen[0].sum() == 8
     assert flops_per_token(made.net, 64).total_routed < flops_per_token(route(base, routing, IDS), 64).total_routed
+    by_norm = make_control("query_norm", base, Plan(dataclasses.replace(routing, importance="loss"), IDS))
+    wanted = route(base, dataclasses.replace(routing, router="query_norm", router_bias=None, router_init=None), IDS)
+    assert by_norm.record == {"name": "query_norm"} and torch.equal(by_norm.net(IDS).logits, wanted(IDS).logits)
     frozen = make_control("frozen_router", base, Plan(routing, IDS))
     assert {n.split(".router.")[0][-4:] for n, p in frozen.net.named_parameters() if not p.requires_grad} == {"tion"}
     assert not routed_modules(make_control("dense", base, Plan(routing, IDS)).net)
@@ -176,10 +181,12 @@ def test_the_controls_of_heads():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("static_flops", {"target": "attention"}, "heads have the controls static, dense, frozen_router"),
-        ("static_time", {"target": "attention"}, "heads have the controls static, dense, frozen_router"),
+        ("static_flops", {"target": "attention"}, "heads have the controls static, dense, frozen_router, query_norm"),
+        ("static_time", {"target": "attention"}, "heads have the controls static, dense, frozen_router, query_norm"),
         ("static", {"target": "both", "router": "linear"}, "target both; it needs target mlp or attention"),
         ("frozen_router", {"target": "attention", "router": "query_norm"}, "there is no router"),
+        ("query_norm", {"target": "attention", "router": "query_norm"}, "of heads alone that another router chooses"),
+        ("query_norm", {"target": "both", "router": "linear"}, "target both and router linear; it is the control"),
     ],
 )
 def test_controls_that_heads_do_not_have_are_refused(name, options, message):

@@ -41,7 +41,7 @@ def test_importance_by_loss_decides_partition_and_scores_and_nothing_else(tiny, 
     assert not torch.equal(mlp.router.out.weight, plain.router.out.weight)
     for name in ("W_in", "W_out", "mean_out", "permutation"):
         assert torch.equal(getattr(mlp, name), getattr(plain, name))
-    root = sensitivity_roots(model, [1], calibration)[1]
+    root = sensitivity_roots(model, find_mlps(model), calibration)[1]
     with torch.no_grad(), mlp_inputs(model, [1]) as x:
         model(calibration)
     w = read_mlp(find_mlps(model)[1])

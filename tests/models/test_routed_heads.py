@@ -10,6 +10,7 @@ from slms.models.families import FAMILIES
 from slms.models.io import load_model, save_model
 from slms.models.routed import choose_by, record_routes, routed_modules, set_k
 from slms.models.routed_heads import RoutedHeads, head_shape, query_rows
+from slms.models.sensitivity import sensitivity_roots
 from slms.routing import RoutingConfig
 
 CONFIG = RoutingConfig(target="attention", k_heads=1, router="linear", every_n_layers=1, mean_compensation=True)
@@ -197,6 +198,33 @@ def test_calibration_measures_what_a_head_writes(tiny, tokens):
     torch.testing.assert_close(
         heads.router.contribution, (written - written.mean(0)).norm(dim=-1).mean(0), atol=1e-4, rtol=1e-3
     )
+
+
+@pytest.mark.parametrize("target", ["attention", "both"])
+def test_importance_by_loss_weighs_what_a_head_writes_by_what_the_predictions_mind(tiny, tokens, family, target):
+    """Scores and static heads follow ‖(o_h W_O − mean) R‖, from hooks of the test's own; nothing else changes."""
+    model, ids, kept = tiny(family), tokens(4, 16), []
+    attention = find_attentions(model)[1]
+    handle = getattr(attention, FAMILIES[family].out).register_forward_pre_hook(lambda _, args: kept.append(args[0]))
+    with torch.no_grad():
+        model(ids)
+    handle.remove()
+    root = sensitivity_roots(model, {1: attention}, ids)[1]
+    options = {"target": target, "layers": [1], "k_heads": 1, "mean_compensation": True, "router": "linear"}
+    heads, plain = (
+        routed_modules(route(model, RoutingConfig(**options, importance=importance), ids), RoutedHeads)["L1.attn"]
+        for importance in ("loss", "norm")
+    )
+    h, e = heads.shape.h, heads.shape.e
+    written = torch.einsum("n h e, h e d -> n h d", kept[0].reshape(-1, h, e), heads.W_O().view(h, e, -1))
+    norms = ((written - written.mean(0)) @ root).norm(dim=-1)
+    torch.testing.assert_close(heads.router.norm_shift, norms.mean(), atol=1e-6, rtol=1e-4)
+    assert not torch.allclose(heads.router.out.weight, plain.router.out.weight, rtol=1e-3)
+    assert torch.equal(heads.mean_out, plain.mean_out)
+    if target == "attention":
+        static = route(model, RoutingConfig(**options | {"router": "static"}, importance="loss"), ids)
+        found = routed_modules(static, RoutedHeads)["L1.attn"].router.contribution
+        torch.testing.assert_close(found, norms.mean(0), atol=1e-6, rtol=1e-4)
 
 
 def test_gradients_reach_router_and_weights_as_in_the_definition(tiny, tokens):

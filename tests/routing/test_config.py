@@ -62,7 +62,11 @@ def test_absent_fields_take_their_default_and_unknown_ones_are_named():
         ),
         ({"refit": True, "target": "attention"}, "`routing.refit` is true; with `routing.target` attention"),
         ({"importance": "gain"}, "`routing.importance` is 'gain'; it must be one of norm, loss or null"),
-        ({"importance": "loss", "target": "both"}, "`routing.importance` is loss; with `routing.target` both it must"),
+        (
+            {"importance": "loss", "target": "attention", "router": "query_norm"},
+            "`routing.importance` is loss; .* or of heads `routing.router` static",
+        ),
+        ({"importance": "loss", "target": "attention", "router_init": "random"}, "`routing.importance` is loss; it"),
         ({"pool": 3}, r"`routing.pool` is 3; it must be a number, or \[low, high\], from `routing.k` \(4\) to"),
         ({"pool": 17}, "`routing.pool` is 17"),
         ({"pool": [8, 6]}, r"`routing.pool` is \[8, 6\]"),
