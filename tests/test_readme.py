@@ -47,6 +47,16 @@ def test_every_relative_link_leads_somewhere(page):
     assert all((page.parent / link).exists() for link in links), links
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_row_of_a_table_has_its_columns(page):
+    """A row with another number of cells is drawn with its numbers under the wrong titles."""
+    columns = 0
+    for line in page.read_text().splitlines():
+        cells = line.replace(r"\|", "").count("|") if line.startswith("|") else 0
+        assert not (columns and cells) or cells == columns, line
+        columns = cells
+
+
 def test_the_readme_is_one_page():
     assert len((ROOT / "README.md").read_bytes()) <= 9 * 1024
 
