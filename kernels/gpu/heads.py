@@ -8,6 +8,7 @@ Shapes: n tokens (N, padded to what a tensor core takes), d model, h heads (HH, 
 (EE), s slots of a token, r pairs of token and head (n·s).
 """
 
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -120,9 +121,9 @@ class HeadSlots:
 
     def __init__(self, chosen: Tensor, s: int) -> None:
         self.chosen, self.s = chosen.contiguous(), s
-        self._tables: dict[int, RouteTable] = {}
+        self._tables: dict[int, tuple[RouteTable, Tensor]] = {}  # and the place of each slot's pair, by rows of a tile
 
-    @property
+    @cached_property
     def heads(self) -> Tensor:
         """The head of each slot, int64 [n, s]."""
         return self.chosen.to(torch.int8).argsort(stable=True, dim=1, descending=True)[:, : self.s]
@@ -180,9 +181,9 @@ class HeadSlots:
         ours = ours._replace(constants=ours.constants | {"ACT": "none"})
         rows = ours.tiles.up.rows
         if rows not in self._tables:
-            self._tables[rows] = find_routes(self.chosen, rows, ours.capacity)
-        table = self._tables[rows]
-        return Grouped(ours, table, table.pair.gather(1, self.heads).flatten().long())
+            table = find_routes(self.chosen, rows, ours.capacity)
+            self._tables[rows] = table, table.pair.gather(1, self.heads).flatten().long()
+        return Grouped(ours, *self._tables[rows])
 
 
 class Grouped(NamedTuple):

@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import triton
 
-from benchmarks.gpu_resources import VERSION, Resources, fault
+from benchmarks.gpu_resources import PRODUCTS, READERS, VERSION, Resources, fault
 from slms.kernels import backends
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="Triton exists for Linux alone"),
 ]
-PRODUCTS = ("up", "down", "hidden_gradients", "weight_gradient", "masked_up")
 PERSISTENT = PRODUCTS[:3]
 
 
@@ -63,15 +62,7 @@ def test_tensor_cores_and_wide_loads(table):
         kernel, *rest = row["name"].split()
         if kernel in (
             *PRODUCTS,
-            "slices",
-            "combine",
-            "dot_rows",
-            "sum_rows",
-            "features",
-            "chosen_rows",
-            "score",
-            "few_queries",
-            "few_outputs",
+            *READERS,
             "weigh",
             "weigh_gradients",
             "masked_product",
