@@ -35,6 +35,13 @@ def one_line_errors(program: str) -> Iterator[None]:
         raise SystemExit(2) from None
 
 
+def refuse_empty(words: Sequence[str]) -> None:
+    """Raise ValueError for a word of a command line without content, such as a script's variable that was not set."""
+    for word in words:
+        if word == "" or re.fullmatch(r"--[^=]+=", word):
+            raise ValueError(f"{word.removesuffix('=') or 'an argument'} is empty; give it a value or leave it out")
+
+
 def _one_line(message: object) -> str:
     """Keep only what is wrong, without the parser's list of everything else that it tried."""
     lines = [line.strip().removeprefix("- ") for line in str(message).splitlines() if line.strip()]
@@ -77,13 +84,10 @@ class OneLineErrors(ArgumentParser):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **{"allow_abbrev": False} | kwargs)  # a prefix of an option may be a typo of another
 
-    def parse_args(self, args=None, *more, **kwargs):
-        """Parse as jsonargparse does, but also report an empty word, an overflow or endless nesting as a mistake."""
-        for word in sys.argv[1:] if args is None else args:
-            if word == "" or re.fullmatch(r"--[^=]+=", word):  # a script's variable that was not set
-                self.error(f"{word.removesuffix('=') or 'an argument'} is empty; give it a value or leave it out")
+    def parse_args(self, *args, **kwargs):
+        """Parse as jsonargparse does, but also report an overflow or endless nesting as a mistake."""
         try:
-            return super().parse_args(args, *more, **kwargs)
+            return super().parse_args(*args, **kwargs)
         except OverflowError as error:
             self.error(f"a number is too large: {error}")
         except RecursionError:

@@ -6,7 +6,7 @@ import sys
 # Idle OpenMP threads that spin at barriers slow a shared machine severalfold; set this before torch starts them.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from slms.cli import one_line_errors, program
+from slms.cli import one_line_errors, program, refuse_empty
 
 
 def train(args: list[str] | None = None) -> None:
@@ -17,6 +17,7 @@ def train(args: list[str] | None = None) -> None:
     if "--list" in given:
         return print(configs_in_words())
     with one_line_errors(program("train.py")):
+        refuse_empty(given)
         from slms.callbacks import CALLBACKS, CODER_CALLBACKS
         from slms.lit.cli import TrainCLI
 
@@ -34,4 +35,5 @@ def evaluate(args: list[str] | None = None) -> None:
     from slms import commands
 
     with one_line_errors(program("eval.py")):
+        refuse_empty(sys.argv[1:] if args is None else args)
         commands.main(args)

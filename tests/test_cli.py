@@ -8,6 +8,7 @@ from slms.callbacks import CALLBACKS
 from slms.cli import Parser, hanging
 from slms.commands import command, overview
 from slms.lit.parser import TrainParser
+from slms.main import evaluate, train
 from slms.measure.kernels import KernelOptions
 
 
@@ -66,11 +67,11 @@ def test_a_wrong_value_is_named_with_its_option_and_rule(make, kind, rule, capsy
     assert capsys.readouterr().err == f"{parser.prog}: error: --n_tokens 12k: it must be {rule}\n"
 
 
-@pytest.mark.parametrize("make", [evaluation, training])
-@pytest.mark.parametrize(("words", "named"), [(["--kernels.calibrate="], "--kernels.calibrate"), ([""], "an argument")])
-def test_an_empty_word_is_refused(make, words, named, capsys):
+@pytest.mark.parametrize("program", [train, evaluate])
+@pytest.mark.parametrize(("words", "named"), [(["study", "--config="], "--config"), (["x", ""], "an argument")])
+def test_an_empty_word_is_refused_as_it_was_typed(program, words, named, capsys):
     with pytest.raises(SystemExit, match="2"):
-        make().parse_args(words)
+        program(words)
     assert capsys.readouterr().err.split("error: ")[1].startswith(f"{named} is empty; ")
 
 
