@@ -17,6 +17,7 @@ resume               what a resumed run may change
 run_directory        the directory that a run writes into
 sparse_autoencoder   sparse autoencoders and transcoders under training
 strategies           Lightning's own, with what these models need
+together             refuses options of a run that do not go together
 trainer_options      which of Lightning's Trainer options train.py takes
 trained              the model of a training checkpoint, as it was at that step
 sources              where a run's model and text come from

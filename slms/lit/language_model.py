@@ -16,9 +16,9 @@ from torch import nn
 from slms.data.module import TextData
 from slms.lit.balances import Balances, Budgets, key_of
 from slms.lit.checkpoint import CONTROL_KEY, kept_in
-from slms.lit.controls import CONTROLS, Plan, check_control, make_control
+from slms.lit.controls import CONTROLS, Plan, make_control
 from slms.lit.distill import DistillConfig, Teacher, kept_states, losses_of
-from slms.lit.moves import AssignmentConfig, Moves, check_assignment
+from slms.lit.moves import AssignmentConfig, Moves
 from slms.lit.optim import (
     OptimizerConfig,
     Trained,
@@ -30,6 +30,7 @@ from slms.lit.optim import (
 )
 from slms.lit.optimized import OptimizedModule
 from slms.lit.strategies import shard
+from slms.lit.together import check_together
 from slms.lit.trainer_options import data_of, logs_step, undeclared
 from slms.measure.passes import document_loss, token_nats
 from slms.metrics.loss import DocumentLoss
@@ -43,7 +44,7 @@ from slms.models.routed import draw_pool, record_routes, routed_modules, set_ram
 from slms.models.stock import check_base
 from slms.models.transformers_internals import compute_again
 from slms.models.weights import model_digest
-from slms.routing import RULES, Routes, RoutingConfig
+from slms.routing import Routes, RoutingConfig
 from slms.routing.balance import BalanceConfig
 
 
@@ -91,32 +92,10 @@ class LanguageModel(OptimizedModule):
         recompute: bool = False,
     ):
         super().__init__()
-        if not 0 <= k_anneal < 1:
-            raise ValueError(f"model.k_anneal is {k_anneal}; it must lie in [0, 1)")
-        if not 0 < gate_ramp <= 1:
-            raise ValueError(f"model.gate_ramp is {gate_ramp}; it must lie in (0, 1]")
-        if k_anneal and routing is not None and not RULES[routing.rule].fixed:
-            raise ValueError(
-                f"model.k_anneal is {k_anneal} and model.routing.rule {routing.rule}; only top_k anneals k"
-            )
-        if k_anneal and routing is not None and routing.refit:
-            raise ValueError(
-                f"model.k_anneal is {k_anneal} and model.routing.refit true, which fits k from the start; give one"
-            )
-        if control is not None:
-            check_control(control, routing)
-        if assignment is not None:
-            check_assignment(routing)
-        if balance is not None and routing is not None and routing.router not in ("mlp", "linear"):
-            raise ValueError(
-                f"model.balance is given and model.routing.router {routing.router}, which has no router to balance"
-            )
-        if balance is not None and balance.bias_rate and routing is not None and routing.rule == "relu":
-            raise ValueError(f"model.balance.bias_rate is {balance.bias_rate} and model.routing.rule relu; it needs 0")
+        self.distill = distill.resolved(routing is not None)
+        check_together(routing, control, balance, self.distill, assignment, gate_ramp, k_anneal)
         self.base, self.routing, self.control, self.balance = base, routing, control, balance or BalanceConfig()
-        self.optimizer_config, self.distill = optimizer, distill.resolved(routing is not None)
-        if self.distill.mlp and routing is not None and routing.target == "attention":
-            raise ValueError(f"model.distill.mlp is {distill.mlp} and model.routing.target attention; no MLP is routed")
+        self.optimizer_config = optimizer
         self.assignment = assignment if control is None else None
         self.trained = train or trained_by_default(routing is not None)
         self.gate_ramp, self.k_anneal, self.calibration_tokens = gate_ramp, k_anneal, calibration_tokens
@@ -276,8 +255,8 @@ class LanguageModel(OptimizedModule):
             self.balances.step(self.net, self.balance)
             self.budgets.step(self.net)
             self.moves.step(self.net, self.trainer.optimizers[0], self.global_step, self.total_steps)
-        moved = self.moves.shares(self.net, start_again=logs_step(self.trainer, self.global_step + 1))
-        self.log_dict({f"assignment/moved/{place}": share for place, share in moved.items()})
+        if self.moves and logs_step(self.trainer, self.global_step + 1):
+            self.log_dict({f"assignment/moved/{place}": share for place, share in self.moves.shares(self.net).items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep how the control was made, because times that decided it would be others when the run is resumed."""

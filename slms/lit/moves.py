@@ -210,14 +210,13 @@ class Moves(nn.ModuleDict):
             if (step + 1) % self.config.every == 0:
                 self._of(place).reassign(mlp, optimizer, self.config.least)
 
-    def shares(self, net: nn.Module, start_again: bool) -> dict[str, float]:
-        """By place, neurons that changed pathway since the count started again, over all; one may count twice."""
+    def shares(self, net: nn.Module) -> dict[str, Tensor]:
+        """By place, neurons that changed pathway since the last call, over all; one may count twice."""
         found = {}
         for place, mlp in routed_modules(net, RoutedMLP).items() if self else ():
             moved = self._of(place).moved
-            found[place] = moved.item() / len(mlp.W_in)
-            if start_again:
-                moved.zero_()
+            found[place] = moved / len(mlp.W_in)
+            moved.zero_()
         return found
 
     def _of(self, place: str) -> Gains:

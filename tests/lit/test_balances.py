@@ -2,13 +2,10 @@
 
 from pathlib import Path
 
-import lightning
 import pytest
 import torch
 
 import slms
-from slms.data.corpora import CorpusConfig
-from slms.data.module import TextData
 from slms.lit import balances
 from slms.lit.balances import Balances, Budgets
 from slms.lit.language_model import LanguageModel
@@ -20,41 +17,18 @@ from slms.models.routed import choose_by, record_routes, routed_modules
 from slms.routing import RoutingConfig
 from slms.routing.balance import BalanceConfig, GlobalBalance, z_loss
 from slms.routing.budget import FIRST_WEIGHT
+from tests.lit.short_runs import Middle, fit_briefly
 
 IDS = torch.randint(3, 2000, (4, 48), generator=torch.Generator().manual_seed(0))
 CONFIG = RoutingConfig(n_pathways=16, k=5, layers=[1, 3], router="linear", rule="controlled", gate="unit")
-
-
-class Middle(lightning.Callback):
-    """Keeps the run's second step as `directory`/middle.ckpt."""
-
-    def __init__(self, directory: Path):
-        self.directory = directory
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if batch_idx == 3:
-            trainer.save_checkpoint(self.directory / "middle.ckpt")
 
 
 def fit(directory: Path, resumed: Path | None = None, config: RoutingConfig = CONFIG) -> LanguageModel:
     """A run of four steps of two batches."""
     model = LanguageModel(BaseConfig(name="stories-1m"), config, calibration_tokens=1024)
     sizes = {"block_size": 64, "batch_size": 2, "train_tokens": 1024, "epoch_tokens": 1024, "val_tokens": 64}
-    trainer = lightning.Trainer(
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        limit_val_batches=0,
-        enable_model_summary=False,
-        accelerator="cpu",
-        use_distributed_sampler=False,
-        accumulate_grad_batches=2,
-        callbacks=[Middle(directory)],
-    )
-    trainer.fit(
-        model, TextData(CorpusConfig(name="stories"), model.tokenizer, **sizes), ckpt_path=resumed, weights_only=True
-    )
+    middle, steps = Middle(directory, batch=3), {"max_epochs": 1, "accumulate_grad_batches": 2, "limit_val_batches": 0}
+    fit_briefly(model, sizes, resumed, **steps, callbacks=[middle])
     return model
 
 

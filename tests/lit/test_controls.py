@@ -3,13 +3,10 @@
 import dataclasses
 from pathlib import Path
 
-import lightning
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from slms.data.corpora import CorpusConfig
-from slms.data.module import TextData
 from slms.lit import controls
 from slms.lit.controls import CONTROLS, Plan, equal_flops, equal_neurons, make_control
 from slms.lit.distill import DistillConfig
@@ -21,6 +18,7 @@ from slms.models.flops import flops_per_token
 from slms.models.routed import record_routes, routed_modules
 from slms.routing import RoutingConfig
 from slms.routing.balance import BalanceConfig
+from tests.lit.short_runs import fit_briefly
 
 IDS = torch.randint(3, 2000, (8, 64), generator=torch.Generator().manual_seed(0))
 OF_MLPS = [name for name in CONTROLS if name != "query_norm"]
@@ -97,18 +95,8 @@ def fit(control: str | None, directory: Path, steps: int = 2, resumed: Path | No
     model = LanguageModel(base, ROUTING, control, balance=balance, distill=distill, calibration_tokens=256)
     model.resumed_from = resumed
     sizes = {"block_size": 32, "batch_size": 2, "train_tokens": 512, "epoch_tokens": 512, "val_tokens": 64}
-    trainer = lightning.Trainer(
-        max_steps=steps,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        limit_val_batches=0,
-        enable_model_summary=False,
-        accelerator="cpu",
-        log_every_n_steps=1,
-        use_distributed_sampler=False,
-    )
-    trainer.fit(model, TextData(CorpusConfig(name="stories"), model.tokenizer, **sizes), ckpt_path=resumed)
+    options = {"max_steps": steps, "limit_val_batches": 0, "log_every_n_steps": 1}
+    trainer = fit_briefly(model, sizes, resumed, **options)
     trainer.save_checkpoint(directory / "end.ckpt")
     model.losses = {key.rpartition("/")[2] for key in trainer.callback_metrics if key.startswith("train/loss/")}
     return model

@@ -1,20 +1,13 @@
 """Neurons that move between pathways while a run trains: they end where they belong, and nothing else changes."""
 
-from pathlib import Path
-
-import lightning
 import pytest
 import torch
 import torch.nn.functional as F
 
-import slms
-from slms.data.corpora import CorpusConfig
-from slms.data.module import TextData
 from slms.lit.language_model import LanguageModel
 from slms.lit.moves import AssignmentConfig, Gains, Moves, check_assignment
-from slms.lit.resume import check_resumed
 from slms.models.base import BaseConfig
-from slms.models.routed import record_routes, routed_modules
+from slms.models.routed import record_routes
 from slms.models.routed_mlp import RoutedMLP
 from slms.routing import RoutingConfig
 
@@ -85,8 +78,8 @@ def test_training_moves_neurons_from_wrong_pathways_to_where_their_tokens_go(siz
     error = train(mlp, moves, 12, 1e-3)
     assert torch.equal(mlp.pathway_of_neuron(), topic)
     assert error < 0.05 * stayed
-    assert moves.shares(Net(mlp), start_again=True)["L0.mlp"] > 0.4
-    assert moves.shares(Net(mlp), start_again=True)["L0.mlp"] == 0
+    assert moves.shares(Net(mlp))["L0.mlp"] > 0.4
+    assert moves.shares(Net(mlp))["L0.mlp"] == 0
 
 
 def test_gains_are_those_of_the_definition():
@@ -210,108 +203,3 @@ def test_a_dense_run_and_single_neurons_are_refused_and_numbers_out_of_range():
     for name, value in (("every", 0), ("until", 0.0), ("until", 1.1), ("momentum", 1.0), ("least", -0.1)):
         with pytest.raises(ValueError, match=rf"model.assignment.{name} is {value}"):
             AssignmentConfig(**{name: value})
-
-
-IDS = torch.randint(3, 2000, (4, 48), generator=torch.Generator().manual_seed(0))
-ROUTING = RoutingConfig(
-    n_pathways=16, k=5, layers=[1, 3], router="linear", gate="unit", partition="random", mean_compensation=True
-)
-
-
-class Watch(lightning.Callback):
-    """Keeps the run's third step as `directory`/middle.ckpt, and what is logged and where neurons are at each step."""
-
-    def __init__(self, directory: Path):
-        self.directory, self.moved, self.pathways = directory, [], []
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if batch_idx == 5:
-            trainer.save_checkpoint(self.directory / "middle.ckpt")
-        if batch_idx % 2:
-            self.moved.append(float(trainer.callback_metrics.get("assignment/moved/L1.mlp", -1)))
-            self.pathways.append(next(iter(routed_modules(module.net, RoutedMLP).values())).pathway_of_neuron())
-
-
-def fit(directory: Path, resumed: Path | None = None, **more) -> tuple[LanguageModel, Watch]:
-    """A run of six steps of two batches."""
-    options = {"assignment": AssignmentConfig(every=2, until=0.7, least=0.0), "calibration_tokens": 1024} | more
-    model = LanguageModel(BaseConfig(name="stories-1m"), ROUTING, **options)
-    sizes = {"block_size": 64, "batch_size": 2, "train_tokens": 1536, "epoch_tokens": 1536, "val_tokens": 64}
-    watch = Watch(directory)
-    trainer = lightning.Trainer(
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        limit_val_batches=0,
-        enable_model_summary=False,
-        accelerator="cpu",
-        use_distributed_sampler=False,
-        accumulate_grad_batches=2,
-        log_every_n_steps=1,
-        callbacks=[watch],
-    )
-    trainer.fit(
-        model, TextData(CorpusConfig(name="stories"), model.tokenizer, **sizes), ckpt_path=resumed, weights_only=True
-    )
-    return model, watch
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("moves")
-    return *fit(folder), folder
-
-
-def test_a_run_moves_neurons_at_its_turns_and_says_how_many(run):
-    _, watch, _ = run
-    changed = [
-        float((now != before).float().mean()) for before, now in zip(watch.pathways, watch.pathways[1:], strict=False)
-    ]
-    assert changed[0] > 0 and changed[2] > 0  # after steps 2 and 4, of 4.2 in which they may
-    assert [c for i, c in enumerate(changed) if i not in (0, 2)] == [0.0, 0.0, 0.0]
-    assert watch.moved[1:] == pytest.approx(changed)
-
-
-def test_a_resumed_run_goes_on_bit_for_bit(run, tmp_path):
-    whole, _, folder = run
-    again, _ = fit(tmp_path, folder / "middle.ckpt")
-    for (name, one), other in zip(whole.state_dict().items(), again.state_dict().values(), strict=True):
-        assert torch.equal(one, other), name
-
-
-def test_the_saved_model_is_a_plain_routed_one(run, tmp_path):
-    model = run[0]
-    net = model.net.eval()
-    slms.save_model(net, model.tokenizer, tmp_path / "out")
-    opened = slms.load_model(tmp_path / "out").model
-    torch.testing.assert_close(net(IDS).logits, opened(IDS).logits)
-    for place, mlp in routed_modules(opened, RoutedMLP).items():
-        kept = routed_modules(net, RoutedMLP)[place]
-        assert torch.equal(mlp.pathway_of_neuron(), kept.pathway_of_neuron())
-        assert mlp.permutation.sort().values.equal(torch.arange(256))
-
-
-def test_with_every_pathway_a_run_of_frozen_mlps_is_still_the_base(tmp_path):
-    model, _ = fit(tmp_path, train="routers")
-    net, base = model.net.eval(), slms.load_base("stories-1m").model.eval()
-    moved = [mlp.pathway_of_neuron() for mlp in routed_modules(net, RoutedMLP).values()]
-    start = slms.route(base, ROUTING, IDS)
-    before = [mlp.pathway_of_neuron() for mlp in routed_modules(start, RoutedMLP).values()]
-    assert not any(map(torch.equal, moved, before))
-    slms.models.routed.set_k(net, 16)
-    torch.testing.assert_close(net(IDS).logits, base(IDS).logits, rtol=1e-5, atol=1e-4)
-
-
-def test_controls_keep_their_neurons(tmp_path):
-    model, watch = fit(tmp_path, control="frozen_router")
-    assert not model.moves and all(map(torch.equal, watch.pathways, watch.pathways[1:]))
-
-
-def test_an_old_run_had_no_moves_and_a_resumed_one_keeps_them():
-    given = {"model": {"routing": {}, "assignment": {"every": 20}}}
-    with pytest.raises(ValueError, match=r"--model.assignment is .*; the run was started with null"):
-        check_resumed({"model": {"routing": {}}}, given)
-    with pytest.raises(ValueError, match=r"--model.assignment.every is 10; the run was started with 20"):
-        check_resumed(given, {"model": {"routing": {}, "assignment": {"every": 10}}})
-    check_resumed({"model": {"routing": {}}}, {"model": {"routing": {}, "assignment": None}})
