@@ -18,7 +18,10 @@ GATES = {"unit": UNIT, "sigmoid": SIGMOID, "softmax": SOFTMAX, "ramp": SIGMOID, 
 
 
 class Router(NamedTuple):
-    """s = W_out relu(W_in x + b_in) + b_out, or W_out x + b_out; the k largest of s + bias are chosen."""
+    """s = W_out relu(W_in x + b_in) + b_out, or W_out x + b_out; the k largest of s + bias are chosen.
+
+    The first `n_shared` pathways count towards k, are always chosen, and have gate 1.
+    """
 
     W_in: Tensor | None
     """[h, d], or None if the scores are linear in x"""
@@ -30,9 +33,11 @@ class Router(NamedTuple):
     """[p], used only for the choice"""
     k: int
     gate: str
-    """unit: 1; sigmoid: v = σ(s); softmax: v = k · softmax of s over the chosen; ramp and blend: 1 + λ (v − 1)"""
+    """unit: 1; sigmoid: v = σ(s); softmax: v = k · softmax of s over the chosen, both without the shared ones; ramp and
+    blend: 1 + λ (v − 1)"""
     ramp: Tensor | None
     """λ, for the gates that have one"""
+    n_shared: int = 0
 
 
 def kth_largest(scores: Tensor, k: int) -> Tensor:
@@ -79,13 +84,16 @@ def choose(x: Tensor, router: Router) -> tuple[Tensor, Tensor]:
     if router.W_in is not None and router.b_in is not None:
         features = F.linear(features, router.W_in.float(), router.b_in.float()).relu()
     scores = F.linear(features, router.W_out.float(), router.b_out.float())
-    ranked = scores.detach() + router.bias.float()
-    chosen = top_k(ranked, router.k)
+    n_shared, k = router.n_shared, router.k - router.n_shared
+    ranked = (scores.detach() + router.bias.float())[:, n_shared:]
+    chosen = F.pad(top_k(ranked, k), (n_shared, 0))
     kind = GATES[router.gate]
     if kind == SOFTMAX:
-        value = router.k * scores.masked_fill(~chosen, -torch.inf).softmax(1)
+        value = k * scores.masked_fill(~chosen, -torch.inf).softmax(1)
     else:
         value = scores.sigmoid() if kind == SIGMOID else torch.ones_like(scores)
     if router.ramp is not None and router.gate in ("ramp", "blend"):
         value = 1 + router.ramp.float() * (value - 1)
-    return torch.where(chosen, value, 0), chosen
+    gates = torch.where(chosen, value, 0)
+    gates[:, :n_shared], chosen[:, :n_shared] = 1, True
+    return gates, chosen

@@ -11,10 +11,12 @@ from numba import carray
 from numba.extending import register_jitable
 
 from slms.kernels.cpu.compiled import njit
+from slms.kernels.cpu.fused import fused_token
 from slms.kernels.cpu.gate_loops import gate_loop
-from slms.kernels.cpu.loops import OFFSETS, N, P, X, Y
+from slms.kernels.cpu.loops import N, X, Y
 from slms.kernels.cpu.memory import integers, keep, stay_apart
 from slms.kernels.cpu.pointwise import activate, exp
+from slms.kernels.cpu.rows import arguments_at
 from slms.kernels.cpu.rule_loops import ARGUMENTS, rule_loop
 from slms.kernels.cpu.rule_loops import X as RULE_X
 from slms.kernels.cpu.rule_loops import Y as RULE_Y
@@ -26,7 +28,9 @@ GATE, B_GATE, UP, B_UP, DOWN, B_DOWN, CHOSEN = range(14, 21)
 # Keys and values, written; and as they were, without the new token, with the distances between their heads in numbers.
 KEYS, VALUES, OLD_KEYS, OLD_VALUES, KEYS_GAP, VALUES_GAP = range(21, 27)
 COLUMNS = 27
-DENSE, BY_GATE, BY_RULE, OTHER = range(4)  # what the MLP is; OTHER is computed by the caller, between two calls
+DENSE, BY_GATE, BY_RULE, BY_ROUTER, OTHER = range(
+    5
+)  # what the MLP is; OTHER is computed by the caller, between two calls
 # Of the model: sizes and addresses. COS, SIN: [e]; CONSTANTS: the norms' epsilon and the scale of scores.
 WIDTH, HEADS, KEY_HEADS, SIZE, LENGTH, CODE, COS, SIN, CONSTANTS, STREAM, NORMED, LAST_NORM = range(12)
 SETTINGS = 12
@@ -123,14 +127,17 @@ def add_mlp(m, layer, x, normed):
     d, f = m[WIDTH], layer[F]
     y = np.empty(d, np.float32)
     if layer[KIND] == BY_GATE:
-        p = carray(integers(layer[CHOSEN]), (OFFSETS,))[P]
-        a = carray(integers(layer[CHOSEN]), (OFFSETS + p + 1,)).copy()
+        a = arguments_at(integers(layer[CHOSEN])).copy()
         a[N], a[X], a[Y] = 1, normed.ctypes.data, y.ctypes.data
         gate_loop(a)
         if layer[B_DOWN] != 0:
             bias = vector(layer[B_DOWN], d)
             for i in range(d):
                 y[i] += bias[i]
+    elif layer[KIND] == BY_ROUTER:
+        a = arguments_at(integers(layer[CHOSEN])).copy()
+        a[N], a[X], a[Y] = 1, normed.ctypes.data, y.ctypes.data
+        fused_token(a)
     elif layer[KIND] == BY_RULE:
         rule = carray(integers(layer[CHOSEN]), (ARGUMENTS,)).copy()
         rule[RULE_X], rule[RULE_Y] = normed.ctypes.data, y.ctypes.data

@@ -9,15 +9,16 @@ Shapes: n tokens, d model, h router's hidden units, f neurons, p pathways.
 import numpy as np
 import torch
 from numba import carray
+from numba.extending import register_jitable
 from torch import Tensor
 
 from slms.kernels.backends import tile_registers
 from slms.kernels.call import Layer
 from slms.kernels.cpu import loops
 from slms.kernels.cpu.amx import tiles_loop
-from slms.kernels.cpu.choice import choose, scores
+from slms.kernels.cpu.choice import choose, choose_for_token, scores
 from slms.kernels.cpu.compiled import njit
-from slms.kernels.cpu.memory import bytes_at, floats, keep, narrow, numbers
+from slms.kernels.cpu.memory import bytes_at, floats, keep, narrow, numbers, stay_apart
 from slms.kernels.cpu.pointwise import CODES
 from slms.kernels.cpu.rows import address, as_float, contiguous, packed, run
 from slms.kernels.cpu.team import team_size
@@ -34,7 +35,7 @@ def choose_loop(a):
 
 @njit
 def fused_loop(a):
-    """Compute the whole MLP on one thread; X and Y have the type of the weights."""
+    """Compute the whole MLP on one thread; X and Y have the type of the weights. The arguments change."""
     n, p, d, size, target = a[loops.N], a[loops.P], a[loops.D], a[loops.SIZE], a[loops.Y]
     x, y = numbers(a[loops.X], n * d, size), carray(floats(target), (n, d))
     if size == 2:
@@ -47,6 +48,17 @@ def fused_loop(a):
     if size == 2:
         narrow(y.ctypes.data, target, n * d)
     keep(x, y, chosen, gates)
+
+
+@register_jitable
+def fused_token(a):
+    """The same for one token in float32."""
+    stay_apart()
+    p, y = a[loops.P], carray(floats(a[loops.Y]), (1, a[loops.D]))
+    chosen, gates = np.empty((1, p), np.uint8), np.empty((1, p), np.float32)
+    choose_for_token(a, chosen, gates, y)
+    loops.forward_token(a, chosen[0], gates[0], 0, 1)
+    keep(chosen, gates)
 
 
 class FusedMLP:
@@ -69,7 +81,7 @@ class FusedMLP:
                 *(0, *addresses[:5], 0, 0, 0),
                 *[0] * (loops.ROUTER_IN - loops.Y - 1),
                 *(*first, *last, len(router.W_in) if router.W_in is not None else 0, router.k, GATES[router.gate]),
-                *(ramp if router.gate in ("ramp", "blend") else 0, bias, *addresses[11:]),
+                *(ramp if router.gate in ("ramp", "blend") else 0, bias, *addresses[11:], router.n_shared),
             ],
             layer.offsets,
         )

@@ -30,8 +30,8 @@ sums_4h, sums_2h, sums_1h = sums(4, 4, half=True), sums(2, 8, half=True), sums(1
 # A loop's arguments: numbers and addresses, then the offsets. 0 stands for an input that is None.
 N, D, P, CODE, SIZE, THREAD, THREADS, X, W_IN, B_IN, W_GATE, B_GATE, W_OUT, GATES, CHOSEN, Y = range(16)
 GRAD, D_X, D_W_IN, D_B_IN, D_W_GATE, D_B_GATE, D_W_OUT, D_GATES = range(15, 23)
-ROUTER_IN, ROUTER_B_IN, ROUTER_OUT, ROUTER_B_OUT, WIDTH, K, GATE, RAMP, BIAS, B_OUT, MEAN = range(23, 34)
-OFFSETS = 34
+ROUTER_IN, ROUTER_B_IN, ROUTER_OUT, ROUTER_B_OUT, WIDTH, K, GATE, RAMP, BIAS, B_OUT, MEAN, N_SHARED = range(23, 35)
+OFFSETS = 35
 NOTHING = (0, 0)
 
 
@@ -223,14 +223,29 @@ def _forward_alone(a, chosen, gates, b_in, b_gate, thread, threads):
 
 
 @register_jitable
+def forward_token(a, chosen, gates, thread, threads):
+    """Add to Y this thread's share of the output of the only token."""
+    d, size, f = a[D], a[SIZE], a[OFFSETS + a[P]]
+    b_in, b_gate = numbers(a[B_IN], f, size), numbers(a[B_GATE], f, size)
+    if f < WIDE * a[P]:
+        _forward_alone(a, chosen, gates, b_in, b_gate, thread, threads)
+        return
+    for p in range(a[P]):
+        begin, m = a[OFFSETS + p], a[OFFSETS + p + 1] - a[OFFSETS + p]
+        low, high = begin + share(m, p, thread, threads), begin + share(m, p, thread + 1, threads)
+        if chosen[p] and high > low:
+            _forward_one(a, a[X], a[Y] + thread * d * 4, low, high, gates[p], b_in, b_gate)
+
+
+@register_jitable
 def forward(a, thread, threads):
     """Add the outputs to Y [threads, n, d]."""
     n, d, size = a[N], a[D], a[SIZE]
     chosen, gates = carray(bytes_at(a[CHOSEN]), (n, a[P])), carray(floats(a[GATES]), (n, a[P]))
-    b_in, b_gate = numbers(a[B_IN], a[OFFSETS + a[P]], size), numbers(a[B_GATE], a[OFFSETS + a[P]], size)
-    if n == 1 and a[OFFSETS + a[P]] < WIDE * a[P]:
-        _forward_alone(a, chosen[0], gates[0], b_in, b_gate, thread, threads)
+    if n == 1:
+        forward_token(a, chosen[0], gates[0], thread, threads)
         return
+    b_in, b_gate = numbers(a[B_IN], a[OFFSETS + a[P]], size), numbers(a[B_GATE], a[OFFSETS + a[P]], size)
     y = a[Y] + thread * n * d * 4
     tokens, g, spare = np.empty(n, np.int64), np.empty(BLOCK, np.float32), np.zeros(d, np.float32)
     xs, ys = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)

@@ -14,7 +14,7 @@ from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
 from slms.kernels.backends import refusal
 from slms.models.dynamic.mlp import DynamicMLP
-from slms.models.fused_mlp import fused_gate
+from slms.models.fused_mlp import fused_gate, fused_rows
 from slms.models.routed_mlp import RoutedMLP
 
 STACKS: dict[type, tuple[Any, Any, Any, Any]] = {
@@ -124,6 +124,7 @@ def _read(stack: Any, modules: list[nn.Module]) -> tuple[np.ndarray, np.ndarray,
     if config.hidden_act not in CODES or len(epsilons) != 1:
         return None
     held: list[object] = []
+    one = stack.norm.weight[None]  # the shape and type of one token
     table = np.zeros((len(stack.layers), decoder.COLUMNS), np.int64)
 
     def put(i: int, weight: int, bias: int | None, owner: Any) -> bool:
@@ -160,11 +161,15 @@ def _read(stack: Any, modules: list[nn.Module]) -> tuple[np.ndarray, np.ndarray,
         if not all(put(i, *part) for part in parts):
             return None
         row[decoder.KIND] = decoder.OTHER
-        gated = fused_gate(mlp, stack.norm.weight[None]) if isinstance(mlp, RoutedMLP) else None
+        gated = fused_gate(mlp, one) if isinstance(mlp, RoutedMLP) else None
+        routed = fused_rows(mlp, one) if isinstance(mlp, RoutedMLP) else None
         if gated is not None and not gated.copied:
             row[decoder.KIND], row[decoder.CHOSEN] = decoder.BY_GATE, gated.arguments.ctypes.data
             row[decoder.B_DOWN] = 0 if mlp.b_out is None else mlp.b_out.data_ptr()
             held.append(gated)
+        elif routed is not None:
+            row[decoder.KIND], row[decoder.CHOSEN] = decoder.BY_ROUTER, routed.arguments.ctypes.data
+            held.append(routed)
         elif isinstance(mlp, DynamicMLP) and (ruled := mlp.one_token()) is not None:
             row[decoder.KIND], row[decoder.CHOSEN] = decoder.BY_RULE, ruled.arguments.ctypes.data
             held.append(ruled)

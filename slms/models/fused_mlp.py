@@ -19,6 +19,7 @@ from slms.kernels.router import GATES
 from slms.routing import GateSelector, PathwayRouter
 
 if TYPE_CHECKING:
+    from slms.kernels.cpu.fused import FusedMLP
     from slms.kernels.cpu.gate_rows import GateMLP
     from slms.models.routed_mlp import RoutedMLP
 
@@ -53,7 +54,7 @@ def fused_backend(mlp: RoutedMLP, x: Tensor) -> str | None:
     plain = (
         _unobserved(mlp)
         and config.rule == "top_k"
-        and config.n_shared == 0
+        and (config.n_shared == 0 or x.device.type == "cpu")
         and config.pool is None
         and mlp.router.gate in GATES
     )
@@ -64,7 +65,7 @@ def fused_router(mlp: RoutedMLP, dtype: torch.dtype) -> Callable[[Tensor, str], 
     """Return the call of an MLP whose router chooses, of inputs of this dtype and a backend."""
     router = mlp.router
     assert isinstance(router, PathwayRouter)
-    hidden, out = router.hidden, router.out
+    hidden, out, n_shared = router.hidden, router.out, mlp.config.n_shared
     plain = _plain(mlp, router, out) if hidden is None else _plain(mlp, router, out, hidden)
     where = _where(mlp, dtype, plain)
     prepared = mlp._prepared  # another thread may replace it
@@ -75,7 +76,7 @@ def fused_router(mlp: RoutedMLP, dtype: torch.dtype) -> Callable[[Tensor, str], 
     b_out: Tensor | None = out.bias
     if b_out is None:  # the compiled call always adds one
         plain.append(b_out := torch.zeros_like(router.selection_bias))
-    chooser = Router(W, b, out.weight, b_out, router.selection_bias, mlp._k, router.gate, ramp)
+    chooser = Router(W, b, out.weight, b_out, router.selection_bias, mlp._k, router.gate, ramp, n_shared)
     weights = (mlp.W_in, mlp.b_in, mlp.W_gate, mlp.b_gate, mlp.W_out, mlp.b_out, mlp.mean_out)
     held = (*chooser[:5], ramp, *weights)
     if not _as_they_lie(held, plain) or not _of_type(held, dtype):
@@ -83,6 +84,14 @@ def fused_router(mlp: RoutedMLP, dtype: torch.dtype) -> Callable[[Tensor, str], 
     if mlp._modules.keys() != {"router"} or any(module._modules for module in router.children()):
         return None
     return _keep(mlp, where, prepare_fused(Layer(chooser, *weights, mlp.offsets, mlp.activation)))
+
+
+def fused_rows(mlp: RoutedMLP, x: Tensor) -> FusedMLP | None:
+    """Return the call of an MLP whose router chooses if it runs x [n, d], on a CPU, by rows, and copies nothing."""
+    if not isinstance(mlp.router, PathwayRouter) or fused_backend(mlp, x) != "rows":
+        return None
+    run: Any = fused_router(mlp, x.dtype)
+    return None if run is None or run.copied else run
 
 
 def _unobserved(mlp: RoutedMLP) -> bool:

@@ -8,27 +8,29 @@ import torch
 from slms.kernels.router import GATES, Router, choose, kth_largest
 
 
-def make_router(d=24, p=6, h=10, k=2, gate="ramp", linear=False, seed=0) -> Router:
+def make_router(d=24, p=6, h=10, k=2, gate="ramp", linear=False, seed=0, n_shared=0) -> Router:
     generator = torch.Generator().manual_seed(seed)
     first = (None, None) if linear else (torch.randn(h, d, generator=generator), torch.randn(h, generator=generator))
     width = d if linear else h
     last = (torch.randn(p, width, generator=generator) * 0.2, torch.randn(p, generator=generator))
-    return Router(*first, *last, torch.randn(p, generator=generator), k, gate, torch.tensor(0.3))
+    return Router(*first, *last, torch.randn(p, generator=generator), k, gate, torch.tensor(0.3), n_shared)
 
 
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("linear", [False, True])
-def test_choice_and_gates(gate, linear):
-    router = make_router(gate=gate, linear=linear)
+@pytest.mark.parametrize("n_shared", [0, 2])
+def test_choice_and_gates(gate, linear, n_shared):
+    router = make_router(gate=gate, linear=linear, k=2 + n_shared, n_shared=n_shared)
     x = torch.randn(9, 24, generator=torch.Generator().manual_seed(1))
     gates, chosen = choose(x, router)
     for t in range(9):
         features = x[t] if linear else (router.W_in @ x[t] + router.b_in).clamp(min=0)
         s = router.W_out @ features + router.b_out
-        best = sorted(range(6), key=lambda q: -(s + router.bias)[q].item())[:2]
+        best = sorted(range(n_shared, 6), key=lambda q: -(s + router.bias)[q].item())[:2]
         total = sum(math.exp(s[q]) for q in best)
-        assert set(chosen[t].nonzero().view(-1).tolist()) == set(best)
-        for q in range(6):
+        assert set(chosen[t].nonzero().view(-1).tolist()) == {*range(n_shared), *best}
+        assert gates[t, :n_shared].tolist() == [1.0] * n_shared
+        for q in range(n_shared, 6):
             value = {"unit": 1.0, "sigmoid": s[q].sigmoid().item()}
             value["softmax"] = 2 * math.exp(s[q]) / total
             value["ramp"], value["blend"] = (1 + 0.3 * (value[kind] - 1) for kind in ("sigmoid", "softmax"))

@@ -1,6 +1,7 @@
 """The compiled decode step against transformers' own forward, and all that it must leave to it."""
 
 import copy
+import itertools
 import pickle
 
 import pytest
@@ -64,6 +65,9 @@ def test_logits_and_cache_are_transformers_own(tiny, tokens, ran, family, kind):
     ids = tokens(1, 12)
     torch.testing.assert_close(decode(fast, ids), decode(stock, ids), atol=1e-5, rtol=1e-5)
     assert ran == [True] * 8
+    if kind in ("router", "shared"):
+        kinds = fast.model.__dict__["forward"]._layout.table[:, decoder.KIND].tolist()
+        assert kinds == [decoder.DENSE if kind == "shared" else decoder.BY_ROUTER] + [decoder.BY_ROUTER] * 2
     caches = [DynamicCache(config=stock.config) for _ in range(2)]
     for model, cache in zip((stock, fast), caches, strict=True):
         model(ids[:, :5], use_cache=True, **{CACHE: cache})
@@ -161,6 +165,25 @@ def test_changes_after_the_first_token_are_followed(tiny, tokens, ran):
     ran.clear()
     torch.testing.assert_close(decode(fast, ids), decode(stock, ids))
     assert ran == []
+
+
+@torch.no_grad()
+def test_changes_of_a_router_are_followed(tiny, tokens, ran):
+    stock, fast = pair(tiny, tokens, "llama", "shared")
+    ids, seen = tokens(1, 7), []
+    for change in (
+        lambda mlp: None,
+        lambda mlp: mlp.router.out.weight.mul_(-1),
+        lambda mlp: mlp.router.selection_bias.add_(torch.tensor([0.0, 3.0, -3.0, 0.0])),
+        lambda mlp: setattr(mlp, "k", 2),
+        lambda mlp: setattr(mlp, "k", 4),
+    ):
+        for model in (stock, fast):
+            change(model.model.layers[1].mlp)
+        seen.append(decode(stock, ids))
+        torch.testing.assert_close(decode(fast, ids), seen[-1], atol=1e-5, rtol=1e-5)
+    assert all((after - before).abs().max() > 1e-4 for before, after in itertools.pairwise(seen))
+    assert ran == [True] * 15
 
 
 @torch.no_grad()

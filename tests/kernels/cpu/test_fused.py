@@ -10,7 +10,7 @@ from slms.kernels.router import GATES
 D, P, H = 24, 6, 10
 
 
-def make(n, *, gate="ramp", linear=False, gated=False, biased=True, dtype=torch.float32, d=D, f=53, p=P, k=2, seed=0):
+def make(n, *, gate="ramp", linear=False, gated=False, biased=True, dtype=torch.float32, d=D, f=53, p=P, k=2, seed=0, n_shared=0):
     """x, router, weights and offsets whose scores are far enough apart that rounding chooses nothing else."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -19,7 +19,7 @@ def make(n, *, gate="ramp", linear=False, gated=False, biased=True, dtype=torch.
 
     first = (None, None) if linear else (normal(H, d, scale=d**-0.5), normal(H))
     last = (normal(p, d if linear else H), normal(p))
-    router = Router(*first, *last, normal(p), k, gate, torch.tensor(0.3).to(dtype))
+    router = Router(*first, *last, normal(p), k, gate, torch.tensor(0.3).to(dtype), n_shared)
     weights = [normal(f, d, scale=d**-0.5), normal(f) if biased else None]
     weights += [normal(f, d, scale=d**-0.5), normal(f) if biased else None] if gated else [None, None]
     weights += [normal(f, d, scale=f**-0.5), normal(d) if biased else None]
@@ -44,6 +44,14 @@ def run(x, router, weights, offsets, activation="gelu", backend="rows"):
 @pytest.mark.parametrize("gate", GATES)
 def test_parity(close, gate, linear, gated, n):
     case = make(n, gate=gate, linear=linear, gated=gated, biased=not linear)
+    close(run(*case), expected(*case), torch.float32, "output")
+
+
+@pytest.mark.parametrize("n", [1, 5, 70])
+@pytest.mark.parametrize("f", [53, 211])
+@pytest.mark.parametrize("gate", GATES)
+def test_shared_pathways(close, gate, f, n):
+    case = make(n, gate=gate, f=f, k=4, n_shared=2, gated=True)
     close(run(*case), expected(*case), torch.float32, "output")
 
 
