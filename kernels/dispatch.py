@@ -130,8 +130,13 @@ def prepare_fused(layer: Layer) -> "FusedMLP | Step":
     Returns a function of x [n, d] and the backend that `fuses` named. It takes float32 or bfloat16 on the CPU, on CUDA
     also float16 but at most 16 tokens, and gives no gradient. All weights, also the router's, must have the type of x.
     They must not move, but may change in place unless the function says that they were `copied`.
+
+    Raises:
+        ValueError: the router has shared pathways, which are known on the CPU alone.
     """
     if layer.W_in.device.type == "cuda":
+        if layer.router.n_shared:
+            raise ValueError(f"a router with {layer.router.n_shared} shared pathways has no fused call on CUDA")
         from slms.kernels.gpu.step import Step  # Triton exists for Linux alone
 
         return Step(layer)

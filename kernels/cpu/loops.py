@@ -19,7 +19,7 @@ from slms.kernels.cpu.single import add_lanes, dot_one, sum_one, to_lanes
 from slms.kernels.cpu.vectors import dots, sums
 
 ALONE = 128  # neurons that a single token processes between its up- and its down-projection
-WIDE = 32  # from so many neurons a pathway on, on average, a single token takes them pathway by pathway (docs/log.md)
+WIDE = 96  # from so many neurons a pathway on, on average, a single token takes them pathway by pathway (docs/log.md)
 BLOCK = 128  # at most so many tokens, whose inputs and outputs stay in the second cache
 
 dots_4, dots_2, dots_1 = (dots(4, tokens) for tokens in (4, 2, 1))
