@@ -10,7 +10,21 @@ from slms.kernels.router import GATES
 D, P, H = 24, 6, 10
 
 
-def make(n, *, gate="ramp", linear=False, gated=False, biased=True, dtype=torch.float32, d=D, f=53, p=P, k=2, seed=0, n_shared=0):
+def make(
+    n,
+    *,
+    gate="ramp",
+    linear=False,
+    gated=False,
+    biased=True,
+    dtype=torch.float32,
+    d=D,
+    f=53,
+    p=P,
+    k=2,
+    seed=0,
+    n_shared=0,
+):
     """x, router, weights and offsets whose scores are far enough apart that rounding chooses nothing else."""
     generator = torch.Generator().manual_seed(seed)
 
