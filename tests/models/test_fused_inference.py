@@ -84,6 +84,15 @@ def test_inference_in_one_compiled_call(monkeypatch, gate, router):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("gate", ["unit", "softmax", "sigmoid"])
+def test_in_one_call_with_shared_pathways(gate):
+    mlp = make(n_shared=2, k=4, gate=gate)
+    assert fuses(mlp, X)
+    torch.testing.assert_close(mlp(X), in_parts(mlp, X))
+    torch.testing.assert_close(mlp(X[:1]), in_parts(mlp, X[:1]))
+
+
+@torch.no_grad()
 def test_in_one_call_without_a_bias_of_the_router():
     mlp = make(router="linear", router_bias=False, gate="softmax")
     assert fuses(mlp, X)
@@ -93,10 +102,10 @@ def test_in_one_call_without_a_bias_of_the_router():
 def test_not_in_one_call_where_something_else_is_wanted():
     x = torch.randn(3, 12)
     with torch.no_grad():
-        for change in (dict(), dict(rule="top_p"), dict(n_shared=1), dict(gate="graded")):
+        for change in (dict(), dict(n_shared=1), dict(rule="top_p"), dict(gate="graded"), dict(pool=3)):
             config = RoutingConfig(n_pathways=5, k=2, **change)
             mlp = RoutedMLP(12, 33, config, activation="gelu", layer_index=0)
-            assert fused_backend(mlp, x) == ("rows" if change == {} else None), change
+            assert fused_backend(mlp, x) == ("rows" if change in ({}, {"n_shared": 1}) else None), change
         mlp = RoutedMLP(12, 33, RoutingConfig(n_pathways=5, k=2), activation="gelu", layer_index=0, dropout=0.5)
         assert not fused_backend(mlp.train(), x) and fused_backend(mlp.eval(), x)
     mlp = RoutedMLP(12, 33, RoutingConfig(n_pathways=5, k=2), activation="gelu", layer_index=0)
