@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.coder_data import BATCH, Rows, read_about, read_rows, read_test_blocks
-from benchmarks.coder_probing import KS, Labelled, absorption, probing
+from benchmarks.coder_probing import KS, Labelled, Probe, absorption, probing, site_probes
 from benchmarks.coder_sweep import ROWS, chosen, read_lines, run_name
 from slms.data.tokenizer import special_ids
 from slms.files import replacing
@@ -30,7 +30,7 @@ from slms.sae.load import load_coder
 from slms.sae.quality import CoderQuality
 
 JUDGED = "judged.jsonl"
-SAMPLE = 16_384  # training tokens on which probes are fitted, and which set the bound for activations of extreme norm
+SAMPLE = 8192  # training tokens on which probes are fitted, and which set the bound for activations of extreme norm
 SITE = "site's own dimensions"
 
 
@@ -58,14 +58,13 @@ def judge(acts: str, families: tuple[str, ...] = ()) -> None:
     train = read_rows(acts, "train").at(slice(0, SAMPLE))
     coders = [load_coder(Path(acts) / "coders" / run_name(run)) for run in runs]
     found = [run | quality for run, quality in zip(runs, _qualities(acts, coders, train), strict=True)]
-    for row, coder in zip(progress(found, "probing"), coders, strict=True):
-        for family in families:
-            row |= probed(coder, train, test, family)
     own = {"model": runs[0]["model"], "site": runs[0]["site"], "library": SITE, "d": runs[0]["d"]}
-    for family in families:
-        x = [_labelled(rows, family) for rows in (train, test)]
-        own |= {f"probe{k}_{family}": probing(x[0], x[1], k) for k in KS}
-        own[f"probe_{family}"] = probing(x[0], x[1], None)
+    for family in progress(families, "probing"):
+        x = _labelled(train, family), _labelled(test, family)
+        probes = site_probes(*x)
+        own |= {f"probe{k}_{family}": probing(*x, k) for k in KS} | {f"probe_{family}": probing(*x, None)}
+        for row, coder in zip(found, coders, strict=True):
+            row |= {f"{name}_{family}": value for name, value in probed(coder, *x, probes).items()}
     lines = [*found, own] if families else found
     with replacing(Path(acts) / JUDGED) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
@@ -90,13 +89,20 @@ def _qualities(acts: str, coders: list[Coder], train: Rows) -> list[dict[str, fl
     return out
 
 
-def probed(coder: Coder, train: Rows, test: Rows, family: str) -> dict[str, float]:
-    """Scores of one label family: `probe1_`, `probe5_` and `absorbed_`, then the family's name."""
-    x = [_labelled(rows, family) for rows in (train, test)]
-    latents = [part._replace(values=dense_latents(coder, part.values)) for part in x]
-    scores = {f"probe{k}_{family}": probing(latents[0], latents[1], k) for k in KS}
-    absorbed = absorption(x[0], x[1], latents[0], latents[1], coder.W_dec, coder.b_dec)
-    return scores | {f"absorbed_{family}": absorbed}
+def probed(coder: Coder, train: Labelled, test: Labelled, probes: dict[int, Probe]) -> dict[str, float]:
+    """`probe1`, `probe5` and `absorbed` of one label family.
+
+    Args:
+        coder: the coder.
+        train, test: activations [n, d] of the site with their classes.
+        probes: those of `site_probes`.
+    """
+    latents = (
+        train._replace(values=dense_latents(coder, train.values)),
+        test._replace(values=dense_latents(coder, test.values)),
+    )
+    scores = {f"probe{k}": probing(*latents, k) for k in KS}
+    return scores | {"absorbed": absorption(probes, test.values, *latents, coder.W_dec, coder.b_dec)}
 
 
 def _labelled(rows: Rows, family: str) -> Labelled:

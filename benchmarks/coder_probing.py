@@ -57,19 +57,22 @@ def probed_classes(train: Labelled, test: Labelled) -> list[int]:
 def probing(train: Labelled, test: Labelled, k: int | None) -> float:
     """The mean over classes of the balanced accuracy with k columns, or with all."""
     train, test = train.known, test.known
-    scores = []
+    differences, scores = mean_differences(train), []
     for c in probed_classes(train, test):
-        is_c, columns = train.classes == c, torch.arange(train.values.shape[1])
-        if k is not None:
-            columns = mean_difference(train.values, is_c).abs().topk(k).indices
-        found, wanted = fitted(train.values, is_c, columns)(test.values), test.classes == c
+        columns = torch.arange(train.values.shape[1]) if k is None else differences[c].abs().topk(k).indices
+        found, wanted = fitted(train.values, train.classes == c, columns)(test.values), test.classes == c
         scores.append((found[wanted].double().mean() + (~found[~wanted]).double().mean()) / 2)
     return torch.stack(scores).mean().item()
 
 
-def mean_difference(values: Tensor, is_c: Tensor) -> Tensor:
-    """Mean of each column over the class less that over the rest, [s]."""
-    return values[is_c].mean(0) - values[~is_c].mean(0)
+def mean_differences(train: Labelled) -> Tensor:
+    """Mean of each column over each class less that over the rest of the tokens of known class, [c, s]."""
+    train = train.known
+    counts = train.classes.bincount()[:, None].double()
+    sums = torch.zeros(len(counts), train.values.shape[1], dtype=torch.float64)
+    sums.index_add_(0, train.classes, train.values.double())
+    rest = (sums.sum(0) - sums) / (counts.sum() - counts).clamp_min(1)
+    return sums / counts.clamp_min(1) - rest
 
 
 def fitted(values: Tensor, is_c: Tensor, columns: Tensor) -> Probe:
@@ -102,34 +105,37 @@ def fitted(values: Tensor, is_c: Tensor, columns: Tensor) -> Probe:
     return Probe(columns, weight, w[-1] - weight @ mean)
 
 
+def site_probes(train: Labelled, test: Labelled) -> dict[int, Probe]:
+    """A probe of each class on all dimensions of the site."""
+    known, columns = train.known, torch.arange(train.values.shape[1])
+    return {c: fitted(known.values, known.classes == c, columns) for c in probed_classes(train, test)}
+
+
 def absorption(
-    x_train: Labelled, x_test: Labelled, train: Labelled, test: Labelled, W_dec: Tensor, b_dec: Tensor
+    probes: dict[int, Probe], x: Tensor, train: Labelled, test: Labelled, W_dec: Tensor, b_dec: Tensor
 ) -> float:
     """The share of a class's test tokens where its latents are silent and another stands in, mean over classes.
 
     This is SAEBench's full absorption (after Chanin et al., arXiv:2409.14507) with grammatical classes instead of first
     letters. A class's latents are the five whose mean activation rises most (SAEBench adds latents as long as the
-    probe's F1 rises). Counted are the test tokens of the class that a probe on all dimensions of the site finds. At an
-    absorbed one, none of the five is active, and the latent with the largest projection on the probe's direction has a
-    cosine of .025 or more with it and makes up .4 or more of the projection of x − b_dec.
+    probe's F1 rises). Counted are the test tokens of the class that its probe on the site finds. At an absorbed one,
+    none of the five is active, and the latent with the largest projection on the probe's direction has a cosine of .025
+    or more with it and makes up .4 or more of the projection of x − b_dec.
 
     Args:
-        x_train, x_test: activations [n, d] of the site with the classes.
-        train, test: latents [n, s] of the same tokens with the same classes.
+        probes: class → its probe on the site's dimensions.
+        x: activations [n, d] of the test tokens.
+        train, test: latents [n, s] with the classes.
         W_dec: decoder rows [s, d] of norm 1.
         b_dec: [d].
     """
-    shares = []
-    for c in probed_classes(train, test):
-        known = x_train.classes >= 0
-        probe = fitted(x_train.values[known], x_train.classes[known] == c, torch.arange(len(b_dec)))
+    differences, shares = mean_differences(train), []
+    for c, probe in probes.items():
         direction = (probe.weight / probe.weight.norm()).to(W_dec)
-        own = mean_difference(train.values[known], train.classes[known] == c).topk(max(KS)).indices
-        counted = (test.classes == c) & probe(x_test.values)
+        counted = (test.classes == c) & probe(x)
         cosine, acts = W_dec @ direction, test.values[counted]
-        projection = (x_test.values[counted] - b_dec) @ direction
-        largest = (acts * cosine).max(1)
+        projection, largest = (x[counted] - b_dec) @ direction, (acts * cosine).max(1)
+        own = differences[c].topk(max(KS)).indices
         absorbed = (acts[:, own] == 0).all(1) & (projection > 0) & (cosine[largest.indices] >= SAME_DIRECTION)
-        absorbed &= largest.values >= LARGE_PART * projection
-        shares.append(absorbed.double().mean())
+        shares.append((absorbed & (largest.values >= LARGE_PART * projection)).double().mean())
     return torch.stack(shares).mean().item()

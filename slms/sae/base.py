@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from slms.sae.config import CoderConfig
 from slms.sae.sparse import Picks, decode, encode
 
-# Small, so that Adam's first steps turn the rows quickly and later steps, when the rows have grown, slowly. After 500
-# steps of TopK, FVU is .032, against .039 with rows of norm 1 (docs/log.md).
+# Small, so that Adam's first steps turn the rows quickly and later steps, when the rows have grown, slowly. An
+# autoencoder with a fixed k starts at norm 1: from small rows, 6 latents a token of 64 dimensions leave FVU .127, not
+# .114, and four times as many latents are dead (TopK, stories-1m, 500 steps; docs/log.md). A transcoder is worse from
+# norm 1 (FVU .034 for .027), and the decoders of a crosscoder stay alike.
 ENCODER_SCALE = 0.1
-DECODER_SCALE = 0.03  # for the same reason; used if rows may have any norm
+DECODER_SCALE = 0.03  # used if rows may have any norm
 
 
 class CoderLosses(NamedTuple):
@@ -71,7 +73,7 @@ class Coder(nn.Module):
         self.W_dec = nn.Parameter(W)
         if self.is_transcoder:
             W = F.normalize(torch.randn(s, d_in, generator=generator), dim=1)
-        self.W_enc = nn.Parameter(ENCODER_SCALE * W)
+        self.W_enc = nn.Parameter(W.clone() if self.starts_large else ENCODER_SCALE * W)
         self.b_enc = nn.Parameter(torch.zeros(s)) if config.kind != "gated" else None
         self.b_dec = nn.Parameter(torch.zeros(o))
         self.W_skip = nn.Parameter(torch.zeros(o, d_in)) if config.skip else None
@@ -80,6 +82,11 @@ class Coder(nn.Module):
         self.unit_norm = True
         self.metadata: dict[str, Any] = {}  # of a coder that was read: what `cfg.json` says of its origin
         self._scratch: Tensor | None = None
+
+    @property
+    def starts_large(self) -> bool:
+        """Whether rows start at norm 1 and biases learn three times as fast: an autoencoder with a fixed k."""
+        return self.config.fixed_k and not self.is_transcoder and self.n_sources == 1
 
     @property
     def shift(self) -> Tensor | None:
@@ -108,15 +115,19 @@ class Coder(nn.Module):
             raise ValueError(
                 f"coder.kind is {self.config.kind!r}; a crosscoder's must be topk, batch_topk or matryoshka"
             )
+        if self.starts_large and n_sources > 1:
+            with torch.no_grad():
+                self.W_enc.mul_(ENCODER_SCALE)
         self.n_sources = n_sources
         self.source_scales = torch.ones(n_sources).to(self.W_dec)
 
     def release_norms(self) -> None:
-        """Stop normalising W_dec's rows and shrink them: small rows turn quickly in Adam's first steps. Use this only
-        for kinds whose loss depends on activations through the reconstruction alone."""
+        """Stop normalising W_dec's rows and, of transcoders and crosscoders, shrink them. Use this only for kinds whose
+        loss depends on activations through the reconstruction alone."""
         self.unit_norm = False
-        with torch.no_grad():
-            self.W_dec.mul_(DECODER_SCALE)
+        if not self.starts_large:
+            with torch.no_grad():
+                self.W_dec.mul_(DECODER_SCALE)
 
     # --- what a kind defines -----------------------------------------------------------------------------------------
 

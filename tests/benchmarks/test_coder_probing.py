@@ -10,9 +10,10 @@ from benchmarks.coder_probing import (
     Labelled,
     absorption,
     fitted,
-    mean_difference,
+    mean_differences,
     probed_classes,
     probing,
+    site_probes,
 )
 
 
@@ -30,8 +31,7 @@ def planted(seed, n=600):
 
 def test_a_latent_that_tells_a_class_is_found_alone_and_two_need_two():
     train, test = planted(0), planted(1)
-    known = train.known
-    assert mean_difference(known.values, known.classes == 1).abs().argmax() == 4
+    assert mean_differences(train)[1].abs().argmax() == 4
     one, five, every = probing(train, test, 1), probing(train, test, 5), probing(train, test, None)
     assert 0.7 < one < 0.95 < five <= every <= 1
     shuffled = test._replace(classes=test.classes[torch.randperm(len(test.classes))])
@@ -157,8 +157,9 @@ def test_absorption_as_the_definition_has_it():
 
     (x_train, train), (x_test, test) = text(0), text(1)
     b_dec = torch.zeros(d)
-    found = absorption(x_train, x_test, train, test, W_dec, b_dec)
+    probes = site_probes(x_train, x_test)
+    found = absorption(probes, x_test.values, train, test, W_dec, b_dec)
     assert found == pytest.approx(slow_absorption(x_train, x_test, train, test, W_dec, b_dec), abs=1e-9)
     assert 0.05 < found < 0.5
     none = test._replace(values=test.values + (torch.arange(48) < 3) * 1.0)
-    assert absorption(x_train, x_test, train, none, W_dec, b_dec) == 0
+    assert absorption(probes, x_test.values, train, none, W_dec, b_dec) == 0

@@ -10,7 +10,8 @@ import torch
 from benchmarks import coder_sweep
 from benchmarks import coders as program
 from benchmarks.coder_data import read_rows, read_test_blocks
-from benchmarks.coder_judge import judge, probed, table
+from benchmarks.coder_judge import SAMPLE, judge, probed, table
+from benchmarks.coder_probing import Labelled, site_probes
 from benchmarks.coder_sweep import chosen, read_lines, reconstruction, run_name, sweep
 from slms.models.base import load_base
 from slms.sae.load import load_coder
@@ -33,15 +34,16 @@ def test_judges_the_chosen_coders_on_the_test_documents(judged):
     assert [run_name(row) for row in rows] == [run_name(row) for row in chosen(read_lines(str(judged)))]
     assert len(rows) == 4
     x = torch.from_numpy(read_rows(str(judged), "test").at(slice(None)).x)
-    train, test = (read_rows(str(judged), split).at(slice(None)) for split in ("train", "test"))
+    train, test = (read_rows(str(judged), split).at(slice(SAMPLE)) for split in ("train", "test"))
+    of = [Labelled(torch.from_numpy(part.x), torch.from_numpy(part.labels["pos"]).long()) for part in (train, test)]
+    probes = site_probes(*of)
     for row in rows:
         coder = load_coder(judged / "coders" / run_name(row))
         wanted = reconstruction(coder, x)
         assert (row["fvu"], row["l0"], row["dead"]) == pytest.approx(tuple(wanted.values()), rel=1e-4)
         assert row["test_tokens"] == len(x)
-        assert {name: row[name] for name in ("probe1_pos", "probe5_pos", "absorbed_pos")} == probed(
-            coder, train, test, "pos"
-        )
+        wanted = probed(coder, *of, probes)
+        assert {name: row[f"{name}_pos"] for name in ("probe1", "probe5", "absorbed")} == wanted
     assert own["library"] == "site's own dimensions" and "fvu" not in own
     assert 0.4 < own["probe1_pos"] <= own["probe_pos"] + 0.1
 

@@ -199,3 +199,26 @@ def test_bfloat16(kind, mixed):
         losses.append(float(loss.total.detach()))
         assert coder.reconstruct(x).isfinite().all() and coder.latents(x)[1].isfinite().all()
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("kind", "d_out", "n_sources", "rows"),
+    [
+        ("topk", None, 1, (1.0, 1.0)),
+        ("batch_topk", None, 1, (1.0, 1.0)),
+        ("matryoshka", None, 1, (1.0, 1.0)),
+        ("topk", 6, 1, (0.1, 0.03)),
+        ("topk", None, 2, (0.1, 0.03)),
+        ("relu", None, 1, (0.1, 1.0)),
+        ("gated", None, 1, (0.1, 1.0)),
+    ],
+)
+def test_norms_at_the_start(kind, d_out, n_sources, rows):
+    coder = build_coder(CoderConfig(kind=kind, d_sae=9, k=2), 6, d_out)
+    if n_sources > 1:
+        coder.read_sources(n_sources)
+    if coder.config.fixed_k:
+        coder.release_norms()
+    found = [W.norm(dim=1) for W in (coder.W_enc, coder.W_dec)]
+    assert all(torch.allclose(norms, torch.full((9,), wanted)) for norms, wanted in zip(found, rows, strict=True))
+    assert coder.starts_large == (rows == (1.0, 1.0))

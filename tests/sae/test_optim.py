@@ -28,10 +28,12 @@ def test_automatic_learning_rate(d_sae, steps, lr):
 def test_given_learning_rate_and_groups_of_each_coder():
     config = CoderOptimizerConfig(lr=0.5)
     assert config.peak(CoderConfig(), 2**14, 10) == 0.5
-    coders = [build_coder(CoderConfig(d_sae=s, k=2, kind=kind), 4) for s, kind in ((8, "topk"), (16, "gated"))]
+    coders = [build_coder(CoderConfig(d_sae=s, k=2, kind=kind), 36) for s, kind in ((8, "topk"), (16, "gated"))]
     groups = CoderOptimizerConfig(max_lr=1.0).adam(coders, 10**5).param_groups
     rates = [2e-4 * (2**14 / s) ** 0.5 for s in (8, 16)]
-    assert [g["lr"] for g in groups] == pytest.approx([rates[0], rates[0] / 2, rates[1], rates[1] / 2])
+    assert [g["lr"] for g in groups] == pytest.approx([rates[0], rates[0] / 2, rates[1], rates[1] / 6])
+    narrow = build_coder(CoderConfig(d_sae=8, k=2, kind="topk"), 4)
+    assert len({g["lr"] for g in CoderOptimizerConfig().adam([narrow], 10**5).param_groups}) == 1  # never above it
     for i, coder in enumerate(coders):
         found = [id(p) for group in groups[2 * i : 2 * i + 2] for p in group["params"]]
         assert sorted(found) == sorted(id(p) for p in coder.parameters())
