@@ -3,7 +3,7 @@
     python -m benchmarks.coders dump stories-1m acts --site residual.3
     python -m benchmarks.coders sweep acts
     python -m benchmarks.coders judge acts
-    python -m benchmarks.coders table '[acts]' --csv rows.csv
+    python -m benchmarks.coders table '[acts]' --csv_file rows.csv
 
 Training, validation and test are disjoint sets of documents. Every library gets the same grid of learning rates and
 the same batches; validation documents choose the rate, and three seeds at that rate are judged on the test documents.

@@ -120,7 +120,8 @@ def test_saved_coders_are_those_that_were_validated(swept):
         coder = load_coder(swept / "coders" / run_name(row))
         found = coder_sweep.reconstruction(coder, x)
         assert (found["fvu"], found["l0"]) == pytest.approx((row["valid_fvu"], row["valid_l0"]), rel=1e-5)
-        assert row["kind"] == "topk" or abs(found["l0"] - 4) < 0.01
+        if row["kind"] == "batch_topk":  # too few latents above 0 are all in use
+            assert abs(found["l0"] - 4) < 0.01 or (found["l0"] < 4 and coder.threshold.max() == 0)
 
 
 def test_a_killed_sweep_goes_on_where_it_stopped(swept, tmp_path, monkeypatch):
