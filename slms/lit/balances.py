@@ -31,13 +31,17 @@ class Balances(nn.ModuleDict):
         for place, module in routed_modules(net).items():
             routing = module.config
             if isinstance(module.router, PathwayRouter):
-                sizes = routing.n_pathways, config.momentum, routing.n_shared, module.n_groups
+                sizes = routing.n_pathways - module.n_always, config.momentum, 0, module.n_groups
                 self[key_of(place)] = GlobalBalance(*sizes)
 
     def terms(self, net: nn.Module, routes: Mapping[str, Routes]) -> dict[str, Tensor]:
         """GLBL and z-loss of a batch, each the mean over routed modules."""
         modules = routed_modules(net)
-        balance = [self._of(place)(r.probs, r.chosen) for place, r in routes.items()]
+        seen = {
+            place: (r.probs[:, modules[place].competing], r.chosen[:, modules[place].competing])
+            for place, r in routes.items()
+        }
+        balance = [self._of(place)(*of) for place, of in seen.items()]
         z = [_z_loss(modules[place], r.scores) for place, r in routes.items()]
         return {"balance": torch.stack(balance).mean(), "z": torch.stack(z).mean()}
 
@@ -47,7 +51,9 @@ class Balances(nn.ModuleDict):
             assert isinstance(module.router, PathwayRouter)
             load = self._of(place).step()
             if config.bias_rate and next(module.router.parameters()).requires_grad:
-                bias_update(module.router.selection_bias, load, config.bias_rate)
+                bias = module.router.selection_bias[module.competing]
+                bias_update(bias, load, config.bias_rate)
+                module.router.selection_bias[module.competing] = bias
 
     def _of(self, place: str) -> GlobalBalance:
         balance = self[key_of(place)]
@@ -57,7 +63,7 @@ class Balances(nn.ModuleDict):
 
 def _z_loss(module: Routed, scores: Tensor) -> Tensor:
     """The z-loss of scores [n, p]; a module whose pathways compete in groups has the mean over these."""
-    return z_loss(scores.unflatten(1, (module.n_groups, -1)).flatten(0, 1), n_shared=module.config.n_shared)
+    return z_loss(scores[:, module.competing].unflatten(1, (module.n_groups, -1)).flatten(0, 1))
 
 
 class Budgets(nn.ModuleDict):

@@ -68,7 +68,7 @@ def _frozen_router(base: PreTrainedModel, plan: Plan) -> Made:
 
 def _heads_by(router: str, base: PreTrainedModel, plan: Plan, **own: Any) -> Made:
     """The model of a run that routes heads, whose heads something without weights chooses."""
-    own |= {"router": router, "router_bias": None, "router_init": None}
+    own |= {"router": router, "router_bias": None, "router_init": None, "gate": None, "n_shared_heads": 0}
     return Made(route(base, dataclasses.replace(plan.routing, **own), plan.calibration), {})
 
 

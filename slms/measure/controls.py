@@ -73,7 +73,8 @@ class Fitted:
     bias: Tensor
     k: int | None
     """pathways that a token chooses, shared ones not counted; None if the number varies"""
-    n_shared: int
+    competing: slice | Tensor
+    """index of the pathways that do not run for every token"""
     n_groups: int = 1
     """groups of pathways in each of which a token chooses k / n_groups"""
 
@@ -89,8 +90,8 @@ class Fitted:
         scores = self.scorer((x.float() - self.shift) / self.scale)
         of_group = zip(scores.chunk(self.n_groups, 1), self.bias.chunk(self.n_groups), strict=True)
         each = None if self.k is None else self.k // self.n_groups
-        chosen = torch.cat([matched_choice(own, bias, each) for own, bias in of_group], 1)
-        chosen = torch.cat([chosen.new_ones(len(x), self.n_shared), chosen], 1)
+        chosen = torch.ones_like(own)
+        chosen[:, self.competing] = torch.cat([matched_choice(s, bias, each) for s, bias in of_group], 1)
         return chosen if self.k is None else chosen | own.all(1, keepdim=True)
 
 
@@ -107,15 +108,15 @@ def fit_control(
     if RULES[config.rule].fixed and not chosen.all():
         competing = ~chosen.all(1)  # not massive tokens, which keep every unit (slms.routing.gate)
         x, chosen = x[competing], chosen[competing]
-    loads = chosen[:, config.n_shared :].sum(0)
-    k = module.k - config.n_shared if RULES[config.rule].fixed else None
+    loads = chosen[:, module.competing].sum(0)
+    k = module.k - module.n_always if RULES[config.rule].fixed else None
     shift, scale = x.mean(0), x.std(0).clamp(min=1e-6)
     z = (x - shift) / scale
     scorer = control.scorer(z, loads, torch.Generator().manual_seed(seed))
     groups, each = module.n_groups, None if k is None else k // module.n_groups
     of_group = zip(scorer(z).chunk(groups, 1), loads.chunk(groups), strict=True)
     bias = torch.cat([matched_bias(scores, own, each, steps) for scores, own in of_group])
-    return Fitted(shift, scale, scorer, bias, k, config.n_shared, groups)
+    return Fitted(shift, scale, scorer, bias, k, module.competing, groups)
 
 
 def mismatch(found: Tensor, chosen: Tensor) -> float:

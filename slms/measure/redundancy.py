@@ -76,6 +76,10 @@ class Losses:
     def __init__(self, model: PreTrainedModel, blocks: Blocks, batch_size: int, journal: Journal | None = None) -> None:
         self.model, self.blocks, self.batch_size = model, blocks, batch_size
         self.modules, self.journal = routed_modules(model), journal or Journal()
+        if some := [place for place, module in self.modules.items() if module.config.n_shared_heads]:
+            raise ValueError(
+                f"`routing.n_shared_heads` of {some[0]} is above 0; choices without shared heads cannot be tried."
+            )
 
     def of(self, name: str, choose: Choose | None, documents: Tensor | None = None) -> DocumentLoss:
         """The loss if every place makes this choice; None executes the routers' own.

@@ -18,7 +18,15 @@ from transformers import PreTrainedModel
 from slms.kernels.activations import ACTIVATIONS
 from slms.models.activations import attention_states
 from slms.models.anatomy import find_attentions, find_mlps
-from slms.models.calibration import cool, fit_router, layer_inputs, pathway_statistics, trimmed, unit_statistics
+from slms.models.calibration import (
+    PathwayStatistics,
+    cool,
+    fit_router,
+    layer_inputs,
+    pathway_statistics,
+    trimmed,
+    unit_statistics,
+)
 from slms.models.families import family_name
 from slms.models.partition import CALIBRATED, partition
 from slms.models.refit import refit
@@ -37,7 +45,6 @@ from slms.routing import (
     RULES,
     GateSelector,
     HeadSelector,
-    PathwayRouter,
     RoutingConfig,
     set_positive,
     set_threshold,
@@ -128,6 +135,8 @@ def _uncalibrated(config: RoutingConfig) -> RoutingConfig:
         raise ValueError(f"`routing.rule` is {config.rule}; it needs calibration tokens, on which its density is set.")
     if config.router == "static":
         raise ValueError("`routing.router` is static; it needs calibration tokens.")
+    if config.n_shared_heads:
+        raise ValueError(f"`routing.n_shared_heads` is {config.n_shared_heads}; it needs calibration tokens.")
     changed: dict[str, Any] = {"importance": "norm"} if config.importance == "loss" else {}
     if config.refit:
         changed["refit"] = False
@@ -220,19 +229,26 @@ def _calibrate(mlp: RoutedMLP, weights: MLPWeights, x: Tensor, root: Tensor | No
 
 def _calibrate_heads(heads: RoutedHeads, x: Tensor, o: Tensor, root: Tensor | None) -> None:
     """Set what chooses, and mean outputs, from inputs x [n, d] and the dense heads' outputs o [n, h·e]."""
-    config, bounds = heads.config, range(0, o.shape[1] + 1, heads.shape.e)
-    statistics = unit_statistics(lambda o: o, heads.W_O().float(), o, bounds, config.mean_compensation, root)
+    config = heads.config
+    statistics = _head_statistics(heads, o, root)
     if heads.mean_out is not None:
         heads.mean_out.copy_(statistics.mean)
     if isinstance(heads.router, HeadSelector):
         if heads.router.contribution is not None:
             heads.router.contribution.copy_(statistics.norms.mean(0))
-    elif config.router_init == "norm":
-        assert isinstance(heads.router, PathwayRouter)
+        return
+    if heads.router.shared is not None:  # by plain norms, after which training ends lower (docs/log.md)
+        heads.router.share((statistics if root is None else _head_statistics(heads, o, None)).norms.mean(0))
+    if config.router_init == "norm":
         router = copy.deepcopy(heads.router).float()
         explained = fit_router(router, x, statistics.norms, config.seed + heads.layer_index)
         heads.router.load_state_dict(router.state_dict())
         logger.info("%s: the router explains %.2f of the variance of norms", heads.place, explained)
+
+
+def _head_statistics(heads: RoutedHeads, o: Tensor, root: Tensor | None) -> PathwayStatistics:
+    bounds = range(0, o.shape[1] + 1, heads.shape.e)
+    return unit_statistics(lambda o: o, heads.W_O().float(), o, bounds, heads.config.mean_compensation, root)
 
 
 def _calibrate_gate(

@@ -62,12 +62,22 @@ class Routed(nn.Module):
 
     @k.setter
     def k(self, value: int) -> None:
-        low, high = self.config.n_shared + self.n_groups, self.config.n_pathways
+        low, high = self.n_always + self.n_groups, self.config.n_pathways
         if not low <= value <= high:
             raise ValueError(f"k is {value}; it must be from {low} to `routing.n_pathways` ({high}).")
         if value % self.n_groups:
             raise ValueError(f"k is {value}; it must be a multiple of the groups of {self.place} ({self.n_groups}).")
         self._k = value
+
+    @property
+    def n_always(self) -> int:
+        """Number of pathways that run for every token and count towards k."""
+        return self.config.n_shared
+
+    @property
+    def competing(self) -> slice | Tensor:
+        """The pathways that do not, as an index."""
+        return slice(self.n_always, None)
 
     @property
     def k_out(self) -> int | None:

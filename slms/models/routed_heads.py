@@ -55,8 +55,8 @@ class RoutedHeads(Routed):
 
     It holds the dense attention without its output projection (and the dropout after that), so that keys, values,
     cache, masks, rotation and windows are transformers' own. Keys and values are computed of every token. A token
-    chooses equally many heads of each group; g_h is 1, with straight-through gradients. With every head chosen this
-    equals the dense attention.
+    chooses equally many heads of each group. By default g_h is 1, with straight-through gradients, and with every head
+    chosen this equals the dense attention.
     """
 
     part = "attn"
@@ -91,7 +91,7 @@ class RoutedHeads(Routed):
             y = self.out(kept.flatten(-2))
         else:
             heads, *rest = with_slots(self.attention, slots, self.n_groups)(*args, **kwargs)
-            if routes.gates.requires_grad:  # else all are 1
+            if self.router.gate != "unit" or routes.gates.requires_grad:  # else all are 1
                 gates = slots.gates(routes.gates).to(heads.dtype).view(*heads.shape[:-1], -1, 1)
                 heads = (heads.unflatten(-1, (slots.s, -1)) * gates).flatten(-2)
             y = slots.written(self.out.weight, heads.reshape(len(flat), -1)).view(*x.shape[:-1], -1)
@@ -117,6 +117,15 @@ class RoutedHeads(Routed):
         """Whether heads share keys and values, without which skipped heads are computed too and left out."""
         return self.shape.kv < self.shape.h
 
+    @property
+    def n_always(self) -> int:
+        return self.n_groups * self.config.n_shared_heads
+
+    @property
+    def competing(self) -> slice | Tensor:
+        some = None if isinstance(self.router, HeadSelector) else self.router.shared
+        return slice(None) if some is None else (~some).nonzero()[:, 0]
+
     def routes(self, x: Tensor) -> Routes:
         """Return the routes of inputs x [n, d]."""
         if isinstance(self.router, PathwayRouter):
@@ -138,6 +147,8 @@ class RoutedHeads(Routed):
         of = f"of each of {g} groups " if g > 1 else ""
         chosen = {"static": "the same for every token", "query_norm": "chosen by the norms of their queries"}
         words = chosen.get(str(self.config.router), f"chosen by its {self.config.router} router")
+        if some := self.config.n_shared_heads:
+            words += f", {some} of them for every token"
         whole = "" if self.shared or k == h else "; all are computed, since each has keys of its own"
         return f"{h} heads, the best {k // g} {of}{words}, density {k / h:.2g}{whole}"
 

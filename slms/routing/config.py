@@ -83,7 +83,10 @@ class RoutingConfig:
         target: what is routed in the chosen layers: the `mlp`, the query heads of the `attention`, or `both`. Keys and
             values stay whole.
         k_heads: number of query heads that each token executes of every group of heads that shares keys and values
-            (all heads of a layer are one group if none share them); null executes all. Heads have the gate `unit`.
+            (all heads of a layer are one group if none share them); null executes all. Their gate is `gate` with
+            `target` attention, by default `unit`, and always `unit` with `both`.
+        n_shared_heads: heads of each group that run for every token and count towards `k_heads`: on calibration tokens,
+            those of the greatest mean contribution.
     """
 
     n_pathways: int = 16
@@ -113,6 +116,7 @@ class RoutingConfig:
     stock: bool = False
     target: Literal["mlp", "attention", "both"] = "mlp"
     k_heads: int | None = None
+    n_shared_heads: int = 0
 
     def __post_init__(self) -> None:
         if self.target == "attention" and self.gate is None:
@@ -194,13 +198,18 @@ class RoutingConfig:
             )
         if self.target == "mlp" and self.k_heads is not None:
             raise ValueError(f"`routing.k_heads` is {self.k_heads}; it needs `routing.target` attention or both.")
+        if self.n_shared_heads and (self.router in FREE or not 0 < self.n_shared_heads < (self.k_heads or 0)):
+            raise ValueError(
+                f"`routing.n_shared_heads` is {self.n_shared_heads}; it must be at least 0 and below `routing.k_heads` "
+                f"({typed(self.k_heads)}), and with `routing.router` {' or '.join(FREE)} 0 (it is {self.router})."
+            )
         if self.target == "attention" and self.refit:
             raise ValueError(
                 "`routing.refit` is true; with `routing.target` attention, which routes no MLP, it must be false."
             )
         if self.target == "attention":
-            defaults = {field.name: field.default for field in dataclasses.fields(self)} | {"gate": "unit"}
-            for name in (*_MLP_ONLY, "gate"):
+            defaults = {field.name: field.default for field in dataclasses.fields(self)}
+            for name in _MLP_ONLY:
                 if getattr(self, name) != defaults[name]:
                     raise ValueError(
                         f"`routing.{name}` is {typed(getattr(self, name))}; with `routing.target` attention, which "

@@ -76,6 +76,11 @@ class PathwayRouter(nn.Module):
         self.norm_scale.copy_(norms.std().clamp_min(1e-6))
         return (norms - self.norm_shift) / self.norm_scale
 
+    def scored(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the scores [n, p] of inputs x [n, d], and the Δ [n, p] or λ that the gate takes beside them."""
+        scores, grade = self._scores_and_grade(x)
+        return scores, next((m for m in (grade, self.blend, self.ramp) if m is not None), None)
+
     def _scores_and_grade(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         with torch.autocast(device_type=x.device.type, enabled=False):
             features = x.float()
@@ -94,8 +99,7 @@ class PathwayRouter(nn.Module):
     def route(self, x: Tensor, k: int | None = None, allow: Allow | None = None) -> Routes:
         """Return the routes of inputs x [n, d]; k overrides the configuration's; `allow` is that of `select`."""
         cfg = self.config
-        scores, grade = self._scores_and_grade(x)
-        modulation = next((m for m in (grade, self.blend, self.ramp) if m is not None), None)
+        scores, modulation = self.scored(x)
         routes = select(
             scores,
             rule=cfg.rule,

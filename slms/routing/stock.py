@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 NEEDED = {
     "target": "mlp",
     "k_heads": None,
+    "n_shared_heads": 0,
     "rule": "top_k",
     "router": "linear",
     "router_bias": False,

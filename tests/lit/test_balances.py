@@ -165,3 +165,24 @@ def test_heads_are_balanced_by_group_and_have_no_budget():
     assert budgets.terms(net, routes) == {}
     budgets.step(net)
     balances.step(net, BalanceConfig(bias_rate=0.01))
+
+
+def test_shared_heads_do_not_take_part_in_the_balance():
+    config = RoutingConfig(target="attention", k_heads=8, n_shared_heads=3, layers=[1], router="linear")
+    net = slms.route(init_base("stories-1m"), config, IDS)
+    balances = Balances()
+    balances.follow(net, BalanceConfig())
+    with record_routes(net) as routes:
+        net(IDS)
+    found, router = routes["L1.attn"], routed_modules(net)["L1.attn"].router
+    rest = ~router.shared
+    assert rest.sum() == 13
+    terms = balances.eval().terms(net, routes)
+    torch.testing.assert_close(terms["balance"], GlobalBalance(13).eval()(found.probs[:, rest], found.chosen[:, rest]))
+    torch.testing.assert_close(terms["z"], z_loss(found.scores[:, rest]))
+    balances.train().terms(net, routes)
+    balances.step(net, BalanceConfig(bias_rate=0.01))
+    load = found.chosen.float().mean(0)
+    wanted = 0.01 * (load[rest].mean() - load[rest]).sign()
+    torch.testing.assert_close(router.selection_bias[rest], wanted - wanted.mean())
+    assert router.selection_bias[router.shared].eq(0).all()

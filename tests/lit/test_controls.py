@@ -149,7 +149,8 @@ def test_the_controls_of_gates_have_their_cost_or_keep_them(name, monkeypatch):
 def test_the_controls_of_heads():
     """Static heads: the same for every token, at most the FLOPs of the routed ones; no cut MLPs."""
     base = init_base("stories-1m")
-    routing = RoutingConfig(target="attention", k_heads=8, layers=[1, 3], router="linear", mean_compensation=True)
+    fields = {"n_shared_heads": 2, "gate": "ramp", "layers": [1, 3], "mean_compensation": True}
+    routing = RoutingConfig(target="attention", k_heads=8, router="linear", **fields)
     made = make_control("static", base, Plan(routing, IDS))
     modules = routed_modules(made.net)
     assert list(modules) == ["L1.attn", "L3.attn"] and {m.config.router for m in modules.values()} == {"static"}
@@ -159,7 +160,8 @@ def test_the_controls_of_heads():
         assert (found.chosen == found.chosen[0]).all() and found.chosen[0].sum() == 8
     assert flops_per_token(made.net, 64).total_routed < flops_per_token(route(base, routing, IDS), 64).total_routed
     by_norm = make_control("query_norm", base, Plan(dataclasses.replace(routing, importance="loss"), IDS))
-    wanted = route(base, dataclasses.replace(routing, router="query_norm", router_bias=None, router_init=None), IDS)
+    none = {"router_bias": None, "router_init": None, "gate": None, "n_shared_heads": 0}
+    wanted = route(base, dataclasses.replace(routing, router="query_norm", **none), IDS)
     assert by_norm.record == {"name": "query_norm"} and torch.equal(by_norm.net(IDS).logits, wanted(IDS).logits)
     frozen = make_control("frozen_router", base, Plan(routing, IDS))
     assert {n.split(".router.")[0][-4:] for n, p in frozen.net.named_parameters() if not p.requires_grad} == {"tion"}

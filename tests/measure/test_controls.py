@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from slms.measure.controls import CONTROLS, fit_control, mismatch
+from slms.models.base import init_base
+from slms.models.convert import route
+from slms.models.routed import routed_modules
 from slms.models.routed_mlp import RoutedMLP
 from slms.routing import RoutingConfig
 
@@ -54,3 +57,16 @@ def test_a_token_that_keeps_every_unit_keeps_them_under_a_control_too(name):
     found = fit_control(CONTROLS[name], mlp, x, chosen, seed=0).choose(x, chosen)
     assert found.sum(1).equal(chosen.sum(1)) and found[[3, 700]].all()
     assert mismatch(found, chosen) <= 0.02
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_shared_heads_are_always_chosen_and_the_others_have_their_loads(name):
+    torch.manual_seed(1)
+    config = RoutingConfig(target="attention", k_heads=4, n_shared_heads=2, router="linear", layers=[0])
+    ids = torch.randint(3, 2000, (4, 48))
+    heads = routed_modules(route(init_base("stories-1m"), config, ids))["L0.attn"]
+    x = torch.randn(N, 64)
+    chosen = heads.router.route(x).chosen
+    found = fit_control(CONTROLS[name], heads, x, chosen, seed=0).choose(x, chosen)
+    assert mismatch(found, chosen) <= 0.02 and not found.equal(chosen)
+    assert found[:, heads.router.shared].all() and (found.sum(1) == 4).all()

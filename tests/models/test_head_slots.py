@@ -1,5 +1,7 @@
 """Skipped heads against the masked computation, which computes all heads, in every family whose heads share keys."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -110,6 +112,18 @@ def test_triton_trains_and_generates_as_the_masked_computation(tiny, tokens, nam
     options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 2, "eos_token_id": None}
     cached = routed.generate(ids, **options)
     assert len(used) == 3 + 4 * 3 and torch.equal(cached, whole(lambda: routed.generate(ids, **options)))
+
+
+@pytest.mark.parametrize("gate", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("kernels", ["cpu", "triton"])
+def test_gates_other_than_1_count_without_gradients_too(tiny, tokens, whole, used, gate, kernels, request):
+    if kernels == "triton":
+        request.getfixturevalue("triton")
+    config = dataclasses.replace(CONFIG, gate=gate, layers=[1])
+    routed, ids = route(tiny("llama"), config, tokens(4, 16)), tokens(2, 13)
+    with torch.no_grad():
+        torch.testing.assert_close(routed(ids).logits, whole(lambda: routed(ids).logits), atol=1e-5, rtol=1e-5)
+    assert len(used) == 1
 
 
 def test_triton_reads_no_weights_of_heads_that_nobody_chose(tiny, tokens, used, triton):

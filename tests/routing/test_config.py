@@ -50,7 +50,21 @@ def test_absent_fields_take_their_default_and_unknown_ones_are_named():
         ({"target": "attention", "rule": "top_p"}, "`routing.rule` is top_p"),
         ({"target": "attention", "n_shared": 1}, "`routing.n_shared` is 1"),
         ({"target": "attention", "backend": "dense"}, "`routing.backend` is dense"),
-        ({"target": "attention", "gate": "ramp"}, "`routing.gate` is ramp"),
+        ({"target": "attention", "gate": "relu"}, "`routing.gate` is relu; it needs `routing.rule` relu"),
+        (
+            {"target": "attention", "router": "static", "gate": "ramp"},
+            "`routing.gate` is ramp; with `routing.router` st",
+        ),
+        ({"n_shared_heads": 1}, r"`routing.n_shared_heads` is 1; .* below `routing.k_heads` \(null\)"),
+        (
+            {"target": "both", "k_heads": 2, "n_shared_heads": 2},
+            r"`routing.n_shared_heads` is 2; .* `routing.k_heads` .2.",
+        ),
+        ({"target": "attention", "k_heads": 2, "n_shared_heads": -1}, "`routing.n_shared_heads` is -1; it must be at"),
+        (
+            {"target": "attention", "router": "static", "k_heads": 2, "n_shared_heads": 1},
+            r"`routing.n_shared_heads` is 1; .* `routing.router` query_norm or static 0 \(it is static\)",
+        ),
         ({"target": "attention", "router": "static", "router_init": "random"}, "`routing.router_init` is random"),
         ({"rule": "relu", "gate": "unit"}, "`routing.gate` is unit; with `routing.rule` relu it must be relu"),
         ({"rule": "relu", "router_bias": False}, "`routing.router_bias` is false; with `routing.rule` relu it"),

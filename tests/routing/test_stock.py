@@ -8,6 +8,7 @@ from slms.routing.stock import NEEDED, listed, routing_obstacles
 OTHER = {
     "target": "both",
     "k_heads": 1,
+    "n_shared_heads": 1,
     "rule": "top_p",
     "router": "mlp",
     "router_bias": True,
@@ -20,7 +21,7 @@ OTHER = {
 
 def applied(lift: str) -> dict:
     """The options that the flags of a message set."""
-    typed = {"true": True, "false": False, "null": None}
+    typed = {"true": True, "false": False, "null": None, "0": 0}
     pairs = (flag.removeprefix("--model.routing.").split("=") for flag in lift.split())
     return {option: typed.get(value, value) for option, value in pairs}
 
