@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from slms.models.routed import Routed, routed_modules
+from slms.models.routed import routed_modules
 from slms.routing import GateSelector, PathwayRouter, Routes, budget_of
 from slms.routing.balance import BalanceConfig, GlobalBalance, bias_update, z_loss
 from slms.routing.budget import AdaptiveL1, GateControl, ThresholdControl
@@ -37,12 +37,12 @@ class Balances(nn.ModuleDict):
     def terms(self, net: nn.Module, routes: Mapping[str, Routes]) -> dict[str, Tensor]:
         """GLBL and z-loss of a batch, each the mean over routed modules."""
         modules = routed_modules(net)
-        seen = {
-            place: (r.probs[:, modules[place].competing], r.chosen[:, modules[place].competing])
-            for place, r in routes.items()
-        }
-        balance = [self._of(place)(*of) for place, of in seen.items()]
-        z = [_z_loss(modules[place], r.scores) for place, r in routes.items()]
+        balance, z = [], []
+        for place, r in routes.items():
+            module = modules[place]
+            probs, chosen, scores = (part[:, module.competing] for part in (r.probs, r.chosen, r.scores))
+            balance.append(self._of(place)(probs, chosen))
+            z.append(z_loss(scores.unflatten(1, (module.n_groups, -1)).flatten(0, 1)))  # the mean over groups
         return {"balance": torch.stack(balance).mean(), "z": torch.stack(z).mean()}
 
     def step(self, net: nn.Module, config: BalanceConfig) -> None:
@@ -59,11 +59,6 @@ class Balances(nn.ModuleDict):
         balance = self[key_of(place)]
         assert isinstance(balance, GlobalBalance)
         return balance
-
-
-def _z_loss(module: Routed, scores: Tensor) -> Tensor:
-    """The z-loss of scores [n, p]; a module whose pathways compete in groups has the mean over these."""
-    return z_loss(scores[:, module.competing].unflatten(1, (module.n_groups, -1)).flatten(0, 1))
 
 
 class Budgets(nn.ModuleDict):

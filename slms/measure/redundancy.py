@@ -76,9 +76,10 @@ class Losses:
     def __init__(self, model: PreTrainedModel, blocks: Blocks, batch_size: int, journal: Journal | None = None) -> None:
         self.model, self.blocks, self.batch_size = model, blocks, batch_size
         self.modules, self.journal = routed_modules(model), journal or Journal()
-        if some := [place for place, module in self.modules.items() if module.config.n_shared_heads]:
+        shared = [place for place, module in self.modules.items() if isinstance(module.competing, Tensor)]
+        if shared:
             raise ValueError(
-                f"`routing.n_shared_heads` of {some[0]} is above 0; choices without shared heads cannot be tried."
+                f"{shared[0]} has shared heads (`routing.n_shared_heads`); choices without them cannot be tried."
             )
 
     def of(self, name: str, choose: Choose | None, documents: Tensor | None = None) -> DocumentLoss:

@@ -124,3 +124,10 @@ def test_the_interval_joins_documents_and_controls(model):
     spread = student_t(2) * float(values.std()) * (4 / 3) ** 0.5
     assert row.control_sd == pytest.approx(float(values.std())) and row.control == pytest.approx(float(values.mean()))
     assert row.difference_high - row.difference == pytest.approx(((apart.high - apart.value) ** 2 + spread**2) ** 0.5)
+
+
+def test_models_with_shared_heads_are_refused():
+    config = slms.RoutingConfig(target="attention", k_heads=2, n_shared_heads=1, layers=[1], router="linear")
+    routed = slms.route(GPTNeoForCausalLM(tiny_config(61)), config, torch.randint(0, 61, (4, 16)))
+    with pytest.raises(ValueError, match=r"L1\.attn has shared heads \(`routing\.n_shared_heads`\)"):
+        Losses(routed, Blocks(np.zeros((1, 16)), np.zeros((1, 16)), {}, {}), 1)
