@@ -79,7 +79,7 @@ class Heads(NamedTuple):
 class HeadRouter(PathwayRouter):
     """A router whose pathways are query heads, chosen by group.
 
-    With `routing.n_shared_heads`, calibration sets which heads of each group run for every token.
+    With `routing.n_shared_heads`, so many heads of each group run for every token: the first ones, until calibration.
     """
 
     shared: Tensor | None
@@ -87,8 +87,8 @@ class HeadRouter(PathwayRouter):
     def __init__(self, d_model: int, config: RoutingConfig, n_groups: int) -> None:
         super().__init__(d_model, config)
         self.n_groups = n_groups
-        some = config.n_shared_heads > 0
-        self.register_buffer("shared", torch.zeros(config.n_pathways, dtype=torch.bool) if some else None)
+        first = torch.arange(config.n_pathways) % (config.n_pathways // n_groups) < config.n_shared_heads
+        self.register_buffer("shared", first if config.n_shared_heads else None)
 
     @torch.no_grad()
     def share(self, norms: Tensor) -> None:

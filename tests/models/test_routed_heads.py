@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from slms.models.anatomy import find_attentions, find_mlps
+from slms.models.base import random_twin
 from slms.models.convert import route
 from slms.models.families import FAMILIES
 from slms.models.io import load_model, save_model
@@ -185,6 +186,8 @@ def test_shared_heads_run_for_every_token_and_are_saved(tiny, tokens, name, gate
         heads.k = 2
     save_model(routed, None, tmp_path / "m")
     assert torch.equal(load_model(tmp_path / "m").model(text).logits, routed(text).logits)
+    _, _, routes = seen(random_twin(routed), 1, text)  # a null model, whose heads nobody calibrated
+    assert (routes.chosen.sum(1) == 3).all() and routes.chosen[:, :2].all()
 
 
 def test_with_every_head_shared_heads_change_nothing(tiny, tokens, family):
