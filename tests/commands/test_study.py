@@ -67,11 +67,11 @@ def test_a_training_that_fails_is_one_line_with_its_reason(tmp_path, capsys):
 
 
 def test_by_default_a_study_has_the_controls_that_its_routing_can_have():
+    options = {"router": "query_norm", "importance": "norm", "gate": "unit", "n_shared_heads": 0}
+    free = [f"model.routing.{name}={value}" for name, value in options.items()]
     heads = command._checked("routed_attention_tinystories", [0], None, [])[1]
     assert heads == ["dense", "static", "frozen_router", "query_norm"]
-    without = command._checked(
-        "routed_attention_tinystories", [0], None, ["model.routing.router=query_norm", "model.routing.importance=norm"]
-    )[1]
+    without = command._checked("routed_attention_tinystories", [0], None, free)[1]
     assert without == ["dense", "static"]
     assert "query_norm" not in command._checked("routed_tinystories", [0], None, [])[1]
 
