@@ -94,6 +94,5 @@ def choose(x: Tensor, router: Router) -> tuple[Tensor, Tensor]:
         value = scores.sigmoid() if kind == SIGMOID else torch.ones_like(scores)
     if router.ramp is not None and router.gate in ("ramp", "blend"):
         value = 1 + router.ramp.float() * (value - 1)
-    gates = torch.where(chosen, value, 0)
-    gates[:, :n_shared], chosen[:, :n_shared] = 1, True
-    return gates, chosen
+    shared = torch.arange(scores.shape[1], device=scores.device) < n_shared
+    return torch.where(shared, 1, torch.where(chosen, value, 0)), chosen | shared

@@ -2,11 +2,13 @@
 
 import json
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 from slms.commands.subject import Subject, open_subject, short_name, with_text
 from slms.data.corpora import CorpusConfig
-from slms.lit.run_directory import run_of
+from slms.lit.parser import read_yaml
+from slms.lit.run_directory import CONFIG_FILE, run_of
 from slms.lit.trained import model_at, tokens_at
 from slms.measure.journal import Journal
 from slms.measure.rows import Row
@@ -77,6 +79,11 @@ def suite(
         measure = partial(_measure, journal, name, batch_size, n_nulls, **read)
         measured[name] = journal.part(name, measure, model=name, weights=weights[name])
     shown = sorted((measured[name] for name in names), key=lambda model: (model.parameters, model.run, -model.nats))
+    for one, other in combinations(shown, 2):
+        if (one.parameters, one.nats) == (other.parameters, other.nats):
+            raise ValueError(
+                f"{one.model} and {other.model} are the same model; runs of a size need seeds of their own"
+            )
     others, found = [measured[name] for name in aside], verdicts(shown)
     write_csv(directory / "suite.csv", SUITE_COLUMNS, suite_rows(shown + others))
     about = {**read, "n_nulls": n_nulls, "models": names, "beside": aside, "command": command_line()}
@@ -129,12 +136,15 @@ def stories_runs(runs: str) -> list[str]:
     finished: dict[tuple[int, int], Path] = {}
     for path in sorted((Path(runs) / STORIES).glob("*/model/config.json")):
         width = json.loads(path.read_text(encoding="utf-8"))["hidden_size"]
-        seed = json.loads((path.parents[1] / "llm_routing_results.json").read_text(encoding="utf-8"))["run"]["seed"]
-        finished[width, seed] = path.parents[1]
+        config = read_yaml(path.parents[1] / CONFIG_FILE)
+        seeds = {config["model"]["base"]["seed"], config["data"]["seed"]}
+        if len(seeds) == 1:  # weights and text both differ between seeds
+            finished[width, seeds.pop()] = path.parents[1]
     found = []
     for seed in SEEDS:
         for width in WIDTHS:
-            flags = f"--seed_everything={seed} --model.base.d_model={width} --model.base.n_heads={width // 4}"
+            flags = f"--model.base.seed={seed} --data.seed={seed} --model.base.d_model={width}"
+            flags += f" --model.base.n_heads={width // 4}"
             made_by = f"python train.py --config {STORIES}.yaml {flags} makes"
             if (width, seed) not in finished:
                 raise ValueError(f"--runs {runs}: no finished run of width {width}, seed {seed}; {made_by} one")

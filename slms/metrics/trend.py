@@ -64,7 +64,8 @@ def trend(x: Tensor, y: Tensor) -> Trend:
 def trend_given(x: Tensor, given: Tensor, y: Tensor, runs: Sequence[str]) -> Trend:
     """Fit y = a + b·x + c·given + size + run + error, where sizes and runs deviate at random, and judge b.
 
-    A size is all points of equal x; a run is the points of one name, which lie at one x. Both deviations and the error
+    A size is all points of equal x; a run is the points of one name, which lie at one x. If every size has one run, the
+    deviation of runs is left out. Both deviations and the error
     are normal, and their variances are fitted by restricted maximum likelihood (statsmodels' MixedLM). Only sizes tell
     of x, so that b's interval is Student's at (sizes − 2) degrees of freedom, however many runs and points there are.
 
@@ -91,9 +92,9 @@ def trend_given(x: Tensor, given: Tensor, y: Tensor, runs: Sequence[str]) -> Tre
             "run": list(runs),
         }
     )
-    model = MixedLM.from_formula(
-        "y ~ x + given", table, groups="size", re_formula="1", vc_formula={"run": "0 + C(run)"}
-    )
+    several = table.groupby("size")["run"].nunique().max() > 1  # else a run deviates as its size does
+    of_runs = {"run": "0 + C(run)"} if several else None
+    model = MixedLM.from_formula("y ~ x + given", table, groups="size", re_formula="1", vc_formula=of_runs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a variance of 0 lies on the boundary, which it reports several times
         fitted = model.fit(reml=True, method=["lbfgs", "powell"])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 import torch
@@ -89,7 +90,7 @@ def finished_run(place, width: int, seed: int) -> None:
     """The files of a finished run by which the suite finds it."""
     (place / "model").mkdir(parents=True)
     (place / "model" / "config.json").write_text(json.dumps({"hidden_size": width}))
-    (place / "llm_routing_results.json").write_text(json.dumps({"run": {"seed": seed}}))
+    (place / "config.yaml").write_text(f"model: {{base: {{seed: {seed}}}}}\ndata: {{seed: {seed}}}\n")
     (place / "checkpoints").mkdir()
     for tokens in (499_712, 999_424, 1_499_136, 1_998_848, 3_997_696):
         torch.save({"callbacks": {"ResultsWriter": {"tokens": tokens}}}, place / "checkpoints" / f"epoch={tokens}.ckpt")
@@ -106,8 +107,26 @@ def test_the_stories_suite_takes_the_last_finished_run_of_each_width_and_seed(tm
     assert len(found) == len(set(found)) == 6 * 3 * 4 and all("-2/checkpoints" in path for path in found)
     assert not any("1499136" in path or "-7-" in path for path in found)
     next((runs / "48-1-2" / "checkpoints").glob("*999424*")).unlink()
-    with pytest.raises(ValueError, match=r"48-1-2 has no checkpoint at 1,000,000 tokens; .*--seed_everything=1"):
+    asked = r".*--model.base.seed=1 --data.seed=1"
+    with pytest.raises(ValueError, match=r"48-1-2 has no checkpoint at 1,000,000 tokens; " + asked):
         command.stories_runs(str(tmp_path))
+    (runs / "48-1-2" / "config.yaml").write_text("model: {base: {seed: 1}}\ndata: {seed: 0}\n")
+    with pytest.raises(ValueError, match="no finished run of width 48, seed 1; " + asked):
+        command.stories_runs(str(tmp_path))
+
+
+def test_the_stories_suite_asks_for_runs_that_differ(tmp_path):
+    """The command that it prints makes other weights and another order of the text for each seed."""
+    with pytest.raises(ValueError) as told:
+        command.stories_runs(str(tmp_path))
+    assert "--model.base.seed=0" in str(told.value) and "--data.seed=0" in str(told.value)
+
+
+def test_copies_are_refused(runs, tmp_path, capsys):
+    shutil.copytree(runs / "a", tmp_path / "again")
+    with pytest.raises(SystemExit) as stop:
+        suite("--models", str(runs / "a"), str(tmp_path / "again"), out=tmp_path / "out")
+    assert stop.value.code == 2 and "are the same model" in capsys.readouterr().err
 
 
 def test_checkpoints_of_a_run_share_its_random_weights(folder, tmp_path, capsys, monkeypatch):
