@@ -180,7 +180,7 @@ def choose(a, form, low, chosen, gates, y):
 
 @register_jitable
 def choose_for_token(a, chosen, gates, y):
-    """The same for the only token, chosen and gates [1, p], y [1, d], in float32; it compiles in half the time."""
+    """The same for the only token, chosen and gates [1, p], y [1, d], in float32, without what several tokens need."""
     bias, b_out, share = _constants(a)
     table = np.empty(a[loops.P], np.float32)
     _scores_of_one(a, a[loops.X], table.ctypes.data)

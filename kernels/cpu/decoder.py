@@ -28,9 +28,8 @@ GATE, B_GATE, UP, B_UP, DOWN, B_DOWN, CHOSEN = range(14, 21)
 # Keys and values, written; and as they were, without the new token, with the distances between their heads in numbers.
 KEYS, VALUES, OLD_KEYS, OLD_VALUES, KEYS_GAP, VALUES_GAP = range(21, 27)
 COLUMNS = 27
-DENSE, BY_GATE, BY_RULE, BY_ROUTER, OTHER = range(
-    5
-)  # what the MLP is; OTHER is computed by the caller, between two calls
+# What the MLP is; OTHER is computed by the caller, between two calls.
+DENSE, BY_GATE, BY_RULE, BY_ROUTER, OTHER = range(5)
 # Of the model: sizes and addresses. COS, SIN: [e]; CONSTANTS: the norms' epsilon and the scale of scores.
 WIDTH, HEADS, KEY_HEADS, SIZE, LENGTH, CODE, COS, SIN, CONSTANTS, STREAM, NORMED, LAST_NORM = range(12)
 SETTINGS = 12

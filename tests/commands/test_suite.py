@@ -115,13 +115,6 @@ def test_the_stories_suite_takes_the_last_finished_run_of_each_width_and_seed(tm
         command.stories_runs(str(tmp_path))
 
 
-def test_the_stories_suite_asks_for_runs_that_differ(tmp_path):
-    """The command that it prints makes other weights and another order of the text for each seed."""
-    with pytest.raises(ValueError) as told:
-        command.stories_runs(str(tmp_path))
-    assert "--model.base.seed=0" in str(told.value) and "--data.seed=0" in str(told.value)
-
-
 def test_copies_are_refused(runs, tmp_path, capsys):
     shutil.copytree(runs / "a", tmp_path / "again")
     with pytest.raises(SystemExit) as stop:

@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 
 from slms.models.anatomy import find_attentions, find_mlps
-from slms.models.base import random_twin
 from slms.models.convert import route
 from slms.models.families import FAMILIES
 from slms.models.io import load_model, save_model
@@ -13,82 +12,10 @@ from slms.models.routed import choose_by, record_routes, routed_modules, set_k
 from slms.models.routed_heads import RoutedHeads, head_shape, query_rows
 from slms.models.sensitivity import sensitivity_roots
 from slms.routing import RoutingConfig
+from tests.models.heads_by_definition import by_definition, seen
 
 CONFIG = RoutingConfig(target="attention", k_heads=1, router="linear", every_n_layers=1, mean_compensation=True)
 OPTIONS = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 2, "eos_token_id": None}
-
-
-def rotated(x: torch.Tensor, base: float, size: int) -> torch.Tensor:
-    """The rotary embedding of x [t, e] in its first `size` dimensions (an odd one counts as a pair), pair by pair."""
-    y, pairs, t = x.clone(), -(-size // 2), torch.arange(len(x))
-    for i in range(pairs):
-        angle = t / base ** (2 * i / size)
-        a, b = x[:, i], x[:, i + pairs]
-        y[:, i] = a * angle.cos() - b * angle.sin()
-        y[:, i + pairs] = b * angle.cos() + a * angle.sin()
-    return y
-
-
-def by_definition(family: str, config, heads: RoutedHeads, x: torch.Tensor, gates: torch.Tensor, chosen: torch.Tensor):
-    """The output [t, d] of one attention at inputs x [t, d], with gates and choices [t, h]; loops over heads and rows.
-
-    It reads the weights as each family stores them.
-    """
-    a, (d, h, kv, e), t = heads.attention, head_shape(config), len(x)
-    at = heads.layer_index
-    if family == "gpt2":
-        q, k, v = (x @ a.c_attn.weight + a.c_attn.bias).split(d, 1)
-    elif family == "gpt_neox":
-        qkv = (x @ a.query_key_value.weight.T + a.query_key_value.bias).view(t, h, 3, e)
-        q, k, v = (qkv[:, :, i].reshape(t, -1) for i in range(3))
-    else:
-        q, k, v = (p(x) for p in (a.q_proj, a.k_proj, a.v_proj))
-    y = torch.zeros(t, d, dtype=x.dtype)
-    kinds = getattr(config, "layer_types", None)
-    for head in range(h):
-        mine = head // (h // kv)
-        qh, kh, vh = q[:, head * e :][:, :e], k[:, mine * e :][:, :e], v[:, mine * e :][:, :e]
-        if hasattr(a, "q_norm"):
-            qh, kh = a.q_norm(qh), a.k_norm(kh)
-        if family not in ("gpt_neo", "gpt2"):
-            rope = config.rope_parameters
-            if family == "gemma3_text":
-                rope = rope[kinds[at]]
-            size = int(e * rope.get("partial_rotary_factor", 1.0))
-            qh, kh = (rotated(z, rope["rope_theta"], size) for z in (qh, kh))
-        scale = 1.0 if family == "gpt_neo" else e**-0.5
-        if family in ("gemma2", "gemma3_text"):
-            scale = config.query_pre_attn_scalar**-0.5
-        window = t
-        if family == "gpt_neo" and config.attention_layers[at] == "local":
-            window = config.window_size
-        elif family == "mistral" or (kinds and kinds[at] == "sliding_attention"):
-            window = config.sliding_window
-        for i in range(t):
-            first = max(0, i - window + 1)
-            scores = kh[first : i + 1] @ qh[i] * scale
-            if getattr(config, "attn_logit_softcapping", None):
-                scores = config.attn_logit_softcapping * (scores / config.attn_logit_softcapping).tanh()
-            o = scores.softmax(0) @ vh[first : i + 1]
-            y[i] += gates[i, head] * o @ heads.W_O()[head * e : (head + 1) * e]
-            if heads.mean_out is not None and not chosen[i, head]:
-                y[i] += heads.mean_out[head]
-    return y if heads.out.bias is None else y + heads.out.bias
-
-
-def seen(model, at: int, ids: torch.Tensor):
-    """The input and output [t, d] of a layer's attention on one block, and the routes there."""
-    found = {}
-    heads = find_attentions(model)[at]
-
-    def keep(_, args, kwargs, output):
-        found["x"], found["y"] = (args[0] if args else kwargs["hidden_states"])[0], output[0][0]
-
-    handle = heads.register_forward_hook(keep, with_kwargs=True)
-    with record_routes(model) as routes, torch.no_grad():
-        model(ids, use_cache=False)
-    handle.remove()
-    return found["x"], found["y"], routes[f"L{at}.attn"]
 
 
 def test_the_output_is_that_of_the_definition_and_the_choice_the_best_of_each_group(tiny, tokens, family):
@@ -160,43 +87,6 @@ def test_queries_are_the_rows_of_each_familys_own_projection(tiny, tokens, famil
     else:
         wanted = attention.q_proj(x)
     torch.testing.assert_close(q, wanted)
-
-
-@pytest.mark.parametrize(("name", "gate"), [("gpt_neo", "unit"), ("gpt2", "ramp"), ("gpt_neox", "softmax")])
-def test_shared_heads_run_for_every_token_and_are_saved(tiny, tokens, name, gate, tmp_path):
-    """They are those that write most, by plain norms also where the router follows the loss."""
-    fields = {"target": "attention", "every_n_layers": 1, "mean_compensation": True, "layers": [1]}
-    ids, text = tokens(4, 16), tokens(1, 12, seed=1)
-    config = RoutingConfig(**fields, k_heads=3, n_shared_heads=2, router="linear", importance="loss", gate=gate)
-    routed = route(tiny(name), config, ids)
-    heads = routed_modules(routed, RoutedHeads)["L1.attn"]
-    static = route(tiny(name), RoutingConfig(**fields, k_heads=2, router="static"), ids)
-    most = routed_modules(static, RoutedHeads)["L1.attn"].router.contribution.topk(2).indices
-    x, y, routes = seen(routed, 1, text)
-    assert routes.chosen[:, most].all() and (routes.chosen.sum(1) == 3).all()
-    others = torch.ones(4).index_fill(0, most, 0).nonzero()[:, 0]
-    assert torch.equal(routes.chosen[:, others].int().argmax(1), routes.scores[:, others].argmax(1))
-    with torch.no_grad():
-        torch.testing.assert_close(
-            y, by_definition(name, routed.config, heads, x, routes.gates, routes.chosen), atol=2e-5, rtol=2e-5
-        )
-    assert "the best 3 chosen by its linear router, 2 of them for every token" in heads.summary()
-    assert torch.equal(heads.competing, others) and heads.n_always == 2
-    with pytest.raises(ValueError, match="k is 2; it must be from 3"):
-        heads.k = 2
-    save_model(routed, None, tmp_path / "m")
-    assert torch.equal(load_model(tmp_path / "m").model(text).logits, routed(text).logits)
-    _, _, routes = seen(random_twin(routed), 1, text)  # a null model, whose heads nobody calibrated
-    assert (routes.chosen.sum(1) == 3).all() and routes.chosen[:, :2].all()
-
-
-def test_with_every_head_shared_heads_change_nothing(tiny, tokens, family):
-    model, ids = tiny(family), tokens(2, 14)
-    each = head_shape(model.config).h // head_shape(model.config).groups
-    config = RoutingConfig(target="attention", k_heads=each, n_shared_heads=each - 1, router="linear", every_n_layers=1)
-    routed = route(model, config, tokens(4, 16))
-    with torch.no_grad():
-        torch.testing.assert_close(routed(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
 
 
 def test_selectors_without_weights(tiny, tokens):
