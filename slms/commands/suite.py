@@ -137,6 +137,8 @@ def stories_runs(runs: str) -> list[str]:
     for path in sorted((Path(runs) / STORIES).glob("*/model/config.json")):
         width = json.loads(path.read_text(encoding="utf-8"))["hidden_size"]
         config = read_yaml(path.parents[1] / CONFIG_FILE)
+        if config is None:  # it cannot be read
+            continue
         seeds = {config["model"]["base"]["seed"], config["data"]["seed"]}
         if len(seeds) == 1:  # weights and text both differ between seeds
             finished[width, seeds.pop()] = path.parents[1]

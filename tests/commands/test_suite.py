@@ -110,6 +110,8 @@ def test_the_stories_suite_takes_the_last_finished_run_of_each_width_and_seed(tm
     asked = r".*--model.base.seed=1 --data.seed=1"
     with pytest.raises(ValueError, match=r"48-1-2 has no checkpoint at 1,000,000 tokens; " + asked):
         command.stories_runs(str(tmp_path))
+    (runs / "9-unreadable" / "model").mkdir(parents=True)
+    (runs / "9-unreadable" / "model" / "config.json").write_text('{"hidden_size": 48}')
     (runs / "48-1-2" / "config.yaml").write_text("model: {base: {seed: 1}}\ndata: {seed: 0}\n")
     with pytest.raises(ValueError, match="no finished run of width 48, seed 1; " + asked):
         command.stories_runs(str(tmp_path))
