@@ -21,6 +21,7 @@ import pytest
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
 import slms
+from slms.models.routed_lm import routed_class
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = {"transformers", "lightning", "torchmetrics", "jsonargparse"}
@@ -124,8 +125,9 @@ def source_of(part: type | FunctionType) -> str:
 
 @cache
 def used(cls: type) -> set[str]:
-    """The private names that a class defines, or uses as `self.name`."""
-    names = set(vars(cls)) | set(re.findall(r"\b(?:self|cls)\.(\w+)", source_of(cls)))
+    """The private names that a class defines, or uses as `self.name`; not what a library's own code stored on it."""
+    stored = {name for base in foreign(cls) for name in re.findall(r"\bcls\.(\w+) = ", source_of(base))}
+    names = set(vars(cls)) - stored | set(re.findall(r"\b(?:self|cls)\.(\w+)", source_of(cls)))
     return {name for name in names if PRIVATE.fullmatch(name)} - {"_abc_impl"}
 
 
@@ -134,6 +136,14 @@ def test_no_subclass_but_in_those_files_uses_or_shadows_a_private_name_of_its_ba
         if cls.__module__.replace(".", "/") + ".py" not in INTERNALS:
             theirs = set().union(*map(used, foreign(cls)))
             assert used(cls) & theirs - ALLOWED == set(), cls
+
+
+def test_what_transformers_stores_on_a_class_while_it_runs_is_not_ours():
+    cls = routed_class("llama")
+    cls._can_set_attn_implementation()
+    (stored,) = (name for name in vars(cls) if name.startswith("_can_set_attn_implementation"))
+    used.cache_clear()
+    assert stored not in used(cls)
 
 
 def super_calls(method: FunctionType) -> list[ast.Call]:

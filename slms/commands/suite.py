@@ -118,7 +118,7 @@ def _open(name: str, text: dict) -> tuple[Subject, str, int]:
     place = run_of(Path(name))
     run = str(place or name)
     called = f"{trained.config['name']}, {trained.tokens / 1e6:.1f} M" if place else Path(name).name
-    return with_text(called, trained.base, {}, **text), run, trained.config["seed_everything"]
+    return with_text(called, trained.base, {}, **text), run, trained.config["model"]["base"]["seed"]
 
 
 def _written(name: str) -> list[int]:
@@ -145,7 +145,7 @@ def stories_runs(runs: str) -> list[str]:
     found = []
     for seed in SEEDS:
         for width in WIDTHS:
-            flags = f"--model.base.seed={seed} --data.seed={seed} --model.base.d_model={width}"
+            flags = f"--seed_everything={seed} --model.base.d_model={width}"
             flags += f" --model.base.n_heads={width // 4}"
             made_by = f"python train.py --config {STORIES}.yaml {flags} makes"
             if (width, seed) not in finished:

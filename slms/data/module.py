@@ -164,7 +164,8 @@ class TextData(L.LightningDataModule):
             Null reads a finite corpus whole.
         epoch_tokens: number of tokens in one epoch; null makes an epoch one pass over the prepared tokens.
         val_tokens: number of tokens to validate on.
-        seed: seeds the order of the blocks and the embedded corpus's stories.
+        seed: seeds the order of the blocks and the embedded corpus's stories; by default 0, in train.py
+            `seed_everything`.
         num_workers: number of loader processes; you need none, since blocks are in memory, unless text is streamed.
         stream: read and tokenise the training text while training, for corpora larger than memory. `train_tokens` is
             then used only to calibrate the conversion, and you must give `epoch_tokens`.
@@ -180,7 +181,7 @@ class TextData(L.LightningDataModule):
         train_tokens: int | None = 4_000_000,
         epoch_tokens: int | None = None,
         val_tokens: int = 131_072,
-        seed: int = 0,
+        seed: int | None = None,
         num_workers: int = 0,
         stream: bool = False,
     ):
@@ -195,7 +196,7 @@ class TextData(L.LightningDataModule):
         self.corpus, self.tokenizer, self.source = corpus, tokenizer, source
         self.block_size, self.batch_size = block_size, batch_size
         self.train_tokens, self.epoch_tokens, self.val_tokens = train_tokens, epoch_tokens, val_tokens
-        self.seed, self.num_workers, self.streams = seed, num_workers, stream
+        self.seed, self.num_workers, self.streams = seed or 0, num_workers, stream
         self.corpus_name = corpus.resolve(source)
 
     def _spec(self, split: str, n_tokens: int | None) -> BlockSpec:

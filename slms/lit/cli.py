@@ -177,6 +177,7 @@ class TrainCLI(LightningCLI):
         if config.name is not None and (not config.name or set(config.name) & set("/\\\0") or config.name[0] == "."):
             raise ValueError(f"--name is {config.name!r}; it must be one file name: the run goes to OUTPUT_DIR/NAME/")
         check_checkpoint(config.checkpoint)
+        fill_seeds(config, int(config.seed_everything))
         if config.model.get("routing") is not None:  # its defaults depend on each other
             config.model.routing = Namespace(**RoutingConfig(**vars(config.model.routing)).to_dict())
         if "distill" in config.model:  # so have these, which depend on whether the run routes
@@ -274,6 +275,23 @@ class TrainCLI(LightningCLI):
             profiler.dirpath, profiler.filename = profiler.dirpath or place, profiler.filename or "profile"
         if self._note is not None:
             print(f"{self._note}: going on in a new run directory, {self.run.path}", flush=True)
+
+
+def fill_seeds(options: Any, seed: int) -> None:
+    """Set every `seed` that is null in a configuration, or in what it contains.
+
+    >>> fill_seeds(config := Namespace(data=Namespace(seed=None), sites=[Namespace(seed=2)]), 1)
+    >>> config
+    Namespace(data=Namespace(seed=1), sites=[Namespace(seed=2)])
+    """
+    if isinstance(options, Namespace):
+        for name, value in vars(options).items():
+            if name == "seed" and value is None:
+                options[name] = seed
+            fill_seeds(value, seed)
+    elif isinstance(options, list | dict):
+        for value in options.values() if isinstance(options, dict) else options:
+            fill_seeds(value, seed)
 
 
 def _is_lost_connection(error: Exception) -> bool:

@@ -38,7 +38,7 @@ def load_base(
     resolved = resolve(base)
     path = _place(base, resolved)
     pretrained = base.init == "pretrained"
-    model = read_model(path, dtype) if pretrained else _random(shaped(_config(path), base), base.seed, dtype)
+    model = read_model(path, dtype) if pretrained else _random(shaped(_config(path), base), base.seed or 0, dtype)
     if isinstance(tokenizer, PreTrainedTokenizerBase):
         return Base(model, tokenizer)
     stand_in = resolved.kind == "embedded" and base.hub is not None

@@ -113,7 +113,7 @@ def with_fresh_mlps(model: PreTrainedModel, config: RoutingConfig) -> tuple[PreT
     family = family_name(model.config.model_type)
     routed = changed_copy(model, routed_class(family), CONFIGS[family], routing=config.to_dict())
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed or 0)
         modules = route_modules(routed)
     mlps = {module.layer_index: module for module in modules.values() if isinstance(module, RoutedMLP)}
     return prepare(routed), mlps  # like a model read from disk
@@ -125,7 +125,7 @@ def _roots(
     """Return the roots of the layers' modules that weigh what pathways add, by layer; none under importance `norm`."""
     if config.importance != "loss" or not layers:
         return {}
-    return sensitivity_roots(model, {i: modules[i] for i in layers}, calibration, config.seed)
+    return sensitivity_roots(model, {i: modules[i] for i in layers}, calibration, config.seed or 0)
 
 
 def _uncalibrated(config: RoutingConfig) -> RoutingConfig:
@@ -183,7 +183,7 @@ def _fill(mlp: RoutedMLP, dense: MLPWeights, x: Tensor | None = None, root: Tens
         dense.W_in.cpu(),
         acts,
         config.n_pathways,
-        config.seed,
+        config.seed or 0,
         W_out=_weighed(dense.W_out, root).cpu(),
         W_gate=None if dense.W_gate is None else dense.W_gate.cpu(),
         n_shared=config.n_shared,
@@ -213,7 +213,7 @@ def _calibrate(mlp: RoutedMLP, weights: MLPWeights, x: Tensor, root: Tensor | No
         router = copy.deepcopy(mlp.router).float()  # it is fitted in fp32 whatever the model's dtype
         follow = config.gate == "softmax"
         norms = trimmed(statistics.norms) if follow else statistics.norms
-        explained = fit_router(router, x, norms, config.seed + mlp.layer_index)
+        explained = fit_router(router, x, norms, (config.seed or 0) + mlp.layer_index)
         if follow:
             logger.info("%s: scores are multiplied by %g", mlp.place, cool(router, weights, mlp.offsets, x))
         mlp.router.load_state_dict(router.state_dict())
@@ -241,7 +241,7 @@ def _calibrate_heads(heads: RoutedHeads, x: Tensor, o: Tensor, root: Tensor | No
         heads.router.share((statistics if root is None else _head_statistics(heads, o, None)).norms.mean(0))
     if config.router_init == "norm":
         router = copy.deepcopy(heads.router).float()
-        explained = fit_router(router, x, statistics.norms, config.seed + heads.layer_index)
+        explained = fit_router(router, x, statistics.norms, (config.seed or 0) + heads.layer_index)
         heads.router.load_state_dict(router.state_dict())
         logger.info("%s: the router explains %.2f of the variance of norms", heads.place, explained)
 

@@ -27,7 +27,7 @@ class BaseConfig:
         source: `auto` tries the local cache, then the hub, then the stand-in; every other value allows only that one.
         tokenizer: a name, id, directory or .gguf file to take the tokenizer from; by default the base.
         init: `pretrained` loads the base's weights; `random` keeps its architecture and draws new weights.
-        seed: seeds random weights.
+        seed: seeds random weights; by default 0, in train.py `seed_everything`.
         revision: branch, tag or commit on the hub.
         d_model: width that replaces the base's; this and the next three need random weights.
         n_layers: number of layers that replaces the base's.
@@ -41,7 +41,7 @@ class BaseConfig:
     source: Literal["auto", "hub", "embedded", "local"] = "auto"
     tokenizer: str | None = None
     init: Literal["pretrained", "random"] = "pretrained"
-    seed: int = 0
+    seed: int | None = None
     revision: str | None = None
     d_model: int | None = None
     n_layers: int | None = None

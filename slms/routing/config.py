@@ -76,7 +76,7 @@ class RoutingConfig:
         pool_block: tokens of a block; by default 32 if `pool` is given.
         mean_compensation: add the calibrated mean output of every skipped pathway.
         backend: the backend of `kernels.routed_mlp` that executes the MLP.
-        seed: seeds the partition and the router's initial weights.
+        seed: seeds the partition and the router's initial weights; by default 0, in train.py `seed_everything`.
         stock: route so that `eval.py export` can write the model as a stock mixture of experts (docs/leaving.md); it
             changes the defaults of `router`, `router_bias` and `gate`; `route` and a training run refuse, once they
             know the base, what cannot be exported.
@@ -112,7 +112,7 @@ class RoutingConfig:
     pool_block: int | None = None
     mean_compensation: bool = False
     backend: str = "auto"
-    seed: int = 0
+    seed: int | None = None
     stock: bool = False
     target: Literal["mlp", "attention", "both"] = "mlp"
     k_heads: int | None = None
@@ -151,7 +151,7 @@ class RoutingConfig:
         if not 0.0 <= self.tau <= 1.0:
             raise ValueError(f"`routing.tau` is {self.tau}; it must be between 0 and 1.")
         for name in ("first_layer", "seed"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"`routing.{name}` is {getattr(self, name)}; it must be at least 0.")
         layers = self.layers
         if layers is not None and (not layers or min(layers) < 0 or len(set(layers)) != len(layers)):

@@ -68,7 +68,7 @@ class Coder(nn.Module):
         self.is_transcoder, self.n_sources = d_out is not None, 1
         if config.skip and not self.is_transcoder:
             raise ValueError("coder.skip is true; only a transcoder (a site with a target) has a skip connection")
-        generator = torch.Generator().manual_seed(config.seed)
+        generator = torch.Generator().manual_seed(config.seed or 0)
         W = F.normalize(torch.randn(s, o, generator=generator), dim=1)
         self.W_dec = nn.Parameter(W)
         if self.is_transcoder:

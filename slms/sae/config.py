@@ -24,7 +24,7 @@ class CoderConfig:
             (whose mean squared norm is 1).
         prefixes: sizes of `matryoshka`'s nested dictionaries, as ascending shares of the latents; the last must be 1.
         skip: add a linear map from the input to the output, which makes a skip-transcoder.
-        seed: seeds the initial directions.
+        seed: seeds the initial directions; by default 0, in train.py `seed_everything`.
     """
 
     kind: Kind = "batch_topk"
@@ -37,7 +37,7 @@ class CoderConfig:
     bandwidth: float = 1e-3
     prefixes: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
     skip: bool = False
-    seed: int = 0
+    seed: int | None = None
 
     def __post_init__(self):
         if self.kind not in get_args(Kind):

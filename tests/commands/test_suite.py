@@ -107,7 +107,7 @@ def test_the_stories_suite_takes_the_last_finished_run_of_each_width_and_seed(tm
     assert len(found) == len(set(found)) == 6 * 3 * 4 and all("-2/checkpoints" in path for path in found)
     assert not any("1499136" in path or "-7-" in path for path in found)
     next((runs / "48-1-2" / "checkpoints").glob("*999424*")).unlink()
-    asked = r".*--model.base.seed=1 --data.seed=1"
+    asked = r".*--seed_everything=1"
     with pytest.raises(ValueError, match=r"48-1-2 has no checkpoint at 1,000,000 tokens; " + asked):
         command.stories_runs(str(tmp_path))
     (runs / "9-unreadable" / "model").mkdir(parents=True)
