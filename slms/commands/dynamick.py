@@ -33,7 +33,7 @@ from slms.measure.dynamick import (
     suitable,
     under_rule,
 )
-from slms.measure.frontier import AS_RUN, Cost, Frontier, Point, point_rows
+from slms.measure.frontier import AS_RUN, BESIDE, Cost, Frontier, Point, point_rows
 from slms.measure.gguf import time_models
 from slms.measure.journal import Journal, identity
 from slms.measure.kernels import KernelOptions, calibrate_kernels
@@ -69,6 +69,7 @@ def dynamick(
     density: list[str] | None = None,
     rule: list[str] | None = None,
     dense: str | None = None,
+    beside: list[str] | None = None,
     budget: str = "published",
     centre: bool = False,
     execution: str = "fastest",
@@ -97,6 +98,7 @@ def dynamick(
             its own, and then every dense rule that suits is measured too, on `dense`, at the densities that the routed
             model executed.
         dense: the dense model to compare a routed one with; by default the base of its run.
+        beside: other models of the same vocabulary, routed, cut out or dense: each is a point as it was trained.
         budget: how a dense model shares the density out: published (as each rule's paper: teal and wina greedily among
             the matrices of an MLP, cett by one CETT for all layers, cats and griffin uniformly, the rules of no paper
             by loss), uniform, or loss (among layers, greedily by measured loss).
@@ -123,6 +125,7 @@ def dynamick(
     calibration = token_ids(with_text(model, base_of, subject.text, split="train", n_tokens=calibration_tokens))
     routed = subject.model if routed_modules(subject.model) else None
     base = subject.model if routed is None else dense_of(model, dense)
+    others = {name: (path, checked_beside(path, base)) for name, path in named_models(beside or []).items()}
     settings = {"calibration_tokens": calibration.numel(), "budget": budget, "budget_tokens": budget_tokens}
     settings |= {"centre": centre, "pathways": pathways_of(routed), "execution": execution}
     options = settings | {"batch_size": batch_size, "seconds": seconds, "hardware": hardware(base.device)}
@@ -139,6 +142,8 @@ def dynamick(
             targets = sorted({round(point.value("density"), 4) for point in session.points})
         for name in rules:
             session.dense_points(name, targets)
+    for name, (path, weights) in progress(list(others.items()), "beside"):
+        session.add(BESIDE, name, None, partial(session.prepared, path), weights=weights)
     frontier = session.frontier()
     models = {"dense": base} | ({} if routed is None else {"routed": open_model(model).model})  # as trained
     timed = time_models(models, subject.tokenizer, session.prompt.shape[1]) if seconds else []
@@ -151,6 +156,27 @@ def dynamick(
     if timed:
         print(f"\n{llama_cpp_lines(timed)}")
     print(f"\nwritten to {directory}\n{closing_line(frontier)}")
+
+
+def named_models(models: Sequence[str]) -> dict[str, str]:
+    """Give each model a name by which a reader knows it: its run's, with the time of the run if names repeat."""
+    short = [short_name(model) for model in models]
+    names = [f"{name}/{Path(m).name}" if short.count(name) > 1 else name for name, m in zip(short, models, strict=True)]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"--beside: {' and '.join(sorted(twice))} must each be given once")
+    return dict(zip(names, models, strict=True))
+
+
+def checked_beside(path: str, dense: PreTrainedModel) -> dict[str, Any]:
+    """The identity of a model that can stand beside `dense`; raises ValueError if it cannot."""
+    model = open_model(path).model
+    check_only_mlps(model, f"dynamick --beside {path}")
+    if model.config.vocab_size != dense.config.vocab_size:
+        raise ValueError(
+            f"--beside {path}: its vocabulary has {model.config.vocab_size} tokens; the dense model's has "
+            f"{dense.config.vocab_size}"
+        )
+    return identity(model)
 
 
 def _named(rule: Sequence[str] | None, known: Collection[str], what: str = "on this model it") -> list[str]:
@@ -254,11 +280,23 @@ class _Session:
         for target in progress(targets, rule):
             self.add("dense", rule, target, partial(under, target))
 
-    def add(self, subject: str, rule: str, target: float | None, model: Callable[[], PreTrainedModel]) -> None:
-        """Measure a rule, keep its points and print them; `model()` is called only if the journal has none."""
+    def prepared(self, path: str) -> PreTrainedModel:
+        """Another model, as it was trained."""
+        model = open_model(path).model
+        self.prepare(model)
+        return model
+
+    def add(
+        self, subject: str, rule: str, target: float | None, model: Callable[[], PreTrainedModel], **settings: Any
+    ) -> None:
+        """Measure a rule, keep its points and print them; `model()` is called only if the journal has none.
+
+        settings: what the points depend on beside what the journal knows.
+        """
         points = self.journal.part(
             f"{subject} {rule} {'own' if target is None else format(target, 'g')}",
             lambda: self.measured(subject, rule, target, model()),
+            **settings,
         )
         self.points += points
         write_csv(self.directory / "dynamick.csv", POINT_COLUMNS, point_lines(self.frontier()))

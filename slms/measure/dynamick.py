@@ -141,8 +141,9 @@ def count_cost(
         counted = flops_per_token(model, block_size, shares, {place: kept[place].through for place in routed})
         return Cost(counted.active_fraction, *(counted.mlp_routed, counted.total_routed) * 2)
     mlps = dynamic_mlps(model)
-    if not mlps:
-        return Cost(1.0, *(whole.mlp_dense, whole.total_dense) * 2)
+    if not mlps:  # dense: the same model, or one whose MLPs are smaller
+        own = flops_per_token(model, block_size)
+        return Cost(own.active_fraction, *(own.mlp_routed, own.total_routed) * 2)
     by_place = {
         place: mlp.dense_flops() if as_executed and mlp.plan().dense else mlp.flops(kept[place])
         for place, mlp in mlps.items()

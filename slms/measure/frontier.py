@@ -28,6 +28,9 @@ class Cost(NamedTuple):
     """FLOPs of the whole model for a token of a prompt"""
 
 
+BESIDE = "beside"
+"""The subject of a point that is another trained model; its rule is the model's name."""
+
 AS_RUN = "as run"
 """The subject of a point that runs some MLPs dense because the rule is slower there; its quality is that of the mix."""
 
@@ -36,9 +39,9 @@ class Point(NamedTuple):
     """One rule at one density, or the dense model itself."""
 
     subject: str
-    """which model runs under the rule: the dense one, the same `AS_RUN`, or the routed one"""
+    """which model runs under the rule: the dense one, the same `AS_RUN`, the routed one, or one `BESIDE` them"""
     rule: str
-    """name of the rule; empty for the dense model itself"""
+    """name of the rule, or of a model `BESIDE`; empty for the dense model itself"""
     target: float | None
     """density asked for; None if a routed model ran as configured"""
     rows: list[Row]
@@ -155,6 +158,20 @@ def by_rule(points: Iterable[Point]) -> list[tuple[str, list[Point]]]:
     for point in points:
         groups.setdefault(point.name, []).append(point)
     return list(groups.items())
+
+
+def unbeaten(frontier: Frontier, direction: str) -> list[Point]:
+    """The points, slowest first, that no other beats or equals both in perplexity and in measured speed."""
+    points = [frontier.dense, *(p for p in frontier.points if p.timed)]
+
+    def key(p: Point) -> tuple[float, float]:
+        return (1.0, 1.0) if p is frontier.dense else (p.value("model_speedup", direction), p.value("ratio"))
+
+    found: list[Point] = []
+    for p in sorted(points, key=lambda p: (-key(p)[0], key(p)[1])):
+        if not found or key(p)[1] < key(found[-1])[1]:
+            found.append(p)
+    return found[::-1]
 
 
 def best_point(frontier: Frontier) -> Point | None:

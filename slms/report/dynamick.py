@@ -15,6 +15,7 @@ from slms.measure.frontier import (
     break_evens,
     by_rule,
     dense_places,
+    unbeaten,
     under_rule_alone,
 )
 from slms.measure.gguf import Timed
@@ -49,6 +50,7 @@ def frontier_json(frontier: Frontier) -> dict[str, object]:
             if p.subject == AS_RUN
         ],
         "best": None if best is None else [best.name, best.value("density")],
+        "unbeaten": {way: [p.label for p in unbeaten(frontier, way)] for way in DIRECTIONS},
         "closing": closing_line(frontier),
     }
 
@@ -101,6 +103,7 @@ def frontier_table(frontier: Frontier) -> str:
         head = ["rule", "density", "decode tok/s", "dense", "MLPs", "model", "prefill tok/s", "dense", "MLPs", "model"]
         text += f"\n\nin turns with the dense model on {frontier.device}, one sequence\n\n" + text_table(head, speed)
         text += "\n\n" + break_even_lines(frontier)
+        text += "\n" + "\n".join(unbeaten_lines(frontier, direction) for direction in DIRECTIONS)
     return "\n".join([text, *dense_lines(frontier)])
 
 
@@ -130,6 +133,16 @@ def break_even_lines(frontier: Frontier) -> str:
             cells.append(f"{name} {number(value, 2) if value is not None else verdict}")
         lines.append(f"break-even density of the MLPs, {direction}: {', '.join(cells)}")
     return "\n".join(lines) + "\n(faster, slower: at every density measured)"
+
+
+def unbeaten_lines(frontier: Frontier, direction: str) -> str:
+    """A line for each point that no other beats in both speed and perplexity, slowest first, under a heading."""
+    lines = [f"{direction}: no other point is as fast at as low a perplexity as"]
+    for p in unbeaten(frontier, direction):
+        at = "" if p.target is None else f" at {p.target:g}"
+        numbers = f"perplexity ×{p.value('ratio'):.4f}, {p.value('model_speedup', direction):.2f}× as fast"
+        lines.append("  the dense model" if p is frontier.dense else f"  {p.label}{at}: {numbers}")
+    return "\n".join(lines)
 
 
 def closing_line(frontier: Frontier) -> str:

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from slms.measure.frontier import NEAR_DENSE, Frontier, by_rule
+from slms.measure.frontier import BESIDE, DECODE, NEAR_DENSE, Frontier, by_rule, unbeaten
 from slms.measure.rows import frame
 from slms.report.dynamick import closing_line
 from slms.report.palette import GREY, PAGE, caption, look, styled
@@ -27,8 +27,12 @@ def frontier_figure(frontier: Frontier, title: str) -> Figure:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0%}"))
     for speed in right:
         speed.set(title="b   Quality and measured speed", xlabel="decoding, whole model: times as fast as dense")
-        _lines(speed, frontier, "model_speedup", "decode")
+        _lines(speed, frontier, "model_speedup", DECODE)
         speed.axvline(1, color=GREY, linewidth=0.6)
+        best = [p for p in unbeaten(frontier, DECODE) if p is not frontier.dense]
+        rises = [max(p.value("ratio") - 1, FLOOR) for p in best]
+        xs = [p.value("model_speedup", DECODE) for p in best]
+        speed.step([1, *xs], [FLOOR, *rises], where="post", color=GREY, alpha=0.5, zorder=0, label="none is better (b)")
     note = f"{closing_line(frontier)}\nbars: 95 % intervals over documents"
     caption(figure, title, f"{note}; b: on {frontier.device}" if timed and frontier.device not in note else note)
     figure.axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
@@ -43,7 +47,7 @@ def _lines(axes: Axes, frontier: Frontier, metric: str, family: str = "") -> Non
         xs = [p.value(metric, family) for p in points]
         rise = (frame(p.row("ratio") for p in points)[["value", "low", "high"]] - 1).clip(lower=FLOOR)
         colour, marker = look(i)
-        size = 5.5 if points[0].subject == "routed" else None
+        size = 5.5 if points[0].subject in ("routed", BESIDE) else None
         axes.plot(xs, rise["value"], marker, ls="-", markersize=size, color=colour, label=name)
         axes.vlines(xs, rise["low"], rise["high"], color=colour)
     axes.axhline(NEAR_DENSE - 1, color=GREY, ls="--", label="1 % above it")

@@ -14,6 +14,7 @@ from slms.commands.dynamick import dynamick
 from slms.measure.dynamick import DENSE_RULES
 from slms.measure.gguf import Timed
 from slms.measure.metrics import METRICS
+from slms.models.cut import cut as cut_model
 from slms.models.routed import routed_modules
 from slms.report.dynamick import POINT_COLUMNS
 from tests.tiny import tiny_config, word_tokenizer
@@ -110,6 +111,40 @@ def test_a_routed_model_beside_the_rules_at_its_density(place):
     assert {rule for _, rule, _ in others} == set(DENSE_RULES) - {"cats"}
     assert all(value(point, "density") == pytest.approx(density, abs=0.05) for point in points.values())
     assert results["dense"] == str(place / "dense") and ("model", "model_speedup", "decode") not in points[first]
+
+
+@pytest.fixture(scope="module")
+def cut(place):
+    """A copy of the dense model with half of the neurons of each MLP."""
+    base, tokenizer = slms.load_base(str(place / "dense"))
+    ids = torch.randint(40, (8, 16), generator=torch.Generator().manual_seed(0))
+    slms.save_model(cut_model(base, dict.fromkeys(range(2), 16), ids), tokenizer, place / "cut")
+    return place / "cut"
+
+
+def test_other_models_beside_the_rules(place, cut):
+    beside = [str(place / "routed"), str(cut)]
+    options = {"density": ["0.5"], "rule": ["griffin"], "budget": "uniform", "beside": beside, "seconds": 0.02}
+    points, results, _ = run(place, "dense", **options)
+    assert list(points) == [("dense", "griffin", "0.5"), ("beside", "routed", ""), ("beside", "cut", "")]
+    routed, half = points["beside", "routed", ""], points["beside", "cut", ""]
+    assert value(half, "density") == 0.5 and value(half, "mlp_share") == value(half, "mlp_share", "prefill") == 0.5
+    assert value(routed, "density") == pytest.approx((0.25 + 1) / 2)
+    assert value(half, "model_speedup", "decode") > 0 and value(half, "ratio") != 1
+    alone, *_ = run(place, "routed", dense=str(place / "dense"), rule=["top_k"])
+    assert value(routed, "nats") == value(alone["routed", "top_k", ""], "nats")
+    assert "dense" in results["unbeaten"]["decode"] or len(results["unbeaten"]["decode"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("beside", "told"),
+    [(["nowhere"], "nowhere"), (["{}/dense", "{}/dense"], "dense/dense must each be given once")],
+)
+def test_a_model_that_cannot_stand_beside_is_refused_before_anything_is_measured(beside, told, place, monkeypatch):
+    monkeypatch.setattr("slms.commands.dynamick.measure_quality", None)
+    with pytest.raises((ValueError, OSError), match=told):
+        run(place, "dense", beside=[path.format(place) for path in beside], output_dir=str(place / "none"))
+    assert not (place / "none").exists() or not any((place / "none").rglob("*.csv"))
 
 
 def test_both_models_are_timed_in_llama_cpp_or_have_the_reason(place, monkeypatch):

@@ -4,7 +4,18 @@ import math
 
 import pytest
 
-from slms.measure.frontier import AS_RUN, Cost, Frontier, Point, best_point, break_even, break_evens, point_rows
+from slms.measure.frontier import (
+    AS_RUN,
+    BESIDE,
+    Cost,
+    Frontier,
+    Point,
+    best_point,
+    break_even,
+    break_evens,
+    point_rows,
+    unbeaten,
+)
 from slms.measure.gguf import Timed
 from slms.measure.llama_cpp import Times
 from slms.measure.rows import Row
@@ -22,14 +33,14 @@ from slms.report.dynamick import (
 def point(rule, density, ratio, model=None, mlp=None, subject="dense", flops=1.0):
     speed = {"tokens_per_second": 100 * (model or 0), "dense_tokens_per_second": 100.0}
     speed |= {"mlp_speedup": mlp or model, "model_speedup": model}
-    mlps = 50 * flops * density
+    mlps = 50 * flops * (density or 1.0)
     rows = point_rows(
         Interval(1.0, 0.9, 1.1, 1000),
         Interval(*map(math.log, (ratio, ratio - 0.001, ratio + 0.001)), 1000),
-        Cost(density, mlps, 50 + mlps, 50.0, 100.0),
+        Cost(density or 1.0, mlps, 50 + mlps, 50.0, 100.0),
         Cost(1.0, 50.0, 100.0, 50.0, 100.0),
         {} if model is None else {"decode": speed, "prefill": speed},
-        {"L0.mlp": density},
+        {"L0.mlp": density or 1.0},
     )
     return Point(subject, rule, density, rows)
 
@@ -51,6 +62,28 @@ def test_the_best_is_the_fastest_of_the_free():
         "at ≤ 1 % perplexity the best is griffin at density 0.50: MLP 1.9×, model 1.4× in decode (prefill 1.9×, 1.4×) "
         "on a chip, 1 thread"
     )
+
+
+def test_the_unbeaten_are_the_points_that_no_other_dominates():
+    found = frontier(
+        point("a", 0.5, 1.2, model=1.4),
+        point("slow and bad", 0.5, 1.3, model=1.3),
+        point("b", None, 1.05, model=1.2, subject=BESIDE),
+        point("slower than dense", 0.5, 1.0, model=0.9),
+        point("as fast, worse", 0.5, 1.25, model=1.4),
+        point("not timed", 0.5, 0.9),
+    )
+    names = [p.label for p in unbeaten(found, "decode")]
+    assert names == ["dense", "b", "a"]
+    said = """\
+decode: no other point is as fast at as low a perplexity as
+  the dense model
+  b: perplexity ×1.0500, 1.20× as fast
+  a at 0.5: perplexity ×1.2000, 1.40× as fast
+"""
+    assert said in frontier_table(found) and frontier_json(found)["unbeaten"]["decode"] == names
+    better = frontier(point("better than dense", 0.5, 0.99, model=1.1))
+    assert [p.label for p in unbeaten(better, "prefill")] == ["better than dense"]
 
 
 def test_honest_lines_where_nothing_qualifies():
