@@ -175,16 +175,16 @@ def gate_fuses(x: Tensor, W_in: Tensor, density: float) -> bool:
     )
 
 
-def prepare_gate(call: GateCall) -> "GateMLP":
+def prepare_gate(call: GateCall, screened: bool = False) -> "GateMLP":
     """Check a call and prepare `gate_mlp` by "rows" with all of it but x, as a function of other x [n, d].
 
     Raises ValueError if shapes do not fit. Nothing of the call may move; it may change in place unless the function
-    says that something was `copied`.
+    says that something was `copied`, but for W_gate if it is `screened` (:class:`slms.kernels.cpu.gate_rows.GateMLP`).
     """
     check_gate_call(call)
     from slms.kernels.cpu.gate_rows import GateMLP  # numba takes half a second to import and is optional
 
-    return GateMLP(call, units_of(call.offsets))
+    return GateMLP(call, units_of(call.offsets), screened)
 
 
 def gate_mlp(call: GateCall, backend: str = "auto") -> Tensor:

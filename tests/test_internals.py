@@ -35,6 +35,7 @@ ALLOWED = {
     *"_asdict _fields _make _replace".split(),  # documented for named tuples
     *"_actions _option_string_actions".split(),  # argparse, which has no other way to list its options
     *"_parameters _buffers _modules".split(),  # torch, read for every call of a routed MLP: see routed_mlp.py
+    "_version",  # torch: counts changes of a tensor in place
     # torch: whether another has a hand in a head or a layer
     *"_forward_hooks _forward_pre_hooks _global_forward_hooks _global_forward_pre_hooks".split(),
     *"_assert_async _dynamo_marked_constant _embedding_bag_per_sample_weights_backward".split(),  # torch: no others

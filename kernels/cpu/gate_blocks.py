@@ -12,7 +12,7 @@ from numba.extending import register_jitable
 
 from slms.kernels.cpu import loops
 from slms.kernels.cpu.compiled import njit
-from slms.kernels.cpu.gate_choice import INDEX, K_OUT, ROW, H
+from slms.kernels.cpu.gate_choice import INDEX, K_OUT, OUT_ROW, ROW, H
 from slms.kernels.cpu.gate_loops import choose
 from slms.kernels.cpu.gate_twice import keep_best
 from slms.kernels.cpu.gathered import NEAR, dots_near, sums_near
@@ -73,7 +73,7 @@ def block_downs(a):
     for first in range(0, f, block):
         for t in range(n):
             low = begin[t]
-            high = _name_block(index[t], index[t, f], low, first + block, a[loops.W_OUT], a[ROW], table)
+            high = _name_block(index[t], index[t, f], low, first + block, a[loops.W_OUT], a[OUT_ROW], table)
             factors[: high - low] = h[t, low:high]
             factors[high - low : high - low + NEAR] = 0
             for j in range(0, high - low, NEAR):

@@ -16,11 +16,13 @@ from slms.kernels.cpu.memory import float_as_bits, floats, stay_apart
 POSITIVE, LOWEST = np.uint32(0x7FFFFFFF), np.int32(-(2**31))
 
 # Besides those of `loops`. GATES: [n, f] float32, written; INDEX: [n, f + 1] int64, written: each token's neurons, and
-# last their number. For single neurons, P is 1, and SINGLE is set. ROW: bytes from a row of W_in, and of W_out, to the
-# next: if more than a row's, the two lie interleaved. K_OUT: −1, or of a token's neurons so many, those of largest
-# |h| · OUT_SCALE [f], go through W_OUT; H: [n, f] float32, written: the activations of INDEX. LEAST, LEAST_OUT: 0, or
-# where the numbers lie that scores must reach, instead of being the K or K_OUT largest.
+# last their number. For single neurons, P is 1, and SINGLE is set. ROW, GATE_ROW, OUT_ROW: bytes from a row of W_IN,
+# W_GATE, W_OUT to the next, more than a row's where two of these lie interleaved. K_OUT: −1, or of a token's neurons so
+# many, those of largest |h| · OUT_SCALE [f], go through W_OUT; H: [n, f] float32, written: the activations of INDEX.
+# LEAST, LEAST_OUT: 0, or where the numbers lie that scores must reach, instead of being the K or K_OUT largest.
+# CODES_8, STEP: the copy of W_GATE in eight bits, or 0.
 LEAST, LEAST_OUT = 16, 17
+CODES_8, STEP, GATE_ROW, OUT_ROW = 18, 19, 20, 21
 SCALE, SHARED, WHOLE, SINGLE, INDEX, ROW, K_OUT, OUT_SCALE, H = loops.ROUTER_IN, 24, 25, 26, 27, 29, 30, 31, 32
 
 

@@ -10,9 +10,12 @@ from numba.extending import register_jitable
 from slms.kernels.cpu import loops
 from slms.kernels.cpu.compiled import njit
 from slms.kernels.cpu.gate_choice import (
+    CODES_8,
+    GATE_ROW,
     INDEX,
     K_OUT,
     LEAST,
+    OUT_ROW,
     OUT_SCALE,
     POSITIVE,
     ROW,
@@ -26,6 +29,7 @@ from slms.kernels.cpu.gate_choice import (
     exceeds,
     score_bits,
 )
+from slms.kernels.cpu.gate_screen import screened_token
 from slms.kernels.cpu.gate_twice import add_downs, choose_again, far_apart, form_ups, keep_best
 from slms.kernels.cpu.gathered import (
     ROWS,
@@ -50,7 +54,7 @@ from slms.kernels.cpu.memory import (
     widen,
 )
 from slms.kernels.cpu.pointwise import activate
-from slms.kernels.cpu.single import add_lanes, dot_one, to_lanes
+from slms.kernels.cpu.single import add_lanes, dot_spaced, to_lanes
 
 BLOCK = 64  # rows of the gate matrix that tokens share
 
@@ -72,7 +76,8 @@ def form_gates(a, thread, threads):
         few = min(block, high - first)
         for t in range(n):
             there = a[loops.GATES] + 4 * (t * f + first)
-            dot_one(a[loops.W_GATE] + first * d * size, few, lanes.ctypes.data + 4 * d * t, d, there, size)
+            rows, x = a[loops.W_GATE] + first * a[GATE_ROW], lanes.ctypes.data + 4 * d * t
+            dot_spaced(rows, few, a[GATE_ROW], x, d, there, size)
     for t in range(n):
         loops.add_bias(gates[t, low:], bias, low, high - low, 1)
         activate(gates[t, low:], a[loops.CODE], high - low)
@@ -143,7 +148,7 @@ def _add_token(a, t, thread, threads, y):
     n, d, size, f = a[loops.N], a[loops.D], a[loops.SIZE], a[loops.OFFSETS + a[loops.P]]
     chosen = carray(integers(a[INDEX]), (n, f + 1))[t]
     index = chosen[chosen[f] * thread // threads : chosen[f] * (thread + 1) // threads]
-    count, together = index.shape[0], a[ROW] != d * size
+    count, together = index.shape[0], a[OUT_ROW] != d * size
     gates, bias = carray(floats(a[loops.GATES]), (n, f))[t], numbers(a[loops.B_IN], f, size)
     lanes, total = to_lanes(a[loops.X] + 4 * d * t, d, size), np.zeros(d, np.float32)
     x, y_at, whole = lanes.ctypes.data, total.ctypes.data, count // ROWS * ROWS
@@ -151,7 +156,7 @@ def _add_token(a, t, thread, threads, y):
     table = np.empty(2 * count + ROWS, np.int64)  # rows of W_in, then of W_out, then what is fetched after the end
     for j in range(count):
         i = order[j] = index[far_apart(j, count)]
-        table[j], table[count + j] = a[loops.W_IN] + i * a[ROW], a[loops.W_OUT] + i * a[ROW]
+        table[j], table[count + j] = a[loops.W_IN] + i * a[ROW], a[loops.W_OUT] + i * a[OUT_ROW]
     table[2 * count :] = a[loops.W_OUT]
     u, up, down = np.empty(count, np.float32), table.ctypes.data, table.ctypes.data + 8 * count
     u_at = u.ctypes.data
@@ -264,7 +269,7 @@ def gate_loop(a):
     n, d, f, size, target = a[loops.N], a[loops.D], a[loops.OFFSETS + a[loops.P]], a[loops.SIZE], a[loops.Y]
     x, y = numbers(a[loops.X], n * d, size), np.zeros(n * d, np.float32)
     gates, index = np.empty(n * f, np.float32), np.empty(n * (f + 1), np.int64)
-    h = np.empty(n * f if a[K_OUT] >= 0 else 0, np.float32)
+    h = np.empty(n * f if a[K_OUT] >= 0 or a[CODES_8] != 0 else 0, np.float32)
     a[loops.X], a[loops.Y], a[loops.GATES], a[INDEX], a[H] = (
         x.ctypes.data,
         y.ctypes.data,
@@ -272,11 +277,14 @@ def gate_loop(a):
         index.ctypes.data,
         h.ctypes.data,
     )
-    form_gates(a, 0, 1)
-    choose(a)
-    if a[K_OUT] >= 0:
-        form_ups(a, 0, 1)
-        keep_best(a)
+    screened = n == 1 and a[CODES_8] != 0 and screened_token(a)
+    if not screened:
+        form_gates(a, 0, 1)
+        choose(a)
+        if a[K_OUT] >= 0:
+            form_ups(a, 0, 1)
+            keep_best(a)
+    if screened or a[K_OUT] >= 0:
         add_downs(a, 0, 1)
     else:
         add_rows(a, 0, 1)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from slms.kernels.cpu import gate_blocks, gate_loops, gate_twice, loops
 from slms.kernels.cpu import gate_choice as slots
+from slms.kernels.cpu.gate_screen import copy_in_bytes
 from slms.kernels.cpu.pointwise import CODES
 from slms.kernels.cpu.rows import MEMBERS, address, as_float, contiguous, packed, run, take_part
 from slms.kernels.cpu.team import team_size
@@ -67,18 +68,18 @@ def _arguments(
     return a
 
 
-def interleave(W_in: Tensor, W_out: Tensor) -> tuple[Tensor, Tensor]:
+def interleave(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Copy both [f, d] into one tensor [f, 2, d], so that the rows of a neuron follow each other; return its halves."""
-    both = torch.from_numpy(np.empty((len(W_in), 2, W_in.shape[1]), np.float32))  # numpy asks for huge pages
-    torch.stack([W_in.detach(), W_out.detach()], 1, out=both)
+    both = torch.from_numpy(np.empty((len(first), 2, first.shape[1]), np.float32))  # numpy asks for huge pages
+    torch.stack([first.detach(), second.detach()], 1, out=both)
     return both[:, 0], both[:, 1]
 
 
-def interleaved(W_in: Tensor, W_out: Tensor) -> bool:
+def interleaved(first: Tensor, second: Tensor) -> bool:
     """Whether both lie as `interleave` puts them."""
-    f, d = W_in.shape
-    apart = W_out.data_ptr() - W_in.data_ptr() == d * W_in.element_size()
-    return f > 1 and apart and W_in.dtype == W_out.dtype and W_in.stride() == W_out.stride() == (2 * d, 1)
+    f, d = first.shape
+    apart = second.data_ptr() - first.data_ptr() == d * first.element_size()
+    return f > 1 and apart and first.dtype == second.dtype and first.stride() == second.stride() == (2 * d, 1)
 
 
 class GateMLP:
@@ -86,15 +87,17 @@ class GateMLP:
 
     It multiplies by the whole gate matrix, and of W_in and W_out by each token's chosen rows. `offsets` stand for those
     of the call, and are empty for single neurons. What the call holds must not move, but may change in place unless
-    `copied` says that something of it was not contiguous.
+    `copied` says that something of it was not contiguous. If `screened`, a copy of the gate matrix of single neurons
+    that a threshold chooses spares reading it whole for a token alone; it is made once, so that matrix must not change.
     """
 
-    def __init__(self, call: GateCall, offsets: Sequence[int]) -> None:
-        given, together = (*call[1:6], call.scale, call.out_scale), interleaved(call.W_in, call.W_out)
+    def __init__(self, call: GateCall, offsets: Sequence[int], screened: bool = False) -> None:
+        given, matrices = (*call[1:6], call.scale, call.out_scale), (call.W_in, call.W_gate, call.W_out)
         # Held, because the loops know only addresses.
-        as_they_lie = (call.W_in, call.W_out) if together else ()
-        self.held = [t if any(t is w for w in as_they_lie) else contiguous(t) for t in given]
-        self.held += [call.whole_above, call.least, call.least_out]
+        rows = [W if W.stride(1) == 1 else W.detach().contiguous() for W in matrices]
+        W_in, W_gate, W_out = rows
+        self.held = [W_in, contiguous(call.b_in), W_gate, contiguous(call.b_gate), W_out]
+        self.held += [contiguous(call.scale), contiguous(call.out_scale), call.whole_above, call.least, call.least_out]
         self.copied = any(ours is not tensor for ours, tensor in zip(self.held, given, strict=False))
         self.W_gate, self.b_gate = call.W_gate, call.b_gate
         self.f, self.bytes, self.twice = len(call.scale), call.W_in.nbytes * 2, call.k_out is not None
@@ -102,7 +105,11 @@ class GateMLP:
         numbers = 0, call.W_in.shape[1], max(1, len(offsets) - 1), CODES[call.activation], call.W_in.element_size()
         choice = self.f, call.k, call.n_shared, call.k_out, scale, out_scale, whole_above, least, least_out
         self.arguments = _arguments(numbers, [0, *weights], choice, offsets)
-        self.arguments[slots.ROW] = call.W_in.nbytes // self.f * (1 + together)
+        self.arguments[[slots.ROW, slots.GATE_ROW, slots.OUT_ROW]] = [W.stride(0) * W.element_size() for W in rows]
+        single = call.least is not None and not offsets and call.W_in.dtype == torch.float32
+        self.copy = copy_in_bytes(call.W_gate) if screened and single and call.W_gate.isfinite().all() else None
+        if self.copy is not None:
+            self.arguments[[slots.CODES_8, slots.STEP]] = [address(part) for part in self.copy]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Output [n, d] of x [n, d]."""

@@ -13,6 +13,7 @@ from slms.kernels.cpu.gate_choice import (
     INDEX,
     K_OUT,
     LEAST_OUT,
+    OUT_ROW,
     OUT_SCALE,
     POSITIVE,
     ROW,
@@ -49,13 +50,17 @@ def far_apart(j, count):
 
 
 @register_jitable
-def _rows_table(a, rows, index):
-    """The addresses of the rows of index, in the order of `far_apart`, and of what is fetched after the end."""
+def rows_table(rows, apart, index):
+    """The addresses of the rows of index, in the order of `far_apart`, and of what is fetched after the end.
+
+    The last row stands for those that a tile lacks: a row by itself takes as long as four of a tile.
+    """
     count = index.shape[0]
-    table = np.empty(count + ROWS, np.int64)
-    for j in range(count):
-        table[j] = rows + index[far_apart(j, count)] * a[ROW]
-    table[count:] = rows
+    whole = (count + ROWS - 1) // ROWS * ROWS
+    table = np.empty(whole + ROWS, np.int64)
+    for j in range(whole):
+        table[j] = rows + index[min(far_apart(j, whole), count - 1)] * apart
+    table[whole:] = rows
     return table
 
 
@@ -69,13 +74,15 @@ def form_ups(a, thread, threads):
         low, high = chosen[f] * thread // threads, chosen[f] * (thread + 1) // threads
         index, count = chosen[low:high], high - low
         gates, h = carray(floats(a[loops.GATES]), (n, f))[t], carray(floats(a[H]), (n, f))[t]
-        lanes, u = to_lanes(a[loops.X] + 4 * d * t, d, size), np.empty(count, np.float32)
-        table = _rows_table(a, a[loops.W_IN], index)
-        dot_rows_at(table.ctypes.data, count, lanes.ctypes.data, d, u.ctypes.data, size)
-        for j in range(count):
-            at = far_apart(j, count)
-            i = index[at]
-            h[low + at] = (u[j] + bias[i] if bias.shape[0] > 0 else u[j]) * gates[i]
+        lanes, table = to_lanes(a[loops.X] + 4 * d * t, d, size), rows_table(a[loops.W_IN], a[ROW], index)
+        whole = table.shape[0] - ROWS
+        u = np.empty(whole, np.float32)
+        dot_rows_at(table.ctypes.data, whole, lanes.ctypes.data, d, u.ctypes.data, size)
+        for j in range(whole):
+            at = far_apart(j, whole)
+            if at < count:
+                i = index[at]
+                h[low + at] = (u[j] + bias[i] if bias.shape[0] > 0 else u[j]) * gates[i]
         keep(lanes, table, u)
 
 
@@ -106,11 +113,14 @@ def add_downs(a, thread, threads):
         chosen = carray(integers(a[INDEX]), (n, f + 1))[t]
         low, high = chosen[f] * thread // threads, chosen[f] * (thread + 1) // threads
         index, count = chosen[low:high], high - low
-        h, factors = carray(floats(a[H]), (n, f))[t, low:high], np.empty(count, np.float32)
-        for j in range(count):
-            factors[j] = h[far_apart(j, count)]
-        table, total = _rows_table(a, a[loops.W_OUT], index), np.zeros(d, np.float32)
-        add_rows_at(table.ctypes.data, count, factors.ctypes.data, d, total.ctypes.data, size)
+        h, total = carray(floats(a[H]), (n, f))[t, low:high], np.zeros(d, np.float32)
+        table = rows_table(a[loops.W_OUT], a[OUT_ROW], index)
+        whole = table.shape[0] - ROWS
+        factors = np.empty(whole, np.float32)
+        for j in range(whole):
+            at = far_apart(j, whole)
+            factors[j] = h[at] if at < count else np.float32(0)
+        add_rows_at(table.ctypes.data, whole, factors.ctypes.data, d, total.ctypes.data, size)
         add_lanes(a[loops.Y] + (thread * n + t) * d * 4, total, size)
         keep(table, total, factors)
 

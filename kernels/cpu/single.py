@@ -152,9 +152,15 @@ sums_8, sums_1, sums_8h, sums_1h = (sum_tile(n, half) for half in (False, True) 
 @register_jitable
 def dot_one(rows, count, x, d, out, size):
     """out[j] = row_j · x of `count` rows; x [d] float32, in lanes where the rows are bfloat16."""
+    dot_spaced(rows, count, size * d, x, d, out, size)
+
+
+@register_jitable
+def dot_spaced(rows, count, row, x, d, out, size):
+    """The same of rows that begin `row` bytes apart."""
     stay_apart()
     apart = count // ROWS
-    row, gap, out_gap = size * d, size * d * apart, 4 * apart
+    gap, out_gap = row * apart, 4 * apart
     for j in range(apart):
         if size == 4:
             dots_8(rows + j * row, gap, x, d, out + 4 * j, out_gap)

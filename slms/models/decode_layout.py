@@ -51,7 +51,7 @@ class Layout(NamedTuple):
     routed: list[RoutedMLP]
     ruled: list[DynamicMLP]
     chosen: list[object]
-    """what the others and these choose: their numbers of pathways and rules, their compiled calls"""
+    """what the others and these choose: their numbers of pathways, rules and versions, their compiled calls"""
     settings: np.ndarray
     table: np.ndarray | None
     """None if the stack holds anything unknown"""
@@ -108,7 +108,10 @@ def layout_of(stack: Any) -> Layout:
 
 
 def _chosen(routed: list[RoutedMLP], ruled: list[DynamicMLP]) -> list[object]:
-    return [*((module.k, module.config.rule) for module in routed), *(mlp.one_token() for mlp in ruled)]
+    return [
+        *((module.k, module.config.rule, module.screened) for module in routed),
+        *(mlp.one_token() for mlp in ruled),
+    ]
 
 
 def _read(stack: Any, modules: list[nn.Module]) -> tuple[np.ndarray, np.ndarray, list[object]] | None:

@@ -35,7 +35,7 @@ def fused_gate(mlp: RoutedMLP, x: Tensor) -> GateMLP | None:
     if not _unobserved(mlp) or not gate_fuses(x, mlp.W_in, density):
         return None
     plain = _plain(mlp, selector)
-    where = [selector.by_threshold(mlp._k), *_where(mlp, x.dtype, plain)]
+    where = [selector.by_threshold(mlp._k), mlp.screened, *_where(mlp, x.dtype, plain)]
     prepared = mlp._prepared  # another thread may replace it
     if prepared is not None and prepared[0] == where:
         return prepared[1]
@@ -45,7 +45,7 @@ def fused_gate(mlp: RoutedMLP, x: Tensor) -> GateMLP | None:
         return None
     if mlp._modules.keys() != {"router"} or selector._modules:
         return None
-    return _keep(mlp, where, prepare_gate(call))
+    return _keep(mlp, where, prepare_gate(call, mlp.screened is not None))
 
 
 def fused_backend(mlp: RoutedMLP, x: Tensor) -> str | None:

@@ -73,6 +73,7 @@ class RoutedMLP(Routed):
             )
         self.router = GateSelector(self.offsets, config) if config.router == "gate" else PathwayRouter(d_model, config)
         self._prepared: tuple | None = None
+        self._screens = False
         self.register_state_dict_post_hook(_contiguous)
 
     @torch.no_grad()
@@ -97,21 +98,32 @@ class RoutedMLP(Routed):
         self.permutation.copy_(permutation)
 
     def interleave(self) -> None:
-        """Let W_in and W_out lie row by row beside each other, in place, which decodes faster if the gate chooses once.
+        """Let what decoding reads of a neuron at once lie side by side, in place, and let it screen the gates.
 
+        That is W_gate and W_in if thresholds choose, else W_in and W_out, unless `k_out` reads fewer rows of W_out.
         Parameters stay the same objects with the same numbers, and state dictionaries hold contiguous copies. Nothing
-        happens unless `router` is gate without `k_out`, in float32 on the CPU.
+        happens unless `router` is gate, in float32 on the CPU.
         """
         kind = self.W_in.dtype
-        if not isinstance(self.router, GateSelector) or self.config.k_out is not None or kind != torch.float32:
+        if not isinstance(self.router, GateSelector) or self.W_gate is None or kind != torch.float32:
             return
         if refusal("rows", self.W_in.device.type, kind) is not None:
             return
         from slms.kernels.cpu.gate_rows import interleave, interleaved  # numba takes half a second to import
 
-        if not interleaved(self.W_in, self.W_out):
+        screens = self.router.by_threshold(self._k) and self.config.n_pathways == len(self.W_in)
+        self._screens = screens and not self.W_gate.is_inference()  # which has no version
+        if self.config.k_out is not None and not screens:
+            return
+        pair = (self.W_gate, self.W_in) if screens else (self.W_in, self.W_out)
+        if not interleaved(*pair):
             with torch.inference_mode(self.W_in.is_inference()):  # they stay of their kind, and can be trained
-                self.W_in.data, self.W_out.data = interleave(self.W_in, self.W_out)
+                pair[0].data, pair[1].data = interleave(*pair)
+
+    @property
+    def screened(self) -> int | None:
+        """The version of the gate matrix of which decoding may use a copy in eight bits; None for no copy."""
+        return self.W_gate._version if self._screens and self.W_gate is not None else None
 
     def pathway_of_neuron(self) -> Tensor:
         """Return the pathway of each neuron, int64 [f] on the CPU, in the dense model's order."""
@@ -267,6 +279,6 @@ def check_only_mlps(model: nn.Module, what: str) -> None:
 
 def _contiguous(mlp: nn.Module, state: dict[str, Any], prefix: str, local_metadata: dict) -> None:
     """Replace interleaved weights in a state dictionary by copies, since files hold whole tensors."""
-    for name in ("W_in", "W_out"):
+    for name in ("W_in", "W_out", "W_gate"):
         if isinstance(weight := state.get(prefix + name), Tensor):
             state[prefix + name] = weight.contiguous()

@@ -64,10 +64,32 @@ def test_other_types_are_not_interleaved(tiny, tokens):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("kind", "lie_so"), [("neurons", True), ("twice", False), ("thresholds", False)])
-def test_only_neurons_chosen_once_are_interleaved(tiny, tokens, kind, lie_so):
+@pytest.mark.parametrize(
+    ("kind", "beside"), [("neurons", ("W_in", "W_out")), ("twice", None), ("thresholds", ("W_gate", "W_in"))]
+)
+def test_what_is_read_together_is_interleaved(tiny, tokens, kind, beside):
     _, fast = pair(tiny, tokens, "llama", kind)
-    assert [interleaved(mlp.W_in, mlp.W_out) for mlp in find_mlps(fast).values()] == [lie_so] * len(find_mlps(fast))
+    for mlp in find_mlps(fast).values():
+        pairs = [("W_in", "W_out"), ("W_gate", "W_in")]
+        lie = [names for names in pairs if interleaved(*(getattr(mlp, name) for name in names))]
+        assert lie == ([] if beside is None else [beside])
+        assert (mlp.screened is not None) == (kind == "thresholds")
+
+
+@torch.no_grad()
+def test_a_trained_gate_matrix_gets_a_new_copy(tiny, tokens, ran):
+    stock, fast = pair(tiny, tokens, "llama", "thresholds")
+    ids = tokens(1, 12)
+    before = decode(fast, ids)
+    copies = [mlp._prepared[1].copy for mlp in find_mlps(fast).values()]
+    assert None not in copies
+    for model in (stock, fast):
+        for mlp in find_mlps(model).values():
+            mlp.W_gate.mul_(torch.linspace(0.2, 3, len(mlp.W_gate))[:, None])
+    torch.testing.assert_close(decode(fast, ids), decode(stock, ids), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(decode(fast, ids), before) and all(ran)
+    now = [mlp._prepared[1].copy for mlp in find_mlps(fast).values()]
+    assert all(new is not old and not torch.equal(new.step, old.step) for new, old in zip(now, copies, strict=True))
 
 
 @torch.no_grad()
