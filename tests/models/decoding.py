@@ -16,6 +16,7 @@ KINDS = {
     "neurons": dict(router="gate", n_pathways=D_FF, k=D_FF // 3),
     "twice": dict(router="gate", n_pathways=D_FF, k=D_FF // 2, k_out=D_FF // 4),
     "thresholds": dict(router="gate", n_pathways=D_FF, k=D_FF // 2, k_out=D_FF // 4, rule="controlled"),
+    "screened": dict(router="gate", n_pathways=D_FF, k=D_FF // 3, k_out=D_FF // 4, rule="controlled"),
     "units": dict(router="gate", n_pathways=4, k=2, n_shared=1, every_n_layers=2),
     "router": dict(n_pathways=4, k=2),
     "shared": dict(router="linear", router_bias=False, gate="softmax", n_pathways=4, k=3, n_shared=1, first_layer=1),

@@ -65,7 +65,8 @@ def test_other_types_are_not_interleaved(tiny, tokens):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("kind", "beside"), [("neurons", ("W_in", "W_out")), ("twice", None), ("thresholds", ("W_gate", "W_in"))]
+    ("kind", "beside"),
+    [("neurons", ("W_in", "W_out")), ("twice", None), ("thresholds", None), ("screened", ("W_gate", "W_in"))],
 )
 def test_what_is_read_together_is_interleaved(tiny, tokens, kind, beside):
     _, fast = pair(tiny, tokens, "llama", kind)
@@ -73,12 +74,12 @@ def test_what_is_read_together_is_interleaved(tiny, tokens, kind, beside):
         pairs = [("W_in", "W_out"), ("W_gate", "W_in")]
         lie = [names for names in pairs if interleaved(*(getattr(mlp, name) for name in names))]
         assert lie == ([] if beside is None else [beside])
-        assert (mlp.screened is not None) == (kind == "thresholds")
+        assert (mlp.screened is not None) == (kind == "screened")
 
 
 @torch.no_grad()
 def test_a_trained_gate_matrix_gets_a_new_copy(tiny, tokens, ran):
-    stock, fast = pair(tiny, tokens, "llama", "thresholds")
+    stock, fast = pair(tiny, tokens, "llama", "screened")
     ids = tokens(1, 12)
     before = decode(fast, ids)
     copies = [mlp._prepared[1].copy for mlp in find_mlps(fast).values()]
