@@ -6,7 +6,8 @@ neurons chosen by their own gates; rule_rows -> dense MLPs under a training-free
 Llama-like model for one token.
 
 Beneath: choice -> the router in loops; loops, pointwise -> what all threads run; operands, amx_tiles -> tile registers;
-gate_loops, gate_twice, gate_choice -> the same for gate-selected neurons, gate_blocks -> for many tokens of them;
+gate_loops, gate_twice, gate_choice -> the same for gate-selected neurons, gate_blocks -> for many tokens of them,
+gate_screen -> for a single one that a copy of the gates in eight bits screens;
 rule_loops -> for rules; vectors, single, gathered -> products in vector code; memory -> addresses and bits; compiled
 -> numba and where its code is kept; team -> how many threads.
 """

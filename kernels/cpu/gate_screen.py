@@ -253,7 +253,9 @@ def screened_token(a):
         total += x[i] * x[i]
     if not total < np.float32(np.inf):
         return False
-    x_step = _rounded(x, min(32767, LARGEST * LANES // (MOST * e)), token)
+    x_step = _rounded(
+        x, min(32767, LARGEST * LANES // (MOST * e)), token
+    )  # no lane's sum of e / LANES products overflows
     norm = MARGIN * np.sqrt(total + np.float32(d) * (x_step * np.float32(MOST)) ** 2)
     step, scale, bias = vector(a[STEP], f), vector(a[SCALE], f), numbers(a[loops.B_GATE], f, 4)
     gate, bound = np.empty(f + TOGETHER, np.float32), np.empty(f, np.float32)
