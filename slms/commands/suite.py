@@ -102,7 +102,7 @@ def _measure(journal: Journal, name: str, batch_size: int, n_nulls: int, **text)
 
     def measure_random() -> dict[str, Row]:
         twin = random_twin(subject.model, seed)
-        return measure_numbers(f"{run}, random weights", twin, subject.blocks, batch_size, n_nulls)
+        return measure_numbers(f"{called.split(', ')[0]}, random weights", twin, subject.blocks, batch_size, n_nulls)
 
     shape = {key: value for key, value in subject.model.config.to_dict().items() if not key.startswith("_")}
     random = journal.part(f"random {run}", measure_random, shape=shape, seed=seed)
