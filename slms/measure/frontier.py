@@ -133,7 +133,7 @@ def break_even(densities: Sequence[float], speedups: Sequence[float]) -> float |
 def break_evens(frontier: Frontier) -> dict[str, dict[str, float | None]]:
     """By rule, the break-even density of the MLPs in decode and in prefill."""
     found: dict[str, dict[str, float | None]] = {}
-    for name, group in by_rule(frontier.points):
+    for name, group in by_rule(p for p in frontier.points if p.subject != BESIDE):
         found[name] = {}
         for direction in DIRECTIONS:
             timed = [(p.value("density"), p.value("mlp_speedup", direction)) for p in under_rule_alone(group)]

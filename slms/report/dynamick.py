@@ -6,6 +6,7 @@ from typing import Any
 
 from slms.measure.frontier import (
     AS_RUN,
+    BESIDE,
     DIRECTIONS,
     NEAR_DENSE,
     PREFILL,
@@ -123,7 +124,7 @@ def break_even_lines(frontier: Frontier) -> str:
     lines, found = [], break_evens(frontier)
     for direction in DIRECTIONS:
         cells = []
-        for name, group in by_rule(frontier.points):
+        for name, group in by_rule(p for p in frontier.points if p.subject != BESIDE):
             speeds = [p.value("mlp_speedup", direction) for p in under_rule_alone(group)]
             value = found[name][direction]
             if not speeds:
