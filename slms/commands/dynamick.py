@@ -130,7 +130,8 @@ def dynamick(
     settings |= {"centre": centre, "pathways": pathways_of(routed), "execution": execution}
     options = settings | {"batch_size": batch_size, "seconds": seconds, "hardware": hardware(base.device)}
     options |= {"dense": identity(base)}
-    directory, journal = results_of(subject, output_dir, "dynamick", **options, rule=rule, density=densities)
+    asked = {"rule": rule, "density": densities} | ({"beside": [*others.values()]} if others else {})
+    directory, journal = results_of(subject, output_dir, "dynamick", **options, **asked)
     journal.made_from |= options
     session = _Session(base, subject, calibration, settings, batch_size, seconds, kernels.calibrate, journal, directory)
     if routed is not None:

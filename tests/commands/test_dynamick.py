@@ -125,7 +125,7 @@ def cut(place):
 def test_other_models_beside_the_rules(place, cut):
     beside = [str(place / "routed"), str(cut)]
     options = {"density": ["0.5"], "rule": ["griffin"], "budget": "uniform", "beside": beside, "seconds": 0.02}
-    points, results, _ = run(place, "dense", **options)
+    points, results, directory = run(place, "dense", **options)
     assert list(points) == [("dense", "griffin", "0.5"), ("beside", "routed", ""), ("beside", "cut", "")]
     routed, half = points["beside", "routed", ""], points["beside", "cut", ""]
     assert value(half, "density") == 0.5 and value(half, "mlp_share") == value(half, "mlp_share", "prefill") == 0.5
@@ -133,7 +133,12 @@ def test_other_models_beside_the_rules(place, cut):
     assert value(half, "model_speedup", "decode") > 0 and value(half, "ratio") != 1
     alone, *_ = run(place, "routed", dense=str(place / "dense"), rule=["top_k"])
     assert value(routed, "nats") == value(alone["routed", "top_k", ""], "nats")
-    assert "dense" in results["unbeaten"]["decode"] or len(results["unbeaten"]["decode"]) > 0
+    fastest = max((value(point, "model_speedup", "decode"), rule) for (_, rule, _), point in points.items())
+    assert results["unbeaten"]["decode"][-1] == (fastest[1] if fastest[0] > 1 else "dense")
+    _, alone, elsewhere = run(place, "dense", **{**options, "beside": beside[:1]})
+    assert elsewhere != directory and len(json.loads((directory / "dynamick.json").read_text())["rows"]) > len(
+        alone["rows"]
+    )
 
 
 @pytest.mark.parametrize(
