@@ -2,6 +2,7 @@
 
 subject     opens the model and the text that a command measures
 coder       opens a sparse autoencoder at its place in a model
+dynamick_points  measures what dynamick shows
 export_coders  writes the coders of a run for Neuronpedia and circuit-tracer
 arguments   reads command lines as people type them
 

@@ -146,7 +146,7 @@ def test_other_models_beside_the_rules(place, cut):
     [(["nowhere"], "nowhere"), (["{}/dense", "{}/dense"], "dense/dense must each be given once")],
 )
 def test_a_model_that_cannot_stand_beside_is_refused_before_anything_is_measured(beside, told, place, monkeypatch):
-    monkeypatch.setattr("slms.commands.dynamick.measure_quality", None)
+    monkeypatch.setattr("slms.commands.dynamick_points.measure_quality", None)
     with pytest.raises((ValueError, OSError), match=told):
         run(place, "dense", beside=[path.format(place) for path in beside], output_dir=str(place / "none"))
     assert not (place / "none").exists() or not any((place / "none").rglob("*.csv"))
