@@ -133,7 +133,7 @@ def break_even(densities: Sequence[float], speedups: Sequence[float]) -> float |
 def break_evens(frontier: Frontier) -> dict[str, dict[str, float | None]]:
     """By rule, the break-even density of the MLPs in decode and in prefill."""
     found: dict[str, dict[str, float | None]] = {}
-    for name, group in by_rule(p for p in frontier.points if p.subject != BESIDE):
+    for name, group in of_rules(frontier):
         found[name] = {}
         for direction in DIRECTIONS:
             timed = [(p.value("density"), p.value("mlp_speedup", direction)) for p in under_rule_alone(group)]
@@ -172,6 +172,11 @@ def unbeaten(frontier: Frontier, direction: str) -> list[Point]:
         if not found or key(p)[1] < key(found[-1])[1]:
             found.append(p)
     return found[::-1]
+
+
+def of_rules(frontier: Frontier) -> list[tuple[str, list[Point]]]:
+    """The points of each rule, without the models beside them, which have one density."""
+    return by_rule(p for p in frontier.points if p.subject != BESIDE)
 
 
 def best_point(frontier: Frontier) -> Point | None:

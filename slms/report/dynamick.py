@@ -6,7 +6,6 @@ from typing import Any
 
 from slms.measure.frontier import (
     AS_RUN,
-    BESIDE,
     DIRECTIONS,
     NEAR_DENSE,
     PREFILL,
@@ -14,8 +13,8 @@ from slms.measure.frontier import (
     Point,
     best_point,
     break_evens,
-    by_rule,
     dense_places,
+    of_rules,
     unbeaten,
     under_rule_alone,
 )
@@ -124,7 +123,7 @@ def break_even_lines(frontier: Frontier) -> str:
     lines, found = [], break_evens(frontier)
     for direction in DIRECTIONS:
         cells = []
-        for name, group in by_rule(p for p in frontier.points if p.subject != BESIDE):
+        for name, group in of_rules(frontier):
             speeds = [p.value("mlp_speedup", direction) for p in under_rule_alone(group)]
             value = found[name][direction]
             if not speeds:
