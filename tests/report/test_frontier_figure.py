@@ -10,10 +10,10 @@ from slms.report.frontier_figure import FLOOR, frontier_figure
 
 
 def point(rule, density, ratio, timed, subject="dense"):
-    speeds = {"decode": {"mlp_speedup": 2.0, "model_speedup": 1.5}} if timed else {}
+    speeds = {way: {"mlp_speedup": 2.0, "model_speedup": x} for way, x in (("decode", 1.5), ("prefill", 1.2))}
     loss, difference = Interval(1.0, 0.9, 1.1, 9), Interval(*[math.log(ratio)] * 3, 9)
     cost, dense = Cost(density, density, 1 + density, 1.0, 2.0), Cost(1.0, 1.0, 2.0, 1.0, 2.0)
-    rows = point_rows(loss, difference, cost, dense, speeds, {})
+    rows = point_rows(loss, difference, cost, dense, speeds if timed else {}, {})
     return Point(subject, rule, density, rows)
 
 
@@ -24,7 +24,7 @@ def test_figure(timed):
     points.append(point("top_k", 0.6, 0.99, timed, "routed"))
     found = Frontier(point("", 1.0, 1.0, False), points, "a chip")
     figure = frontier_figure(found, "a model")
-    assert len(figure.axes) == (2 if timed else 1)
+    assert len(figure.axes) == (3 if timed else 1)
     axes = figure.axes[0]
     lines = {line.get_label(): line for line in axes.get_lines()}
     assert {*names, "routed: top_k"} <= set(lines)
@@ -32,6 +32,9 @@ def test_figure(timed):
     assert lines["oracle"].get_ydata().tolist() == pytest.approx([8.0, 0.1])
     looks = {(line.get_color(), line.get_marker()) for name, line in lines.items() if name in names}
     assert len(looks) == len(names)
+    filled = {name for name, line in lines.items() if line.get_marker() != "None" and line.get_mfc() != "white"}
+    assert filled == {"routed: top_k"}  # what was trained
     assert lines["routed: top_k"].get_ydata().tolist() == [FLOOR]  # below the dense model's: on the lowest line
     if timed:
-        assert figure.axes[1].get_lines()[0].get_xdata().tolist() == [1.5, 1.5]
+        for panel, speedup in zip(figure.axes[1:], (1.5, 1.2), strict=True):
+            assert panel.get_lines()[0].get_xdata().tolist() == [speedup, speedup]

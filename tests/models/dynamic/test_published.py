@@ -3,6 +3,7 @@
 `python -m pytest tests/models/dynamic/test_published.py -s` prints the table; the log has one of more tokens.
 """
 
+import copy
 import math
 
 import pytest
@@ -13,7 +14,7 @@ from slms.data.text import Blocks, encode
 from slms.measure.dynamick import measure_quality, share_out, under_rule
 from slms.models.dynamic import set_densities
 from slms.models.routed import routed_modules
-from slms.routing.rules import threshold
+from slms.models.routed_mlp import RoutedMLP
 from tests.models.dynamic import transcriptions
 
 T = 128
@@ -68,13 +69,27 @@ def test_cats_of_a_histogram(real):
     assert ours(model, "cats", calibration, held_out, densities) == pytest.approx(wanted, rel=1e-3)
 
 
+@pytest.mark.parametrize("tau", [0.5, 0.9])
 @torch.no_grad()
-def test_d2dmoe_chooses_by_the_largest_norm(real):
-    """On the norms that a fitted router predicts from real inputs, at every τ."""
-    _, model, calibration, _ = real
-    routed = under_rule(model, "router", calibration)
-    for x, module in zip(transcriptions.mlp_inputs(model, calibration), routed_modules(routed).values(), strict=True):
-        router = module.router
-        norms = (router.norm_shift + router.norm_scale * router(x.flatten(0, 1))).abs()  # their routers end in abs
-        for tau in (0.1, 0.5, 0.9):
-            assert torch.equal(threshold(norms, tau), transcriptions.dynk_max(norms, tau).bool())
+def test_d2dmoe(real, tau):
+    """Rule `threshold` on experts and routers of ours; prompts too run what is chosen."""
+    name, model, calibration, held_out = real
+    config = slms.RoutingConfig(
+        n_pathways=16, every_n_layers=1, router="linear", gate="unit", rule="threshold", tau=tau
+    )
+    routed = slms.route(model, config, calibration)
+    functions = []
+    for layer, module in zip(model.model.layers, routed_modules(routed, RoutedMLP).values(), strict=True):
+        mlp = copy.deepcopy(layer.mlp)  # its neurons in the order of the experts
+        for matrix, weight in (
+            (mlp.gate_proj, module.W_gate),
+            (mlp.up_proj, module.W_in),
+            (mlp.down_proj, module.W_out.T),
+        ):
+            matrix.weight.copy_(weight)
+        fitted = module.router.norm_shift, module.router.norm_scale
+        functions.append(transcriptions.d2dmoe(mlp, module.router, *fitted, module.offsets, tau))
+    wanted = transcriptions.perplexity(model, held_out, functions)
+    got, dense = transcriptions.perplexity(routed, held_out), transcriptions.perplexity(model, held_out)
+    print(f"\nd2dmoe, τ {tau}, {name}: ours {got:.4f}, transcription {wanted:.4f}, dense {dense:.4f}")
+    assert got == pytest.approx(wanted, rel=1e-3) and abs(got - dense) > 0.01 * dense

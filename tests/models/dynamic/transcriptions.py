@@ -236,4 +236,19 @@ def dynk_max(norms, tau):
     return chosen
 
 
+def d2dmoe(mlp, router, norm_shift, norm_scale, offsets, tau):
+    """The experts that `dynk_max` chooses by the norms that a router predicts, summed without weights.
+
+    Their routers end in abs; one that was fitted without it predicts 0 where it is negative. The MLP's neurons are in
+    the experts' order: expert p has those from offsets[p] to offsets[p + 1].
+    """
+    sizes = torch.tensor(offsets).diff()
+
+    def forward(x):
+        experts = dynk_max((norm_shift + norm_scale * router(x)).clamp_min(0), tau)
+        return mlp.down_proj(hidden(mlp, x) * experts.repeat_interleave(sizes, dim=-1))
+
+    return forward
+
+
 PUBLISHED = {"teal": teal, "wina": wina, "cats": cats, "griffin": griffin, "cett": cett}
