@@ -20,7 +20,8 @@ class CoderOptimizerConfig:
     Args:
         lr: peak learning rate; null takes 2e-4/√(latents / 2¹⁴) (Gao et al., arXiv:2406.04093), meant for 10⁵ steps or
             more. In a shorter run, a coder with a fixed k takes √(10⁵ / steps) times as much, at most `max_lr`.
-        max_lr: upper bound on the automatic learning rate.
+        max_lr: upper bound on the automatic learning rate; null takes 0.08/√(input dimension), at which one of Adam's
+            steps moves a row by at most 0.08, while rows start at norm 1.
         clip: upper bound on the norm of a coder's gradient; null takes 0.01 for coders with a fixed k, 1 for others.
         warmup_steps: number of steps of linear warm-up, at most a twentieth of the run.
         decay: share of the run, at its end, over which the learning rate falls linearly to 0.
@@ -31,7 +32,7 @@ class CoderOptimizerConfig:
     """
 
     lr: float | None = None
-    max_lr: float = 1e-2
+    max_lr: float | None = None
     clip: float | None = None
     warmup_steps: int = 1000
     decay: float = 0.4
@@ -49,16 +50,16 @@ class CoderOptimizerConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"model.optimizer.{name} is {getattr(self, name)}; it must lie in [0, 1]")
 
-    def peak(self, coder: CoderConfig, d_sae: int, total: int) -> float:
-        """Return the peak learning rate of a coder with d_sae latents in a run of `total` steps.
+    def peak(self, coder: CoderConfig, d_in: int, d_sae: int, total: int) -> float:
+        """Return the peak learning rate of a coder of d_in dimensions with d_sae latents in a run of `total` steps.
 
-        >>> [CoderOptimizerConfig().peak(CoderConfig(), 2**14, steps) for steps in (10**6, 1000)]
-        [0.0002, 0.002]
+        >>> [CoderOptimizerConfig().peak(CoderConfig(), 64, 2**14, steps) for steps in (10**6, 1000, 10)]
+        [0.0002, 0.002, 0.01]
         """
         # After 500 steps of 512 tokens with 1,024 latents, FVU was .100 at Gao's rate and .041 at ten times that rate.
         # With a penalty instead of a fixed k, most latents die at such rates (docs/log.md).
         short = max(LONG_RUN / max(total, 1), 1.0) ** 0.5 if coder.fixed_k else 1.0
-        return self.lr or min(2e-4 / (d_sae / 2**14) ** 0.5 * short, self.max_lr)
+        return self.lr or min(2e-4 / (d_sae / 2**14) ** 0.5 * short, self.max_lr or 0.08 / d_in**0.5)
 
     def warmup(self, total: int) -> int:
         """Return the number of warm-up steps in a run of `total`."""
@@ -92,7 +93,7 @@ class CoderOptimizerConfig:
         """
         groups = []
         for coder in coders:
-            lr = self.peak(coder.config, coder.d_sae, total)
+            lr = self.peak(coder.config, coder.d_in, coder.d_sae, total)
             parameters = list(coder.parameters())
             groups.append({"params": [p for p in parameters if p.dim() > 1], "lr": lr})
             share = min((3 if coder.starts_large else 1) / coder.d_in**0.5, 1)

@@ -16,18 +16,26 @@ def test_schedule():
 
 
 @pytest.mark.parametrize(
-    ("d_sae", "steps", "lr"),
-    [(2**14, 10**5, 2e-4), (2**14, 10**7, 2e-4), (2**12, 10**5, 4e-4), (2**14, 10**3, 2e-3), (2**6, 10, 1e-2)],
+    ("d_in", "d_sae", "steps", "lr"),
+    [
+        (64, 2**14, 10**5, 2e-4),
+        (64, 2**14, 10**7, 2e-4),
+        (64, 2**12, 10**5, 4e-4),
+        (64, 2**14, 10**3, 2e-3),
+        (64, 2**6, 10, 1e-2),
+        (576, 2**6, 10, 1e-2 / 3),  # a step moves a row of more entries further
+    ],
 )
-def test_automatic_learning_rate(d_sae, steps, lr):
-    assert CoderOptimizerConfig().peak(CoderConfig(kind="topk"), d_sae, steps) == pytest.approx(lr)
-    long = CoderOptimizerConfig().peak(CoderConfig(kind="topk"), d_sae, 10**6)
-    assert CoderOptimizerConfig().peak(CoderConfig(kind="gated"), d_sae, steps) == long
+def test_automatic_learning_rate(d_in, d_sae, steps, lr):
+    assert CoderOptimizerConfig().peak(CoderConfig(kind="topk"), d_in, d_sae, steps) == pytest.approx(lr)
+    long = CoderOptimizerConfig().peak(CoderConfig(kind="topk"), d_in, d_sae, 10**6)
+    assert CoderOptimizerConfig().peak(CoderConfig(kind="gated"), d_in, d_sae, steps) == long
+    assert CoderOptimizerConfig(max_lr=1e-3).peak(CoderConfig(kind="topk"), d_in, 2**6, 10) == 1e-3
 
 
 def test_given_learning_rate_and_groups_of_each_coder():
     config = CoderOptimizerConfig(lr=0.5)
-    assert config.peak(CoderConfig(), 2**14, 10) == 0.5
+    assert config.peak(CoderConfig(), 36, 2**14, 10) == 0.5
     coders = [build_coder(CoderConfig(d_sae=s, k=2, kind=kind), 36) for s, kind in ((8, "topk"), (16, "gated"))]
     groups = CoderOptimizerConfig(max_lr=1.0).adam(coders, 10**5).param_groups
     rates = [2e-4 * (2**14 / s) ** 0.5 for s in (8, 16)]
