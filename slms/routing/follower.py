@@ -71,8 +71,9 @@ class Group:
         self.decision, self._reads = None if kept is None else _without_graph(kept), False
 
     def keep(self, decision: Decision) -> None:
-        """Keep a decision for the followers, unless the leader runs alone or is computed again."""
-        if self._reads:
+        """Keep a decision for the followers, unless the leader runs alone, is computed again or is only observed."""
+        learns = self.decision is not None and self.decision.routes.gates.requires_grad
+        if self._reads and (torch.is_grad_enabled() or not learns):
             self.decision = decision
 
     def decided(self, x: Tensor, k: int, place: str) -> Decision:
