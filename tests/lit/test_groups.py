@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from slms.lit.balances import Balances
+from slms.lit.controls import equal_flops
 from slms.lit.language_model import LanguageModel
 from slms.lit.moves import AssignmentConfig
 from slms.measure.dynamick import set_routed_rule
-from slms.models.base import BaseConfig
+from slms.models.base import BaseConfig, init_base
 from slms.models.densities import set_thresholds
 from slms.models.routed import record_routes
 from slms.routing import RoutingConfig
@@ -78,6 +79,13 @@ def test_densities_are_set_for_the_group(tmp_path):
             net(IDS)
         assert all(abs(found.chosen.float().mean() - 0.5) < 0.1 for found in routes.values())
         set_routed_rule(net, rule, 0.5, IDS, 2)
+
+
+def test_fixed_neurons_get_the_flops_of_the_shared_router():
+    base = init_base("stories-1m")
+    shared, alone = (RoutingConfig(**CONFIG.to_dict() | {"router_layers": n}) for n in (2, 1))
+    fewer, more = (equal_flops(base, routing)["neurons"] for routing in (shared, alone))
+    assert {place for place in more if fewer[place] < more[place]} == {"L3.mlp"}
 
 
 def test_static_time_is_refused():

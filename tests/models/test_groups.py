@@ -90,6 +90,7 @@ def test_with_every_pathway_it_is_the_dense_model(tiny, tokens, family, layers):
         {"n_shared": 1, "mean_compensation": True, "router": "mlp"},
         {"pool": 4, "pool_block": 4},
         {"refit": True, "importance": "loss"},
+        *({"partition": kind, "n_shared": 1} for kind in ("learned", "kmeans", "random", "contiguous")),
     ],
     ids=str,
 )
