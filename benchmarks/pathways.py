@@ -35,7 +35,7 @@ from slms.kernels.timing import time_together
 from slms.models.convert import route
 from slms.models.routed import set_ramp
 from slms.models.routed_mlp import RoutedMLP
-from slms.routing import GateSelector, RoutingConfig
+from slms.routing import PathwayRouter, RoutingConfig
 
 ROUTERS = ("linear", "mlp", "low_rank", "gate")
 COLUMNS = "P | k | router | choice µs | share | decode | prompt | seconds | MiB".split(" | ")
@@ -64,7 +64,7 @@ def choice(mlp: RoutedMLP, x: Tensor) -> Run | None:
     """A call of router and selection alone, if there is a router."""
     router = mlp.router
     weights = mlp.W_in, mlp.b_in, mlp.W_gate, mlp.b_gate, mlp.W_out
-    if isinstance(router, GateSelector):
+    if not isinstance(router, PathwayRouter):
         return None
     W_hidden, b_hidden = (None, None) if router.hidden is None else (router.hidden.weight, router.hidden.bias)
     W, b = router.out.weight, router.out.bias

@@ -78,6 +78,18 @@ def test_neurons_move_alike_in_two_processes(folder):
 
 
 @pytest.mark.slow
+def test_layers_share_a_router_alike_in_two_processes(folder):
+    more = ["--model.routing={n_pathways: 4, k: 2, every_n_layers: 1, last_layer: -1, router_layers: 2}"]
+    alone = Run(folder / "shared.log", flags(folder, "shared", *more))
+    assert alone.join() == [0], alone.said()
+    for strategy in ("ddp", "fsdp2"):
+        name = f"shared-{strategy}"
+        two = Run(folder / f"{name}.log", flags(folder, name, *more, *several(2, strategy)), torchrun(2))
+        assert two.join() == [0, 0], two.said()
+        assert_same_run(folder, name, "shared")
+
+
+@pytest.mark.slow
 def test_bf16(folder, one_run):
     """Autocast to bfloat16: the losses of fp32 to the two digits that it has."""
     run = Run(folder / "bf16.log", flags(folder, "bf16", "--trainer.precision=bf16-mixed"))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slms.models.routed import routed_modules
-from slms.routing import GateSelector, PathwayRouter, Routes, budget_of
+from slms.routing import Follower, GateSelector, PathwayRouter, Routes, budget_of
 from slms.routing.balance import BalanceConfig, GlobalBalance, bias_update, z_loss
 from slms.routing.budget import AdaptiveL1, GateControl, ThresholdControl
 
@@ -24,7 +24,7 @@ def key_of(place: str) -> str:
 
 
 class Balances(nn.ModuleDict):
-    """The global load balance of every place whose router learns."""
+    """The global load balance of every place that has a router; one that several layers share counts once."""
 
     def follow(self, net: nn.Module, config: BalanceConfig) -> None:
         """Make a balance for each routed module of a model."""
@@ -35,10 +35,10 @@ class Balances(nn.ModuleDict):
                 self[key_of(place)] = GlobalBalance(*sizes)
 
     def terms(self, net: nn.Module, routes: Mapping[str, Routes]) -> dict[str, Tensor]:
-        """GLBL and z-loss of a batch, each the mean over routed modules."""
+        """GLBL and z-loss of a batch, each the mean over routers."""
         modules = routed_modules(net)
         balance, z = [], []
-        for place, r in routes.items():
+        for place, r in ((place, r) for place, r in routes.items() if key_of(place) in self):
             module = modules[place]
             probs, chosen, scores = (part[:, module.competing] for part in (r.probs, r.chosen, r.scores))
             balance.append(self._of(place)(probs, chosen))
@@ -48,7 +48,8 @@ class Balances(nn.ModuleDict):
     def step(self, net: nn.Module, config: BalanceConfig) -> None:
         """Close the optimizer step's global batch and move the selection biases; every rank must call it."""
         for place, module in routed_modules(net).items() if self else ():
-            assert isinstance(module.router, PathwayRouter)
+            if not isinstance(module.router, PathwayRouter):
+                continue
             load = self._of(place).step()
             if config.bias_rate and next(module.router.parameters()).requires_grad:
                 bias = module.router.selection_bias[module.competing]
@@ -67,7 +68,8 @@ class Budgets(nn.ModuleDict):
     def follow(self, net: nn.Module) -> None:
         """Make a budget for each routed module of a model that needs one."""
         for place, module in routed_modules(net).items():
-            if (budget := budget_of(module.config)) is not None:
+            budget = None if isinstance(module.router, Follower) else budget_of(module.config)
+            if budget is not None:
                 self[key_of(place)] = budget
 
     def terms(self, net: nn.Module, routes: Mapping[str, Routes]) -> dict[str, Tensor]:

@@ -149,6 +149,11 @@ def check_control(name: str, routing: RoutingConfig | None) -> None:
         raise ValueError(
             f"model.control is {name} and model.routing.rule {routing.rule}; training the routers holds its density"
         )
+    if name == "static_time" and routing.router_layers > 1:
+        raise ValueError(
+            f"model.control is static_time and model.routing.router_layers {routing.router_layers}; it times layers "
+            "alone, so it needs 1"
+        )
     timed = name == "static_time" and routing.router != "gate"  # they run otherwise for every token, in PyTorch
     fitting = [rule for rule, row in RULES.items() if row.fixed or (row.held and not timed)]
     if CONTROLS[name].role == "static" and routing.rule not in fitting:

@@ -23,7 +23,7 @@ from slms.metrics.functional import document_loss, paired_difference
 from slms.metrics.functional.intervals import student_t
 from slms.metrics.loss import DocumentLoss
 from slms.models.routed import Chooser, Routed, choose_by, record_routes, routed_modules
-from slms.routing import PathwayRouter, Routes
+from slms.routing import Follower, PathwayRouter, Routes
 
 Choose = Callable[[str, Tensor, Routes], Tensor]
 """Maps a place, the scores by which its router selects [n, p] and its routes to a choice, bool [n, p]."""
@@ -105,7 +105,7 @@ class Losses:
 
             def chooser(_: Tensor, routes: Routes, place: str = place, module: Routed = module) -> Tensor:
                 assert choose is not None
-                bias = module.router.selection_bias if isinstance(module.router, PathwayRouter) else 0.0
+                bias = module.router.selection_bias if isinstance(module.router, PathwayRouter | Follower) else 0.0
                 return choose(place, routes.scores + bias, routes)
 
             choosers[place] = chooser

@@ -14,6 +14,7 @@ from slms.kernels.timing import Spread, time_together
 from slms.models.activations import mlp_inputs
 from slms.models.anatomy import find_mlps
 from slms.models.decode_step import speed_up
+from slms.models.groups import groups_of, one_pass
 from slms.models.transformers_internals import CACHE
 
 
@@ -87,8 +88,10 @@ def all_mlps(model: PreTrainedModel, prompt: Tensor, last: bool) -> Callable[[],
         model(prompt, use_cache=True, logits_to_keep=1)
     mlps = find_mlps(model)
     calls = [(mlps[i], (x[-1:] if last else x).unsqueeze(0).clone()) for i, x in inputs.items()]
+    groups = groups_of(model)
 
     def run() -> object:
-        return [mlp(x) for mlp, x in calls]
+        with one_pass(groups):
+            return [mlp(x) for mlp, x in calls]
 
     return run

@@ -16,10 +16,12 @@ huge_pages               where weights lie in memory, for faster reading
 routed_heads, head_slots route the query heads of an attention; leave out those that a token did not choose
 dynamic                  rules that choose and execute neurons of dense MLPs without training
 pools                    which pathways the tokens of a block may choose from, decided by the blocks before it
+groups                   layers that share a router, begun and ended with each pass of their model
 densities                sets the thresholds of routers to a density on given tokens
 contributions            what each pathway of a routed MLP adds to its output
 saved_partition          the pathway of each neuron, read from a model directory
 convert, calibration     turn a dense model into a routed one, as close to it as calibration allows
+group_calibration        sets what chooses in the layers that share a router
 sensitivity, refit       how much predictions mind an MLP's output; the down-projection that fits what tokens choose
 cut, pruning             cut a dense model's best fixed neurons out into smaller MLPs, the control of a routed one
 routed_config, routed_lm the routed Hugging Face classes; variants makes classes of both kinds

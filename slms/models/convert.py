@@ -11,25 +11,20 @@ import logging
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from slms.kernels.activations import ACTIVATIONS
 from slms.models.activations import attention_states
 from slms.models.anatomy import find_attentions, find_mlps
 from slms.models.calibration import (
     PathwayStatistics,
-    cool,
     fit_router,
     layer_inputs,
-    pathway_statistics,
-    trimmed,
     unit_statistics,
 )
 from slms.models.families import family_name
+from slms.models.group_calibration import MOST_ELEMENTS, Read, calibrate, weighed
 from slms.models.partition import CALIBRATED, partition
-from slms.models.refit import refit
 from slms.models.routed import routed_modules
 from slms.models.routed_config import CONFIGS
 from slms.models.routed_heads import RoutedHeads
@@ -39,23 +34,16 @@ from slms.models.sensitivity import sensitivity_roots
 from slms.models.speedups import prepare
 from slms.models.stock import check_base
 from slms.models.variants import changed_copy, check_dense
-from slms.models.weights import MLPWeights, neurons, read_mlp
+from slms.models.weights import OF_NEURONS, MLPWeights, neurons, read_mlp
 from slms.progress import progress
 from slms.routing import (
     RULES,
     GateSelector,
     HeadSelector,
     RoutingConfig,
-    set_positive,
-    set_threshold,
-    target_density,
 )
 
 logger = logging.getLogger(__name__)
-
-_REFIT_TOKENS = 2**14
-_PARTITION_ELEMENTS = 2**25
-"""Activations that the partition looks at, tokens × neurons: 128 MiB in fp32."""
 
 
 @torch.no_grad()
@@ -95,16 +83,13 @@ def route(model: PreTrainedModel, config: RoutingConfig, calibration: Tensor | N
                     mlp.router.out_scale.copy_(weights.W_out.norm(dim=1))
         return routed
     roots = _roots(model, find_mlps(model), list(layers), calibration, config)
+    leaders = list(config.leaders(len(find_mlps(model))).values())
+    group: list[Read] = []
     for i, x in progress(layer_inputs(model, list(layers), calibration), "routing layer", len(layers)):
-        weights = _fill(layers[i], dense[i], x, roots.get(i))
-        _calibrate(layers[i], weights, x, roots.get(i))
-        if config.refit:
-            few = x[:: -(-len(x) // _REFIT_TOKENS)]
-            logger.info(
-                "%s: the refit lowers the relative error from %.3f to %.3f",
-                layers[i].place,
-                *refit(layers[i], weights, few),
-            )
+        group.append(Read(layers[i], _fill(layers[i], dense[i], x, roots.get(i)), x, roots.get(i)))
+        if len(group) == leaders.count(group[0].mlp.layer_index):
+            calibrate(group)
+            group = []
     return routed
 
 
@@ -173,7 +158,7 @@ def _fill(mlp: RoutedMLP, dense: MLPWeights, x: Tensor | None = None, root: Tens
     config = mlp.config
     acts = None
     if x is not None and config.partition in CALIBRATED:
-        rows = max(1, _PARTITION_ELEMENTS // len(dense.W_in))
+        rows = max(1, MOST_ELEMENTS // len(dense.W_in))
         x = x[:: -(-len(x) // rows)]
         acts, x = neurons(dense, x).cpu(), x.cpu()
         if config.partition == "learned" and config.mean_compensation:
@@ -184,47 +169,15 @@ def _fill(mlp: RoutedMLP, dense: MLPWeights, x: Tensor | None = None, root: Tens
         acts,
         config.n_pathways,
         config.seed or 0,
-        W_out=_weighed(dense.W_out, root).cpu(),
+        W_out=weighed(dense.W_out, root).cpu(),
         W_gate=None if dense.W_gate is None else dense.W_gate.cpu(),
         n_shared=config.n_shared,
         x=x,
         k=config.k,
     ).permutation.to(dense.W_in.device)
-    named = {name: getattr(dense, name) for name in ("W_in", "W_out", "W_gate", "b_in", "b_gate")}
+    named = {name: getattr(dense, name) for name in OF_NEURONS}
     mlp.load_dense(**named, b_out=dense.b_out, permutation=order)
-    moved: dict[str, Any] = {name: None if w is None else w[order] for name, w in named.items()}
-    return dense._replace(**moved)
-
-
-def _weighed(W_out: Tensor, root: Tensor | None) -> Tensor:
-    """What neurons write, [f, d], so that its length is their importance."""
-    return W_out if root is None else W_out @ root
-
-
-def _calibrate(mlp: RoutedMLP, weights: MLPWeights, x: Tensor, root: Tensor | None) -> None:
-    """Set what chooses, and mean outputs, from inputs x [n, d] and weights in pathway order."""
-    config = mlp.config
-    if isinstance(mlp.router, GateSelector):
-        return _calibrate_gate(mlp, mlp.router, weights, x, root)
-    statistics = pathway_statistics(weights, x, mlp.offsets, centred=config.mean_compensation, root=root)
-    if mlp.mean_out is not None:
-        mlp.mean_out.copy_(statistics.mean)
-    if config.router_init == "norm":
-        router = copy.deepcopy(mlp.router).float()  # it is fitted in fp32 whatever the model's dtype
-        follow = config.gate == "softmax"
-        norms = trimmed(statistics.norms) if follow else statistics.norms
-        explained = fit_router(router, x, norms, (config.seed or 0) + mlp.layer_index)
-        if follow:
-            logger.info("%s: scores are multiplied by %g", mlp.place, cool(router, weights, mlp.offsets, x))
-        mlp.router.load_state_dict(router.state_dict())
-        logger.info("%s: the router explains %.2f of the variance of norms", mlp.place, explained)
-    if held := RULES[config.rule].held:
-        every = -(-len(x) * config.n_pathways // _PARTITION_ELEMENTS)
-        density, few = target_density(config, config.k), x[::every]
-        if held == "threshold":
-            set_threshold(mlp.router, mlp.router(few), density)
-        else:
-            set_positive(mlp.router, few, statistics.norms[::every], density)
+    return dense.in_order(order)
 
 
 def _calibrate_heads(heads: RoutedHeads, x: Tensor, o: Tensor, root: Tensor | None) -> None:
@@ -249,18 +202,3 @@ def _calibrate_heads(heads: RoutedHeads, x: Tensor, o: Tensor, root: Tensor | No
 def _head_statistics(heads: RoutedHeads, o: Tensor, root: Tensor | None) -> PathwayStatistics:
     bounds = range(0, o.shape[1] + 1, heads.shape.e)
     return unit_statistics(lambda o: o, heads.W_O().float(), o, bounds, heads.config.mean_compensation, root)
-
-
-def _calibrate_gate(
-    mlp: RoutedMLP, selector: GateSelector, weights: MLPWeights, x: Tensor, root: Tensor | None
-) -> None:
-    assert weights.W_gate is not None
-    x = x[:: max(1, x.shape[0] * len(weights.W_in) // _PARTITION_ELEMENTS)]
-    gate = ACTIVATIONS[weights.activation](F.linear(x, weights.W_gate, weights.b_gate))
-    massive = selector.calibrate(
-        gate, F.linear(x, weights.W_in, weights.b_in), _weighed(weights.W_out, root).norm(dim=1)
-    )
-    if selector.least is not None:
-        logger.info("%s: tokens run what scores %.3g or more", mlp.place, selector.least.item())
-    if massive:
-        logger.info("%s: %d of %d tokens are massive; such tokens keep all neurons", mlp.place, massive, len(x))

@@ -41,8 +41,8 @@ def set_thresholds(model: PreTrainedModel, density: float | None, blocks: Tensor
         for place, module in modules.items():
             if place in by_gate:
                 module.set_least(torch.cat(scores[place]))
+            if not isinstance(module.router, PathwayRouter):
                 continue
-            assert isinstance(module.router, PathwayRouter)
             p, shared = module.config.n_pathways, module.config.n_shared
             executed = float(module.k) if density is None else density * p
             set_threshold(module.router, torch.cat(scores[place]), max(executed - shared, 0.0) / (p - shared))

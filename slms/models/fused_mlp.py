@@ -53,6 +53,8 @@ def fused_backend(mlp: RoutedMLP, x: Tensor) -> str | None:
     config, p = mlp.config, mlp.config.n_pathways
     plain = (
         _unobserved(mlp)
+        and isinstance(mlp.router, PathwayRouter)
+        and mlp.router.group is None  # the call does not tell what it chose
         and config.rule == "top_k"
         and (config.n_shared == 0 or x.device.type == "cpu")
         and config.pool is None

@@ -28,19 +28,27 @@ _MOST_WEIGHT = 4.0
 
 
 @torch.no_grad()
-def refit(mlp: RoutedMLP, weights: MLPWeights, x: Tensor, ridge: float = RIDGE) -> tuple[float, float]:
+def refit(
+    mlp: RoutedMLP,
+    weights: MLPWeights,
+    x: Tensor,
+    ridge: float = RIDGE,
+    leader: tuple[RoutedMLP, Tensor] | None = None,
+) -> tuple[float, float]:
     """Refit ``mlp.W_out`` to its choices at inputs x [n, d]; return the mean relative error before and after.
 
-    weights: the dense MLP's, in pathway order and fp32, from which the routed one was filled. The error is of those
+    weights: the dense MLP's, in pathway order and fp32, from which the routed one was filled. leader: the MLP whose
+    choices it executes, and its inputs [n, d] of the same tokens, if they are not its own. The error is of those
     tokens, ‖y − y′‖ / ‖y‖ as a root mean square, in which a token weighs at most 4 times as much as the median one.
     """
     f, d = weights.W_out.shape
     moment = x.new_zeros(f, f, dtype=torch.float64)
     towards, squares = x.new_zeros(f, d, dtype=torch.float64), x.new_zeros((), dtype=torch.float64)
-    for chunk in x.split(_CHUNK):
+    chooser, read = leader or (mlp, x)
+    for chunk, seen in zip(x.split(_CHUNK), read.split(_CHUNK), strict=True):
         h = neurons(weights, chunk)
         y = h @ weights.W_out
-        routes = mlp.routes(chunk.to(mlp.W_in.dtype))
+        routes = chooser.routes(seen.to(mlp.W_in.dtype))
         h = mlp.weigh(h, routes)
         left = y - h @ weights.W_out
         if mlp.mean_out is not None:

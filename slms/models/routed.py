@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from slms.models.place import parse_place, place_name
-from slms.routing import RULES, GateSelector, HeadSelector, PathwayRouter, Routes, RoutingConfig
+from slms.routing import RULES, Follower, GateSelector, HeadSelector, PathwayRouter, Routes, RoutingConfig
 
 if TYPE_CHECKING:
     from slms.models.pools import Pass
@@ -34,7 +34,7 @@ class Routed(nn.Module):
     """The word for what its pathways consist of, such as `neurons`."""
     part: ClassVar[str]
     """The part of a layer that it replaces, one of ``slms.models.place.PARTS``."""
-    router: PathwayRouter | GateSelector | HeadSelector
+    router: PathwayRouter | Follower | GateSelector | HeadSelector
     n_groups: int = 1
     """Groups of equally many pathways, in each of which a token chooses equally many."""
 
@@ -100,7 +100,7 @@ class Routed(nn.Module):
 
     def routes(self, x: Tensor) -> Routes:
         """Return the routes of inputs x [n, d]; with pools, of the tokens that the model's stack is reading."""
-        assert isinstance(self.router, PathwayRouter)
+        assert isinstance(self.router, PathwayRouter | Follower)
         allow, size, read = None, self.pool, self.pool_pass
         if size is not None and read is not None:  # a module that runs alone is in a document's first block
             assert read.real.numel() == len(x), (read.real.shape, x.shape)
@@ -118,10 +118,12 @@ class Routed(nn.Module):
         rule = RULES[config.rule]
         words = rule.words.format(**config.to_dict() | {"k": self._k})
         chosen = f"{words} chosen by its {'own gate' if config.router == 'gate' else f'{config.router} router'}"
+        if isinstance(self.router, Follower):
+            chosen = f"those that {self.router.group.place} chose"
         if self.k_out is not None:
             chosen += f" and of these {self.k_out} by their activations"
         density = f", density {self._k / config.n_pathways:.2g}" if rule.fixed or rule.held else ""
-        if self.pool is not None:
+        if self.pool is not None and not isinstance(self.router, Follower):
             chosen += f" among {self.pool} of the document"
         return f"{self.offsets[-1]} {self.units} in {config.n_pathways} pathways, {chosen}{density}"
 

@@ -8,10 +8,10 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from slms.models import groups, pools
 from slms.models.anatomy import family_of, find_attentions, find_mlps, replace_attention, replace_mlp
 from slms.models.families import FAMILIES
 from slms.models.flops import flops_per_token
-from slms.models.pools import watch
 from slms.models.routed import Routed, routed_modules
 from slms.models.routed_heads import RoutedHeads, head_shape
 from slms.models.routed_mlp import RoutedMLP
@@ -19,7 +19,7 @@ from slms.models.speedups import prepare
 from slms.models.transformers_internals import LeavesOut
 from slms.models.variants import variant_class
 from slms.models.weights import dropout_of, read_mlp
-from slms.routing import RoutingConfig
+from slms.routing import Group, RoutingConfig
 
 
 class RoutedMixin(LeavesOut):
@@ -73,9 +73,11 @@ def routing_of(config: PreTrainedConfig) -> RoutingConfig:
 def route_modules(model: PreTrainedModel) -> dict[str, Routed]:
     """Replace what ``model.config.routing`` names by fresh routed modules of the same shapes; return them by place."""
     routing, mlps = routing_of(model.config), find_mlps(model)
-    for index in routing.routed_layers(len(mlps)):
+    leaders = routing.leaders(len(mlps))
+    shared = {leader: Group() for leader in set(leaders.values()) if list(leaders.values()).count(leader) > 1}
+    for index, leader in leaders.items():
         if routing.target != "attention":
-            replace_mlp(model, index, _fresh_mlp(mlps[index], index, routing))
+            replace_mlp(model, index, _fresh_mlp(mlps[index], index, routing, shared.get(leader)))
         if routing.target != "mlp":
             attention = find_attentions(model)[index]
             like = next(attention.parameters())
@@ -83,11 +85,13 @@ def route_modules(model: PreTrainedModel) -> dict[str, Routed]:
             heads.to(device=like.device, dtype=like.dtype).train(attention.training)
             replace_attention(model, index, heads)
     if routing.pool is not None:
-        watch(model.base_model)
+        pools.watch(model.base_model)
+    if shared:
+        groups.watch(model.base_model)
     return routed_modules(model)
 
 
-def _fresh_mlp(mlp: nn.Module, index: int, routing: RoutingConfig) -> RoutedMLP:
+def _fresh_mlp(mlp: nn.Module, index: int, routing: RoutingConfig, group: Group | None) -> RoutedMLP:
     dense = read_mlp(mlp)
     routed = RoutedMLP(
         d_model=dense.W_in.shape[1],
@@ -99,5 +103,6 @@ def _fresh_mlp(mlp: nn.Module, index: int, routing: RoutingConfig) -> RoutedMLP:
         bias_in=dense.b_in is not None,
         bias_out=dense.b_out is not None,
         dropout=dropout_of(mlp),
+        group=group,
     )
     return routed.to(device=dense.W_in.device, dtype=dense.W_in.dtype).train(mlp.training)

@@ -21,7 +21,7 @@ from slms.models.fused_mlp import fused_backend, fused_gate, fused_router
 from slms.models.partition import pathway_offsets
 from slms.models.routed import Routed, routed_modules
 from slms.models.weights import MLPWeights
-from slms.routing import RULES, GateSelector, PathwayRouter, Routes, RoutingConfig
+from slms.routing import RULES, Follower, GateSelector, Group, PathwayRouter, Routes, RoutingConfig
 
 SCREENED = 0.45
 """Below this density a copy in eight bits spares reading the gate matrix: at .3 a token is 5 % faster, at .6 slower."""
@@ -32,12 +32,13 @@ class RoutedMLP(Routed):
 
     In gated MLPs h = act(x W_gateᵀ + b_gate) ∘ (x W_inᵀ + b_in). All matrices, also W_out, are [f, d], so that a neuron
     is one contiguous row of each; pathway p is rows offsets[p] to offsets[p + 1]. ``permutation`` [f] holds the dense
-    model's index of every row. With every pathway chosen and gates of 1 this equals the dense MLP.
+    model's index of every row. With every pathway chosen and gates of 1 this equals the dense MLP. The first that is
+    made with a ``group`` leads it: the router of this one chooses for all.
     """
 
     part = "mlp"
     units = "neurons"
-    router: PathwayRouter | GateSelector
+    router: PathwayRouter | Follower | GateSelector
     permutation: Tensor
     mean_out: Tensor | None
 
@@ -53,6 +54,7 @@ class RoutedMLP(Routed):
         bias_in: bool = True,
         bias_out: bool = True,
         dropout: float = 0.0,
+        group: Group | None = None,
     ) -> None:
         super().__init__(layer_index, pathway_offsets(d_ff, config.n_pathways), config.k)
         self.activation, self.dropout = activation, dropout
@@ -74,7 +76,14 @@ class RoutedMLP(Routed):
                 f"`routing.k_out` is {config.k_out}; it needs single neurons, `routing.n_pathways` {d_ff}, not "
                 f"{config.n_pathways}."
             )
-        self.router = GateSelector(self.offsets, config) if config.router == "gate" else PathwayRouter(d_model, config)
+        if config.router == "gate":
+            self.router = GateSelector(self.offsets, config)
+        elif group is not None and group.place:
+            self.router = Follower(group, self.place)
+        else:
+            self.router = PathwayRouter(d_model, config)
+            if group is not None:
+                group.lead(self.router, self.place)
         self._prepared: tuple | None = None
         self._screens = False
         self.register_state_dict_post_hook(_contiguous)

@@ -6,7 +6,7 @@ Shapes: n tokens (b·t), d model, f neurons.
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,16 @@ class MLPWeights(NamedTuple):
         """Return the weights with each neuron one contiguous row of every matrix; copy what is stored by columns."""
         gate = None if self.W_gate is None else self.W_gate.contiguous()
         return self._replace(W_in=self.W_in.contiguous(), W_out=self.W_out.contiguous(), W_gate=gate)
+
+    def in_order(self, order: Tensor) -> MLPWeights:
+        """Return the weights with the neurons in another order [f]."""
+        rows = ((name, getattr(self, name)) for name in OF_NEURONS)
+        moved: dict[str, Any] = {name: None if w is None else w[order] for name, w in rows}
+        return self._replace(**moved)
+
+
+OF_NEURONS = ("W_in", "W_out", "W_gate", "b_in", "b_gate")
+"""The weights with one row for each neuron."""
 
 
 # transformers builds an activation from its name; this table finds the name of a module. `swish` and `silu` differ only

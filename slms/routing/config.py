@@ -19,13 +19,14 @@ _GATE: dict[str, Any] = {
     "router_init": None,
     "gate": "unit",
     "pool": None,
+    "router_layers": 1,
     "mean_compensation": False,
     "backend": "auto",
 }
 """What the selector `gate`, which has no weights of its own, can be combined with."""
 _FREE: dict[str, Any] = {"router_bias": None, "router_init": None, "gate": "unit"}
 """The same of the selectors of heads without weights."""
-_MLP_ONLY = "n_pathways k partition rule top_p tau n_shared pool pool_block backend".split()
+_MLP_ONLY = "n_pathways k partition rule top_p tau n_shared pool pool_block router_layers backend".split()
 """Options that say nothing about attention heads."""
 FREE = ("query_norm", "static")
 """Selectors of heads without weights."""
@@ -74,6 +75,9 @@ class RoutingConfig:
             router probability over all earlier blocks of the document (docs/pools.md). Of a range [low, high], each
             training step draws a number, and evaluation takes `low`. null lets every token choose from all.
         pool_block: tokens of a block; by default 32 if `pool` is given.
+        router_layers: number of consecutive routed layers that share one router's choice: that of the first, which is
+            fitted to what the pathways of all of them contribute (docs/pools.md). It needs `target` mlp and a router
+            `mlp` or `linear`.
         mean_compensation: add the calibrated mean output of every skipped pathway.
         backend: the backend of `kernels.routed_mlp` that executes the MLP.
         seed: seeds the partition and the router's initial weights; by default 0, in train.py `seed_everything`.
@@ -110,6 +114,7 @@ class RoutingConfig:
     n_shared: int = 0
     pool: int | list[int] | None = None
     pool_block: int | None = None
+    router_layers: int = 1
     mean_compensation: bool = False
     backend: str = "auto"
     seed: int | None = None
@@ -137,7 +142,7 @@ class RoutingConfig:
             if not fits(field.type, value):
                 said = repr(value) if isinstance(value, str) else typed(value)
                 raise ValueError(f"`routing.{field.name}` is {said}; it must be {described(field.type)}.")
-        for name in ("n_pathways", "k", "every_n_layers", "router_hidden"):
+        for name in ("n_pathways", "k", "every_n_layers", "router_hidden", "router_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`routing.{name}` is {getattr(self, name)}; it must be at least 1.")
         if self.k > self.n_pathways:
@@ -202,6 +207,11 @@ class RoutingConfig:
             raise ValueError(
                 f"`routing.n_shared_heads` is {self.n_shared_heads}; it must be at least 0 and below `routing.k_heads` "
                 f"({typed(self.k_heads)}), and with `routing.router` {' or '.join(FREE)} 0 (it is {self.router})."
+            )
+        if self.target == "both" and self.router_layers > 1:
+            raise ValueError(
+                f"`routing.router_layers` is {self.router_layers}; with `routing.target` both it must be 1, as heads "
+                "share no router."
             )
         if self.target == "attention" and self.refit:
             raise ValueError(
@@ -272,6 +282,15 @@ class RoutingConfig:
         if max(self.layers) >= n_layers:
             raise ValueError(f"`routing.layers` is {self.layers}; the model has layers 0 to {n_layers - 1}.")
         return sorted(self.layers)
+
+    def leaders(self, n_layers: int) -> dict[int, int]:
+        """By routed layer of a model of ``n_layers``, the one whose router it shares, which is itself if it leads.
+
+        >>> RoutingConfig(every_n_layers=2, router_layers=2).leaders(6)
+        {0: 0, 2: 0, 4: 4}
+        """
+        layers = self.routed_layers(n_layers)
+        return {layer: layers[i - i % self.router_layers] for i, layer in enumerate(layers)}
 
     def to_dict(self) -> dict[str, Any]:
         """Return every field as plain JSON types."""

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slms.routing.config import RoutingConfig
-from slms.routing.rules import RULES, Allow, Routes, gated, select
+from slms.routing.follower import Decision, Group
+from slms.routing.rules import RULES, Allow, Routes, select
 
 
 class PathwayRouter(nn.Module):
@@ -30,7 +31,8 @@ class PathwayRouter(nn.Module):
     learned scalar λ; ``ramp`` and ``relu`` add a scalar that training raises from 0 to 1
     (:func:`slms.models.routed.set_ramp`). A ``chooser`` replaces the choice, not the scores,
     and sees −∞ where a pool allows nothing
-    (:func:`slms.models.routed.choose_by`). The rule ``controlled`` adds a ``threshold`` and the ``spread`` of the
+    (:func:`slms.models.routed.choose_by`). A ``group`` of layers shares the choice
+    (:mod:`slms.routing.follower`). The rule ``controlled`` adds a ``threshold`` and the ``spread`` of the
     scores that it was set on (:mod:`slms.routing.budget`).
     """
 
@@ -47,6 +49,7 @@ class PathwayRouter(nn.Module):
         assert config.gate is not None and config.router_bias is not None  # the configuration has filled them in
         self.gate = config.gate
         self.chooser: Callable[[Tensor, Routes], Tensor] | None = None
+        self.group: Group | None = None
         width = config.router_hidden if self.kind == "mlp" else d_model
         self.hidden = nn.Linear(d_model, width) if self.kind == "mlp" else None
         biased = config.router_bias
@@ -98,12 +101,18 @@ class PathwayRouter(nn.Module):
 
     def route(self, x: Tensor, k: int | None = None, allow: Allow | None = None) -> Routes:
         """Return the routes of inputs x [n, d]; k overrides the configuration's; `allow` is that of `select`."""
+        decision = self._decide(x, self.config.k if k is None else k, allow)
+        if self.group is not None:
+            self.group.keep(decision)
+        return decision.by(self.chooser, x, self.gate, self.config.n_shared)
+
+    def _decide(self, x: Tensor, k: int, allow: Allow | None) -> Decision:
         cfg = self.config
         scores, modulation = self.scored(x)
         routes = select(
             scores,
             rule=cfg.rule,
-            k=cfg.k if k is None else k,
+            k=k,
             top_p_share=cfg.top_p,
             tau=cfg.tau,
             gate=self.gate,
@@ -115,10 +124,10 @@ class PathwayRouter(nn.Module):
             modulation=modulation,
             allow=allow,
         )
-        if self.chooser is None:
-            return routes
-        seen = routes if allow is None else routes._replace(scores=scores.masked_fill(~allow(routes.probs), -math.inf))
-        return gated(scores, routes.probs, self.chooser(x, seen), self.gate, cfg.n_shared, modulation)
+        seen = routes
+        if allow is not None and (self.chooser is not None or self.group is not None):
+            seen = routes._replace(scores=scores.masked_fill(~allow(routes.probs), -math.inf))
+        return Decision(routes, seen, modulation, k)
 
 
 def _linear(x: Tensor, layer: nn.Linear) -> Tensor:

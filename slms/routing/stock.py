@@ -25,6 +25,7 @@ NEEDED = {
     "k_out": None,
     "mean_compensation": False,
     "pool": None,
+    "router_layers": 1,
 }
 """Routing option → the value that a stock mixture of experts needs, whatever its architecture."""
 _WITH = {"pool": " --model.routing.pool_block=null"}

@@ -54,7 +54,7 @@ def test_it_is_the_least_squares_answer(tiny, tokens, family, gate):
 
 
 def test_it_logs_the_error_that_it_lowers(tiny, tokens, caplog):
-    with caplog.at_level("INFO", "slms.models.convert"):
+    with caplog.at_level("INFO", "slms.models.group_calibration"):
         route(
             tiny("llama"),
             dataclasses.replace(

@@ -16,12 +16,13 @@ OTHER = {
     "k_out": 2,
     "mean_compensation": True,
     "pool": 12,
+    "router_layers": 2,
 }
 
 
 def applied(lift: str) -> dict:
     """The options that the flags of a message set."""
-    typed = {"true": True, "false": False, "null": None, "0": 0}
+    typed = {"true": True, "false": False, "null": None, "0": 0, "1": 1}
     pairs = (flag.removeprefix("--model.routing.").split("=") for flag in lift.split())
     return {option: typed.get(value, value) for option, value in pairs}
 
