@@ -67,6 +67,8 @@ class Metric(NamedTuple):
     """whether tables show the interval and the null beside the value"""
     title: str = ""
     """title of its panel in figures over training, with the unit in parentheses; empty for no panel"""
+    if_varies: bool = False
+    """whether it has that panel only if its value changes at some place"""
     sampled: bool = False
     """whether only the sample of tokens on which controls are measured has it"""
     families: Mapping[str, str] = MappingProxyType({})
@@ -78,7 +80,13 @@ class Metric(NamedTuple):
 
 METRICS: dict[str, Metric] = {
     "chosen_per_token": Metric(Choices, chosen_per_token, "pathways executed, mean over tokens"),
-    "density": Metric(Choices, density, "share of the place's units (of an MLP, neurons) executed"),
+    "density": Metric(
+        Choices,
+        density,
+        "share of the place's units (of an MLP, neurons) executed",
+        title="Density (share of units executed)",
+        if_varies=True,
+    ),
     BY_CLASS: Metric(
         None, None, "the same over the tokens of a word class, if tokens differ in their number", style="{:.2f}"
     ),

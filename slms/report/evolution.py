@@ -17,7 +17,8 @@ EVOLUTION_FILE = "evolution.png"
 def evolution_figure(rows: list[Logged]) -> Figure:
     """Draw loss, SI of each family (mean of places), and every metric that has a panel title, with one line per place.
 
-    Runs whose neurons move have a panel of how many did. A panel is left out if its metric was never logged.
+    Runs whose neurons move have a panel of how many did, and runs with a learned budget one of the density. A panel is
+    left out if its metric was never logged.
     """
     series: dict[tuple[str, str, str], dict[int, float]] = {}
     for row in rows:
@@ -27,7 +28,11 @@ def evolution_figure(rows: list[Logged]) -> Figure:
         "validation": series.get(("val", "loss", ""), {}),
     }
     si = {metric[3:]: points for (stage, metric, place), points in series.items() if _is_si(stage, metric, place)}
-    found = {metric.title: _by_place(series, name) for name, metric in METRICS.items() if metric.title}
+    found = {
+        metric.title: lines
+        for name, metric in METRICS.items()
+        if metric.title and (_varies(lines := _by_place(series, name)) or not metric.if_varies)
+    }
     panels = [("Loss (nats per token)", losses)] if any(losses.values()) else []
     panels += [("Specialization index, mean of places (share of H(class))", si)] if si else []
     found["Neurons that changed pathway (share of all)"] = _by_place(series, "moved", "assignment")
@@ -54,6 +59,10 @@ def _by_place(
     found = {place: points for (*key, place), points in series.items() if key == [stage, metric] and place}
     places = in_order(found)
     return {name: found[place] for place, name in zip(places, short_names(places), strict=True)}
+
+
+def _varies(lines: dict[str, dict[int, float]]) -> bool:
+    return any(len(set(points.values())) > 1 for points in lines.values())
 
 
 def _draw(axes: Axes, title: str, lines: dict[str, dict[int, float]], last_row: bool) -> None:

@@ -48,11 +48,11 @@ def make_data(model: LanguageModel) -> TextData:
 
 
 def make_trainer(directory: Path, callbacks: list[L.Callback], **options) -> L.Trainer:
-    logger = TensorBoardLogger(directory, "", "", default_hp_metric=False)
+    if "logger" not in options:
+        options["logger"] = TensorBoardLogger(directory, "", "", default_hp_metric=False)
     options = {"max_epochs": 2, "num_sanity_val_steps": 1, "enable_checkpointing": False} | options
     return L.Trainer(
         default_root_dir=directory,
-        logger=logger,
         callbacks=callbacks,
         accelerator="cpu",
         use_distributed_sampler=False,

@@ -7,10 +7,12 @@ import lightning as L
 import pytest
 import torch
 
-from slms.callbacks import Evolution
+from slms.callbacks import Evolution, MetricsCsv, Specialization
 from slms.callbacks.evolution import CONVERSION
 from slms.models.routed import record_routes
+from slms.report.evolution import evolution_figure
 from slms.report.metrics_csv import METRICS_FILE, read_rows
+from slms.routing import RoutingConfig
 
 
 class Recorder:
@@ -154,6 +156,34 @@ def test_a_real_run_writes_rows_and_the_figure(fit):
     assert fit.callbacks["evolution"].snapshots[0]["step"] == CONVERSION
     assert 0 < final[0, "L0.mlp"] <= 1 and final[0, "L1.mlp"] <= final[3, "L1.mlp"]
     assert (fit.directory / "evolution.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("fields", [{"rule": "controlled"}, {"pool": 3, "pool_block": 8}], ids=["controlled", "pool"])
+def test_heads_and_mlps_of_every_kind_have_rows_and_panels(make, tmp_path, fields):
+    make_module, make_data, make_trainer = make
+    fields = fields | {"target": "both", "k_heads": 1, "router": "linear", "gate": "unit"}
+    routing = RoutingConfig(n_pathways=4, k=2, every_n_layers=1, **fields)
+    model = make_module(routing)
+    callbacks = [MetricsCsv(), Specialization(heatmaps=()), Evolution(probe_tokens=100)]
+    short = {"limit_train_batches": 1, "limit_val_batches": 1, "num_sanity_val_steps": 0, "logger": False}
+    make_trainer(tmp_path, callbacks, **short).fit(model, make_data(model))
+    rows = read_rows(tmp_path / METRICS_FILE)
+    places = {f"L{layer}.{kind}" for layer in range(2) for kind in ("attn", "mlp")}
+    drawn = {axes.get_title(loc="left"): axes.get_lines() for axes in evolution_figure(rows).axes}
+    panels = {
+        "purity": "Purity",
+        "utilization": "Utilization",
+        "max_load": "Largest load",
+        "stability": "Choices kept since the previous validation",
+        "saturation": "Choices that are already the final ones",
+    }
+    if "rule" in fields:  # a budget that is learned, whose density may move
+        panels["density"] = "Density"
+    assert drawn.keys() >= set(panels.values()) and ("Density" in drawn) == ("rule" in fields)
+    for metric, title in panels.items():
+        assert {row.place for row in rows if row.metric == metric and row.place} == places
+        assert len(drawn[title]) == len(places)
+    assert (tmp_path / "evolution.png").is_file()
 
 
 @pytest.mark.parametrize("name, value", [("probe_tokens", 0), ("max_snapshots", 1)])

@@ -40,6 +40,17 @@ def test_neurons_that_move_have_a_panel():
     assert list(moved.get_lines()[0].get_ydata()) == [0.5, 0.4, 0.3]
 
 
+@pytest.mark.parametrize(("density", "drawn"), [([0.5, 0.5, 0.5], False), ([0.5, 0.52, 0.51], True)])
+def test_density_has_a_panel_where_it_varies(density, drawn):
+    rows = [*_rows(1), *(Logged(i, 0, "val", "density", "L0.mlp", value) for i, value in enumerate(density))]
+    rows += [Logged(i, 0, "val", "density", "L1.mlp", 0.5) for i in range(3)]
+    panels = {axes.get_title(loc="left"): axes for axes in evolution_figure(rows).axes}
+    assert ("Density" in panels) == drawn
+    if drawn:
+        assert panels["Density"].get_ylabel() == "share of units executed"
+        assert [list(line.get_ydata()) for line in panels["Density"].get_lines()] == [density, [0.5] * 3]
+
+
 def test_dense_runs_have_the_loss_only():
     figure = evolution_figure(_rows(0)[:10])
     assert [(axes.get_title(loc="left"), axes.get_ylabel()) for axes in figure.axes] == [("Loss", "nats per token")]
