@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import slms
+from slms.lit.moves import Gains
 from slms.measure.redundancy import within
 from slms.models.base import init_base
+from slms.models.families import FAMILIES
 from slms.models.pools import Pass, PoolLayer
 from slms.models.routed import choose_by, draw_pool, record_routes, routed_modules
 from slms.models.speedups import prepare
@@ -111,13 +113,37 @@ def test_later_tokens_change_no_earlier_logit(tiny, tokens, family, at):
         assert torch.equal(routed(ids).logits[:, :at], routed(other).logits[:, :at])
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-def test_a_cache_changes_nothing_batched_and_padded(tiny, tokens, family, beams):
-    _, routed = pooled(family, tiny, tokens)
+def move_neurons(routed) -> None:
+    """Put the neurons of every routed MLP into other pathways, as a run with `model.assignment` does."""
+    generator = torch.Generator().manual_seed(0)
+    for mlp in routed_modules(routed).values():
+        gains, before = Gains(len(mlp.W_in), P), mlp.permutation.clone()
+        gains.gain.copy_(torch.rand(gains.gain.shape, generator=generator))
+        gains.reassign(mlp, torch.optim.AdamW(mlp.parameters()), least=0.0)
+        assert not torch.equal(mlp.permutation, before)
+
+
+CONTROLLED, NO_POOL = {"rule": "controlled"}, {"pool": None, "pool_block": None}
+GENERATED = [(name, beams, {}, False) for name in FAMILIES for beams in (1, 3)]
+GENERATED += [
+    (name, beams, fields, moved)
+    for fields, moved in ((CONTROLLED, False), (CONTROLLED, True), ({}, True), (NO_POOL, True))
+    for name, beams in (("gpt_neo", 1), ("llama", 3), ("gemma2", 1))
+]
+GENERATED += [("qwen3", 1, {"target": "both", "k_heads": 1} | CONTROLLED, False)]
+
+
+@pytest.mark.parametrize(("name", "beams", "fields", "moved"), GENERATED)
+def test_a_cache_changes_nothing_batched_and_padded(tiny, tokens, name, beams, fields, moved):
+    _, routed = pooled(name, tiny, tokens, **fields)
     ids = tokens(3, 11, seed=5)
     mask = torch.ones_like(ids)
     mask[0, :4], mask[2, :7] = 0, 0
     options = {"max_new_tokens": 14, "do_sample": False, "num_beams": beams, "pad_token_id": 0, "eos_token_id": None}
+    if moved:
+        before = routed.generate(ids, attention_mask=mask, **options)  # what it prepared for these neurons is past
+        move_neurons(routed)
+        assert not torch.equal(routed.generate(ids, attention_mask=mask, **options), before)
     made = [routed.generate(ids, attention_mask=mask, use_cache=cache, **options) for cache in (True, False)]
     assert torch.equal(*made)
     alone = routed.generate(ids[:1, 4:], attention_mask=mask[:1, 4:], **options)

@@ -14,7 +14,8 @@ from slms.models.sensitivity import sensitivity_roots
 from slms.routing import RoutingConfig
 from tests.models.heads_by_definition import by_definition, seen
 
-CONFIG = RoutingConfig(target="attention", k_heads=1, router="linear", every_n_layers=1, mean_compensation=True)
+FIELDS = {"target": "attention", "k_heads": 1, "router": "linear", "every_n_layers": 1, "mean_compensation": True}
+CONFIG = RoutingConfig(**FIELDS)
 OPTIONS = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 2, "eos_token_id": None}
 
 
@@ -62,9 +63,23 @@ def test_saved_models_come_back(tiny, tokens, name, router, tmp_path):
         assert (routed(ids).logits - tiny(name)(ids).logits).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("beams", [1, 2])
-def test_generation_with_cache_and_padding_equals_each_text_alone_without(tiny, tokens, family, beams):
-    routed = route(tiny(family), CONFIG, tokens(4, 16))
+GENERATED = [(name, beams, {}) for name in FAMILIES for beams in (1, 2)]
+GENERATED += [
+    (name, beams, fields)
+    for fields in (
+        {"target": "both", "n_pathways": 5, "k": 2, "gate": "unit"},
+        {"target": "both", "n_pathways": 5, "k": 2, "gate": "unit", "rule": "controlled"},
+        {"router": "query_norm"},
+        {"router": "static"},
+    )
+    for name, beams in (("gpt2", 1), ("gpt_neox", 2), ("gemma3_text", 1))
+]
+GENERATED += [(name, 2, {"k_heads": 2, "n_shared_heads": 1, "gate": "ramp"}) for name in ("gpt_neo", "gpt_neox")]
+
+
+@pytest.mark.parametrize(("name", "beams", "fields"), GENERATED)
+def test_generation_with_cache_and_padding_equals_each_text_alone_without(tiny, tokens, name, beams, fields):
+    routed = route(tiny(name), RoutingConfig(**FIELDS | fields), tokens(4, 16))
     rows = [tokens(1, t, seed=t)[0] for t in (3, 11)]
     ids = torch.stack([torch.cat([torch.full((11 - len(row),), 2), row]) for row in rows])
     mask = torch.stack([torch.cat([torch.zeros(11 - len(row)), torch.ones(len(row))]) for row in rows]).long()
