@@ -28,6 +28,7 @@ from slms.kernels.gate_reference import (
     per_neuron,
     unit_scores,
 )
+from slms.kernels.gate_train import chosen_product
 
 if TYPE_CHECKING:
     from slms.kernels.cpu.gate_rows import GateMLP
@@ -185,6 +186,26 @@ def prepare_gate(call: GateCall, screened: bool = False) -> "GateMLP":
     from slms.kernels.cpu.gate_rows import GateMLP  # numba takes half a second to import and is optional
 
     return GateMLP(call, units_of(call.offsets), screened)
+
+
+def gate_mlp_counted(call: GateCall) -> tuple[Tensor, Tensor]:
+    """Return `gate_mlp` of a call with `least` by "dense", as training needs it, and what ran, int64 [3] on x's device.
+
+    That is the units that ran, the neurons that went through W_out, and how many units could run, of all tokens.
+    """
+    call = _cast(call)
+    units = units_of(call.offsets)
+    check_gate_call(call)
+    gate, up = F.linear(call.x, call.W_gate, call.b_gate), F.linear(call.x, call.W_in, call.b_in)
+    if not call.x.is_cpu or torch.compiler.is_compiling():  # blocks that fit in a cache are of use on a CPU alone
+        a = ACTIVATIONS[call.activation](gate)
+        h = a * up
+        chosen = choose_reference(unit_scores(a, call.scale, call.offsets), call)
+        kept = keep_reference(h, per_neuron(chosen, call.offsets), call)
+        counts = torch.stack([chosen.sum(), kept.sum(), chosen.new_full((), chosen.numel(), dtype=torch.int64)])
+        return torch.where(kept, h, 0) @ call.W_out, counts
+    h, counts = chosen_product(gate, up, call, units)
+    return h @ call.W_out, counts
 
 
 def gate_mlp(call: GateCall, backend: str = "auto") -> Tensor:

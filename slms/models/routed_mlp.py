@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from einops import einsum
 from torch import Tensor, nn
 
-from slms.kernels import Call, GateCall, gate_mlp, routed_mlp
+from slms.kernels import Call, GateCall, gate_mlp, gate_mlp_counted, routed_mlp
 from slms.kernels.activations import ACTIVATIONS
 from slms.kernels.backends import refusal
-from slms.kernels.gate_reference import choose_reference, keep_reference, per_neuron, unit_scores
+from slms.kernels.gate_reference import keep_reference, unit_scores
 from slms.kernels.reference import neuron_weights
 from slms.models.fused_mlp import fused_backend, fused_gate, fused_router
 from slms.models.partition import pathway_offsets
@@ -252,13 +252,8 @@ class RoutedMLP(Routed):
                 self.recorder(routes._replace(through=through))
             y = (h * weights) @ self.W_out
         elif self.training and selector.by_threshold(self._k):  # the budget needs to know what was chosen
-            call = self.gate_call(x, selector)
-            gates = self._gates(x)
-            h = gates * F.linear(x, self.W_in, self.b_in)
-            chosen = choose_reference(unit_scores(gates, call.scale, self.offsets), call)
-            kept = keep_reference(h, per_neuron(chosen, self.offsets), call)
-            selector.count(chosen, kept)
-            y = torch.where(kept, h, 0) @ self.W_out
+            y, counts = gate_mlp_counted(self.gate_call(x, selector))
+            selector.count(counts)
         else:
             # Whether any token can be whole is not asked, for which a GPU would wait and CUDA graphs could not hold it.
             y = gate_mlp(self.gate_call(x, selector))

@@ -93,10 +93,9 @@ class GateSelector(nn.Module):
         """Whether thresholds choose; k of all units is the dense model."""
         return self.least is not None and self.config.rule == "controlled" and k < self.config.n_pathways
 
-    def count(self, chosen: Tensor, kept: Tensor) -> None:
-        """Add a batch's choices [n, p] and what goes through W_out [n, f] to the counts of the step."""
-        ran = torch.stack([chosen.sum(), kept.sum(), chosen.new_full((), chosen.numel(), dtype=torch.int64)])
-        self.counts = ran if self.counts is None else self.counts + ran
+    def count(self, counts: Tensor) -> None:
+        """Add a batch's counts [3] to those of the step: units that ran, neurons through W_out, possible units."""
+        self.counts = counts if self.counts is None else self.counts + counts
 
     @torch.no_grad()
     def route(self, x: Tensor, k: int, activated: Tensor) -> Routes:
