@@ -8,6 +8,7 @@ go through W_out, is a mean over routed layers.
 """
 
 import argparse
+import dataclasses
 from collections.abc import Mapping
 
 import torch
@@ -53,8 +54,12 @@ def routings(name: str) -> dict[str, RoutingConfig]:
 
 
 def routed_on(dense: PreTrainedModel, config: RoutingConfig, ids: Tensor) -> PreTrainedModel:
-    """Route a model, calibrated on the first block of ids [b, t], its thresholds on all of them as they reach it."""
-    model = route(dense, config, ids[:1])
+    """Route a model by the first block of ids [b, t], without what costs time and is for quality alone.
+
+    Thresholds are set on all of ids, as they reach each layer.
+    """
+    cheap = dataclasses.replace(config, partition="random", importance="norm", refit=False)
+    model = route(dense, cheap, ids[:1])
     if config.rule == "controlled":
         set_thresholds(model, None, ids, len(ids))
     return model

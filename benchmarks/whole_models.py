@@ -1,10 +1,10 @@
 """Times a dense model and the same one routed, here and in llama.cpp: `python -m benchmarks.whole_models`.
 
 Some routed models are stock mixtures of experts (docs/leaving.md) with random pathways and routers, as only speed is
-measured; in the others, which llama.cpp does not know, the gates choose single neurons. In each engine all models take
-turns on the same threads: slms in fp32, each routed model with the dense one, both by `slms.speed_up` where it serves
-them (20th percentile); llama.cpp in F32 and Q8_0, all files (best prompt, 20th percentile of steps). A row without a
-speed says why.
+measured; in the others, which llama.cpp does not know, the gates choose single neurons by thresholds. In each engine
+all models take turns on the same threads: slms in fp32, each routed model with the dense one, both by `slms.speed_up`
+where it serves them (20th percentile); llama.cpp in F32 and Q8_0, all files (best prompt, 20th percentile of steps). A
+row without a speed says why.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from slms.measure.speed import compare_speed, one_more_token, prefill
 from slms.models.base import load_base
 from slms.models.convert import route
 from slms.models.decode_step import speed_up
+from slms.models.densities import set_thresholds
 from slms.routing import RoutingConfig
 
 COLUMNS = ("engine", "model", "decode tok/s", "× dense", "prompt tok/s", "× dense")
@@ -34,12 +35,20 @@ def routed_as(dense: PreTrainedModel, n_pathways: int, k: int) -> PreTrainedMode
     return route(dense, config, torch.randint(3, dense.config.vocab_size, (1, 64))).eval()
 
 
-def gate_routed(dense: PreTrainedModel, density: float, density_out: float | None = None) -> PreTrainedModel:
-    """Let the gates of every MLP of a dense model choose this share of its neurons, `density_out` of which go on."""
+def gate_routed(
+    dense: PreTrainedModel, ids: torch.Tensor, density: float, density_out: float | None = None
+) -> PreTrainedModel:
+    """Let the gates of every MLP of a dense model choose this share of its neurons, `density_out` of which go on.
+
+    They choose by thresholds, as the shipped configs have it, at which the tokens ids [1, t] run these shares.
+    """
     d_ff = dense.config.intermediate_size
     k, k_out = round(density * d_ff), None if density_out is None else round(density_out * d_ff)
-    config = RoutingConfig(router="gate", n_pathways=d_ff, k=k, k_out=k_out, every_n_layers=1)
-    return route(dense, config, torch.randint(3, dense.config.vocab_size, (1, 64))).eval()
+    config = RoutingConfig(router="gate", n_pathways=d_ff, k=k, k_out=k_out, every_n_layers=1, rule="controlled")
+    model = route(dense, config, ids).eval()
+    if config.k < d_ff:
+        set_thresholds(model, None, ids, 1)
+    return model
 
 
 def rows(
@@ -51,9 +60,9 @@ def rows(
     models = {f"{k} of {n_pathways}": routed_as(dense, n_pathways, k) for k in ks}
     ids = torch.randint(3, dense.config.vocab_size, (1, prompt))
     yield _stock(dense, ids, seconds)
-    by_gate = {f"gate, {density:g}": gate_routed(dense, density) for density in densities}
+    by_gate = {f"gate, {density:g}": gate_routed(dense, ids, density) for density in densities}
     shares = [(1.2 * density, 0.8 * density) for density in densities if 1.2 * density <= 1]  # as many FLOPs
-    by_gate |= {f"gate twice, {into:g} and {out:g}": gate_routed(dense, into, out) for into, out in shares}
+    by_gate |= {f"gate twice, {into:g} and {out:g}": gate_routed(dense, ids, into, out) for into, out in shares}
     for name, model in (models | by_gate).items():
         speed = compare_speed(dense, model, ids, seconds)
         of = 1e6 / speed.decode.dense.p20, 1e6 * prompt / speed.prefill.dense.p20

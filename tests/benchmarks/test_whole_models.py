@@ -1,11 +1,13 @@
 """The comparison of whole models runs on a tiny Llama, here and in llama.cpp, and obeys its flags."""
 
 import pytest
+import torch
 
 from benchmarks import whole_models
 from slms.measure.gguf import Timed
 from slms.measure.llama_cpp import Times, absent
 from slms.models.base import Base
+from slms.models.routed import record_routes, routed_modules
 from tests.models.test_to_gguf import build, byte_level
 
 pytest.importorskip("gguf", reason="the package gguf is not installed")
@@ -23,6 +25,22 @@ def test_every_model_has_a_row_in_each_engine(monkeypatch, capsys):
     assert [row[1] for row in found[5:]] == [name for name in names for _ in range(2)]
     for row in found[5:]:
         assert float(row[2]) > 0 if absent(times_only=True) is None else row[2] == absent(times_only=True)
+
+
+@pytest.mark.parametrize(("into", "out"), [(0.5, None), (0.6, 0.4)])
+def test_gates_choose_their_share_by_thresholds(into, out):
+    dense, ids = build("llama-tied").eval(), torch.randint(3, 32, (1, 64), generator=torch.Generator().manual_seed(0))
+    model = whole_models.gate_routed(dense, ids, into, out)
+    modules = routed_modules(model)
+    assert len(modules) == dense.config.num_hidden_layers
+    with torch.no_grad(), record_routes(model) as routes:
+        model(ids)
+    for place, module in modules.items():
+        assert module.router.by_threshold(module.k) and module.router.least > 0
+        found = routes[place]
+        assert found.chosen.float().mean().item() == pytest.approx(into, abs=0.02)
+        if out is not None:
+            assert found.through.float().mean().item() / found.chosen.shape[1] == pytest.approx(out, abs=0.02)
 
 
 def test_speeds_in_llama_cpp_stand_in_their_columns(monkeypatch, capsys):
