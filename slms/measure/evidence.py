@@ -109,6 +109,8 @@ class Choices(Evidence):
     """the share [n] of the best choice's output norm that each token's choice captures, and document groups [n]"""
     sampled: Sampled | None = field(default=None, kw_only=True)
     """the choices themselves, if controls stand beside them"""
+    by_gate: bool = field(default=False, kw_only=True)
+    """whether the MLP's own gate chose, by which massive tokens keep every unit"""
 
     @property
     def by_class(self) -> bool:

@@ -29,6 +29,10 @@ def density(e: Choices) -> float:
     return float((choices / e.n * sizes).sum() / sizes.sum())
 
 
+def whole(e: Choices) -> dict[str, float]:
+    return {"": float(e.counts.whole) / e.n} if e.by_gate else {}
+
+
 def vocabulary(e: Choices) -> dict[str, Score]:
     sampled = e.sampled
     return (
@@ -86,6 +90,9 @@ METRICS: dict[str, Metric] = {
         "share of the place's units (of an MLP, neurons) executed",
         title="Density (share of units executed)",
         if_varies=True,
+    ),
+    "whole": Metric(
+        Choices, whole, "share of tokens that keep every unit, where gates choose: massive tokens", style="{:.2%}"
     ),
     BY_CLASS: Metric(
         None, None, "the same over the tokens of a word class, if tokens differ in their number", style="{:.2f}"

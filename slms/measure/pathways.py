@@ -28,7 +28,7 @@ from slms.measure.schema import Labels, Pathway, Token
 from slms.metrics.loss import DocumentLoss
 from slms.metrics.units import UnitCounts
 from slms.models.routed import Routed, record_routes, routed_modules
-from slms.routing import Routes
+from slms.routing import GateSelector, Routes
 
 TOP_TOKENS = 10  # the prototype lists as many
 WORD_CLASSES = "pos"
@@ -68,6 +68,7 @@ class PathwayTables:
         coarse = bool(self.classes.layout.families)
         self._texts: list[str] = []
         self.offsets = {place: module.offsets for place, module in modules.items()}
+        self.by_gate = {place for place, module in modules.items() if isinstance(module.router, GateSelector)}
         self.counts = {
             place: UnitCounts(self.classes.layout, module.config.n_pathways, together=coarse).to(device_of(module))
             for place, module in modules.items()
@@ -94,7 +95,7 @@ class PathwayTables:
         found = Tabulated([], {})
         for place, counts in self.counts.items():
             with counts.sync_context():
-                choices = Choices(place, counts, self.offsets[place])
+                choices = Choices(place, counts, self.offsets[place], by_gate=place in self.by_gate)
                 found.rows.extend([*rows_of(choices), *word_class_rows(choices, self.classes.label_names)])
                 if choices.by_class:
                     found.pathways[place] = describe_pathways(choices, self._texts, self.classes.label_names)

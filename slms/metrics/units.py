@@ -153,6 +153,7 @@ class UnitCounts(Sums):
     counts: Tensor
     totals: Tensor
     uses: Tensor
+    whole: Tensor
     n_tokens: Tensor
     together: Tensor | None
 
@@ -160,7 +161,7 @@ class UnitCounts(Sums):
         super().__init__()
         self.layout, self.n_units = layout, n_units
         self.add_state("counts", torch.zeros(layout.n_cells, n_units, dtype=torch.int32), dist_reduce_fx="sum")
-        for name, shape in {"totals": (layout.n_cells,), "uses": (n_units,), "n_tokens": ()}.items():
+        for name, shape in {"totals": (layout.n_cells,), "uses": (n_units,), "whole": (), "n_tokens": ()}.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
         if together and n_units <= MOST_TOGETHER:
             self.add_state("together", torch.zeros(n_units, n_units, dtype=torch.int64), dist_reduce_fx="sum")
@@ -182,6 +183,7 @@ class UnitCounts(Sums):
             raise ValueError(f"on is {on.dtype} {tuple(on.shape)}; it must be bool [{n}, {self.n_units}].")
         kept = on if cells.kept is None else on[cells.kept]
         self.uses += kept.sum(0)
+        self.whole += kept.all(1).sum()
         if self.together is not None:
             self.together += joint_choices(kept)
         if len(cells.cell):

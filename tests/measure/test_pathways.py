@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import GPTNeoForCausalLM
+from transformers import GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import slms
 from slms.data.text import Blocks
@@ -85,6 +85,24 @@ def test_pathways_are_described_as_counted_by_hand(model, blocks):
         assert [t.text for t in pathway.top_tokens] == [
             f" w{i}" if i % 2 == 0 else f"w{i}" for i in best if gains[i] > 0
         ]
+
+
+@pytest.mark.parametrize("rule", ["top_k", "controlled"])
+def test_the_tokens_that_keep_every_unit_are_counted_where_gates_choose(model, blocks, rule):
+    torch.manual_seed(0)
+    shape = dict(hidden_size=8, intermediate_size=20, num_hidden_layers=2, num_attention_heads=2)
+    dense = LlamaForCausalLM(LlamaConfig(vocab_size=50, max_position_embeddings=32, **shape))
+    routing = slms.RoutingConfig(router="gate", n_pathways=20, k=8, layers=[1], rule=rule)
+    routed = slms.route(dense, routing, torch.from_numpy(blocks.input_ids.astype("int64")))
+    with torch.no_grad(), record_routes(routed) as routes:
+        routed(torch.from_numpy(blocks.input_ids.astype("int64")))
+    norms = routes["L1.mlp"].scores.norm(dim=1).sort().values
+    for above in (math.inf, float(norms[-96] + norms[-97]) / 2):
+        routed_modules(routed)["L1.mlp"].router.whole_above.fill_(above)
+        row = by_place(measure_pathways(routed, Words(), blocks, 7).rows, "whole")["L1.mlp"]
+        assert (row.value, row.n) == (pytest.approx(float((norms > above).float().mean())), 24 * 16)
+    assert float((norms > above).float().mean()) >= 1 / 4
+    assert not by_place(measure_pathways(model, Words(), blocks, 7).rows, "whole")
 
 
 def test_every_number_of_a_place_has_its_null_and_tokens(model, blocks):
