@@ -3,8 +3,8 @@
 call -> inputs and outputs; reference -> the specification; dispatch -> chooses the backend, by costs and calibrate;
 backends -> tells which can run here; ops -> the backends as PyTorch operators; router -> the choice; cpu/, gpu/ ->
 implementations; dense -> the fallback; activations -> values and derivatives; neurons -> single rows, for the rules of
-dense models; gate_reference, gate, gate_ops, gate_train -> neurons chosen by their own gates; gate_plan, gate_gpu -> which
-implementation runs them; cache -> where a machine's measurements are kept; timing -> the clock.
+dense models; gate_reference, gate, gate_ops, gate_train -> neurons chosen by their own gates; gate_plan, gate_gpu ->
+which implementation runs them; cache -> where a machine's measurements are kept; timing -> the clock.
 """
 
 if __name__ == "slms.kernels":
