@@ -1,10 +1,14 @@
 """`eval.py study`: whether routing beats its controls, over seeds."""
 
 import logging
+import os
+import queue
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,6 +90,7 @@ def study(
     seeds: list[int] = [0, 1, 2],  # noqa: B006  a default for the help; it is not changed
     controls: list[str] | None = None,
     overrides: list[str] | None = None,
+    devices: list[int] | None = None,
     runs: str = "runs",
     seconds: float = 4.0,
     output_dir: str = "artifacts",
@@ -100,11 +105,14 @@ def study(
         seeds: the seeds of every arm, each once.
         controls: dense, static, static_flops, static_time, frozen_router, query_norm; by default all that it can have.
         overrides: options of train.py for every run; you may also give them as they are (--trainer.max_steps=30).
-        runs: the runs go to RUNS/study-NAME/ARM-sSEED/, with what they print in study.log.
+        devices: numbers of GPUs on each of which one run trains at a time; the table then follows when all have ended.
+        runs: the runs go to RUNS/study-NAME/ARM-sSEED/, and what they print to ARM-sSEED.log beside it.
         seconds: how long to time each arm, half of it a token and half a prompt; 0 does not time it.
         output_dir: study.csv, study.json, study.png and .svg go to OUTPUT_DIR/study/CONFIG/ARMS/.
     """
     changed, rivals = _checked(recipe, seeds, controls, overrides or [])
+    if devices is not None and (not devices or len(set(devices)) < len(devices) or min(devices) < 0):
+        raise ValueError(f"--devices {','.join(map(str, devices))}: give the numbers of GPUs, each once, from 0")
     names = [ROUTED, *rivals]
     path = find_config(recipe)
     assert path is not None, recipe  # it has been checked
@@ -125,10 +133,12 @@ def study(
     arms: list[Arm] = []
     jobs = [Job(arm, seed) for seed in seeds for arm in names]
     with sole_owner(place):
+        if devices:
+            _train_at_once(place, [job for job in jobs if _finished(place, job) is None], path, changed, devices)
         for i, job in enumerate(jobs, start=1):
             run = _finished(place, job)
             if run is None:
-                print(f"{job.name}: training, run {i} of {len(jobs)}, log in {place / 'study.log'}", flush=True)
+                print(f"{job.name}: training, run {i} of {len(jobs)}, log in {_log(place, job)}", flush=True)
                 run = _train(place, job, path, changed)
             results = read_results(run)
             first = first or results.run.versions
@@ -208,8 +218,61 @@ def _finished(place: Path, job: Job) -> Path | None:
     return next((run for run in reversed(_runs_of(place, job)) if (run / RESULTS_FILE).is_file()), None)
 
 
-def _train(place: Path, job: Job, config: Path, overrides: Sequence[str]) -> Path:
+def _log(place: Path, job: Job) -> Path:
+    """The file with what a job prints."""
+    return place / f"{job.name}.log"
+
+
+def _train_at_once(
+    place: Path, jobs: Sequence[Job], config: Path, overrides: Sequence[str], devices: Sequence[int]
+) -> None:
+    """Train jobs, one at a time on each GPU; if one fails, or this process is interrupted, the others are stopped.
+
+    Raises:
+        ValueError: a training failed.
+    """
+    free: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for device in devices:
+        free.put(device)
+    running: list[subprocess.Popen] = []
+    ended = threading.Event()
+
+    def train(job: Job) -> str:
+        device = free.get()
+        try:
+            if not ended.is_set():
+                print(f"{job.name}: training on GPU {device}, log in {_log(place, job)}", flush=True)
+                _train(place, job, config, overrides, device, running)
+        except ValueError:
+            ended.set()
+            raise
+        finally:
+            free.put(device)
+        return job.name
+
+    with ThreadPoolExecutor(len(devices)) as pool:
+        waiting = [pool.submit(train, job) for job in jobs]
+        try:
+            for i, done in enumerate(as_completed(waiting), start=1):
+                print(f"{done.result()}: trained, {i} of {len(jobs)}", flush=True)
+        except BaseException:
+            ended.set()
+            for process in running:
+                process.terminate()
+            raise
+
+
+def _train(
+    place: Path,
+    job: Job,
+    config: Path,
+    overrides: Sequence[str],
+    device: int | None = None,
+    running: list[subprocess.Popen] | None = None,
+) -> Path:
     """Train a job in a process of its own, or go on with its stopped run; return the run's directory.
+
+    device: the only GPU that the process sees; running: the process is added here.
 
     Raises:
         ValueError: the training failed; the message is the last line that it printed.
@@ -218,11 +281,14 @@ def _train(place: Path, job: Job, config: Path, overrides: Sequence[str]) -> Pat
     stopped = [run for run in _runs_of(place, job) if (run / "checkpoints").is_dir() and newest_checkpoint(run)]
     if stopped:
         flags.append(f"--ckpt_path={stopped[-1]}")
-    log = place / "study.log"
+    sees = os.environ | ({} if device is None else {"CUDA_VISIBLE_DEVICES": str(device)})
+    log = _log(place, job)
     with log.open("a", encoding="utf-8") as file:
         print(f"\n== {job.name}: train.py {' '.join(flags)}", file=file, flush=True)
         start = log.stat().st_size
-        process = subprocess.Popen([*TRAIN, *flags], stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen([*TRAIN, *flags], stdout=file, stderr=subprocess.STDOUT, env=sees)
+        if running is not None:
+            running.append(process)
         try:
             code = process.wait()
         finally:  # also where this process is interrupted

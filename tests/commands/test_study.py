@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import sys
 
 import pytest
 
@@ -58,12 +59,41 @@ def test_trains_what_is_missing_and_writes_after_every_run(tmp_path, capsys, cap
     assert "dense-s0: training, run 2 of 2" in printed and "not shown (1 seed of 3)" in printed
 
 
+def test_one_run_at_a_time_trains_on_each_device(tmp_path, monkeypatch, capsys):
+    """Two at once, each of which sees one GPU; after a failure those under way are stopped and no other begins."""
+    script = """
+import os, sys, time, pathlib
+place = pathlib.Path(sys.argv[1]) / sys.argv[2]
+(place / "run").mkdir(parents=True)
+(place / "run" / "config.yaml").touch()
+print("GPU", os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
+if "static" in sys.argv[2]:
+    while not list(place.parent.glob("dense-s1/run")): time.sleep(0.01)
+    sys.exit("no memory")
+if "s1" in sys.argv[2]: time.sleep(60)
+(place / "run" / "llm_routing_results.json").touch()
+"""
+    monkeypatch.setattr(command, "TRAIN", (sys.executable, "-c", script, str(tmp_path)))
+    monkeypatch.setattr(command.Job, "flags", property(lambda job: []))
+    popen = command.subprocess.Popen
+    monkeypatch.setattr(
+        command.subprocess, "Popen", lambda words, **more: popen([*words[:4], words[-1].partition("=")[2]], **more)
+    )
+    jobs = [command.Job(arm, seed) for arm, seed in (("dense", 0), ("static", 0), ("dense", 1), ("dense", 2))]
+    with pytest.raises(ValueError, match=r"static-s0 ended with code 1 \(no memory\)"):
+        command._train_at_once(tmp_path, jobs, tmp_path / "x.yaml", [], [3, 5])
+    seen = {path.stem: path.read_text().split("GPU ")[1][0] for path in tmp_path.glob("*.log")}
+    assert set(seen) == {"dense-s0", "static-s0", "dense-s1"} and set(seen.values()) == {"3", "5"}
+    assert command._finished(tmp_path, jobs[0]) and not command._finished(tmp_path, jobs[2])
+    assert "dense-s0: trained, 1 of 4" in capsys.readouterr().out
+
+
 def test_a_training_that_fails_is_one_line_with_its_reason(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         study("--seeds=0", "--controls=dense", *SMALL, "--model.optimizer.lr=-1", out=tmp_path)
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.count("\n") == 1
-    assert "routed-s0 ended with code 2" in said and "model.optimizer.lr" in said and "study.log has more" in said
+    assert "routed-s0 ended with code 2" in said and "model.optimizer.lr" in said and "routed-s0.log has more" in said
 
 
 def test_by_default_a_study_has_the_controls_that_its_routing_can_have():
@@ -83,6 +113,7 @@ def test_by_default_a_study_has_the_controls_that_its_routing_can_have():
         (["--controls=dense,dense"], "--controls dense,dense: give each once"),
         (["--seeds=0,1,0"], "--seeds 0,1,0: give one or more, each once"),
         (["--seeds=a"], "--seeds"),
+        (["--devices=1,1"], "--devices 1,1: give the numbers of GPUs, each once, from 0"),
         (["--model.control=dense"], "--overrides --model.control=dense: the study sets model.control itself"),
         (["--overrides", "max_steps"], "it must be an option with its value"),
         (["--model.routing=null"], "it routes nothing (model.routing is null)"),
