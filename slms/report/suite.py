@@ -102,8 +102,8 @@ def suite_figure(
         figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), title="parameters")
     counted = f"{len({m.run for m in models})} runs, {len(models)} checkpoints" if runs else f"{len(models)} models"
     text = f"{counted} on the same {amount(models[0].tokens)} tokens"
-    line = "the judged slope, at equal loss" if runs else "the judged slope"
-    note = f"{text}; means over layers; {RANDOM}; line: {line}"
+    below = "d to f: runs carried along the fitted slope to the mean loss; line: the judged slope"
+    note = f"{text}; means over layers; {RANDOM}; {below if runs else 'line: the judged slope'}"
     if aside:
         note += "; grey: " + ", ".join(m.model for m in aside) + ", not in the slope"
     caption(figure, "Specialization against scale" + (f": {name}" if name else ""), note)
@@ -134,7 +134,7 @@ def _over_loss(axes: Axes, models: Sequence[SuiteModel], aside: Sequence[SuiteMo
     axes.plot([m.nats for m in aside], _values(aside, what), MARKERS[1], color=GREY)
     axes.invert_xaxis()
     title, unit = _WHAT[what]
-    axes.set(xlabel="nats per token", ylabel=unit)
+    axes.set(xlabel="nats per token (training: to the right)", ylabel=unit)
     axes.set_title(f"{letter}   {title}")
 
 
