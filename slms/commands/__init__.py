@@ -3,6 +3,7 @@
 subject     opens the model and the text that a command measures
 coder       opens a sparse autoencoder at its place in a model
 dynamick_points  measures what dynamick shows
+study_jobs  trains the runs that a study needs, in processes of their own
 export_coders  writes the coders of a run for Neuronpedia and circuit-tracer
 arguments   reads command lines as people type them
 

@@ -1,23 +1,15 @@
 """`eval.py study`: whether routing beats its controls, over seeds."""
 
 import logging
-import os
-import queue
-import re
-import subprocess
-import sys
-import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import NamedTuple
 
 import yaml
 
 from slms.commands.arguments import published
+from slms.commands.study_jobs import Job, finished_run, job_log, train_at_once, train_job
 from slms.commands.subject import open_model, run_base
 from slms.files import sole_owner
-from slms.lit.checkpoint import newest_checkpoint
 from slms.lit.controls import CONTROLS, check_control
 from slms.lit.parser import find_config, known_configs, read_yaml, trains_coders
 from slms.measure.journal import Journal, digest
@@ -42,7 +34,6 @@ from slms.routing import RoutingConfig
 
 logger = logging.getLogger(__name__)
 
-TRAIN = (sys.executable, "-c", "from slms.main import train; train()")
 OWN = (
     "seed_everything",
     "data.seed",
@@ -54,24 +45,6 @@ OWN = (
     "config",
 )
 """Options of train.py that the study itself sets."""
-
-
-class Job(NamedTuple):
-    """One run that a study needs."""
-
-    arm: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """The run's name, and that of its directory in the study's."""
-        return f"{self.arm}-s{self.seed}"
-
-    @property
-    def flags(self) -> list[str]:
-        """The options of train.py that make it this run."""
-        seeds = [f"--{name}={self.seed}" for name in ("seed_everything", "data.seed", "model.routing.seed")]
-        return [*seeds, *([] if self.arm == ROUTED else [f"--model.control={self.arm}"])]
 
 
 def other_versions(first: Mapping[str, str], second: Mapping[str, str]) -> str:
@@ -134,12 +107,12 @@ def study(
     jobs = [Job(arm, seed) for seed in seeds for arm in names]
     with sole_owner(place):
         if devices:
-            _train_at_once(place, [job for job in jobs if _finished(place, job) is None], path, changed, devices)
+            train_at_once(place, [job for job in jobs if finished_run(place, job) is None], path, changed, devices)
         for i, job in enumerate(jobs, start=1):
-            run = _finished(place, job)
+            run = finished_run(place, job)
             if run is None:
-                print(f"{job.name}: training, run {i} of {len(jobs)}, log in {_log(place, job)}", flush=True)
-                run = _train(place, job, path, changed)
+                print(f"{job.name}: training, run {i} of {len(jobs)}, log in {job_log(place, job)}", flush=True)
+                run = train_job(place, job, path, changed)
             results = read_results(run)
             first = first or results.run.versions
             if other := other_versions(first, results.run.versions):
@@ -206,104 +179,6 @@ def _has(routing: RoutingConfig, control: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _runs_of(place: Path, job: Job) -> list[Path]:
-    """The directories of a job's runs, the newest last; an embedded stand-in adds to the name."""
-    found = [path for name in (job.name, f"{job.name}-embedded") for path in (place / name).glob("*/config.yaml")]
-    return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime)]
-
-
-def _finished(place: Path, job: Job) -> Path | None:
-    return next((run for run in reversed(_runs_of(place, job)) if (run / RESULTS_FILE).is_file()), None)
-
-
-def _log(place: Path, job: Job) -> Path:
-    """The file with what a job prints."""
-    return place / f"{job.name}.log"
-
-
-def _train_at_once(
-    place: Path, jobs: Sequence[Job], config: Path, overrides: Sequence[str], devices: Sequence[int]
-) -> None:
-    """Train jobs, one at a time on each GPU; if one fails, or this process is interrupted, the others are stopped.
-
-    Raises:
-        ValueError: a training failed.
-    """
-    free: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for device in devices:
-        free.put(device)
-    running: list[subprocess.Popen] = []
-    ended = threading.Event()
-
-    def train(job: Job) -> str:
-        device = free.get()
-        try:
-            if not ended.is_set():
-                print(f"{job.name}: training on GPU {device}, log in {_log(place, job)}", flush=True)
-                _train(place, job, config, overrides, device, running)
-        except ValueError:
-            ended.set()
-            raise
-        finally:
-            free.put(device)
-        return job.name
-
-    with ThreadPoolExecutor(len(devices)) as pool:
-        waiting = [pool.submit(train, job) for job in jobs]
-        try:
-            for i, done in enumerate(as_completed(waiting), start=1):
-                print(f"{done.result()}: trained, {i} of {len(jobs)}", flush=True)
-        except BaseException:
-            ended.set()
-            for process in running:
-                process.terminate()
-            raise
-
-
-def _train(
-    place: Path,
-    job: Job,
-    config: Path,
-    overrides: Sequence[str],
-    device: int | None = None,
-    running: list[subprocess.Popen] | None = None,
-) -> Path:
-    """Train a job in a process of its own, or go on with its stopped run; return the run's directory.
-
-    device: the only GPU that the process sees; running: the process is added here.
-
-    Raises:
-        ValueError: the training failed; the message is the last line that it printed.
-    """
-    flags = [f"--config={config}", *overrides, *job.flags, f"--output_dir={place}", f"--name={job.name}"]
-    stopped = [run for run in _runs_of(place, job) if (run / "checkpoints").is_dir() and newest_checkpoint(run)]
-    if stopped:
-        flags.append(f"--ckpt_path={stopped[-1]}")
-    sees = os.environ | ({} if device is None else {"CUDA_VISIBLE_DEVICES": str(device)})
-    log = _log(place, job)
-    with log.open("a", encoding="utf-8") as file:
-        print(f"\n== {job.name}: train.py {' '.join(flags)}", file=file, flush=True)
-        start = log.stat().st_size
-        process = subprocess.Popen([*TRAIN, *flags], stdout=file, stderr=subprocess.STDOUT, env=sees)
-        if running is not None:
-            running.append(process)
-        try:
-            code = process.wait()
-        finally:  # also where this process is interrupted
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-    run = _finished(place, job)
-    if code or run is None:
-        with log.open(encoding="utf-8", errors="replace") as file:
-            file.seek(start)
-            said = [line.strip() for line in re.split(r"[\r\n]+", file.read()) if line.strip()]
-        raise ValueError(
-            f"{job.name} ended with code {code} ({said[-1] if said else 'it said nothing'}); {log} has more"
-        )
-    return run
 
 
 def _speed(directory: Path, run: Path, seconds: float) -> Speedups:

@@ -22,7 +22,7 @@ from slms.models.place import layer_of, place_name
 from slms.models.routed import routed_modules
 from slms.models.routed_mlp import RoutedMLP
 from slms.routing import RULES, RoutingConfig
-from slms.routing.config import FREE
+from slms.routing.combinations import FREE
 
 
 class Plan(NamedTuple):

@@ -18,7 +18,7 @@ from slms.models.families import Family
 from slms.models.head_slots import Slots, can_be_slots, on_gpu, slots_of, with_slots
 from slms.models.routed import Routed
 from slms.routing import HeadRouter, HeadSelector, PathwayRouter, Routes, RoutingConfig
-from slms.routing.config import FREE
+from slms.routing.combinations import FREE
 from slms.routing.heads import heads_config
 
 if TYPE_CHECKING:

@@ -1,6 +1,7 @@
 """Routing: scores → rule → chosen pathways and gates → balancing loss.
 
 config    the configuration of a routed model, with every routing default
+combinations  defaults that depend on another option, and what it can be combined with
 option_types  whether a value has an option's type, and how both are spelled
 router    maps an MLP's input to a score for each pathway
 follower  lets a group of layers share one router

@@ -4,32 +4,9 @@ import dataclasses
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
+from slms.routing.combinations import FREE, MLP_ONLY, OF_FREE, OF_GATE, OF_RELU, ROUTED
 from slms.routing.option_types import described, fits, typed
 from slms.routing.rules import GATES, RULES
-
-_ROUTED: dict[bool, dict[str, Any]] = {
-    False: {"router": "mlp", "router_bias": True, "router_init": "norm", "gate": "ramp"},
-    True: {"router": "linear", "router_bias": False, "router_init": "norm", "gate": "softmax"},
-}
-"""The defaults of options that depend on `stock`, of a router that learns."""
-_RELU: dict[str, Any] = {"router_bias": True, "gate": "relu"}
-"""What the rule `relu`, whose gates are its scores, can be combined with; these are also its defaults."""
-_GATE: dict[str, Any] = {
-    "router_bias": None,
-    "router_init": None,
-    "gate": "unit",
-    "pool": None,
-    "router_layers": 1,
-    "mean_compensation": False,
-    "backend": "auto",
-}
-"""What the selector `gate`, which has no weights of its own, can be combined with."""
-_FREE: dict[str, Any] = {"router_bias": None, "router_init": None, "gate": "unit"}
-"""The same of the selectors of heads without weights."""
-_MLP_ONLY = "n_pathways k partition rule top_p tau n_shared pool pool_block router_layers backend".split()
-"""Options that say nothing about attention heads."""
-FREE = ("query_norm", "static")
-"""Selectors of heads without weights."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +103,8 @@ class RoutingConfig:
     def __post_init__(self) -> None:
         if self.target == "attention" and self.gate is None:
             object.__setattr__(self, "gate", "unit")
-        own = {"gate": _GATE} | dict.fromkeys(FREE, _FREE)
-        defaults = _ROUTED[self.stock is True] | (_RELU if self.rule == "relu" else {})
+        own = {"gate": OF_GATE} | dict.fromkeys(FREE, OF_FREE)
+        defaults = ROUTED[self.stock is True] | (OF_RELU if self.rule == "relu" else {})
         for name, value in own.get(str(self.router), defaults).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
@@ -182,7 +159,7 @@ class RoutingConfig:
             raise ValueError(
                 f"`routing.rule` is {self.rule}; with `routing.router` gate it must be top_k or controlled."
             )
-        combined = {"router": own, "rule": _RELU if self.rule == "relu" else {}}
+        combined = {"router": own, "rule": OF_RELU if self.rule == "relu" else {}}
         for option, needed in combined.items():
             for name, value in needed.items():
                 if getattr(self, name) != value:
@@ -219,7 +196,7 @@ class RoutingConfig:
             )
         if self.target == "attention":
             defaults = {field.name: field.default for field in dataclasses.fields(self)}
-            for name in _MLP_ONLY:
+            for name in MLP_ONLY:
                 if getattr(self, name) != defaults[name]:
                     raise ValueError(
                         f"`routing.{name}` is {typed(getattr(self, name))}; with `routing.target` attention, which "

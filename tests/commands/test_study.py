@@ -9,6 +9,7 @@ import pytest
 
 import eval as evaluation
 import slms.commands.study as command
+import slms.commands.study_jobs as jobs_of
 
 SMALL = """
 --model.base.source=embedded --model.calibration_tokens=1024 --data.block_size=64 --data.batch_size=2
@@ -24,7 +25,7 @@ def study(*args: str, out) -> None:
 @pytest.mark.slow
 def test_trains_what_is_missing_and_writes_after_every_run(tmp_path, capsys, caplog, monkeypatch):
     flags = ["--seeds=0", "--controls=dense", "--seconds=0.2", *SMALL]
-    trained, train = [], command._train
+    trained, train = [], command.train_job
 
     def stopped(place, job, *rest):
         if job.arm == "dense" and len(trained) == 1:
@@ -32,7 +33,7 @@ def test_trains_what_is_missing_and_writes_after_every_run(tmp_path, capsys, cap
         trained.append(job.name)
         return train(place, job, *rest)
 
-    monkeypatch.setattr(command, "_train", stopped)
+    monkeypatch.setattr(command, "train_job", stopped)
     with pytest.raises(SystemExit) as stop:
         study(*flags, out=tmp_path)
     assert stop.value.code == 2 and "no space left" in capsys.readouterr().err
@@ -73,18 +74,18 @@ if "static" in sys.argv[2]:
 if "s1" in sys.argv[2]: time.sleep(60)
 (place / "run" / "llm_routing_results.json").touch()
 """
-    monkeypatch.setattr(command, "TRAIN", (sys.executable, "-c", script, str(tmp_path)))
+    monkeypatch.setattr(jobs_of, "TRAIN", (sys.executable, "-c", script, str(tmp_path)))
     monkeypatch.setattr(command.Job, "flags", property(lambda job: []))
-    popen = command.subprocess.Popen
+    popen = jobs_of.subprocess.Popen
     monkeypatch.setattr(
-        command.subprocess, "Popen", lambda words, **more: popen([*words[:4], words[-1].partition("=")[2]], **more)
+        jobs_of.subprocess, "Popen", lambda words, **more: popen([*words[:4], words[-1].partition("=")[2]], **more)
     )
     jobs = [command.Job(arm, seed) for arm, seed in (("dense", 0), ("static", 0), ("dense", 1), ("dense", 2))]
     with pytest.raises(ValueError, match=r"static-s0 ended with code 1 \(no memory\)"):
-        command._train_at_once(tmp_path, jobs, tmp_path / "x.yaml", [], [3, 5])
+        command.train_at_once(tmp_path, jobs, tmp_path / "x.yaml", [], [3, 5])
     seen = {path.stem: path.read_text().split("GPU ")[1][0] for path in tmp_path.glob("*.log")}
     assert set(seen) == {"dense-s0", "static-s0", "dense-s1"} and set(seen.values()) == {"3", "5"}
-    assert command._finished(tmp_path, jobs[0]) and not command._finished(tmp_path, jobs[2])
+    assert command.finished_run(tmp_path, jobs[0]) and not command.finished_run(tmp_path, jobs[2])
     assert "dense-s0: trained, 1 of 4" in capsys.readouterr().out
 
 
