@@ -6,7 +6,7 @@ import torch
 
 from slms.models.convert import route
 from slms.models.decode_step import speed_up
-from slms.models.transformers_internals import CACHE
+from slms.models.transformers_internals import CACHE, compute_again
 from slms.routing import RoutingConfig
 from tests.models.conftest import D_FF
 
@@ -40,3 +40,15 @@ def decode(model, ids, prompt=4, **arguments):
         out = model(ids[:, i : i + 1], use_cache=True, **{CACHE: out[CACHE]}, **arguments)
         logits.append(out.logits)
     return torch.cat(logits, 1)
+
+
+def gradients_twice(model, ids):
+    """All gradients [n] of a loss on ids [b, t], without and with layers computed again in the backward pass."""
+    found = []
+    for recompute in (False, True):
+        if recompute:
+            compute_again(model)
+        model.train().zero_grad()
+        model(ids).logits.square().mean().backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    return found

@@ -19,7 +19,7 @@ from slms.models.transformers_internals import compute_again
 from slms.models.weights import neurons, read_mlp
 from slms.routing import RULES, Follower, PathwayRouter, RoutingConfig
 from tests.models.conftest import D_FF
-from tests.models.decoding import decode
+from tests.models.decoding import decode, gradients_twice
 
 P, K = 7, 3
 CONFIG = RoutingConfig(n_pathways=P, k=K, every_n_layers=1, router="linear", gate="ramp", router_layers=2)
@@ -140,13 +140,8 @@ def test_followers_teach_the_leaders_router(tiny, tokens):
 @pytest.mark.parametrize("layers", [2, 3])
 def test_gradients_pass_through_recomputed_layers(tiny, tokens, layers):
     model = grouped("llama", tiny, tokens, router_layers=layers)
-    ids, gradients = tokens(2, 20, seed=3), []
-    for recompute in (False, True):
-        if recompute:
-            compute_again(model)
-        model.train().zero_grad()
-        model(ids).logits.square().mean().backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    ids = tokens(2, 20, seed=3)
+    gradients = gradients_twice(model, ids)
     torch.testing.assert_close(*gradients, rtol=0, atol=0)
     assert copy.deepcopy(model)(ids).logits.isfinite().all()  # what is kept has no graph
     for group in groups_of(model):

@@ -14,8 +14,9 @@ from slms.models.families import FAMILIES
 from slms.models.pools import Pass, PoolLayer
 from slms.models.routed import choose_by, draw_pool, record_routes, routed_modules
 from slms.models.speedups import prepare
-from slms.models.transformers_internals import CACHE, compute_again
+from slms.models.transformers_internals import CACHE
 from slms.routing import RoutingConfig
+from tests.models.decoding import gradients_twice
 
 P, K, POOL, BLOCK, END = 8, 2, 3, 4, 0
 CONFIG = RoutingConfig(n_pathways=P, k=K, layers=[1, 2], router="linear", gate="unit", pool=POOL, pool_block=BLOCK)
@@ -189,11 +190,6 @@ def test_a_range_is_drawn_in_training_and_its_low_end_evaluates(tiny, tokens, tm
 
 def test_gradients_pass_through_recomputed_layers(tiny, tokens):
     _, routed = pooled("llama", tiny, tokens)
-    ids, gradients = tokens(2, 20, seed=3), []
-    for recompute in (False, True):
-        if recompute:
-            compute_again(routed)
-        routed.train().zero_grad()
-        routed(ids).logits.square().mean().backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in routed.parameters() if p.grad is not None]))
+    ids = tokens(2, 20, seed=3)
+    gradients = gradients_twice(routed, ids)
     torch.testing.assert_close(*gradients)
