@@ -33,6 +33,15 @@ def tile_registers() -> bool:
 
 
 @functools.cache
+def pair_products() -> bool:
+    """Whether the compiled loops can multiply pairs of bfloat16 at once here (AVX512_BF16), and nothing is faster."""
+    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every supported version
+    if os.environ.get("NUMBA_CPU_NAME") or os.environ.get("NUMBA_CPU_FEATURES"):  # compiled for another CPU
+        return False
+    return bool(known.get("avx512_bf16")) and _installed("numba") and not tile_registers()
+
+
+@functools.cache
 def _capability() -> tuple[int, int]:
     """The capability of the oldest CUDA device here; if there is none, one that suffices for what a GPU would run."""
     found = map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))

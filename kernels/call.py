@@ -61,11 +61,13 @@ class OfMLP(Protocol):
     def x(self) -> Tensor: ...
 
 
-def check_tensors(call: OfMLP, matrix: tuple[int, int], others: Mapping[str, tuple[int, ...]]) -> None:
+def check_tensors(
+    call: OfMLP, matrix: tuple[int, int], others: Mapping[str, tuple[int, ...]], typed: bool = True
+) -> None:
     """Raise ValueError if a tensor of a call does not fit its x, which it does not read.
 
-    matrix: the shape [f, d] of W_in, W_gate and W_out, whose type is that of x, as is that of the biases [f]; others:
-    the shapes of the tensors with types of their own.
+    matrix: the shape [f, d] of W_in, W_gate and W_out, whose type, if `typed`, is that of x, as is that of the biases
+    [f]; others: the shapes of the tensors with types of their own.
     """
     x, vector = call.x, matrix[:1]
     shapes = {"W_in": matrix, "W_gate": matrix, "W_out": matrix, "b_in": vector, "b_gate": vector}
@@ -75,7 +77,7 @@ def check_tensors(call: OfMLP, matrix: tuple[int, int], others: Mapping[str, tup
             continue
         if tensor.shape != shape:
             raise ValueError(f"`{name}` has shape {tuple(tensor.shape)}; x and offsets ask for {tuple(shape)}.")
-        if name in shapes and tensor.dtype != x.dtype:
+        if typed and name in shapes and tensor.dtype != x.dtype:
             raise ValueError(f"`{name}` is {tensor.dtype}; it must be of the type of x ({x.dtype}).")
         if tensor.device != x.device:
             raise ValueError(f"`{name}` is on {tensor.device}; it must be where x is ({x.device}).")

@@ -1,8 +1,8 @@
 """Runs a gated MLP whose neurons are chosen by their own gates: checks, choice, and the implementations by name.
 
-rows: compiled loops, which form only the products that were chosen; it has no gradient. dense: library products, a
-compiled choice between them. grouped: units as the pathways of `kernels.routed_mlp`. On a GPU, Triton's kernels are
-behind these names.
+rows: compiled loops, which form only the products that were chosen; in bfloat16 it has a gradient on some CPUs. dense:
+library products, a compiled choice between them. grouped: units as the pathways of `kernels.routed_mlp`. On a GPU,
+Triton's kernels are behind these names.
 
 Shapes: n tokens, d model, f neurons, p units.
 """
@@ -19,7 +19,7 @@ from slms.kernels.activations import ACTIVATIONS
 from slms.kernels.backends import GPU_TOKENS
 from slms.kernels.call import Call, check_tensors
 from slms.kernels.dispatch import routed_mlp
-from slms.kernels.gate_plan import gate_plan, mean_density, rows_refusal
+from slms.kernels.gate_plan import gate_plan, mean_density, rows_refusal, step_plan, step_refusal
 from slms.kernels.gate_reference import (
     GateCall,
     choose_reference,
@@ -28,7 +28,7 @@ from slms.kernels.gate_reference import (
     per_neuron,
     unit_scores,
 )
-from slms.kernels.gate_train import chosen_product
+from slms.kernels.gate_train import chosen_product, chosen_rows
 
 if TYPE_CHECKING:
     from slms.kernels.cpu.gate_rows import GateMLP
@@ -36,8 +36,11 @@ if TYPE_CHECKING:
 GATE_BACKENDS = ("auto", "reference", "dense", "rows", "grouped")
 
 
-def check_gate_call(call: GateCall) -> None:
-    """Raise ValueError if shapes, types or names do not fit; it reads no tensor, so it waits for no device."""
+def check_gate_call(call: GateCall, typed: bool = True) -> None:
+    """Raise ValueError if shapes, types or names do not fit; it reads no tensor, so it waits for no device.
+
+    Without `typed`, x, weights and biases may differ in type.
+    """
     x, offsets = call.x, call.offsets
     if call.activation not in ACTIVATIONS:
         raise ValueError(f"`activation` is {call.activation!r}; it must be one of {', '.join(ACTIVATIONS)}.")
@@ -52,8 +55,9 @@ def check_gate_call(call: GateCall) -> None:
         raise ValueError(f"`k_out` is {call.k_out}; it must be from 0 to `k` ({call.k}), and the units single neurons.")
     if (call.least_out is None) != (call.least is None or call.k_out is None):
         raise ValueError("`least_out` is needed where `least` and `k_out` are given, and only there.")
-    check_tensors(call, (f, d), {"scale": (f,), "whole_above": (), "out_scale": (f,), "least": (), "least_out": ()})
-    for name in ("scale", "whole_above", "out_scale", "least", "least_out"):
+    others = {"scale": (f,), "whole_above": (), "out_scale": (f,), "least": (), "least_out": ()}
+    check_tensors(call, (f, d), others, typed)
+    for name in others:
         if (tensor := getattr(call, name)) is not None and tensor.dtype != torch.float32:
             raise ValueError(f"`{name}` is {tensor.dtype}; it must be torch.float32.")
 
@@ -188,13 +192,21 @@ def prepare_gate(call: GateCall, screened: bool = False) -> "GateMLP":
     return GateMLP(call, units_of(call.offsets), screened)
 
 
+def _step_pays(call: GateCall, units: tuple[int, ...]) -> bool:
+    """Whether "auto" trains by "rows", which a compiled graph cannot hold; autocast has not cast the call yet."""
+    return call.x.is_cpu and not torch.compiler.is_compiling() and step_plan(call, not units)[0] == "rows"
+
+
 def gate_mlp_counted(call: GateCall) -> tuple[Tensor, Tensor]:
-    """Return `gate_mlp` of a call with `least` by "dense", as training needs it, and what ran, int64 [3] on x's device.
+    """Return `gate_mlp` of a call with `least`, as training needs it, and what ran, int64 [3] on x's device.
 
     That is the units that ran, the neurons that went through W_out, and how many units could run, of all tokens.
     """
-    call = _cast(call)
     units = units_of(call.offsets)
+    if _step_pays(call, units):
+        check_gate_call(call, typed=False)
+        return chosen_rows(call)
+    call = _cast(call)
     check_gate_call(call)
     gate, up = F.linear(call.x, call.W_gate, call.b_gate), F.linear(call.x, call.W_in, call.b_in)
     if not call.x.is_cpu or torch.compiler.is_compiling():  # blocks that fit in a cache are of use on a CPU alone
@@ -213,16 +225,22 @@ def gate_mlp(call: GateCall, backend: str = "auto") -> Tensor:
 
     With `k_out`, only the chosen neurons of largest |act(g_i) · u_i| · `out_scale`, or those in which it reaches
     `least_out`, have a term. g = x W_gateᵀ + b_gate, u = x W_inᵀ + b_in. The output bias is not added here. It is
-    differentiable in x, W_in, b_in, W_gate, b_gate and W_out, except by "rows". Raises ValueError if shapes do not
-    fit, or if a backend does not exist, cannot run here or has no gradient where one is needed.
+    differentiable in x, W_in, b_in, W_gate, b_gate and W_out; by "rows" on some CPUs alone (`gate_plan.step_refusal`).
+    Raises ValueError if shapes do not fit, or if a backend does not exist, cannot run here or has no gradient where one
+    is needed.
     """
-    call = _cast(call)
-    units = units_of(call.offsets)
-    check_gate_call(call)
-    x = call.x
-    gradients = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in call[:6])
     if backend not in GATE_BACKENDS:
         raise ValueError(f"`backend` is {backend!r}; it must be one of {', '.join(GATE_BACKENDS)}.")
+    units = units_of(call.offsets)
+    gradients = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in call[:6])
+    if gradients and backend == "rows" and (why := step_refusal(call, not units)) is not None:
+        raise ValueError(f"`backend` is 'rows', and an input needs a gradient; {why}.")
+    if gradients and (backend == "rows" or (backend == "auto" and _step_pays(call, units))):
+        check_gate_call(call, typed=False)
+        return chosen_rows(call)[0]
+    call = _cast(call)
+    check_gate_call(call)
+    x = call.x
     device, p = x.device.type, len(call.offsets) - 1
     if backend == "auto":
         smallest = min(end - start for start, end in pairwise(units)) if units and x.is_cuda else 1

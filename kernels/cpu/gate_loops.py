@@ -85,7 +85,7 @@ def form_gates(a, thread, threads):
 
 
 @register_jitable
-def _choose(a, bits, whole, chosen):
+def choose_by(a, bits, whole, chosen):
     """Write chosen [p] uint8 by the scores' bits."""
     if a[LEAST] == 0 or whole:
         choose_units(bits, a[loops.K], a[SHARED], whole, chosen)
@@ -106,7 +106,7 @@ def choose(a):
     for t in range(n):
         whole = exceeds(gates[t], scale, a[WHOLE])
         score_bits(gates[t], scale, offsets, bits)
-        _choose(a, bits, whole, chosen)
+        choose_by(a, bits, whole, chosen)
         count = 0
         if a[SINGLE]:
             for i in range(f):
@@ -218,7 +218,7 @@ def mask_loop(a, thread, threads):
         activate(gate, a[loops.CODE], f)
         score_bits(gate, scale, offsets, bits)
         whole = exceeds(gate, scale, a[WHOLE])
-        _choose(a, bits, whole, chosen)
+        choose_by(a, bits, whole, chosen)
         if a[loops.W_IN]:
             widen(a[loops.W_IN] + t * f * size, factor, size)
         if a[K_OUT] >= 0:

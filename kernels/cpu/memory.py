@@ -64,6 +64,7 @@ def _pointer_at(element, kind):
 floats = _pointer_at(FLOAT, types.float32)
 bytes_at = _pointer_at(ir.IntType(8), types.uint8)
 halves = _pointer_at(HALF, types.uint16)
+short_integers = _pointer_at(I32, types.int32)
 integers = _pointer_at(I64, types.int64)
 
 

@@ -1,0 +1,138 @@
+"""A training step of gate-selected neurons in bfloat16 by chosen rows: compiled loops, and the library for the rest.
+
+Shapes: n tokens, d model, f neurons, m neurons that many tokens choose, q pairs of a token and another neuron.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slms.kernels.cpu import gate_choice as slots
+from slms.kernels.cpu import gate_steps as steps
+from slms.kernels.cpu import loops
+from slms.kernels.cpu.gate_steps import choose_loop, forward_loop, join_loop, tokens_loop, weights_loop
+from slms.kernels.cpu.pointwise import CODES
+from slms.kernels.cpu.rows import MEMBERS, address, packed, run, take_part
+from slms.kernels.cpu.team import team_size
+from slms.kernels.gate_reference import GateCall
+
+MANY = 0.65  # the share of the tokens from which on a library is faster for a neuron (docs/log.md)
+
+
+def choose_member(arguments):
+    take_part(choose_loop, arguments)
+
+
+def join_member(arguments):
+    take_part(join_loop, arguments)
+
+
+def forward_member(arguments):
+    take_part(forward_loop, arguments)
+
+
+def tokens_member(arguments):
+    take_part(tokens_loop, arguments)
+
+
+def weights_member(arguments):
+    take_part(weights_loop, arguments)
+
+
+MEMBERS[choose_loop] = choose_member
+MEMBERS[join_loop] = join_member
+MEMBERS[forward_loop] = forward_member
+MEMBERS[tokens_loop] = tokens_member
+MEMBERS[weights_loop] = weights_member
+
+
+def _join(first: Tensor, second: Tensor, team: int) -> Tensor:
+    """Interleave two matrices [f, d]: [f, d, 2]."""
+    both = first.new_empty(*first.shape, 2)
+    a = packed([*first.shape, 1], (0, len(first)))
+    a[[steps.X, steps.Y, steps.W_BOTH]] = address(first), address(second), address(both)
+    run(join_loop, team, a)
+    return both
+
+
+class ChosenRows(torch.autograd.Function):
+    """y [n, d] and counts as `kernels.gate_train.chosen_product` of x, W_in, W_gate and W_out; tensors of any type."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, W_in: Tensor, W_gate: Tensor, W_out: Tensor, call: GateCall
+    ) -> tuple[Tensor, Tensor]:
+        ctx.types = [tensor.dtype for tensor in (x, W_in, W_gate, W_out)]
+        x, W_in, W_gate, W_out = (tensor.to(torch.bfloat16).contiguous() for tensor in (x, W_in, W_gate, W_out))
+        (n, d), f = x.shape, len(W_in)
+        team = team_size(W_in.nbytes * max(n, 1))
+        gates = F.linear(x, W_gate)
+        a = packed([n, d, 1, CODES[call.activation], 2], (0, f))
+        chosen, counts = torch.empty(n, f, dtype=torch.uint8), torch.zeros(team, f, dtype=torch.int64)
+        given = [t if t is None else t.contiguous() for t in (call.scale, call.out_scale)]  # held: loops know addresses
+        a[loops.K], a[slots.SHARED], a[slots.SINGLE] = call.k, call.n_shared, 1
+        a[slots.K_OUT] = -1 if call.k_out is None else call.k_out
+        a[[slots.SCALE, slots.OUT_SCALE]] = [address(t) for t in given]
+        a[[slots.WHOLE, slots.LEAST, slots.LEAST_OUT]] = [
+            address(t) for t in (call.whole_above, call.least, call.least_out)
+        ]
+        a[[steps.GATES, steps.CHOSEN, steps.COUNTS]] = [address(t) for t in (gates, chosen, counts)]
+        run(choose_loop, team, a)
+        ran = counts.sum(0)
+        many = (ran > MANY * n).nonzero().flatten()
+        column = torch.full((f,), -1)
+        column[many] = torch.arange(len(many))
+        h_many = F.linear(x, W_in[many])
+        sizes_many, slopes_many = torch.empty_like(h_many), torch.empty_like(h_many)
+        q = int(ran.sum() - ran[many].sum()) + team
+        span, names = torch.empty(n, 3, dtype=torch.int64), torch.empty(q, dtype=torch.int32)
+        sizes, slopes, h = torch.empty(q), torch.empty(q), torch.empty(q, dtype=torch.bfloat16)
+        y = torch.empty(n, d)
+        columns = h_many, sizes_many, slopes_many
+        pairs = span, names, sizes, slopes, h
+        a[[steps.H_MANY, steps.SIZES_MANY, steps.SLOPES_MANY]] = [address(t) for t in columns]
+        a[[steps.SPAN, steps.NAMES, steps.SIZES, steps.SLOPES, steps.H]] = [address(t) for t in pairs]
+        held = x, W_in, W_out, column, y
+        a[[steps.X, steps.W_IN, steps.W_OUT, steps.COLUMN, steps.Y]] = [address(t) for t in held]
+        a[steps.Q] = q
+        run(forward_loop, team, a)
+        y = y.add_(h_many @ W_out[many]).to(torch.bfloat16)
+        ctx.save_for_backward(x, W_in, W_gate, W_out, many, *columns, *pairs)
+        ctx.team = team
+        found = torch.stack([ran.sum(), span[:, 2].sum(), ran.new_tensor(n * f)])
+        ctx.mark_non_differentiable(found)
+        return y, found
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        x, W_in, W_gate, W_out, many, h_many, sizes_many, slopes_many, *pairs = ctx.saved_tensors
+        (n, d), f, q, team = x.shape, len(W_in), len(pairs[1]), ctx.team
+        of_x, *of_weights = ctx.needs_input_grad[:4]
+        grad = grad.to(torch.bfloat16).contiguous()
+        e = grad @ W_out[many].T
+        du, dg = e * sizes_many, e * slopes_many
+        both = torch.empty(q, 2, dtype=torch.bfloat16)
+        d_x = torch.empty(n, d) if of_x else None
+        joined = _join(W_in, W_gate, team) if of_x else None
+        a = packed([n, d, 1, 0, 2], (0, f))
+        a[[steps.SPAN, steps.NAMES, steps.SIZES, steps.SLOPES, steps.H]] = [address(t) for t in pairs]
+        held = x, W_out, joined, grad, both, d_x
+        a[[steps.X, steps.W_OUT, steps.W_BOTH, steps.GRAD, steps.DU_DG, steps.D_X]] = [address(t) for t in held]
+        a[steps.Q] = q
+        run(tokens_loop, team, a)
+        if d_x is not None:
+            d_x = d_x.add_(du @ W_in[many]).add_(dg @ W_gate[many]).to(ctx.types[0])
+        if not any(of_weights):
+            return d_x, None, None, None, None
+        d_both, d_out = torch.empty(2, f, d), torch.empty(f, d)
+        a[[steps.D_W_BOTH, steps.D_W_OUT]] = address(d_both), address(d_out)
+        run(weights_loop, team, a)
+        for part, left, right in ((d_both[0], du, x), (d_both[1], dg, x), (d_out, h_many, grad)):
+            part[many] = (left.T @ right).float()
+        weights = (
+            part.to(dtype) if wanted else None
+            for part, dtype, wanted in zip((*d_both, d_out), ctx.types[1:], of_weights, strict=True)
+        )
+        return d_x, *weights, None
