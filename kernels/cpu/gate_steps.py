@@ -122,7 +122,7 @@ def _list_tokens(a, first, few, column, index, count):
     n, f = a[loops.N], a[loops.OFFSETS + 1]
     chosen = carray(bytes_at(a[CHOSEN]), (n, f))
     for t in range(few):
-        found = 0
+        found = np.int64(0)
         for i in range(f):
             index[t, found] = i  # written over if i was not chosen; a branch would be guessed wrong
             found += np.int64(chosen[first + t, i]) & np.int64(column[i] < 0)
@@ -352,10 +352,10 @@ def weights_loop(a, thread, threads):
     span = carray(integers(a[SPAN]), (n, 3))
     most = 0
     for first in range(0, n, BLOCK_TOKENS):
-        pairs = 0
+        number = 0
         for t in range(first, min(first + BLOCK_TOKENS, n)):
-            pairs += span[t, 1] - span[t, 0]
-        most = max(most, pairs)
+            number += span[t, 1] - span[t, 0]
+        most = max(most, number)
     start, place, found = np.empty(high - low + 1, np.int64), np.empty(high - low, np.int64), np.empty(most, np.uint64)
     table, factors = np.empty(BLOCK_TOKENS + 1, np.int64), np.empty((2, BLOCK_TOKENS + 1), np.uint16)
     apart, out_apart = 2 * (BLOCK_TOKENS + 1), 4 * f * d
