@@ -1,8 +1,8 @@
 """Runs a gated MLP whose neurons are chosen by their own gates: checks, choice, and the implementations by name.
 
-rows: compiled loops, which form only the products that were chosen; in bfloat16 it has a gradient on some CPUs. dense:
-library products, a compiled choice between them. grouped: units as the pathways of `kernels.routed_mlp`. On a GPU,
-Triton's kernels are behind these names.
+rows: compiled loops, which form only the products that were chosen; it has a gradient on some CPUs. dense: library
+products, a compiled choice between them. grouped: units as the pathways of `kernels.routed_mlp`. On a GPU, Triton's
+kernels are behind these names.
 
 Shapes: n tokens, d model, f neurons, p units.
 """

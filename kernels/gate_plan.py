@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from slms.kernels.backends import GPU_TOKENS, pair_products, refusal
+from slms.kernels.costs import narrow
 from slms.kernels.gate_gpu import gate_refusal, gpu_plan, size_class
 from slms.kernels.gate_reference import GateCall
 
@@ -73,6 +74,10 @@ def mean_density(k: int, k_out: int | None, n_units: int) -> float:
     return (k + (k if k_out is None else k_out)) / max(1, 2 * n_units)
 
 
+def _float_rows() -> bool:
+    return refusal("rows", "cpu", torch.float32) is None and not narrow()
+
+
 def step_refusal(call: GateCall, single: bool) -> str | None:
     """Why "rows" has no gradient for a call that autocast has not cast yet, or None; `single`: its units are."""
     x, weights = call.x, (call.W_in, call.W_gate, call.W_out)
@@ -80,8 +85,9 @@ def step_refusal(call: GateCall, single: bool) -> str | None:
         return "rows has no gradient inside torch.compile"
     cast = torch.is_autocast_enabled(x.device.type)
     types = {torch.get_autocast_dtype(x.device.type)} if cast else {tensor.dtype for tensor in (x, *weights)}
-    if not x.is_cpu or types != {torch.bfloat16} or not pair_products():
-        return "rows has a gradient only in bfloat16, on a CPU with AVX512_BF16 and without AMX"
+    known = types == {torch.bfloat16} and pair_products()
+    if not x.is_cpu or not (known or (types == {torch.float32} and _float_rows())):
+        return "rows has a gradient only on a CPU with AVX-512, in float32, and in bfloat16 with AVX512_BF16 but no AMX"
     if not single or x.shape[-1] % 32 or call.b_in is not None or call.b_gate is not None:
         return "rows has a gradient only for single neurons without biases, of a width that 32 divides"
     return None

@@ -1,8 +1,8 @@
 """Training of MLPs whose gates choose by thresholds: between the products, one pass over blocks that stay in the cache.
 
 It computes what `kernels.gate_reference` does, number by number, and counts what was chosen. Masks are numbers, since
-PyTorch multiplies by these twenty times as fast as it fills where a random mask says so. In bfloat16, on a CPU that
-multiplies pairs of its numbers at once, `kernels.cpu.gate_skipping` multiplies by the chosen rows alone instead.
+PyTorch multiplies by these twenty times as fast as it fills where a random mask says so. On CPUs with AVX-512 but no
+AMX, `kernels.cpu.gate_skipping` multiplies by the chosen rows alone instead.
 
 Shapes: n tokens, f neurons, p units; inside a block r tokens.
 """
@@ -97,4 +97,5 @@ def chosen_rows(call: GateCall) -> tuple[Tensor, Tensor]:
     """y [n, d] of a call with single neurons, which autocast has not cast yet, and the same counts, by chosen rows."""
     from slms.kernels.cpu.gate_skipping import ChosenRows  # numba takes half a second to import and is optional
 
-    return ChosenRows.apply(call.x, call.W_in, call.W_gate, call.W_out, call)
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else call.x.dtype
+    return ChosenRows.apply(call, dtype, call.x, call.W_in, call.W_gate, call.W_out)

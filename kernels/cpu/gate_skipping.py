@@ -1,4 +1,4 @@
-"""A training step of gate-selected neurons in bfloat16 by chosen rows: compiled loops, and the library for the rest.
+"""A training step of gate-selected neurons by chosen rows: compiled loops, and the library for the rest.
 
 Shapes: n tokens, d model, f neurons, m neurons that many tokens choose, q pairs of a token and another neuron.
 """
@@ -49,7 +49,7 @@ MEMBERS[weights_loop] = weights_member
 
 
 def _join(first: Tensor, second: Tensor, team: int) -> Tensor:
-    """Interleave two matrices [f, d]: [f, d, 2]."""
+    """Interleave two matrices [f, d] of bfloat16: [f, d, 2]."""
     both = first.new_empty(*first.shape, 2)
     a = packed([*first.shape, 1], (0, len(first)))
     a[[steps.X, steps.Y, steps.W_BOTH]] = address(first), address(second), address(both)
@@ -58,23 +58,23 @@ def _join(first: Tensor, second: Tensor, team: int) -> Tensor:
 
 
 class ChosenRows(torch.autograd.Function):
-    """y [n, d] and counts as `kernels.gate_train.chosen_product` of x, W_in, W_gate and W_out; tensors of any type."""
+    """y [n, d] of a call and its counts, computed in a type; `given` are x, W_in, W_gate and W_out, of any type."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, W_in: Tensor, W_gate: Tensor, W_out: Tensor, call: GateCall
-    ) -> tuple[Tensor, Tensor]:
-        ctx.types = [tensor.dtype for tensor in (x, W_in, W_gate, W_out)]
-        x, W_in, W_gate, W_out = (tensor.to(torch.bfloat16).contiguous() for tensor in (x, W_in, W_gate, W_out))
+    def forward(ctx: Any, call: GateCall, dtype: torch.dtype, *given: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.types = [tensor.dtype for tensor in given]
+        x, W_in, W_gate, W_out = (tensor.to(dtype).contiguous() for tensor in given)
         (n, d), f = x.shape, len(W_in)
         team = team_size(W_in.nbytes * max(n, 1))
         gates = F.linear(x, W_gate)
-        a = packed([n, d, 1, CODES[call.activation], 2], (0, f))
+        a = packed([n, d, 1, CODES[call.activation], dtype.itemsize], (0, f))
         chosen, counts = torch.empty(n, f, dtype=torch.uint8), torch.zeros(team, f, dtype=torch.int64)
-        given = [t if t is None else t.contiguous() for t in (call.scale, call.out_scale)]  # held: loops know addresses
+        scales = [
+            t if t is None else t.contiguous() for t in (call.scale, call.out_scale)
+        ]  # held: loops know addresses
         a[loops.K], a[slots.SHARED], a[slots.SINGLE] = call.k, call.n_shared, 1
         a[slots.K_OUT] = -1 if call.k_out is None else call.k_out
-        a[[slots.SCALE, slots.OUT_SCALE]] = [address(t) for t in given]
+        a[[slots.SCALE, slots.OUT_SCALE]] = [address(t) for t in scales]
         a[[slots.WHOLE, slots.LEAST, slots.LEAST_OUT]] = [
             address(t) for t in (call.whole_above, call.least, call.least_out)
         ]
@@ -88,7 +88,7 @@ class ChosenRows(torch.autograd.Function):
         sizes_many, slopes_many = torch.empty_like(h_many), torch.empty_like(h_many)
         q = int(ran.sum() - ran[many].sum()) + team
         span, names = torch.empty(n, 3, dtype=torch.int64), torch.empty(q, dtype=torch.int32)
-        sizes, slopes, h = torch.empty(q), torch.empty(q), torch.empty(q, dtype=torch.bfloat16)
+        sizes, slopes, h = torch.empty(3, q)
         y = torch.empty(n, d)
         columns = h_many, sizes_many, slopes_many
         pairs = span, names, sizes, slopes, h
@@ -98,7 +98,7 @@ class ChosenRows(torch.autograd.Function):
         a[[steps.X, steps.W_IN, steps.W_OUT, steps.COLUMN, steps.Y]] = [address(t) for t in held]
         a[steps.Q] = q
         run(forward_loop, team, a)
-        y = y.add_(h_many @ W_out[many]).to(torch.bfloat16)
+        y = y.add_(h_many @ W_out[many]).to(dtype)
         ctx.save_for_backward(x, W_in, W_gate, W_out, many, *columns, *pairs)
         ctx.team = team
         found = torch.stack([ran.sum(), span[:, 2].sum(), ran.new_tensor(n * f)])
@@ -109,23 +109,24 @@ class ChosenRows(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, W_in, W_gate, W_out, many, h_many, sizes_many, slopes_many, *pairs = ctx.saved_tensors
         (n, d), f, q, team = x.shape, len(W_in), len(pairs[1]), ctx.team
-        of_x, *of_weights = ctx.needs_input_grad[:4]
-        grad = grad.to(torch.bfloat16).contiguous()
+        of_x, *of_weights = ctx.needs_input_grad[2:]
+        grad = grad.to(x.dtype).contiguous()
         e = grad @ W_out[many].T
         du, dg = e * sizes_many, e * slopes_many
-        both = torch.empty(q, 2, dtype=torch.bfloat16)
+        both = x.new_empty(q, 2)
         d_x = torch.empty(n, d) if of_x else None
-        joined = _join(W_in, W_gate, team) if of_x else None
-        a = packed([n, d, 1, 0, 2], (0, f))
+        joined = _join(W_in, W_gate, team) if of_x and x.dtype == torch.bfloat16 else None
+        a = packed([n, d, 1, 0, x.element_size()], (0, f))
         a[[steps.SPAN, steps.NAMES, steps.SIZES, steps.SLOPES, steps.H]] = [address(t) for t in pairs]
-        held = x, W_out, joined, grad, both, d_x
-        a[[steps.X, steps.W_OUT, steps.W_BOTH, steps.GRAD, steps.DU_DG, steps.D_X]] = [address(t) for t in held]
+        held = x, W_in, W_gate, W_out, joined, grad, both, d_x
+        places = steps.X, steps.W_IN, steps.W_GATE, steps.W_OUT, steps.W_BOTH, steps.GRAD, steps.DU_DG, steps.D_X
+        a[list(places)] = [address(t) for t in held]
         a[steps.Q] = q
         run(tokens_loop, team, a)
         if d_x is not None:
             d_x = d_x.add_(du @ W_in[many]).add_(dg @ W_gate[many]).to(ctx.types[0])
         if not any(of_weights):
-            return d_x, None, None, None, None
+            return None, None, d_x, None, None, None
         d_both, d_out = torch.empty(2, f, d), torch.empty(f, d)
         a[[steps.D_W_BOTH, steps.D_W_OUT]] = address(d_both), address(d_out)
         run(weights_loop, team, a)
@@ -135,4 +136,4 @@ class ChosenRows(torch.autograd.Function):
             part.to(dtype) if wanted else None
             for part, dtype, wanted in zip((*d_both, d_out), ctx.types[1:], of_weights, strict=True)
         )
-        return d_x, *weights, None
+        return None, None, d_x, *weights

@@ -1,4 +1,4 @@
-"""A training step by chosen rows gives the definition's outputs, gradients and counts, to bfloat16's rounding."""
+"""A training step by chosen rows gives the definition's outputs, gradients and counts, to its type's rounding."""
 
 import dataclasses
 import itertools
@@ -8,12 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from slms.kernels import ACTIVATIONS, gate_mlp, gate_mlp_counted
+from slms.kernels import ACTIVATIONS, gate_mlp, gate_mlp_counted, gate_plan
 from slms.kernels.backends import pair_products
+from slms.kernels.costs import narrow
 from slms.kernels.gate_plan import step_plan, step_refusal
 from slms.kernels.gate_reference import GateCall, choose_reference, keep_reference, unit_scores
 
-pytestmark = pytest.mark.skipif(not pair_products(), reason="this CPU has no AVX512_BF16, or has AMX")
+pytestmark = pytest.mark.skipif(narrow(), reason="this CPU has no AVX-512")
+no_pairs = pytest.mark.skipif(not pair_products(), reason="this CPU has no AVX512_BF16, or has AMX")
+TYPES = [torch.float32, pytest.param(torch.bfloat16, marks=no_pairs)]
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
 
 
 def in_a_gap(values, count):
@@ -30,7 +34,19 @@ class Case:
     chosen: torch.Tensor
     kept: torch.Tensor
 
-    def __init__(self, n=150, d=96, f=70, k=28, k_out=None, held=True, activation="silu", whole=False, n_shared=0):
+    def __init__(
+        self,
+        n=150,
+        d=96,
+        f=70,
+        k=28,
+        k_out=None,
+        held=True,
+        activation="silu",
+        whole=False,
+        n_shared=0,
+        dtype=torch.float32,
+    ):
         """Gates and ups are exact in bfloat16, so that rounding decides no choice."""
         torch.manual_seed(0)
 
@@ -40,7 +56,7 @@ class Case:
         often = torch.tensor([0.25, 0.25, 0.125, 0.0625])[torch.arange(f) % 4, None]  # some are chosen by most tokens
         W_gate = numbers(f, d) * often.bfloat16()
         x, W_in, W_out = numbers(n, d), numbers(f, d), (torch.randn(f, d) * f**-0.5).bfloat16()
-        x, W_in, W_gate, W_out = (tensor.requires_grad_() for tensor in (x, W_in, W_gate, W_out))
+        x, W_in, W_gate, W_out = (tensor.to(dtype).requires_grad_() for tensor in (x, W_in, W_gate, W_out))
         leaves = x, W_in, None, W_gate, None, W_out
         scale, out_scale = torch.rand(f) + 0.5, torch.rand(f) + 0.5
         call = GateCall(*leaves, scale, range(f + 1), k, n_shared, activation, None, k_out, None)
@@ -77,19 +93,20 @@ def check(case, many, monkeypatch):
 
     monkeypatch.setattr(gate_skipping, "MANY", many)
     y, counts = gate_mlp_counted(case.call)
-    assert type(y.grad_fn).__name__ == "ChosenRowsBackward" and y.dtype == torch.bfloat16
+    assert type(y.grad_fn).__name__ == "ChosenRowsBackward" and y.dtype == case.call.x.dtype
     assert counts.tolist() == [int(case.chosen.sum()), int(case.kept.sum()), case.chosen.numel()]
-    upstream = torch.randn(y.shape).bfloat16()
+    upstream = torch.randn(y.shape).to(y.dtype)
     wanted, gradients = case.expected(upstream)
     found = torch.autograd.grad(y, leaves_of(case.call), upstream)
     for name, ours, exact in zip(("y", "x", "W_in", "W_gate", "W_out"), (y, *found), (wanted, *gradients), strict=True):
         error = (ours.double() - exact).norm() / exact.norm()
-        assert error < 8e-3, (name, error)
+        assert error < TOLERANCE[y.dtype], (name, error)
 
 
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("many", [0.0, 0.5, 1.1], ids=["library", "both", "loops"])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_numbers_gradients_and_counts(many, threads, monkeypatch):
+def test_numbers_gradients_and_counts(many, threads, dtype, monkeypatch):
     from slms.kernels.cpu import team
 
     before = torch.get_num_threads()
@@ -100,7 +117,7 @@ def test_numbers_gradients_and_counts(many, threads, monkeypatch):
         for activation, whole, n_shared in itertools.product(ACTIVATIONS, (False, True), (0, 3)):
             for k_out, held in ((None, True), (14, True), (14, False), (None, False)):
                 options = dict(activation=activation, whole=whole, n_shared=n_shared, k_out=k_out, held=held)
-                case = Case(**options)
+                case = Case(**options, dtype=dtype)
                 check(case, many, monkeypatch)
                 seen |= {bool(all_of_them) for all_of_them in case.chosen.all(1)}
         assert seen == {False, True}
@@ -108,13 +125,15 @@ def test_numbers_gradients_and_counts(many, threads, monkeypatch):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(("n", "d", "f"), [(600, 32, 40), (64, 64, 500), (130, 192, 33), (129, 160, 700)])
-def test_sizes(n, d, f, monkeypatch):
-    check(Case(n=n, d=d, f=f, k=f // 3, k_out=f // 5), 0.5, monkeypatch)
+def test_sizes(n, d, f, dtype, monkeypatch):
+    check(Case(n=n, d=d, f=f, k=f // 3, k_out=f // 5, dtype=dtype), 0.5, monkeypatch)
 
 
-def test_under_autocast_gradients_have_the_weights_type(monkeypatch):
-    case = Case(k_out=14)
+@no_pairs
+def test_under_autocast_gradients_have_the_weights_type():
+    case = Case(k_out=14, dtype=torch.bfloat16)
     given = [t if t is None else t.detach().float().requires_grad_() for t in case.call[:6]]
     call = case.call._make([*given, *case.call[6:]])
     with torch.autocast("cpu", torch.bfloat16):
@@ -128,11 +147,12 @@ def test_under_autocast_gradients_have_the_weights_type(monkeypatch):
         torch.testing.assert_close(ours, theirs.float(), rtol=4e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(
     "needs", [(True, False, False, False), (False, True, False, True), (False, False, False, False)]
 )
-def test_what_needs_no_gradient_gets_none(needs):
-    case = Case()
+def test_what_needs_no_gradient_gets_none(needs, dtype):
+    case = Case(dtype=dtype)
     for leaf, wanted in zip(leaves_of(case.call), needs, strict=True):
         leaf.requires_grad_(wanted)
     y, _ = gate_mlp_counted(case.call)
@@ -142,8 +162,9 @@ def test_what_needs_no_gradient_gets_none(needs):
     assert [leaf.grad is not None for leaf in leaves_of(case.call)] == list(needs)
 
 
-def test_no_tokens_no_neurons_and_nan():
-    case = Case(k_out=14)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_no_tokens_no_neurons_and_nan(dtype):
+    case = Case(k_out=14, dtype=dtype)
     none = case.call._replace(x=case.call.x[:0])
     from slms.kernels.gate_train import chosen_rows
 
@@ -160,8 +181,9 @@ def test_no_tokens_no_neurons_and_nan():
     assert not torch.autograd.grad(y[others].sum(), x)[0][others].isnan().any()
 
 
-def test_rows_that_no_token_chose_are_not_read():
-    case = Case()
+@pytest.mark.parametrize("dtype", TYPES)
+def test_rows_that_no_token_chose_are_not_read(dtype):
+    case = Case(dtype=dtype)
     with torch.no_grad():
         case.call.W_gate[[5, 40]] = 0  # their gates are 0, below every threshold
         for matrix in (case.call.W_in, case.call.W_out):
@@ -172,7 +194,7 @@ def test_rows_that_no_token_chose_are_not_read():
     assert not any(gradient[[5, 40]].any() for gradient in gradients[1:])
 
 
-def test_when_it_is_picked():
+def test_when_it_is_picked(monkeypatch):
     call = Case().call
     assert step_refusal(call, True) is None and step_plan(call, True)[0] == "rows"
     assert "fewer than 64 tokens" in step_plan(call._replace(x=call.x[:63]), True)[1]
@@ -181,13 +203,20 @@ def test_when_it_is_picked():
     assert "only for single neurons without biases" in step_refusal(call, False)
     assert "only for single neurons without biases" in step_refusal(call._replace(b_in=call.scale), True)
     assert "that 32 divides" in step_refusal(call._replace(x=call.x[:, :40]), True)
-    assert "only in bfloat16" in step_refusal(call._replace(x=call.x.float()), True)
+    double = call._make([t if t is None else t.double() for t in call[:6]] + list(call[6:]))
+    assert "only on a CPU with AVX-512, in float32" in step_refusal(double, True)
+    assert "only on a CPU" in step_refusal(call._replace(x=call.x.bfloat16()), True)  # and not its weights
     with torch.autocast("cpu", torch.float16):
-        assert "only in bfloat16" in step_refusal(call, True)
+        assert "only on a CPU" in step_refusal(call, True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (step_refusal(call, True) is None) == pair_products()
+    monkeypatch.setattr(gate_plan, "narrow", lambda: True)
+    assert "only on a CPU" in step_refusal(call, True)
+    monkeypatch.undo()
     with pytest.raises(
         ValueError, match="`backend` is 'rows', and an input needs a gradient; rows has a gradient only"
     ):
-        gate_mlp(call._make([t if t is None else t.float() for t in call[:6]] + list(call[6:])), "rows")
+        gate_mlp(double, "rows")
     few = call._replace(x=call.x[:20])
     rows, dense = gate_mlp(few, "rows"), gate_mlp(few, "dense")
     assert type(rows.grad_fn).__name__ == "ChosenRowsBackward" and (rows - dense).norm() < 0.01 * dense.norm()
