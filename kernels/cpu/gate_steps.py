@@ -31,7 +31,7 @@ from slms.kernels.cpu.memory import (
     stay_apart,
     widen,
 )
-from slms.kernels.cpu.near_rows import FEW, TWINS, dots_near, sums_near, twins_near, two_sums_near
+from slms.kernels.cpu.near_rows import FEW, TWINS, row_dots, row_sums, twin_sums, two_row_sums
 from slms.kernels.cpu.pointwise import activate, activate_and_derive
 
 TOKENS = 128  # at a time, which bounds the memory of their lists
@@ -117,7 +117,7 @@ def _form_ups(a, first, few, index, count, u):
         for t in range(few):
             end = _name(index[t], begin[t], count[t], row + block, a[W_IN], row_bytes, table)
             x, out = a[X] + row_bytes * (first + t), u[t].ctypes.data + 4 * begin[t]
-            dots_near(table.ctypes.data, end - begin[t], x, d, out, a[loops.SIZE])
+            row_dots(table.ctypes.data, end - begin[t], x, d, out, a[loops.SIZE])
             begin[t] = end
     keep(table, u)
 
@@ -225,7 +225,7 @@ def _form_downs(a, first, few):
             if some & 1:
                 table[some], factors[some] = table[0], 0
             some += some & 1
-            sums_near(table.ctypes.data, some, d, _factors(factors, thin, some, size), out, size, row == 0)
+            row_sums(table.ctypes.data, some, d, _factors(factors, thin, some, size), out, size, row == 0)
             begin[t] = end
     keep(table, factors, thin)
 
@@ -273,7 +273,7 @@ def _form_d_x(a, first, few, names, begin):
                 low, out = begin[t], a[D_X] + 4 * (d * (first + t) + part)
                 listed, factors = a[NAMES] + 4 * low, a[DU_DG] + 2 * size * low
                 there = rows + column * part
-                twins_near(listed, end[t] - low, there, apart, other, factors, out, size, row == 0, many)
+                twin_sums(listed, end[t] - low, there, apart, other, factors, out, size, row == 0, many)
             part += TWINS if many else FEW
         begin[:] = end
 
@@ -293,7 +293,7 @@ def tokens_loop(a, thread, threads):
             for t in range(few):
                 low, grad = begin[t], a[GRAD] + size * d * (first + t)
                 end = _name(names, low, span[first + t, 1], row + block, a[W_OUT], size * d, table)
-                dots_near(table.ctypes.data, end - low, grad, d, e.ctypes.data, size)
+                row_dots(table.ctypes.data, end - low, grad, d, e.ctypes.data, size)
                 for k in range(end - low):
                     both[k, 0], both[k, 1] = e[k] * sizes[low + k], e[k] * slopes[low + k]
                 put(both.ctypes.data, a[DU_DG] + 2 * size * low, 2 * (end - low), size)
@@ -381,7 +381,7 @@ def weights_loop(a, thread, threads):
                 if source == 0:
                     _factors(factors[1], thin[1], count, size)
                     out = a[D_W_BOTH] + there
-                    two_sums_near(table.ctypes.data, count, d, scales, apart, out, out_apart, size, first == 0)
+                    two_row_sums(table.ctypes.data, count, d, scales, apart, out, out_apart, size, first == 0)
                 else:
-                    sums_near(table.ctypes.data, count, d, scales, a[D_W_OUT] + there, size, first == 0)
+                    row_sums(table.ctypes.data, count, d, scales, a[D_W_OUT] + there, size, first == 0)
     keep(table, found, factors, thin, start)

@@ -218,11 +218,11 @@ add_2, put_2, add_2h, put_2h = (sums(2, 3, fresh, half) for half in TYPES for fr
 add_twins, put_twins, add_twins_h, put_twins_h = (twins(6, fresh, half) for half in TYPES for fresh in (False, True))
 add_few, put_few, add_few_h, put_few_h = (twins(2, fresh, half) for half in TYPES for fresh in (False, True))
 TWINS, FEW = 6 * LANES, 2 * LANES
-"""columns of `twins_near`, many and few"""
+"""columns of `twin_sums`, many and few"""
 
 
 @register_jitable
-def dots_near(table, count, x, d, out, size):
+def row_dots(table, count, x, d, out, size):
     """out[j] = row_j · x of the rows at a table of `count` addresses, of `size` bytes a number."""
     stay_apart()
     j = 0
@@ -252,7 +252,7 @@ def dots_near(table, count, x, d, out, size):
 
 
 @register_jitable
-def sums_near(table, count, d, factors, out, size, fresh):
+def row_sums(table, count, d, factors, out, size, fresh):
     """`sums` of one out."""
     stay_apart()
     if size == 2 and fresh:
@@ -266,7 +266,7 @@ def sums_near(table, count, d, factors, out, size, fresh):
 
 
 @register_jitable
-def two_sums_near(table, count, d, factors, apart, out, out_apart, size, fresh):
+def two_row_sums(table, count, d, factors, apart, out, out_apart, size, fresh):
     """`sums` of two outs."""
     stay_apart()
     if size == 2 and fresh:
@@ -280,7 +280,7 @@ def two_sums_near(table, count, d, factors, apart, out, out_apart, size, fresh):
 
 
 @register_jitable
-def twins_near(names, count, rows, apart, other, factors, out, size, fresh, many):
+def twin_sums(names, count, rows, apart, other, factors, out, size, fresh, many):
     """`twins` of TWINS columns, or of FEW."""
     if many:
         if size == 2 and fresh:
