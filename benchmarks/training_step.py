@@ -3,8 +3,9 @@
 The steps take turns; each runs forward, backward and AdamW through the whole model with its head, on random tokens with
 learning rate 0. `smollm2-135m` is routed as three of the configs, the others by default (every second layer, 4 of 16
 pathways). `pythia-70m` is that model's shape with random weights and a vocabulary small enough that the head does not
-hide the layers. Thresholds are set on the tokens of the step; the share of a model's units that run, and of those that
-go through W_out, is a mean over routed layers.
+hide the layers. `--static` adds the dense model cut down to a share of its neurons, the control at equal FLOPs;
+its weights are random, which takes as long. Thresholds are set on the tokens of the step; the share of a model's units
+that run, and of those that go through W_out, is a mean over routed layers.
 """
 
 import argparse
@@ -20,10 +21,13 @@ from slms.files import CONFIGS
 from slms.kernels.costs import machine
 from slms.kernels.timing import Spread, time_together
 from slms.lit.optim import Trained, train_only
+from slms.models.anatomy import find_mlps
 from slms.models.base import load_base
 from slms.models.convert import route
+from slms.models.cut import with_fresh_widths
 from slms.models.densities import set_thresholds
 from slms.models.routed import record_routes
+from slms.models.weights import read_mlp
 from slms.routing import RoutingConfig
 
 MODELS = ("stories-1m", "pythia-70m", "smollm2-135m")
@@ -86,8 +90,9 @@ def compare_steps(
     seconds: float,
     dtypes: tuple[str, ...] = ("float32",),
     trained: Trained = "mlps",
+    shares_kept: tuple[float, ...] = (),
 ) -> tuple[dict[str, dict[str, Spread]], dict[str, tuple[float, float]]]:
-    """Time a step, in µs, of the dense model and of it routed as configured, in at least five rounds.
+    """Time a step, in µs, of the dense model, of it routed as configured, and cut to shares of its neurons, in turns.
 
     Returns the times by dtype and name, and each routed model's `shares` in fp32. Types but float32 are by autocast.
     """
@@ -107,6 +112,10 @@ def compare_steps(
 
     models = {"dense": dense} | {name: routed_on(dense, config, ids) for name, config in configs.items()}
     found = {name: shares(models[name], ids) for name in configs}
+    widths = {i: len(read_mlp(mlp).W_in) for i, mlp in find_mlps(dense).items()}
+    for share in shares_kept:
+        few = {i: max(1, round(share * width)) for i, width in widths.items()}
+        models[f"static {share:.0%}"] = with_fresh_widths(dense, few)[0]
     for model in models.values():
         train_only(model.train(), trained)
     times = {
@@ -121,6 +130,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
     parser.add_argument("--train", choices=("all", "mlps"), default="mlps", help="what changes; the rest is frozen")
+    parser.add_argument("--static", nargs="*", type=float, default=[], metavar="SHARE", help="of the neurons that stay")
     parser.add_argument("--batch_size", type=int, default=8, help="blocks of a step")
     parser.add_argument("--block_size", type=int, default=256, help="tokens of a block")
     parser.add_argument("--threads", type=int, default=1)
@@ -131,14 +141,14 @@ def main(argv: list[str] | None = None) -> None:
     sizes = arguments.batch_size, arguments.block_size
     print(f"{machine('cpu')}; {sizes[0]} × {sizes[1]} tokens, {arguments.train} trained, ms (20th, 50th percentile)")
     for name in arguments.models:
-        others = tuple(arguments.dtypes), arguments.train
+        others = tuple(arguments.dtypes), arguments.train, tuple(arguments.static)
         times, found = compare_steps(dense_model(name), routings(name), *sizes, arguments.seconds, *others)
         for kind, (ran, out) in found.items():
             print(f"{name}: {kind} runs {ran:.3f}, {out:.3f} through W_out")
         for dtype, spreads in times.items():
             listing = ", ".join(f"{kind} {t.p20 / 1e3:.0f} {t.p50 / 1e3:.0f}" for kind, t in spreads.items())
             print(f"{name} {dtype}: {listing}")
-            for kind in found:
+            for kind in [kind for kind in spreads if kind != "dense"]:
                 ratio = spreads[kind].p50 / spreads["dense"].p50
                 print(f"{name} {dtype}: {kind} / dense {ratio:.2f}", flush=True)
 

@@ -27,6 +27,14 @@ def test_prints_the_ratio_of_every_type(tiny, capsys):
         assert float(lines[3 + 2 * i].split()[-1]) > 0
 
 
+def test_static_control(tiny, capsys):
+    training_step.main("--models pythia-70m --batch_size 2 --block_size 8 --seconds 0 --static 0.5 1".split())
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[1].rsplit(maxsplit=1)[0] for line in lines[-3:]] == [
+        f" {name} / dense" for name in ("routed", "static 50%", "static 100%")
+    ]
+
+
 def test_smollm2_is_routed_as_its_configs_say():
     found = training_step.routings("smollm2-135m")
     assert list(found) == list(training_step.SMOLLM2) and found["routed_smollm2_stock"].stock

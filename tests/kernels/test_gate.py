@@ -265,7 +265,7 @@ def test_an_unknown_backend(make_gate_call):
 
 def test_rows_gives_no_gradient(make_gate_call):
     with pytest.raises(
-        ValueError, match="`backend` is 'rows', and an input needs a gradient; rows has a gradient only (on|for)"
+        ValueError, match=r"`backend` is 'rows', and an input needs a gradient; rows has a gradient only (on|for)"
     ):
         gate_mlp(make_gate_call(), "rows")
     with pytest.raises(
