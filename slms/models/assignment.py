@@ -85,7 +85,7 @@ def learned_assignment(of: Contributions, sizes: np.ndarray, k: int, rng: np.ran
         rise = (gain.gather(1, owner).sum() / total).item() - best_share
         if rise > 0:
             best, best_share = labels, best_share + rise
-        if rise < _LEAST:
+        if not rise >= _LEAST:  # or NaN
             return best
 
 

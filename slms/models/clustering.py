@@ -62,7 +62,7 @@ def balanced_assignment(gain: np.ndarray, sizes: np.ndarray, prices: np.ndarray 
     tie = 1e-12 * np.abs(gain).max(initial=0.0)
     while (counts != sizes).any():
         loss, cost, _ = _moves(gain, labels)
-        path = _cheapest_path(cost, np.flatnonzero(counts > sizes), np.flatnonzero(counts < sizes))
+        path = _cheapest_path(cost, np.flatnonzero(counts > sizes), np.flatnonzero(counts < sizes), tie)
         # Equal items, such as neurons that never fire, move together; otherwise each would need its own path.
         movers = [
             np.flatnonzero((labels == source) & (loss[:, sink] <= cost[source, sink] + tie))
@@ -112,22 +112,29 @@ def _moves(gain: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return loss, cost, mover
 
 
-def _cheapest_path(cost: np.ndarray, sources: np.ndarray, sinks: np.ndarray) -> list[int]:
-    """Find the groups on the cheapest path from any source to any sink by Bellman–Ford, as costs may be negative."""
-    distance, parent = np.full(len(cost), np.inf), np.full(len(cost), -1)
-    distance[sources] = 0.0
-    for _ in range(len(cost) - 1):
-        through = distance[:, None] + cost
-        best = through.argmin(0)
-        found = through[best, np.arange(len(cost))]
-        shorter = found < distance - 1e-12
-        if not shorter.any():
-            break
-        distance[shorter], parent[shorter] = found[shorter], best[shorter]
-    path = [int(sinks[distance[sinks].argmin()])]
-    while parent[path[0]] >= 0:
-        path.insert(0, int(parent[path[0]]))
-    return path
+def _cheapest_path(cost: np.ndarray, sources: np.ndarray, sinks: np.ndarray, tie: float) -> list[int]:
+    """Find the groups on the cheapest path from any source to any sink by Bellman–Ford, as costs may be negative.
+
+    Costs that differ by less than `tie` are equal. Rounding and earlier ties can make a circle seem to pay; then what
+    counts as equal grows until none does.
+    """
+    while True:
+        distance, parent = np.full(len(cost), np.inf), np.full(len(cost), -1)
+        distance[sources] = 0.0
+        for _ in range(len(cost) - 1):
+            through = distance[:, None] + cost
+            best = through.argmin(0)
+            found = through[best, np.arange(len(cost))]
+            shorter = found < distance - tie
+            if not shorter.any():
+                break
+            distance[shorter], parent[shorter] = found[shorter], best[shorter]
+        path = [int(sinks[distance[sinks].argmin()])]
+        while parent[path[0]] >= 0 and len(path) <= len(cost):
+            path.insert(0, int(parent[path[0]]))
+        if len(path) <= len(cost):
+            return path
+        tie = max(4 * tie, np.finfo(float).eps * np.abs(cost[np.isfinite(cost)]).max())
 
 
 def balanced_kmeans(features: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:

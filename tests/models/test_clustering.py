@@ -35,6 +35,21 @@ def test_assignment_is_the_optimum_of_the_expanded_square_problem(f, p, dead):
     assert gain[np.arange(f), labels].sum() == pytest.approx(gain[:, columns][rows, best].sum(), abs=1e-9)
 
 
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_assignment_of_nearly_equal_gains_ends(scale):
+    """Ties and rounding once closed a circle of moves that seemed to pay, and the search followed it for ever."""
+    rng = np.random.default_rng(0)
+    for trial in range(150):
+        p, each = int(rng.integers(3, 17)), int(rng.integers(2, 12))
+        gain, sizes = np.round(rng.random((p * each, p)), 1), np.full(p, each)
+        gain = scale * (gain + 1e-12 * rng.random(gain.shape)) if trial % 2 else scale * gain
+        labels = balanced_assignment(gain, sizes).labels
+        assert (np.bincount(labels, minlength=p) == sizes).all()
+        rows, columns = linear_sum_assignment(-np.repeat(gain, each, 1))
+        best = gain[rows, columns // each].sum()
+        assert gain[np.arange(len(gain)), labels].sum() == pytest.approx(best, rel=1e-11)
+
+
 def test_assignment_from_any_prices_is_as_good():
     rng = np.random.default_rng(0)
     gain, sizes = rng.normal(size=(60, 7)), sizes_of(60, 7)
