@@ -141,8 +141,10 @@ def main(argv: list[str] | None = None) -> None:
     sizes = arguments.batch_size, arguments.block_size
     print(f"{machine('cpu')}; {sizes[0]} × {sizes[1]} tokens, {arguments.train} trained, ms (20th, 50th percentile)")
     for name in arguments.models:
-        others = tuple(arguments.dtypes), arguments.train, tuple(arguments.static)
-        times, found = compare_steps(dense_model(name), routings(name), *sizes, arguments.seconds, *others)
+        dtypes, static = tuple(arguments.dtypes), tuple(arguments.static)
+        times, found = compare_steps(
+            dense_model(name), routings(name), *sizes, arguments.seconds, dtypes, arguments.train, static
+        )
         for kind, (ran, out) in found.items():
             print(f"{name}: {kind} runs {ran:.3f}, {out:.3f} through W_out")
         for dtype, spreads in times.items():

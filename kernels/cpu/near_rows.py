@@ -150,7 +150,7 @@ def sums(n_out: int, width: int, fresh: bool, half: bool) -> Callable:
                     if half:
                         pair = builder.mul(k, I64(2))
                         rows = [_row(builder, table, at, HALF) for at in (pair, builder.add(pair, I64(1)))]
-                        add(k, both, lambda i: _interleave(builder, *rows, i))
+                        add(k, both, lambda i: _interleave(builder, rows[0], rows[1], i))
                     else:
                         row = _row(builder, table, k, FLOAT)
                         add(k, both, lambda i: [_load(builder, row, builder.add(i, I64(h)), VECTOR) for h in halves])
