@@ -225,9 +225,9 @@ def gate_mlp(call: GateCall, backend: str = "auto") -> Tensor:
 
     With `k_out`, only the chosen neurons of largest |act(g_i) · u_i| · `out_scale`, or those in which it reaches
     `least_out`, have a term. g = x W_gateᵀ + b_gate, u = x W_inᵀ + b_in. The output bias is not added here. It is
-    differentiable in x, W_in, b_in, W_gate, b_gate and W_out; by "rows" on some CPUs alone (`gate_plan.step_refusal`).
-    Raises ValueError if shapes do not fit, or if a backend does not exist, cannot run here or has no gradient where one
-    is needed.
+    differentiable in x, W_in, b_in, W_gate, b_gate and W_out; by "rows" only once, and on some CPUs alone
+    (`gate_plan.step_refusal`). Raises ValueError if shapes do not fit, or if a backend does not exist, cannot run here
+    or has no gradient where one is needed.
     """
     if backend not in GATE_BACKENDS:
         raise ValueError(f"`backend` is {backend!r}; it must be one of {', '.join(GATE_BACKENDS)}.")

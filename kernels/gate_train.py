@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from slms.kernels.activations import ACTIVATIONS
 from slms.kernels.gate_reference import GateCall, choose_reference, per_neuron, unit_scores
@@ -52,6 +53,7 @@ class _ChosenProduct(torch.autograd.Function):
         return h, counts
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
         act, act_backward = ACTIVATIONS[ctx.activation]
         d_gate, d_up = (torch.empty_like(tensor) for tensor in ctx.saved_tensors[:2])

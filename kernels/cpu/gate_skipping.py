@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from slms.kernels.cpu import gate_choice as slots
 from slms.kernels.cpu import gate_steps as steps
@@ -69,9 +70,8 @@ class ChosenRows(torch.autograd.Function):
         gates = F.linear(x, W_gate)
         a = packed([n, d, 1, CODES[call.activation], dtype.itemsize], (0, f))
         chosen, counts = torch.empty(n, f, dtype=torch.uint8), torch.zeros(team, f, dtype=torch.int64)
-        scales = [
-            t if t is None else t.contiguous() for t in (call.scale, call.out_scale)
-        ]  # held: loops know addresses
+        # Held, because the loops know only addresses.
+        scales = [t if t is None else t.contiguous() for t in (call.scale, call.out_scale)]
         a[loops.K], a[slots.SHARED], a[slots.SINGLE] = call.k, call.n_shared, 1
         a[slots.K_OUT] = -1 if call.k_out is None else call.k_out
         a[[slots.SCALE, slots.OUT_SCALE]] = [address(t) for t in scales]
@@ -106,6 +106,7 @@ class ChosenRows(torch.autograd.Function):
         return y, found
 
     @staticmethod
+    @once_differentiable  # else a second derivative would silently lack what the loops computed
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, W_in, W_gate, W_out, many, h_many, sizes_many, slopes_many, *pairs = ctx.saved_tensors
         (n, d), f, q, team = x.shape, len(W_in), len(pairs[1]), ctx.team

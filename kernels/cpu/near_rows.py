@@ -132,7 +132,7 @@ def sums(n_out: int, width: int, fresh: bool, half: bool) -> Callable:
                     for p in (0, 1):
                         builder.store(before[p], totals[t, v, p])
 
-                def add(k, both, numbers_of):
+                def add(both, numbers_of):
                     for v in range(vectors):
                         for p, numbers in enumerate(numbers_of(starts[v])):
                             for t in range(n_out):
@@ -150,10 +150,10 @@ def sums(n_out: int, width: int, fresh: bool, half: bool) -> Callable:
                     if half:
                         pair = builder.mul(k, I64(2))
                         rows = [_row(builder, table, at, HALF) for at in (pair, builder.add(pair, I64(1)))]
-                        add(k, both, lambda i: _interleave(builder, rows[0], rows[1], i))
+                        add(both, lambda i: _interleave(builder, rows[0], rows[1], i))
                     else:
                         row = _row(builder, table, k, FLOAT)
-                        add(k, both, lambda i: [_load(builder, row, builder.add(i, I64(h)), VECTOR) for h in halves])
+                        add(both, lambda i: [_load(builder, row, builder.add(i, I64(h)), VECTOR) for h in halves])
                 for t, v in places:
                     after = [builder.load(totals[t, v, p]) for p in (0, 1)]
                     if half:

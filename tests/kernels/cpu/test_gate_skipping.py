@@ -181,6 +181,14 @@ def test_no_tokens_no_neurons_and_nan(dtype):
     assert not torch.autograd.grad(y[others].sum(), x)[0][others].isnan().any()
 
 
+def test_a_second_derivative_is_refused():
+    call = Case().call
+    y, _ = gate_mlp_counted(call)
+    (first,) = torch.autograd.grad(y.square().sum(), call.x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 def test_rows_that_no_token_chose_are_not_read(dtype):
     case = Case(dtype=dtype)
