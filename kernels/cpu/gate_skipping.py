@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from slms.kernels.cpu import gate_choice as slots
+from slms.kernels.cpu import gate_gradients as gradients
 from slms.kernels.cpu import gate_steps as steps
 from slms.kernels.cpu import loops
-from slms.kernels.cpu.gate_steps import choose_loop, forward_loop, join_loop, tokens_loop, weights_loop
+from slms.kernels.cpu.gate_gradients import join_loop, tokens_loop, weights_loop
+from slms.kernels.cpu.gate_steps import choose_loop, forward_loop
 from slms.kernels.cpu.pointwise import CODES
 from slms.kernels.cpu.rows import MEMBERS, address, packed, run, take_part
 from slms.kernels.cpu.team import team_size
@@ -53,7 +55,7 @@ def _join(first: Tensor, second: Tensor, team: int) -> Tensor:
     """Interleave two matrices [f, d] of bfloat16: [f, d, 2]."""
     both = first.new_empty(*first.shape, 2)
     a = packed([*first.shape, 1], (0, len(first)))
-    a[[steps.X, steps.Y, steps.W_BOTH]] = address(first), address(second), address(both)
+    a[[steps.W_IN, gradients.W_GATE, gradients.W_BOTH]] = address(first), address(second), address(both)
     run(join_loop, team, a)
     return both
 
@@ -119,9 +121,9 @@ class ChosenRows(torch.autograd.Function):
         joined = _join(W_in, W_gate, team) if of_x and x.dtype == torch.bfloat16 else None
         a = packed([n, d, 1, 0, x.element_size()], (0, f))
         a[[steps.SPAN, steps.NAMES, steps.SIZES, steps.SLOPES, steps.H]] = [address(t) for t in pairs]
-        held = x, W_in, W_gate, W_out, joined, grad, both, d_x
-        places = steps.X, steps.W_IN, steps.W_GATE, steps.W_OUT, steps.W_BOTH, steps.GRAD, steps.DU_DG, steps.D_X
-        a[list(places)] = [address(t) for t in held]
+        held = x, W_in, W_out, W_gate, joined, grad, both, d_x
+        places = [steps.X, steps.W_IN, steps.W_OUT, gradients.W_GATE, gradients.W_BOTH]
+        a[[*places, gradients.GRAD, gradients.DU_DG, gradients.D_X]] = [address(t) for t in held]
         a[steps.Q] = q
         run(tokens_loop, team, a)
         if d_x is not None:
@@ -129,7 +131,7 @@ class ChosenRows(torch.autograd.Function):
         if not any(of_weights):
             return None, None, d_x, None, None, None
         d_both, d_out = torch.empty(2, f, d), torch.empty(f, d)
-        a[[steps.D_W_BOTH, steps.D_W_OUT]] = address(d_both), address(d_out)
+        a[[gradients.D_W_BOTH, gradients.D_W_OUT]] = address(d_both), address(d_out)
         run(weights_loop, team, a)
         for part, left, right in ((d_both[0], du, x), (d_both[1], dg, x), (d_out, h_many, grad)):
             part[many] = (left.T @ right).float()

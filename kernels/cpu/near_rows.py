@@ -104,7 +104,7 @@ def dots(n_rows: int, half: bool) -> Callable:
     return tile
 
 
-def sums(n_out: int, width: int, fresh: bool, half: bool) -> Callable:
+def sums(n_out: int, width: int, half: bool) -> Callable:
     """out_t += Σ_k factors_t[k] row_k for `count` rows that a table names; if `fresh`, = instead of +=.
 
     out_t: float32 [d], `out_apart` bytes from the one before; factors_t: of the rows' type, `apart` bytes from those
@@ -112,9 +112,9 @@ def sums(n_out: int, width: int, fresh: bool, half: bool) -> Callable:
     """
 
     @intrinsic
-    def tile(typing_context, table, count, d, factors, apart, out, out_apart):
+    def tile(typing_context, table, count, d, factors, apart, out, out_apart, fresh):
         def codegen(context, builder, signature, arguments):
-            table, count, d, factors, apart, out, out_apart = arguments
+            table, count, d, factors, apart, out, out_apart, fresh = arguments
             outs = _at(builder, out, out_apart, FLOAT, n_out)
             scales = _at(builder, factors, apart, I32 if half else FLOAT, n_out)
             halves, scattered, ordered = (0, LANES), (OF_FIRST, OF_SECOND), IN_ORDER
@@ -123,14 +123,15 @@ def sums(n_out: int, width: int, fresh: bool, half: bool) -> Callable:
                 starts = [builder.add(first, I64(STEP * v)) for v in range(vectors)]
                 places = list(product(range(n_out), range(vectors)))
                 totals = {(t, v, p): cgutils.alloca_once_value(builder, ZERO) for t, v in places for p in (0, 1)}
-                for t, v in places:
-                    before = [ZERO, ZERO]
-                    if not fresh:
+                for total in totals.values():
+                    builder.store(ZERO, total)
+                with builder.if_then(builder.icmp_signed("==", fresh, I64(0))):
+                    for t, v in places:
                         before = [_load(builder, outs[t], builder.add(starts[v], I64(h)), VECTOR) for h in halves]
-                    if half and not fresh:
-                        before = [builder.shuffle_vector(*before, _order(lanes)) for lanes in scattered]
-                    for p in (0, 1):
-                        builder.store(before[p], totals[t, v, p])
+                        if half:
+                            before = [builder.shuffle_vector(*before, _order(lanes)) for lanes in scattered]
+                        for p in (0, 1):
+                            builder.store(before[p], totals[t, v, p])
 
                 def add(both, numbers_of):
                     for v in range(vectors):
@@ -164,12 +165,12 @@ def sums(n_out: int, width: int, fresh: bool, half: bool) -> Callable:
             _in_parts(builder, d, width, columns)
             return context.get_dummy_value()
 
-        return void(7), codegen
+        return void(8), codegen
 
     return tile
 
 
-def twins(width: int, fresh: bool, half: bool) -> Callable:
+def twins(width: int, half: bool) -> Callable:
     """out += Σ_k factors[k, 0] A_k + factors[k, 1] B_k, of 16 · `width` columns; if `fresh`, = instead of +=.
 
     A_k is row names[k], int32, of rows that begin at `rows` and are `apart` bytes from each other; B_k lies `other`
@@ -177,14 +178,17 @@ def twins(width: int, fresh: bool, half: bool) -> Callable:
     """
 
     @intrinsic
-    def tile(typing_context, names, count, rows, apart, other, factors, out):
+    def tile(typing_context, names, count, rows, apart, other, factors, out, fresh):
         def codegen(context, builder, signature, arguments):
-            names, count, rows, apart, other, factors, out = arguments
+            names, count, rows, apart, other, factors, out, fresh = arguments
             target, listed = builder.inttoptr(out, FLOAT.as_pointer()), builder.inttoptr(names, I32.as_pointer())
             scale, starts = builder.inttoptr(factors, I32.as_pointer()), [I64(LANES * v) for v in range(width)]
             totals = [cgutils.alloca_once_value(builder, ZERO) for _ in starts]
-            for start, total in zip(starts, totals, strict=True):
-                builder.store(ZERO if fresh else _load(builder, target, start, VECTOR), total)
+            for total in totals:
+                builder.store(ZERO, total)
+            with builder.if_then(builder.icmp_signed("==", fresh, I64(0))):
+                for start, total in zip(starts, totals, strict=True):
+                    builder.store(_load(builder, target, start, VECTOR), total)
             with cgutils.for_range(builder, count) as loop:
                 name = builder.sext(builder.load(builder.gep(listed, [loop.index])), I64)
                 row = builder.add(rows, builder.mul(name, apart))
@@ -205,7 +209,7 @@ def twins(width: int, fresh: bool, half: bool) -> Callable:
                 _put(builder, builder.load(total), target, start)
             return context.get_dummy_value()
 
-        return void(7), codegen
+        return void(8), codegen
 
     return tile
 
@@ -213,10 +217,8 @@ def twins(width: int, fresh: bool, half: bool) -> Callable:
 dots_8, dots_4, dots_2, dots_1 = (dots(n, False) for n in (8, 4, 2, 1))
 TYPES = False, pair_products()  # the instruction is not compiled, nor its tiles called, where a CPU lacks it
 dots_8h, dots_4h, dots_2h, dots_1h = (dots(n, TYPES[1]) for n in (8, 4, 2, 1))
-add_1, put_1, add_1h, put_1h = (sums(1, 3, fresh, half) for half in TYPES for fresh in (False, True))
-add_2, put_2, add_2h, put_2h = (sums(2, 3, fresh, half) for half in TYPES for fresh in (False, True))
-add_twins, put_twins, add_twins_h, put_twins_h = (twins(6, fresh, half) for half in TYPES for fresh in (False, True))
-add_few, put_few, add_few_h, put_few_h = (twins(2, fresh, half) for half in TYPES for fresh in (False, True))
+sums_1, sums_1h, sums_2, sums_2h = (sums(n_out, 3, half) for n_out in (1, 2) for half in TYPES)
+twins_6, twins_6h, twins_2, twins_2h = (twins(width, half) for width in (6, 2) for half in TYPES)
 TWINS, FEW = 6 * LANES, 2 * LANES
 """columns of `twin_sums`, many and few"""
 
@@ -255,47 +257,30 @@ def row_dots(table, count, x, d, out, size):
 def row_sums(table, count, d, factors, out, size, fresh):
     """`sums` of one out."""
     stay_apart()
-    if size == 2 and fresh:
-        put_1h(table, count, d, factors, 0, out, 0)
-    elif size == 2:
-        add_1h(table, count, d, factors, 0, out, 0)
-    elif fresh:
-        put_1(table, count, d, factors, 0, out, 0)
+    if size == 2:
+        sums_1h(table, count, d, factors, 0, out, 0, fresh)
     else:
-        add_1(table, count, d, factors, 0, out, 0)
+        sums_1(table, count, d, factors, 0, out, 0, fresh)
 
 
 @register_jitable
 def two_row_sums(table, count, d, factors, apart, out, out_apart, size, fresh):
     """`sums` of two outs."""
     stay_apart()
-    if size == 2 and fresh:
-        put_2h(table, count, d, factors, apart, out, out_apart)
-    elif size == 2:
-        add_2h(table, count, d, factors, apart, out, out_apart)
-    elif fresh:
-        put_2(table, count, d, factors, apart, out, out_apart)
+    if size == 2:
+        sums_2h(table, count, d, factors, apart, out, out_apart, fresh)
     else:
-        add_2(table, count, d, factors, apart, out, out_apart)
+        sums_2(table, count, d, factors, apart, out, out_apart, fresh)
 
 
 @register_jitable
 def twin_sums(names, count, rows, apart, other, factors, out, size, fresh, many):
-    """`twins` of TWINS columns, or of FEW."""
-    if many:
-        if size == 2 and fresh:
-            put_twins_h(names, count, rows, apart, other, factors, out)
-        elif size == 2:
-            add_twins_h(names, count, rows, apart, other, factors, out)
-        elif fresh:
-            put_twins(names, count, rows, apart, other, factors, out)
-        else:
-            add_twins(names, count, rows, apart, other, factors, out)
-    elif size == 2 and fresh:
-        put_few_h(names, count, rows, apart, other, factors, out)
+    """`twins` of TWINS columns if `many`, else of FEW."""
+    if many and size == 2:
+        twins_6h(names, count, rows, apart, other, factors, out, fresh)
+    elif many:
+        twins_6(names, count, rows, apart, other, factors, out, fresh)
     elif size == 2:
-        add_few_h(names, count, rows, apart, other, factors, out)
-    elif fresh:
-        put_few(names, count, rows, apart, other, factors, out)
+        twins_2h(names, count, rows, apart, other, factors, out, fresh)
     else:
-        add_few(names, count, rows, apart, other, factors, out)
+        twins_2(names, count, rows, apart, other, factors, out, fresh)
