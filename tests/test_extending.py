@@ -17,6 +17,8 @@ MOST |= {"plot": 1}
 """Files that an extension may touch, by the last word of its title that is a key."""
 
 CHECK = """
+from pathlib import Path
+
 import torch
 import transformers
 
@@ -28,6 +30,7 @@ from slms.models.routed import record_routes
 from slms.routing import RULES
 from slms.sae.coders import build_coder
 from slms.sae.config import CoderConfig
+from slms.sae.export import OURS, Provenance, fold_scale, save
 
 shape = {"vocab_size": 61, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
 shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "eos_token_id": 1}
@@ -50,6 +53,9 @@ assert [layer.d_ff for layer in slms.list_layers(made.net)[:3]] == [256, 64, 256
 # the coder, and the metric
 coder = build_coder(CoderConfig(kind="shifted", d_sae=16, k=4), 8)
 assert coder.train().loss(torch.randn(32, 8), torch.randn(32, 8)).total.isfinite()
+Path("coder").mkdir()
+save(fold_scale(coder, 1.0), Path("coder"), Provenance("tiny", "blocks.0.hook_resid_post"))
+assert slms.load_coder("coder").config.kind == "shifted" and "shifted" in OURS
 assert METRICS["idle"].heading == "idle"
 
 # the plot

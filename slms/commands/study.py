@@ -79,7 +79,7 @@ def study(
         controls: dense, static, static_flops, static_time, frozen_router, query_norm; by default all that it can have.
         overrides: options of train.py for every run; you may also give them as they are (--trainer.max_steps=30).
         devices: numbers of GPUs on each of which one run trains at a time; the table then follows when all have ended.
-        runs: the runs go to RUNS/study-NAME/ARM-sSEED/, and what they print to ARM-sSEED.log beside it.
+        runs: the runs go to RUNS/study-NAME-DIGEST/ARM-sSEED/, and what they print to ARM-sSEED.log beside it.
         seconds: how long to time each arm, half of it a token and half a prompt; 0 does not time it.
         output_dir: study.csv, study.json, study.png and .svg go to OUTPUT_DIR/study/CONFIG/ARMS/.
     """
