@@ -203,8 +203,8 @@ def gate_mlp_counted(call: GateCall) -> tuple[Tensor, Tensor]:
     That is the units that ran, the neurons that went through W_out, and how many units could run, of all tokens.
     """
     units = units_of(call.offsets)
+    check_gate_call(call, typed=False)
     if _step_pays(call, units):
-        check_gate_call(call, typed=False)
         return chosen_rows(call)
     call = _cast(call)
     check_gate_call(call)
@@ -233,11 +233,12 @@ def gate_mlp(call: GateCall, backend: str = "auto") -> Tensor:
         raise ValueError(f"`backend` is {backend!r}; it must be one of {', '.join(GATE_BACKENDS)}.")
     units = units_of(call.offsets)
     gradients = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in call[:6])
-    if gradients and backend == "rows" and (why := step_refusal(call, not units)) is not None:
-        raise ValueError(f"`backend` is 'rows', and an input needs a gradient; {why}.")
-    if gradients and (backend == "rows" or (backend == "auto" and _step_pays(call, units))):
+    if gradients:
         check_gate_call(call, typed=False)
-        return chosen_rows(call)[0]
+        if backend == "rows" and (why := step_refusal(call, not units)) is not None:
+            raise ValueError(f"`backend` is 'rows', and an input needs a gradient; {why}.")
+        if backend == "rows" or (backend == "auto" and _step_pays(call, units)):
+            return chosen_rows(call)[0]
     call = _cast(call)
     check_gate_call(call)
     x = call.x

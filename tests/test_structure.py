@@ -110,6 +110,14 @@ def test_kernels_know_torch_triton_and_numba_only(path):
     assert all(name.startswith("slms.kernels") for name in names if name.startswith("slms."))
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.glob("kernels/cpu/*.py")), ids=lambda p: p.name)
+def test_compiled_kernels_state_the_type_of_their_memory(path):
+    """They write through addresses, and torch's default type is another under `--trainer.precision=bf16-true`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.empty", "torch.zeros", "torch.full"):
+            assert any(keyword.arg == "dtype" for keyword in node.keywords), f"line {node.lineno}"
+
+
 def test_what_is_installed_never_imports_benchmarks():
     paths = [path for package in ("slms", "callbacks", "kernels") for path in ROOT.glob(f"{package}/**/*.py")]
     for path in [*paths, ROOT / "train.py", ROOT / "eval.py"]:

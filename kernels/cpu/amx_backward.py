@@ -171,7 +171,8 @@ def amx_backward(grad: Tensor, call: Call) -> Gradients:
     most, neurons = int(call.chosen.sum(0).max()), max(b - a for a, b in pairwise(call.offsets))
     team = team_size(bytes_each=4 * n * d + 8 * most * d + 4 * most * neurons + 8 * neurons * d)
     inputs = (*map(contiguous, (x, *call.weights)), as_float(call.gates), call.chosen.contiguous(), contiguous(grad))
-    d_x, weights, d_gates = torch.zeros(team, n, d), empty_like_weights(call), torch.zeros(call.gates.shape)
+    d_x, d_gates = torch.zeros(team, n, d, dtype=torch.float32), torch.zeros(call.gates.shape, dtype=torch.float32)
+    weights = empty_like_weights(call)
     written = [None if weight is None else made for weight, made in zip(call.weights, weights, strict=True)]
     run(backward_tiles, team, arguments_of(call, 2, (*inputs, d_x, *written, d_gates)))
     total = d_x[0] if team == 1 else d_x.sum(0)

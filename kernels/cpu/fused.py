@@ -104,7 +104,7 @@ class FusedMLP:
 
     def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`kernels.choose` of x [n, d], alone: gates [n, p], and the choice [n, p]."""
-        gates, chosen, _ = self._choose(x, self.arguments.copy(), torch.empty(x.shape))
+        gates, chosen, _ = self._choose(x, self.arguments.copy(), torch.empty(x.shape, dtype=torch.float32))
         return gates, chosen
 
     def _choose(self, x: Tensor, a: np.ndarray, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -113,7 +113,7 @@ class FusedMLP:
         Returns gates, choice and x in float32; a has their addresses, so they must live as long as it is used.
         """
         n, p, wide = len(x), int(a[loops.P]), as_float(x)
-        gates, chosen = torch.empty(n, p), torch.empty(n, p, dtype=torch.bool)
+        gates, chosen = torch.empty(n, p, dtype=torch.float32), torch.empty(n, p, dtype=torch.bool)
         a[loops.N], a[loops.X], a[loops.Y] = n, address(wide), y.data_ptr()
         a[loops.GATES], a[loops.CHOSEN] = gates.data_ptr(), chosen.data_ptr()
         choose_loop(a)
@@ -121,7 +121,7 @@ class FusedMLP:
 
     def _by_rows(self, x: Tensor, a: np.ndarray, team: int) -> Tensor:
         """Run on several threads, each with its share of the neurons, after one thread has chosen."""
-        y = torch.zeros(team, *x.shape)
+        y = torch.zeros(team, *x.shape, dtype=torch.float32)
         held = self._choose(x, a, y)
         run(loops.forward_loop, team, a)
         del held

@@ -127,13 +127,13 @@ class GateMLP:
             a[loops.X], a[loops.Y] = x.data_ptr(), y.data_ptr()
             gate_loops.gate_loop(a)
             return y
-        wide, y = as_float(x), torch.zeros(team, n, d)
-        gates, index = torch.empty(n, self.f), torch.empty(n, self.f + 1, dtype=torch.int64)
+        wide, y = as_float(x), torch.zeros(team, n, d, dtype=torch.float32)
+        gates, index = torch.empty(n, self.f, dtype=torch.float32), torch.empty(n, self.f + 1, dtype=torch.int64)
         a[loops.X], a[loops.Y], a[loops.GATES], a[slots.INDEX] = map(address, (wide, y, gates, index))
         run(gate_loops.gates_loop, team, a)
         gate_loops.choose_loop(a)
         if self.twice:
-            h = torch.empty(n, self.f)
+            h = torch.empty(n, self.f, dtype=torch.float32)
             a[slots.H] = address(h)
             run(gate_twice.ups_loop, team, a)
             gate_twice.keep_loop(a)

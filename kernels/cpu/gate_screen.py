@@ -204,7 +204,7 @@ def _dots(a, some, gates, ups):
 def _execute(a, some, told, norm, index, h):
     """Write index and h of those of the neurons `some` that are chosen, and return how many.
 
-    told: what the copy says of their gates; the result is −1 if it is not so.
+    told: what the copy says of their gates; the result is −1 if it is not so, or if other loops must do it.
     """
     f, code, count = a[loops.OFFSETS + a[loops.P]], a[loops.CODE], some.shape[0]
     b_gate, b_in = numbers(a[loops.B_GATE], f, 4), numbers(a[loops.B_IN], f, 4)
@@ -222,12 +222,15 @@ def _execute(a, some, told, norm, index, h):
     if not within:
         return -1
     activate(gates, code, count)
-    runs = np.empty(count, np.uint8)
+    runs, ran = np.empty(count, np.uint8), 0
     for j in range(count):
         runs[j] = np.int32(float_as_bits(gates[j] * scale[some[j]]) & POSITIVE) >= least
         runs[j] |= np.uint8(some[j] < a[SHARED])
+        ran += int(runs[j])
         ups[j] *= gates[j]
     if a[K_OUT] >= 0:
+        if ran == f and a[loops.K] < f:  # a token that chose all keeps all
+            return -1
         out_scale, least = vector(a[OUT_SCALE], f), np.int32(float_as_bits(vector(a[LEAST_OUT], 1)[0]))
         for j in range(count):
             runs[j] &= np.uint8(np.int32(float_as_bits(ups[j] * out_scale[some[j]]) & POSITIVE) >= least)

@@ -84,14 +84,14 @@ class ChosenRows(torch.autograd.Function):
         run(choose_loop, team, a)
         ran = counts.sum(0)
         many = (ran > MANY * n).nonzero().flatten()
-        column = torch.full((f,), -1)
+        column = torch.full((f,), -1, dtype=torch.int64)
         column[many] = torch.arange(len(many))
         h_many = F.linear(x, W_in[many])
         sizes_many, slopes_many = torch.empty_like(h_many), torch.empty_like(h_many)
         q = int(ran.sum() - ran[many].sum()) + team
         span, names = torch.empty(n, 3, dtype=torch.int64), torch.empty(q, dtype=torch.int32)
-        sizes, slopes, h = torch.empty(3, q)
-        y = torch.empty(n, d)
+        sizes, slopes, h = torch.empty(3, q, dtype=torch.float32)
+        y = torch.empty(n, d, dtype=torch.float32)
         columns = h_many, sizes_many, slopes_many
         pairs = span, names, sizes, slopes, h
         a[[steps.H_MANY, steps.SIZES_MANY, steps.SLOPES_MANY]] = [address(t) for t in columns]
@@ -117,7 +117,7 @@ class ChosenRows(torch.autograd.Function):
         e = grad @ W_out[many].T
         du, dg = e * sizes_many, e * slopes_many
         both = x.new_empty(q, 2)
-        d_x = torch.empty(n, d) if of_x else None
+        d_x = torch.empty(n, d, dtype=torch.float32) if of_x else None
         joined = _join(W_in, W_gate, team) if of_x and x.dtype == torch.bfloat16 else None
         a = packed([n, d, 1, 0, x.element_size()], (0, f))
         a[[steps.SPAN, steps.NAMES, steps.SIZES, steps.SLOPES, steps.H]] = [address(t) for t in pairs]
@@ -130,7 +130,7 @@ class ChosenRows(torch.autograd.Function):
             d_x = d_x.add_(du @ W_in[many]).add_(dg @ W_gate[many]).to(ctx.types[0])
         if not any(of_weights):
             return None, None, d_x, None, None, None
-        d_both, d_out = torch.empty(2, f, d), torch.empty(f, d)
+        d_both, d_out = torch.empty(2, f, d, dtype=torch.float32), torch.empty(f, d, dtype=torch.float32)
         a[[gradients.D_W_BOTH, gradients.D_W_OUT]] = address(d_both), address(d_out)
         run(weights_loop, team, a)
         for part, left, right in ((d_both[0], du, x), (d_both[1], dg, x), (d_out, h_many, grad)):

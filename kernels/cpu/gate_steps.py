@@ -106,8 +106,11 @@ def _form_ups(a, first, few, index, count, u):
 
 
 @register_jitable
-def _choose_again(a, h, listed, chosen, columns, bits, kept):
-    """Write kept: which of a token's listed neurons, and then of the many, go through W_out."""
+def _choose_again(a, h, listed, chosen, columns, bits, passed, kept):
+    """Write kept: which of a token's listed neurons, and then of the many, go through W_out.
+
+    Neurons are compared in their own order, since of equals the left one stays; bits and passed [f] are room for that.
+    """
     f, m, count = chosen.shape[0], columns.shape[0], listed.shape[0]
     every = count
     for j in range(m):
@@ -118,13 +121,19 @@ def _choose_again(a, h, listed, chosen, columns, bits, kept):
     if a[K_OUT] < 0 or (every == f and a[loops.K] < f):
         return
     worth = carray(floats(a[OUT_SCALE]), (f,))
+    if a[LEAST_OUT] == 0 and every <= a[K_OUT]:
+        return
+    bits[:] = -1
     for p in range(count):
-        bits[p] = np.int32(float_as_bits(h[p] * worth[listed[p]]) & POSITIVE)
+        bits[listed[p]] = np.int32(float_as_bits(h[p] * worth[listed[p]]) & POSITIVE)
     for j in range(m):
         value = np.int32(float_as_bits(h[count + j] * worth[columns[j]]) & POSITIVE)
-        bits[count + j] = value if chosen[columns[j]] else np.int32(-1)
-    if a[LEAST_OUT] or every > a[K_OUT]:
-        choose_again(a, bits[: count + m], kept)
+        bits[columns[j]] = value if chosen[columns[j]] else np.int32(-1)
+    choose_again(a, bits, passed)
+    for p in range(count):
+        kept[p] = passed[listed[p]]
+    for j in range(m):
+        kept[count + j] = passed[columns[j]]
 
 
 @register_jitable
@@ -141,7 +150,8 @@ def _keep_pairs(a, first, few, columns, index, count, u, at):
         np.empty(f, np.float32),
         np.empty(f, np.float32),
     )
-    bits, kept, up_many = np.empty(f, np.int32), np.empty(f, np.uint8), np.empty(m, np.float32)
+    bits, up_many = np.empty(f, np.int32), np.empty(m, np.float32)
+    passed, kept = np.empty(f, np.uint8), np.empty(f, np.uint8)
     for t in range(few):
         token, c = first + t, count[t]
         listed, ups = index[t, :c], u[t, :c]
@@ -158,7 +168,7 @@ def _keep_pairs(a, first, few, columns, index, count, u, at):
         for j in range(m):
             slope[c + j] *= up_many[j]
             h[c + j] = gate[c + j] * up_many[j]
-        _choose_again(a, h, listed, chosen[token], columns, bits, kept)
+        _choose_again(a, h, listed, chosen[token], columns, bits, passed, kept)
         span[token, 0] = at
         for p in range(c):
             names[at], sizes[at], slopes[at], stored[at] = listed[p], gate[p], slope[p], h[p]

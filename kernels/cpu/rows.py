@@ -121,7 +121,7 @@ def rows_forward(call: Call) -> Tensor:
     """The same function as `kernels.cpu.grouped.grouped_forward`, for float32 and bfloat16, accumulated in float32."""
     x, (n, d) = call.x, call.x.shape
     team = team_size(call.W_in.nbytes * n, 4 * x.numel())
-    y = torch.zeros(team, n, d)
+    y = torch.zeros(team, n, d, dtype=torch.float32)
     # Held here, because the loop knows only addresses.
     held = as_float(x), *map(contiguous, call.weights), as_float(call.gates), call.chosen.contiguous(), y
     run(loops.forward_loop, team, arguments_of(call, call.W_in.element_size(), held))
@@ -134,7 +134,8 @@ def rows_backward(grad: Tensor, call: Call) -> Gradients:
         return grouped_backward(grad, call)
     (n, d), p, team = call.x.shape, call.chosen.shape[1], team_size(bytes_each=4 * call.x.numel())
     inputs = [as_float(tensor) for tensor in (call.x, *call.weights, call.gates)]
-    d_x, weights, d_gates = torch.zeros(team, n, d), empty_like_weights(call), torch.zeros(team, n, p)
+    d_x, d_gates = torch.zeros(team, n, d, dtype=torch.float32), torch.zeros(team, n, p, dtype=torch.float32)
+    weights = empty_like_weights(call)
     held = (*inputs, call.chosen.contiguous(), as_float(grad), d_x, *weights, d_gates)
     run(backward_loop, team, arguments_of(call, 4, held))
     return Gradients._make([_total(d_x), *weights, _total(d_gates).to(call.gates.dtype)])

@@ -86,6 +86,13 @@ def test_a_token_that_may_be_whole_is_computed_whole(share):
     assert gate_select(one).all() == (share < 1)
 
 
+def test_a_token_that_chose_all_keeps_all():
+    call = made(8, 64, 0.5, bias=False, k_out=2)._replace(least=torch.tensor(0.0))
+    one = call._replace(x=call.x[:1])
+    assert gate_select(one).all()
+    torch.testing.assert_close(prepare_gate(call, True)(one.x), gate_mlp_reference(one), rtol=1e-4, atol=1e-5)
+
+
 def test_what_has_no_copy():
     call = made(96, 64, 0.3)
     assert prepare_gate(call._replace(least=None), True).copy is None

@@ -189,6 +189,25 @@ def test_a_second_derivative_is_refused():
         first.sum().backward()
 
 
+def test_of_equal_neurons_the_left_one_stays():
+    """Also where the left one is among the many, which are listed behind the others."""
+    call = Case(k_out=9, held=False, n_shared=10).call._replace(scale=torch.ones(70), out_scale=torch.ones(70))
+    with torch.no_grad():
+        call.W_in[35:], call.W_gate[35:] = call.W_in[:35], call.W_gate[:35]
+    found, wanted = (
+        torch.autograd.grad(gate_mlp(call, backend).sum(), leaves_of(call)) for backend in ("rows", "reference")
+    )
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["auto", "rows"])
+@pytest.mark.parametrize("shape", [(), (96,), (1, 5, 96)])
+def test_tokens_of_another_shape_are_refused(backend, shape):
+    with pytest.raises(ValueError, match=r"`x` has shape .*; it must be tokens × d_model"):
+        gate_mlp(Case().call._replace(x=torch.zeros(shape, requires_grad=True)), backend)
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 def test_rows_that_no_token_chose_are_not_read(dtype):
     case = Case(dtype=dtype)
