@@ -3,11 +3,13 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 import yaml
 
 from slms.commands.arguments import published
-from slms.commands.study_jobs import Job, finished_run, job_log, train_at_once, train_job
+from slms.commands.study_jobs import Job, ends_on_sigterm, finished_run, job_log, train_at_once, train_job
 from slms.commands.subject import open_model, run_base
 from slms.files import sole_owner
 from slms.lit.controls import CONTROLS, check_control
@@ -86,11 +88,16 @@ def study(
     changed, rivals = _checked(recipe, seeds, controls, overrides or [])
     if devices is not None and (not devices or len(set(devices)) < len(devices) or min(devices) < 0):
         raise ValueError(f"--devices {','.join(map(str, devices))}: give the numbers of GPUs, each once, from 0")
+    if devices and max(devices) >= (count := torch.cuda.device_count()):
+        raise ValueError(f"--devices {max(devices)}: there is no such GPU; PyTorch finds {count}, counted from 0")
     names = [ROUTED, *rivals]
     path = find_config(recipe)
     assert path is not None, recipe  # it has been checked
     made_from = {"config": read_yaml(path), "overrides": sorted(changed)}
-    directory = own_directory(output_dir, "study", path.stem, "arms", made_from)
+    timing = {"seconds": seconds, "hardware": hardware()} if seconds else {}
+    shown = made_from | {"seeds": seeds, "controls": rivals} | timing
+    directory = own_directory(output_dir, "study", path.stem, "arms", shown)
+    speeds = Journal(directory.parent / "measured", timing)
     place = Path(runs) / f"study-{path.stem}-{digest(made_from)}"
     place.mkdir(parents=True, exist_ok=True)
     about = {
@@ -98,14 +105,14 @@ def study(
         "overrides": changed,
         "command": command_line(),
         "seeds": seeds,
-        "controls": names[1:],
+        "controls": rivals,
     }
     made: list[StudyRun] = []
     first: dict[str, str] = {}
     documents: dict[tuple[str, int], Documents] = {}
     arms: list[Arm] = []
     jobs = [Job(arm, seed) for seed in seeds for arm in names]
-    with sole_owner(place):
+    with sole_owner(place), ends_on_sigterm():
         if devices:
             train_at_once(place, [job for job in jobs if finished_run(place, job) is None], path, changed, devices)
         for i, job in enumerate(jobs, start=1):
@@ -117,7 +124,7 @@ def study(
             first = first or results.run.versions
             if other := other_versions(first, results.run.versions):
                 logger.warning("%s was trained by other versions than %s: %s", job.name, jobs[0].name, other)
-            speed = _speed(directory, run, seconds) if job.seed == seeds[0] and seconds else Speedups()
+            speed = _speed(speeds, run, seconds) if job.seed == seeds[0] and seconds else Speedups()
             made.append(study_run(job.arm, job.seed, str(run), results, speed))
             documents[job.arm, job.seed] = documents_of(results)
             print(f"{job.name}: {made[-1].nats:.4f} nats after {made[-1].steps} steps", flush=True)
@@ -130,7 +137,8 @@ def _checked(
     config: str, seeds: Sequence[int], controls: Sequence[str] | None, overrides: Sequence[str]
 ) -> tuple[list[str], list[str]]:
     """The overrides as options, with two dashes, and the controls; raises ValueError for what can be no study."""
-    if find_config(config) is None:
+    path = find_config(config)
+    if path is None:
         raise ValueError(f"--config {config}: no such file; {known_configs()}")
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise ValueError(f"--seeds {','.join(map(str, seeds))}: give one or more, each once, from 0")
@@ -148,7 +156,7 @@ def _checked(
             raise ValueError(f"--overrides {option}: the study sets {name} itself")
     if trains_coders(["--config", config, *options]):
         raise ValueError(f"--config {config}: it trains sparse autoencoders; a study compares routed models")
-    model = (read_yaml(find_config(config)) or {}).get("model") or {}
+    model = _model_section(path)
     given = {option[2:].partition("=")[0]: option.partition("=")[2] for option in options}
     if given.get("model.routing", model.get("routing")) in (None, "null") and not any(
         name.startswith("model.routing.") for name in given
@@ -157,17 +165,40 @@ def _checked(
     return options, _controls(controls, model.get("routing"), given)
 
 
+def _model_section(config: Path) -> dict[str, Any]:
+    """What a config says of the model; raises ValueError if this, or the config itself, is no mapping."""
+    content = _from_yaml(config.read_bytes(), f"--config {config}")
+    model = content.get("model") if isinstance(content, dict) else None
+    for where, value in (("it", content), ("model", model)):
+        if not isinstance(value, dict | None):
+            raise ValueError(f"--config {config}: {where} is {value!r:.60}; it must be a mapping of options")
+    return model or {}
+
+
+def _from_yaml(text: str | bytes, option: str) -> Any:
+    """What YAML text holds; raises ValueError, which names the option that gave the text, if it is no YAML."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{option}: it is no YAML: {error}") from error
+
+
 def _controls(asked: Sequence[str] | None, routing: object, given: Mapping[str, str]) -> list[str]:
     """The asked controls, or all that a routing (as in the YAML, then as given in options) can have.
 
     Raises:
         ValueError: the routing is none, or cannot have an asked control.
     """
-    values = yaml.safe_load(given["model.routing"]) if "model.routing" in given else routing
+    said = {
+        name: _from_yaml(value, f"--{name} {value}")
+        for name, value in given.items()
+        if f"{name}.".startswith("model.routing.")
+    }
+    values = said.pop("model.routing", routing)
     if not isinstance(values, dict | None):  # a file, which the training reads
         return list(CONTROLS if asked is None else asked)
-    own = {name[len("model.routing.") :]: value for name, value in given.items() if name.startswith("model.routing.")}
-    config = RoutingConfig.from_dict((values or {}) | {name: yaml.safe_load(value) for name, value in own.items()})
+    own = {name.removeprefix("model.routing."): value for name, value in said.items()}
+    config = RoutingConfig.from_dict((values or {}) | own)
     for name in asked or ():
         check_control(name, config)
     return [name for name in CONTROLS if _has(config, name)] if asked is None else list(asked)
@@ -181,8 +212,8 @@ def _has(routing: RoutingConfig, control: str) -> bool:
     return True
 
 
-def _speed(directory: Path, run: Path, seconds: float) -> Speedups:
-    """The run's speed over its base's, measured once."""
+def _speed(speeds: Journal, run: Path, seconds: float) -> Speedups:
+    """The run's speed over its base's, measured once for all studies that time it alike."""
 
     def measure() -> dict[str, float | None]:
         base = run_base(str(run))
@@ -190,7 +221,7 @@ def _speed(directory: Path, run: Path, seconds: float) -> Speedups:
         return measure_speedups(load_base(base).model, open_model(str(run)).model, seconds)._asdict()
 
     written = (run / RESULTS_FILE).stat().st_mtime_ns
-    made = Journal(directory / "measured").part(f"speed-{run.parent.name}", measure, run=str(run), written=written)
+    made = speeds.part(f"speed-{run.parent.name}", measure, run=str(run), written=written)
     return Speedups(**made)
 
 

@@ -3,13 +3,15 @@
 import os
 import queue
 import re
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from slms.lit.checkpoint import newest_checkpoint
 from slms.measure.study import ROUTED
@@ -52,6 +54,43 @@ def job_log(place: Path, job: Job) -> Path:
     return place / f"{job.name}.log"
 
 
+@contextmanager
+def ends_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit, as Ctrl-C raises KeyboardInterrupt, so that trainings are stopped too."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Processes:
+    """Processes that are stopped together; none starts after that."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._started: list[subprocess.Popen] = []
+        self.stopped = False
+
+    def start(self, words: Sequence[str], **options: Any) -> subprocess.Popen:
+        """Start one; raises ValueError if they are stopped."""
+        with self._lock:
+            if self.stopped:
+                raise ValueError("the others have been stopped")
+            self._started.append(subprocess.Popen(words, **options))
+            return self._started[-1]
+
+    def stop(self) -> bool:
+        """Stop all of them; return whether this call is the first."""
+        with self._lock:
+            if self.stopped:
+                return False
+            self.stopped = True
+            for process in self._started:
+                process.terminate()
+            return True
+
+
 def train_at_once(
     place: Path, jobs: Sequence[Job], config: Path, overrides: Sequence[str], devices: Sequence[int]
 ) -> None:
@@ -63,31 +102,31 @@ def train_at_once(
     free: queue.SimpleQueue[int] = queue.SimpleQueue()
     for device in devices:
         free.put(device)
-    running: list[subprocess.Popen] = []
-    ended = threading.Event()
+    processes = Processes()
 
-    def train(job: Job) -> str:
+    def train(job: Job) -> bool:
+        """Whether it was trained; False if it was stopped."""
         device = free.get()
         try:
-            if not ended.is_set():
+            if not processes.stopped:
                 print(f"{job.name}: training on GPU {device}, log in {job_log(place, job)}", flush=True)
-                train_job(place, job, config, overrides, device, running)
-        except ValueError:
-            ended.set()
-            raise
+                train_job(place, job, config, overrides, device, processes)
+                return True
+        except (ValueError, OSError):
+            if processes.stop():
+                raise
         finally:
             free.put(device)
-        return job.name
+        return False
 
     with ThreadPoolExecutor(len(devices)) as pool:
-        waiting = [pool.submit(train, job) for job in jobs]
         try:
+            waiting = {pool.submit(train, job): job for job in jobs}
             for i, done in enumerate(as_completed(waiting), start=1):
-                print(f"{done.result()}: trained, {i} of {len(jobs)}", flush=True)
+                if done.result():
+                    print(f"{waiting[done].name}: trained, {i} of {len(jobs)}", flush=True)
         except BaseException:
-            ended.set()
-            for process in running:
-                process.terminate()
+            processes.stop()
             raise
 
 
@@ -97,27 +136,29 @@ def train_job(
     config: Path,
     overrides: Sequence[str],
     device: int | None = None,
-    running: list[subprocess.Popen] | None = None,
+    processes: Processes | None = None,
 ) -> Path:
     """Train a job in a process of its own, or go on with its stopped run; return the run's directory.
 
-    device: the only GPU that the process sees; running: the process is added here.
+    device: the only GPU that the process sees; processes: those among which it starts.
 
     Raises:
-        ValueError: the training failed; the message is the last line that it printed.
+        ValueError: the training failed, or the processes are stopped; the message is the last line that it printed.
     """
     flags = [f"--config={config}", *overrides, *job.flags, f"--output_dir={place}", f"--name={job.name}"]
     stopped = [run for run in _runs_of(place, job) if (run / "checkpoints").is_dir() and newest_checkpoint(run)]
     if stopped:
         flags.append(f"--ckpt_path={stopped[-1]}")
-    sees = os.environ | ({} if device is None else {"CUDA_VISIBLE_DEVICES": str(device)})
+    sees = dict(os.environ)
+    if device is not None:  # torch counts those that this process sees
+        visible = sees.get("CUDA_VISIBLE_DEVICES")
+        sees["CUDA_VISIBLE_DEVICES"] = str(device) if visible is None else visible.split(",")[device]
     log = job_log(place, job)
     with log.open("a", encoding="utf-8") as file:
         print(f"\n== {job.name}: train.py {' '.join(flags)}", file=file, flush=True)
         start = log.stat().st_size
-        process = subprocess.Popen([*TRAIN, *flags], stdout=file, stderr=subprocess.STDOUT, env=sees)
-        if running is not None:
-            running.append(process)
+        start_one = (processes or Processes()).start
+        process = start_one([*TRAIN, *flags], stdout=file, stderr=subprocess.STDOUT, env=sees)
         try:
             code = process.wait()
         finally:  # also where this process is interrupted
