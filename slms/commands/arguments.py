@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -125,12 +124,12 @@ def parse_densities(words: Sequence[str]) -> list[float]:
     for word in words:
         try:
             first, last, step = map(float, word.split(":") if ":" in word else (word, word, "1"))
-            if not step >= 1e-3 or not math.isfinite(last - first):
+            if not (step >= 1e-3 and 0 < first <= last <= 1):  # before the sweep is laid out
                 raise ValueError
         except ValueError:
             raise ValueError(f"--density {word}: {rule}") from None
         sweep = {round(first + i * step, 6) for i in range(int((last - first) / step + 1e-6) + 1)}
-        if not sweep or not all(0 < density <= 1 for density in sweep):
+        if not all(0 < density <= 1 for density in sweep):
             raise ValueError(f"--density {word}: {rule}")
         found |= sweep
     if not found:

@@ -101,9 +101,13 @@ def dynamick(
     _named(rule, (*DENSE_RULES, *ROUTED_RULES), "it")  # before model and text are read
     subject = open_subject(model, n_tokens=n_tokens, **text)
     check_only_mlps(subject.model, f"dynamick --model {model}")
+    routed = subject.model if routed_modules(subject.model) else None
+    if dense is not None and routed is None:
+        raise ValueError(
+            f"--dense {dense}: --model {model} is not routed; only a routed model is compared with another"
+        )
     base_of = Base(subject.model, subject.tokenizer)
     calibration = token_ids(with_text(model, base_of, subject.text, split="train", n_tokens=calibration_tokens))
-    routed = subject.model if routed_modules(subject.model) else None
     base = subject.model if routed is None else dense_of(model, dense)
     others = {name: (path, checked_beside(path, base)) for name, path in named_models(beside or []).items()}
     settings = {"calibration_tokens": calibration.numel(), "budget": budget, "budget_tokens": budget_tokens}

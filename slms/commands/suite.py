@@ -135,13 +135,14 @@ def stories_runs(runs: str) -> list[str]:
     """
     finished: dict[tuple[int, int], Path] = {}
     for path in sorted((Path(runs) / STORIES).glob("*/model/config.json")):
-        width = json.loads(path.read_text(encoding="utf-8"))["hidden_size"]
-        config = read_yaml(path.parents[1] / CONFIG_FILE)
-        if config is None:  # it cannot be read
+        try:
+            width = json.loads(path.read_text(encoding="utf-8"))["hidden_size"]
+            config = read_yaml(path.parents[1] / CONFIG_FILE)
+            seeds = {config["model"]["base"]["seed"], config["data"]["seed"]}
+            if len(seeds) == 1:  # weights and text both differ between seeds
+                finished[width, seeds.pop()] = path.parents[1]
+        except (KeyError, TypeError, ValueError):  # not the files of a run
             continue
-        seeds = {config["model"]["base"]["seed"], config["data"]["seed"]}
-        if len(seeds) == 1:  # weights and text both differ between seeds
-            finished[width, seeds.pop()] = path.parents[1]
     found = []
     for seed in SEEDS:
         for width in WIDTHS:

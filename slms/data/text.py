@@ -105,7 +105,7 @@ def load_blocks(spec: BlockSpec, tokenizer: PreTrainedTokenizerBase) -> Blocks:
     """Load the blocks of `spec` from the cache, or make and cache them; say on stderr if the text is too short.
 
     Raises:
-        ValueError: the corpus holds less than one block of text, or its file changed while it was read.
+        ValueError: less than one block is asked for or in the corpus, or its file changed while it was read.
     """
     path = spec.path(tokenizer)
     if not path.exists():
@@ -128,6 +128,11 @@ def load_blocks(spec: BlockSpec, tokenizer: PreTrainedTokenizerBase) -> Blocks:
 
 
 def _make_arrays(spec: BlockSpec, tokenizer: PreTrainedTokenizerBase) -> dict[str, np.ndarray]:
+    if spec.n_tokens is not None and spec.n_tokens < spec.block_size:
+        raise ValueError(
+            f"{spec.read_from}: the number of tokens asked for is {spec.n_tokens:,}; it must be at least one block "
+            f"({spec.block_size} tokens)"
+        )
     source = documents(spec.corpus, spec.split, spec.seed, spec.validation, spec.text_field)
     labeller = lb.Labeller(tokenizer) if spec.with_labels else None
     columns: dict[str, tuple[np.dtype, bytearray]] = {}  # they grow in place, so the text is in memory once

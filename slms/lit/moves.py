@@ -146,7 +146,15 @@ class Gains(nn.Module):
 
     @torch.no_grad()
     def reassign(self, mlp: RoutedMLP, optimizer: Optimizer, least: float) -> None:
-        """Move the MLP's neurons, and what the optimizer keeps of them, where they gain most; all ranks do the same."""
+        """Move the MLP's neurons, and what the optimizer keeps of them, where they gain most; all ranks do the same.
+
+        Raises:
+            ValueError: gains are not finite; every rank has the same.
+        """
+        if not self.gain.isfinite().all():
+            raise ValueError(
+                f"{mlp.place}: what its neurons contribute is NaN or infinite; model.assignment needs it finite"
+            )
         first = mlp.offsets[mlp.config.n_shared]  # shared pathways keep their neurons
         sizes = np.diff(mlp.offsets)
         before = np.repeat(np.arange(len(sizes)), sizes)

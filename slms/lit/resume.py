@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from slms.lit.controls import CONTROLS
 from slms.routing import RULES
 
 USED = """
@@ -46,11 +47,15 @@ def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         raise ValueError(f"--ckpt_path is a checkpoint of {trained[0]}; the configuration trains {trained[1]}")
     if "model" in before and "coders" not in before["model"]:
         before = {**before, "model": {**OLDER, **before["model"]}}
+    control = now.get("model", {}).get("control")
+    static = control in CONTROLS and CONTROLS[control].role == "static"
     streamed = bool(now.get("data", {}).get("stream"))  # a stream's text has no digest
     for option, old, new in changes(before, now):
         fate = fate_of(option)
         if option == "model.routing.rule" and any(RULES[rule].held for rule in (old, new)):
             fate = "kept"  # its checkpoints hold what others do not
+        if static and option.startswith("model.routing."):
+            fate = "kept"  # it decided which neurons there are
         if fate == "kept" or (fate == "compared" and streamed and option.startswith("data.")):
             raise ValueError(
                 f"--{option} is {_shown(new)}; the run was started with {_shown(old)}, and a resumed run must keep it"

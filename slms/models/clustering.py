@@ -52,7 +52,10 @@ def balanced_assignment(gain: np.ndarray, sizes: np.ndarray, prices: np.ndarray 
     This is the transportation problem with p sinks. Coordinate ascent on the dual finds prices at which nearly the
     right number of items prefers each sink. The remaining surplus moves along cheapest augmenting paths in the graph
     of the p sinks (Ford and Fulkerson 1962), which keeps the assignment optimal. ``prices`` warm-starts the ascent.
+    Raises ValueError if a gain is not finite, as no path would then end.
     """
+    if not np.isfinite(gain).all():
+        raise ValueError("the gains of an assignment hold NaN or infinity; they must be finite")
     n_items, n_sinks = gain.shape
     assert sizes.sum() == n_items, (sizes.sum(), n_items)
     prices = _prices(gain, sizes, np.zeros(n_sinks) if prices is None else prices.copy())

@@ -156,11 +156,16 @@ def in_fp32(weights: MLPWeights) -> MLPWeights:
 def _fill(mlp: RoutedMLP, dense: MLPWeights, x: Tensor | None = None, root: Tensor | None = None) -> MLPWeights:
     """Partition a dense MLP's neurons and copy them into the routed one; return the weights in pathway order."""
     config = mlp.config
-    acts = None
+    acts, W_out = None, weighed(dense.W_out, root).cpu()
     if x is not None and config.partition in CALIBRATED:
         rows = max(1, MOST_ELEMENTS // len(dense.W_in))
         x = x[:: -(-len(x) // rows)]
         acts, x = neurons(dense, x).cpu(), x.cpu()
+        if not (acts.norm() * W_out.norm()).square().isfinite():
+            raise ValueError(
+                f"layer {mlp.layer_index} of the model: the energy that its neurons write on the calibration tokens is "
+                f"NaN or infinite; `routing.partition` {config.partition} needs it finite"
+            )
         if config.partition == "learned" and config.mean_compensation:
             acts -= acts.mean(0)  # only this is lost of a skipped neuron
     order = partition(
@@ -169,7 +174,7 @@ def _fill(mlp: RoutedMLP, dense: MLPWeights, x: Tensor | None = None, root: Tens
         acts,
         config.n_pathways,
         config.seed or 0,
-        W_out=weighed(dense.W_out, root).cpu(),
+        W_out=W_out,
         W_gate=None if dense.W_gate is None else dense.W_gate.cpu(),
         n_shared=config.n_shared,
         x=x,

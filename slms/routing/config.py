@@ -279,7 +279,7 @@ class RoutingConfig:
         if not isinstance(values, dict):
             raise ValueError(f"`routing` is {values!r}; it must be a mapping of options.")
         known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
+        unknown = sorted(set(values) - known, key=str)
         if unknown:
             raise ValueError(
                 f"`routing.{unknown[0]}` is not a routing option; the options are {', '.join(sorted(known))}."

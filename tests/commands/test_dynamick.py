@@ -175,7 +175,13 @@ def test_rules_of_a_routed_model(place):
     assert all(0.7 <= value(point, "density") <= 1 for point in points.values())  # fitted on calibration tokens
 
 
-@pytest.mark.parametrize("word", ["0", "1.5", "a", "0.5:0.1", "0.5:0.1:0.1", "0.1:0.5:0", "0.1:inf:0.1", "", "nan"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("0", "1.5", "a", "0.5:0.1", "0.5:0.1:0.1", "0.1:0.5:0", "0.1:inf:0.1", "", "nan"),
+        *("0.1:1.05:0.1", "0.1:1e9:0.001", "-1e9:0.5:0.001", "0.1:0.5:1e-9", "1e-9:0.5:0.1", "inf:inf:1", "0.1:1:inf"),
+    ],
+)
 def test_bad_densities(word):
     with pytest.raises(ValueError, match=r"--density .*: it must be a density"):
         parse_densities(["0.5", word])
@@ -199,6 +205,7 @@ def test_densities():
         (["--execution", "dense"], "--execution dense: it must be one of fastest, rule"),
         (["--budget", "big"], "--budget big: it must be one of published, uniform, loss"),
         (["--dense", "x", "--model", "routed"], "x"),
+        (["--dense", "x"], "--dense x: --model dense is not routed; only a routed model is compared with another"),
         (["--model", "routed"], "a routed model, and no run that names its base; give --dense"),
         (["--model", "routed", "--dense", "routed"], "this model is routed too"),
         (

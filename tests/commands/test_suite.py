@@ -110,8 +110,21 @@ def test_the_stories_suite_takes_the_last_finished_run_of_each_width_and_seed(tm
     asked = r".*--seed_everything=1"
     with pytest.raises(ValueError, match=r"48-1-2 has no checkpoint at 1,000,000 tokens; " + asked):
         command.stories_runs(str(tmp_path))
-    (runs / "9-unreadable" / "model").mkdir(parents=True)
-    (runs / "9-unreadable" / "model" / "config.json").write_text('{"hidden_size": 48}')
+    whole = '{"hidden_size": 48}'
+    unusable = [
+        (whole, None),
+        (whole, "[1]"),
+        (whole, "model: [1]"),
+        (whole, "model: {base: {seed: []}}\ndata: {seed: 1}"),
+    ]
+    unusable += [
+        (text, "model: {base: {seed: 1}}\ndata: {seed: 1}") for text in ("{}", "[1]", "{", '{"hidden_size": []}')
+    ]
+    for i, (shape, config) in enumerate(unusable):
+        (runs / f"9-{i}" / "model").mkdir(parents=True)
+        (runs / f"9-{i}" / "model" / "config.json").write_text(shape)
+        if config is not None:
+            (runs / f"9-{i}" / "config.yaml").write_text(config)
     (runs / "48-1-2" / "config.yaml").write_text("model: {base: {seed: 1}}\ndata: {seed: 0}\n")
     with pytest.raises(ValueError, match="no finished run of width 48, seed 1; " + asked):
         command.stories_runs(str(tmp_path))

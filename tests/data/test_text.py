@@ -63,6 +63,12 @@ def test_a_corpus_without_enough_text_is_refused(tmp_path, tokenizer):
         load_blocks(spec(tmp_path / "c.txt", "all"), tokenizer)
 
 
+@pytest.mark.parametrize("wanted", [0, 1, 63])
+def test_a_request_of_less_than_a_block_is_refused_as_that(tokenizer, wanted):
+    with pytest.raises(ValueError, match=rf"asked for is {wanted}; it must be at least one block \(64 tokens\)"):
+        load_blocks(spec("stories", n_tokens=wanted), tokenizer)
+
+
 def test_other_text_is_labelled_by_the_lexicon(tmp_path, tokenizer):
     (tmp_path / "c.txt").write_text("The dog saw 3 zyxomma and was happy. " * 40)
     blocks = load_blocks(spec(tmp_path / "c.txt", "all", n_tokens=256), tokenizer)

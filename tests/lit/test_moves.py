@@ -154,6 +154,18 @@ def test_skipped_means_change_sides_with_their_neurons_and_shared_pathways_keep_
         torch.testing.assert_close(mlp.mean_out[q], (mean[rows] @ mlp.W_out[rows]).detach())
 
 
+def test_gains_that_are_not_finite_are_refused_with_their_place():
+    mlp, _ = planted()
+    moves, optimizer = moving(mlp, every=1), torch.optim.SGD(mlp.parameters(), lr=0.1)
+    x = tokens()
+    x[0, 0] = torch.inf
+    with record_routes(Net(mlp)) as routes:
+        mlp(tokens())
+    moves.count(Net(mlp), routes, {0: x})
+    with pytest.raises(ValueError, match=r"L0\.mlp: what its neurons contribute is NaN or infinite"):
+        moves.step(Net(mlp), optimizer, 0, 4)
+
+
 def test_gains_follow_a_model_to_bfloat16():
     mlp, topic = planted()
     moves = moving(mlp.to(torch.bfloat16)).to(torch.bfloat16)

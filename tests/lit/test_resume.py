@@ -95,6 +95,20 @@ def test_what_is_kept_is_refused_with_both_values(option, old, new, kept):
     check_resumed(nested(old), nested(old))
 
 
+@pytest.mark.parametrize(
+    ("option", "old", "new"), [("k", 4, 8), ("rule", "top_k", "top_p"), ("gate", "unit", "softmax")]
+)
+def test_a_static_control_keeps_what_decided_its_neurons(option, old, new):
+    def with_control(control, value):
+        return {"model": {"control": control, "routing": {option: value}}}
+
+    for control in ("static", "static_flops", "static_time"):
+        with pytest.raises(ValueError, match=rf"--model\.routing\.{option} is {new}; the run was started with {old}"):
+            check_resumed(with_control(control, old), with_control(control, new))
+    for control in (None, "dense", "frozen_router"):
+        check_resumed(with_control(control, old), with_control(control, new))
+
+
 def test_a_run_older_than_an_option_keeps_what_it_did():
     with pytest.raises(ValueError, match=r"--model\.train is mlps; the run was started with all"):
         check_resumed({"model": {"routing": None}}, {"model": {"routing": None, "train": "mlps"}})

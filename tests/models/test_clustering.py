@@ -50,6 +50,14 @@ def test_assignment_of_nearly_equal_gains_ends(scale):
         assert gain[np.arange(len(gain)), labels].sum() == pytest.approx(best, rel=1e-11)
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_gains_that_are_not_finite_are_refused(value):
+    gain = np.random.default_rng(0).random((16, 4))
+    gain[3, 2] = value
+    with pytest.raises(ValueError, match="gains of an assignment hold NaN or infinity"):
+        balanced_assignment(gain, sizes_of(16, 4))
+
+
 def test_assignment_from_any_prices_is_as_good():
     rng = np.random.default_rng(0)
     gain, sizes = rng.normal(size=(60, 7)), sizes_of(60, 7)

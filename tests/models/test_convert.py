@@ -193,6 +193,17 @@ def test_what_cannot_be_routed_is_refused_in_one_line(tiny, tokens):
         route(model, RoutingConfig(**ALL, mean_compensation=True))
 
 
+@pytest.mark.parametrize("partition", ["coactivation", "learned"])
+@pytest.mark.parametrize("weight", [1e25, 3e38])
+def test_neurons_that_overflow_are_refused_with_their_layer(tiny, tokens, partition, weight):
+    """The weights are finite; 1e25 overflows only in the squares of activations."""
+    model = tiny("llama")
+    with torch.no_grad():
+        find_mlps(model)[2].up_proj.weight[3] = weight
+    with pytest.raises(ValueError, match=f"layer 2 of the model: .* `routing.partition` {partition} needs it finite"):
+        route(model, RoutingConfig(**ALL, partition=partition), tokens(8, 16))
+
+
 def test_shared_pathways_run_for_every_token(tiny, tokens):
     model, ids = tiny("llama"), tokens(3, 9)
     routed = route(model, RoutingConfig(**ALL | {"k": 3}, n_shared=1), tokens(8, 16))

@@ -1,4 +1,4 @@
-"""Kernels write float32 whatever torch's default type is, which `--trainer.precision=bf16-true` changes in every step."""
+"""Kernels write float32 whatever torch's default type is; `--trainer.precision=bf16-true` changes it in every step."""
 
 import pytest
 import torch
