@@ -57,6 +57,9 @@ def job_log(place: Path, job: Job) -> Path:
 @contextmanager
 def ends_on_sigterm() -> Iterator[None]:
     """Let SIGTERM raise SystemExit, as Ctrl-C raises KeyboardInterrupt, so that trainings are stopped too."""
+    if threading.current_thread() is not threading.main_thread():  # elsewhere Python lets no handler be set
+        yield
+        return
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         yield

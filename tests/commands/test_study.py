@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -181,6 +182,16 @@ def test_a_failure_also_stops_a_training_that_is_just_starting(tmp_path, monkeyp
     with pytest.raises(ValueError, match="static-s0 ended with code 1"):
         command.train_at_once(tmp_path, jobs, tmp_path / "x.yaml", [], [0, 1])
     assert not (tmp_path / "trained").exists()
+
+
+def test_another_thread_than_the_main_one_can_study():
+    def enter():
+        with jobs_of.ends_on_sigterm():
+            return signal.getsignal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(enter).result() is before
 
 
 @pytest.mark.parametrize("devices", [[], ["--devices=0,1"]])
