@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 from pathlib import Path
 
 import lightning as L
@@ -112,6 +113,26 @@ def test_a_lost_process_stops_the_others_with_the_reason_and_one_process_goes_on
 
 
 @pytest.mark.slow
+def test_a_process_lost_before_the_first_checkpoint_is_not_to_be_resumed(folder):
+    lost = Run(folder / "early.log", flags(folder, "early", *several(2)), torchrun(2), kill={1: "1:0"})
+    assert lost.join() == [2, -signal.SIGKILL], lost.said()
+    (line,) = [line for line in lost.said().splitlines() if "error:" in line]
+    assert line.endswith("there is no checkpoint yet; start the run again"), line
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken_is_named(folder):
+    first, _ = torchrun(2)
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", int(first["MASTER_PORT"])))
+        run = Run(folder / "port.log", flags(folder, "port", *several(2)), [first])
+        assert run.join() == [2], run.said()
+    (line,) = [line for line in run.said().splitlines() if "error:" in line]
+    assert f"port {first['MASTER_PORT']} is taken by another program; set another MASTER_PORT" in line
+    assert not (folder / "port").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "then"), [("fsdp2", 1), ("fsdp2_sharded", 2)])
 def test_fully_sharded_processes_are_one_process_and_resume(folder, one_run, strategy, then):
     """A consolidated checkpoint is resumed by one process without FSDP2, a sharded one by two with it."""
@@ -121,8 +142,9 @@ def test_fully_sharded_processes_are_one_process_and_resume(folder, one_run, str
         torchrun(2),
         kill={0: "5:0", 1: "5:0"},
     )
-    assert 0 not in killed.join(), killed.said()
+    assert killed.join() == [-signal.SIGKILL, -signal.SIGKILL], killed.said()
     checkpoint = directory(folder, strategy) / "checkpoints" / "last.ckpt"
+    assert checkpoint.exists(), killed.said()
     assert checkpoint.is_dir() == (strategy == "fsdp2_sharded") and damage(checkpoint) is None
     more = several(2, strategy) if then == 2 else []
     again = Run(

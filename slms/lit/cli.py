@@ -6,6 +6,7 @@ that you give on the command line overrides the YAML. A mistake gives one line o
 
 import contextlib
 import logging
+import os
 import warnings
 from argparse import SUPPRESS
 from pathlib import Path
@@ -258,13 +259,19 @@ class TrainCLI(LightningCLI):
                 self.trainer.fit(self.model, self.datamodule, ckpt_path=self.checkpoint, weights_only=True)
             except Exception as error:
                 if self.trainer.world_size > 1 and _is_lost_connection(error):
-                    raise ConnectionError(
-                        f"rank {self.trainer.global_rank}: another process of this run stopped "
-                        f"({str(error).splitlines()[0]}); resume with --ckpt_path={self.run.path}"
-                    ) from error
+                    raise ConnectionError(f"rank {self.trainer.global_rank}: {self._why_lost(error)}") from error
                 raise
         if rehearsal and self.trainer.is_global_zero:
             print(f"fast_dev_run: {int(rehearsal)} batch(es) of training and of validation passed; nothing is written")
+
+    def _why_lost(self, error: Exception) -> str:
+        """What ended the connection between the processes, and what to do."""
+        said = str(error).splitlines()[0]
+        if "EADDRINUSE" in said:
+            return f"port {os.environ.get('MASTER_PORT')} is taken by another program; set another MASTER_PORT"
+        saved = any((self.run.path / "checkpoints").glob("[!.]*.ckpt"))
+        what = f"resume with --ckpt_path={self.run.path}" if saved else "there is no checkpoint yet; start the run again"
+        return f"another process of this run stopped ({said}); {what}"
 
     def _move_in(self) -> None:
         """Tell all that was built the directory's final name, and print where a resumed run continues."""
