@@ -117,7 +117,7 @@ def test_a_process_lost_before_the_first_checkpoint_is_not_to_be_resumed(folder)
     lost = Run(folder / "early.log", flags(folder, "early", *several(2)), torchrun(2), kill={1: "1:0"})
     assert lost.join() == [2, -signal.SIGKILL], lost.said()
     (line,) = [line for line in lost.said().splitlines() if "error:" in line]
-    assert line.endswith("there is no checkpoint yet; start the run again"), line
+    assert line.endswith("no checkpoint exists yet; start the run again"), line
 
 
 @pytest.mark.slow

@@ -270,7 +270,7 @@ class TrainCLI(LightningCLI):
         if "EADDRINUSE" in said:
             return f"port {os.environ.get('MASTER_PORT')} is taken by another program; set another MASTER_PORT"
         saved = any((self.run.path / "checkpoints").glob("[!.]*.ckpt"))
-        what = f"resume with --ckpt_path={self.run.path}" if saved else "there is no checkpoint yet; start the run again"
+        what = f"resume with --ckpt_path={self.run.path}" if saved else "no checkpoint exists yet; start the run again"
         return f"another process of this run stopped ({said}); {what}"
 
     def _move_in(self) -> None:
