@@ -3,6 +3,7 @@
 import json
 import signal
 import socket
+import time
 from pathlib import Path
 
 import lightning as L
@@ -117,7 +118,19 @@ def test_a_process_lost_before_the_first_checkpoint_is_not_to_be_resumed(folder)
     lost = Run(folder / "early.log", flags(folder, "early", *several(2)), torchrun(2), kill={1: "1:0"})
     assert lost.join() == [2, -signal.SIGKILL], lost.said()
     (line,) = [line for line in lost.said().splitlines() if "error:" in line]
-    assert line.endswith("no checkpoint exists yet; start the run again"), line
+    assert line.endswith("no checkpoint exists yet; run the same command again"), line
+
+
+@pytest.mark.slow
+def test_every_process_names_the_directory_of_the_first(folder):
+    """Also if it began in another second, by whose name it would have called the run."""
+    ranks = torchrun(2)
+    first = Run(folder / "clock0.log", flags(folder, "clock", *several(2)), ranks[:1], kill={0: "4:0.02"})
+    time.sleep(1.1)
+    second = Run(folder / "clock1.log", flags(folder, "clock", *several(2)), ranks[1:])
+    assert first.join() + second.join() == [-signal.SIGKILL, 2], second.said()
+    (line,) = [line for line in second.said().splitlines() if "error:" in line]
+    assert line.endswith(f"resume with --ckpt_path={directory(folder, 'clock')}"), line
 
 
 @pytest.mark.slow
@@ -128,7 +141,7 @@ def test_a_port_that_is_taken_is_named(folder):
         run = Run(folder / "port.log", flags(folder, "port", *several(2)), [first])
         assert run.join() == [2], run.said()
     (line,) = [line for line in run.said().splitlines() if "error:" in line]
-    assert f"port {first['MASTER_PORT']} is taken by another program; set another MASTER_PORT" in line
+    assert f"port {first['MASTER_PORT']} is taken; set another MASTER_PORT" in line
     assert not (folder / "port").exists()
 
 

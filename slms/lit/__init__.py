@@ -9,6 +9,7 @@ distill              what a run learns: the text, what its frozen base predicts,
 language_model       a causal language model under training
 lightning_internals  every place where SLMS reaches into Lightning beyond what it documents
 logger               TensorBoard that cannot end a run
+lost                 why the processes of a run lost each other, and what to do
 moves                neurons that move between pathways while a run trains
 optim                which weights change, AdamW for them, and a warm-up–cosine schedule
 optimized            what training modules share about an optimizer's step

@@ -72,6 +72,12 @@ def find_checkpoint(path: Path) -> Path:
     return path
 
 
+def checkpoints_of(run: Path) -> list[Path]:
+    """All checkpoints below `run`/checkpoints, intact or not, without those that are being written."""
+    place = run / "checkpoints"
+    return [path for path in place.rglob("*.ckpt") if not any(n.startswith(".") for n in path.relative_to(place).parts)]
+
+
 def newest_checkpoint(run: Path) -> Path | None:
     """Find the intact checkpoint with the most steps below `run`/checkpoints, whatever its name; None if none exists.
 
@@ -80,12 +86,8 @@ def newest_checkpoint(run: Path) -> Path | None:
     Raises:
         ValueError: checkpoints exist, but all are damaged.
     """
-    place = run / "checkpoints"
-    found = [
-        path for path in place.rglob("*.ckpt") if not any(n.startswith(".") for n in path.relative_to(place).parts)
-    ]
     bad: list[str] = []
-    for path in _newest_first(found):
+    for path in _newest_first(checkpoints_of(run)):
         if (why := _fault(path)) is None:
             for line in bad:
                 logger.warning("%s; left aside for %s", line, path)

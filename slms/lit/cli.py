@@ -6,13 +6,11 @@ that you give on the command line overrides the YAML. A mistake gives one line o
 
 import contextlib
 import logging
-import os
 import warnings
 from argparse import SUPPRESS
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
@@ -37,6 +35,7 @@ from slms.lit.distill import DistillConfig
 from slms.lit.language_model import LanguageModel
 from slms.lit.lightning_internals import FinishingLoop, StepCheckpoint, move_root
 from slms.lit.logger import TensorBoard
+from slms.lit.lost import why_lost
 from slms.lit.optim import trained_by_default
 from slms.lit.parser import FindConfig, TrainParser, known_configs, read_yaml
 from slms.lit.resume import check_resumed
@@ -258,20 +257,11 @@ class TrainCLI(LightningCLI):
             try:
                 self.trainer.fit(self.model, self.datamodule, ckpt_path=self.checkpoint, weights_only=True)
             except Exception as error:
-                if self.trainer.world_size > 1 and _is_lost_connection(error):
-                    raise ConnectionError(f"rank {self.trainer.global_rank}: {self._why_lost(error)}") from error
+                if (why := why_lost(error, self.trainer)) is not None:
+                    raise ConnectionError(why) from error
                 raise
         if rehearsal and self.trainer.is_global_zero:
             print(f"fast_dev_run: {int(rehearsal)} batch(es) of training and of validation passed; nothing is written")
-
-    def _why_lost(self, error: Exception) -> str:
-        """What ended the connection between the processes, and what to do."""
-        said = str(error).splitlines()[0]
-        if "EADDRINUSE" in said:
-            return f"port {os.environ.get('MASTER_PORT')} is taken by another program; set another MASTER_PORT"
-        saved = any((self.run.path / "checkpoints").glob("[!.]*.ckpt"))
-        what = f"resume with --ckpt_path={self.run.path}" if saved else "no checkpoint exists yet; start the run again"
-        return f"another process of this run stopped ({said}); {what}"
 
     def _move_in(self) -> None:
         """Tell all that was built the directory's final name, and print where a resumed run continues."""
@@ -299,8 +289,3 @@ def fill_seeds(options: Any, seed: int) -> None:
     elif isinstance(options, list | dict):
         for value in options.values() if isinstance(options, dict) else options:
             fill_seeds(value, seed)
-
-
-def _is_lost_connection(error: Exception) -> bool:
-    """Whether a collective failed because another process is gone, which Gloo reports as a plain RuntimeError."""
-    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
